@@ -1,0 +1,18 @@
+"""Measure a finished run again, on any split."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from dlen.cli import command
+
+
+def run(config: DictConfig) -> None:
+    """Import torch only once the config has been composed, so that a typo is told at once."""
+    from dlen.training.run import evaluate
+
+    evaluate(config)
+
+
+if __name__ == "__main__":
+    command(run, "evaluate", Path(__file__).parent)

@@ -1,0 +1,45 @@
+"""Batch: whole-batch tensors, the one form in which rows reach a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+
+@dataclass(slots=True)
+class Batch:
+    """B rows of a prepared data set, with S single ids, M multi-valued fields, K numbers and T tasks.
+
+    Ids are rows of the shared embedding table (:attr:`Schema.offsets` already added). Multi-valued fields are
+    ragged and field-major: the values of bag (m, b) follow those of bag (m, b - 1) in ``bag_ids``.
+
+    Attributes:
+        ids: (B, S) int32.
+        numeric: (B, K) float32, scaled with training statistics.
+        bag_lengths: (M, B) int64, number of values in each bag.
+        bag_ids: (L,) int32 with L the sum of ``bag_lengths``.
+        bag_weights: (L,) float32.
+        labels: (B, T) float32, 0 or 1 as logged, whether observed or not.
+        truth: (B, R) float32, a simulator's own probabilities; R = 0 on real logs.
+    """
+
+    ids: Tensor
+    numeric: Tensor
+    bag_lengths: Tensor
+    bag_ids: Tensor
+    bag_weights: Tensor
+    labels: Tensor
+    truth: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The same batch on another device."""
+        return Batch(*(getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory, from which a GPU copies without waiting."""
+        return Batch(*(getattr(self, f.name).pin_memory() for f in fields(self)))

@@ -1,0 +1,67 @@
+"""The commands' shared frame: compose a config with Hydra, run, and turn every expected error into one line."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from dlen.errors import UserError
+
+
+def command(run: Callable[[DictConfig], Any], config_name: str, folder: Path) -> None:
+    """Run one command and exit: 0 when it is done, 2 with one line when the input or the config is wrong.
+
+    Args:
+        run: does the work with the composed config.
+        config_name: the primary config in ``folder/conf``.
+        folder: where the script lies.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, so that the errors reach _one_line below
+
+    def guarded(config: DictConfig) -> None:
+        try:
+            run(config)
+        except UserError as error:
+            _fail(str(error))  # here, because Hydra prints lines of its own when a job raises
+
+    entry = hydra.main(version_base="1.3", config_path=str(folder / "conf"), config_name=config_name)(guarded)
+    try:
+        entry()
+    except (HydraException, OmegaConfBaseException) as error:
+        _fail(_one_line(error))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _fail(line: str) -> None:
+    print(f"error: {line}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _one_line(error: Exception) -> str:
+    """Hydra's and OmegaConf's messages without their paragraphs, with the nearest name where there is one."""
+    while isinstance(error, ConfigCompositionException) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    text = str(error)
+    if isinstance(error, MissingConfigException) and error.options:
+        wanted = str(error.missing_cfg_file or "").split("/")[-1]
+        group = "/".join(str(error.missing_cfg_file or "").split("/")[:-1])
+        near = difflib.get_close_matches(wanted, error.options, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return f"config {group}={wanted}: there is no such choice{hint} (choices: {', '.join(error.options)})"
+    key = getattr(error, "full_key", None)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line for line in lines if not re.match(r"(full_key|object_type|reference_type)\b", line)]
+    text = " ".join(lines)
+    return f"config {key}: {text}" if key and key not in text else text

@@ -1,0 +1,81 @@
+"""BatchLoader: walks a split in seeded random or stored order, one whole batch at a time, and can be resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from dlen.batch import Batch
+from dlen.data.shuffle import permute
+from dlen.data.store import Split
+
+
+class BatchLoader:
+    """An iterable of batches for one process out of ``world_size``.
+
+    In training every rank takes each ``world_size``-th place of the shuffled order and all ranks take the same
+    number of rows, so that step s of all ranks together is the batch that one process would see with a batch
+    ``world_size`` times as large; up to ``world_size - 1`` rows are left out of an epoch. In evaluation
+    (``shuffle=False``) the ranks share the rows so that each is seen exactly once.
+
+    Args:
+        split: where the rows are.
+        batch_size: rows of a batch of this process.
+        shuffle: a new random order each epoch, from ``seed`` and the epoch alone.
+        seed: of the order.
+        rank: of this process.
+        world_size: number of processes.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.split = split
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self._epoch = 0
+        self._next = 0  # the next batch of this epoch
+
+    @property
+    def rows(self) -> int:
+        """Rows of this rank in one epoch."""
+        share, extra = divmod(len(self.split), self.world_size)
+        return share if self.shuffle else share + (self.rank < extra)
+
+    def __len__(self) -> int:
+        return -(-self.rows // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        # An epoch ends when the next one begins: a reader that counts batches never comes back after the last.
+        if self._next >= len(self):
+            self._epoch, self._next = self._epoch + 1, 0
+        while self._next < len(self):
+            first = self._next * self.batch_size
+            self._next += 1  # before the yield: a checkpoint taken now must not repeat this batch
+            yield self._make(first, min(first + self.batch_size, self.rows))
+
+    def _make(self, first: int, last: int) -> Batch:
+        places = np.arange(first, last) * self.world_size + self.rank
+        rows = permute(places, len(self.split), self.seed, self._epoch) if self.shuffle else places
+        return self.split.batch(torch.from_numpy(rows))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the next batch comes from."""
+        return {"epoch": self._epoch, "next": self._next, "world_size": self.world_size, "seed": self.seed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken."""
+        self._epoch, self._next = state["epoch"], state["next"]

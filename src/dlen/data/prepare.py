@@ -1,0 +1,121 @@
+"""From a source to an open store: find it by fingerprint, or write it once, atomically and behind a lock."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from dlen.data.store import FORMAT, Store, StoreWriter, replacing
+from dlen.errors import UserError
+from dlen.schema import Schema
+
+_SAMPLE = 1 << 20  # bytes hashed at the start, middle and end of each source file
+
+
+class Source(Protocol):
+    """A raw log that can be written as a prepared store.
+
+    Attributes:
+        name: of the data set, and of its folder below the data folder.
+    """
+
+    name: str
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that changes what is written, as plain values."""
+
+    def files(self) -> list[Path]:
+        """The raw files. Raises :class:`UserError` with directions when one is missing."""
+
+    def write(self, writer: StoreWriter) -> Schema:
+        """Read the raw files and write the tables, splits and vocabularies."""
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """Name, size and a hash of three samples: what a changed file would change, without reading 20 GB."""
+    size = path.stat().st_size
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for start in (0, max(size // 2 - _SAMPLE // 2, 0), max(size - _SAMPLE, 0)):
+            file.seek(start)
+            digest.update(file.read(_SAMPLE))
+    return {"name": path.name, "size": size, "modified": path.stat().st_mtime_ns, "sample": digest.hexdigest()}
+
+
+def identify(source: Source) -> dict[str, Any]:
+    """The source's settings and files, and their joint fingerprint."""
+    causes = {
+        "name": source.name,
+        "settings": source.settings(),
+        "files": [describe_file(p) for p in source.files()],
+    }
+    text = json.dumps({"format": FORMAT, **causes}, sort_keys=True)
+    return {"fingerprint": hashlib.sha256(text.encode()).hexdigest()[:16], **causes}
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One process at a time; the others wait. The system frees the lock of a process that dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{path.parent}: another process is preparing this data, waiting", file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _check_writable(folder: Path) -> None:
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise UserError(f"{folder}: cannot be written ({existing} is not a writable folder); set data_dir")
+
+
+def prepare(source: Source, data_dir: Path) -> Store:
+    """Open the prepared store of a source, writing it first if there is none.
+
+    Stores lie in ``data_dir/NAME/FINGERPRINT``, so that other settings or changed files make another store and
+    never touch this one.
+
+    Raises:
+        UserError: files are missing or wrong, or the folder cannot be written.
+    """
+    identity = identify(source)
+    folder = data_dir / source.name / identity["fingerprint"]
+    if folder.exists():
+        return Store(folder)
+    _check_writable(folder)
+    with _locked(data_dir / source.name / ".lock"):
+        if not folder.exists():
+            _write(source, folder, identity)
+    return Store(folder)
+
+
+def _write(source: Source, folder: Path, identity: dict[str, Any]) -> None:
+    started = time.monotonic()
+    with replacing(folder) as temporary:
+        writer = StoreWriter(temporary)
+        schema = source.write(writer)
+        writer.notes["prepare_seconds"] = round(time.monotonic() - started, 2)
+        writer.finish(schema, identity)
+
+
+def summary(store: Store) -> str:
+    """What a store holds, in a few lines."""
+    content = store.content
+    rows = ", ".join(f"{name} {split['rows']:,}" for name, split in content["splits"].items())
+    lines = [f"{content['name']}: {rows} rows; {store.schema.num_embeddings:,} ids in {len(store.schema.fields)} fields"]
+    lines += [f"  training rate of {t.name}: {t.rate:.4%}" for t in store.schema.tasks]
+    lines += [f"  {key.replace('_', ' ')}: {value}" for key, value in content["notes"].items()]
+    return "\n".join([*lines, f"  in {store.folder}"])

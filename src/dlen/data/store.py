@@ -1,0 +1,341 @@
+"""The prepared store: one folder of flat binary columns, written once and memory-mapped ever after.
+
+A store has tables and splits. A split (train, validation, test) owns a table with one row for each impression,
+its labels, and where the log repeats user features, a group number for each row that points into a table
+shared by all rows of that user. Nothing is joined on disk: the join happens when a batch is made.
+
+``store.json`` is written last, into a folder under a temporary name that is renamed when whole, so a folder
+with the final name is complete. Opening checks format version, fingerprint and the size of every array.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dlen.batch import Batch
+from dlen.errors import UserError
+from dlen.schema import Kind, Schema
+
+FORMAT = 1
+Array = NDArray[Any]
+
+
+@dataclass(slots=True)
+class Columns:
+    """Some rows of one table in memory, row-major: all bags of row 0, then all bags of row 1.
+
+    Attributes:
+        ids: (n, S) int32 rows of the embedding table.
+        numeric: (n, K) float32.
+        bag_lengths: (n, M) int16.
+        bag_ids: (L,) int32.
+        bag_weights: (L,) float32.
+    """
+
+    ids: Array
+    numeric: Array
+    bag_lengths: Array
+    bag_ids: Array
+    bag_weights: Array
+
+
+class _ArrayWriter:
+    """Appends rows to one flat file and remembers what was written."""
+
+    def __init__(self, path: Path, dtype: str, width: int | None) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.file: BinaryIO = path.open("wb")
+        self.dtype = np.dtype(dtype)
+        self.width = width
+        self.rows = 0
+
+    def append(self, values: Array) -> None:
+        expected = values.shape[1:] == (() if self.width is None else (self.width,))
+        if not expected:
+            raise ValueError(f"{self.file.name}: rows of shape {values.shape[1:]}, expected width {self.width}")
+        self.file.write(np.ascontiguousarray(values, dtype=self.dtype).data)
+        self.rows += len(values)
+
+    def close(self) -> dict[str, Any]:
+        self.file.close()
+        shape = [self.rows] if self.width is None else [self.rows, self.width]
+        return {"dtype": self.dtype.str, "shape": shape}
+
+
+class TableWriter:
+    """Writes one table chunk by chunk; its fields are a subset of the schema's."""
+
+    def __init__(self, folder: Path, name: str, counts: Mapping[Kind, int]) -> None:
+        def array(part: str, dtype: str, width: int | None) -> _ArrayWriter:
+            return _ArrayWriter(folder / name / f"{part}.bin", dtype, width)
+
+        self.name = name
+        self.arrays = {
+            "ids": array("ids", "<i4", counts[Kind.ID]),
+            "numeric": array("numeric", "<f4", counts[Kind.NUMERIC]),
+            "bag_lengths": array("bag_lengths", "<i2", counts[Kind.IDS]),
+            "bag_start": array("bag_start", "<i8", None),
+            "bag_ids": array("bag_ids", "<i4", None),
+            "bag_weights": array("bag_weights", "<f4", None),
+        }
+        self.arrays["bag_start"].append(np.zeros(1, np.int64))
+
+    def append(self, columns: Columns) -> None:
+        """Add rows at the end."""
+        start = self.arrays["bag_ids"].rows
+        per_row = columns.bag_lengths.sum(axis=1, dtype=np.int64)
+        self.arrays["bag_start"].append(start + np.cumsum(per_row))
+        for part in ("ids", "numeric", "bag_lengths", "bag_ids", "bag_weights"):
+            self.arrays[part].append(getattr(columns, part))
+
+    def close(self) -> dict[str, Any]:
+        return {f"{self.name}/{part}": writer.close() for part, writer in self.arrays.items()}
+
+
+class SplitWriter:
+    """Writes one split: a table plus labels, group numbers and a simulator's truth."""
+
+    def __init__(
+        self, folder: Path, name: str, counts: Mapping[Kind, int], num_tasks: int, num_truth: int
+    ) -> None:
+        self.table = TableWriter(folder, name, counts)
+        self.arrays = {
+            "labels": _ArrayWriter(folder / name / "labels.bin", "u1", num_tasks),
+            "group": _ArrayWriter(folder / name / "group.bin", "<i4", None),
+            "truth": _ArrayWriter(folder / name / "truth.bin", "<f4", num_truth),
+        }
+
+    def append(
+        self, columns: Columns, labels: Array, group: Array | None = None, truth: Array | None = None
+    ) -> None:
+        """Add rows at the end. ``labels`` (n, T) 0 or 1; ``group`` (n,) rows of the group table."""
+        self.table.append(columns)
+        self.arrays["labels"].append(labels)
+        if group is not None:
+            self.arrays["group"].append(group)
+        if truth is not None:
+            self.arrays["truth"].append(truth)
+
+    @property
+    def rows(self) -> int:
+        """Rows written so far."""
+        return self.arrays["labels"].rows
+
+    def close(self) -> dict[str, Any]:
+        closed = {f"{self.table.name}/{part}": writer.close() for part, writer in self.arrays.items()}
+        return {**self.table.close(), **closed}
+
+
+class StoreWriter:
+    """What a source writes into: tables, splits, vocabularies, and at the end the schema.
+
+    Args:
+        folder: a temporary folder, renamed by the caller once :meth:`finish` has returned.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._writers: list[TableWriter | SplitWriter] = []
+        self._splits: dict[str, tuple[SplitWriter, str | None]] = {}
+        self.notes: dict[str, Any] = {}
+
+    @property
+    def scratch(self) -> Path:
+        """A folder for intermediate files, deleted by :meth:`finish`."""
+        path = self.folder / "scratch"
+        path.mkdir(exist_ok=True)
+        return path
+
+    def table(self, name: str, counts: Mapping[Kind, int]) -> TableWriter:
+        """Start a table of user groups."""
+        self._writers.append(TableWriter(self.folder, name, counts))
+        return self._writers[-1]  # type: ignore[return-value]
+
+    def split(
+        self, name: str, counts: Mapping[Kind, int], num_tasks: int, *, group: str | None = None, num_truth: int = 0
+    ) -> SplitWriter:
+        """Start a split; ``group`` names the table its rows join."""
+        writer = SplitWriter(self.folder, name, counts, num_tasks, num_truth)
+        self._writers.append(writer)
+        self._splits[name] = (writer, group)
+        return writer
+
+    def vocabulary(self, field: str, values: pl.Series, counts: pl.Series | None = None) -> None:
+        """Keep a field's raw values: ``values[i]`` has id ``i + 1``; id 0 is unknown."""
+        path = self.folder / "vocabulary" / f"{field}.parquet"
+        path.parent.mkdir(exist_ok=True)
+        frame = pl.DataFrame({"value": values})
+        (frame if counts is None else frame.with_columns(count=counts)).write_parquet(path)
+
+    def finish(self, schema: Schema, identity: Mapping[str, Any]) -> None:
+        """Close every file and write ``store.json``; ``identity`` holds the fingerprint and its causes."""
+        arrays: dict[str, Any] = {}
+        for writer in self._writers:
+            arrays |= writer.close()
+        shutil.rmtree(self.folder / "scratch", ignore_errors=True)
+        splits = {name: {"rows": w.rows, "group": group} for name, (w, group) in self._splits.items()}
+        content = {
+            "format": FORMAT,
+            **identity,
+            "schema": schema.to_dict(),
+            "splits": splits,
+            "notes": self.notes,
+            "arrays": arrays,
+        }
+        (self.folder / "store.json").write_text(json.dumps(content, indent=1))
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside ``folder`` that takes its name on success and vanishes on failure."""
+    temporary = folder.with_name(f".{folder.name}.writing")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+class Table:
+    """A memory-mapped table. :meth:`gather` reads any rows without Python work for each row."""
+
+    def __init__(self, arrays: Mapping[str, Tensor]) -> None:
+        self.ids = arrays["ids"]
+        self.numeric = arrays["numeric"]
+        self.bag_lengths = arrays["bag_lengths"]
+        self.bag_start = arrays["bag_start"]
+        self.bag_ids = arrays["bag_ids"]
+        self.bag_weights = arrays["bag_weights"]
+
+    def gather_bags(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Ragged values of rows ``index`` (B,): lengths (M, B), ids (L,) and weights (L,), field-major."""
+        rows = self.bag_lengths.index_select(0, index).long()  # (B, M)
+        if rows.shape[1] == 0:
+            return rows.T, self.bag_ids[:0], self.bag_weights[:0]
+        starts = self.bag_start.index_select(0, index)[:, None] + rows.cumsum(1) - rows
+        lengths = rows.T.contiguous()  # (M, B)
+        flat = lengths.flatten()
+        ends = flat.cumsum(0)
+        total = int(ends[-1])
+        shift = starts.T.flatten() - (ends - flat)
+        where = torch.repeat_interleave(shift, flat, output_size=total) + torch.arange(total, device=flat.device)
+        return lengths, self.bag_ids.index_select(0, where), self.bag_weights.index_select(0, where)
+
+
+class Split:
+    """A memory-mapped split; ``split.batch(index)`` joins rows with their user groups."""
+
+    def __init__(
+        self, rows: int, table: Table, groups: Table | None, labels: Tensor, group: Tensor, truth: Tensor
+    ) -> None:
+        self.rows = rows
+        self.table = table
+        self.groups = groups
+        self.labels = labels
+        self.group = group
+        self.truth = truth
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def batch(self, index: Tensor) -> Batch:
+        """The rows ``index`` (B,) int64 as one batch."""
+        ids = self.table.ids.index_select(0, index)
+        numeric = self.table.numeric.index_select(0, index)
+        bags = self.table.gather_bags(index)
+        if self.groups is not None:
+            group = self.group.index_select(0, index).long()
+            ids = torch.cat([ids, self.groups.ids.index_select(0, group)], 1)
+            numeric = torch.cat([numeric, self.groups.numeric.index_select(0, group)], 1)
+            joined = zip(bags, self.groups.gather_bags(group), strict=True)
+            bags = tuple(torch.cat(pair) for pair in joined)  # type: ignore[assignment]
+        return Batch(
+            ids,
+            numeric,
+            *bags,
+            self.labels.index_select(0, index).float(),
+            self.truth.index_select(0, index),
+        )
+
+
+class Store:
+    """A prepared store opened for reading.
+
+    Raises:
+        UserError: the folder is no store, has another format version, or an array is torn.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        path = folder / "store.json"
+        try:
+            self.content: dict[str, Any] = json.loads(path.read_text())
+        except FileNotFoundError:
+            raise UserError(f"{folder}: not a prepared store (no store.json); run prepare.py") from None
+        except (ValueError, OSError) as error:
+            raise UserError(f"{path}: unreadable ({error}); delete {folder} and run prepare.py") from None
+        if self.content.get("format") != FORMAT:
+            found = self.content.get("format")
+            raise UserError(f"{path}: store format {found}, this version reads {FORMAT}; run prepare.py again")
+        self.schema = Schema.from_dict(self.content["schema"])
+        self.fingerprint: str = self.content["fingerprint"]
+        for name in self.content["arrays"]:
+            self._check(name)
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.bin"
+
+    def _check(self, name: str) -> None:
+        spec = self.content["arrays"][name]
+        expected = int(np.prod(spec["shape"])) * np.dtype(spec["dtype"]).itemsize
+        found = self._path(name).stat().st_size if self._path(name).exists() else -1
+        if found != expected:
+            state = "missing" if found < 0 else f"{found} bytes instead of {expected}"
+            raise UserError(f"{self._path(name)}: {state}, the store is torn; delete {self.folder} and prepare again")
+
+    def _array(self, name: str) -> Tensor:
+        spec = self.content["arrays"][name]
+        dtype, shape = np.dtype(spec["dtype"]), tuple(spec["shape"])
+        if 0 in shape:
+            return torch.from_numpy(np.empty(shape, dtype))
+        # Mode "c" (copy on write) never changes the file and keeps torch from warning of a read-only array.
+        return torch.from_numpy(np.memmap(self._path(name), dtype, "c", shape=shape))
+
+    def _table(self, name: str) -> Table:
+        parts = ("ids", "numeric", "bag_lengths", "bag_start", "bag_ids", "bag_weights")
+        return Table({part: self._array(f"{name}/{part}") for part in parts})
+
+    def split(self, name: str) -> Split:
+        """One of the splits; :class:`UserError` for a name it does not have."""
+        splits = self.content["splits"]
+        if name not in splits:
+            raise UserError(f"split {name!r} is not in {self.folder}; it has {', '.join(splits)}")
+        rows, group = splits[name]["rows"], splits[name]["group"]
+        truth = self._array(f"{name}/truth")
+        return Split(
+            rows,
+            self._table(name),
+            None if group is None else self._table(group),
+            self._array(f"{name}/labels"),
+            self._array(f"{name}/group"),
+            truth if len(truth) else torch.zeros(rows, 0),
+        )
+
+    def vocabulary(self, field: str) -> pl.DataFrame:
+        """Raw values of an id field; row ``i`` has id ``i + 1``."""
+        return pl.read_parquet(self.folder / "vocabulary" / f"{field}.parquet")

@@ -1,0 +1,217 @@
+"""Backbones: from one row of features to one representation for each task."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dlen.nn.mlp import MLP
+
+EXPERT = (256, 128, 64)  # every expert of the paper
+
+
+class Backbone(nn.Module, ABC):
+    """(B, D) features -> (T, B, H) task representations.
+
+    Attributes:
+        out_dim: H.
+    """
+
+    out_dim: int
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D) -> (T, B, H)."""
+
+
+def mix(gates: Tensor, experts: Sequence[Tensor]) -> Tensor:
+    """Weighted sums of experts.
+
+    Args:
+        gates: (B, G, E) weights of G mixtures.
+        experts: E tensors (B, H).
+
+    Returns:
+        (G, B, H).
+    """
+    return torch.einsum("bge,ebh->gbh", gates, torch.stack(list(experts)))
+
+
+class SharedBottomBackbone(Backbone):
+    """One MLP that all tasks share (Caruana 1997).
+
+    Args:
+        in_dim: D.
+        num_tasks: T.
+        expert: layer sizes of the MLP.
+        dropout: after each layer.
+    """
+
+    def __init__(
+        self, in_dim: int, num_tasks: int, *, expert: Sequence[int] = EXPERT, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.num_tasks = num_tasks
+        self.bottom = MLP(in_dim, expert, dropout)
+        self.out_dim = self.bottom.out_dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D) -> (T, B, H), the same for each task."""
+        return self.bottom(x).expand(self.num_tasks, -1, -1)
+
+
+class MMoEBackbone(Backbone):
+    """E experts and a softmax gate for each task (Ma et al. 2018, equations 6 and 7).
+
+    Args:
+        in_dim: D.
+        num_tasks: T.
+        num_experts: E.
+        expert: layer sizes of each expert.
+        dropout: after each layer.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        num_tasks: int,
+        *,
+        num_experts: int = 5,
+        expert: Sequence[int] = EXPERT,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(MLP(in_dim, expert, dropout) for _ in range(num_experts))
+        self.gates = nn.Linear(in_dim, num_tasks * num_experts, bias=False)
+        self.shape = (num_tasks, num_experts)
+        self.out_dim = expert[-1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D) -> (T, B, H)."""
+        gates = self.gates(x).unflatten(1, self.shape).softmax(2)  # (B, T, E)
+        return mix(gates, [expert(x) for expert in self.experts])
+
+
+class CGCLevel(nn.Module):
+    """Customized gate control: experts of each task, shared experts, and gates that keep them apart.
+
+    The gate of task t mixes the experts of t and the shared ones, by the input of t (Tang et al. 2020, equations 1
+    to 3). Between two levels of PLE the shared gate mixes all experts, by the shared input (equations 5 and 6).
+
+    Args:
+        in_dim: D.
+        num_tasks: T.
+        shared_experts: number of shared experts.
+        task_experts: number of experts of each task.
+        expert: layer sizes of each expert.
+        dropout: after each layer.
+        last: no level follows, so there is no shared gate.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        num_tasks: int,
+        shared_experts: int,
+        task_experts: int,
+        expert: Sequence[int],
+        dropout: float,
+        *,
+        last: bool,
+    ) -> None:
+        super().__init__()
+
+        def experts(number: int) -> nn.ModuleList:
+            return nn.ModuleList(MLP(in_dim, expert, dropout) for _ in range(number))
+
+        self.shared_experts = experts(shared_experts)
+        self.task_experts = nn.ModuleList(experts(task_experts) for _ in range(num_tasks))
+        mixed = task_experts + shared_experts
+        self.gates = nn.ModuleList(nn.Linear(in_dim, mixed, bias=False) for _ in range(num_tasks))
+        everything = num_tasks * task_experts + shared_experts
+        self.shared_gate = None if last else nn.Linear(in_dim, everything, bias=False)
+
+    def forward(self, tasks: Sequence[Tensor], shared: Tensor) -> tuple[list[Tensor], Tensor]:
+        """T task inputs and the shared input, (B, D) each -> T task outputs and the shared output, (B, H)."""
+        common = [expert(shared) for expert in self.shared_experts]
+        own = [[expert(x) for expert in group] for x, group in zip(tasks, self.task_experts, strict=True)]  # type: ignore[attr-defined]
+        outputs = [
+            mix(gate(x).softmax(1)[:, None], [*mine, *common])[0]
+            for x, gate, mine in zip(tasks, self.gates, own, strict=True)
+        ]
+        if self.shared_gate is None:
+            return outputs, shared
+        everything = [output for mine in own for output in mine] + common
+        return outputs, mix(self.shared_gate(shared).softmax(1)[:, None], everything)[0]
+
+
+class PLEBackbone(Backbone):
+    """Progressive layered extraction: CGC levels, one on another (Tang et al. 2020). One level is CGC.
+
+    Args:
+        in_dim: D.
+        num_tasks: T.
+        levels: number of levels, at least 1.
+        shared_experts: shared experts in each level.
+        task_experts: experts of each task in each level.
+        expert: layer sizes of each expert, in every level.
+        dropout: after each layer.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        num_tasks: int,
+        *,
+        levels: int = 2,
+        shared_experts: int = 5,
+        task_experts: int = 2,
+        expert: Sequence[int] = EXPERT,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if levels < 1:
+            raise ValueError(f"levels must be at least 1, got {levels}")
+        self.num_tasks = num_tasks
+        widths = [in_dim] + [expert[-1]] * (levels - 1)
+        self.levels = nn.ModuleList(
+            CGCLevel(
+                width, num_tasks, shared_experts, task_experts, expert, dropout, last=number == levels - 1
+            )
+            for number, width in enumerate(widths)
+        )
+        self.out_dim = expert[-1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D) -> (T, B, H)."""
+        tasks, shared = [x] * self.num_tasks, x
+        for level in self.levels:
+            tasks, shared = level(tasks, shared)
+        return torch.stack(tasks)
+
+
+class CGCBackbone(PLEBackbone):
+    """A single level of customized gate control (Tang et al. 2020, section 4.1). Arguments as :class:`PLEBackbone`."""
+
+    def __init__(
+        self,
+        in_dim: int,
+        num_tasks: int,
+        *,
+        shared_experts: int = 5,
+        task_experts: int = 2,
+        expert: Sequence[int] = EXPERT,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(
+            in_dim,
+            num_tasks,
+            levels=1,
+            shared_experts=shared_experts,
+            task_experts=task_experts,
+            expert=expert,
+            dropout=dropout,
+        )

@@ -1,0 +1,236 @@
+"""Ranker: embeddings + backbone + head, and the models that have names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from torch import nn
+
+from dlen.batch import Batch
+from dlen.models.backbones import EXPERT, Backbone, CGCBackbone, MMoEBackbone, PLEBackbone, SharedBottomBackbone
+from dlen.models.heads import TOWER, Bound, Head, IndependentHead, LatentHead, Ranking
+from dlen.models.predictions import Predictions
+from dlen.nn.embedding import EmbeddingTable
+from dlen.schema import Schema
+
+
+class MakeBackbone(Protocol):
+    """A backbone that waits for its input size, such as ``functools.partial(MMoEBackbone, num_experts=2)``."""
+
+    def __call__(self, in_dim: int, num_tasks: int) -> Backbone:
+        """Build it."""
+
+
+class Ranker(nn.Module):
+    """A multi-task ranking model.
+
+    Args:
+        schema: fields and tasks.
+        embedding: turns a batch into (B, D).
+        backbone: turns (B, D) into (T, B, H).
+        head: turns both into Predictions.
+    """
+
+    def __init__(self, schema: Schema, embedding: EmbeddingTable, backbone: Backbone, head: Head) -> None:
+        super().__init__()
+        self.schema = schema
+        self.embedding = embedding
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, batch: Batch) -> Predictions:
+        """Probabilities of every task for B rows."""
+        x = self.embedding(batch)
+        predictions: Predictions = self.head(self.backbone(x), x)
+        return predictions
+
+
+class _Independent(Ranker):
+    """A backbone under a sigmoid for each task."""
+
+    def __init__(
+        self, schema: Schema, make: MakeBackbone, embedding_dim: int, tower: Sequence[int], dropout: float
+    ) -> None:
+        embedding = EmbeddingTable(schema, embedding_dim)
+        backbone = make(embedding.out_dim, len(schema.tasks))
+        head = IndependentHead(schema, backbone.out_dim, tower=tower, dropout=dropout)
+        super().__init__(schema, embedding, backbone, head)
+
+
+class SharedBottom(_Independent):
+    """Hard parameter sharing (Caruana 1997): one MLP, a tower for each task.
+
+    Args:
+        schema: fields and tasks.
+        embedding_dim: length of each id's vector.
+        expert: layers of the shared MLP.
+        tower: hidden layers of each tower.
+        dropout: everywhere but in the embeddings.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        *,
+        embedding_dim: int = 16,
+        expert: Sequence[int] = EXPERT,
+        tower: Sequence[int] = TOWER,
+        dropout: float = 0.0,
+    ) -> None:
+        def make(in_dim: int, num_tasks: int) -> Backbone:
+            return SharedBottomBackbone(in_dim, num_tasks, expert=expert, dropout=dropout)
+
+        super().__init__(schema, make, embedding_dim, tower, dropout)
+
+
+class MMoE(_Independent):
+    """Multi-gate mixture of experts (Ma et al. 2018), the paper's base model.
+
+    Args:
+        schema: fields and tasks.
+        embedding_dim: length of each id's vector.
+        num_experts: 5 in the paper's feed setting, 2 on Ali-CCP.
+        expert: layers of each expert.
+        tower: hidden layers of each tower.
+        dropout: everywhere but in the embeddings.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        *,
+        embedding_dim: int = 16,
+        num_experts: int = 5,
+        expert: Sequence[int] = EXPERT,
+        tower: Sequence[int] = TOWER,
+        dropout: float = 0.0,
+    ) -> None:
+        def make(in_dim: int, num_tasks: int) -> Backbone:
+            return MMoEBackbone(in_dim, num_tasks, num_experts=num_experts, expert=expert, dropout=dropout)
+
+        super().__init__(schema, make, embedding_dim, tower, dropout)
+
+
+class PLE(_Independent):
+    """Progressive layered extraction (Tang et al. 2020).
+
+    Args:
+        schema: fields and tasks.
+        embedding_dim: length of each id's vector.
+        levels: CGC levels.
+        shared_experts: 5 in the paper's feed setting, 2 on Ali-CCP.
+        task_experts: 2 for each task in the paper's feed setting, 1 on Ali-CCP.
+        expert: layers of each expert.
+        tower: hidden layers of each tower.
+        dropout: everywhere but in the embeddings.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        *,
+        embedding_dim: int = 16,
+        levels: int = 2,
+        shared_experts: int = 5,
+        task_experts: int = 2,
+        expert: Sequence[int] = EXPERT,
+        tower: Sequence[int] = TOWER,
+        dropout: float = 0.0,
+    ) -> None:
+        def make(in_dim: int, num_tasks: int) -> Backbone:
+            return PLEBackbone(
+                in_dim,
+                num_tasks,
+                levels=levels,
+                shared_experts=shared_experts,
+                task_experts=task_experts,
+                expert=expert,
+                dropout=dropout,
+            )
+
+        super().__init__(schema, make, embedding_dim, tower, dropout)
+
+
+class CGC(_Independent):
+    """Customized gate control (Tang et al. 2020): PLE with one level.
+
+    Args:
+        schema: fields and tasks.
+        embedding_dim: length of each id's vector.
+        shared_experts: experts of all tasks.
+        task_experts: experts of each task.
+        expert: layers of each expert.
+        tower: hidden layers of each tower.
+        dropout: everywhere but in the embeddings.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        *,
+        embedding_dim: int = 16,
+        shared_experts: int = 5,
+        task_experts: int = 2,
+        expert: Sequence[int] = EXPERT,
+        tower: Sequence[int] = TOWER,
+        dropout: float = 0.0,
+    ) -> None:
+        def make(in_dim: int, num_tasks: int) -> Backbone:
+            return CGCBackbone(
+                in_dim,
+                num_tasks,
+                shared_experts=shared_experts,
+                task_experts=task_experts,
+                expert=expert,
+                dropout=dropout,
+            )
+
+        super().__init__(schema, make, embedding_dim, tower, dropout)
+
+
+class DLEN(Ranker):
+    """Deep Latent Emotion Network: the latent head on any backbone (MMoE in the paper).
+
+    Args:
+        schema: fields and tasks.
+        backbone: makes the backbone, by default :class:`MMoEBackbone` with 5 experts.
+        embedding_dim: length of each id's vector.
+        alpha: multiplier of the bound on P(t | not UP), one number or one for each task by name.
+        bound: what alpha multiplies: ``conditional``, ``prior`` or ``absolute``.
+        prediction: what ranks: ``joint``, equation (4), or ``total``, equation (1).
+        tower: hidden layers of each tower.
+        hidden: layers of the hidden state network.
+        initial_up: P(UP) at the first step.
+        dropout: in the towers and the hidden state network.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        *,
+        backbone: MakeBackbone = MMoEBackbone,
+        embedding_dim: int = 16,
+        alpha: float | Mapping[str, float] = 0.1,
+        bound: Bound | str = Bound.CONDITIONAL,
+        prediction: Ranking | str = Ranking.JOINT,
+        tower: Sequence[int] = TOWER,
+        hidden: Sequence[int] = EXPERT,
+        initial_up: float = 0.5,
+        dropout: float = 0.0,
+    ) -> None:
+        embedding = EmbeddingTable(schema, embedding_dim)
+        made = backbone(embedding.out_dim, len(schema.tasks))
+        head = LatentHead(
+            schema,
+            made.out_dim,
+            embedding.out_dim,
+            alpha=alpha,
+            bound=bound,
+            prediction=prediction,
+            tower=tower,
+            hidden=hidden,
+            initial_up=initial_up,
+            dropout=dropout,
+        )
+        super().__init__(schema, embedding, made, head)

@@ -1,0 +1,37 @@
+"""A multilayer perceptron with ReLU after every layer, as the paper's experts and hidden state network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+
+class MLP(nn.Module):
+    """Linear layers, each followed by ReLU and dropout.
+
+    Args:
+        in_dim: features of the input.
+        sizes: output features of each layer; empty makes the identity.
+        dropout: probability of zeroing a feature in training.
+    """
+
+    def __init__(self, in_dim: int, sizes: Sequence[int], dropout: float = 0.0) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for size in sizes:
+            layers += [nn.Linear(in_dim, size), nn.ReLU(inplace=True)]
+            if dropout:
+                layers.append(nn.Dropout(dropout))
+            in_dim = size
+        self.layers = nn.Sequential(*layers)
+        self.out_dim = in_dim
+        for layer in layers:
+            if isinstance(layer, nn.Linear):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_dim) -> (..., out_dim)."""
+        out: Tensor = self.layers(x)
+        return out

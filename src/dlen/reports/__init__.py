@@ -1,0 +1,1 @@
+"""Tables and, later, pages made from the figures of runs."""

@@ -1,0 +1,150 @@
+"""Field, Task and Schema: the one contract between prepared data and models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+
+
+class Kind(StrEnum):
+    """How a field's values enter a model."""
+
+    ID = "id"  # exactly one id for each row; absent counts as unknown
+    IDS = "ids"  # any number of ids for each row, each with a weight
+    NUMERIC = "numeric"  # one float for each row, scaled with statistics of the training rows
+
+
+class Pooling(StrEnum):
+    """How the embeddings of a multi-valued field become one vector."""
+
+    MEAN = "mean"  # weighted mean: weights say which values matter more
+    SUM = "sum"  # weighted sum: the weight itself is a signal, such as a match score
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One input of a model.
+
+    Attributes:
+        name: unique name in the schema.
+        kind: single id, many ids or a number.
+        side: who the field describes: ``user``, ``item``, ``cross`` or ``context``.
+        vocab_size: number of ids, counting id 0, which stands for unknown. 0 for numeric fields.
+        pooling: for many ids, how their vectors are joined.
+    """
+
+    name: str
+    kind: Kind
+    side: str = "context"
+    vocab_size: int = 0
+    pooling: Pooling = Pooling.MEAN
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One binary label to predict.
+
+    Attributes:
+        name: unique name; also the end of every metric key.
+        rate: share of positives among the training rows that train this task.
+        observed_where: the task is measured on rows where this other task is positive (cvr where ctr).
+        train_on: ``observed`` trains on the rows it is measured on, ``all`` on every row.
+        joint: name under which "this and its whole chain of parents happened" is measured over all rows
+            (``ctcvr``); empty for tasks without ``observed_where``.
+        weight: factor of this task's loss in the sum.
+    """
+
+    name: str
+    rate: float
+    observed_where: str | None = None
+    train_on: str = "observed"
+    joint: str = ""
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """The fields and tasks of one prepared data set.
+
+    All id fields, single and multi-valued, share one embedding table: field ``f`` owns the rows
+    ``offset(f) .. offset(f) + vocab_size - 1``, and the first of them is its unknown id.
+
+    Attributes:
+        fields: in the order in which models see them, within each kind.
+        tasks: in the order of every (B, T) tensor.
+        truth: names of columns known only to a simulator; measured against, never an input.
+        user: name of the field that says whose impression a row is.
+        position: name of the field with the place on the page.
+
+    Raises:
+        ValueError: names repeat, or ``observed_where`` names an unknown or circular parent.
+    """
+
+    fields: tuple[Field, ...]
+    tasks: tuple[Task, ...]
+    truth: tuple[str, ...] = ()
+    user: str | None = None
+    position: str | None = None
+
+    def __post_init__(self) -> None:
+        for what, names in (("field", [f.name for f in self.fields]), ("task", self.task_names)):
+            repeated = {n for n in names if names.count(n) > 1}
+            if repeated:
+                raise ValueError(f"{what} names repeat: {', '.join(sorted(repeated))}")
+        for task in self.tasks:
+            list(self.chain(task.name))
+
+    @property
+    def task_names(self) -> list[str]:
+        """Names of the tasks, in order."""
+        return [t.name for t in self.tasks]
+
+    def of_kind(self, kind: Kind) -> list[Field]:
+        """The fields of one kind, in the column order of a batch."""
+        return [f for f in self.fields if f.kind is kind]
+
+    @property
+    def num_embeddings(self) -> int:
+        """Rows of the shared embedding table."""
+        return sum(f.vocab_size for f in self.fields)
+
+    @property
+    def offsets(self) -> dict[str, int]:
+        """First row of each id field in the shared embedding table."""
+        ends = np.cumsum([0, *(f.vocab_size for f in self.fields)])
+        return {f.name: int(start) for f, start in zip(self.fields, ends, strict=False)}
+
+    def task_index(self, name: str) -> int:
+        """Position of a task; ``ValueError`` for an unknown name."""
+        return self.task_names.index(name)
+
+    def chain(self, name: str) -> Iterator[int]:
+        """Positions of a task and the tasks it is observed under, nearest first."""
+        seen: list[str] = []
+        current: str | None = name
+        while current is not None:
+            if current in seen:
+                raise ValueError(f"task {name}: observed_where goes in a circle ({' -> '.join(seen)})")
+            if current not in self.task_names:
+                raise ValueError(f"task {seen[-1]}: observed_where names an unknown task {current!r}")
+            seen.append(current)
+            index = self.task_index(current)
+            yield index
+            current = self.tasks[index].observed_where
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain containers, as written to ``schema.json``."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Schema:
+        """The inverse of :meth:`to_dict`."""
+        fields = tuple(
+            Field(**{**f, "kind": Kind(f["kind"]), "pooling": Pooling(f["pooling"])}) for f in data["fields"]
+        )
+        tasks = tuple(Task(**t) for t in data["tasks"])
+        return cls(fields, tasks, tuple(data["truth"]), data["user"], data["position"])

@@ -1,0 +1,1 @@
+"""LightningModule, data module, optimisers, callbacks and the run folder."""

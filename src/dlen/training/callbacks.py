@@ -1,0 +1,128 @@
+"""Callbacks: speed and memory of a fit, and progress on a terminal or in plain lines."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback, RichProgressBar
+
+from dlen.progress import format_count
+from dlen.training.module import RankingModule
+
+_PLAIN_SECONDS = 10.0
+
+
+class Meter(Callback):
+    """Counts training rows and the seconds spent on them, validation left out, without touching the device."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.seconds = 0.0
+        self.validation_seconds = 0.0
+        self._since = 0.0
+
+    @property
+    def rate(self) -> float:
+        """Training rows a second so far, of this process."""
+        return self.rows / self.seconds if self.seconds else 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self._since = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count a batch."""
+        self.rows += len(batch)
+        self._lap()
+
+    def _lap(self) -> None:
+        now = time.perf_counter()
+        self.seconds += now - self._since
+        self._since = now
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leave the clock of training."""
+        self._since = time.perf_counter()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Go back to the clock of training."""
+        now = time.perf_counter()
+        self.validation_seconds += now - self._since
+        self._since = now
+
+    def figures(self, world_size: int) -> dict[str, float]:
+        """Keys of ``metrics.json``; peak memory is that of this process since its start, in MiB."""
+        return {
+            "fit/samples_per_second": round(self.rate * world_size, 1),
+            "fit/seconds": round(self.seconds, 2),
+            "fit/validation_seconds": round(self.validation_seconds, 2),
+            "fit/peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        }
+
+
+def _scores(module: L.LightningModule) -> dict[str, str]:
+    """The latest validation AUCs. Lightning's own ``callback_metrics`` lag one pass behind in these hooks."""
+    assert isinstance(module, RankingModule)
+    values = module.figures["val"].values if "val" in module.figures else {}
+    return {k.removeprefix("auc/"): f"{v:.4f}" for k, v in values.items() if k.startswith("auc/")}
+
+
+class TerminalProgress(RichProgressBar):
+    """Lightning's rich progress bar with rows a second and the validation AUCs so far.
+
+    Args:
+        meter: counts the rows.
+    """
+
+    def __init__(self, meter: Meter) -> None:
+        super().__init__(leave=True)
+        self.meter = meter
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """What stands right of the bar."""
+        shown: dict[str, Any] = {"samples/s": format_count(self.meter.rate)}
+        return shown | _scores(pl_module)
+
+
+class PlainProgress(Callback):
+    """Progress in lines, for logs: one every ten seconds and one for each validation.
+
+    Args:
+        meter: counts the rows.
+    """
+
+    def __init__(self, meter: Meter) -> None:
+        self.meter = meter
+        self._printed = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the ten seconds."""
+        self._printed = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """A line every ten seconds."""
+        if time.monotonic() - self._printed < _PLAIN_SECONDS:
+            return
+        total = trainer.num_training_batches
+        left = (total - batch_idx - 1) * self.meter.seconds * len(batch) / max(self.meter.rows, 1)
+        where = f"epoch {trainer.current_epoch + 1}, batch {batch_idx + 1} of {total}"
+        self._print(trainer, f"{where}: {format_count(self.meter.rate)} samples/s, {left:.0f} s left in the epoch")
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """A line with the AUCs."""
+        if not trainer.sanity_checking:
+            scores = " ".join(f"{k} {v}" for k, v in _scores(pl_module).items())
+            self._print(trainer, f"step {trainer.global_step}: validation AUC {scores}")
+
+    def _print(self, trainer: L.Trainer, line: str) -> None:
+        self._printed = time.monotonic()
+        if trainer.is_global_zero:
+            print(line, file=sys.stderr, flush=True)

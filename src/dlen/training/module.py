@@ -1,0 +1,105 @@
+"""RankingModule: the LightningModule around any ranker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from dlen.batch import Batch
+from dlen.models.heads import LatentHead
+from dlen.models.predictions import Predictions, task_losses
+from dlen.models.ranker import Ranker
+from dlen.training.measures import Figures, Measures
+from dlen.training.targets import Targets
+
+
+class RankingModule(L.LightningModule):
+    """Trains a ranker on the summed cross entropies of its tasks and measures it.
+
+    Args:
+        model: any ranker.
+        make_optimizer: from a model to its optimiser.
+        auc: ``histogram`` or ``exact``.
+        base: ``metrics.json`` of the run that gains are measured against.
+    """
+
+    def __init__(
+        self,
+        model: Ranker,
+        make_optimizer: Callable[[Ranker], Optimizer] | None = None,
+        auc: str = "histogram",
+        base: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.make_optimizer = make_optimizer
+        self.targets = Targets(model.schema)
+        weights = torch.tensor([t.weight for t in model.schema.tasks])
+        self.register_buffer("task_weights", weights, persistent=False)
+        self.task_weights: Tensor
+        ranking = model.head.prediction if isinstance(model.head, LatentHead) else None
+        self.measures = torch.nn.ModuleDict(
+            {
+                stage: Measures(model.schema, auc, ranking, _base_auc(base, stage, self.targets.names))
+                for stage in ("val", "test")
+            }
+        )
+        self.figures: dict[str, Figures] = {}  # of the latest pass of each stage
+
+    def forward(self, batch: Batch) -> Predictions:
+        """Probabilities of every task for B rows."""
+        predictions: Predictions = self.model(batch)
+        return predictions
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Summed, weighted cross entropy of the tasks."""
+        mask = self.targets.trained(batch.labels)
+        losses = task_losses(self.model(batch), batch.labels, mask)
+        loss = (losses * self.task_weights).sum()
+        self.log("train/loss", loss.detach(), batch_size=len(batch))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add a batch to the validation figures."""
+        self._measure("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add a batch to the test figures."""
+        self._measure("test", batch)
+
+    def _measure(self, stage: str, batch: Batch) -> None:
+        measures = self.measures[stage]
+        assert isinstance(measures, Measures)
+        measures.update(self.model(batch), batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation figures."""
+        self._report("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test figures."""
+        self._report("test")
+
+    def _report(self, stage: str) -> None:
+        measures = self.measures[stage]
+        assert isinstance(measures, Measures)
+        figures = measures.compute()
+        measures.reset()
+        self.figures[stage] = figures
+        values = {f"{stage}/{key}": value for key, value in figures.values.items()}
+        self.log_dict({key: torch.tensor(value, dtype=torch.float64) for key, value in values.items()})
+
+    def configure_optimizers(self) -> Optimizer:
+        """The optimiser given at construction."""
+        if self.make_optimizer is None:
+            raise ValueError("this module was made without an optimiser, for evaluation alone")
+        return self.make_optimizer(self.model)
+
+
+def _base_auc(base: Mapping[str, float] | None, stage: str, names: list[str]) -> dict[str, float] | None:
+    found = {n: base.get(f"{stage}/auc/{n}") for n in names} if base else {}
+    return {n: v for n, v in found.items() if v is not None} or None

@@ -1,0 +1,156 @@
+"""Optimisers: fused Adam for dense parameters, and row-sparse ones whose cost follows the ids in the batch.
+
+Rows that a batch does not touch are not read and not written: their moments stand still ("lazy"), as in
+``torch.optim.SparseAdam``. Lightning sees a single optimiser, so that a step counts once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+from dlen.nn.embedding import EmbeddingTable
+
+
+def touched_rows(grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Distinct rows (U,) and their summed gradients (U, D) of a sparse gradient with repeated rows."""
+    rows, values = grad._indices()[0], grad._values()
+    distinct, inverse = torch.unique(rows, return_inverse=True)
+    return distinct, values.new_zeros(len(distinct), values.shape[1]).index_add_(0, inverse, values)
+
+
+class RowOptimizer(Optimizer):
+    """An optimiser of tables (R, D) with row-sparse gradients.
+
+    Args:
+        params: the tables.
+        defaults: settings of the update.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Update the touched rows."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for table in group["params"]:
+                if table.grad is not None:
+                    self._update(table, *touched_rows(table.grad), group)
+        return loss
+
+    def _update(self, table: Tensor, rows: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+
+class RowAdam(RowOptimizer):
+    """Adam on touched rows; the same update as ``torch.optim.SparseAdam``, in less time.
+
+    Args:
+        params: tables (R, D).
+        lr: learning rate.
+        betas: decay of the first and second moment.
+        eps: added to the root of the second moment.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
+
+    def _update(self, table: Tensor, rows: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[table]
+        if not state:
+            state.update(step=0, first=torch.zeros_like(table), second=torch.zeros_like(table))
+        state["step"] += 1
+        beta1, beta2 = group["betas"]
+        first = state["first"].index_select(0, rows).lerp_(grad, 1 - beta1)
+        second = state["second"].index_select(0, rows).mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        state["first"].index_copy_(0, rows, first)
+        state["second"].index_copy_(0, rows, second)
+        scale1, scale2 = 1 - beta1 ** state["step"], 1 - beta2 ** state["step"]
+        # As in SparseAdam: eps joins the root before the bias correction.
+        update = first.div_(second.sqrt_().add_(group["eps"]))
+        table.index_add_(0, rows, update, alpha=-group["lr"] * scale2**0.5 / scale1)
+
+
+class RowAdagrad(RowOptimizer):
+    """Row-wise Adagrad: one accumulator for each row, the mean square of its gradient (as in FBGEMM and DLRM).
+
+    Memory for state is 1/D of the table.
+
+    Args:
+        params: tables (R, D).
+        lr: learning rate.
+        eps: added to the root of the accumulator.
+    """
+
+    def __init__(self, params: Iterable[Tensor], lr: float = 1e-2, eps: float = 1e-8) -> None:
+        super().__init__(params, {"lr": lr, "eps": eps})
+
+    def _update(self, table: Tensor, rows: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[table]
+        if not state:
+            state.update(sum=table.new_zeros(len(table)))
+        total = state["sum"].index_select(0, rows).add_(grad.square().mean(1))
+        state["sum"].index_copy_(0, rows, total)
+        update = grad.div_(total.sqrt_().add_(group["eps"])[:, None])
+        table.index_add_(0, rows, update, alpha=-group["lr"])
+
+
+class Combined(Optimizer):
+    """Several optimisers that step together and save together.
+
+    Args:
+        parts: optimisers of disjoint parameters; their parameter groups are shared, not copied, so that a learning
+            rate scheduler on the whole acts on the parts.
+    """
+
+    def __init__(self, parts: list[Optimizer]) -> None:
+        super().__init__([group for part in parts for group in part.param_groups], {})
+        self.parts = parts
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Evaluate the loss once, then step every part."""
+        loss = None if closure is None else closure()
+        for part in self.parts:
+            part.step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """States of the parts, in order."""
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`."""
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+
+
+def _tables_and_dense(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    tables = [m.weight for m in model.modules() if isinstance(m, EmbeddingTable)]
+    known = {id(t) for t in tables}
+    return tables, [p for p in model.parameters() if id(p) not in known]
+
+
+def adam(model: nn.Module, *, lr: float, embedding_lr: float, weight_decay: float = 0.0) -> Optimizer:
+    """Fused Adam for the dense parameters, row-sparse Adam for the table; ``weight_decay`` is for the dense ones."""
+    tables, dense = _tables_and_dense(model)
+    return Combined([Adam(dense, lr=lr, weight_decay=weight_decay, fused=True), RowAdam(tables, lr=embedding_lr)])
+
+
+def adagrad(model: nn.Module, *, lr: float, embedding_lr: float, weight_decay: float = 0.0) -> Optimizer:
+    """Fused Adam for the dense parameters, row-wise Adagrad for the table, with 1/D of Adam's state."""
+    tables, dense = _tables_and_dense(model)
+    return Combined(
+        [Adam(dense, lr=lr, weight_decay=weight_decay, fused=True), RowAdagrad(tables, lr=embedding_lr)]
+    )

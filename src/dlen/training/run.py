@@ -1,0 +1,304 @@
+"""train and evaluate: from a composed config to a run folder, and from a run folder back to its figures."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import hydra
+import lightning as L
+import torch
+from hydra.errors import InstantiationException
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from omegaconf import DictConfig, OmegaConf
+
+from dlen import __version__
+from dlen.data.prepare import Source, prepare, summary
+from dlen.data.store import Store
+from dlen.errors import UserError
+from dlen.models.ranker import Ranker
+from dlen.reports.terminal import print_figures
+from dlen.training.callbacks import Meter, PlainProgress, TerminalProgress
+from dlen.training.datamodule import RankingDataModule
+from dlen.training.measures import AUC_KINDS, Figures
+from dlen.training.module import RankingModule
+
+MONITOR = "val/auc/mean"
+SPLITS = ("train", "validation", "test")
+
+
+def build(node: DictConfig, key: str, *args: Any) -> Any:
+    """Instantiate a config node; what its class refuses becomes one line that names the config key.
+
+    Raises:
+        UserError: an argument is unknown, missing or has a wrong value.
+    """
+    try:
+        return hydra.utils.instantiate(node, *args, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__
+        while isinstance(cause, InstantiationException):
+            cause = cause.__cause__
+        if isinstance(cause, UserError):
+            raise cause from None
+        if isinstance(cause, ValueError | TypeError):
+            raise UserError(f"config {key}: {cause}") from None
+        raise
+
+
+def open_store(config: DictConfig) -> Store:
+    """The prepared store of a config's data, prepared now if it is not there."""
+    source: Source = build(config.data, "data")
+    return prepare(source, Path(config.data_dir))
+
+
+def build_model(config: DictConfig, store: Store) -> Ranker:
+    """The config's model for the store's schema."""
+    model: Ranker = build(config.model, "model", store.schema)
+    return model
+
+
+def train(config: DictConfig) -> dict[str, Any]:
+    """Prepare if needed, fit, test the best checkpoint, and leave a run folder.
+
+    Returns:
+        The content of ``metrics.json``.
+
+    Raises:
+        UserError: for wrong input or settings.
+    """
+    _quiet()
+    _check(config)
+    store = open_store(config)
+    base = _read_base(config.base_run)
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    model = build_model(config, store)
+    make_optimizer = build(config.optimizer, "optimizer")
+    folder = _run_folder(config)
+    logger = _loggers(config, folder)
+    meter = Meter()
+    callbacks = _callbacks(config, folder, meter)
+    trainer: L.Trainer = build_trainer(config, folder, logger, callbacks)
+    module = RankingModule(model, make_optimizer, config.metrics.auc, base)
+    data = RankingDataModule(store, config.loader.batch_size, config.loader.eval_batch_size, config.seed)
+    if trainer.is_global_zero:
+        _write_start(config, folder, store)
+        print(summary(store), file=sys.stderr)
+        print(_describe(config, model, folder), file=sys.stderr, flush=True)
+    trainer.fit(module, datamodule=data, ckpt_path=_resume_from(config), weights_only=True)
+    metrics: dict[str, Any] = {"model": config.model_name, "data": config.data_name, "seed": config.seed}
+    metrics |= {"version": __version__, "data_fingerprint": store.fingerprint, "fit/steps": trainer.global_step}
+    metrics |= meter.figures(trainer.world_size)
+    best = folder / "checkpoints" / "best.ckpt"
+    trainer.test(module, datamodule=data, ckpt_path=best, weights_only=True, verbose=False)
+    metrics |= _best_validation(trainer)
+    metrics |= flatten(module.figures["test"], "test")
+    if trainer.is_global_zero:
+        write_json(folder / "metrics.json", metrics)
+        print_figures(metrics, "test", module.targets.names)
+        print(f"Run folder: {folder}")
+    return metrics
+
+
+def build_trainer(
+    config: DictConfig, folder: Path, logger: list[Any], callbacks: list[Callback]
+) -> L.Trainer:
+    """Lightning's trainer from the config group ``trainer``."""
+    settings = OmegaConf.to_container(config.trainer, resolve=True)
+    assert isinstance(settings, dict)
+    bar = any(isinstance(c, TerminalProgress) for c in callbacks)
+    try:
+        return L.Trainer(**settings, enable_progress_bar=bar, logger=logger, callbacks=callbacks, default_root_dir=folder)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"config trainer: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # Lightning's MisconfigurationException derives from Exception alone
+        if type(error).__name__ != "MisconfigurationException":
+            raise
+        raise UserError(f"config trainer: {str(error).splitlines()[0]}") from None
+
+
+def evaluate(config: DictConfig) -> dict[str, Any]:
+    """Measure a finished run's checkpoint on a split, as its own test did.
+
+    Returns:
+        The content of ``metrics_<split>.json``.
+
+    Raises:
+        UserError: the folder is no run, or the data are not those of the run.
+    """
+    _quiet()
+    folder = Path(config.run)
+    run_config = load_run_config(folder)
+    if config.split not in SPLITS:
+        raise UserError(f"config split: {config.split!r} is not one of {', '.join(SPLITS)}")
+    store = open_store(run_config)
+    recorded = json.loads((folder / "schema.json").read_text())["fingerprint"]
+    if recorded != store.fingerprint:
+        raise UserError(f"{folder}: trained on data {recorded}, but the files now give {store.fingerprint}")
+    module = RankingModule(build_model(run_config, store), None, run_config.metrics.auc, _read_base(run_config.base_run))
+    loader = run_config.loader
+    data = RankingDataModule(store, loader.batch_size, loader.eval_batch_size, run_config.seed, config.split)
+    checkpoint = folder / "checkpoints" / f"{config.checkpoint}.ckpt"
+    if not checkpoint.exists():
+        raise UserError(f"{checkpoint}: no such checkpoint; checkpoint is best or last")
+    run_config.trainer = OmegaConf.merge(run_config.trainer, config.trainer)
+    progress: list[Callback] = [TerminalProgress(Meter())] if sys.stderr.isatty() else []
+    trainer = build_trainer(run_config, folder, [], progress)
+    trainer.test(module, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False)
+    metrics: dict[str, Any] = {
+        "model": run_config.model_name,
+        "data": run_config.data_name,
+        "seed": run_config.seed,
+        "checkpoint": config.checkpoint,
+        "data_fingerprint": store.fingerprint,
+    }
+    metrics |= flatten(module.figures["test"], config.split)
+    if trainer.is_global_zero:
+        write_json(folder / f"metrics_{config.split}.json", metrics)
+        print_figures(metrics, config.split, module.targets.names)
+    return metrics
+
+
+def load_run_config(folder: Path) -> DictConfig:
+    """The resolved config of a run folder; :class:`UserError` if it is none."""
+    path = folder / "config.yaml"
+    if not path.exists():
+        raise UserError(f"{folder}: not a run folder (no config.yaml); set run=DIR")
+    loaded = OmegaConf.load(path)
+    assert isinstance(loaded, DictConfig)
+    return loaded
+
+
+def flatten(figures: Figures, split: str) -> dict[str, Any]:
+    """Flat keys of ``metrics.json``; an undefined figure is null, with its reason under ``undefined/``."""
+    flat: dict[str, Any] = {f"{split}/{key}": value for key, value in figures.values.items()}
+    for key, reason in figures.undefined.items():
+        flat[f"{split}/{key}"] = None
+        flat[f"undefined/{split}/{key}"] = reason
+    return flat
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.writing")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    temporary.replace(path)
+
+
+def _check(config: DictConfig) -> None:
+    """Settings that no class checks for itself."""
+    for key in ("loader.batch_size", "loader.eval_batch_size"):
+        value = OmegaConf.select(config, key)
+        if not isinstance(value, int) or value < 1:
+            raise UserError(f"config {key}: {value!r} is not a positive whole number")
+    if config.metrics.auc not in AUC_KINDS:
+        raise UserError(f"config metrics.auc: {config.metrics.auc!r} is not one of {', '.join(AUC_KINDS)}")
+    if not isinstance(config.seed, int) or config.seed < 0:
+        raise UserError(f"config seed: {config.seed!r} is not a whole number from 0")
+    if config.ckpt not in (None, "last") and not Path(config.ckpt).exists():
+        raise UserError(f"config ckpt: {config.ckpt!r} is neither `last` nor a checkpoint file")
+    if config.ckpt == "last" and config.run_dir is None:
+        raise UserError("config ckpt: `last` needs run_dir=DIR, the run to go on with")
+
+
+def _run_folder(config: DictConfig) -> Path:
+    """The run's folder; the same for every process of a run that Lightning starts."""
+    if config.run_dir is not None:
+        folder = Path(config.run_dir)
+        if (folder / "config.yaml").exists() and config.ckpt is None:
+            raise UserError(f"config run_dir: {folder} already holds a run; choose another, or resume with ckpt=last")
+    elif "DLEN_RUN_DIR" in os.environ:
+        return Path(os.environ["DLEN_RUN_DIR"])
+    else:
+        started = f"{datetime.now():%Y%m%d-%H%M%S}"
+        name = f"{config.data_name}/{config.model_name}/{started}-seed{config.seed}"
+        folder = Path(config.runs_dir) / name
+        number = 1
+        while folder.exists():
+            number += 1
+            folder = Path(config.runs_dir) / f"{name}-{number}"
+        os.environ["DLEN_RUN_DIR"] = str(folder)  # for the processes that Lightning starts from this one
+    try:
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); set runs_dir or run_dir") from None
+    return folder
+
+
+def _resume_from(config: DictConfig) -> Path | None:
+    if config.ckpt is None:
+        return None
+    path = Path(config.run_dir) / "checkpoints" / "last.ckpt" if config.ckpt == "last" else Path(config.ckpt)
+    if not path.exists():
+        raise UserError(f"config ckpt: {path} does not exist, so there is nothing to resume")
+    return path
+
+
+def _loggers(config: DictConfig, folder: Path) -> list[Any]:
+    nodes = [] if config.logger is None else [n for n in config.logger.values() if n is not None]
+    made = []
+    for node in nodes:
+        settings = {**OmegaConf.to_container(node, resolve=True), "save_dir": str(folder)}  # type: ignore[dict-item]
+        made.append(build(OmegaConf.create(settings), "logger"))
+    return made
+
+
+def _callbacks(config: DictConfig, folder: Path, meter: Meter) -> list[Callback]:
+    checkpoints = folder / "checkpoints"
+    shared: dict[str, Any] = {"dirpath": checkpoints, "enable_version_counter": False}
+    best = ModelCheckpoint(
+        **shared, filename="best", monitor=MONITOR, mode="max", save_top_k=1, save_weights_only=True
+    )
+    last = ModelCheckpoint(**shared, filename="last", save_top_k=1, save_on_train_epoch_end=False)
+    stop = EarlyStopping(MONITOR, mode="max", patience=config.patience, min_delta=0.0, strict=False)
+    progress = TerminalProgress(meter) if sys.stderr.isatty() else PlainProgress(meter)
+    return [meter, progress, stop, best, last]
+
+
+def _best_validation(trainer: L.Trainer) -> dict[str, Any]:
+    checkpoint = trainer.checkpoint_callback
+    assert isinstance(checkpoint, ModelCheckpoint)
+    score = checkpoint.best_model_score
+    return {} if score is None else {MONITOR: float(score)}
+
+
+def _read_base(run: str | None) -> dict[str, float] | None:
+    """Figures of the run that gains are measured against."""
+    if run is None:
+        return None
+    path = Path(run) / "metrics.json"
+    try:
+        content: dict[str, float] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"config base_run: {path} cannot be read ({error})") from None
+    return content
+
+
+def _write_start(config: DictConfig, folder: Path, store: Store) -> None:
+    resolved = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+    OmegaConf.save(resolved, folder / "config.yaml")
+    identity = {"fingerprint": store.fingerprint, "store": str(store.folder)}
+    write_json(folder / "schema.json", {**identity, **store.schema.to_dict()})
+
+
+def _describe(config: DictConfig, model: Ranker, folder: Path) -> str:
+    table = model.embedding.weight.numel()
+    dense = sum(p.numel() for p in model.parameters()) - table
+    return f"{config.model_name}: {table:,} embedding and {dense:,} dense parameters; run folder {folder}"
+
+
+def _quiet() -> None:
+    """Keep what a user needs to read: Lightning's and torch's own chatter goes."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"(lightning|torch|torchmetrics)\.")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*Sparse invariant checks.*")
+    torch.set_float32_matmul_precision("high")
