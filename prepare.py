@@ -8,9 +8,9 @@ from dlen.cli import command
 
 
 def run(config: DictConfig) -> None:
-    """Import torch only once the config has been composed, so that a typo is told at once."""
+    """Import the package only once the config has been composed, so that a typo is told at once."""
+    from dlen.config import open_store
     from dlen.data.prepare import summary
-    from dlen.training.run import open_store
 
     print(summary(open_store(config)))
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import hydra
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
-from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from dlen.errors import UserError
 
@@ -26,6 +26,7 @@ def command(run: Callable[[DictConfig], Any], config_name: str, folder: Path) ->
         config_name: the primary config in ``folder/conf``.
         folder: where the script lies.
     """
+    OmegaConf.register_new_resolver("stem", lambda path: Path(str(path)).stem, replace=True)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, so that the errors reach _one_line below
 
     def guarded(config: DictConfig) -> None:
@@ -61,6 +62,10 @@ def _one_line(error: Exception) -> str:
         hint = f"; did you mean {near[0]}?" if near else ""
         return f"config {group}={wanted}: there is no such choice{hint} (choices: {', '.join(error.options)})"
     key = getattr(error, "full_key", None)
+    if key and isinstance(error, ConfigKeyError | ConfigAttributeError):
+        known = [str(name) for name in error.parent_node] if isinstance(error.parent_node, DictConfig) else []
+        near = difflib.get_close_matches(str(key).split(".")[-1], known, 1)
+        return f"config {key}: there is no such key" + (f"; did you mean {near[0]}?" if near else "")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     lines = [line for line in lines if not re.match(r"(full_key|object_type|reference_type)\b", line)]
     text = " ".join(lines)

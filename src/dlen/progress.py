@@ -21,7 +21,7 @@ class _Rate(ProgressColumn):
         self.unit = unit
 
     def render(self, task: Task) -> Text:
-        return Text(f"{format_count(task.speed or 0)} {self.unit}/s")
+        return Text(f"{_amount(task.speed or 0, self.unit)}/s")
 
 
 def format_count(value: float) -> str:
@@ -30,6 +30,10 @@ def format_count(value: float) -> str:
         if abs(value) >= limit:
             return f"{value / limit:.3g}{letter}"
     return f"{value:.0f}"
+
+
+def _amount(value: float, unit: str) -> str:
+    return format_count(value) + (unit if unit == "B" else f" {unit}")
 
 
 class Stage:
@@ -78,5 +82,5 @@ class Stage:
         seconds = max(self._printed - self._started, 1e-9)
         rate = self._done / seconds
         left = "" if state == "done" else f", {max(self.total - self._done, 0) / max(rate, 1e-9):.0f} s left"
-        line = f"{self.label}: {state}, {format_count(self._done)} {self.unit} in {seconds:.1f} s"
-        print(f"{line} ({format_count(rate)} {self.unit}/s{left})", file=sys.stderr, flush=True)
+        line = f"{self.label}: {state}, {_amount(self._done, self.unit)} in {seconds:.1f} s"
+        print(f"{line} ({_amount(rate, self.unit)}/s{left})", file=sys.stderr, flush=True)

@@ -13,16 +13,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from dlen.data.hashing import mix
+
 _ROUNDS = 6
-U64 = NDArray[np.uint64]
-
-
-def _mix(value: U64, key: np.uint64) -> U64:
-    """The finaliser of SplitMix64: every output bit depends on every input bit."""
-    value = value + key
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))
 
 
 def permute(positions: NDArray[np.int64], size: int, seed: int, epoch: int) -> NDArray[np.int64]:
@@ -45,7 +38,7 @@ def permute(positions: NDArray[np.int64], size: int, seed: int, epoch: int) -> N
     while len(walking):
         left, right = result[walking] >> half, result[walking] & mask
         for key in keys:
-            left, right = right, left ^ (_mix(right, key) & mask)
+            left, right = right, left ^ (mix(right, key) & mask)
         result[walking] = (left << half) | right
         walking = walking[result[walking] >= size]
     return result.astype(np.int64)

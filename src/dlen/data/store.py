@@ -149,7 +149,8 @@ class StoreWriter:
         self.folder = folder
         self._writers: list[TableWriter | SplitWriter] = []
         self._splits: dict[str, tuple[SplitWriter, str | None]] = {}
-        self.notes: dict[str, Any] = {}
+        self.notes: dict[str, Any] = {}  # what a user is told after preparing
+        self.statistics: dict[str, Any] = {}  # how numbers were scaled, by field
 
     @property
     def scratch(self) -> Path:
@@ -192,9 +193,50 @@ class StoreWriter:
             "schema": schema.to_dict(),
             "splits": splits,
             "notes": self.notes,
+            "statistics": self.statistics,
             "arrays": arrays,
         }
         (self.folder / "store.json").write_text(json.dumps(content, indent=1))
+
+
+@dataclass(slots=True)
+class ScratchTable:
+    """A table that was written without a ``store.json``, memory-mapped as numpy arrays."""
+
+    columns: Columns
+    bag_start: Array
+
+    def rows(self, first: int, last: int) -> Columns:
+        """Rows ``first`` to ``last`` - 1."""
+        start, end = self.bag_start[first], self.bag_start[last]
+        c = self.columns
+        return Columns(
+            c.ids[first:last],
+            c.numeric[first:last],
+            c.bag_lengths[first:last],
+            c.bag_ids[start:end],
+            c.bag_weights[start:end],
+        )
+
+
+def read_vectors(folder: Path, table: str, part: str, dtype: str) -> Array:
+    """One flat scratch array, memory-mapped; empty if nothing was written."""
+    path = folder / table / f"{part}.bin"
+    return np.memmap(path, dtype, "r") if path.stat().st_size else np.zeros(0, dtype)
+
+
+def read_scratch(folder: Path, table: str, counts: Mapping[Kind, int]) -> ScratchTable:
+    """A closed :class:`TableWriter`'s or :class:`SplitWriter`'s table."""
+    start = read_vectors(folder, table, "bag_start", "<i8")
+    rows = len(start) - 1
+    columns = Columns(
+        read_vectors(folder, table, "ids", "<i4").reshape(rows, counts[Kind.ID]),
+        read_vectors(folder, table, "numeric", "<f4").reshape(rows, counts[Kind.NUMERIC]),
+        read_vectors(folder, table, "bag_lengths", "<i2").reshape(rows, counts[Kind.IDS]),
+        read_vectors(folder, table, "bag_ids", "<i4"),
+        read_vectors(folder, table, "bag_weights", "<f4"),
+    )
+    return ScratchTable(columns, start)
 
 
 @contextmanager

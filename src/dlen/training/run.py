@@ -12,15 +12,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import hydra
 import lightning as L
 import torch
-from hydra.errors import InstantiationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 
 from dlen import __version__
-from dlen.data.prepare import Source, prepare, summary
+from dlen.config import build, open_store
+from dlen.data.prepare import summary
 from dlen.data.store import Store
 from dlen.errors import UserError
 from dlen.models.ranker import Ranker
@@ -32,31 +31,6 @@ from dlen.training.module import RankingModule
 
 MONITOR = "val/auc/mean"
 SPLITS = ("train", "validation", "test")
-
-
-def build(node: DictConfig, key: str, *args: Any) -> Any:
-    """Instantiate a config node; what its class refuses becomes one line that names the config key.
-
-    Raises:
-        UserError: an argument is unknown, missing or has a wrong value.
-    """
-    try:
-        return hydra.utils.instantiate(node, *args, _convert_="all")
-    except InstantiationException as error:
-        cause = error.__cause__
-        while isinstance(cause, InstantiationException):
-            cause = cause.__cause__
-        if isinstance(cause, UserError):
-            raise cause from None
-        if isinstance(cause, ValueError | TypeError):
-            raise UserError(f"config {key}: {cause}") from None
-        raise
-
-
-def open_store(config: DictConfig) -> Store:
-    """The prepared store of a config's data, prepared now if it is not there."""
-    source: Source = build(config.data, "data")
-    return prepare(source, Path(config.data_dir))
 
 
 def build_model(config: DictConfig, store: Store) -> Ranker:
@@ -225,10 +199,6 @@ def _run_folder(config: DictConfig) -> Path:
             number += 1
             folder = Path(config.runs_dir) / f"{name}-{number}"
         os.environ["DLEN_RUN_DIR"] = str(folder)  # for the processes that Lightning starts from this one
-    try:
-        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); set runs_dir or run_dir") from None
     return folder
 
 
@@ -282,6 +252,11 @@ def _read_base(run: str | None) -> dict[str, float] | None:
 
 
 def _write_start(config: DictConfig, folder: Path, store: Store) -> None:
+    """Make the run folder: only now, when config, data and trainer are known to be right."""
+    try:
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); set runs_dir or run_dir") from None
     resolved = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
     OmegaConf.save(resolved, folder / "config.yaml")
     identity = {"fingerprint": store.fingerprint, "store": str(store.folder)}

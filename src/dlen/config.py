@@ -1,0 +1,39 @@
+"""From config nodes to objects, with errors that name the config key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig
+
+from dlen.data.prepare import Source, prepare
+from dlen.data.store import Store
+from dlen.errors import UserError
+
+
+def build(node: DictConfig, key: str, *args: Any) -> Any:
+    """Instantiate a config node; what its class refuses becomes one line that names the config key.
+
+    Raises:
+        UserError: an argument is unknown, missing or has a wrong value.
+    """
+    try:
+        return hydra.utils.instantiate(node, *args, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__
+        while isinstance(cause, InstantiationException):
+            cause = cause.__cause__
+        if isinstance(cause, UserError):
+            raise cause from None
+        if isinstance(cause, ValueError | TypeError):
+            raise UserError(f"config {key}: {cause}") from None
+        raise
+
+
+def open_store(config: DictConfig) -> Store:
+    """The prepared store of a config's data, prepared now if it is not there."""
+    source: Source = build(config.data, "data")
+    return prepare(source, Path(config.data_dir))

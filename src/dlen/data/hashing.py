@@ -1,0 +1,24 @@
+"""Hashes that are the same on every machine and in every session."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+U64 = NDArray[np.uint64]
+
+
+def mix(value: U64, key: np.uint64) -> U64:
+    """The finaliser of SplitMix64: every output bit depends on every input bit."""
+    value = value + key
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
+
+
+def fraction(values: NDArray[Any], seed: int) -> NDArray[np.float64]:
+    """A number in 0..1 for each integer, the same for equal integers: splits by user, or by row."""
+    key = np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]
+    return mix(values.astype(np.int64).view(np.uint64), key) / 2.0**64

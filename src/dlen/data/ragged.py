@@ -1,0 +1,113 @@
+"""From (row, field, id, value) entries, as raw logs list them, to the columns of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlen.data.store import Columns
+
+Array = NDArray[Any]
+ABSENT = -1  # a single-valued field without an entry, before encoding
+
+
+@dataclass(slots=True)
+class Entries:
+    """L values of a chunk of n rows.
+
+    Attributes:
+        rows: n.
+        row: (L,) row of each value, never falling within a field.
+        field: (L,) number of its field.
+        ids: (L,) raw id.
+        values: (L,) weight.
+    """
+
+    rows: int
+    row: Array
+    field: Array
+    ids: Array
+    values: Array
+
+
+def heaviest(row: Array, values: Array, lengths: Array, cap: int) -> Array:
+    """Where the ``cap`` heaviest values of each row stand, heaviest first where a row is cut; ties keep their order.
+
+    Args:
+        row: (L,) row of each value, never falling.
+        values: (L,) weights.
+        lengths: (n,) values of each row.
+        cap: how many to keep.
+    """
+    if lengths.max(initial=0) <= cap:
+        return np.arange(len(row))
+    cut = lengths[row] > cap
+    order = np.arange(len(row))
+    long = order[cut]
+    # lexsort is stable, and rows stay together, so the sorted values fall back into the same places.
+    order[cut] = long[np.lexsort((-values[long], row[long]))]
+    rank = np.arange(len(row)) - (np.cumsum(lengths) - lengths)[row]
+    return order[rank < cap]
+
+
+def to_columns(entries: Entries, single: Sequence[int], bags: Sequence[int], caps: Sequence[int]) -> Columns:
+    """Split entries by field and cap the multi-valued ones.
+
+    Args:
+        entries: of n rows.
+        single: numbers of the S single-valued fields; of a repeated value the first counts.
+        bags: numbers of the M multi-valued fields.
+        caps: (M,) most values of each multi-valued field in one row; the heaviest stay.
+
+    Returns:
+        Columns with raw ids, :data:`ABSENT` where a single-valued field has none.
+    """
+    n = entries.rows
+    ids = np.full((n, len(single)), ABSENT, np.int32)
+    for column, field in enumerate(single):
+        where = np.flatnonzero(entries.field == field)[::-1]  # reversed, so that the first value is written last
+        ids[entries.row[where], column] = entries.ids[where]
+    lengths = np.zeros((n, len(bags)), np.int64)
+    kept = []
+    for column, (field, cap) in enumerate(zip(bags, caps, strict=True)):
+        where = np.flatnonzero(entries.field == field)
+        row = entries.row[where]
+        full = np.bincount(row, minlength=n)
+        kept.append(where[heaviest(row, entries.values[where], full, cap)])
+        lengths[:, column] = np.minimum(full, cap)
+    starts = (np.cumsum(lengths) - lengths.ravel()).reshape(lengths.shape)
+    total = int(lengths.sum())
+    bag_ids, weights = np.empty(total, np.int32), np.empty(total, np.float32)
+    for column, where in enumerate(kept):
+        count = lengths[:, column]
+        shift = starts[:, column] - (np.cumsum(count) - count)
+        to = np.arange(len(where)) + np.repeat(shift, count)
+        bag_ids[to], weights[to] = entries.ids[where], entries.values[where]
+    return Columns(ids, np.zeros((n, 0), np.float32), lengths.astype(np.int16), bag_ids, weights)
+
+
+def field_of_values(lengths: Array) -> Array:
+    """(n, M) bag lengths -> (L,) which of the M fields each value belongs to."""
+    n, m = lengths.shape
+    return np.repeat(np.tile(np.arange(m, dtype=np.int16), n), lengths.ravel())
+
+
+def rows_of_values(lengths: Array) -> Array:
+    """(n, M) bag lengths -> (L,) which of the n rows each value belongs to."""
+    return np.repeat(np.arange(len(lengths)), lengths.sum(axis=1, dtype=np.int64))
+
+
+def select_rows(columns: Columns, mask: Array) -> Columns:
+    """The rows where ``mask`` (n,) is true."""
+    values = np.repeat(mask, columns.bag_lengths.sum(axis=1, dtype=np.int64))
+    return Columns(
+        columns.ids[mask],
+        columns.numeric[mask],
+        columns.bag_lengths[mask],
+        columns.bag_ids[values],
+        columns.bag_weights[values],
+    )

@@ -1,0 +1,336 @@
+"""Ali-CCP (Alimama, via Tianchi) from its raw two-file format, out of core.
+
+Each pair of files is a skeleton (one line for each impression, with item, cross and context features) and common
+features (one line for each user group, shared by about 58 impressions). The store keeps them apart the same way.
+
+The training pair is parsed once into flat scratch arrays of raw ids; vocabularies are counted from those, and the
+arrays are then encoded. Memory is bounded by the block size, the common features' index and the vocabularies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from dlen.data.hashing import fraction
+from dlen.data.ragged import field_of_values, rows_of_values, select_rows, to_columns
+from dlen.data.sources.aliccp_grammar import Reader
+from dlen.data.store import Columns, SplitWriter, StoreWriter, TableWriter, read_scratch, read_vectors
+from dlen.data.vocabulary import IdCounter, IdVocabulary
+from dlen.errors import UserError
+from dlen.progress import Stage
+from dlen.schema import Field, Kind, Pooling, Schema, Task
+
+Array = NDArray[Any]
+_CHUNK = 1 << 18  # rows encoded at a time
+
+
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """The fields of one of the two files: single-valued ones, then multi-valued ones."""
+
+    single: dict[str, str]  # name -> side
+    bags: dict[str, tuple[str, Pooling]]  # name -> side and pooling
+
+    @property
+    def names(self) -> list[str]:
+        return [*self.single, *self.bags]
+
+    @property
+    def counts(self) -> dict[Kind, int]:
+        return {Kind.ID: len(self.single), Kind.IDS: len(self.bags), Kind.NUMERIC: 0}
+
+
+# The values of past categories, shops, brands and intentions are counts, so they weigh a mean. Those of the crosses
+# are match scores, and whether there is a match at all matters, so they scale a sum.
+SKELETON = _Side(
+    {**dict.fromkeys(("205", "206", "207", "216"), "item"), "301": "context"},
+    {"210": ("item", Pooling.MEAN), **dict.fromkeys(("508", "509", "702", "853"), ("cross", Pooling.SUM))},
+)
+COMMON = _Side(
+    dict.fromkeys(("101", "121", "122", "124", "125", "126", "127", "128", "129"), "user"),
+    dict.fromkeys(("109_14", "110_14", "127_14", "150_14"), ("user", Pooling.MEAN)),
+)
+USER, POSITION = "101", "301"
+_WHERE = (
+    "Ali-CCP is published by Alimama on Tianchi (https://tianchi.aliyun.com/dataset/408, free, needs a login): "
+    "unpack both archives into one folder and set data.raw_dir=FOLDER, or try data=aliccp_demo"
+)
+
+
+@dataclass
+class AliCCP:
+    """Ali-CCP as a data source.
+
+    Tasks: ``ctr`` (click) and ``cvr`` (conversion), with ``ctcvr`` measured over all impressions.
+
+    Args:
+        raw_dir: folder with ``sample_skeleton_{train,test}.csv`` and ``common_features_{train,test}.csv``.
+        name: of the data set.
+        min_count: ids seen in fewer training impressions are unknown.
+        max_values: most values of a multi-valued field in one row; the heaviest stay.
+        validation: share of the users, by hash, whose training impressions become the validation split.
+        cvr_rows: ``clicks`` trains the conversion head on clicked rows, ``impressions`` on all.
+        seed: of the hash.
+    """
+
+    raw_dir: str
+    name: str = "aliccp"
+    min_count: int = 10
+    max_values: int = 20
+    validation: float = 0.1
+    cvr_rows: str = "clicks"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.cvr_rows not in ("clicks", "impressions"):
+            raise UserError(f"config data.cvr_rows: {self.cvr_rows!r} is not clicks or impressions")
+        if not 0 < self.validation < 1:
+            raise UserError(f"config data.validation: {self.validation} is not between 0 and 1")
+        if not 1 <= self.max_values < 2**15:
+            raise UserError(f"config data.max_values: {self.max_values} is not between 1 and {2**15 - 1}")
+        if self.min_count < 1:
+            raise UserError(f"config data.min_count: {self.min_count} is not at least 1")
+
+    def settings(self) -> dict[str, Any]:
+        """What changes the store."""
+        keys = ("min_count", "max_values", "validation", "cvr_rows", "seed")
+        return {key: getattr(self, key) for key in keys}
+
+    def path(self, kind: str, split: str) -> Path:
+        """A raw file: ``kind`` is ``sample_skeleton`` or ``common_features``."""
+        return Path(self.raw_dir) / f"{kind}_{split}.csv"
+
+    def files(self) -> list[Path]:
+        """The four raw files; raises UserError with directions when one is missing or empty."""
+        paths = [self.path(k, s) for s in ("train", "test") for k in ("sample_skeleton", "common_features")]
+        for path in paths:
+            if not path.exists():
+                raise UserError(f"{path}: no such file. {_WHERE}")
+            if path.stat().st_size == 0:
+                raise UserError(f"{path}: the file is empty; unpack the archive again")
+        return paths
+
+    def write(self, writer: StoreWriter) -> Schema:
+        """Parse, count, encode."""
+        scratch = writer.scratch
+        index = self._spill_common("train", scratch)
+        impossible = {"train": self._spill_skeleton("train", scratch, index)}
+        held_out, uses = self._split_users(scratch, len(index.categories))
+        vocabularies = self._count(scratch, held_out, uses)
+        offsets = _offsets(vocabularies)
+        for name, vocabulary in vocabularies.items():
+            writer.vocabulary(name, pl.Series(vocabulary.ids), pl.Series(vocabulary.counts))
+        table = writer.table("common_train", COMMON.counts)
+        for part, _ in _walk(scratch, "common_train", "vocabularies applied to common features"):
+            table.append(_encode(part, COMMON, vocabularies, offsets))
+        splits = {
+            "train": writer.split("train", SKELETON.counts, 2, group="common_train"),
+            "validation": writer.split("validation", SKELETON.counts, 2, group="common_train"),
+        }
+        positives = self._write_train(scratch, splits, held_out, vocabularies, offsets)
+        impossible["test"] = self._write_test(writer, vocabularies, offsets)
+        writer.notes["impossible_rows_dropped"] = impossible
+        return self._schema(vocabularies, positives, splits["train"].rows)
+
+    # Training pair: raw text -> scratch arrays of raw ids
+
+    def _spill_common(self, split: str, folder: Path) -> pl.Enum:
+        """Parse common features into a scratch table; returns the index of its rows."""
+        table = TableWriter(folder, f"common_{split}", COMMON.counts)
+        seen: list[pl.Series] = []
+        for columns, head in self._common_blocks(split):
+            table.append(columns)
+            seen.append(head["common_feature_index"])
+        table.close()
+        return _index(self.path("common_features", split), seen)
+
+    def _common_blocks(self, split: str) -> Iterator[tuple[Columns, pl.DataFrame]]:
+        path = self.path("common_features", split)
+        reader = Reader(path, ["common_feature_index"], [], COMMON.names)
+        for block in _progress(reader, path):
+            yield self._columns(block.entries, COMMON), block.head
+
+    def _skeleton_blocks(
+        self, split: str, index: pl.Enum
+    ) -> Iterator[tuple[Columns, NDArray[np.uint8], NDArray[np.int32], int]]:
+        """Columns, labels (n, 2), group rows (n,) and the number of impossible rows left out."""
+        path = self.path("sample_skeleton", split)
+        head = ["sample_id", "click", "conversion", "common_feature_index"]
+        for block in _progress(Reader(path, head, ["click", "conversion"], SKELETON.names), path):
+            group = block.head["common_feature_index"].cast(index, strict=False).to_physical()
+            if group.null_count():
+                row = int(group.is_null().arg_max() or 0)
+                missing = block.head["common_feature_index"][row]
+                raise UserError(
+                    f"{path}, line {block.first_line + row}: common_feature_index {missing!r} is not in "
+                    f"{self.path('common_features', split).name}; do both files come from the same archive?"
+                )
+            labels = block.head.select((pl.col("click", "conversion") == "1").cast(pl.UInt8)).to_numpy()
+            possible = labels[:, 0] >= labels[:, 1]
+            columns = select_rows(self._columns(block.entries, SKELETON), possible)
+            groups = group.to_numpy().astype(np.int32)[possible]
+            yield columns, labels[possible], groups, int((~possible).sum())
+
+    def _columns(self, entries: Any, side: _Side) -> Columns:
+        single, bags = range(len(side.single)), range(len(side.single), len(side.names))
+        return to_columns(entries, single, bags, [self.max_values] * len(bags))
+
+    def _spill_skeleton(self, split: str, folder: Path, index: pl.Enum) -> int:
+        writer = SplitWriter(folder, split, SKELETON.counts, 2, 0)
+        dropped = 0
+        for columns, labels, group, impossible in self._skeleton_blocks(split, index):
+            writer.append(columns, labels, group)
+            dropped += impossible
+        writer.close()
+        return dropped
+
+    # Scratch arrays -> vocabularies
+
+    def _split_users(self, scratch: Path, groups: int) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+        """For each group, whether it is held out for validation, and its number of training impressions."""
+        column = COMMON.names.index(USER)
+        users = read_scratch(scratch, "common_train", COMMON.counts).columns.ids[:, column]
+        held_out = fraction(users, self.seed) < self.validation
+        uses = np.zeros(groups, np.int64)
+        for group in _chunks(read_vectors(scratch, "train", "group", "<i4")):
+            uses += np.bincount(group, minlength=groups)
+        return held_out, np.where(held_out, 0, uses)
+
+    def _count(
+        self, scratch: Path, held_out: NDArray[np.bool_], uses: NDArray[np.int64]
+    ) -> dict[str, IdVocabulary]:
+        """Count every field over training impressions, after the cap: what is cut is never trained."""
+        counters = {name: IdCounter() for name in (*SKELETON.names, *COMMON.names)}
+        group = read_vectors(scratch, "train", "group", "<i4")
+        for part, start in _walk(scratch, "train", "counting item ids"):
+            trained = ~held_out[group[start : start + len(part.ids)]]
+            _count_columns(counters, part, SKELETON, trained.astype(np.int64))
+        for part, start in _walk(scratch, "common_train", "counting user ids"):
+            _count_columns(counters, part, COMMON, uses[start : start + len(part.ids)])
+        return {name: IdVocabulary(*counter.result(), self.min_count) for name, counter in counters.items()}
+
+    # Scratch arrays and the test pair -> store
+
+    def _write_train(
+        self,
+        scratch: Path,
+        splits: Mapping[str, SplitWriter],
+        held_out: NDArray[np.bool_],
+        vocabularies: Mapping[str, IdVocabulary],
+        offsets: Mapping[str, int],
+    ) -> NDArray[np.int64]:
+        """Write train and validation; returns the training positives of both labels."""
+        group = read_vectors(scratch, "train", "group", "<i4")
+        labels = read_vectors(scratch, "train", "labels", "u1").reshape(-1, 2)
+        positives = np.zeros(2, np.int64)
+        for part, start in _walk(scratch, "train", "vocabularies applied to training rows"):
+            encoded = _encode(part, SKELETON, vocabularies, offsets)
+            rows = slice(start, start + len(part.ids))
+            out = held_out[group[rows]]
+            for name, mask in (("train", ~out), ("validation", out)):
+                splits[name].append(select_rows(encoded, mask), labels[rows][mask], group[rows][mask])
+            positives += labels[rows][~out].sum(axis=0, dtype=np.int64)
+        return positives
+
+    def _write_test(
+        self, writer: StoreWriter, vocabularies: Mapping[str, IdVocabulary], offsets: Mapping[str, int]
+    ) -> int:
+        table = writer.table("common_test", COMMON.counts)
+        seen = []
+        for columns, head in self._common_blocks("test"):
+            table.append(_encode(columns, COMMON, vocabularies, offsets))
+            seen.append(head["common_feature_index"])
+        index = _index(self.path("common_features", "test"), seen)
+        split = writer.split("test", SKELETON.counts, 2, group="common_test")
+        dropped = 0
+        for columns, labels, group, impossible in self._skeleton_blocks("test", index):
+            split.append(_encode(columns, SKELETON, vocabularies, offsets), labels, group)
+            dropped += impossible
+        return dropped
+
+    def _schema(
+        self, vocabularies: Mapping[str, IdVocabulary], positives: NDArray[np.int64], rows: int
+    ) -> Schema:
+        fields = []
+        for side in (SKELETON, COMMON):
+            fields += [Field(n, Kind.ID, s, len(vocabularies[n])) for n, s in side.single.items()]
+            fields += [Field(n, Kind.IDS, s, len(vocabularies[n]), p) for n, (s, p) in side.bags.items()]
+        clicks, conversions = (int(p) for p in positives)
+        on_clicks = self.cvr_rows == "clicks"
+        cvr_rate = conversions / max(clicks if on_clicks else rows, 1)
+        ctr = Task("ctr", clicks / max(rows, 1))
+        cvr = Task("cvr", cvr_rate, "ctr", "observed" if on_clicks else "all", joint="ctcvr")
+        return Schema(tuple(fields), (ctr, cvr), user=USER, position=POSITION)
+
+
+def _progress(reader: Reader, path: Path) -> Iterator[Any]:
+    """Blocks of a raw file, with a progress bar over its bytes."""
+    with Stage(f"reading {path.name}", path.stat().st_size, "B") as stage:
+        for block, size in reader:
+            yield block
+            stage.advance(size)
+
+
+def _index(path: Path, seen: list[pl.Series]) -> pl.Enum:
+    """The order of the common features' rows, by their index."""
+    values = pl.concat(seen)
+    repeated = values.is_duplicated()
+    if repeated.any():
+        line = int((repeated & ~values.is_first_distinct()).arg_max() or 0) + 1
+        raise UserError(f"{path}, line {line}: common_feature_index {values[line - 1]!r} is there already")
+    return pl.Enum(values)
+
+
+def _chunks(values: Array) -> Iterator[Array]:
+    for start in range(0, len(values), _CHUNK):
+        yield values[start : start + _CHUNK]
+
+
+def _walk(scratch: Path, table: str, label: str) -> Iterator[tuple[Columns, int]]:
+    """Chunks of a scratch table with the number of their first row."""
+    arrays = read_scratch(scratch, table, SKELETON.counts if table == "train" else COMMON.counts)
+    rows = len(arrays.columns.ids)
+    with Stage(label, rows, "rows") as stage:
+        for first in range(0, rows, _CHUNK):
+            yield arrays.rows(first, min(first + _CHUNK, rows)), first
+            stage.advance(min(_CHUNK, rows - first))
+
+
+def _count_columns(
+    counters: Mapping[str, IdCounter], part: Columns, side: _Side, weights: NDArray[np.int64]
+) -> None:
+    used = weights > 0
+    for column, name in enumerate(side.single):
+        counters[name].add(part.ids[used, column], weights[used])
+    field, row = field_of_values(part.bag_lengths), rows_of_values(part.bag_lengths)
+    for column, name in enumerate(side.bags):
+        where = (field == column) & used[row]
+        counters[name].add(part.bag_ids[where], weights[row[where]])
+
+
+def _offsets(vocabularies: Mapping[str, IdVocabulary]) -> dict[str, int]:
+    """First embedding row of each field, in the schema's order."""
+    starts = np.cumsum([0, *(len(vocabularies[n]) for n in (*SKELETON.names, *COMMON.names))])
+    return dict(zip((*SKELETON.names, *COMMON.names), map(int, starts), strict=False))
+
+
+def _encode(
+    part: Columns, side: _Side, vocabularies: Mapping[str, IdVocabulary], offsets: Mapping[str, int]
+) -> Columns:
+    """Raw ids -> rows of the embedding table."""
+    ids = np.empty_like(part.ids)
+    for column, name in enumerate(side.single):
+        ids[:, column] = vocabularies[name].encode(part.ids[:, column]) + offsets[name]
+    bag_ids = np.empty_like(part.bag_ids)
+    field = field_of_values(part.bag_lengths)
+    for column, name in enumerate(side.bags):
+        where = np.flatnonzero(field == column)
+        bag_ids[where] = vocabularies[name].encode(part.bag_ids[where]) + offsets[name]
+    return Columns(ids, part.numeric, part.bag_lengths, bag_ids, part.bag_weights)

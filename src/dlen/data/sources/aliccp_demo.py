@@ -1,0 +1,190 @@
+r"""A small pair of files in Ali-CCP's raw grammar, drawn by our own code, for trying the reader without the download.
+
+Everything that makes the real files awkward is in them: repeated fields, crosses that are absent, conversions
+without a click, ``127`` beside ``127_14``, one global space of ids, and ids in test that train never showed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from dlen.data.sources.aliccp import AliCCP
+from dlen.data.store import replacing
+from dlen.errors import UserError
+from dlen.progress import Stage
+
+Array = NDArray[Any]
+_ROWS_PER_GROUP = 58  # as in the real files
+_GROUPS_PER_CHUNK = 1000
+_CATEGORIES, _ITEMS, _SHOPS, _BRANDS, _INTENTIONS = 400, 20_000, 4_000, 2_000, 1_500
+_HISTORY = {"109_14": 80, "110_14": 250, "127_14": 130, "150_14": 50}  # mean number of values, as in the real files
+_PROFILE = {"121": 98, "122": 14, "124": 3, "125": 8, "126": 4, "127": 4, "128": 3, "129": 5}
+_CLICK, _CONVERSION, _IMPOSSIBLE = 0.05, 0.1, 0.0001
+# Where each kind of id begins in the one global space.
+_BASE = {"101": 100_000, "205": 2_000_000, "206": 8_000_000, "207": 8_100_000, "210": 8_200_000, "216": 8_300_000}
+_BASE |= {"109_14": 8_000_000, "110_14": 8_100_000, "127_14": 8_300_000, "150_14": 8_200_000}
+_BASE |= {"508": 8_400_000, "509": 8_500_000, "702": 8_600_000, "853": 8_700_000, "301": 9_350_000}
+_BASE |= {name: 9_300_000 + 100 * i for i, name in enumerate(_PROFILE)}
+
+
+@dataclass
+class AliCCPDemo(AliCCP):
+    """The generated pair as a data source; the reading is :class:`AliCCP`'s.
+
+    Args:
+        raw_dir: where the four files are written.
+        name: of the data set.
+        rows: training impressions; the test pair has a quarter as many.
+        demo_seed: of the drawing.
+    """
+
+    name: str = "aliccp_demo"
+    rows: int = 100_000
+    demo_seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rows < _ROWS_PER_GROUP:
+            raise UserError(f"config data.rows: {self.rows} is less than {_ROWS_PER_GROUP}, the rows of one user group")
+
+    def settings(self) -> dict[str, Any]:
+        """What changes the store."""
+        return {**super().settings(), "rows": self.rows, "demo_seed": self.demo_seed}
+
+    def files(self) -> list[Path]:
+        """The four raw files, written first unless they are there for these settings."""
+        folder = Path(self.raw_dir)
+        wanted = {"rows": self.rows, "seed": self.demo_seed}
+        marker = folder / "demo.json"
+        if folder.exists() and not marker.exists():
+            raise UserError(f"{folder}: exists and was not written by aliccp_demo; set data.raw_dir to a new folder")
+        if not marker.exists() or json.loads(marker.read_text()) != wanted:
+            with replacing(folder) as temporary:
+                for split, rows in (("train", self.rows), ("test", self.rows // 4)):
+                    _write_pair(temporary, split, max(rows, _ROWS_PER_GROUP), self.demo_seed)
+                (temporary / "demo.json").write_text(json.dumps(wanted))
+        return super().files()
+
+
+class _World:
+    """Who likes what; the same for train and test."""
+
+    def __init__(self, seed: int) -> None:
+        rng = np.random.default_rng([seed, 0])
+        self.category = rng.integers(_CATEGORIES, size=_ITEMS)
+        self.shop = rng.integers(_SHOPS, size=_ITEMS)
+        self.brand = rng.integers(_BRANDS, size=_ITEMS)
+        self.quality = 0.5 * rng.normal(size=_ITEMS)
+        self.price = rng.normal(size=_CATEGORIES)
+
+
+def _write_pair(folder: Path, split: str, rows: int, seed: int) -> None:
+    rng = np.random.default_rng([seed, 1, split == "test"])
+    world = _World(seed)
+    groups = rows // _ROWS_PER_GROUP
+    common_path, skeleton_path = (
+        folder / f"{k}_{split}.csv" for k in ("common_features", "sample_skeleton")
+    )
+    written = 0
+    with common_path.open("w") as common, skeleton_path.open("w") as skeleton:
+        with Stage(f"drawing the {split} pair", rows, "rows") as stage:
+            for first in range(0, groups, _GROUPS_PER_CHUNK):
+                count = min(_GROUPS_PER_CHUNK, groups - first)
+                last = first + count == groups
+                size = rows - written if last else count * _ROWS_PER_GROUP
+                _write_chunk(rng, world, split, (first, count), (written, size), common, skeleton)
+                written += size
+                stage.advance(size)
+
+
+def _write_chunk(
+    rng: np.random.Generator,
+    world: _World,
+    split: str,
+    groups: tuple[int, int],
+    rows: tuple[int, int],
+    common: TextIO,
+    skeleton: TextIO,
+) -> None:
+    """Some user groups with all their impressions; both pairs are (first, count)."""
+    first_group, count = groups
+    # Test has users of its own (a quarter of them) and users of train.
+    pool = max(first_group + count, 1) if split == "train" else 2 * (first_group + count)
+    user = rng.integers(pool, size=count) if split == "test" else first_group + np.arange(count)
+    favourite = np.random.default_rng(7).integers(_CATEGORIES, size=(1 << 20, 3))[user % (1 << 20)]
+    keys = pl.Series([f"{split[0]}{g:015x}" for g in range(first_group, first_group + count)])
+    _lines(common, [keys], count, _user_features(rng, user, favourite))
+    first, size = rows
+    group = np.sort(rng.integers(count, size=size))
+    items = _ITEMS if split == "test" else _ITEMS - _ITEMS // 20  # one item in twenty is new in test
+    item = (items * rng.random(size) ** 1.7).astype(np.int64)
+    matched = (world.category[item][:, None] == favourite[group]).any(1) | (rng.random(size) < 0.15)
+    liking = 1.3 * matched + world.quality[item] + 0.4 * rng.normal(size=size)
+    click = rng.random(size) < _sigmoid(liking + np.log(_CLICK) - 0.4)
+    conversion = click & (rng.random(size) < _sigmoid(liking - world.price[world.category[item]] + np.log(_CONVERSION)))
+    conversion |= ~click & (rng.random(size) < _IMPOSSIBLE)
+    head = [pl.Series(np.arange(first + 1, first + size + 1)), pl.Series(click.astype(np.uint8))]
+    head += [pl.Series(conversion.astype(np.uint8)), keys[group]]
+    _lines(skeleton, head, size, _item_features(rng, world, item, matched))
+
+
+def _sigmoid(x: Array) -> Array:
+    return np.asarray(1 / (1 + np.exp(-x)))
+
+
+Features = Iterator[tuple[str, Array, Array, Array]]  # field, row, id without its base, value
+
+
+def _user_features(rng: np.random.Generator, user: Array, favourite: Array) -> Features:
+    rows = np.arange(len(user))
+    for name, mean in _HISTORY.items():
+        lengths = rng.geometric(1 / mean, size=len(user)).clip(max=5 * mean)
+        row = np.repeat(rows, lengths)
+        size = {"109_14": _CATEGORIES, "110_14": _SHOPS, "127_14": _BRANDS, "150_14": _INTENTIONS}[name]
+        drawn = (size * rng.random(len(row)) ** 2).astype(np.int64)
+        if name == "109_14":  # what a user likes is what was looked at before, and often
+            liked = rng.random(len(row)) < 0.2
+            drawn = np.where(liked, favourite[row, rng.integers(3, size=len(row))], drawn)
+        yield name, row, drawn, np.log1p(rng.integers(1, 20, size=len(row))).round(5)
+    yield "101", rows, user, np.ones(len(rows))
+    for name, size in _PROFILE.items():
+        known = np.flatnonzero(rng.random(len(rows)) < 0.97)
+        yield name, known, (user[known] * 7919 + len(name)) % size, np.ones(len(known))
+
+
+def _item_features(rng: np.random.Generator, world: _World, item: Array, matched: Array) -> Features:
+    rows, ones = np.arange(len(item)), np.ones(len(item))
+    yield "205", rows, item, ones
+    yield "206", rows, world.category[item], ones
+    yield "207", rows, world.shop[item], ones
+    many = np.repeat(rows, rng.integers(1, 6, size=len(item)))
+    yield "210", many, (item[many] * 31 + rng.integers(5, size=len(many)) * 17) % _INTENTIONS, np.ones(len(many))
+    yield "216", rows, world.brand[item], ones
+    crossed = {"508": world.category, "509": world.shop, "702": world.brand}
+    for name, column in crossed.items():
+        found = np.flatnonzero(matched & (rng.random(len(item)) < 0.7))
+        yield name, found, column[item][found], rng.gamma(2.0, 0.3, size=len(found)).round(5)
+    found = np.repeat(np.flatnonzero(matched), 2)
+    found = found[rng.random(len(found)) < 0.6]
+    yield "853", found, (item[found] * 31) % _INTENTIONS, rng.gamma(2.0, 0.3, size=len(found)).round(5)
+    yield "301", rows, rng.integers(1, 4, size=len(rows)), ones
+
+
+def _lines(file: TextIO, head: list[pl.Series], rows: int, features: Features) -> None:
+    r"""Write lines: the head columns, feature_num, and features as field \x02 id \x03 value joined by \x01."""
+    parts = []
+    for name, row, ids, values in features:
+        frame = pl.DataFrame({"row": row, "id": ids + _BASE[name], "value": values})
+        parts.append(frame.select("row", text=pl.format(name + "\x02{}\x03{}", "id", "value")))
+    joined = pl.concat(parts).group_by("row").agg(pl.len().alias("number"), pl.col("text").str.join("\x01"))
+    columns = {f"h{i}": column for i, column in enumerate(head)}
+    frame = pl.DataFrame({"row": np.arange(rows), **columns}).join(joined, "row", "left").sort("row").drop("row")
+    file.write(frame.write_csv(include_header=False, quote_style="never"))

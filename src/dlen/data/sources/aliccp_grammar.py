@@ -1,0 +1,186 @@
+r"""The raw grammar of Ali-CCP: blocks of lines to arrays, and the exact words for a line that breaks it.
+
+A line is ``head,...,head,feature_num,feature_list``; the list is ``field \x02 id \x03 value`` joined by ``\x01``.
+The fast path treats a block of lines as one array of bytes and leaves the parsing of numbers to Polars' CSV reader.
+Only where its checks fail is the block read again line by line, to say what is wrong and where.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from dlen.data.ragged import Entries
+from dlen.errors import UserError
+
+BLOCK = 32 << 20
+MAX_ID = 2**31 - 2
+_NEWLINE, _COMMA = ord("\n"), ord(",")
+_TO_CSV = np.arange(256, dtype=np.uint8)
+_TO_CSV[[1, 2, 3]] = [_NEWLINE, _COMMA, _COMMA]
+Bytes = NDArray[np.uint8]
+
+
+class _Malformed(Exception):
+    """The fast path met something it does not take; the slow path finds out what."""
+
+
+@dataclass(slots=True)
+class Block:
+    """Some lines of one raw file.
+
+    Attributes:
+        first_line: number of the first line, from 1.
+        head: (n,) strings for each head column, without ``feature_num``.
+        entries: the features; ``field`` counts in the list of fields that the reader was given.
+    """
+
+    first_line: int
+    head: pl.DataFrame
+    entries: Entries
+
+
+class Reader:
+    """Reads one raw file in blocks, checking every line.
+
+    Args:
+        path: the file.
+        head: names of the columns before ``feature_num``.
+        binary: those of them that are 0 or 1.
+        fields: names of the fields the file may hold.
+    """
+
+    def __init__(self, path: Path, head: Sequence[str], binary: Sequence[str], fields: Sequence[str]) -> None:
+        self.path, self.head, self.binary, self.fields = path, list(head), list(binary), list(fields)
+        self._names = pl.Enum(self.fields)
+
+    def __iter__(self) -> Iterator[tuple[Block, int]]:
+        """Blocks, each with the bytes it took."""
+        line = 1
+        for raw in _blocks(self.path):
+            try:
+                block = self._parse(raw, line)
+            except (_Malformed, pl.exceptions.PolarsError):
+                self._explain(raw, line)
+                last = line + raw.count(b"\n") - 1
+                raise UserError(f"{self.path}: lines {line} to {last} cannot be read") from None
+            yield block, len(raw)
+            line += block.entries.rows
+
+    def _parse(self, raw: bytes, first_line: int) -> Block:
+        heads, features, counts = self._split(np.frombuffer(raw, np.uint8))
+        columns = [*self.head, "feature_num"]
+        head = pl.read_csv(heads, has_header=False, quote_char=None, schema=dict.fromkeys(columns, pl.String))
+        numbers = head["feature_num"].cast(pl.Int64, strict=False)
+        if len(head) != len(counts) or any(head.null_count().row(0)) or not (numbers == counts).all():
+            raise _Malformed
+        if not all(head[name].is_in(["0", "1"]).all() for name in self.binary):
+            raise _Malformed
+        row = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+        return Block(first_line, head.drop("feature_num"), self._entries(features, row, len(counts)))
+
+    def _split(self, text: Bytes) -> tuple[bytes, bytes, NDArray[np.int64]]:
+        """A block of lines -> its head columns as CSV, its features as CSV, and the features of each line."""
+        newline = np.flatnonzero(text == _NEWLINE)
+        comma = np.flatnonzero(text == _COMMA)
+        columns = len(self.head) + 1
+        if len(comma) != columns * len(newline):
+            raise _Malformed
+        comma = comma.reshape(-1, columns)
+        last = comma[:, -1]
+        if (last > newline).any() or (comma[1:, 0] < newline[:-1]).any():
+            raise _Malformed
+        edges = np.zeros(len(text) + 1, np.int8)
+        edges[last + 1], edges[newline + 1] = 1, -1  # a list begins after its comma and ends with its newline
+        listed = np.cumsum(edges[:-1], dtype=np.int8).view(bool)
+        empty = last + 1 == newline
+        if empty.any():  # begins and ends in one place: the edges above have overwritten each other
+            edges[newline[empty]], edges[newline[empty] + 1] = 0, 0
+            listed = np.cumsum(edges[:-1], dtype=np.int8).view(bool)
+        heads = text.copy()
+        heads[last] = _NEWLINE
+        keep = ~listed
+        keep[newline] = False
+        separators = np.searchsorted(np.flatnonzero(text == 1), newline)
+        counts = np.diff(separators, prepend=0) + ~empty
+        return heads[keep].tobytes(), _TO_CSV[text[listed]].tobytes(), counts
+
+    def _entries(self, features: bytes, row: NDArray[np.int32], rows: int) -> Entries:
+        schema = {"field": pl.String, "id": pl.Int64, "value": pl.Float32}
+        if not features:
+            return Entries(rows, row, np.zeros(0, np.uint8), np.zeros(0, np.int32), np.zeros(0, np.float32))
+        frame = pl.read_csv(features, has_header=False, quote_char=None, schema=schema)
+        field = frame["field"].cast(self._names, strict=False).to_physical()
+        ids, values = frame["id"], frame["value"]
+        if len(frame) != len(row) or field.null_count() or ids.null_count() or values.null_count():
+            raise _Malformed
+        if len(ids) and (ids.min() < 0 or ids.max() > MAX_ID or not values.is_finite().all()):  # type: ignore[operator]
+            raise _Malformed
+        return Entries(rows, row, field.to_numpy(), ids.cast(pl.Int32).to_numpy(), values.to_numpy())
+
+    def _explain(self, raw: bytes, first_line: int) -> None:
+        """Find the first line that breaks the grammar and say so."""
+        for number, line in enumerate(raw.decode("utf-8", "replace").split("\n")[:-1], first_line):
+            problem = self._problem(line)
+            if problem:
+                raise UserError(f"{self.path}, line {number}: {problem}")
+
+    def _problem(self, line: str) -> str | None:
+        expected = f"{', '.join(self.head)}, feature_num, feature_list separated by commas"
+        columns = line.split(",")
+        if len(columns) != len(self.head) + 2:
+            return f"{len(columns)} columns instead of {len(self.head) + 2} ({expected})"
+        *head, number, features = columns
+        for name, value in zip(self.head, head, strict=True):
+            if name in self.binary and value not in ("0", "1"):
+                return f"{name} is {value!r}, not 0 or 1"
+            if not value:
+                return f"{name} is empty"
+        entries = features.split("\x01") if features else []
+        for entry in entries:
+            problem = self._entry_problem(entry)
+            if problem:
+                return problem
+        if number != str(len(entries)):
+            return f"feature_num is {number!r}, but the list has {len(entries)} features (a truncated line?)"
+        return None
+
+    def _entry_problem(self, entry: str) -> str | None:
+        name, _, rest = entry.partition("\x02")
+        raw_id, found, value = rest.partition("\x03")
+        shown = entry.replace("\x02", r"\x02").replace("\x03", r"\x03")
+        if not found:
+            return rf"feature {shown!r} is not field \x02 id \x03 value"
+        if name not in self.fields:
+            return f"unknown field {name!r} (this file may hold {', '.join(self.fields)})"
+        if not raw_id.isascii() or not raw_id.isdigit() or int(raw_id) > MAX_ID:
+            return f"field {name}: id {raw_id!r} is not a whole number from 0 to {MAX_ID}"
+        try:
+            finite = math.isfinite(float(value))
+        except ValueError:
+            finite = False
+        return None if finite else f"field {name}: value {value!r} is not a finite number"
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    """Whole lines, about BLOCK bytes at a time; the last one gets the newline it may lack."""
+    rest = b""
+    with path.open("rb") as file:
+        while chunk := file.read(BLOCK):
+            chunk = rest + chunk
+            end = chunk.rfind(b"\n") + 1
+            rest = chunk[end:]
+            if end:
+                yield _unix(chunk[:end])
+    if rest:
+        yield _unix(rest + b"\n")
+
+
+def _unix(lines: bytes) -> bytes:
+    return lines.replace(b"\r\n", b"\n") if b"\r" in lines else lines

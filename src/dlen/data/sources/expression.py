@@ -1,0 +1,117 @@
+"""Label expressions such as ``label == 0 and not is_spam == 1``: parsed, never executed, turned into Polars.
+
+Grammar: column names (``col("native-country")`` where a name is no identifier), numbers, quoted strings,
+``== != < <= > >=``, ``in [..]``, ``not in [..]``, ``and``, ``or``, ``not`` and parentheses. A column compared with a
+number is read as a number, with a string as text.
+"""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import polars as pl
+
+_COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+}
+
+
+class Expression:
+    """A parsed label expression.
+
+    Args:
+        text: the expression.
+
+    Attributes:
+        columns: names of the columns it reads.
+        numeric: those of them that are read as numbers.
+
+    Raises:
+        ValueError: the text is not in the grammar above.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.columns: list[str] = []
+        self.numeric: list[str] = []
+        try:
+            tree = ast.parse(text, mode="eval").body
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            raise ValueError(f"{text!r} is not an expression such as `label == 0`") from None
+        name = self._name(tree)
+        if name is not None:  # a column of its own holds the label, 0 or 1
+            self.columns, self.numeric = [name], [name]
+            self.expr = pl.col(name).cast(pl.Float64)
+        else:
+            self.expr = self._boolean(tree).cast(pl.Float64)
+
+    def _name(self, node: ast.AST) -> str | None:
+        if isinstance(node, ast.Name):
+            return node.id
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "col":
+            if len(node.args) == 1 and isinstance(node.args[0], ast.Constant) and not node.keywords:
+                return str(node.args[0].value)
+        return None
+
+    def _boolean(self, node: ast.AST) -> pl.Expr:
+        if isinstance(node, ast.BoolOp):
+            parts = [self._boolean(value) for value in node.values]
+            join = operator.and_ if isinstance(node.op, ast.And) else operator.or_
+            result = parts[0]
+            for part in parts[1:]:
+                result = join(result, part)
+            return result
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+            return ~self._boolean(node.operand)
+        if isinstance(node, ast.Compare) and len(node.ops) == 1:
+            return self._comparison(node.left, node.ops[0], node.comparators[0])
+        raise self._error(node)
+
+    def _comparison(self, left: ast.AST, op: ast.cmpop, right: ast.AST) -> pl.Expr:
+        name = self._name(left)
+        if name is None:
+            raise self._error(left)
+        if isinstance(op, ast.In | ast.NotIn):
+            if not isinstance(right, ast.List | ast.Tuple):
+                raise self._error(right)
+            values = [self._constant(item) for item in right.elts]
+            found = self._column(name, values).is_in(values)
+            return ~found if isinstance(op, ast.NotIn) else found
+        if type(op) not in _COMPARISONS:
+            raise self._error(op)
+        value = self._constant(right)
+        result: pl.Expr = _COMPARISONS[type(op)](self._column(name, [value]), pl.lit(value))
+        return result
+
+    def _column(self, name: str, values: list[float | str]) -> pl.Expr:
+        self.columns.append(name)
+        if all(isinstance(v, str) for v in values):
+            return pl.col(name).cast(pl.String)
+        if any(isinstance(v, str) for v in values):
+            raise ValueError(f"{self.text!r}: {name} is compared with both numbers and text")
+        self.numeric.append(name)
+        return pl.col(name).cast(pl.Float64)
+
+    def _constant(self, node: ast.AST) -> float | str:
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+            value = self._constant(node.operand)
+            if isinstance(value, float):
+                return -value
+        if isinstance(node, ast.Constant):
+            if isinstance(node.value, bool | int | float):
+                return float(node.value)
+            if isinstance(node.value, str):
+                return node.value
+        raise self._error(node)
+
+    def _error(self, node: ast.AST) -> ValueError:
+        part = ast.unparse(node) if isinstance(node, ast.expr) else type(node).__name__
+        return ValueError(f"{self.text!r}: {part!r} is not allowed; write e.g. `label == 0` or `kind in ['a', 'b']`")

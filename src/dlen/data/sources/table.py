@@ -1,0 +1,362 @@
+"""Any table: CSV, TSV or Parquet files with a YAML that says what their columns are.
+
+The files are streamed two or three times: once for the boundaries of a split by time, once for vocabularies,
+statistics and labels of the training rows, once to encode. Memory is bounded by a chunk and the vocabularies.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from dlen.data.hashing import fraction
+from dlen.data.ragged import Entries, select_rows, to_columns
+from dlen.data.sources.table_columns import LINE, Sample, TableColumn, make_column, numbers
+from dlen.data.sources.table_spec import TableSpec, expression, load_spec
+from dlen.data.store import Columns, SplitWriter, StoreWriter
+from dlen.errors import UserError
+from dlen.progress import Stage
+from dlen.schema import Field, Kind, Schema, Task
+
+Array = NDArray[Any]
+SPLITS = ("train", "validation", "test")
+_CHUNK = 1 << 17
+
+
+class Table:
+    """A user's own table as a data source.
+
+    Args:
+        spec: the YAML that describes it.
+        name: of the data set.
+        files: overrides the spec's ``files``; relative to the working folder.
+    """
+
+    def __init__(self, spec: str, name: str = "table", files: Any = None) -> None:
+        self.name = name
+        self.path = Path(spec)
+        self.table: TableSpec = load_spec(self.path)
+        self.labels = {task: expression(t, self.path, task) for task, t in self.table.tasks.items()}
+        self.sources = self._sources(files)
+
+    def _sources(self, override: Any) -> dict[str, list[Path]]:
+        """Paths by split; ``all`` where one table is to be split."""
+        given = self.table.files if override is None else override
+        folder = self.path.parent if override is None else Path()
+        if given is None:
+            raise UserError(f"{self.path}: files: name the table here, or set data.files=FILE")
+        by_split = given if isinstance(given, dict) else {"all": given}
+        if set(by_split) not in ({"all"}, {"train", "test"}, set(SPLITS)):
+            raise UserError(f"{self.path}: files: give one table, or train and test, or train, validation and test")
+        return {
+            split: [folder / str(p) for p in (paths if isinstance(paths, list) else [paths])]
+            for split, paths in by_split.items()
+        }
+
+    def settings(self) -> dict[str, Any]:
+        """The spec's text."""
+        files = {split: [str(p) for p in paths] for split, paths in self.sources.items()}
+        return {"spec": self.path.read_text(), "files": files}
+
+    def files(self) -> list[Path]:
+        """The table's files."""
+        paths = [p for paths in self.sources.values() for p in paths]
+        for path in paths:
+            if not path.is_file():
+                raise UserError(f"{path}: no such file; set it with files in {self.path} or data.files=FILE")
+            if path.stat().st_size == 0:
+                raise UserError(f"{path}: the file is empty")
+        return paths
+
+    def write(self, writer: StoreWriter) -> Schema:
+        """Split, learn from the training rows, encode."""
+        for path in self.files():
+            self._check_columns(path)
+        self._boundaries = self._time_boundaries()
+        columns = [make_column(name, spec) for name, spec in self.table.fields.items()]
+        tally = self._learn(columns)
+        for column in columns:
+            column.freeze(writer)
+        self._check_tally(tally)
+        fields = [f for kind in Kind for c in columns for f in c.fields() if f.kind is kind]
+        schema = Schema(tuple(fields), self._tasks(tally), user=self.table.user, position=self.table.position)
+        self._encode(writer, columns, schema)
+        return schema
+
+    # Reading
+
+    def _options(self, path: Path) -> dict[str, Any]:
+        ending = "".join(path.suffixes[-2:] if path.suffix == ".gz" else path.suffixes[-1:])
+        default = "\t" if ending.startswith((".tsv", ".tab")) else ","
+        return {"separator": self.table.separator or default, "comment_prefix": self.table.comment or None}
+
+    def _scan(self, path: Path) -> pl.LazyFrame:
+        if path.suffix == ".parquet":
+            return pl.scan_parquet(path).with_row_index(LINE, offset=1)
+        frame = pl.scan_csv(
+            path,
+            has_header=self.table.header,
+            new_columns=self.table.columns or None,
+            infer_schema=False,
+            encoding="utf8-lossy",
+            **self._options(path),
+        )
+        stripped = frame.with_columns(pl.all().str.strip_chars())
+        return stripped.with_row_index(LINE, offset=2 if self.table.header else 1)
+
+    def _frames(self, label: str) -> Iterator[tuple[pl.DataFrame, Path, str]]:
+        """Chunks of all files, with their file and its split, without blank lines."""
+        total = sum(p.stat().st_size for p in self.files())
+        with Stage(label, total, "B") as stage:
+            for split, paths in self.sources.items():
+                for path in paths:
+                    rows, left = 0, path.stat().st_size
+                    for frame in self._chunks(path):
+                        rows += len(frame)
+                        yield frame, path, split
+                        size = min(_csv_bytes(frame), left) if path.suffix != ".parquet" else 0
+                        stage.advance(size)
+                        left -= size
+                    if rows == 0:
+                        raise UserError(f"{path}: no rows")
+                    stage.advance(left)
+
+    def _chunks(self, path: Path) -> Iterator[pl.DataFrame]:
+        checked = path.suffix == ".parquet"
+        try:
+            for frame in self._scan(path).collect_batches(chunk_size=_CHUNK, maintain_order=True):
+                cells = [c for c in frame.columns if c != LINE]
+                if not checked and frame[cells[-1]].null_count():
+                    # A short row ends in a null, and so does a row whose last cell is empty: look which it is.
+                    self._check_widths(path)
+                    checked = True
+                blank = frame.select(pl.all_horizontal(pl.col(cells).is_null())).to_series()
+                yield frame.filter(~blank) if blank.any() else frame
+        except pl.exceptions.PolarsError as error:
+            if path.suffix != ".parquet":
+                self._check_widths(path)
+            raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
+
+    def _check_widths(self, path: Path) -> None:
+        """Read a CSV file line by line to find the first row with too many or too few columns."""
+        options = self._options(path)
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
+            rows = csv.reader(file, delimiter=options["separator"])
+            width = 0
+            for row in rows:
+                comment = options["comment_prefix"]
+                if not row or row == [""] or (comment and row[0].startswith(comment)):
+                    continue
+                width = width or len(self.table.columns) or len(row)
+                if len(row) != width:
+                    raise UserError(f"{path}, row {rows.line_num}: {len(row)} columns instead of {width}")
+
+    def _check_columns(self, path: Path) -> None:
+        """Every column the spec names exists, and every column of the file is named or ignored."""
+        try:
+            found = [c for c in self._scan(path).collect_schema().names() if c != LINE]
+        except pl.exceptions.PolarsError as error:
+            raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
+        named = {spec.column: f"fields.{name}" for name, spec in self.table.fields.items()}
+        named |= {c: f"tasks.{name}" for name, e in self.labels.items() for c in e.columns}
+        if self.table.split.column:
+            named.setdefault(self.table.split.column, "split.column")
+        ignore = self.table.ignore if isinstance(self.table.ignore, list) else [self.table.ignore]
+        named |= {str(c): "ignore" for c in ignore if c != "rest"}
+        for column, key in named.items():
+            if column not in found:
+                near = difflib.get_close_matches(column, found, 1)
+                hint = f"did you mean {near[0]}?" if near else f"its columns are {', '.join(found)}"
+                raise UserError(f"{path}: no column {column!r}, named by {key} in {self.path}; {hint}")
+        unnamed = [c for c in found if c not in named]
+        if unnamed and "rest" not in ignore:
+            raise UserError(
+                f"{self.path}: columns of {path.name} that it does not name: {', '.join(unnamed)}; "
+                "make them fields, or list them (or the word rest) under ignore"
+            )
+
+    # Splitting
+
+    def _time_boundaries(self) -> Array | None:
+        """Where validation and test begin, for a split by time."""
+        split = self.table.split
+        if split.by != "time" or set(self.sources) == set(SPLITS):
+            return None
+        if split.test_from is not None:
+            return np.array([float(split.validation_from), float(split.test_from)])
+        sample = Sample()
+        for frame, path, _ in self._frames("finding the split by time"):
+            sample.add(self._times(frame, path))
+        times = sample.sorted()
+        test = 0.0 if "test" in self.sources else split.test
+        places = [round(len(times) * (1 - split.validation - test)), round(len(times) * (1 - test))]
+        ends = [times[p] if p < len(times) else np.inf for p in places]
+        return np.array(ends, np.float64)
+
+    def _times(self, frame: pl.DataFrame, path: Path) -> Array:
+        column = self.table.split.column
+        if frame[column].dtype.is_temporal():
+            frame = frame.with_columns(pl.col(column).cast(pl.Datetime("us")).cast(pl.Int64))
+        values = numbers(frame, column, path)
+        if values.null_count():
+            row = frame.filter(values.is_null())[LINE][0]
+            raise UserError(f"{path}, row {row}: column {column}: empty, but the split is by this time")
+        return values.to_numpy()
+
+    def _assign(self, frame: pl.DataFrame, path: Path, file_split: str) -> Array:
+        """(n,) 0 for train, 1 for validation, 2 for test."""
+        split = self.table.split
+        if file_split == "test" or set(self.sources) == set(SPLITS):
+            return np.full(len(frame), SPLITS.index(file_split))
+        test = split.test if file_split == "all" else 0.0
+        if split.by == "column":
+            cells = frame[split.column].cast(pl.String)
+            chosen = [cells.is_in(values).to_numpy() for values in (split.validation, split.test)]
+            return np.where(chosen[1], 2, np.where(chosen[0], 1, 0))
+        if split.by == "time":
+            assert self._boundaries is not None
+            place = np.searchsorted(self._boundaries, self._times(frame, path), side="right")
+            return np.minimum(place, 2 if file_split == "all" else 1)
+        if split.by == "hash":
+            keys = _hash_texts(frame[split.column].cast(pl.String).fill_null(""))
+        else:
+            keys = frame[LINE].to_numpy().astype(np.int64)
+        where = fraction(keys, split.seed)
+        return np.where(where < test, 2, np.where(where < test + split.validation, 1, 0))
+
+    # Labels
+
+    def _labels(self, frame: pl.DataFrame, path: Path) -> Array:
+        """(n, T) 0 or 1."""
+        columns = []
+        for name, parsed in self.labels.items():
+            for column in parsed.numeric:
+                cells = numbers(frame, column, path)
+                frame = frame.with_columns(cells.alias(column))
+            values = frame.select(label=parsed.expr)["label"]
+            bad = values.is_null() | ~values.is_in([0.0, 1.0])
+            if bad.any():
+                found = frame.filter(bad)
+                shown = ", ".join(f"{c} = {found[c][0]!r}" for c in dict.fromkeys(parsed.columns))
+                raise UserError(
+                    f"{path}, row {found[LINE][0]}: task {name}: the label is neither 0 nor 1 ({shown}); "
+                    f"an expression such as `{parsed.columns[0]} > 0` in {self.path} makes it so"
+                )
+            columns.append(values.cast(pl.UInt8).to_numpy())
+        return np.stack(columns, 1)
+
+    # Passes
+
+    def _learn(self, columns: list[TableColumn]) -> Array:
+        """Show the training rows to every column; returns counts (split, task, label) of observed rows."""
+        names = list(self.table.tasks)
+        tally = np.zeros((len(SPLITS), len(names), 2), np.int64)
+        for frame, path, file_split in self._frames("learning vocabularies and statistics"):
+            where = self._assign(frame, path, file_split)
+            labels = self._labels(frame, path)
+            training = frame.filter(pl.Series(where == 0))
+            for column in columns:
+                column.observe(training, path)
+            for task, name in enumerate(names):
+                seen = self._observed(labels, name)
+                for split in range(len(SPLITS)):
+                    tally[split, task] += np.bincount(labels[(where == split) & seen, task], minlength=2)
+        return tally
+
+    def _observed(self, labels: Array, name: str) -> Array:
+        """(n,) whether a row measures a task."""
+        names = list(self.table.tasks)
+        seen = np.ones(len(labels), bool)
+        parent, walked = self.table.tasks[name].observed_where, {name}
+        while parent is not None:
+            if parent in walked:
+                raise UserError(f"{self.path}: tasks.{name}.observed_where goes in a circle")
+            walked.add(parent)
+            seen &= labels[:, names.index(parent)] == 1
+            parent = self.table.tasks[parent].observed_where
+        return seen
+
+    def _check_tally(self, tally: Array) -> None:
+        for split, counts in zip(SPLITS, tally, strict=True):
+            if counts.sum() == 0:
+                raise UserError(f"{self.path}: split: no rows are left for {split}")
+            for name, (negatives, positives) in zip(self.table.tasks, counts, strict=True):
+                if negatives and positives:
+                    continue
+                missing = "positives" if negatives else "negatives" if positives else "observed rows"
+                if split == "train" or not self.table.split.allow_one_class:
+                    raise UserError(
+                        f"{self.path}: task {name} has no {missing} in {split} ({negatives + positives} rows): change "
+                        "the split, drop the task" + (", or set split.allow_one_class" if split != "train" else "")
+                    )
+
+    def _tasks(self, tally: Array) -> tuple[Task, ...]:
+        observed = tally[0]
+        tasks = []
+        for (name, spec), (negatives, positives) in zip(self.table.tasks.items(), observed, strict=True):
+            rate = positives / (negatives + positives)
+            if spec.train_on == "all" and spec.observed_where:
+                rate = positives / observed.sum(axis=1).max()
+            tasks.append(Task(name, float(rate), spec.observed_where, spec.train_on, spec.joint, spec.weight))
+        return tuple(tasks)
+
+    def _encode(self, writer: StoreWriter, columns: list[TableColumn], schema: Schema) -> None:
+        counts = {kind: len(schema.of_kind(kind)) for kind in Kind}
+        splits = [writer.split(name, counts, len(schema.tasks)) for name in SPLITS]
+        for frame, path, file_split in self._frames("writing the prepared store"):
+            where = self._assign(frame, path, file_split)
+            encoded = _columns(frame, path, columns, schema)
+            labels = self._labels(frame, path)
+            for number, split in enumerate(splits):
+                _append(split, encoded, labels, where == number)
+
+
+def _csv_bytes(frame: pl.DataFrame) -> int:
+    """About how many bytes of the file a chunk took."""
+    cells = frame.drop(LINE)
+    lengths = cells.select(pl.all().str.len_bytes().sum()).row(0)
+    return sum(n or 0 for n in lengths) + cells.width * cells.height
+
+
+def _append(split: SplitWriter, columns: Columns, labels: Array, mask: Array) -> None:
+    if mask.any():
+        split.append(select_rows(columns, mask), labels[mask])
+
+
+def _columns(frame: pl.DataFrame, path: Path, columns: list[TableColumn], schema: Schema) -> Columns:
+    """A chunk as rows of the embedding table and scaled numbers."""
+    n, offsets = len(frame), schema.offsets
+
+    def stacked(values: list[Array], dtype: type) -> Array:
+        return np.stack(values, 1).astype(dtype) if values else np.zeros((n, 0), dtype)
+
+    singles: list[Field] = schema.of_kind(Kind.ID)
+    codes = [code for column in columns for code in column.ids(frame, path)]
+    ids = [code + offsets[field.name] for field, code in zip(singles, codes, strict=True)]
+    scaled = [value for column in columns for value in column.numbers(frame, path)]
+    bags = [(column, bag) for column in columns if (bag := column.bag(frame, path)) is not None]
+    flat = [
+        (row, np.full(len(row), number), code + offsets[column.name], weight)
+        for number, (column, (row, code, weight)) in enumerate(bags)
+    ]
+    parts = [np.concatenate(part) for part in zip(*flat, strict=True)] or [np.zeros(0, np.int64)] * 4
+    caps = [column.spec.max_values for column, _ in bags]
+    ragged = to_columns(Entries(n, *parts), [], range(len(bags)), caps)
+    return Columns(stacked(ids, np.int32), stacked(scaled, np.float32), ragged.bag_lengths, ragged.bag_ids, ragged.bag_weights)
+
+
+def _hash_texts(cells: pl.Series) -> NDArray[np.int64]:
+    """A stable 63-bit number for each text; the work in Python is for each distinct text, not for each row."""
+    distinct = cells.unique()
+    digests = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in distinct]
+    values = np.frombuffer(b"".join(digests), np.uint64) >> np.uint64(1)
+    codes = cells.cast(pl.Enum(distinct)).to_physical().to_numpy()
+    return values.astype(np.int64)[codes]

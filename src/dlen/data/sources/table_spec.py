@@ -1,0 +1,239 @@
+"""The YAML that says what the columns of a user's table are, read and checked before any row is."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from dlen.data.sources.expression import Expression
+from dlen.errors import UserError
+from dlen.schema import Pooling
+
+KINDS = ("id", "ids", "numeric", "time")
+TIME_PARTS = {"hour": 24, "weekday": 7, "day": 31, "month": 12}
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class FieldSpec:
+    """One entry of ``fields``.
+
+    Attributes:
+        kind: id, ids, numeric or time.
+        column: its column; by default the field's name.
+        side: user, item, cross or context.
+        min_count: id, ids: rarer values are unknown.
+        separator: ids: between values.
+        weight_separator: ids: between a value and its weight, as in ``red:0.5``.
+        max_values: ids: the heaviest stay.
+        pooling: ids: mean or sum of the values' vectors.
+        transform: numeric: standardise, or quantile for equal-sized buckets.
+        buckets: numeric with quantile: how many.
+        format: time: such as ``%Y-%m-%d %H:%M:%S``; without it the column holds numbers since 1970.
+        unit: time without format: s or ms.
+        utc_offset: time: hours added before the parts are taken.
+        parts: time: hour, weekday, day, month; each becomes an id field.
+    """
+
+    kind: str = "id"
+    column: str = ""
+    side: str = "context"
+    min_count: int = 1
+    separator: str = "|"
+    weight_separator: str = ""
+    max_values: int = 20
+    pooling: str = "mean"
+    transform: str = "standardise"
+    buckets: int = 20
+    format: str = ""
+    unit: str = "s"
+    utc_offset: float = 0.0
+    parts: list[str] = field(default_factory=lambda: ["hour", "weekday"])
+
+
+@dataclass(slots=True)
+class TaskSpec:
+    """One entry of ``tasks``.
+
+    Attributes:
+        label: a column that is 0 or 1, or an expression such as ``label == 0``.
+        observed_where: the task counts only where this other task is positive.
+        train_on: observed (the default) or all.
+        joint: name of "this and its parents happened", measured over all rows.
+        weight: of the task's loss.
+    """
+
+    label: str = ""
+    observed_where: str | None = None
+    train_on: str = "observed"
+    joint: str = ""
+    weight: float = 1.0
+
+
+@dataclass(slots=True)
+class SplitSpec:
+    """How rows become train, validation and test.
+
+    Attributes:
+        by: fraction (random rows), hash (of a column: all rows of a user together), time, or column (named values).
+        column: for hash, time and column.
+        validation: a share; with ``by: column`` a list of values.
+        test: a share; with ``by: column`` a list of values.
+        validation_from: with ``by: time``: the first value of validation, instead of a share.
+        test_from: with ``by: time``: the first value of test, instead of a share.
+        seed: of the hash.
+        allow_one_class: do not insist on both classes of every task in validation and test.
+    """
+
+    by: str = "fraction"
+    column: str = ""
+    validation: Any = 0.1
+    test: Any = 0.1
+    validation_from: Any = None
+    test_from: Any = None
+    seed: int = 0
+    allow_one_class: bool = False
+
+
+@dataclass(slots=True)
+class TableSpec:
+    """The whole file.
+
+    Attributes:
+        files: a path, or paths for train, test and perhaps validation; relative to the YAML.
+        fields: inputs of the models, by name.
+        tasks: labels, by name.
+        split: how rows are shared out; with files for train and test, how validation is taken from train.
+        ignore: columns to leave out; the word ``rest`` leaves out all that are not named.
+        separator: of CSV columns; by default by the file's ending.
+        header: whether the first line names the columns.
+        columns: their names where there is no header.
+        comment: lines that begin with this are skipped.
+        user: the field that says whose row it is.
+        position: the field with the place on the page.
+    """
+
+    files: Any = None
+    fields: dict[str, FieldSpec] = field(default_factory=dict)
+    tasks: dict[str, TaskSpec] = field(default_factory=dict)
+    split: SplitSpec = field(default_factory=SplitSpec)
+    ignore: Any = field(default_factory=list)
+    separator: str = ""
+    header: bool = True
+    columns: list[str] = field(default_factory=list)
+    comment: str = ""
+    user: str | None = None
+    position: str | None = None
+
+
+def load_spec(path: Path) -> TableSpec:
+    """Read and check a spec.
+
+    Raises:
+        UserError: the file is missing, is no YAML, or has a key or value that it may not have.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); data.spec names the YAML of a table") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+    spec = _fill(TableSpec, content, path, "")
+    spec.fields = {str(k): _fill(FieldSpec, v, path, f"fields.{k}") for k, v in _mapping(spec.fields, path, "fields")}
+    spec.tasks = {str(k): _task(v, path, f"tasks.{k}") for k, v in _mapping(spec.tasks, path, "tasks")}
+    if isinstance(spec.split, Mapping):
+        spec.split = _fill(SplitSpec, spec.split, path, "split")
+    _check(spec, path)
+    return spec
+
+
+def expression(task: TaskSpec, path: Path, name: str) -> Expression:
+    """The parsed label of a task; UserError with its place in the YAML."""
+    try:
+        return Expression(str(task.label))
+    except ValueError as error:
+        raise UserError(f"{path}: tasks.{name}.label: {error}") from None
+
+
+def choose(value: Any, choices: tuple[str, ...], path: Path, key: str) -> None:
+    """Raise UserError unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        near = difflib.get_close_matches(str(value), choices, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"{path}: {key}: {value!r} is not one of {', '.join(choices)}{hint}")
+
+
+def _mapping(value: Any, path: Path, key: str) -> list[tuple[Any, Any]]:
+    if not isinstance(value, Mapping) or not value:
+        raise UserError(f"{path}: {key}: names at least one of them, as a mapping")
+    return list(value.items())
+
+
+def _task(value: Any, path: Path, key: str) -> TaskSpec:
+    return _fill(TaskSpec, value if isinstance(value, Mapping) else {"label": value}, path, key)
+
+
+def _fill(kind: type[T], content: Any, path: Path, key: str) -> T:
+    """A dataclass from a mapping, refusing keys it does not have and values of another type."""
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path}: {key or 'the file'}: must be a mapping of settings")
+    known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
+    for name, value in content.items():
+        where = f"{key}.{name}" if key else str(name)
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, 1)
+            hint = f"; did you mean {near[0]}?" if near else f" (keys: {', '.join(known)})"
+            raise UserError(f"{path}: {where}: there is no such key{hint}")
+        expected = {"str": str, "int": int, "float": (int, float), "bool": bool}.get(str(known[str(name)].type))
+        if expected and not isinstance(value, expected):  # type: ignore[arg-type]
+            raise UserError(f"{path}: {where}: {value!r} is not of type {known[str(name)].type}")
+    return kind(**content)
+
+
+def _check(spec: TableSpec, path: Path) -> None:
+    for name, item in spec.fields.items():
+        key = f"fields.{name}"
+        choose(item.kind, KINDS, path, f"{key}.kind")
+        choose(item.transform, ("standardise", "quantile"), path, f"{key}.transform")
+        choose(item.pooling, tuple(Pooling), path, f"{key}.pooling")
+        choose(item.unit, ("s", "ms"), path, f"{key}.unit")
+        for part in item.parts:
+            choose(part, tuple(TIME_PARTS), path, f"{key}.parts")
+        if item.buckets < 2 or not 1 <= item.max_values < 2**15 or item.min_count < 1:
+            raise UserError(f"{path}: {key}: buckets is at least 2, max_values 1 to 32767, min_count at least 1")
+        item.column = item.column or name
+    for name, task in spec.tasks.items():
+        choose(task.train_on, ("observed", "all"), path, f"tasks.{name}.train_on")
+        if task.observed_where is not None:
+            choose(task.observed_where, tuple(spec.tasks), path, f"tasks.{name}.observed_where")
+        expression(task, path, name)
+    for key in ("user", "position"):
+        value = getattr(spec, key)
+        if value is not None:
+            choose(value, tuple(spec.fields), path, key)
+    _check_split(spec.split, path)
+    if not spec.header and not spec.columns:
+        raise UserError(f"{path}: columns: name them, since header is false")
+
+
+def _check_split(split: SplitSpec, path: Path) -> None:
+    choose(split.by, ("fraction", "hash", "time", "column"), path, "split.by")
+    if split.by != "fraction" and not split.column:
+        raise UserError(f"{path}: split.column: by {split.by} needs a column")
+    for key in ("validation", "test"):
+        value = getattr(split, key)
+        if split.by == "column":
+            if isinstance(value, float) or value is None:
+                raise UserError(f"{path}: split.{key}: with by: column, list the values that make this split")
+            setattr(split, key, [str(v) for v in (value if isinstance(value, list) else [value])])
+        elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+            raise UserError(f"{path}: split.{key}: {value!r} is not a share between 0 and 1")
+    if split.by != "column" and split.validation + split.test >= 1:
+        raise UserError(f"{path}: split: validation and test leave no rows to train on")
+    if (split.validation_from is None) != (split.test_from is None):
+        raise UserError(f"{path}: split: set both validation_from and test_from, or neither")

@@ -1,0 +1,70 @@
+"""Vocabularies: which raw ids a field knows, from counts over the training rows, and the encoding they define."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[Any]
+_PENDING = 1 << 22  # counts held before they are merged
+
+
+class IdCounter:
+    """Counts integer ids over any number of chunks, in memory proportional to the distinct ids."""
+
+    def __init__(self) -> None:
+        self._ids: list[Ints] = []
+        self._counts: list[Ints] = []
+        self._pending = 0
+
+    def add(self, ids: Ints, weights: Ints | None = None) -> None:
+        """Count a chunk; ``weights`` (n,) says how often each entry counts. Negative ids mean absent."""
+        present = ids >= 0
+        ids = ids[present]
+        if weights is None:
+            distinct, counts = np.unique(ids, return_counts=True)
+        else:
+            distinct, inverse = np.unique(ids, return_inverse=True)
+            counts = np.bincount(inverse, weights[present], len(distinct)).astype(np.int64)
+        self._ids.append(distinct)
+        self._counts.append(counts)
+        self._pending += len(distinct)
+        if self._pending > _PENDING:
+            self.result()
+
+    def result(self) -> tuple[Ints, Ints]:
+        """Distinct ids in rising order and their counts."""
+        if not self._ids:
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        ids, inverse = np.unique(np.concatenate(self._ids), return_inverse=True)
+        counts = np.bincount(inverse, np.concatenate(self._counts), len(ids)).astype(np.int64)
+        self._ids, self._counts, self._pending = [ids], [counts], 0
+        return ids, counts
+
+
+class IdVocabulary:
+    """The known ids of one field: the i-th in rising order is encoded as i + 1, all others as 0.
+
+    Args:
+        ids: distinct ids in rising order.
+        counts: how often each occurs in the training rows.
+        min_count: rarer ids are unknown.
+    """
+
+    def __init__(self, ids: Ints, counts: Ints, min_count: int) -> None:
+        known = counts >= min_count
+        self.ids, self.counts = ids[known], counts[known]
+
+    def __len__(self) -> int:
+        """Number of codes, the unknown one included."""
+        return len(self.ids) + 1
+
+    def encode(self, raw: Ints) -> Ints:
+        """Codes of raw ids, any shape."""
+        if not len(self.ids):
+            return np.zeros(raw.shape, np.int32)
+        where = np.searchsorted(self.ids, raw)
+        where[where == len(self.ids)] = 0
+        return np.where(self.ids[where] == raw, where + 1, 0).astype(np.int32)
