@@ -47,7 +47,12 @@ def describe_file(path: Path) -> dict[str, Any]:
         for start in (0, max(size // 2 - _SAMPLE // 2, 0), max(size - _SAMPLE, 0)):
             file.seek(start)
             digest.update(file.read(_SAMPLE))
-    return {"name": path.name, "size": size, "modified": path.stat().st_mtime_ns, "sample": digest.hexdigest()}
+    return {
+        "name": path.name,
+        "size": size,
+        "modified": path.stat().st_mtime_ns,
+        "sample": digest.hexdigest(),
+    }
 
 
 def identify(source: Source) -> dict[str, Any]:
@@ -115,7 +120,9 @@ def summary(store: Store) -> str:
     """What a store holds, in a few lines."""
     content = store.content
     rows = ", ".join(f"{name} {split['rows']:,}" for name, split in content["splits"].items())
-    lines = [f"{content['name']}: {rows} rows; {store.schema.num_embeddings:,} ids in {len(store.schema.fields)} fields"]
+    lines = [
+        f"{content['name']}: {rows} rows; {store.schema.num_embeddings:,} ids in {len(store.schema.fields)} fields"
+    ]
     lines += [f"  training rate of {t.name}: {t.rate:.4%}" for t in store.schema.tasks]
     lines += [f"  {key.replace('_', ' ')}: {value}" for key, value in content["notes"].items()]
     return "\n".join([*lines, f"  in {store.folder}"])

@@ -107,9 +107,7 @@ class TableWriter:
 class SplitWriter:
     """Writes one split: a table plus labels, group numbers and a simulator's truth."""
 
-    def __init__(
-        self, folder: Path, name: str, counts: Mapping[Kind, int], num_tasks: int, num_truth: int
-    ) -> None:
+    def __init__(self, folder: Path, name: str, counts: Mapping[Kind, int], num_tasks: int, num_truth: int) -> None:
         self.table = TableWriter(folder, name, counts)
         self.arrays = {
             "labels": _ArrayWriter(folder / name / "labels.bin", "u1", num_tasks),
@@ -117,9 +115,7 @@ class SplitWriter:
             "truth": _ArrayWriter(folder / name / "truth.bin", "<f4", num_truth),
         }
 
-    def append(
-        self, columns: Columns, labels: Array, group: Array | None = None, truth: Array | None = None
-    ) -> None:
+    def append(self, columns: Columns, labels: Array, group: Array | None = None, truth: Array | None = None) -> None:
         """Add rows at the end. ``labels`` (n, T) 0 or 1; ``group`` (n,) rows of the group table."""
         self.table.append(columns)
         self.arrays["labels"].append(labels)
@@ -165,7 +161,13 @@ class StoreWriter:
         return self._writers[-1]  # type: ignore[return-value]
 
     def split(
-        self, name: str, counts: Mapping[Kind, int], num_tasks: int, *, group: str | None = None, num_truth: int = 0
+        self,
+        name: str,
+        counts: Mapping[Kind, int],
+        num_tasks: int,
+        *,
+        group: str | None = None,
+        num_truth: int = 0,
     ) -> SplitWriter:
         """Start a split; ``group`` names the table its rows join."""
         writer = SplitWriter(self.folder, name, counts, num_tasks, num_truth)

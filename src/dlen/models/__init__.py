@@ -4,4 +4,15 @@ from dlen.models.heads import Bound, Ranking
 from dlen.models.predictions import Latent, Predictions
 from dlen.models.ranker import CGC, DLEN, PLE, MMoE, Ranker, SharedBottom
 
-__all__ = ["CGC", "DLEN", "PLE", "Bound", "Latent", "MMoE", "Predictions", "Ranker", "Ranking", "SharedBottom"]
+__all__ = [
+    "CGC",
+    "DLEN",
+    "PLE",
+    "Bound",
+    "Latent",
+    "MMoE",
+    "Predictions",
+    "Ranker",
+    "Ranking",
+    "SharedBottom",
+]

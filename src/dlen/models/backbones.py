@@ -50,9 +50,7 @@ class SharedBottomBackbone(Backbone):
         dropout: after each layer.
     """
 
-    def __init__(
-        self, in_dim: int, num_tasks: int, *, expert: Sequence[int] = EXPERT, dropout: float = 0.0
-    ) -> None:
+    def __init__(self, in_dim: int, num_tasks: int, *, expert: Sequence[int] = EXPERT, dropout: float = 0.0) -> None:
         super().__init__()
         self.num_tasks = num_tasks
         self.bottom = MLP(in_dim, expert, dropout)
@@ -178,9 +176,7 @@ class PLEBackbone(Backbone):
         self.num_tasks = num_tasks
         widths = [in_dim] + [expert[-1]] * (levels - 1)
         self.levels = nn.ModuleList(
-            CGCLevel(
-                width, num_tasks, shared_experts, task_experts, expert, dropout, last=number == levels - 1
-            )
+            CGCLevel(width, num_tasks, shared_experts, task_experts, expert, dropout, last=number == levels - 1)
             for number, width in enumerate(widths)
         )
         self.out_dim = expert[-1]

@@ -63,20 +63,13 @@ class Towers(nn.Module):
     def __init__(self, biases: Tensor, in_dim: int, sizes: Sequence[int], dropout: float) -> None:
         super().__init__()
         self.towers = nn.ModuleList(MLP(in_dim, sizes, dropout) for _ in biases)
-        self.outputs = nn.ModuleList(
-            nn.Linear(sizes[-1] if sizes else in_dim, biases.shape[1]) for _ in biases
-        )
+        self.outputs = nn.ModuleList(nn.Linear(sizes[-1] if sizes else in_dim, biases.shape[1]) for _ in biases)
         for output, bias in zip(self.outputs, biases, strict=True):
-            # Small weights, so that the first step predicts what the biases say: the training rates.
-            nn.init.normal_(output.weight, std=0.01)  # type: ignore[arg-type]
-            output.bias.data.copy_(bias)  # type: ignore[union-attr, operator]
+            output.bias.data.copy_(bias)  # type: ignore[operator]
 
     def forward(self, representations: Tensor) -> Tensor:
         """(T, B, H) -> (B, T, outputs), at least float32."""
-        logits = [
-            output(tower(r))
-            for r, tower, output in zip(representations, self.towers, self.outputs, strict=True)
-        ]
+        logits = [output(tower(r)) for r, tower, output in zip(representations, self.towers, self.outputs, strict=True)]
         return at_least_float32(torch.stack(logits, 1))
 
 
@@ -90,9 +83,7 @@ class IndependentHead(Head):
         dropout: in the towers.
     """
 
-    def __init__(
-        self, schema: Schema, rep_dim: int, *, tower: Sequence[int] = TOWER, dropout: float = 0.0
-    ) -> None:
+    def __init__(self, schema: Schema, rep_dim: int, *, tower: Sequence[int] = TOWER, dropout: float = 0.0) -> None:
         super().__init__()
         biases = torch.tensor([[logit(r)] for r in _rates(schema)])
         self.towers = Towers(biases, rep_dim, tower, dropout)
@@ -146,7 +137,10 @@ class LatentHead(Head):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.bound, self.prediction = _choice(Bound, bound, "bound"), _choice(Ranking, prediction, "prediction")
+        self.bound, self.prediction = (
+            _choice(Bound, bound, "bound"),
+            _choice(Ranking, prediction, "prediction"),
+        )
         if not 0 < initial_up < 1:
             raise ValueError(f"initial_up must be between 0 and 1, got {initial_up}")
         rates = _rates(schema)
@@ -156,13 +150,10 @@ class LatentHead(Head):
         self.register_buffer("log_ceiling", torch.tensor(ceiling, dtype=torch.float64).log().float())
         self.log_ceiling: Tensor
         up = min(max(initial_up, max(rates) / 0.9), 0.98)
-        pairs = [
-            _initial_pair(rate, up, limit, self.bound) for rate, limit in zip(rates, ceiling, strict=True)
-        ]
+        pairs = [_initial_pair(rate, up, limit, self.bound) for rate, limit in zip(rates, ceiling, strict=True)]
         self.towers = Towers(torch.tensor(pairs), rep_dim, tower, dropout)
         self.hidden = MLP(in_dim, hidden, dropout)
         self.hidden_output = nn.Linear(self.hidden.out_dim, 1)
-        nn.init.normal_(self.hidden_output.weight, std=0.01)
         nn.init.constant_(self.hidden_output.bias, logit(up))
 
     def forward(self, representations: Tensor, x: Tensor) -> Predictions:

@@ -8,7 +8,14 @@ from typing import Protocol
 from torch import nn
 
 from dlen.batch import Batch
-from dlen.models.backbones import EXPERT, Backbone, CGCBackbone, MMoEBackbone, PLEBackbone, SharedBottomBackbone
+from dlen.models.backbones import (
+    EXPERT,
+    Backbone,
+    CGCBackbone,
+    MMoEBackbone,
+    PLEBackbone,
+    SharedBottomBackbone,
+)
 from dlen.models.heads import TOWER, Bound, Head, IndependentHead, LatentHead, Ranking
 from dlen.models.predictions import Predictions
 from dlen.nn.embedding import EmbeddingTable

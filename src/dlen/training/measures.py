@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import PearsonCorrCoef
+from torchmetrics import Metric, PearsonCorrCoef
 
 from dlen.batch import Batch
 from dlen.metrics import CalibrationError, CalibrationRatio, ExactAUC, HistogramAUC, LogLoss, MTLGain
@@ -122,30 +122,29 @@ class Measures(nn.Module):
         """All figures so far, over all processes."""
         names = self.targets.names
         counts = (self.logloss.rows.clone(), self.ratio.observed.clone())  # of this process, for the reasons
-        columns: dict[str, Tensor] = {"auc": self.auc.compute(), "logloss": self.logloss.compute()}
-        columns |= {"calibration": self.ratio.compute(), "ece": self.ece.compute()}
+        columns = {"auc": _column(self.auc), "logloss": _column(self.logloss)}
+        columns |= {"calibration": _column(self.ratio), "ece": _column(self.ece)}
         if self.gain is not None:
             columns["gain"] = self.gain.compute()[:-1]
         if self.other_auc is not None:
             key = "auc_total" if self.ranking is Ranking.JOINT else "auc_joint"
-            columns[key] = self.other_auc.compute()
+            columns[key] = _column(self.other_auc)
         figures = Figures({}, {})
         for key, column in columns.items():
             for index, name in enumerate(names):
                 self._put(figures, f"{key}/{name}", float(column[index]), index, counts)
         self._means(figures)
         if self.up_auc is not None:
-            _put_all(figures, ["auc/up_any", "auc/up_truth"][: len(self.up_auc.compute())], self.up_auc.compute())
+            keys = ["auc/up_any", "auc/up_truth"] if self.has_truth else ["auc/up_any"]
+            _put_all(figures, keys, _column(self.up_auc))
         if self.up_corr is not None:
-            _put_all(figures, ["corr/up_truth"], self.up_corr.compute()[None])
+            _put_all(figures, ["corr/up_truth"], _column(self.up_corr))
         if self.oracle is not None:
             ceilings = [*self.oracle_names, "up_any", "up_truth"]
-            _put_all(figures, [f"oracle/{n}" for n in ceilings], self.oracle.compute())
+            _put_all(figures, [f"oracle/{n}" for n in ceilings], _column(self.oracle))
         return figures
 
-    def _put(
-        self, figures: Figures, key: str, value: float, index: int, counts: tuple[Tensor, Tensor]
-    ) -> None:
+    def _put(self, figures: Figures, key: str, value: float, index: int, counts: tuple[Tensor, Tensor]) -> None:
         rows, positives = (int(c[index]) for c in counts)
         measure = key.split("/")[0]
         if measure in ("logloss", "calibration", "ece") and not self.targets.is_probability()[index]:
@@ -170,6 +169,12 @@ class Measures(nn.Module):
         """Forget all rows."""
         for metric in self.children():
             metric.reset()  # type: ignore[operator]
+
+
+def _column(metric: Metric) -> Tensor:
+    """(K,) values; torchmetrics gives a single one without its dimension."""
+    values: Tensor = metric.compute().reshape(-1)
+    return values
 
 
 def _put_all(figures: Figures, keys: list[str], values: Tensor) -> None:

@@ -32,7 +32,7 @@ class RowOptimizer(Optimizer):
     """
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update the touched rows."""
         loss = None
         if closure is not None:
@@ -119,7 +119,7 @@ class Combined(Optimizer):
         super().__init__([group for part in parts for group in part.param_groups], {})
         self.parts = parts
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Evaluate the loss once, then step every part."""
         loss = None if closure is None else closure()
         for part in self.parts:
@@ -151,6 +151,4 @@ def adam(model: nn.Module, *, lr: float, embedding_lr: float, weight_decay: floa
 def adagrad(model: nn.Module, *, lr: float, embedding_lr: float, weight_decay: float = 0.0) -> Optimizer:
     """Fused Adam for the dense parameters, row-wise Adagrad for the table, with 1/D of Adam's state."""
     tables, dense = _tables_and_dense(model)
-    return Combined(
-        [Adam(dense, lr=lr, weight_decay=weight_decay, fused=True), RowAdagrad(tables, lr=embedding_lr)]
-    )
+    return Combined([Adam(dense, lr=lr, weight_decay=weight_decay, fused=True), RowAdagrad(tables, lr=embedding_lr)])

@@ -68,7 +68,11 @@ def train(config: DictConfig) -> dict[str, Any]:
         print(_describe(config, model, folder), file=sys.stderr, flush=True)
     trainer.fit(module, datamodule=data, ckpt_path=_resume_from(config), weights_only=True)
     metrics: dict[str, Any] = {"model": config.model_name, "data": config.data_name, "seed": config.seed}
-    metrics |= {"version": __version__, "data_fingerprint": store.fingerprint, "fit/steps": trainer.global_step}
+    metrics |= {
+        "version": __version__,
+        "data_fingerprint": store.fingerprint,
+        "fit/steps": trainer.global_step,
+    }
     metrics |= meter.figures(trainer.world_size)
     best = folder / "checkpoints" / "best.ckpt"
     trainer.test(module, datamodule=data, ckpt_path=best, weights_only=True, verbose=False)
@@ -81,15 +85,15 @@ def train(config: DictConfig) -> dict[str, Any]:
     return metrics
 
 
-def build_trainer(
-    config: DictConfig, folder: Path, logger: list[Any], callbacks: list[Callback]
-) -> L.Trainer:
+def build_trainer(config: DictConfig, folder: Path, logger: list[Any], callbacks: list[Callback]) -> L.Trainer:
     """Lightning's trainer from the config group ``trainer``."""
     settings = OmegaConf.to_container(config.trainer, resolve=True)
     assert isinstance(settings, dict)
     bar = any(isinstance(c, TerminalProgress) for c in callbacks)
     try:
-        return L.Trainer(**settings, enable_progress_bar=bar, logger=logger, callbacks=callbacks, default_root_dir=folder)
+        return L.Trainer(
+            **settings, enable_progress_bar=bar, logger=logger, callbacks=callbacks, default_root_dir=folder
+        )
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"config trainer: {str(error).splitlines()[0]}") from None
     except Exception as error:  # Lightning's MisconfigurationException derives from Exception alone
@@ -116,7 +120,9 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     recorded = json.loads((folder / "schema.json").read_text())["fingerprint"]
     if recorded != store.fingerprint:
         raise UserError(f"{folder}: trained on data {recorded}, but the files now give {store.fingerprint}")
-    module = RankingModule(build_model(run_config, store), None, run_config.metrics.auc, _read_base(run_config.base_run))
+    module = RankingModule(
+        build_model(run_config, store), None, run_config.metrics.auc, _read_base(run_config.base_run)
+    )
     loader = run_config.loader
     data = RankingDataModule(store, loader.batch_size, loader.eval_batch_size, run_config.seed, config.split)
     checkpoint = folder / "checkpoints" / f"{config.checkpoint}.ckpt"
@@ -223,9 +229,7 @@ def _loggers(config: DictConfig, folder: Path) -> list[Any]:
 def _callbacks(config: DictConfig, folder: Path, meter: Meter) -> list[Callback]:
     checkpoints = folder / "checkpoints"
     shared: dict[str, Any] = {"dirpath": checkpoints, "enable_version_counter": False}
-    best = ModelCheckpoint(
-        **shared, filename="best", monitor=MONITOR, mode="max", save_top_k=1, save_weights_only=True
-    )
+    best = ModelCheckpoint(**shared, filename="best", monitor=MONITOR, mode="max", save_top_k=1, save_weights_only=True)
     last = ModelCheckpoint(**shared, filename="last", save_top_k=1, save_on_train_epoch_end=False)
     stop = EarlyStopping(MONITOR, mode="max", patience=config.patience, min_delta=0.0, strict=False)
     progress = TerminalProgress(meter) if sys.stderr.isatty() else PlainProgress(meter)

@@ -203,9 +203,7 @@ class AliCCP:
             uses += np.bincount(group, minlength=groups)
         return held_out, np.where(held_out, 0, uses)
 
-    def _count(
-        self, scratch: Path, held_out: NDArray[np.bool_], uses: NDArray[np.int64]
-    ) -> dict[str, IdVocabulary]:
+    def _count(self, scratch: Path, held_out: NDArray[np.bool_], uses: NDArray[np.int64]) -> dict[str, IdVocabulary]:
         """Count every field over training impressions, after the cap: what is cut is never trained."""
         counters = {name: IdCounter() for name in (*SKELETON.names, *COMMON.names)}
         group = read_vectors(scratch, "train", "group", "<i4")
@@ -255,9 +253,7 @@ class AliCCP:
             dropped += impossible
         return dropped
 
-    def _schema(
-        self, vocabularies: Mapping[str, IdVocabulary], positives: NDArray[np.int64], rows: int
-    ) -> Schema:
+    def _schema(self, vocabularies: Mapping[str, IdVocabulary], positives: NDArray[np.int64], rows: int) -> Schema:
         fields = []
         for side in (SKELETON, COMMON):
             fields += [Field(n, Kind.ID, s, len(vocabularies[n])) for n, s in side.single.items()]
@@ -303,9 +299,7 @@ def _walk(scratch: Path, table: str, label: str) -> Iterator[tuple[Columns, int]
             stage.advance(min(_CHUNK, rows - first))
 
 
-def _count_columns(
-    counters: Mapping[str, IdCounter], part: Columns, side: _Side, weights: NDArray[np.int64]
-) -> None:
+def _count_columns(counters: Mapping[str, IdCounter], part: Columns, side: _Side, weights: NDArray[np.int64]) -> None:
     used = weights > 0
     for column, name in enumerate(side.single):
         counters[name].add(part.ids[used, column], weights[used])

@@ -25,11 +25,23 @@ Array = NDArray[Any]
 _ROWS_PER_GROUP = 58  # as in the real files
 _GROUPS_PER_CHUNK = 1000
 _CATEGORIES, _ITEMS, _SHOPS, _BRANDS, _INTENTIONS = 400, 20_000, 4_000, 2_000, 1_500
-_HISTORY = {"109_14": 80, "110_14": 250, "127_14": 130, "150_14": 50}  # mean number of values, as in the real files
+_HISTORY = {
+    "109_14": 80,
+    "110_14": 250,
+    "127_14": 130,
+    "150_14": 50,
+}  # mean number of values, as in the real files
 _PROFILE = {"121": 98, "122": 14, "124": 3, "125": 8, "126": 4, "127": 4, "128": 3, "129": 5}
 _CLICK, _CONVERSION, _IMPOSSIBLE = 0.05, 0.1, 0.0001
 # Where each kind of id begins in the one global space.
-_BASE = {"101": 100_000, "205": 2_000_000, "206": 8_000_000, "207": 8_100_000, "210": 8_200_000, "216": 8_300_000}
+_BASE = {
+    "101": 100_000,
+    "205": 2_000_000,
+    "206": 8_000_000,
+    "207": 8_100_000,
+    "210": 8_200_000,
+    "216": 8_300_000,
+}
 _BASE |= {"109_14": 8_000_000, "110_14": 8_100_000, "127_14": 8_300_000, "150_14": 8_200_000}
 _BASE |= {"508": 8_400_000, "509": 8_500_000, "702": 8_600_000, "853": 8_700_000, "301": 9_350_000}
 _BASE |= {name: 9_300_000 + 100 * i for i, name in enumerate(_PROFILE)}
@@ -90,9 +102,7 @@ def _write_pair(folder: Path, split: str, rows: int, seed: int) -> None:
     rng = np.random.default_rng([seed, 1, split == "test"])
     world = _World(seed)
     groups = rows // _ROWS_PER_GROUP
-    common_path, skeleton_path = (
-        folder / f"{k}_{split}.csv" for k in ("common_features", "sample_skeleton")
-    )
+    common_path, skeleton_path = (folder / f"{k}_{split}.csv" for k in ("common_features", "sample_skeleton"))
     written = 0
     with common_path.open("w") as common, skeleton_path.open("w") as skeleton:
         with Stage(f"drawing the {split} pair", rows, "rows") as stage:
@@ -166,7 +176,12 @@ def _item_features(rng: np.random.Generator, world: _World, item: Array, matched
     yield "206", rows, world.category[item], ones
     yield "207", rows, world.shop[item], ones
     many = np.repeat(rows, rng.integers(1, 6, size=len(item)))
-    yield "210", many, (item[many] * 31 + rng.integers(5, size=len(many)) * 17) % _INTENTIONS, np.ones(len(many))
+    yield (
+        "210",
+        many,
+        (item[many] * 31 + rng.integers(5, size=len(many)) * 17) % _INTENTIONS,
+        np.ones(len(many)),
+    )
     yield "216", rows, world.brand[item], ones
     crossed = {"508": world.category, "509": world.shop, "702": world.brand}
     for name, column in crossed.items():

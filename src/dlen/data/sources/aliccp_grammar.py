@@ -27,7 +27,7 @@ _TO_CSV[[1, 2, 3]] = [_NEWLINE, _COMMA, _COMMA]
 Bytes = NDArray[np.uint8]
 
 
-class _Malformed(Exception):
+class _MalformedError(Exception):
     """The fast path met something it does not take; the slow path finds out what."""
 
 
@@ -66,7 +66,7 @@ class Reader:
         for raw in _blocks(self.path):
             try:
                 block = self._parse(raw, line)
-            except (_Malformed, pl.exceptions.PolarsError):
+            except (_MalformedError, pl.exceptions.PolarsError):
                 self._explain(raw, line)
                 last = line + raw.count(b"\n") - 1
                 raise UserError(f"{self.path}: lines {line} to {last} cannot be read") from None
@@ -79,23 +79,23 @@ class Reader:
         head = pl.read_csv(heads, has_header=False, quote_char=None, schema=dict.fromkeys(columns, pl.String))
         numbers = head["feature_num"].cast(pl.Int64, strict=False)
         if len(head) != len(counts) or any(head.null_count().row(0)) or not (numbers == counts).all():
-            raise _Malformed
+            raise _MalformedError
         if not all(head[name].is_in(["0", "1"]).all() for name in self.binary):
-            raise _Malformed
+            raise _MalformedError
         row = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
         return Block(first_line, head.drop("feature_num"), self._entries(features, row, len(counts)))
 
     def _split(self, text: Bytes) -> tuple[bytes, bytes, NDArray[np.int64]]:
         """A block of lines -> its head columns as CSV, its features as CSV, and the features of each line."""
         newline = np.flatnonzero(text == _NEWLINE)
-        comma = np.flatnonzero(text == _COMMA)
+        commas = np.flatnonzero(text == _COMMA)
         columns = len(self.head) + 1
-        if len(comma) != columns * len(newline):
-            raise _Malformed
-        comma = comma.reshape(-1, columns)
+        if len(commas) != columns * len(newline):
+            raise _MalformedError
+        comma = commas.reshape(-1, columns)
         last = comma[:, -1]
         if (last > newline).any() or (comma[1:, 0] < newline[:-1]).any():
-            raise _Malformed
+            raise _MalformedError
         edges = np.zeros(len(text) + 1, np.int8)
         edges[last + 1], edges[newline + 1] = 1, -1  # a list begins after its comma and ends with its newline
         listed = np.cumsum(edges[:-1], dtype=np.int8).view(bool)
@@ -119,9 +119,9 @@ class Reader:
         field = frame["field"].cast(self._names, strict=False).to_physical()
         ids, values = frame["id"], frame["value"]
         if len(frame) != len(row) or field.null_count() or ids.null_count() or values.null_count():
-            raise _Malformed
+            raise _MalformedError
         if len(ids) and (ids.min() < 0 or ids.max() > MAX_ID or not values.is_finite().all()):  # type: ignore[operator]
-            raise _Malformed
+            raise _MalformedError
         return Entries(rows, row, field.to_numpy(), ids.cast(pl.Int32).to_numpy(), values.to_numpy())
 
     def _explain(self, raw: bytes, first_line: int) -> None:

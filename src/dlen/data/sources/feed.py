@@ -23,7 +23,8 @@ from dlen.progress import Stage
 from dlen.schema import Field, Kind, Schema, Task
 
 _CHUNK = 1 << 17
-_LATENT = 8  # dimensions of taste
+_WORLD = 1  # counts up when the same settings would draw another world
+_LATENT = 4  # dimensions of taste
 _CATEGORIES, _AUTHORS, _AGES, _GENDERS, _CITIES, _HOURS = 40, 300, 7, 2, 60, 24
 _USER_FIELDS = {"user": "user", "age": "user", "gender": "user", "city": "user"}
 _ITEM_FIELDS = {"item": "item", "category": "item", "author": "item", "hour": "context"}
@@ -69,11 +70,11 @@ class _World:
         self.gender = rng.integers(_GENDERS, size=feed.users)
         self.city = rng.integers(_CITIES, size=feed.users)
         profile = rng.normal(size=(_AGES, _GENDERS, _LATENT))[self.age, self.gender]
-        self.taste = 0.6 * profile + 0.8 * rng.normal(size=(feed.users, _LATENT))
+        self.taste = 0.8 * profile + 0.6 * rng.normal(size=(feed.users, _LATENT))
         self.category = rng.integers(_CATEGORIES, size=feed.items)
         self.author = rng.integers(_AUTHORS, size=feed.items)
         topic = rng.normal(size=(_CATEGORIES, _LATENT))[self.category]
-        self.topic = 0.8 * topic + 0.6 * rng.normal(size=(feed.items, _LATENT))
+        self.topic = 0.9 * topic + 0.44 * rng.normal(size=(feed.items, _LATENT))
         self.quality = 0.5 * rng.normal(size=feed.items)
         self.hour_effect = 0.3 * np.sin(2 * np.pi * (np.arange(_HOURS) - 14) / _HOURS)
         self.activity = np.cumsum(rng.gamma(1.5, size=feed.users))
@@ -145,7 +146,7 @@ class Feed:
     rates: dict[str, float] = field(default_factory=lambda: dict(_RATES))
     preference: float = 0.35
     leak: float = 0.1
-    strength: float = 1.5
+    strength: float = 2.0
     habit: float = 1.5
     validation: float = 0.1
     test: float = 0.1
@@ -168,8 +169,8 @@ class Feed:
                 raise UserError(f"data.rates.{task}: {rate} cannot be reached with preference {self.preference}")
 
     def settings(self) -> dict[str, Any]:
-        """Every argument but the name."""
-        return {k: v for k, v in asdict(self).items() if k != "name"}
+        """Every argument but the name, and the version of the simulator."""
+        return {**{k: v for k, v in asdict(self).items() if k != "name"}, "world": _WORLD}
 
     def files(self) -> list[Path]:
         """None: everything is drawn."""
@@ -185,7 +186,11 @@ class Feed:
         users.append(_columns(dict(zip(_USER_FIELDS, rows, strict=True)), offsets))
         splits = {
             name: writer.split(
-                name, _counts(len(_ITEM_FIELDS)), len(self.rates), group="users", num_truth=2 + len(self.rates)
+                name,
+                _counts(len(_ITEM_FIELDS)),
+                len(self.rates),
+                group="users",
+                num_truth=2 + len(self.rates),
             )
             for name in ("train", "validation", "test")
         }

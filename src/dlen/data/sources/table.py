@@ -350,7 +350,13 @@ def _columns(frame: pl.DataFrame, path: Path, columns: list[TableColumn], schema
     parts = [np.concatenate(part) for part in zip(*flat, strict=True)] or [np.zeros(0, np.int64)] * 4
     caps = [column.spec.max_values for column, _ in bags]
     ragged = to_columns(Entries(n, *parts), [], range(len(bags)), caps)
-    return Columns(stacked(ids, np.int32), stacked(scaled, np.float32), ragged.bag_lengths, ragged.bag_ids, ragged.bag_weights)
+    return Columns(
+        stacked(ids, np.int32),
+        stacked(scaled, np.float32),
+        ragged.bag_lengths,
+        ragged.bag_ids,
+        ragged.bag_weights,
+    )
 
 
 def _hash_texts(cells: pl.Series) -> NDArray[np.int64]:

@@ -263,7 +263,13 @@ class TimeColumn(TableColumn):
             return pl.lit(moments.cast(pl.Datetime("us")))
         text = _text(column)
         parsed = text.str.to_datetime(self.spec.format, strict=False, time_unit="us")
-        _refuse(frame, parsed.is_null() & (text != ""), self.spec.column, path, f"not a time like {self.spec.format}")
+        _refuse(
+            frame,
+            parsed.is_null() & (text != ""),
+            self.spec.column,
+            path,
+            f"not a time like {self.spec.format}",
+        )
         return pl.lit(parsed)
 
 
