@@ -101,6 +101,7 @@ class TableWriter:
             self.arrays[part].append(getattr(columns, part))
 
     def close(self) -> dict[str, Any]:
+        """Close the files; returns the type and shape of each array."""
         return {f"{self.name}/{part}": writer.close() for part, writer in self.arrays.items()}
 
 
@@ -130,6 +131,7 @@ class SplitWriter:
         return self.arrays["labels"].rows
 
     def close(self) -> dict[str, Any]:
+        """Close the files; returns the type and shape of each array."""
         closed = {f"{self.table.name}/{part}": writer.close() for part, writer in self.arrays.items()}
         return {**self.table.close(), **closed}
 

@@ -60,20 +60,20 @@ class Measures(nn.Module):
         self.targets = Targets(schema)
         self.ranking = ranking
         self.num_tasks = len(schema.tasks)
-        names, make = self.targets.names, AUC_KINDS[auc]
-        self.auc = make(len(names))
+        names = self.targets.names
+        self.auc = _make_auc(auc, len(names))
         self.logloss, self.ratio = LogLoss(len(names)), CalibrationRatio(len(names))
         self.ece = CalibrationError(len(names))
         base_values = [(base or {}).get(n, math.nan) for n in names]
         self.gain = MTLGain(self.auc, base_values) if base else None
-        self.other_auc = make(len(names)) if ranking else None
+        self.other_auc = _make_auc(auc, len(names)) if ranking else None
         truth = list(schema.truth)
         self.has_truth = PREFERS in truth and UP in truth
         self.prefers, self.up = (truth.index(n) if self.has_truth else -1 for n in (PREFERS, UP))
         self.oracle_names = [n for n in names if n in truth]
         self.oracle_columns = [truth.index(n) for n in self.oracle_names]
-        self.oracle = make(len(self.oracle_names) + 2) if self.has_truth else None
-        self.up_auc = make(1 + self.has_truth) if ranking else None
+        self.oracle = _make_auc(auc, len(self.oracle_names) + 2) if self.has_truth else None
+        self.up_auc = _make_auc(auc, 1 + self.has_truth) if ranking else None
         self.up_corr = PearsonCorrCoef() if ranking and self.has_truth else None
 
     def update(self, predictions: Predictions, batch: Batch) -> None:
@@ -169,6 +169,10 @@ class Measures(nn.Module):
         """Forget all rows."""
         for metric in self.children():
             metric.reset()  # type: ignore[operator]
+
+
+def _make_auc(kind: str, num_targets: int) -> HistogramAUC | ExactAUC:
+    return AUC_KINDS[kind](num_targets)
 
 
 def _column(metric: Metric) -> Tensor:

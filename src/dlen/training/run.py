@@ -15,6 +15,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from dlen import __version__
@@ -89,16 +90,13 @@ def build_trainer(config: DictConfig, folder: Path, logger: list[Any], callbacks
     """Lightning's trainer from the config group ``trainer``."""
     settings = OmegaConf.to_container(config.trainer, resolve=True)
     assert isinstance(settings, dict)
+    arguments: dict[str, Any] = {str(k): v for k, v in settings.items()}
     bar = any(isinstance(c, TerminalProgress) for c in callbacks)
     try:
         return L.Trainer(
-            **settings, enable_progress_bar=bar, logger=logger, callbacks=callbacks, default_root_dir=folder
+            **arguments, enable_progress_bar=bar, logger=logger, callbacks=callbacks, default_root_dir=folder
         )
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"config trainer: {str(error).splitlines()[0]}") from None
-    except Exception as error:  # Lightning's MisconfigurationException derives from Exception alone
-        if type(error).__name__ != "MisconfigurationException":
-            raise
+    except (TypeError, ValueError, RuntimeError, MisconfigurationException) as error:
         raise UserError(f"config trainer: {str(error).splitlines()[0]}") from None
 
 

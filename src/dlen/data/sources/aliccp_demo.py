@@ -104,15 +104,17 @@ def _write_pair(folder: Path, split: str, rows: int, seed: int) -> None:
     groups = rows // _ROWS_PER_GROUP
     common_path, skeleton_path = (folder / f"{k}_{split}.csv" for k in ("common_features", "sample_skeleton"))
     written = 0
-    with common_path.open("w") as common, skeleton_path.open("w") as skeleton:
-        with Stage(f"drawing the {split} pair", rows, "rows") as stage:
-            for first in range(0, groups, _GROUPS_PER_CHUNK):
-                count = min(_GROUPS_PER_CHUNK, groups - first)
-                last = first + count == groups
-                size = rows - written if last else count * _ROWS_PER_GROUP
-                _write_chunk(rng, world, split, (first, count), (written, size), common, skeleton)
-                written += size
-                stage.advance(size)
+    with (
+        common_path.open("w") as common,
+        skeleton_path.open("w") as skeleton,
+        Stage(f"drawing the {split} pair", rows, "rows") as stage,
+    ):
+        for first in range(0, groups, _GROUPS_PER_CHUNK):
+            count = min(_GROUPS_PER_CHUNK, groups - first)
+            size = rows - written if first + count == groups else count * _ROWS_PER_GROUP
+            _write_chunk(rng, world, split, (first, count), (written, size), common, skeleton)
+            written += size
+            stage.advance(size)
 
 
 def _write_chunk(
@@ -136,9 +138,9 @@ def _write_chunk(
     group = np.sort(rng.integers(count, size=size))
     items = _ITEMS if split == "test" else _ITEMS - _ITEMS // 20  # one item in twenty is new in test
     item = (items * rng.random(size) ** 1.7).astype(np.int64)
-    matched = (world.category[item][:, None] == favourite[group]).any(1) | (rng.random(size) < 0.15)
-    liking = 1.3 * matched + world.quality[item] + 0.4 * rng.normal(size=size)
-    click = rng.random(size) < _sigmoid(liking + np.log(_CLICK) - 0.4)
+    matched = (world.category[item][:, None] == favourite[group]).any(1) | (rng.random(size) < 0.2)
+    liking = 1.6 * matched + world.quality[item] + 0.3 * rng.normal(size=size)
+    click = rng.random(size) < _sigmoid(liking + np.log(_CLICK) - 0.8)
     conversion = click & (rng.random(size) < _sigmoid(liking - world.price[world.category[item]] + np.log(_CONVERSION)))
     conversion |= ~click & (rng.random(size) < _IMPOSSIBLE)
     head = [pl.Series(np.arange(first + 1, first + size + 1)), pl.Series(click.astype(np.uint8))]

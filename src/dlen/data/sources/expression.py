@@ -56,9 +56,9 @@ class Expression:
     def _name(self, node: ast.AST) -> str | None:
         if isinstance(node, ast.Name):
             return node.id
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "col":
-            if len(node.args) == 1 and isinstance(node.args[0], ast.Constant) and not node.keywords:
-                return str(node.args[0].value)
+        match node:
+            case ast.Call(func=ast.Name(id="col"), args=[ast.Constant(value=str(name))], keywords=[]):
+                return name
         return None
 
     def _boolean(self, node: ast.AST) -> pl.Expr:
