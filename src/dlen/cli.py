@@ -11,9 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 
 from dlen.errors import UserError
 
@@ -34,6 +44,8 @@ def command(run: Callable[[DictConfig], Any], config_name: str, folder: Path) ->
             run(config)
         except UserError as error:
             _fail(str(error))  # here, because Hydra prints lines of its own when a job raises
+        except (HydraException, OmegaConfBaseException) as error:
+            _fail(_one_line(error))
 
     entry = hydra.main(version_base="1.3", config_path=str(folder / "conf"), config_name=config_name)(guarded)
     try:
@@ -55,12 +67,16 @@ def _one_line(error: Exception) -> str:
     while isinstance(error, ConfigCompositionException) and isinstance(error.__cause__, Exception):
         error = error.__cause__
     text = str(error)
+    if isinstance(error, OverrideParseException):
+        return f"config override {error.override!r}: {str(error.message).splitlines()[0]}"
     if isinstance(error, MissingConfigException) and error.options:
         wanted = str(error.missing_cfg_file or "").split("/")[-1]
         group = "/".join(str(error.missing_cfg_file or "").split("/")[:-1])
         near = difflib.get_close_matches(wanted, error.options, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         return f"config {group}={wanted}: there is no such choice{hint} (choices: {', '.join(error.options)})"
+    if isinstance(error, MissingMandatoryValue):
+        return f"config {text.split(': ')[-1]}: must be set"
     key = getattr(error, "full_key", None)
     if key and isinstance(error, ConfigKeyError | ConfigAttributeError):
         known = [str(name) for name in error.parent_node] if isinstance(error.parent_node, DictConfig) else []

@@ -27,7 +27,7 @@ class _Rate(ProgressColumn):
 def format_count(value: float) -> str:
     """A number in three digits: 950, 12.3k, 4.56M."""
     for limit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= limit:
+        if abs(value) >= 0.9995 * limit:  # 999,900 is 1M, not 1000k
             return f"{value / limit:.3g}{letter}"
     return f"{value:.0f}"
 

@@ -18,7 +18,8 @@ from dlen.nn.logspace import log1mexp, log_odds
 from dlen.schema import Schema
 from dlen.training.targets import Targets
 
-AUC_KINDS = {"histogram": HistogramAUC, "exact": ExactAUC}
+AUC_KINDS = ("auto", "histogram", "exact")
+EXACT_ROWS = 1_000_000  # up to here `auto` is exact: at most 9 MB for each target
 PREFERS, UP = "prefers", "up"  # a simulator's truth: the drawn hidden state, and its probability
 
 
@@ -44,7 +45,8 @@ class Measures(nn.Module):
 
     Args:
         schema: of the data.
-        auc: ``histogram`` (constant memory) or ``exact``.
+        auc: ``histogram`` (constant memory), ``exact``, or ``auto``: exact up to a million rows.
+        rows: of the split.
         ranking: for DLEN, which of its probabilities ranks; None for other models.
         base: AUC by target of the run to compare with.
     """
@@ -52,7 +54,8 @@ class Measures(nn.Module):
     def __init__(
         self,
         schema: Schema,
-        auc: str = "histogram",
+        auc: str = "auto",
+        rows: int = 0,
         ranking: Ranking | None = None,
         base: Mapping[str, float] | None = None,
     ) -> None:
@@ -61,6 +64,8 @@ class Measures(nn.Module):
         self.ranking = ranking
         self.num_tasks = len(schema.tasks)
         names = self.targets.names
+        if auc == "auto":
+            auc = "exact" if rows <= EXACT_ROWS else "histogram"
         self.auc = _make_auc(auc, len(names))
         self.logloss, self.ratio = LogLoss(len(names)), CalibrationRatio(len(names))
         self.ece = CalibrationError(len(names))
@@ -172,7 +177,7 @@ class Measures(nn.Module):
 
 
 def _make_auc(kind: str, num_targets: int) -> HistogramAUC | ExactAUC:
-    return AUC_KINDS[kind](num_targets)
+    return ExactAUC(num_targets) if kind == "exact" else HistogramAUC(num_targets)
 
 
 def _column(metric: Metric) -> Tensor:

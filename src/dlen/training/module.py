@@ -23,7 +23,8 @@ class RankingModule(L.LightningModule):
     Args:
         model: any ranker.
         make_optimizer: from a model to its optimiser.
-        auc: ``histogram`` or ``exact``.
+        auc: ``auto``, ``histogram`` or ``exact``.
+        rows: of the splits of the stages ``val`` and ``test``, for ``auto``.
         base: ``metrics.json`` of the run that gains are measured against.
     """
 
@@ -31,7 +32,8 @@ class RankingModule(L.LightningModule):
         self,
         model: Ranker,
         make_optimizer: Callable[[Ranker], Optimizer] | None = None,
-        auc: str = "histogram",
+        auc: str = "auto",
+        rows: Mapping[str, int] | None = None,
         base: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
@@ -44,7 +46,7 @@ class RankingModule(L.LightningModule):
         ranking = model.head.prediction if isinstance(model.head, LatentHead) else None
         self.measures = torch.nn.ModuleDict(
             {
-                stage: Measures(model.schema, auc, ranking, _base_auc(base, stage, self.targets.names))
+                stage: Measures(model.schema, auc, (rows or {}).get(stage, 0), ranking, _base_auc(base, stage, self.targets.names))
                 for stage in ("val", "test")
             }
         )

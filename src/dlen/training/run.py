@@ -14,8 +14,8 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from dlen import __version__
@@ -29,6 +29,7 @@ from dlen.training.callbacks import Meter, PlainProgress, TerminalProgress
 from dlen.training.datamodule import RankingDataModule
 from dlen.training.measures import AUC_KINDS, Figures
 from dlen.training.module import RankingModule
+from dlen.training.targets import Targets
 
 MONITOR = "val/auc/mean"
 SPLITS = ("train", "validation", "test")
@@ -52,7 +53,8 @@ def train(config: DictConfig) -> dict[str, Any]:
     _quiet()
     _check(config)
     store = open_store(config)
-    base = _read_base(config.base_run)
+    _check_measurable(store)
+    base, resume = _read_base(config.base_run), _resume_from(config)
     L.seed_everything(config.seed, workers=True, verbose=False)
     model = build_model(config, store)
     make_optimizer = build(config.optimizer, "optimizer")
@@ -61,13 +63,14 @@ def train(config: DictConfig) -> dict[str, Any]:
     meter = Meter()
     callbacks = _callbacks(config, folder, meter)
     trainer: L.Trainer = build_trainer(config, folder, logger, callbacks)
-    module = RankingModule(model, make_optimizer, config.metrics.auc, base)
+    rows = {"val": len(store.split("validation")), "test": len(store.split("test"))}
+    module = RankingModule(model, make_optimizer, config.metrics.auc, rows, base)
     data = RankingDataModule(store, config.loader.batch_size, config.loader.eval_batch_size, config.seed)
     if trainer.is_global_zero:
         _write_start(config, folder, store)
         print(summary(store), file=sys.stderr)
         print(_describe(config, model, folder), file=sys.stderr, flush=True)
-    trainer.fit(module, datamodule=data, ckpt_path=_resume_from(config), weights_only=True)
+    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     metrics: dict[str, Any] = {"model": config.model_name, "data": config.data_name, "seed": config.seed}
     metrics |= {
         "version": __version__,
@@ -76,6 +79,9 @@ def train(config: DictConfig) -> dict[str, Any]:
     }
     metrics |= meter.figures(trainer.world_size)
     best = folder / "checkpoints" / "best.ckpt"
+    if not best.exists():
+        print("training ended before the first validation: the last weights are tested", file=sys.stderr)
+        trainer.save_checkpoint(best, weights_only=True)
     trainer.test(module, datamodule=data, ckpt_path=best, weights_only=True, verbose=False)
     metrics |= _best_validation(trainer)
     metrics |= flatten(module.figures["test"], "test")
@@ -118,9 +124,8 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     recorded = json.loads((folder / "schema.json").read_text())["fingerprint"]
     if recorded != store.fingerprint:
         raise UserError(f"{folder}: trained on data {recorded}, but the files now give {store.fingerprint}")
-    module = RankingModule(
-        build_model(run_config, store), None, run_config.metrics.auc, _read_base(run_config.base_run)
-    )
+    rows, base = {"test": len(store.split(config.split))}, _read_base(run_config.base_run)
+    module = RankingModule(build_model(run_config, store), None, run_config.metrics.auc, rows, base)
     loader = run_config.loader
     data = RankingDataModule(store, loader.batch_size, loader.eval_batch_size, run_config.seed, config.split)
     checkpoint = folder / "checkpoints" / f"{config.checkpoint}.ckpt"
@@ -184,6 +189,27 @@ def _check(config: DictConfig) -> None:
         raise UserError(f"config ckpt: {config.ckpt!r} is neither `last` nor a checkpoint file")
     if config.ckpt == "last" and config.run_dir is None:
         raise UserError("config ckpt: `last` needs run_dir=DIR, the run to go on with")
+
+
+def _check_measurable(store: Store) -> None:
+    """Every task can be learnt, and as models are selected by validation AUC, at least one task has one."""
+    targets = Targets(store.schema)
+    counts = torch.zeros(len(store.schema.tasks), 2)
+    for labels in store.split("validation").labels.split(1 << 20):
+        mask = targets.measured(labels.float())
+        counts += torch.stack([((1 - labels) * mask).sum(0), (labels * mask).sum(0)], 1)
+    for task in store.schema.tasks:
+        if not 0 < task.rate < 1:
+            what = f"{len(store.split('train'))} training rows have no {'negatives' if task.rate else 'positives'}"
+            raise UserError(f"the {what} of task {task.name}, so it cannot be learnt")
+    if not (counts.amin(1) > 0).any():
+        described = ", ".join(
+            f"{name} {int(p)} of {int(p + n)}" for name, (n, p) in zip(targets.names, counts.tolist(), strict=False)
+        )
+        raise UserError(
+            f"the validation split has no task with positives and negatives ({described}), so no model can be chosen; "
+            "use more data, or make data.validation larger"
+        )
 
 
 def _run_folder(config: DictConfig) -> Path:

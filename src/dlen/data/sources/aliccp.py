@@ -9,7 +9,7 @@ arrays are then encoded. Memory is bounded by the block size, the common feature
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from dlen.progress import Stage
 from dlen.schema import Field, Kind, Pooling, Schema, Task
 
 Array = NDArray[Any]
+HeldOut = Callable[[Array, int], NDArray[np.bool_]]
 _CHUNK = 1 << 18  # rows encoded at a time
 
 
@@ -75,7 +76,8 @@ class AliCCP:
         name: of the data set.
         min_count: ids seen in fewer training impressions are unknown.
         max_values: most values of a multi-valued field in one row; the heaviest stay.
-        validation: share of the users, by hash, whose training impressions become the validation split.
+        validation: share of the training pair that becomes the validation split.
+        validation_by: ``user`` holds out whole users by a hash of their id, ``row`` single impressions.
         cvr_rows: ``clicks`` trains the conversion head on clicked rows, ``impressions`` on all.
         seed: of the hash.
     """
@@ -85,12 +87,15 @@ class AliCCP:
     min_count: int = 10
     max_values: int = 20
     validation: float = 0.1
+    validation_by: str = "user"
     cvr_rows: str = "clicks"
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.cvr_rows not in ("clicks", "impressions"):
             raise UserError(f"config data.cvr_rows: {self.cvr_rows!r} is not clicks or impressions")
+        if self.validation_by not in ("user", "row"):
+            raise UserError(f"config data.validation_by: {self.validation_by!r} is not user or row")
         if not 0 < self.validation < 1:
             raise UserError(f"config data.validation: {self.validation} is not between 0 and 1")
         if not 1 <= self.max_values < 2**15:
@@ -100,7 +105,7 @@ class AliCCP:
 
     def settings(self) -> dict[str, Any]:
         """What changes the store."""
-        keys = ("min_count", "max_values", "validation", "cvr_rows", "seed")
+        keys = ("min_count", "max_values", "validation", "validation_by", "cvr_rows", "seed")
         return {key: getattr(self, key) for key in keys}
 
     def path(self, kind: str, split: str) -> Path:
@@ -122,8 +127,8 @@ class AliCCP:
         scratch = writer.scratch
         index = self._spill_common("train", scratch)
         impossible = {"train": self._spill_skeleton("train", scratch, index)}
-        held_out, uses = self._split_users(scratch, len(index.categories))
-        vocabularies = self._count(scratch, held_out, uses)
+        held_out = self._held_out(scratch)
+        vocabularies = self._count(scratch, held_out, len(index.categories))
         offsets = _offsets(vocabularies)
         for name, vocabulary in vocabularies.items():
             writer.vocabulary(name, pl.Series(vocabulary.ids), pl.Series(vocabulary.counts))
@@ -193,22 +198,23 @@ class AliCCP:
 
     # Scratch arrays -> vocabularies
 
-    def _split_users(self, scratch: Path, groups: int) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-        """For each group, whether it is held out for validation, and its number of training impressions."""
-        column = COMMON.names.index(USER)
-        users = read_scratch(scratch, "common_train", COMMON.counts).columns.ids[:, column]
-        held_out = fraction(users, self.seed) < self.validation
-        uses = np.zeros(groups, np.int64)
-        for group in _chunks(read_vectors(scratch, "train", "group", "<i4")):
-            uses += np.bincount(group, minlength=groups)
-        return held_out, np.where(held_out, 0, uses)
+    def _held_out(self, scratch: Path) -> HeldOut:
+        """From group rows (n,) and the number of their first impression to (n,) true for validation."""
+        if self.validation_by == "row":
+            return lambda group, first: fraction(np.arange(first, first + len(group)), self.seed) < self.validation
+        users = read_scratch(scratch, "common_train", COMMON.counts).columns.ids[:, COMMON.names.index(USER)]
+        of_group = fraction(users, self.seed) < self.validation
+        return lambda group, first: of_group[group]
 
-    def _count(self, scratch: Path, held_out: NDArray[np.bool_], uses: NDArray[np.int64]) -> dict[str, IdVocabulary]:
+    def _count(self, scratch: Path, held_out: HeldOut, groups: int) -> dict[str, IdVocabulary]:
         """Count every field over training impressions, after the cap: what is cut is never trained."""
         counters = {name: IdCounter() for name in (*SKELETON.names, *COMMON.names)}
         group = read_vectors(scratch, "train", "group", "<i4")
+        uses = np.zeros(groups, np.int64)  # training impressions of each group
         for part, start in _walk(scratch, "train", "counting item ids"):
-            trained = ~held_out[group[start : start + len(part.ids)]]
+            rows = group[start : start + len(part.ids)]
+            trained = ~held_out(rows, start)
+            uses += np.bincount(rows[trained], minlength=groups)
             _count_columns(counters, part, SKELETON, trained.astype(np.int64))
         for part, start in _walk(scratch, "common_train", "counting user ids"):
             _count_columns(counters, part, COMMON, uses[start : start + len(part.ids)])
@@ -220,7 +226,7 @@ class AliCCP:
         self,
         scratch: Path,
         splits: Mapping[str, SplitWriter],
-        held_out: NDArray[np.bool_],
+        held_out: HeldOut,
         vocabularies: Mapping[str, IdVocabulary],
         offsets: Mapping[str, int],
     ) -> NDArray[np.int64]:
@@ -231,7 +237,7 @@ class AliCCP:
         for part, start in _walk(scratch, "train", "vocabularies applied to training rows"):
             encoded = _encode(part, SKELETON, vocabularies, offsets)
             rows = slice(start, start + len(part.ids))
-            out = held_out[group[rows]]
+            out = held_out(group[rows], start)
             for name, mask in (("train", ~out), ("validation", out)):
                 splits[name].append(select_rows(encoded, mask), labels[rows][mask], group[rows][mask])
             positives += labels[rows][~out].sum(axis=0, dtype=np.int64)
@@ -282,11 +288,6 @@ def _index(path: Path, seen: list[pl.Series]) -> pl.Enum:
         line = int((repeated & ~values.is_first_distinct()).arg_max() or 0) + 1
         raise UserError(f"{path}, line {line}: common_feature_index {values[line - 1]!r} is there already")
     return pl.Enum(values)
-
-
-def _chunks(values: Array) -> Iterator[Array]:
-    for start in range(0, len(values), _CHUNK):
-        yield values[start : start + _CHUNK]
 
 
 def _walk(scratch: Path, table: str, label: str) -> Iterator[tuple[Columns, int]]:

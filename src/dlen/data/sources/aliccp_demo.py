@@ -22,6 +22,7 @@ from dlen.errors import UserError
 from dlen.progress import Stage
 
 Array = NDArray[Any]
+_WORLD = 2  # counts up when the same settings would draw other files
 _ROWS_PER_GROUP = 58  # as in the real files
 _GROUPS_PER_CHUNK = 1000
 _CATEGORIES, _ITEMS, _SHOPS, _BRANDS, _INTENTIONS = 400, 20_000, 4_000, 2_000, 1_500
@@ -74,7 +75,7 @@ class AliCCPDemo(AliCCP):
     def files(self) -> list[Path]:
         """The four raw files, written first unless they are there for these settings."""
         folder = Path(self.raw_dir)
-        wanted = {"rows": self.rows, "seed": self.demo_seed}
+        wanted = {"rows": self.rows, "seed": self.demo_seed, "world": _WORLD}
         marker = folder / "demo.json"
         if folder.exists() and not marker.exists():
             raise UserError(f"{folder}: exists and was not written by aliccp_demo; set data.raw_dir to a new folder")

@@ -1,0 +1,1 @@
+"""Tests of the commands, from config to run folder."""

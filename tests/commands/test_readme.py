@@ -1,0 +1,88 @@
+"""The README's commands, typed as written: made small by settings that follow them, and run in order."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dlen.data.sources.aliccp_demo import AliCCPDemo
+from tests.conftest import ROOT, run_command
+
+README = (ROOT / "README.md").read_text()
+MODEL = ["model.embedding_dim=4"]
+RUN = "first"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    return [line for line in lines if line.startswith("python ")]
+
+
+def smaller(arguments: list[str]) -> list[str]:
+    """Settings that make a command fast and leave what it shows as it is."""
+    script, rest = arguments[0], arguments[1:]
+    extra = [f"data.rows={20000 if 'aliccp_demo' in ' '.join(rest) else 8000}"]
+    if any(a in ("data=aliccp", "data=table") for a in rest) or script == "evaluate.py":
+        extra = []
+    if script == "train.py":
+        extra += [*MODEL, "trainer.limit_train_batches=8"]
+    return extra
+
+
+def test_the_readme_shows_every_command() -> None:
+    scripts = {line.split()[1] for line in commands()}
+    assert scripts == {p.name for p in ROOT.glob("*.py")}
+    assert len(commands()) >= 10
+
+
+@pytest.mark.slow
+def test_readme_commands(tmp_path: Path) -> None:
+    AliCCPDemo(str(tmp_path / "raw"), rows=20_000).files()
+    (tmp_path / "my_log.yaml").write_text(blocks("yaml")[0])
+    write_log(tmp_path / "log.tsv")
+    first = run_command(
+        "train.py", ["data.rows=8000", *MODEL, "trainer.limit_train_batches=8", f"run_dir={RUN}"], tmp_path
+    )
+    assert first.returncode == 0, first.stderr
+    for line in commands():
+        arguments = shlex.split(line)[1:]
+        small = smaller(arguments)
+        place = str(tmp_path / "raw") if "aliccp" in line else RUN
+        ran = run_command(arguments[0], [a.replace("DIR", place) for a in arguments[1:]] + small, tmp_path)
+        assert ran.returncode == 0, f"{line}\n{ran.stderr}"
+        assert "Traceback" not in ran.stderr
+        if arguments[0] != "prepare.py":
+            assert "AUC" in ran.stdout
+
+
+@pytest.mark.slow
+def test_readme_python(tmp_path: Path) -> None:
+    (code,) = blocks("python")
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.startswith("torch.Size([256, 5])")
+
+
+def test_readme_names_no_missing_file() -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def write_log(path: Path) -> None:
+    """A log with the columns of the README's YAML."""
+    lines = ["user_id\tvideo_id\ttags\tduration\tprice\ttime_ms\tis_click\tlabel\tis_buy\tplay_time_ms"]
+    for i in range(3000):
+        click = (i * 7919) % 3 == 0
+        buy = click and (i * 31) % 4 == 0
+        cells = [i % 40, i % 60, f"sport:0.9|news:0.{i % 9}", i % 100, (i * 13) % 97, 1_650_000_000_000 + i * 60_000]
+        lines.append("\t".join(map(str, [*cells, int(click), int((i * 17) % 5 > 0), int(buy), i])))
+    path.write_text("\n".join(lines) + "\n")

@@ -1,0 +1,259 @@
+"""train: every model on every kind of data, what a run leaves, and runs that are interrupted."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from omegaconf import OmegaConf
+from sklearn.metrics import log_loss, roc_auc_score
+
+from dlen.config import build, open_store
+from dlen.data.loader import BatchLoader
+from dlen.models.ranker import Ranker
+from dlen.schema import Schema
+from dlen.training.run import evaluate, train
+from tests.conftest import ROOT, Compose, run_command
+
+FEED = ["data.rows=6000", "data.users=50", "data.items=40", "loader.batch_size=512", "trainer.max_epochs=1"]
+SMALL = ["model.embedding_dim=4", "model.tower=[8]"]
+EXPERT, BACKBONE = ["model.expert=[16,8]"], ["model.hidden=[16,8]", "model.backbone.expert=[16,8]"]
+SIZES = {
+    "dlen": [*SMALL, *BACKBONE],
+    "mmoe": [*SMALL, *EXPERT],
+    "cgc": [*SMALL, *EXPERT],
+    "ple": [*SMALL, *EXPERT],
+    "shared_bottom": [*SMALL, *EXPERT],
+}
+
+
+def write_log(folder: Path) -> Path:
+    """A small table with two tasks, one observed where the other is positive, and its YAML."""
+    rng = np.random.default_rng(0)
+    n = 1200
+    item = rng.integers(20, size=n)
+    click = rng.random(n) < 0.3 + 0.02 * item
+    buy = click & (rng.random(n) < 0.5)
+    frame = {"user": rng.integers(30, size=n), "item": item, "price": rng.normal(size=n)}
+    tags = [f"a{i % 3}|b{i % 5}" for i in range(n)]
+    pl.DataFrame({**frame, "tags": tags, "click": click * 1, "buy": buy * 1}).write_csv(folder / "log.csv")
+    spec = {
+        "files": "log.csv",
+        "fields": {"user": {"side": "user"}, "item": {}, "tags": {"kind": "ids"}, "price": {"kind": "numeric"}},
+        "tasks": {"click": "click", "buy": {"label": "buy", "observed_where": "click", "joint": "click_buy"}},
+        "user": "user",
+    }
+    OmegaConf.save(OmegaConf.create(spec), folder / "log.yaml")
+    return folder / "log.yaml"
+
+
+def data_settings(data: str, folder: Path) -> list[str]:
+    if data == "feed":
+        return FEED
+    if data == "table":
+        return ["data=table", f"data.spec={write_log(folder)}", "trainer.max_epochs=1"]
+    return ["data=aliccp_demo", "data.rows=3000", "data.min_count=2", "loader.batch_size=512"]
+
+
+@pytest.mark.parametrize("data", ["feed", "aliccp_demo", "table"])
+@pytest.mark.parametrize("model", list(SIZES))
+def test_every_model_trains_on_every_data(model: str, data: str, composed: Compose, tmp_path: Path) -> None:
+    metrics = train(composed(f"model={model}", *SIZES[model], *data_settings(data, tmp_path)))
+    assert metrics["fit/steps"] > 1
+    assert 0 < metrics["test/auc/mean"] < 1
+    assert metrics["model"] == model
+    assert metrics["data"] == ("log" if data == "table" else data)
+    joint = {"feed": None, "aliccp_demo": "ctcvr", "table": "click_buy"}[data]
+    if joint:
+        assert 0 < metrics[f"test/auc/{joint}"] < 1
+
+
+@pytest.mark.parametrize("backbone", ["mmoe", "cgc", "ple", "shared_bottom"])
+def test_dlen_stands_on_every_backbone(backbone: str, composed: Compose) -> None:
+    metrics = train(composed("model=dlen", f"model/backbone={backbone}", *SIZES["dlen"], *FEED))
+    assert 0 < metrics["test/auc/up_any"] < 1
+
+
+@pytest.mark.parametrize("bound", ["conditional", "prior", "absolute"])
+@pytest.mark.parametrize("prediction", ["joint", "total"])
+def test_dlen_bounds_and_predictions(bound: str, prediction: str, composed: Compose) -> None:
+    alpha = "model.alpha={click: 0.1, like: 0.2, share: 0.3, follow: 0.4, comment: 0.5}"
+    settings = [f"model.bound={bound}", f"model.prediction={prediction}", alpha]
+    metrics = train(composed(*settings, *SIZES["dlen"], *FEED))
+    other = "auc_total" if prediction == "joint" else "auc_joint"
+    assert 0 < metrics[f"test/{other}/click"] < 1
+
+
+@pytest.mark.parametrize("rows", ["clicks", "impressions"])
+def test_rows_that_train_the_conversion_head(rows: str, composed: Compose, tmp_path: Path) -> None:
+    metrics = train(composed(*SIZES["dlen"], *data_settings("aliccp_demo", tmp_path), f"data.cvr_rows={rows}"))
+    assert metrics["test/auc/cvr"] is not None
+    assert metrics["test/auc/ctcvr"] is not None
+    assert (metrics["test/logloss/cvr"] is None) == (rows == "impressions")
+    assert ("undefined/test/logloss/cvr" in metrics) == (rows == "impressions")
+
+
+def test_paper_sizes_follow_the_data(composed: Compose) -> None:
+    assert composed("model=mmoe").model.num_experts == 5
+    assert composed("model=mmoe", "data=aliccp_demo").model.num_experts == 2
+    assert composed("model=ple", "data=aliccp_demo").model.shared_experts == 2
+    assert composed("model=dlen", "paper.setting=funnel").model.backbone.num_experts == 2
+
+
+def test_run_folder_holds_what_it_promises(composed: Compose, tmp_path: Path) -> None:
+    config = composed(*SIZES["dlen"], *FEED)
+    metrics = train(config)
+    (folder,) = (tmp_path / "runs" / "feed" / "dlen").iterdir()
+    files = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    assert files == {
+        "config.yaml",
+        "metrics.json",
+        "schema.json",
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+        "logs/metrics.csv",
+    }
+    assert json.loads((folder / "metrics.json").read_text()) == metrics
+    assert "${" not in (folder / "config.yaml").read_text()
+    for name in ("best", "last"):
+        torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
+    schema = json.loads((folder / "schema.json").read_text())
+    assert [t["name"] for t in schema["tasks"]] == ["click", "like", "share", "follow", "comment"]
+    with (folder / "logs" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    validations = [row for row in rows if row["val/auc/mean"]]
+    assert len(validations) == 5  # 10 batches, one validation for each 25 %, rounded down to 2 batches
+    assert max(float(row["val/auc/mean"]) for row in validations) == pytest.approx(metrics["val/auc/mean"], abs=1e-6)
+
+
+def test_metrics_equal_scikit_learns_on_the_best_checkpoint(composed: Compose, tmp_path: Path) -> None:
+    config = composed("model=mmoe", *SIZES["mmoe"], *FEED)
+    metrics = train(config)
+    store = open_store(config)
+    model: Ranker = build(config.model, "model", store.schema)
+    (folder,) = (tmp_path / "runs" / "feed" / "mmoe").iterdir()
+    state = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
+    (batch,) = BatchLoader(store.split("test"), 10_000, shuffle=False)
+    with torch.no_grad():
+        probability = model(batch).log_p.exp().double().numpy()
+    for column, task in enumerate(store.schema.task_names):
+        labels = batch.labels[:, column].numpy()
+        assert metrics[f"test/auc/{task}"] == pytest.approx(roc_auc_score(labels, probability[:, column]), abs=1e-4)
+        assert metrics[f"test/logloss/{task}"] == pytest.approx(log_loss(labels, probability[:, column]), abs=1e-5)
+
+
+@pytest.mark.parametrize("auc", ["histogram", "exact"])
+def test_evaluate_gives_the_runs_own_test_figures(auc: str, composed: Compose, tmp_path: Path) -> None:
+    metrics = train(composed(*SIZES["dlen"], *FEED, f"metrics.auc={auc}"))
+    (folder,) = (tmp_path / "runs" / "feed" / "dlen").iterdir()
+    again = evaluate(composed(f"run={folder}", command="evaluate"))
+    keys = [k for k in metrics if k.startswith("test/")]
+    assert len(keys) > 30
+    for key in keys:
+        assert again[key] == pytest.approx(metrics[key], abs=1e-6)
+    assert json.loads((folder / "metrics_test.json").read_text()) == again
+    other = evaluate(composed(f"run={folder}", "split=validation", command="evaluate"))
+    assert other["validation/auc/mean"] == pytest.approx(metrics["val/auc/mean"], abs=1e-6)
+
+
+def test_gain_over_a_base_run(composed: Compose, tmp_path: Path) -> None:
+    base = train(composed("model=mmoe", *SIZES["mmoe"], *FEED))
+    (folder,) = (tmp_path / "runs" / "feed" / "mmoe").iterdir()
+    metrics = train(composed(*SIZES["dlen"], *FEED, f"base_run={folder}"))
+    gains = []
+    for task in ("click", "like", "share", "follow", "comment"):
+        gains.append(metrics[f"test/auc/{task}"] - base[f"test/auc/{task}"])
+        assert metrics[f"test/gain/{task}"] == pytest.approx(gains[-1])
+    assert metrics["test/gain/mean"] == pytest.approx(sum(gains) / 5)
+
+
+def test_same_seed_same_run_other_seed_other_run(composed: Compose) -> None:
+    runs = [train(composed(*SIZES["dlen"], *FEED, f"seed={seed}")) for seed in (3, 3, 4)]
+    figures = [{k: v for k, v in run.items() if k.startswith(("test/", "val/"))} for run in runs]
+    assert figures[0] == figures[1]
+    assert figures[0] != figures[2]
+
+
+def test_undefined_figures_are_null_with_a_reason(composed: Compose, tmp_path: Path) -> None:
+    n = 400
+    rng = np.random.default_rng(1)
+    split = np.where(np.arange(n) < 300, "a", np.where(np.arange(n) < 350, "b", "c"))
+    rare = (rng.random(n) < 0.3) & (split != "c")
+    columns = {"item": rng.integers(9, size=n), "click": rng.integers(2, size=n), "rare": rare * 1, "split": split}
+    pl.DataFrame(columns).write_csv(tmp_path / "log.csv")
+    spec: dict[str, Any] = {"files": "log.csv", "fields": {"item": {}}, "tasks": {"click": "click", "rare": "rare"}}
+    spec["split"] = {"by": "column", "column": "split", "validation": ["b"], "test": ["c"], "allow_one_class": True}
+    OmegaConf.save(OmegaConf.create(spec), tmp_path / "log.yaml")
+    metrics = train(composed("data=table", f"data.spec={tmp_path / 'log.yaml'}", *SIZES["dlen"]))
+    assert metrics["test/auc/rare"] is None
+    assert metrics["undefined/test/auc/rare"] == "no positives among 50 observed rows"
+    assert metrics["test/auc/mean"] == metrics["test/auc/click"]
+
+
+def test_memory_of_the_schema_survives_the_run_folder(composed: Compose, tmp_path: Path) -> None:
+    config = composed(*SIZES["dlen"], *data_settings("table", tmp_path))
+    train(config)
+    (folder,) = (tmp_path / "runs" / "log" / "dlen").iterdir()
+    content = json.loads((folder / "schema.json").read_text())
+    assert Schema.from_dict(content) == open_store(config).schema
+
+
+def test_resume_after_a_kill_is_bit_equal(tmp_path: Path) -> None:
+    settings = [*SIZES["dlen"], *FEED, "data.rows=30000", "loader.batch_size=64", "trainer.max_epochs=2"]
+    whole = run_command("train.py", [*settings, "run_dir=whole"], tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    arguments = [sys.executable, str(ROOT / "train.py"), *settings, "run_dir=killed"]
+    process = subprocess.Popen(arguments, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+    last = tmp_path / "killed" / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 120
+    while not last.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "metrics.json").exists()
+    resumed = run_command("train.py", [*settings, "run_dir=killed", "ckpt=last"], tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    figures = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("whole", "killed")]
+    for metrics in figures:
+        for key in [k for k in metrics if k.startswith("fit/") and k != "fit/steps"]:
+            del metrics[key]
+    assert figures[0] == figures[1]
+    weights = [
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for name in ("whole", "killed")
+    ]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+@pytest.mark.slow
+def test_loggers_write_offline(tmp_path: Path) -> None:
+    for logger in ("tensorboard", "wandb"):
+        ran = run_command("train.py", [*SIZES["dlen"], *FEED, f"logger={logger}", f"run_dir={logger}"], tmp_path)
+        assert ran.returncode == 0, ran.stderr
+        assert (tmp_path / logger / "logs" / "metrics.csv").exists()
+    assert list((tmp_path / "tensorboard").rglob("events.out.tfevents*"))
+    assert list((tmp_path / "wandb").rglob("*.wandb"))
+
+
+def test_feed_default_learns(composed: Compose) -> None:
+    settings = ["data.rows=40000", "data.users=200", "data.items=100", "trainer.max_epochs=2", "loader.batch_size=256"]
+    metrics = train(composed("model=dlen", *settings))
+    assert metrics["test/auc/mean"] > 0.65  # 0.5 is chance; the oracle is near 0.8
+    assert metrics["test/corr/up_truth"] > 0.2
+    for task in ("click", "like", "share", "follow", "comment"):
+        assert metrics[f"test/auc/{task}"] < metrics[f"test/oracle/{task}"]
+        assert math.isclose(metrics[f"test/calibration/{task}"], 1, abs_tol=0.35)

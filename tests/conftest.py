@@ -1,0 +1,70 @@
+"""Shared fixtures: the repository's root, composed configs, and commands run as a user runs them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+ROOT = Path(__file__).resolve().parent.parent
+Compose = Callable[..., DictConfig]
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(autouse=True)
+def _no_inherited_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run folder chosen by one test is not another's."""
+    monkeypatch.delenv("DLEN_RUN_DIR", raising=False)
+
+
+@pytest.fixture
+def composed(tmp_path: Path) -> Compose:
+    """Compose a command's config with its data and runs below ``tmp_path``."""
+
+    def make(*overrides: str, command: str = "train") -> DictConfig:
+        OmegaConf.register_new_resolver("stem", lambda path: Path(str(path)).stem, replace=True)
+        places = [f"data_dir={tmp_path / 'data'}"]
+        places += [f"runs_dir={tmp_path / 'runs'}"] if command == "train" else []
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            config = compose(command, [*places, *overrides], return_hydra_config=True)
+        HydraConfig.instance().set_config(config)
+        OmegaConf.resolve(config.get("model", OmegaConf.create()))
+        with open_dict(config):
+            if "model_name" in config:
+                config.model_name = str(config.model_name)
+            config.pop("hydra")
+        return config
+
+    return make
+
+
+def run_command(script: str, arguments: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command of the repository in ``folder``, with one thread."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
+    environment.pop("DLEN_RUN_DIR", None)
+    return subprocess.run(
+        [sys.executable, str(ROOT / script), *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Command:
+    """Run a command as a user does, in ``tmp_path``."""
+
+    def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return run_command(script, arguments, tmp_path)
+
+    return run

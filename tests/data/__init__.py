@@ -1,0 +1,1 @@
+"""Tests of raw log -> prepared store -> batches."""

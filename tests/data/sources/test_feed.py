@@ -1,0 +1,148 @@
+"""The feed simulator: what is drawn has the rates, preference and leak that were asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dlen.data.prepare import prepare
+from dlen.data.sources.feed import Feed
+from dlen.data.store import Store
+from tests.data.helpers import arrays, refusal, whole
+
+RATES = {"click": 0.25, "like": 0.1, "share": 0.02}
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+
+
+class World:
+    """All rows of a store, as numpy."""
+
+    def __init__(self, store: Store) -> None:
+        batches = [whole(store.split(name)) for name in ("train", "validation", "test")]
+        self.sizes = [len(b) for b in batches]
+        self.labels = np.concatenate([b.labels.numpy() for b in batches]).astype(np.float64)
+        self.truth = np.concatenate([b.truth.numpy() for b in batches]).astype(np.float64)
+        self.prefers, self.up, self.chance = self.truth[:, 0], self.truth[:, 1], self.truth[:, 2:]
+        self.store = store
+
+
+def make(folder: Path, **settings: Any) -> World:
+    asked = {"rows": 150_000, "users": 3000, "items": 800, "rates": RATES, "leak": 0.2} | settings
+    return World(prepare(Feed(**asked), folder))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make(tmp_path_factory.mktemp("feed"))
+
+
+def test_realised_rates_are_those_asked_for(world: World) -> None:
+    np.testing.assert_allclose(world.labels.mean(0), list(RATES.values()), rtol=0.08)
+
+
+def test_schema_rates_are_those_of_the_training_rows(world: World) -> None:
+    rates = whole(world.store.split("train")).labels.double().mean(0).tolist()
+    assert [t.rate for t in world.store.schema.tasks] == pytest.approx(rates, rel=1e-9)
+    assert world.store.schema.task_names == list(RATES)
+
+
+def test_preference_is_as_asked(world: World) -> None:
+    assert world.up.mean() == pytest.approx(0.35, abs=0.02)
+
+
+def test_hidden_preference_is_drawn_from_up(world: World) -> None:
+    sigma = np.sqrt((world.up * (1 - world.up)).sum())
+    assert abs(world.prefers.sum() - world.up.sum()) < 5 * sigma
+    for low in np.arange(0, 1, 0.2):
+        part = (world.up >= low) & (world.up < low + 0.2)
+        sigma = np.sqrt((world.up * (1 - world.up))[part].sum())
+        assert part.sum() > 1000
+        assert abs(world.prefers[part].sum() - world.up[part].sum()) < 5 * sigma
+
+
+def test_true_probabilities_are_calibrated(world: World) -> None:
+    sigma = np.sqrt((world.chance * (1 - world.chance)).sum(0))
+    assert (np.abs((world.labels - world.chance).sum(0)) < 5 * sigma).all()
+    for task in range(len(RATES)):
+        chance = world.chance[:, task]
+        for part in np.array_split(np.argsort(chance), 10):
+            sigma = np.sqrt((chance[part] * (1 - chance[part])).sum())
+            assert abs(world.labels[part, task].sum() - chance[part].sum()) < 5 * sigma
+
+
+@pytest.mark.parametrize("leak", [0.05, 0.5])
+def test_leak_is_the_ratio_of_rates(tmp_path: Path, leak: float) -> None:
+    world = make(tmp_path, leak=leak, rates={"click": 0.15})
+    shown, leaked = (world.labels[world.prefers == state, 0].mean() for state in (1, 0))
+    assert leaked / shown == pytest.approx(leak, rel=0.25)
+
+
+def test_interactions_are_independent_given_preference_and_user(world: World) -> None:
+    """P(t) = P(t | UP) (P(UP) + leak P(not UP)), so P(t | UP) from the truth columns must fit the rows that prefer."""
+    given_up = world.chance / (world.up + 0.2 * (1 - world.up))[:, None]
+    for state, factor in ((1, 1.0), (0, 0.2)):
+        chosen = world.prefers == state
+        chance = factor * given_up[chosen]
+        sigma = np.sqrt((chance * (1 - chance)).sum(0))
+        assert (np.abs((world.labels[chosen] - chance).sum(0)) < 5 * sigma).all()
+
+
+def test_splits_have_their_shares(world: World) -> None:
+    assert sum(world.sizes) == 150_000
+    np.testing.assert_allclose(np.array(world.sizes) / 150_000, [0.8, 0.1, 0.1], atol=0.005)
+
+
+def test_several_chunks_leave_no_seam(tmp_path: Path) -> None:
+    """Rows just over one chunk: all are there and the second chunk is no copy of the first."""
+    world = make(tmp_path, rows=2**17 + 5000)
+    assert sum(world.sizes) == 2**17 + 5000
+    assert len(np.unique(world.up)) > 0.9 * (2**17 + 5000)
+
+
+def test_every_id_lies_in_its_field(world: World) -> None:
+    fields = world.store.schema.fields
+    starts = np.cumsum([0, *(f.vocab_size for f in fields)])
+    ids = whole(world.store.split("train")).ids.numpy()
+    for column, f in enumerate(fields):
+        code = ids[:, column] - starts[column]
+        assert code.min() >= 1
+        assert code.max() < f.vocab_size
+
+
+def test_same_seed_same_bytes_other_seed_other_data(tmp_path: Path) -> None:
+    def drawn(folder: str, seed: int) -> dict[str, bytes]:
+        return arrays(make(tmp_path / folder, rows=3000, seed=seed).store)
+
+    first, again, other = drawn("a", 1), drawn("b", 1), drawn("c", 2)
+    assert first == again
+    assert first.keys() == other.keys()
+    assert first["train/labels.bin"] != other["train/labels.bin"]
+    assert first["train/ids.bin"] != other["train/ids.bin"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"preference": 0.0}, "preference"),
+        ({"preference": 1.0}, "preference"),
+        ({"preference": -1}, "preference"),
+        ({"leak": 1.5}, "leak"),
+        ({"leak": 0}, "leak"),
+        ({"rows": 0}, "rows"),
+        ({"users": 0}, "users"),
+        ({"items": -3}, "items"),
+        ({"validation": 0.0}, "validation"),
+        ({"test": 1.0}, "test"),
+        ({"validation": 0.6, "test": 0.6}, "validation"),
+        ({"rates": {"click": 0.9}}, "rates.click"),
+        ({"rates": {"click": 0.0}}, "rates.click"),
+        ({"rates": {"click": 0.2, "like": -0.1}}, "rates.like"),
+        ({"rates": {}}, "rates"),
+    ],
+)
+def test_impossible_settings_are_refused(tmp_path: Path, settings: dict[str, Any], named: str) -> None:
+    assert named in refusal(lambda: prepare(Feed(**{"rows": 1000, **settings}), tmp_path))
+    assert not (tmp_path / "feed").exists()

@@ -1,0 +1,57 @@
+"""A small schema with fields of every kind, and random batches of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from dlen.batch import Batch
+from dlen.schema import Field, Kind, Pooling, Schema, Task
+
+FIELDS = (
+    Field("user", Kind.ID, "user", 7),
+    Field("tags", Kind.IDS, "item", 13),
+    Field("age", Kind.NUMERIC, "user"),
+    Field("item", Kind.ID, "item", 11),
+    Field("matches", Kind.IDS, "cross", 5, Pooling.SUM),
+    Field("price", Kind.NUMERIC, "item"),
+)
+
+
+def tasks_with_rates(*rates: float) -> tuple[Task, ...]:
+    """Independent tasks t0, t1, ... with these training rates."""
+    return tuple(Task(f"t{number}", rate) for number, rate in enumerate(rates))
+
+
+def make_schema(
+    tasks: tuple[Task, ...] = tasks_with_rates(0.3, 0.1, 0.02),
+    fields: tuple[Field, ...] = FIELDS,
+    truth: tuple[str, ...] = (),
+) -> Schema:
+    """A schema with two fields of each kind and three tasks, unless told otherwise."""
+    return Schema(fields, tasks, truth)
+
+
+def make_batch(schema: Schema, rows: int, seed: int = 0, longest_bag: int = 4) -> Batch:
+    """Random rows; about one bag in ``longest_bag + 1`` is empty, and labels are positive half of the time."""
+    rng = np.random.default_rng(seed)
+    offsets = schema.offsets
+
+    def draw(field: Field, shape: int) -> np.ndarray:
+        return offsets[field.name] + rng.integers(0, field.vocab_size, shape)
+
+    single = [draw(field, rows) for field in schema.of_kind(Kind.ID)]
+    bags = schema.of_kind(Kind.IDS)
+    lengths = rng.integers(0, longest_bag + 1, (len(bags), rows))
+    values = [draw(field, int(total)) for field, total in zip(bags, lengths.sum(1), strict=True)]
+    bag_ids = np.concatenate(values) if values else np.zeros(0)
+    numeric = rng.normal(size=(rows, len(schema.of_kind(Kind.NUMERIC))))
+    return Batch(
+        ids=torch.tensor(np.stack(single, 1) if single else np.zeros((rows, 0)), dtype=torch.int32),
+        numeric=torch.tensor(numeric, dtype=torch.float32),
+        bag_lengths=torch.tensor(lengths, dtype=torch.int64),
+        bag_ids=torch.tensor(bag_ids, dtype=torch.int32),
+        bag_weights=torch.tensor(rng.uniform(0.5, 2.0, len(bag_ids)), dtype=torch.float32),
+        labels=torch.tensor(rng.integers(0, 2, (rows, len(schema.tasks))), dtype=torch.float32),
+        truth=torch.tensor(rng.uniform(0.01, 0.99, (rows, len(schema.truth))), dtype=torch.float32),
+    )
