@@ -54,7 +54,7 @@ def bare_loop(store: Store, batches: Iterable[Batch]) -> float:
         if step == STEPS:
             break
         optimizer.zero_grad()
-        loss = task_losses(model(batch), batch.labels, targets.trained(batch.labels)).sum()
+        loss = task_losses(model(batch), targets.training_labels(batch.labels), targets.trained(batch.labels)).sum()
         loss.backward()
         optimizer.step()
         rows += len(batch)

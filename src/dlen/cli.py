@@ -75,9 +75,9 @@ def _one_line(error: Exception) -> str:
         near = difflib.get_close_matches(wanted, error.options, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         return f"config {group}={wanted}: there is no such choice{hint} (choices: {', '.join(error.options)})"
-    if isinstance(error, MissingMandatoryValue):
-        return f"config {text.split(': ')[-1]}: must be set"
     key = getattr(error, "full_key", None)
+    if isinstance(error, MissingMandatoryValue):
+        return f"config {key}: must be set"
     if key and isinstance(error, ConfigKeyError | ConfigAttributeError):
         known = [str(name) for name in error.parent_node] if isinstance(error.parent_node, DictConfig) else []
         near = difflib.get_close_matches(str(key).split(".")[-1], known, 1)

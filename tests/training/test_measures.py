@@ -8,6 +8,8 @@ import torch
 from sklearn.metrics import log_loss, roc_auc_score
 
 from dlen.batch import Batch
+from dlen.errors import UserError
+from dlen.metrics import ExactAUC, HistogramAUC
 from dlen.models.heads import Ranking
 from dlen.models.predictions import Latent, Predictions
 from dlen.schema import Schema, Task
@@ -91,6 +93,11 @@ def test_figures_of_a_funnel(auc: str) -> None:
     assert figures.undefined == {}
 
 
+def test_auto_is_exact_for_splits_of_up_to_a_million_rows() -> None:
+    assert isinstance(Measures(funnel(), "auto", rows=1_000_000).auc, ExactAUC)
+    assert isinstance(Measures(funnel(), "auto", rows=1_000_001).auc, HistogramAUC)
+
+
 def latent_predictions(ranking: Ranking) -> tuple[Predictions, dict[str, np.ndarray]]:
     """A hidden state and conditional probabilities, and what equations (1) and (4) make of them."""
     up, given, leak = probabilities(1, 2), probabilities(2, 3), 0.3 * probabilities(2, 4)
@@ -111,7 +118,7 @@ def test_figures_of_a_feed_with_truth(auc: str, ranking: Ranking) -> None:
     schema = feed()
     predictions, known = latent_predictions(ranking)
     batch = labelled(schema, known["total"])
-    values = measure(Measures(schema, auc, ranking), predictions, batch).values
+    values = measure(Measures(schema, auc, ranking=ranking), predictions, batch).values
     other = "total" if ranking is Ranking.JOINT else "joint"
     labels, truth = batch.labels.numpy(), dict(zip(TRUTH, batch.truth.numpy().T, strict=True))
     error = ERRORS[auc]
@@ -134,7 +141,7 @@ def test_a_log_without_truth_has_only_the_necessary_sign() -> None:
     schema = feed(truth=())
     predictions, known = latent_predictions(Ranking.JOINT)
     batch = labelled(schema, known["total"])
-    values = measure(Measures(schema, "exact", Ranking.JOINT), predictions, batch).values
+    values = measure(Measures(schema, "exact", ranking=Ranking.JOINT), predictions, batch).values
     assert values["auc/up_any"] == pytest.approx(roc_auc_score(batch.labels.amax(1), known["up"]), abs=1e-6)
     assert not {"auc/up_truth", "corr/up_truth", "oracle/click"} & set(values)
 
@@ -143,11 +150,11 @@ def test_figures_after_reset_hold_the_new_rows_alone() -> None:
     schema = feed()
     predictions, known = latent_predictions(Ranking.JOINT)
     batch, later = labelled(schema, known["total"]), labelled(schema, known["total"], seed=8)
-    measures = Measures(schema, "exact", Ranking.JOINT, base={"click": 0.5})
+    measures = Measures(schema, "exact", ranking=Ranking.JOINT, base={"click": 0.5})
     first = measure(measures, predictions, batch).values
     measures.reset()
     second = measure(measures, predictions, later).values
-    alone = measure(Measures(schema, "exact", Ranking.JOINT, base={"click": 0.5}), predictions, later).values
+    alone = measure(Measures(schema, "exact", ranking=Ranking.JOINT, base={"click": 0.5}), predictions, later).values
     assert second == alone
     assert all(first[key] != second[key] for key in ("auc/click", "oracle/click", "logloss/like", "corr/up_truth"))
 
@@ -200,3 +207,14 @@ def test_conversion_trained_on_all_rows_has_no_logloss_of_its_own() -> None:
     clicked = click == 1
     assert figures.values["auc/cvr"] == pytest.approx(roc_auc_score(convert[clicked], p[clicked, 1]), abs=1e-6)
     assert figures.values["logloss/ctcvr"] == pytest.approx(log_loss(click * convert, p[:, 1]), rel=1e-5)
+
+
+@pytest.mark.parametrize("auc", ["histogram", "exact"])
+def test_diverged_predictions_are_told(auc: str) -> None:
+    schema = funnel()
+    p = probabilities(2, 0)
+    batch = labelled(schema, p)
+    predictions = plain(p)
+    predictions.log_p[3] = predictions.log_q[3] = predictions.log_score[3] = torch.nan
+    with pytest.raises(UserError, match="the predictions of ctr.* are not numbers: training has diverged"):
+        measure(Measures(schema, auc), predictions, batch)

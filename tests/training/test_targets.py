@@ -80,3 +80,9 @@ def test_tasks_of_a_feed_have_no_joint_events() -> None:
     assert labels.tolist() == [[0, 1, 0]]
     assert mask.tolist() == [[1, 1, 1]]
     assert targets.log_probabilities(torch.tensor([[-1.0, -2.0, -3.0]])).tolist() == [[-1, -2, -3]]
+
+
+@pytest.mark.parametrize(("train_on", "expected"), [("observed", [1.0, 1.0, 0.0]), ("all", [1.0, 0.0, 0.0])])
+def test_a_head_on_all_rows_learns_the_task_together_with_its_parent(train_on: str, expected: list[float]) -> None:
+    labels = torch.tensor([[1.0, 1.0], [0.0, 1.0], [1.0, 0.0]])  # the second row bought without a click
+    assert funnel(train_on).training_labels(labels)[:, 1].tolist() == expected

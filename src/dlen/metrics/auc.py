@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,6 +43,12 @@ class ExactAUC(Metric):
         self.scores.append(scores.detach())
         self.labels.append(labels.bool())
         self.masks.append(torch.ones_like(labels, dtype=torch.bool) if mask is None else mask.bool())
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        """Gather all processes' rows; one without rows still takes part, with none of the right shape."""
+        if not self.scores:
+            self.update(*(torch.zeros(0, self.num_targets, device=self.device) for _ in range(2)))
+        super().sync(*args, **kwargs)
 
     def compute(self) -> Tensor:
         """(K,) float64; nan where one class is absent."""

@@ -48,10 +48,10 @@ def log_odds_bin(log_odds: Tensor) -> Tensor:
     """Bins of equal width in log-odds, 0..BINS-1; what lies beyond ±LIMIT joins the outermost bins.
 
     Equal widths in log-odds give scores crowded near 0.0002 the same resolution as scores near one half: 0.00015,
-    far finer than the noise of any estimate.
+    far finer than the noise of any estimate. What is not a number joins the lowest bin.
     """
     scaled = (log_odds.float() + LIMIT) * (BINS / (2 * LIMIT))
-    return scaled.clamp(0, BINS - 1).long()
+    return scaled.nan_to_num(0.0).clamp(0, BINS - 1).long()
 
 
 def equal_mass_calibration_error(counts: Tensor, predicted: Tensor, observed: Tensor, groups: int) -> Tensor:

@@ -27,6 +27,15 @@ class Backbone(nn.Module, ABC):
         """(B, D) -> (T, B, H)."""
 
 
+def _check(expert: Sequence[int], **numbers: int) -> None:
+    """Raise ValueError for sizes that make no backbone."""
+    if not expert:
+        raise ValueError("expert must name at least one layer size")
+    for name, number in numbers.items():
+        if number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}")
+
+
 def mix(gates: Tensor, experts: Sequence[Tensor]) -> Tensor:
     """Weighted sums of experts.
 
@@ -52,6 +61,7 @@ class SharedBottomBackbone(Backbone):
 
     def __init__(self, in_dim: int, num_tasks: int, *, expert: Sequence[int] = EXPERT, dropout: float = 0.0) -> None:
         super().__init__()
+        _check(expert)
         self.num_tasks = num_tasks
         self.bottom = MLP(in_dim, expert, dropout)
         self.out_dim = self.bottom.out_dim
@@ -82,6 +92,7 @@ class MMoEBackbone(Backbone):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        _check(expert, num_experts=num_experts)
         self.experts = nn.ModuleList(MLP(in_dim, expert, dropout) for _ in range(num_experts))
         self.gates = nn.Linear(in_dim, num_tasks * num_experts, bias=False)
         self.shape = (num_tasks, num_experts)
@@ -171,8 +182,7 @@ class PLEBackbone(Backbone):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if levels < 1:
-            raise ValueError(f"levels must be at least 1, got {levels}")
+        _check(expert, levels=levels, shared_experts=shared_experts, task_experts=task_experts)
         self.num_tasks = num_tasks
         widths = [in_dim] + [expert[-1]] * (levels - 1)
         self.levels = nn.ModuleList(

@@ -19,6 +19,7 @@ from dlen.schema import Schema
 
 TOWER = (64, 32)
 E = TypeVar("E", bound=StrEnum)
+_MOST_UP = 0.98  # P(UP) starts unsaturated
 _RATE_LIMITS = (1e-6, 1 - 1e-6)
 
 
@@ -141,15 +142,15 @@ class LatentHead(Head):
             _choice(Bound, bound, "bound"),
             _choice(Ranking, prediction, "prediction"),
         )
-        if not 0 < initial_up < 1:
-            raise ValueError(f"initial_up must be between 0 and 1, got {initial_up}")
+        if not 0 < initial_up <= _MOST_UP:
+            raise ValueError(f"initial_up must be above 0 and at most {_MOST_UP}, got {initial_up}")
         rates = _rates(schema)
         alphas = _alphas(alpha, schema.task_names)
         base = rates if self.bound is Bound.PRIOR else [1.0] * len(rates)
         ceiling = [a * b for a, b in zip(alphas, base, strict=True)]
         self.register_buffer("log_ceiling", torch.tensor(ceiling, dtype=torch.float64).log().float())
         self.log_ceiling: Tensor
-        up = min(max(initial_up, max(rates) / 0.9), 0.98)
+        up = min(max(initial_up, max(rates) / 0.9), _MOST_UP)
         pairs = [_initial_pair(rate, up, limit, self.bound) for rate, limit in zip(rates, ceiling, strict=True)]
         self.towers = Towers(torch.tensor(pairs), rep_dim, tower, dropout)
         self.hidden = MLP(in_dim, hidden, dropout)

@@ -18,6 +18,8 @@ class MLP(nn.Module):
 
     def __init__(self, in_dim: int, sizes: Sequence[int], dropout: float = 0.0) -> None:
         super().__init__()
+        if any(size < 1 for size in sizes):
+            raise ValueError(f"layer sizes must be at least 1, got {list(sizes)}")
         layers: list[nn.Module] = []
         for size in sizes:
             layers += [nn.Linear(in_dim, size), nn.ReLU(inplace=True)]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric, PearsonCorrCoef
 
 from dlen.batch import Batch
+from dlen.errors import UserError
 from dlen.metrics import CalibrationError, CalibrationRatio, ExactAUC, HistogramAUC, LogLoss, MTLGain
 from dlen.models.heads import Ranking
 from dlen.models.predictions import Latent, Predictions
@@ -134,6 +135,13 @@ class Measures(nn.Module):
         if self.other_auc is not None:
             key = "auc_total" if self.ranking is Ranking.JOINT else "auc_joint"
             columns[key] = _column(self.other_auc)
+        broken = [n for n, value in zip(names, columns["logloss"].tolist(), strict=True) if math.isnan(value)]
+        broken = [n for n in broken if counts[0][names.index(n)] > 0]
+        if broken:
+            raise UserError(
+                f"the predictions of {', '.join(broken)} are not numbers: training has diverged; lower optimizer.lr "
+                "and optimizer.embedding_lr, and look for extreme values in numeric fields"
+            )
         figures = Figures({}, {})
         for key, column in columns.items():
             for index, name in enumerate(names):

@@ -46,7 +46,9 @@ class RankingModule(L.LightningModule):
         ranking = model.head.prediction if isinstance(model.head, LatentHead) else None
         self.measures = torch.nn.ModuleDict(
             {
-                stage: Measures(model.schema, auc, (rows or {}).get(stage, 0), ranking, _base_auc(base, stage, self.targets.names))
+                stage: Measures(
+                    model.schema, auc, (rows or {}).get(stage, 0), ranking, _base_auc(base, stage, self.targets.names)
+                )
                 for stage in ("val", "test")
             }
         )
@@ -60,7 +62,7 @@ class RankingModule(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Summed, weighted cross entropy of the tasks."""
         mask = self.targets.trained(batch.labels)
-        losses = task_losses(self.model(batch), batch.labels, mask)
+        losses = task_losses(self.model(batch), self.targets.training_labels(batch.labels), mask)
         loss = (losses * self.task_weights).sum()
         self.log("train/loss", loss.detach(), batch_size=len(batch))
         return loss

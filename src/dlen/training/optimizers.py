@@ -134,6 +134,8 @@ class Combined(Optimizer):
         """The inverse of :meth:`state_dict`."""
         for part, state in zip(self.parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
+        # Loading gives the parts new groups; whoever holds this list (a scheduler) must go on acting on them.
+        self.param_groups[:] = [group for part in self.parts for group in part.param_groups]
 
 
 def _tables_and_dense(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

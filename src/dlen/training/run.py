@@ -32,6 +32,7 @@ from dlen.training.module import RankingModule
 from dlen.training.targets import Targets
 
 MONITOR = "val/auc/mean"
+_RUN_DIR = "DLEN_RUN_DIR"  # tells the processes of one run where its folder is
 SPLITS = ("train", "validation", "test")
 
 
@@ -70,7 +71,11 @@ def train(config: DictConfig) -> dict[str, Any]:
         _write_start(config, folder, store)
         print(summary(store), file=sys.stderr)
         print(_describe(config, model, folder), file=sys.stderr, flush=True)
-    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    os.environ[_RUN_DIR] = str(folder)
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    finally:
+        del os.environ[_RUN_DIR]
     metrics: dict[str, Any] = {"model": config.model_name, "data": config.data_name, "seed": config.seed}
     metrics |= {
         "version": __version__,
@@ -213,22 +218,19 @@ def _check_measurable(store: Store) -> None:
 
 
 def _run_folder(config: DictConfig) -> Path:
-    """The run's folder; the same for every process of a run that Lightning starts."""
+    """The run's folder, not made yet."""
     if config.run_dir is not None:
         folder = Path(config.run_dir)
         if (folder / "config.yaml").exists() and config.ckpt is None:
             raise UserError(f"config run_dir: {folder} already holds a run; choose another, or resume with ckpt=last")
-    elif "DLEN_RUN_DIR" in os.environ:
-        return Path(os.environ["DLEN_RUN_DIR"])
-    else:
-        started = f"{datetime.now():%Y%m%d-%H%M%S}"
-        name = f"{config.data_name}/{config.model_name}/{started}-seed{config.seed}"
-        folder = Path(config.runs_dir) / name
-        number = 1
-        while folder.exists():
-            number += 1
-            folder = Path(config.runs_dir) / f"{name}-{number}"
-        os.environ["DLEN_RUN_DIR"] = str(folder)  # for the processes that Lightning starts from this one
+        return folder
+    if _RUN_DIR in os.environ:  # set by the process that Lightning started this one from
+        return Path(os.environ[_RUN_DIR])
+    name = f"{config.data_name}/{config.model_name}/{datetime.now():%Y%m%d-%H%M%S}-seed{config.seed}"
+    folder, number = Path(config.runs_dir) / name, 1
+    while folder.exists():
+        number += 1
+        folder = Path(config.runs_dir) / f"{name}-{number}"
     return folder
 
 

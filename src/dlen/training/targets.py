@@ -35,6 +35,14 @@ class Targets:
         everywhere = torch.tensor([t.train_on == "all" for t in self.schema.tasks], device=labels.device)
         return torch.where(everywhere, 1.0, self.measured(labels))
 
+    def training_labels(self, labels: Tensor) -> Tensor:
+        """(B, T) labels -> (B, T) what each head learns: with ``train_on: all``, the task together with its parents."""
+        columns = [
+            labels[:, list(self.schema.chain(t.name))].prod(1) if t.train_on == "all" else labels[:, i]
+            for i, t in enumerate(self.schema.tasks)
+        ]
+        return torch.stack(columns, 1)
+
     def labels(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T) labels -> (B, K) labels and (B, K) mask of all measured targets."""
         joint = [labels[:, list(self.schema.chain(t.name))].prod(1) for t in self.joints]
