@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from itertools import islice, pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -84,8 +84,6 @@ def test_resumes_after_a_whole_epoch_with_the_next(split: Split) -> None:
 
 
 def test_state_survives_json(split: Split) -> None:
-    import json
-
     loader = BatchLoader(split, 10, shuffle=True)
     next(iter(loader))
     assert json.loads(json.dumps(loader.state_dict())) == loader.state_dict()

@@ -116,7 +116,9 @@ def test_a_demo_leaves_a_folder_it_did_not_write(tmp_path: Path) -> None:
     assert (tmp_path / "raw" / "mine.txt").read_text() == "mine"
 
 
-def test_waits_for_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_waits_for_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """While another holds the lock, the store appears: it is read and not written again."""
     source, other = TinySource(), TinySource()
     real = fcntl.flock

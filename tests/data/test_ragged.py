@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -66,9 +68,9 @@ def test_heaviest_equals_sorting(weights: list[list[float]], cap: int) -> None:
 
 
 @given(logs, caps, st.randoms())
-def test_selecting_rows_equals_a_list(log: list[list[Value]], caps: list[int], rng: object) -> None:
+def test_selecting_rows_equals_a_list(log: list[list[Value]], caps: list[int], rng: random.Random) -> None:
     columns = to_columns(entries(log), SINGLE, BAGS, caps)
-    mask = np.array([rng.random() < 0.5 for _ in log], bool)  # type: ignore[attr-defined]
+    mask = np.array([rng.random() < 0.5 for _ in log], np.bool_)
     part = select_rows(columns, mask)
     chosen = np.flatnonzero(mask)
     assert part.ids.tolist() == [columns.ids[r].tolist() for r in chosen]

@@ -216,5 +216,5 @@ def test_diverged_predictions_are_told(auc: str) -> None:
     batch = labelled(schema, p)
     predictions = plain(p)
     predictions.log_p[3] = predictions.log_q[3] = predictions.log_score[3] = torch.nan
-    with pytest.raises(UserError, match="the predictions of ctr.* are not numbers: training has diverged"):
+    with pytest.raises(UserError, match=r"the predictions of ctr.* are not numbers: training has diverged"):
         measure(Measures(schema, auc), predictions, batch)

@@ -82,7 +82,6 @@ SKELETON_DAMAGE: dict[str, tuple[Callable[[str], str], str]] = {
     "id beyond 64 bits": (replaced("210\x029", "210\x0299999999999999999999"), "210"),
     "text id": (replaced("210\x029", "210\x02x9"), "210"),
     "fractional id": (replaced("210\x029", "210\x029.0"), "210"),
-    "id with a blank": (replaced("210\x029", "210\x02 9"), "210"),
     "no id": (replaced("210\x029", "210\x02"), "210"),
     "value nan": (replaced("\x030.5", "\x03nan"), "853"),
     "value inf": (replaced("\x030.5", "\x03inf"), "853"),

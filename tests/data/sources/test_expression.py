@@ -45,7 +45,7 @@ SAME_AS_PYTHON = [
     "not a == 2",
     "not kind in ['x', 'y']",
     "a == 0 or a == 1 and b > 100",
-    "(a == 0 or a == 1) and b > 100",
+    "(a == 0 or a == 1) and b > 1",
     "not a == 2 and b > 0",
     "not (a == 2 and b > 0)",
     "a > 0 and a < 3 and b > 0 or kind == 'x'",

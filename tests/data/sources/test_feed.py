@@ -30,7 +30,7 @@ class World:
 
 
 def make(folder: Path, **settings: Any) -> World:
-    asked = {"rows": 150_000, "users": 3000, "items": 800, "rates": RATES, "leak": 0.2} | settings
+    asked: dict[str, Any] = {"rows": 150_000, "users": 3000, "items": 800, "rates": RATES, "leak": 0.2} | settings
     return World(prepare(Feed(**asked), folder))
 
 
