@@ -233,12 +233,12 @@ def slow_row(pair: SlowPair, row: tuple[int, int, int, Features], cap: int) -> R
 
 
 def impressions_with(rows: Sequence[Row]) -> dict[str, Counter[int]]:
-    """For each field, in how many rows each raw id occurs."""
+    """For each field, how often each raw id occurs."""
     counts: dict[str, Counter[int]] = {name: Counter() for name in rows[0] if name not in ("ctr", "cvr")}
     for row in rows:
         for name, counter in counts.items():
             value = row[name]
-            counter.update({v for v, _ in value} if isinstance(value, list) else {value} - {None})
+            counter.update([v for v, _ in value] if isinstance(value, list) else {value} - {None})
     return counts
 
 

@@ -48,6 +48,7 @@ class BatchLoader:
         self.world_size = world_size
         self._epoch = 0
         self._next = 0  # the next batch of this epoch
+        self._resuming = False
 
     @property
     def rows(self) -> int:
@@ -59,9 +60,11 @@ class BatchLoader:
         return -(-self.rows // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        # An epoch ends when the next one begins: a reader that counts batches never comes back after the last.
-        if self._next >= len(self):
+        # An epoch ends when the next one begins: a reader that counts batches never comes back after the last, and
+        # one that stopped early wants a new epoch. Only a loaded state is gone on with.
+        if self._next >= len(self) or (self._next and not self._resuming):
             self._epoch, self._next = self._epoch + 1, 0
+        self._resuming = False
         while self._next < len(self):
             first = self._next * self.batch_size
             self._next += 1  # before the yield: a checkpoint taken now must not repeat this batch
@@ -78,4 +81,4 @@ class BatchLoader:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken."""
-        self._epoch, self._next = state["epoch"], state["next"]
+        self._epoch, self._next, self._resuming = state["epoch"], state["next"], True

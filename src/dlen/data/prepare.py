@@ -67,7 +67,7 @@ def identify(source: Source) -> dict[str, Any]:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """One process at a time; the others wait. The system frees the lock of a process that dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
@@ -79,7 +79,8 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _check_writable(folder: Path) -> None:
+def check_writable(folder: Path) -> None:
+    """Raise UserError if a folder can neither be made nor written."""
     existing = folder
     while not existing.exists():
         existing = existing.parent
@@ -99,12 +100,19 @@ def prepare(source: Source, data_dir: Path) -> Store:
     identity = identify(source)
     folder = data_dir / source.name / identity["fingerprint"]
     if folder.exists():
-        return Store(folder)
-    _check_writable(folder)
-    with _locked(data_dir / source.name / ".lock"):
+        return _open(folder, identity)
+    check_writable(folder)
+    with locked(data_dir / source.name / ".lock"):
         if not folder.exists():
             _write(source, folder, identity)
-    return Store(folder)
+    return _open(folder, identity)
+
+
+def _open(folder: Path, identity: dict[str, Any]) -> Store:
+    store = Store(folder)
+    if store.fingerprint != identity["fingerprint"]:
+        raise UserError(f"{folder}: holds data {store.fingerprint} under another name; delete it and prepare again")
+    return store
 
 
 def _write(source: Source, folder: Path, identity: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ its labels, and where the log repeats user features, a group number for each row
 shared by all rows of that user. Nothing is joined on disk: the join happens when a batch is made.
 
 ``store.json`` is written last, into a folder under a temporary name that is renamed when whole, so a folder
-with the final name is complete. Opening checks format version, fingerprint and the size of every array.
+with the final name is complete. Opening checks the format version and the size of every array.
 """
 
 from __future__ import annotations
@@ -335,12 +335,16 @@ class Store:
             raise UserError(f"{folder}: not a prepared store (no store.json); run prepare.py") from None
         except (ValueError, OSError) as error:
             raise UserError(f"{path}: unreadable ({error}); delete {folder} and run prepare.py") from None
-        if self.content.get("format") != FORMAT:
-            found = self.content.get("format")
+        found = self.content.get("format") if isinstance(self.content, dict) else None
+        if found != FORMAT:
             raise UserError(f"{path}: store format {found}, this version reads {FORMAT}; run prepare.py again")
-        self.schema = Schema.from_dict(self.content["schema"])
-        self.fingerprint: str = self.content["fingerprint"]
-        for name in self.content["arrays"]:
+        try:
+            self.schema = Schema.from_dict(self.content["schema"])
+            self.fingerprint: str = self.content["fingerprint"]
+            names = list(self.content["arrays"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: incomplete ({error!r}); delete {folder} and run prepare.py") from None
+        for name in names:
             self._check(name)
 
     def _path(self, name: str) -> Path:

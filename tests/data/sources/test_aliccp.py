@@ -262,8 +262,8 @@ def test_quirks_read_by_eye(tmp_path: Path) -> None:
     assert test[1]["101"] is None
 
 
-def test_an_id_twice_in_one_row_is_one_impression(tmp_path: Path) -> None:
-    """min_count says "ids seen in fewer training impressions are unknown"."""
+def test_min_count_counts_every_occurrence(tmp_path: Path) -> None:
+    """An id twice in one impression has occurred twice; a user's ids occur in every impression of the group."""
     twice = [("210", 5, "1.0"), ("210", 5, "1.0"), ("210", 6, "1.0"), ("205", 1, "1.0")]
     lines = [skeleton_line(1, 0, 0, "g", twice), skeleton_line(2, 1, 0, "g", [("210", 6, "1.0")])]
     common = [common_line("g", [("101", 3, "1.0"), ("109_14", 8, "1.0")])]
@@ -272,7 +272,7 @@ def test_an_id_twice_in_one_row_is_one_impression(tmp_path: Path) -> None:
     store = fillers_held_out(raw, tmp_path / "data", min_count=2)
     assert store.vocabulary("109_14")["value"].to_list() == [8]  # two impressions use its group
     assert store.vocabulary("205")["value"].to_list() == []
-    assert store.vocabulary("210")["value"].to_list() == [6]
+    assert store.vocabulary("210")["value"].to_list() == [5, 6]
 
 
 def test_impressions_of_validation_and_impossible_ones_do_not_count(tmp_path: Path) -> None:

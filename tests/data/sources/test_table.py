@@ -20,6 +20,7 @@ from dlen.data.prepare import prepare
 from dlen.data.sources import table
 from dlen.data.sources.table import Table
 from dlen.data.store import Store
+from dlen.errors import UserError
 from dlen.schema import Kind, Pooling
 from tests.data.helpers import arrays, decode, make_table, numbers_of, whole
 
@@ -466,8 +467,11 @@ def test_ignored_columns(tmp_path: Path, ignore: Any) -> None:
 def test_a_field_whose_name_has_a_slash(tmp_path: Path) -> None:
     text = "n,label,a/b\n" + "".join(f"{n},{n % 2},x{n % 3}\n" for n in range(600))
     spec = {"fields": {"n": {"kind": "numeric"}, "a/b": {"kind": "id"}}, "tasks": {"t": "label"}}
+    with pytest.raises(UserError, match="fields.a/b: 'a/b' cannot be a name"):
+        make_table(tmp_path, spec, text=text)
+    spec["fields"] = {"n": {"kind": "numeric"}, "ab": {"kind": "id", "column": "a/b"}}
     store = prepare(make_table(tmp_path, spec, text=text), tmp_path / "data")
-    assert set(store.vocabulary("a/b")["value"]) == {"x0", "x1", "x2"}
+    assert set(store.vocabulary("ab")["value"]) == {"x0", "x1", "x2"}
 
 
 def test_a_changed_spec_makes_another_store(tmp_path: Path) -> None:

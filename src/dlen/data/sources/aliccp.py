@@ -74,7 +74,7 @@ class AliCCP:
     Args:
         raw_dir: folder with ``sample_skeleton_{train,test}.csv`` and ``common_features_{train,test}.csv``.
         name: of the data set.
-        min_count: ids seen in fewer training impressions are unknown.
+        min_count: ids that occur less often in the training impressions, after the cap, are unknown.
         max_values: most values of a multi-valued field in one row; the heaviest stay.
         validation: share of the training pair that becomes the validation split.
         validation_by: ``user`` holds out whole users by a hash of their id, ``row`` single impressions.
@@ -141,6 +141,12 @@ class AliCCP:
         }
         positives = self._write_train(scratch, splits, held_out, vocabularies, offsets)
         impossible["test"] = self._write_test(writer, vocabularies, offsets)
+        for name, split in splits.items():
+            if split.rows == 0:
+                raise UserError(
+                    f"{self.path('sample_skeleton', 'train')}: no rows are left for {name} with data.validation="
+                    f"{self.validation} by {self.validation_by}; change it, data.validation_by or data.seed"
+                )
         writer.notes["impossible_rows_dropped"] = impossible
         return self._schema(vocabularies, positives, splits["train"].rows)
 

@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from dlen.data.prepare import check_writable, locked
 from dlen.data.sources.aliccp import AliCCP
 from dlen.data.store import replacing
 from dlen.errors import UserError
@@ -79,12 +80,17 @@ class AliCCPDemo(AliCCP):
         marker = folder / "demo.json"
         if folder.exists() and not marker.exists():
             raise UserError(f"{folder}: exists and was not written by aliccp_demo; set data.raw_dir to a new folder")
-        if not marker.exists() or json.loads(marker.read_text()) != wanted:
-            with replacing(folder) as temporary:
-                for split, rows in (("train", self.rows), ("test", self.rows // 4)):
-                    _write_pair(temporary, split, max(rows, _ROWS_PER_GROUP), self.demo_seed)
-                (temporary / "demo.json").write_text(json.dumps(wanted))
+        check_writable(folder)
+        with locked(folder.with_name(f".{folder.name}.lock")):
+            if not marker.exists() or json.loads(marker.read_text()) != wanted:
+                self._draw(folder, wanted)
         return super().files()
+
+    def _draw(self, folder: Path, wanted: dict[str, int]) -> None:
+        with replacing(folder) as temporary:
+            for split, rows in (("train", self.rows), ("test", self.rows // 4)):
+                _write_pair(temporary, split, max(rows, _ROWS_PER_GROUP), self.demo_seed)
+            (temporary / "demo.json").write_text(json.dumps(wanted))
 
 
 class _World:

@@ -7,7 +7,6 @@ Only where its checks fail is the block read again line by line, to say what is 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from dlen.errors import UserError
 
 BLOCK = 32 << 20
 MAX_ID = 2**31 - 2
+_MAX_VALUE = float(np.finfo(np.float32).max)
 _NEWLINE, _COMMA = ord("\n"), ord(",")
 _TO_CSV = np.arange(256, dtype=np.uint8)
 _TO_CSV[[1, 2, 3]] = [_NEWLINE, _COMMA, _COMMA]
@@ -78,7 +78,9 @@ class Reader:
         columns = [*self.head, "feature_num"]
         head = pl.read_csv(heads, has_header=False, quote_char=None, schema=dict.fromkeys(columns, pl.String))
         numbers = head["feature_num"].cast(pl.Int64, strict=False)
-        if len(head) != len(counts) or any(head.null_count().row(0)) or not (numbers == counts).all():
+        if len(head) != len(counts) or any(head.null_count().row(0)) or numbers.null_count():
+            raise _MalformedError
+        if not (numbers == counts).all():
             raise _MalformedError
         if not all(head[name].is_in(["0", "1"]).all() for name in self.binary):
             raise _MalformedError
@@ -107,6 +109,9 @@ class Reader:
         heads[last] = _NEWLINE
         keep = ~listed
         keep[newline] = False
+        before_id, before_value = np.flatnonzero(text == 2), np.flatnonzero(text == 3)
+        if len(before_id) != len(before_value) or (before_id > before_value).any():
+            raise _MalformedError
         separators = np.searchsorted(np.flatnonzero(text == 1), newline)
         counts = np.diff(separators, prepend=0) + ~empty
         return heads[keep].tobytes(), _TO_CSV[text[listed]].tobytes(), counts
@@ -162,10 +167,10 @@ class Reader:
         if not raw_id.isascii() or not raw_id.isdigit() or int(raw_id) > MAX_ID:
             return f"field {name}: id {raw_id!r} is not a whole number from 0 to {MAX_ID}"
         try:
-            finite = math.isfinite(float(value))
+            fits = abs(float(value)) <= _MAX_VALUE  # false for nan
         except ValueError:
-            finite = False
-        return None if finite else f"field {name}: value {value!r} is not a finite number"
+            fits = False
+        return None if fits else f"field {name}: value {value!r} is not a finite 32-bit number"
 
 
 def _blocks(path: Path) -> Iterator[bytes]:

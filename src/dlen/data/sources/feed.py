@@ -161,6 +161,10 @@ class Feed:
         ):
             if not low < getattr(self, key) < high:
                 raise UserError(f"data.{key}: {getattr(self, key)} is not between {low} and {high}")
+        if self.validation + self.test >= 1:
+            raise UserError("data.validation and data.test leave no rows to train on")
+        if not self.rates:
+            raise UserError("data.rates: names no task")
         for key in ("rows", "users", "items"):
             if getattr(self, key) < 1:
                 raise UserError(f"data.{key}: {getattr(self, key)} is not a positive number")

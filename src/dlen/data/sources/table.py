@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import csv
 import difflib
+import gzip
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 import numpy as np
 import polars as pl
@@ -56,9 +57,12 @@ class Table:
         by_split = given if isinstance(given, dict) else {"all": given}
         if set(by_split) not in ({"all"}, {"train", "test"}, set(SPLITS)):
             raise UserError(f"{self.path}: files: give one table, or train and test, or train, validation and test")
+        split = self.table.split
+        if split.by == "column" and set(by_split) != set(SPLITS) and not split.validation:
+            raise UserError(f"{self.path}: split.validation: with by: column, list the values that make this split")
         return {
-            split: [folder / str(p) for p in (paths if isinstance(paths, list) else [paths])]
-            for split, paths in by_split.items()
+            name: [folder / str(p) for p in (paths if isinstance(paths, list) else [paths])]
+            for name, paths in by_split.items()
         }
 
     def settings(self) -> dict[str, Any]:
@@ -131,6 +135,7 @@ class Table:
 
     def _chunks(self, path: Path) -> Iterator[pl.DataFrame]:
         checked = path.suffix == ".parquet"
+        comments = self._comment_lines(path)
         try:
             for frame in self._scan(path).collect_batches(chunk_size=_CHUNK, maintain_order=True):
                 cells = [c for c in frame.columns if c != LINE]
@@ -138,6 +143,8 @@ class Table:
                     # A short row ends in a null, and so does a row whose last cell is empty: look which it is.
                     self._check_widths(path)
                     checked = True
+                if len(comments):
+                    frame = frame.with_columns(_file_lines(frame[LINE], comments))
                 blank = frame.select(pl.all_horizontal(pl.col(cells).is_null())).to_series()
                 yield frame.filter(~blank) if blank.any() else frame
         except pl.exceptions.PolarsError as error:
@@ -145,19 +152,28 @@ class Table:
                 self._check_widths(path)
             raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
 
+    def _comment_lines(self, path: Path) -> Array:
+        """Numbers of the comment lines, which Polars leaves out when it counts rows."""
+        if not self.table.comment or path.suffix == ".parquet":
+            return np.zeros(0, np.int64)
+        with _open_text(path) as file:
+            return np.array([n for n, line in enumerate(file, 1) if line.startswith(self.table.comment)], np.int64)
+
     def _check_widths(self, path: Path) -> None:
         """Read a CSV file line by line to find the first row with too many or too few columns."""
-        options = self._options(path)
-        with path.open(newline="", encoding="utf-8", errors="replace") as file:
-            rows = csv.reader(file, delimiter=options["separator"])
+        comment = self.table.comment
+        with _open_text(path) as file:
+            rows = csv.reader(file, delimiter=self._options(path)["separator"])
             width = 0
-            for row in rows:
-                comment = options["comment_prefix"]
-                if not row or row == [""] or (comment and row[0].startswith(comment)):
-                    continue
-                width = width or len(self.table.columns) or len(row)
-                if len(row) != width:
-                    raise UserError(f"{path}, row {rows.line_num}: {len(row)} columns instead of {width}")
+            try:
+                for row in rows:
+                    if not row or row == [""] or (comment and row[0].startswith(comment)):
+                        continue
+                    width = width or len(self.table.columns) or len(row)
+                    if len(row) != width:
+                        raise UserError(f"{path}, row {rows.line_num}: {len(row)} columns instead of {width}")
+            except (csv.Error, OSError, EOFError) as error:  # the latter two from a broken archive
+                raise UserError(f"{path}, row {rows.line_num}: cannot be read ({error})") from None
 
     def _check_columns(self, path: Path) -> None:
         """Every column the spec names exists, and every column of the file is named or ignored."""
@@ -193,8 +209,9 @@ class Table:
         if split.test_from is not None:
             return np.array([float(split.validation_from), float(split.test_from)])
         sample = Sample()
-        for frame, path, _ in self._frames("finding the split by time"):
-            sample.add(self._times(frame, path))
+        for frame, path, file_split in self._frames("finding the split by time"):
+            if file_split != "test":
+                sample.add(self._times(frame, path))
         times = sample.sorted()
         test = 0.0 if "test" in self.sources else split.test
         places = [round(len(times) * (1 - split.validation - test)), round(len(times) * (1 - test))]
@@ -228,7 +245,8 @@ class Table:
         if split.by == "hash":
             keys = _hash_texts(frame[split.column].cast(pl.String).fill_null(""))
         else:
-            keys = frame[LINE].to_numpy().astype(np.int64)
+            every = [p for paths in self.sources.values() for p in paths]
+            keys = frame[LINE].to_numpy().astype(np.int64) + (every.index(path) << 40)
         where = fraction(keys, split.seed)
         return np.where(where < test, 2, np.where(where < test + split.validation, 1, 0))
 
@@ -238,13 +256,12 @@ class Table:
         """(n, T) 0 or 1."""
         columns = []
         for name, parsed in self.labels.items():
-            for column in parsed.numeric:
-                cells = numbers(frame, column, path)
-                frame = frame.with_columns(cells.alias(column))
-            values = frame.select(label=parsed.expr)["label"]
+            # In a frame of its own: another task may compare the same column with text.
+            read = frame.with_columns(numbers(frame, column, path).alias(column) for column in parsed.numeric)
+            values = read.select(label=parsed.expr)["label"]
             bad = values.is_null() | ~values.is_in([0.0, 1.0])
             if bad.any():
-                found = frame.filter(bad)
+                found = read.filter(bad)
                 shown = ", ".join(f"{c} = {found[c][0]!r}" for c in dict.fromkeys(parsed.columns))
                 raise UserError(
                     f"{path}, row {found[LINE][0]}: task {name}: the label is neither 0 nor 1 ({shown}); "
@@ -317,6 +334,18 @@ class Table:
             labels = self._labels(frame, path)
             for number, split in enumerate(splits):
                 _append(split, encoded, labels, where == number)
+
+
+def _open_text(path: Path) -> TextIO:
+    """A CSV file as lines of text, compressed or not."""
+    opener = gzip.open if path.suffix == ".gz" else open
+    return cast(TextIO, opener(path, "rt", newline="", encoding="utf-8", errors="replace"))
+
+
+def _file_lines(rows: pl.Series, comments: Array) -> pl.Series:
+    """Line numbers in the file from line numbers without the comments."""
+    lines_before = comments - 1 - np.arange(len(comments))  # lines other than comments before each comment
+    return rows + pl.Series(np.searchsorted(lines_before, rows.to_numpy(), side="left"))
 
 
 def _csv_bytes(frame: pl.DataFrame) -> int:

@@ -19,6 +19,7 @@ Array = NDArray[Any]
 LINE = "__line__"  # number of the row in its file
 _PENDING = 1 << 22
 _SAMPLE = 1 << 20
+_LATEST = 7_258_118_400_000_000  # the year 2200, in microseconds since 1970
 
 
 class Sample:
@@ -259,7 +260,10 @@ class TimeColumn(TableColumn):
             return pl.lit(column.cast(pl.Datetime("us")))
         if not self.spec.format:
             scale = 1_000_000 if self.spec.unit == "s" else 1000
-            moments = (numbers(frame, self.spec.column, path) * scale).cast(pl.Int64)
+            stamps = numbers(frame, self.spec.column, path) * scale
+            unit = f"{self.spec.unit} since 1970 before the year 2200 (is the unit right?)"
+            _refuse(frame, ~stamps.is_between(0, _LATEST), self.spec.column, path, f"not a time in {unit}")
+            moments = stamps.cast(pl.Int64)
             return pl.lit(moments.cast(pl.Datetime("us")))
         text = _text(column)
         parsed = text.str.to_datetime(self.spec.format, strict=False, time_unit="us")
@@ -284,6 +288,8 @@ def make_column(name: str, spec: FieldSpec) -> TableColumn:
 def numbers(frame: pl.DataFrame, column: str, path: Path) -> pl.Series:
     """A column as finite floats, null where the cell is empty; UserError with the row of the first other cell."""
     cells = frame[column]
+    if cells.dtype.is_nested():
+        raise UserError(f"{path}: column {column}: holds {cells.dtype}, not numbers")
     if cells.dtype == pl.String:
         cells = cells.set(cells == "", None)
     values = cells.cast(pl.Float64, strict=False)

@@ -189,15 +189,47 @@ def _fill(kind: type[T], content: Any, path: Path, key: str) -> T:
             near = difflib.get_close_matches(str(name), known, 1)
             hint = f"; did you mean {near[0]}?" if near else f" (keys: {', '.join(known)})"
             raise UserError(f"{path}: {where}: there is no such key{hint}")
-        expected = {"str": str, "int": int, "float": (int, float), "bool": bool}.get(str(known[str(name)].type))
-        if expected and not isinstance(value, expected):  # type: ignore[arg-type]
-            raise UserError(f"{path}: {where}: {value!r} is not of type {known[str(name)].type}")
+        wanted = str(known[str(name)].type)
+        if not _is_of_type(value, wanted):
+            raise UserError(f"{path}: {where}: {value!r} is not {_TYPES[wanted]}")
     return kind(**content)
+
+
+_TYPES = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false"}
+_TYPES |= {"list[str]": "a list of texts", "str | None": "text", "SplitSpec": "a mapping of settings"}
+
+
+def _is_of_type(value: Any, wanted: str) -> bool:
+    """Whether a YAML value fits the annotation of a dataclass field; what is not listed is checked elsewhere."""
+    match wanted:
+        case "str":
+            return isinstance(value, str)
+        case "int":
+            return isinstance(value, int) and not isinstance(value, bool)
+        case "float":
+            return isinstance(value, int | float) and not isinstance(value, bool)
+        case "bool":
+            return isinstance(value, bool)
+        case "list[str]":
+            return isinstance(value, list) and all(isinstance(item, str) for item in value)
+        case "str | None":
+            return value is None or isinstance(value, str)
+        case "SplitSpec":
+            return isinstance(value, Mapping)
+        case _:
+            return True
+
+
+def _check_name(name: str, path: Path, key: str) -> None:
+    """Names become file names and ends of metric keys."""
+    if not name or name.startswith(".") or "/" in name or "\0" in name:
+        raise UserError(f"{path}: {key}: {name!r} cannot be a name (no slash, and no full stop in front)")
 
 
 def _check(spec: TableSpec, path: Path) -> None:
     for name, item in spec.fields.items():
         key = f"fields.{name}"
+        _check_name(name, path, key)
         choose(item.kind, KINDS, path, f"{key}.kind")
         choose(item.transform, ("standardise", "quantile"), path, f"{key}.transform")
         choose(item.pooling, tuple(Pooling), path, f"{key}.pooling")
@@ -207,7 +239,15 @@ def _check(spec: TableSpec, path: Path) -> None:
         if item.buckets < 2 or not 1 <= item.max_values < 2**15 or item.min_count < 1:
             raise UserError(f"{path}: {key}: buckets is at least 2, max_values 1 to 32767, min_count at least 1")
         item.column = item.column or name
+    made = [n for n, f in spec.fields.items() if f.kind != "time"]
+    made += [f"{n}_{part}" for n, f in spec.fields.items() if f.kind == "time" for part in f.parts]
+    for name in made:
+        if made.count(name) > 1:
+            raise UserError(f"{path}: fields.{name}: this name is also that of a part of a time field")
+    if len(spec.separator.encode()) > 1:
+        raise UserError(f"{path}: separator: {spec.separator!r} is not a single character")
     for name, task in spec.tasks.items():
+        _check_name(name, path, f"tasks.{name}")
         choose(task.train_on, ("observed", "all"), path, f"tasks.{name}.train_on")
         if task.observed_where is not None:
             choose(task.observed_where, tuple(spec.tasks), path, f"tasks.{name}.observed_where")
@@ -228,12 +268,21 @@ def _check_split(split: SplitSpec, path: Path) -> None:
     for key in ("validation", "test"):
         value = getattr(split, key)
         if split.by == "column":
-            if isinstance(value, float) or value is None:
-                raise UserError(f"{path}: split.{key}: with by: column, list the values that make this split")
-            setattr(split, key, [str(v) for v in (value if isinstance(value, list) else [value])])
+            # The defaults are shares; without values there may still be a file for this split.
+            values = [] if isinstance(value, float) or value is None else value
+            setattr(split, key, [str(v) for v in (values if isinstance(values, list) else [values])])
         elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
             raise UserError(f"{path}: split.{key}: {value!r} is not a share between 0 and 1")
     if split.by != "column" and split.validation + split.test >= 1:
         raise UserError(f"{path}: split: validation and test leave no rows to train on")
     if (split.validation_from is None) != (split.test_from is None):
         raise UserError(f"{path}: split: set both validation_from and test_from, or neither")
+    starts = [split.validation_from, split.test_from]
+    if split.test_from is not None:
+        for start in starts:
+            if isinstance(start, bool) or not isinstance(start, int | float):
+                raise UserError(
+                    f"{path}: split.validation_from, test_from: {start!r} is not a number in units of {split.column}"
+                )
+        if starts[0] > starts[1]:
+            raise UserError(f"{path}: split.validation_from: {starts[0]} is later than test_from, {starts[1]}")
