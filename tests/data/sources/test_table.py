@@ -467,7 +467,7 @@ def test_ignored_columns(tmp_path: Path, ignore: Any) -> None:
 def test_a_field_whose_name_has_a_slash(tmp_path: Path) -> None:
     text = "n,label,a/b\n" + "".join(f"{n},{n % 2},x{n % 3}\n" for n in range(600))
     spec = {"fields": {"n": {"kind": "numeric"}, "a/b": {"kind": "id"}}, "tasks": {"t": "label"}}
-    with pytest.raises(UserError, match="fields.a/b: 'a/b' cannot be a name"):
+    with pytest.raises(UserError, match=r"fields.a/b: 'a/b' cannot be a name"):
         make_table(tmp_path, spec, text=text)
     spec["fields"] = {"n": {"kind": "numeric"}, "ab": {"kind": "id", "column": "a/b"}}
     store = prepare(make_table(tmp_path, spec, text=text), tmp_path / "data")
