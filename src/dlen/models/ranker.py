@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Protocol
 
 from torch import nn
@@ -11,7 +12,6 @@ from dlen.batch import Batch
 from dlen.models.backbones import (
     EXPERT,
     Backbone,
-    CGCBackbone,
     MMoEBackbone,
     PLEBackbone,
     SharedBottomBackbone,
@@ -85,9 +85,7 @@ class SharedBottom(_Independent):
         tower: Sequence[int] = TOWER,
         dropout: float = 0.0,
     ) -> None:
-        def make(in_dim: int, num_tasks: int) -> Backbone:
-            return SharedBottomBackbone(in_dim, num_tasks, expert=expert, dropout=dropout)
-
+        make = partial(SharedBottomBackbone, expert=expert, dropout=dropout)
         super().__init__(schema, make, embedding_dim, tower, dropout)
 
 
@@ -113,9 +111,7 @@ class MMoE(_Independent):
         tower: Sequence[int] = TOWER,
         dropout: float = 0.0,
     ) -> None:
-        def make(in_dim: int, num_tasks: int) -> Backbone:
-            return MMoEBackbone(in_dim, num_tasks, num_experts=num_experts, expert=expert, dropout=dropout)
-
+        make = partial(MMoEBackbone, num_experts=num_experts, expert=expert, dropout=dropout)
         super().__init__(schema, make, embedding_dim, tower, dropout)
 
 
@@ -145,21 +141,18 @@ class PLE(_Independent):
         tower: Sequence[int] = TOWER,
         dropout: float = 0.0,
     ) -> None:
-        def make(in_dim: int, num_tasks: int) -> Backbone:
-            return PLEBackbone(
-                in_dim,
-                num_tasks,
-                levels=levels,
-                shared_experts=shared_experts,
-                task_experts=task_experts,
-                expert=expert,
-                dropout=dropout,
-            )
-
+        make = partial(
+            PLEBackbone,
+            levels=levels,
+            shared_experts=shared_experts,
+            task_experts=task_experts,
+            expert=expert,
+            dropout=dropout,
+        )
         super().__init__(schema, make, embedding_dim, tower, dropout)
 
 
-class CGC(_Independent):
+class CGC(PLE):
     """Customized gate control (Tang et al. 2020): PLE with one level.
 
     Args:
@@ -183,17 +176,16 @@ class CGC(_Independent):
         tower: Sequence[int] = TOWER,
         dropout: float = 0.0,
     ) -> None:
-        def make(in_dim: int, num_tasks: int) -> Backbone:
-            return CGCBackbone(
-                in_dim,
-                num_tasks,
-                shared_experts=shared_experts,
-                task_experts=task_experts,
-                expert=expert,
-                dropout=dropout,
-            )
-
-        super().__init__(schema, make, embedding_dim, tower, dropout)
+        super().__init__(
+            schema,
+            embedding_dim=embedding_dim,
+            levels=1,
+            shared_experts=shared_experts,
+            task_experts=task_experts,
+            expert=expert,
+            tower=tower,
+            dropout=dropout,
+        )
 
 
 class DLEN(Ranker):
