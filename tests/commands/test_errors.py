@@ -23,7 +23,7 @@ CASES = {
     "batch size": (["loader.batch_size=0"], "config loader.batch_size: 0 is not a positive whole number"),
     "accelerator": (["trainer.accelerator=tpux", "data.rows=2000"], "config trainer: "),
     "precision": (["trainer.precision=17", "data.rows=2000"], "config trainer: "),
-    "metric": (["metrics.auc=exakt"], "config metrics.auc: 'exakt' is not one of histogram, exact"),
+    "metric": (["metrics.auc=exakt"], "config metrics.auc: 'exakt' is not one of auto, histogram, exact"),
     "impossible rate": (["data.rates.click=0.9"], "data.rates.click: 0.9 cannot be reached"),
     "missing raw files": (["data=aliccp"], "sample_skeleton_train.csv: no such file. Ali-CCP is published by Alimama"),
     "missing spec": (["data=table"], "config data.spec"),
