@@ -25,6 +25,8 @@ class EmbeddingTable(nn.Module):
 
     def __init__(self, schema: Schema, dim: int, std: float = 0.05) -> None:
         super().__init__()
+        if dim < 1:
+            raise ValueError(f"embedding_dim must be at least 1, got {dim}")
         self.weight = nn.Parameter(torch.empty(schema.num_embeddings, dim).normal_(std=std))
         bags = schema.of_kind(Kind.IDS)
         self.num_single, self.num_bags = len(schema.of_kind(Kind.ID)), len(bags)

@@ -138,6 +138,13 @@ class Combined(Optimizer):
         self.param_groups[:] = [group for part in self.parts for group in part.param_groups]
 
 
+def _check(**rates: float) -> None:
+    """Raise ValueError for a learning rate or decay that is no number or below 0."""
+    for name, value in rates.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+            raise ValueError(f"{name} must be a number from 0, got {value!r}")
+
+
 def _tables_and_dense(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     tables = [m.weight for m in model.modules() if isinstance(m, EmbeddingTable)]
     known = {id(t) for t in tables}
@@ -146,11 +153,13 @@ def _tables_and_dense(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Par
 
 def adam(model: nn.Module, *, lr: float, embedding_lr: float, weight_decay: float = 0.0) -> Optimizer:
     """Fused Adam for the dense parameters, row-sparse Adam for the table; ``weight_decay`` is for the dense ones."""
+    _check(lr=lr, embedding_lr=embedding_lr, weight_decay=weight_decay)
     tables, dense = _tables_and_dense(model)
     return Combined([Adam(dense, lr=lr, weight_decay=weight_decay, fused=True), RowAdam(tables, lr=embedding_lr)])
 
 
 def adagrad(model: nn.Module, *, lr: float, embedding_lr: float, weight_decay: float = 0.0) -> Optimizer:
     """Fused Adam for the dense parameters, row-wise Adagrad for the table, with 1/D of Adam's state."""
+    _check(lr=lr, embedding_lr=embedding_lr, weight_decay=weight_decay)
     tables, dense = _tables_and_dense(model)
     return Combined([Adam(dense, lr=lr, weight_decay=weight_decay, fused=True), RowAdagrad(tables, lr=embedding_lr)])

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
+from torch.optim import Optimizer
 
 from dlen import __version__
 from dlen.config import build, open_store
@@ -55,10 +56,12 @@ def train(config: DictConfig) -> dict[str, Any]:
     _check(config)
     store = open_store(config)
     _check_measurable(store)
+    _check_interval(config, store)
     base, resume = _read_base(config.base_run), _resume_from(config)
     L.seed_everything(config.seed, workers=True, verbose=False)
     model = build_model(config, store)
     make_optimizer = build(config.optimizer, "optimizer")
+    _check_optimizer(make_optimizer, model)
     folder = _run_folder(config)
     logger = _loggers(config, folder)
     meter = Meter()
@@ -67,6 +70,11 @@ def train(config: DictConfig) -> dict[str, Any]:
     rows = {"val": len(store.split("validation")), "test": len(store.split("test"))}
     module = RankingModule(model, make_optimizer, config.metrics.auc, rows, base)
     data = RankingDataModule(store, config.loader.batch_size, config.loader.eval_batch_size, config.seed)
+    if trainer.world_size > 1:
+        raise UserError(
+            f"config trainer.devices: {trainer.world_size} processes cannot share the row-sparse gradients of the "
+            "embedding table yet; use trainer.devices=1"
+        )
     if trainer.is_global_zero:
         _write_start(config, folder, store)
         print(summary(store), file=sys.stderr)
@@ -74,6 +82,11 @@ def train(config: DictConfig) -> dict[str, Any]:
     os.environ[_RUN_DIR] = str(folder)
     try:
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    except SystemExit:  # how Lightning ends after Ctrl-C
+        if trainer.interrupted:
+            print(f"interrupted: go on with run_dir={folder} ckpt=last and the same settings", file=sys.stderr)
+            raise SystemExit(130) from None
+        raise
     finally:
         del os.environ[_RUN_DIR]
     metrics: dict[str, Any] = {"model": config.model_name, "data": config.data_name, "seed": config.seed}
@@ -186,6 +199,8 @@ def _check(config: DictConfig) -> None:
         value = OmegaConf.select(config, key)
         if not isinstance(value, int) or value < 1:
             raise UserError(f"config {key}: {value!r} is not a positive whole number")
+    if not isinstance(config.patience, int) or config.patience < 0:
+        raise UserError(f"config patience: {config.patience!r} is not a whole number from 0")
     if config.metrics.auc not in AUC_KINDS:
         raise UserError(f"config metrics.auc: {config.metrics.auc!r} is not one of {', '.join(AUC_KINDS)}")
     if not isinstance(config.seed, int) or config.seed < 0:
@@ -194,6 +209,26 @@ def _check(config: DictConfig) -> None:
         raise UserError(f"config ckpt: {config.ckpt!r} is neither `last` nor a checkpoint file")
     if config.ckpt == "last" and config.run_dir is None:
         raise UserError("config ckpt: `last` needs run_dir=DIR, the run to go on with")
+
+
+def _check_interval(config: DictConfig, store: Store) -> None:
+    """A validation interval in batches fits into an epoch."""
+    batches = -(-len(store.split("train")) // config.loader.batch_size)
+    limit, interval = config.trainer.limit_train_batches, config.trainer.val_check_interval
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    if batches < 1 or (isinstance(interval, int) and interval > batches):
+        raise UserError(
+            f"config trainer: an epoch has {batches} batches, so val_check_interval={interval} never comes; "
+            "give a share such as 0.25, or lower loader.batch_size"
+        )
+
+
+def _check_optimizer(make: Callable[[Ranker], Optimizer], model: Ranker) -> None:
+    """Make an optimiser to throw away, so that a wrong setting is told before anything is written."""
+    try:
+        make(model)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config optimizer: {error}") from None
 
 
 def _check_measurable(store: Store) -> None:
