@@ -39,7 +39,3 @@ class Batch:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch on another device."""
         return Batch(*(getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)))
-
-    def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory, from which a GPU copies without waiting."""
-        return Batch(*(getattr(self, f.name).pin_memory() for f in fields(self)))

@@ -22,6 +22,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from dlen.config import build, open_store
 from dlen.data.loader import BatchLoader
+from dlen.errors import UserError
 from dlen.models.ranker import Ranker
 from dlen.schema import Schema
 from dlen.training.run import evaluate, train
@@ -257,3 +258,12 @@ def test_feed_default_learns(composed: Compose) -> None:
     for task in ("click", "like", "share", "follow", "comment"):
         assert metrics[f"test/auc/{task}"] < metrics[f"test/oracle/{task}"]
         assert math.isclose(metrics[f"test/calibration/{task}"], 1, abs_tol=0.35)
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(composed: Compose, tmp_path: Path) -> None:
+    settings = [*SIZES["dlen"], *FEED, f"run_dir={tmp_path / 'run'}"]
+    train(composed(*settings))
+    config = (tmp_path / "run" / "config.yaml").read_text()
+    with pytest.raises(UserError, match=r"cannot resume: loader\.batch_size was 512 and is 256 now"):
+        train(composed(*settings, "ckpt=last", "trainer.max_epochs=2", "loader.batch_size=256"))
+    assert (tmp_path / "run" / "config.yaml").read_text() == config

@@ -11,6 +11,7 @@ import pytest
 
 from dlen.data.loader import BatchLoader
 from dlen.data.store import Split
+from dlen.errors import UserError
 from tests.data.helpers import tiny_split
 
 N = 53
@@ -141,3 +142,11 @@ def test_rank_resumes_in_the_middle_of_an_epoch(split: Split) -> None:
     ids(islice(first, 3))
     second.load_state_dict(first.state_dict())
     assert epochs(second, 2) == [whole[0][3:], whole[1]]
+
+
+@pytest.mark.parametrize(("changed", "key"), [({"batch_size": 8}, "loader.batch_size"), ({"seed": 1}, "seed")])
+def test_resuming_with_other_batches_is_refused(split: Split, changed: dict[str, int], key: str) -> None:
+    state = BatchLoader(split, 16, shuffle=True).state_dict()
+    other = BatchLoader(split, **({"batch_size": 16} | changed), shuffle=True)
+    with pytest.raises(UserError, match=f"cannot resume: {key} was"):
+        other.load_state_dict(state)

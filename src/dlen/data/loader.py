@@ -11,6 +11,7 @@ import torch
 from dlen.batch import Batch
 from dlen.data.shuffle import permute
 from dlen.data.store import Split
+from dlen.errors import UserError
 
 
 class BatchLoader:
@@ -77,8 +78,24 @@ class BatchLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the next batch comes from."""
-        return {"epoch": self._epoch, "next": self._next, "world_size": self.world_size, "seed": self.seed}
+        return {"epoch": self._epoch, "next": self._next, **self._order()}
+
+    def _order(self) -> dict[str, int]:
+        """What decides which rows are in which batch."""
+        return {
+            "loader.batch_size": self.batch_size,
+            "seed": self.seed,
+            "trainer.devices times trainer.num_nodes": self.world_size,
+            "training rows": len(self.split),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where :meth:`state_dict` was taken."""
+        """Go on where :meth:`state_dict` was taken.
+
+        Raises:
+            UserError: batches are made another way now, so rows would be left out or repeated.
+        """
+        for key, value in self._order().items():
+            if state[key] != value:
+                raise UserError(f"cannot resume: {key} was {state[key]} and is {value} now; set it as it was")
         self._epoch, self._next, self._resuming = state["epoch"], state["next"], True

@@ -75,6 +75,7 @@ def train(config: DictConfig) -> dict[str, Any]:
             f"config trainer.devices: {trainer.world_size} processes cannot share the row-sparse gradients of the "
             "embedding table yet; use trainer.devices=1"
         )
+    earlier = {p: p.read_bytes() for p in (folder / "config.yaml", folder / "schema.json") if p.exists()}
     if trainer.is_global_zero:
         _write_start(config, folder, store)
         print(summary(store), file=sys.stderr)
@@ -82,6 +83,10 @@ def train(config: DictConfig) -> dict[str, Any]:
     os.environ[_RUN_DIR] = str(folder)
     try:
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    except UserError:  # a resume that is refused leaves the run as it was
+        for path, content in earlier.items():
+            path.write_bytes(content)
+        raise
     except SystemExit:  # how Lightning ends after Ctrl-C
         if trainer.interrupted:
             print(f"interrupted: go on with run_dir={folder} ckpt=last and the same settings", file=sys.stderr)
