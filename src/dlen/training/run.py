@@ -80,20 +80,12 @@ def train(config: DictConfig) -> dict[str, Any]:
         _write_start(config, folder, store)
         print(summary(store), file=sys.stderr)
         print(_describe(config, model, folder), file=sys.stderr, flush=True)
-    os.environ[_RUN_DIR] = str(folder)
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+        _fit(trainer, module, data, folder, resume)
     except UserError:  # a resume that is refused leaves the run as it was
         for path, content in earlier.items():
             path.write_bytes(content)
         raise
-    except SystemExit:  # how Lightning ends after Ctrl-C
-        if trainer.interrupted:
-            print(f"interrupted: go on with run_dir={folder} ckpt=last and the same settings", file=sys.stderr)
-            raise SystemExit(130) from None
-        raise
-    finally:
-        del os.environ[_RUN_DIR]
     metrics: dict[str, Any] = {"model": config.model_name, "data": config.data_name, "seed": config.seed}
     metrics |= {
         "version": __version__,
@@ -113,6 +105,20 @@ def train(config: DictConfig) -> dict[str, Any]:
         print_figures(metrics, "test", module.targets.names)
         print(f"Run folder: {folder}")
     return metrics
+
+
+def _fit(trainer: L.Trainer, module: RankingModule, data: RankingDataModule, folder: Path, resume: Path | None) -> None:
+    """Train; Ctrl-C exits with 130 and a line that says how to go on."""
+    os.environ[_RUN_DIR] = str(folder)
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    except SystemExit:  # how Lightning ends after Ctrl-C
+        if not trainer.interrupted:
+            raise
+        print(f"interrupted: go on with run_dir={folder} ckpt=last and the same settings", file=sys.stderr)
+        raise SystemExit(130) from None
+    finally:
+        del os.environ[_RUN_DIR]
 
 
 def build_trainer(config: DictConfig, folder: Path, logger: list[Any], callbacks: list[Callback]) -> L.Trainer:
