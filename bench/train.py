@@ -26,7 +26,6 @@ from dlen.data.sources.aliccp_demo import AliCCPDemo
 from dlen.data.store import Split, Store
 from dlen.models import DLEN
 from dlen.models.backbones import MMoEBackbone
-from dlen.models.predictions import task_losses
 from dlen.training.optimizers import adam
 from dlen.training.targets import Targets
 
@@ -48,13 +47,14 @@ def bare_loop(store: Store, batches: Iterable[Batch]) -> float:
     torch.manual_seed(0)
     model = DLEN(store.schema, backbone=partial(MMoEBackbone, num_experts=2))
     optimizer = adam(model, lr=1e-3, embedding_lr=1e-3)
-    targets = Targets(store.schema)
+    targets, weights = Targets(store.schema), torch.ones(len(store.schema.tasks))
     rows, started = 0, time.perf_counter()
     for step, batch in enumerate(batches):
         if step == STEPS:
             break
         optimizer.zero_grad()
-        loss = task_losses(model(batch), targets.training_labels(batch.labels), targets.trained(batch.labels)).sum()
+        labels, mask = targets.training_labels(batch.labels), targets.trained(batch.labels)
+        loss = model.head.loss(model(batch), labels, mask, weights)
         loss.backward()
         optimizer.step()
         rows += len(batch)

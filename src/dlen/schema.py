@@ -56,6 +56,8 @@ class Task:
         joint: name under which "this and its whole chain of parents happened" is measured over all rows
             (``ctcvr``); empty for tasks without ``observed_where``.
         weight: factor of this task's loss in the sum.
+        dislike: a positive says that the user does *not* prefer the item (hide, report, hate). It is no interaction
+            in the sense of the paper, and the latent head turns its two conditional probabilities round.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Task:
     train_on: str = "observed"
     joint: str = ""
     weight: float = 1.0
+    dislike: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,9 @@ from sklearn.metrics import log_loss
 from torch import Tensor, nn
 
 from dlen.models.heads import Bound, IndependentHead, LatentHead, Ranking
-from dlen.models.predictions import Latent, Predictions, task_losses
-from tests.helpers import make_schema, tasks_with_rates
+from dlen.models.predictions import Latent, Predictions, joint_loss, task_losses
+from dlen.schema import Task
+from tests.helpers import FIELDS, make_schema, tasks_with_rates
 
 RATES = (0.3, 0.1, 0.02)
 TASKS = ("t0", "t1", "t2")
@@ -171,7 +172,7 @@ def test_extreme_logits_stay_finite(bound: Bound, alpha: float, size: float, dty
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("size", [80.0, -200.0])
 def test_half_precision_heads_predict_in_float32(dtype: torch.dtype, size: float) -> None:
-    for head in (latent_head(Bound.CONDITIONAL), IndependentHead(make_schema(), 3, tower=(5,))):
+    for head in (latent_head(Bound.CONDITIONAL), IndependentHead(make_schema(), 3, 4, tower=(5,))):
         for layer in head.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.constant_(layer.bias, size)
@@ -231,6 +232,80 @@ def test_a_task_without_rows_has_no_loss() -> None:
     assert losses.tolist() == [1.0, 0.0]
 
 
+def full_likelihood_by_hand(latent: Latent, labels: Tensor, row: int) -> float:
+    """log of the sum over both states of the product over tasks, multiplied out."""
+    total = 0.0
+    for state, log_given in ((latent.log_up, latent.log_given_up), (latent.log_not_up, latent.log_given_not_up)):
+        product = math.exp(state[row])
+        for task in range(3):
+            p = math.exp(log_given[row, task])
+            product *= p if labels[row, task] else 1 - p
+        total += product
+    return math.log(total)
+
+
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_full_likelihood_sums_the_hidden_state_out(bound: Bound) -> None:
+    latent = latent_of(latent_head(bound).mixture(*logits(40)))
+    labels = torch.tensor(np.random.default_rng(0).integers(0, 2, (40, 3)))
+    wanted = np.mean([-full_likelihood_by_hand(latent, labels, row) for row in range(40)])
+    assert joint_loss(latent, labels, torch.ones(40, 3)).item() == pytest.approx(wanted, rel=1e-6)
+
+
+def test_full_likelihood_of_one_task_is_its_cross_entropy() -> None:
+    head = LatentHead(make_schema(tasks_with_rates(0.2)), 3, 4, tower=(5,), hidden=(6,), likelihood="full")
+    c, n, up = logits(30)
+    predictions = head.mixture(c[:, :1], n[:, :1], up)
+    labels, ones = (c[:, 1:2] > 0).double(), torch.ones(30, 1)
+    marginal = task_losses(predictions, labels, ones).sum()
+    assert head.loss(predictions, labels, ones, torch.ones(1)).item() == pytest.approx(marginal.item(), rel=1e-9)
+
+
+def test_unobserved_labels_leave_the_full_likelihood_alone() -> None:
+    latent = latent_of(latent_head(Bound.CONDITIONAL).mixture(*logits(20)))
+    mask = torch.tensor([[1.0, 1.0, 0.0]]).expand(20, 3)
+    ones, zeros = torch.ones(20, 3), torch.tensor([[1.0, 1.0, 0.0]]).expand(20, 3)
+    assert joint_loss(latent, ones, mask).item() == joint_loss(latent, zeros, mask).item()
+
+
+def test_a_dislike_turns_the_two_states_round() -> None:
+    tasks = (Task("like", 0.1), Task("hate", 0.02, dislike=True))
+    head = LatentHead(make_schema(tasks), 3, 4, alpha=0.2, tower=(5,), hidden=(6,))
+    c, n, up = logits(25)
+    predictions = head.mixture(c[:, :2], n[:, :2], up)
+    latent = latent_of(predictions)
+    for row in range(25):
+        p_up, hate = sigmoid(up[row].item()), sigmoid(c[row, 1].item())
+        leaked = 0.2 * sigmoid(n[row, 1].item()) * hate
+        assert latent.log_given_not_up[row, 1].exp().item() == pytest.approx(hate, rel=1e-6)
+        assert latent.log_given_up[row, 1].exp().item() == pytest.approx(leaked, rel=1e-6)
+        assert predictions.log_score[row, 1].exp().item() == pytest.approx(hate * (1 - p_up), rel=1e-6)
+        total = hate * (1 - p_up) + leaked * p_up
+        assert predictions.log_p[row, 1].exp().item() == pytest.approx(total, rel=1e-6)
+        assert predictions.log_q[row, 1].exp().item() == pytest.approx(1 - total, rel=1e-6)
+    rates = biases_only(head).log_p.exp()[0].tolist()
+    assert rates == pytest.approx([0.1, 0.02], rel=1e-4)
+
+
+def test_match_joins_the_logit_of_the_hidden_state() -> None:
+    schema = make_schema()
+    in_dim = 4 * 4 + 2  # two single ids, two multi-valued fields, two numbers
+    head = LatentHead(schema, 3, in_dim, tower=(5,), hidden=(6,), match=2)
+    plain = LatentHead(schema, 3, in_dim, tower=(5,), hidden=(6,))
+    plain.load_state_dict({k: v for k, v in head.state_dict().items() if not k.startswith("match.")})
+    x = torch.randn(7, in_dim)
+    assert head.match is not None
+    assert head.match.users == [0]  # of user, item, tags, matches
+    both = [latent_of(h(torch.ones(3, 7, 3), x)) for h in (head, plain)]
+    odds = [latent.log_up - latent.log_not_up for latent in both]
+    torch.testing.assert_close(odds[0] - odds[1], head.match(x)[:, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_log_without_users_has_no_match() -> None:
+    fields = tuple(f for f in FIELDS if f.side != "user")
+    assert LatentHead(make_schema(fields=fields), 3, 4 * 3 + 1, match=8).match is None
+
+
 def biases_only(head: IndependentHead | LatentHead) -> Predictions:
     for layer in head.modules():
         if isinstance(layer, nn.Linear):
@@ -254,7 +329,7 @@ def test_latent_head_starts_at_the_training_rates(bound: Bound, alpha: float, ra
 
 @pytest.mark.parametrize("rates", RATE_SETS)
 def test_independent_head_starts_at_the_training_rates(rates: tuple[float, ...]) -> None:
-    predictions = biases_only(IndependentHead(make_schema(tasks_with_rates(*rates)), 3, tower=(5,)))
+    predictions = biases_only(IndependentHead(make_schema(tasks_with_rates(*rates)), 3, 4, tower=(5,)))
     assert predictions.log_p.exp()[0].tolist() == pytest.approx(rates, rel=1e-4)
     assert predictions.log_q.exp()[0].tolist() == pytest.approx([1 - r for r in rates], rel=1e-4)
     assert predictions.latent is None

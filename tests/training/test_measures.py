@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 import torch
@@ -54,8 +56,7 @@ def parts(predictions: Predictions, batch: Batch) -> list[tuple[Predictions, Bat
     for rows in (slice(0, 110), slice(110, ROWS)):
         latent = predictions.latent
         if latent is not None:
-            columns = (latent.log_up, latent.log_not_up, latent.log_given_up, latent.log_given_not_up)
-            latent = Latent(*(x[rows] for x in columns))
+            latent = Latent(*(getattr(latent, f.name)[rows] for f in fields(latent)))
         log_p, log_q, score = predictions.log_p[rows], predictions.log_q[rows], predictions.log_score[rows]
         labels, truth = batch.labels[rows], batch.truth[rows]
         piece = Batch(batch.ids, batch.numeric, batch.bag_lengths, batch.bag_ids, batch.bag_weights, labels, truth)
@@ -102,11 +103,10 @@ def latent_predictions(ranking: Ranking) -> tuple[Predictions, dict[str, np.ndar
     """A hidden state and conditional probabilities, and what equations (1) and (4) make of them."""
     up, given, leak = probabilities(1, 2), probabilities(2, 3), 0.3 * probabilities(2, 4)
     total, joint = given * up + leak * (1 - up), given * up
-    log_up, log_not_up, log_given, log_leak = (
-        torch.tensor(np.log(x), dtype=torch.float32) for x in (up, 1 - up, given, leak)
-    )
+    log_up, log_not_up, log_joint = (torch.tensor(np.log(x), dtype=torch.float32) for x in (up, 1 - up, joint))
+    conditionals = [torch.tensor(np.log(x), dtype=torch.float32) for x in (given, leak, 1 - given, 1 - leak)]
     predictions = plain(total)
-    latent = Latent(log_up[:, 0], log_not_up[:, 0], log_given, log_leak)
+    latent = Latent(log_up[:, 0], log_not_up[:, 0], *conditionals, log_joint)
     score = predictions.log_p if ranking is Ranking.TOTAL else torch.tensor(np.log(joint), dtype=torch.float32)
     known = {"joint": joint, "total": total, "up": up[:, 0]}
     return Predictions(predictions.log_p, predictions.log_q, score, latent), known

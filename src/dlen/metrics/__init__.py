@@ -5,6 +5,7 @@ where a target is undefined.
 """
 
 from dlen.metrics.auc import ExactAUC, HistogramAUC, MTLGain
+from dlen.metrics.hidden import HiddenState
 from dlen.metrics.probability import CalibrationError, CalibrationRatio, LogLoss
 
-__all__ = ["CalibrationError", "CalibrationRatio", "ExactAUC", "HistogramAUC", "LogLoss", "MTLGain"]
+__all__ = ["CalibrationError", "CalibrationRatio", "ExactAUC", "HiddenState", "HistogramAUC", "LogLoss", "MTLGain"]

@@ -1,4 +1,4 @@
-"""Heads: from task representations to probabilities. The latent head is what makes DLEN."""
+"""Heads: from task representations to probabilities and their loss. The latent head is what makes DLEN."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dlen.models.predictions import Latent, Predictions
+from dlen.models.predictions import Latent, Predictions, joint_loss, task_losses
 from dlen.nn.logspace import at_least_float32, log1mexp
+from dlen.nn.match import Match
 from dlen.nn.mlp import MLP
-from dlen.schema import Schema
+from dlen.schema import Kind, Schema
 
 TOWER = (64, 32)
 E = TypeVar("E", bound=StrEnum)
@@ -34,8 +35,15 @@ class Bound(StrEnum):
 class Ranking(StrEnum):
     """Which probability ranks and is measured by AUC."""
 
-    JOINT = "joint"  # P(t, UP), equation (4)
+    JOINT = "joint"  # P(t, UP), equation (4); of a dislike P(t, not UP)
     TOTAL = "total"  # P(t), equation (1)
+
+
+class Likelihood(StrEnum):
+    """What training fits."""
+
+    MARGINAL = "marginal"  # each label by itself: the sum of cross entropies of equation (1), the paper's
+    FULL = "full"  # all labels of an impression together, the hidden state summed out
 
 
 def logit(p: float) -> float:
@@ -49,6 +57,17 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def forward(self, representations: Tensor, x: Tensor) -> Predictions:
         """Probabilities of B rows."""
+
+    def loss(self, predictions: Predictions, labels: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
+        """What training minimises: the weighted sum of the tasks' cross entropies.
+
+        Args:
+            predictions: of B rows and T tasks.
+            labels: (B, T) 0 or 1.
+            mask: (B, T) 1 where a row trains a task.
+            weights: (T,) of the tasks.
+        """
+        return (task_losses(predictions, labels, mask) * weights).sum()
 
 
 class Towers(nn.Module):
@@ -80,18 +99,33 @@ class IndependentHead(Head):
     Args:
         schema: gives the tasks and their training rates.
         rep_dim: H.
+        in_dim: D, the input.
         tower: hidden layers of each tower.
+        match: factors of a dot product of user and item that joins each logit, as it does that of P(UP) in
+            :class:`LatentHead`; 0 for none. It tells what DLEN owes to the hidden state and what to the product.
         dropout: in the towers.
     """
 
-    def __init__(self, schema: Schema, rep_dim: int, *, tower: Sequence[int] = TOWER, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        schema: Schema,
+        rep_dim: int,
+        in_dim: int,
+        *,
+        tower: Sequence[int] = TOWER,
+        match: int = 0,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
         biases = torch.tensor([[logit(r)] for r in _rates(schema)])
         self.towers = Towers(biases, rep_dim, tower, dropout)
+        self.match = _match(schema, in_dim, match, len(biases))
 
     def forward(self, representations: Tensor, x: Tensor) -> Predictions:
-        """Sigmoid of each tower's logit; the input ``x`` is not used."""
+        """Sigmoid of each tower's logit."""
         logits = self.towers(representations)[..., 0]
+        if self.match is not None:
+            logits = logits + at_least_float32(self.match(x))
         log_p = F.logsigmoid(logits)
         return Predictions(log_p, F.logsigmoid(-logits), log_p)
 
@@ -105,7 +139,11 @@ class LatentHead(Head):
         P(t | not UP) = alpha * s * base                    equations (9), (10)
         P(t) = P(t | UP) P(UP) + P(t | not UP) P(not UP)    equation (1)
 
-    where ``base`` is P(t | UP), the training rate of t, or 1, by ``bound``. All in log space.
+    where ``base`` is P(t | UP), the training rate of t, or 1, by ``bound``. All in log space. For a task that shows
+    dislike, UP and not UP change places.
+
+    The hidden state network is an MLP on the input. With ``match`` > 0 a dot product of user and item joins its logit:
+    preference is mostly a match of the two, a product that an MLP is slow to learn.
 
     Args:
         schema: gives the tasks and their training rates.
@@ -114,8 +152,10 @@ class LatentHead(Head):
         alpha: the bound's multiplier in (0, 1]: one number, or one for each task by name.
         bound: what alpha multiplies.
         prediction: the probability that ranks.
+        likelihood: what training fits.
         tower: hidden layers of each tower.
         hidden: layers of the hidden state network.
+        match: factors of the dot product of user and item in P(UP); 0 for none, as in the paper.
         initial_up: P(UP) of the first step, raised where the training rates ask for more.
         dropout: in the towers and the hidden state network.
 
@@ -132,16 +172,17 @@ class LatentHead(Head):
         alpha: float | Mapping[str, float] = 0.1,
         bound: Bound | str = Bound.CONDITIONAL,
         prediction: Ranking | str = Ranking.JOINT,
+        likelihood: Likelihood | str = Likelihood.MARGINAL,
         tower: Sequence[int] = TOWER,
         hidden: Sequence[int] = (256, 128, 64),
+        match: int = 0,
         initial_up: float = 0.5,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.bound, self.prediction = (
-            _choice(Bound, bound, "bound"),
-            _choice(Ranking, prediction, "prediction"),
-        )
+        self.bound = _choice(Bound, bound, "bound")
+        self.prediction = _choice(Ranking, prediction, "prediction")
+        self.likelihood = _choice(Likelihood, likelihood, "likelihood")
         if not 0 < initial_up <= _MOST_UP:
             raise ValueError(f"initial_up must be above 0 and at most {_MOST_UP}, got {initial_up}")
         rates = _rates(schema)
@@ -150,18 +191,27 @@ class LatentHead(Head):
         ceiling = [a * b for a, b in zip(alphas, base, strict=True)]
         self.register_buffer("log_ceiling", torch.tensor(ceiling, dtype=torch.float64).log().float())
         self.log_ceiling: Tensor
-        up = min(max(initial_up, max(rates) / 0.9), _MOST_UP)
-        pairs = [_initial_pair(rate, up, limit, self.bound) for rate, limit in zip(rates, ceiling, strict=True)]
+        dislikes = [t.dislike for t in schema.tasks]
+        self.register_buffer("dislike", torch.tensor(dislikes), persistent=False)
+        self.dislike: Tensor
+        up = _initial_up(initial_up, rates, dislikes)
+        pairs = [
+            _initial_pair(rate, 1 - up if dislike else up, limit, self.bound)
+            for rate, limit, dislike in zip(rates, ceiling, dislikes, strict=True)
+        ]
         self.towers = Towers(torch.tensor(pairs), rep_dim, tower, dropout)
         self.hidden = MLP(in_dim, hidden, dropout)
         self.hidden_output = nn.Linear(self.hidden.out_dim, 1)
         nn.init.constant_(self.hidden_output.bias, logit(up))
+        self.match = _match(schema, in_dim, match, 1)
 
     def forward(self, representations: Tensor, x: Tensor) -> Predictions:
         """(T, B, H) representations and the (B, D) input -> Predictions with the hidden state."""
         c, n = self.towers(representations).unbind(2)  # (B, T) each
-        up = at_least_float32(self.hidden_output(self.hidden(x)))[:, 0]
-        return self.mixture(c, n, up)
+        up = self.hidden_output(self.hidden(x))[:, 0]
+        if self.match is not None:
+            up = up + self.match(x)[:, 0]
+        return self.mixture(c, n, at_least_float32(up))
 
     def mixture(self, c: Tensor, n: Tensor, up: Tensor) -> Predictions:
         """The formulas alone.
@@ -175,12 +225,38 @@ class LatentHead(Head):
         log_n = self.log_ceiling.to(n.dtype) + F.logsigmoid(n)
         if self.bound is Bound.CONDITIONAL:
             log_n = log_n + log_c
-        latent = Latent(F.logsigmoid(up), F.logsigmoid(-up), log_c, log_n)
-        log_up, log_not_up = latent.log_up[:, None], latent.log_not_up[:, None]
-        log_p = torch.logaddexp(log_c + log_up, log_n + log_not_up)
-        log_q = torch.logaddexp(log_not_c + log_up, log1mexp(log_n) + log_not_up)
-        score = latent.log_joint if self.prediction is Ranking.JOINT else log_p
-        return Predictions(log_p, log_q, score, latent)
+        given_up, given_not_up = self._turn(log_c, log_n)
+        not_given_up, not_given_not_up = self._turn(log_not_c, log1mexp(log_n))
+        log_up, log_not_up = F.logsigmoid(up)[:, None], F.logsigmoid(-up)[:, None]
+        with_up, without = given_up + log_up, given_not_up + log_not_up
+        log_p = torch.logaddexp(with_up, without)
+        log_q = torch.logaddexp(not_given_up + log_up, not_given_not_up + log_not_up)
+        joint = torch.where(self.dislike, without, with_up)
+        conditionals = (given_up, given_not_up, not_given_up, not_given_not_up)
+        latent = Latent(log_up[:, 0], log_not_up[:, 0], *conditionals, joint)
+        return Predictions(log_p, log_q, joint if self.prediction is Ranking.JOINT else log_p, latent)
+
+    def _turn(self, strong: Tensor, bounded: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T) of the state in which a task happens and of the other one -> of UP and of not UP."""
+        return torch.where(self.dislike, bounded, strong), torch.where(self.dislike, strong, bounded)
+
+    def loss(self, predictions: Predictions, labels: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
+        """Cross entropies of equation (1), or the likelihood of all labels together, by ``likelihood``."""
+        if self.likelihood is Likelihood.MARGINAL:
+            return super().loss(predictions, labels, mask, weights)
+        assert predictions.latent is not None
+        return joint_loss(predictions.latent, labels, mask * weights)
+
+
+def _match(schema: Schema, in_dim: int, factors: int, outputs: int) -> Match | None:
+    """A match of user and item over the id fields, which stand first in the input; None where a side is missing."""
+    fields = [*schema.of_kind(Kind.ID), *schema.of_kind(Kind.IDS)]
+    users = [i for i, f in enumerate(fields) if f.side == "user"]
+    items = [i for i, f in enumerate(fields) if f.side != "user"]
+    if not factors or not users or not items:
+        return None
+    dim = (in_dim - len(schema.of_kind(Kind.NUMERIC))) // len(fields)
+    return Match(users, items, dim, factors, outputs)
 
 
 def _rates(schema: Schema) -> list[float]:
@@ -206,6 +282,13 @@ def _alphas(alpha: float | Mapping[str, float], tasks: Sequence[str]) -> list[fl
         if not 0 < value <= 1:
             raise ValueError(f"alpha must be above 0 and at most 1, got {value}")
     return values
+
+
+def _initial_up(asked: float, rates: Sequence[float], dislikes: Sequence[bool]) -> float:
+    """P(UP) at which every interaction's rate can be reached, and if possible every dislike's."""
+    least = max([r / 0.9 for r, dislike in zip(rates, dislikes, strict=True) if not dislike], default=0.0)
+    most = 1 - max([r / 0.9 for r, dislike in zip(rates, dislikes, strict=True) if dislike], default=0.0)
+    return min(max(min(asked, most), least, 1 - _MOST_UP), _MOST_UP)
 
 
 def _initial_pair(rate: float, up: float, ceiling: float, bound: Bound) -> tuple[float, float]:

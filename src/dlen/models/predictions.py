@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -15,18 +16,35 @@ class Latent:
         log_up: (B,) log P(UP).
         log_not_up: (B,) log P(not UP), equation (2).
         log_given_up: (B, T) log P(t | UP).
-        log_given_not_up: (B, T) log P(t | not UP), below its bound.
+        log_given_not_up: (B, T) log P(t | not UP).
+        log_not_given_up: (B, T) log of 1 - P(t | UP).
+        log_not_given_not_up: (B, T) log of 1 - P(t | not UP).
+        log_joint: (B, T) log P(t, UP), equation (4); for a task that shows dislike log P(t, not UP).
     """
 
     log_up: Tensor
     log_not_up: Tensor
     log_given_up: Tensor
     log_given_not_up: Tensor
+    log_not_given_up: Tensor
+    log_not_given_not_up: Tensor
+    log_joint: Tensor
 
-    @property
-    def log_joint(self) -> Tensor:
-        """(B, T) log P(t, UP), equation (4)."""
-        return self.log_up[:, None] + self.log_given_up
+    def log_with_labels(self, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """log P(UP, labels) and log P(not UP, labels), (B,) each: labels are independent given the hidden state.
+
+        Args:
+            labels: (B, T) 0 or 1.
+            mask: (B, T) weight of each label; 0 leaves it out.
+        """
+        up = torch.where(labels.bool(), self.log_given_up, self.log_not_given_up)
+        not_up = torch.where(labels.bool(), self.log_given_not_up, self.log_not_given_not_up)
+        return self.log_up + (up * mask).sum(1), self.log_not_up + (not_up * mask).sum(1)
+
+    def posterior_log_odds(self, labels: Tensor, mask: Tensor) -> Tensor:
+        """(B,) log-odds of P(UP | labels, x) by Bayes. Arguments as :meth:`log_with_labels`."""
+        up, not_up = self.log_with_labels(labels, mask)
+        return up - not_up
 
 
 @dataclass(slots=True)
@@ -57,5 +75,25 @@ def task_losses(predictions: Predictions, labels: Tensor, mask: Tensor) -> Tenso
     Returns:
         (T,) losses in nats; 0 for a task without rows in this batch.
     """
-    nll = -(labels * predictions.log_p + (1 - labels) * predictions.log_q)
+    nll = -torch.where(labels.bool(), predictions.log_p, predictions.log_q)
     return (nll * mask).sum(0) / mask.sum(0).clamp(min=1)
+
+
+def joint_loss(latent: Latent, labels: Tensor, mask: Tensor) -> Tensor:
+    """Mean negative log-likelihood of all labels of an impression together, the hidden state summed out.
+
+        -log( P(UP) prod_t P(y_t | UP) + P(not UP) prod_t P(y_t | not UP) )
+
+    The sum of cross entropies of equation (1) looks at one label at a time. This also sees which labels occur
+    together, so that a positive of one task says that the negatives beside it are habit and not dislike. Its gradient
+    is that of expectation maximisation with exact posteriors.
+
+    Args:
+        latent: of B rows.
+        labels: (B, T) 0 or 1.
+        mask: (B, T) weight of each label; 0 leaves it out.
+
+    Returns:
+        Scalar, in nats for each impression.
+    """
+    return -torch.logaddexp(*latent.log_with_labels(labels, mask)).mean()

@@ -16,7 +16,7 @@ from dlen.models.backbones import (
     PLEBackbone,
     SharedBottomBackbone,
 )
-from dlen.models.heads import TOWER, Bound, Head, IndependentHead, LatentHead, Ranking
+from dlen.models.heads import TOWER, Bound, Head, IndependentHead, LatentHead, Likelihood, Ranking
 from dlen.models.predictions import Predictions
 from dlen.nn.embedding import EmbeddingTable
 from dlen.schema import Schema
@@ -57,11 +57,17 @@ class _Independent(Ranker):
     """A backbone under a sigmoid for each task."""
 
     def __init__(
-        self, schema: Schema, make: MakeBackbone, embedding_dim: int, tower: Sequence[int], dropout: float
+        self,
+        schema: Schema,
+        make: MakeBackbone,
+        embedding_dim: int,
+        tower: Sequence[int],
+        dropout: float,
+        match: int = 0,
     ) -> None:
         embedding = EmbeddingTable(schema, embedding_dim)
         backbone = make(embedding.out_dim, len(schema.tasks))
-        head = IndependentHead(schema, backbone.out_dim, tower=tower, dropout=dropout)
+        head = IndependentHead(schema, backbone.out_dim, embedding.out_dim, tower=tower, match=match, dropout=dropout)
         super().__init__(schema, embedding, backbone, head)
 
 
@@ -98,6 +104,7 @@ class MMoE(_Independent):
         num_experts: 5 in the paper's feed setting, 2 on Ali-CCP.
         expert: layers of each expert.
         tower: hidden layers of each tower.
+        match: factors of a dot product of user and item that joins each logit; 0 for none, as in the paper.
         dropout: everywhere but in the embeddings.
     """
 
@@ -109,10 +116,11 @@ class MMoE(_Independent):
         num_experts: int = 5,
         expert: Sequence[int] = EXPERT,
         tower: Sequence[int] = TOWER,
+        match: int = 0,
         dropout: float = 0.0,
     ) -> None:
         make = partial(MMoEBackbone, num_experts=num_experts, expert=expert, dropout=dropout)
-        super().__init__(schema, make, embedding_dim, tower, dropout)
+        super().__init__(schema, make, embedding_dim, tower, dropout, match)
 
 
 class PLE(_Independent):
@@ -198,8 +206,10 @@ class DLEN(Ranker):
         alpha: multiplier of the bound on P(t | not UP), one number or one for each task by name.
         bound: what alpha multiplies: ``conditional``, ``prior`` or ``absolute``.
         prediction: what ranks: ``joint``, equation (4), or ``total``, equation (1).
+        likelihood: what training fits: ``marginal``, the paper's cross entropies, or ``full``, all labels together.
         tower: hidden layers of each tower.
         hidden: layers of the hidden state network.
+        match: factors of the dot product of user and item in P(UP); 0 for none, as in the paper.
         initial_up: P(UP) at the first step.
         dropout: in the towers and the hidden state network.
     """
@@ -213,8 +223,10 @@ class DLEN(Ranker):
         alpha: float | Mapping[str, float] = 0.1,
         bound: Bound | str = Bound.CONDITIONAL,
         prediction: Ranking | str = Ranking.JOINT,
+        likelihood: Likelihood | str = Likelihood.MARGINAL,
         tower: Sequence[int] = TOWER,
         hidden: Sequence[int] = EXPERT,
+        match: int = 0,
         initial_up: float = 0.5,
         dropout: float = 0.0,
     ) -> None:
@@ -227,8 +239,10 @@ class DLEN(Ranker):
             alpha=alpha,
             bound=bound,
             prediction=prediction,
+            likelihood=likelihood,
             tower=tower,
             hidden=hidden,
+            match=match,
             initial_up=initial_up,
             dropout=dropout,
         )

@@ -8,20 +8,20 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric, PearsonCorrCoef
+from torchmetrics import Metric
 
 from dlen.batch import Batch
 from dlen.errors import UserError
 from dlen.metrics import CalibrationError, CalibrationRatio, ExactAUC, HistogramAUC, LogLoss, MTLGain
+from dlen.metrics.functional import EXACT_ROWS
 from dlen.models.heads import Ranking
-from dlen.models.predictions import Latent, Predictions
+from dlen.models.predictions import Predictions
 from dlen.nn.logspace import log1mexp, log_odds
 from dlen.schema import Schema
+from dlen.training.latent import PREFERS, UP, HiddenFigures, LatentMeasures
 from dlen.training.targets import Targets
 
 AUC_KINDS = ("auto", "histogram", "exact")
-EXACT_ROWS = 1_000_000  # up to here `auto` is exact: at most 9 MB for each target
-PREFERS, UP = "prefers", "up"  # a simulator's truth: the drawn hidden state, and its probability
 
 
 @dataclass(slots=True)
@@ -31,18 +31,20 @@ class Figures:
     Attributes:
         values: by key, such as ``auc/click``; only the defined ones.
         undefined: the reason for each key that has no value.
+        hidden: what a picture of DLEN's hidden state is drawn from; None for other models.
     """
 
     values: dict[str, float]
     undefined: dict[str, str]
+    hidden: HiddenFigures | None = None
 
 
 class Measures(nn.Module):
     """All metrics of one pass over one split.
 
     Keys: ``auc/T``, ``logloss/T``, ``calibration/T``, ``ece/T`` for each target T, ``auc/mean`` over the tasks,
-    ``gain/T`` and ``gain/mean`` beside a base run; for DLEN ``auc_total/T`` or ``auc_joint/T`` (the probability
-    that does not rank), ``auc/up_any``; on simulated data ``auc/up_truth``, ``corr/up_truth`` and ``oracle/T``.
+    ``gain/T`` and ``gain/mean`` beside a base run; on simulated data ``oracle/T``; for DLEN ``auc_total/T`` or
+    ``auc_joint/T`` (the probability that does not rank) and those of :class:`LatentMeasures`.
 
     Args:
         schema: of the data.
@@ -73,14 +75,15 @@ class Measures(nn.Module):
         base_values = [(base or {}).get(n, math.nan) for n in names]
         self.gain = MTLGain(self.auc, base_values) if base else None
         self.other_auc = _make_auc(auc, len(names)) if ranking else None
+        self.latent = LatentMeasures(schema, exact=auc == "exact") if ranking else None
         truth = list(schema.truth)
-        self.has_truth = PREFERS in truth and UP in truth
-        self.prefers, self.up = (truth.index(n) if self.has_truth else -1 for n in (PREFERS, UP))
         self.oracle_names = [n for n in names if n in truth]
         self.oracle_columns = [truth.index(n) for n in self.oracle_names]
-        self.oracle = _make_auc(auc, len(self.oracle_names) + 2) if self.has_truth else None
-        self.up_auc = _make_auc(auc, 1 + self.has_truth) if ranking else None
-        self.up_corr = PearsonCorrCoef() if ranking and self.has_truth else None
+        self.up_column = truth.index(UP) if UP in truth else None
+        self.prefers_column = truth.index(PREFERS) if PREFERS in truth else None
+        ceilings = len(self.oracle_names) + 2 * (self.up_column is not None)
+        self.oracle = _make_auc(auc, ceilings) if self.oracle_names else None
+        self.interactions = [i for i, t in enumerate(schema.tasks) if not t.dislike]
 
     def update(self, predictions: Predictions, batch: Batch) -> None:
         """Add the rows of one batch."""
@@ -93,36 +96,26 @@ class Measures(nn.Module):
         self.logloss.update(log_p, log_q, labels, mask)
         self.ratio.update(log_p, labels, mask)
         self.ece.update(log_p, labels, mask)
-        any_positive = batch.labels.amax(1, keepdim=True)
         if predictions.latent is not None:
-            self._update_latent(predictions, batch, labels, mask, any_positive)
+            assert self.latent is not None
+            assert self.other_auc is not None
+            self.latent.update(predictions.latent, batch)
+            other = predictions.log_p if self.ranking is Ranking.JOINT else predictions.latent.log_joint
+            self.other_auc.update(log_odds(self.targets.log_probabilities(other)), labels, mask)
         if self.oracle is not None:
-            self._update_oracle(batch, labels, mask, any_positive)
+            self._update_oracle(batch, labels, mask)
 
-    def _update_latent(
-        self, predictions: Predictions, batch: Batch, labels: Tensor, mask: Tensor, any_positive: Tensor
-    ) -> None:
-        latent = predictions.latent
-        assert isinstance(latent, Latent)
-        assert self.other_auc is not None
-        assert self.up_auc is not None
-        other = predictions.log_p if self.ranking is Ranking.JOINT else latent.log_joint
-        self.other_auc.update(log_odds(self.targets.log_probabilities(other)), labels, mask)
-        up = (latent.log_up - latent.log_not_up)[:, None]
-        if self.up_corr is None:
-            self.up_auc.update(up, any_positive)
-            return
-        truth = batch.truth[:, [self.prefers]]
-        self.up_auc.update(up.expand(-1, 2), torch.cat([any_positive, truth], 1))
-        self.up_corr.update(latent.log_up.exp(), batch.truth[:, self.up])
-
-    def _update_oracle(self, batch: Batch, labels: Tensor, mask: Tensor, any_positive: Tensor) -> None:
+    def _update_oracle(self, batch: Batch, labels: Tensor, mask: Tensor) -> None:
         assert self.oracle is not None
         known = [self.targets.names.index(n) for n in self.oracle_names]
-        scores = torch.cat([batch.truth[:, self.oracle_columns], batch.truth[:, [self.up, self.up]]], 1)
-        wanted = torch.cat([labels[:, known], any_positive, batch.truth[:, [self.prefers]]], 1)
-        everywhere = torch.ones_like(any_positive).expand(-1, 2)
-        self.oracle.update(torch.logit(scores), wanted, torch.cat([mask[:, known], everywhere], 1))
+        scores, wanted, mask = batch.truth[:, self.oracle_columns], labels[:, known], mask[:, known]
+        if self.up_column is not None and self.prefers_column is not None:
+            any_interaction = batch.labels[:, self.interactions].amax(1, keepdim=True)
+            up = batch.truth[:, [self.up_column]].expand(-1, 2)
+            scores = torch.cat([scores, up], 1)
+            wanted = torch.cat([wanted, any_interaction, batch.truth[:, [self.prefers_column]]], 1)
+            mask = torch.cat([mask, torch.ones_like(up)], 1)
+        self.oracle.update(torch.logit(scores), wanted, mask)
 
     def compute(self) -> Figures:
         """All figures so far, over all processes."""
@@ -147,14 +140,12 @@ class Measures(nn.Module):
             for index, name in enumerate(names):
                 self._put(figures, f"{key}/{name}", float(column[index]), index, counts)
         self._means(figures)
-        if self.up_auc is not None:
-            keys = ["auc/up_any", "auc/up_truth"] if self.has_truth else ["auc/up_any"]
-            _put_all(figures, keys, _column(self.up_auc))
-        if self.up_corr is not None:
-            _put_all(figures, ["corr/up_truth"], _column(self.up_corr))
+        if self.latent is not None:
+            values, figures.hidden = self.latent.compute()
+            _put_all(figures, values)
         if self.oracle is not None:
-            ceilings = [*self.oracle_names, "up_any", "up_truth"]
-            _put_all(figures, [f"oracle/{n}" for n in ceilings], _column(self.oracle))
+            ceilings = [*self.oracle_names, *(("up_any", "up_truth") if self.up_column is not None else ())]
+            _put_all(figures, dict(zip([f"oracle/{n}" for n in ceilings], _column(self.oracle).tolist(), strict=True)))
         return figures
 
     def _put(self, figures: Figures, key: str, value: float, index: int, counts: tuple[Tensor, Tensor]) -> None:
@@ -180,8 +171,9 @@ class Measures(nn.Module):
 
     def reset(self) -> None:
         """Forget all rows."""
-        for metric in self.children():
-            metric.reset()  # type: ignore[operator]
+        for metric in self.modules():
+            if isinstance(metric, Metric):
+                metric.reset()
 
 
 def _make_auc(kind: str, num_targets: int) -> HistogramAUC | ExactAUC:
@@ -194,8 +186,8 @@ def _column(metric: Metric) -> Tensor:
     return values
 
 
-def _put_all(figures: Figures, keys: list[str], values: Tensor) -> None:
-    for key, value in zip(keys, values.tolist(), strict=True):
+def _put_all(figures: Figures, values: Mapping[str, float]) -> None:
+    for key, value in values.items():
         if math.isnan(value):
             figures.undefined[key] = "only one class in this split"
         else:

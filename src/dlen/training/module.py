@@ -11,14 +11,14 @@ from torch.optim import Optimizer
 
 from dlen.batch import Batch
 from dlen.models.heads import LatentHead
-from dlen.models.predictions import Predictions, task_losses
+from dlen.models.predictions import Predictions
 from dlen.models.ranker import Ranker
 from dlen.training.measures import Figures, Measures
 from dlen.training.targets import Targets
 
 
 class RankingModule(L.LightningModule):
-    """Trains a ranker on the summed cross entropies of its tasks and measures it.
+    """Trains a ranker on its head's loss and measures it.
 
     Args:
         model: any ranker.
@@ -60,10 +60,9 @@ class RankingModule(L.LightningModule):
         return predictions
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Summed, weighted cross entropy of the tasks."""
-        mask = self.targets.trained(batch.labels)
-        losses = task_losses(self.model(batch), self.targets.training_labels(batch.labels), mask)
-        loss = (losses * self.task_weights).sum()
+        """The head's loss: the tasks' cross entropies, or what a latent head makes of them."""
+        labels, mask = self.targets.training_labels(batch.labels), self.targets.trained(batch.labels)
+        loss = self.model.head.loss(self.model(batch), labels, mask, self.task_weights)
         self.log("train/loss", loss.detach(), batch_size=len(batch))
         return loss
 

@@ -1,9 +1,11 @@
 """Feed: a simulated content feed whose hidden preference is known, told after DLEN's own story.
 
-For every impression the user either prefers the item (UP) or not. P(UP) comes from the match of user and item.
-How a user shows it is a habit of that user: P(t | UP) differs by user, task and category and has nothing to do
-with the preference. Without preference each interaction still happens, ``leak`` times as often. So a row that is
-negative for one task says little about the others, which is the paper's case against ordinary multi-task models.
+For every impression the user either prefers the item (UP) or not: the match of user and item plus logistic noise is
+above a threshold, which makes P(UP) a sigmoid of the match. How a user shows it is a habit of that user: P(t | UP)
+differs by user, task and category and has nothing to do with the preference. Without preference each interaction
+still happens, ``leak`` times as often. So a row that is negative for one task says little about the others, which is
+the paper's case against ordinary multi-task models. With ``preference: 1`` there is no hidden state, and with
+``own_match`` each task has a taste of its own: worlds in which DLEN can lose.
 """
 
 from __future__ import annotations
@@ -23,12 +25,15 @@ from dlen.progress import Stage
 from dlen.schema import Field, Kind, Schema, Task
 
 _CHUNK = 1 << 17
-_WORLD = 1  # counts up when the same settings would draw another world
+_WORLD = 2  # counts up when the same settings would draw another world
 _LATENT = 4  # dimensions of taste
 _CATEGORIES, _AUTHORS, _AGES, _GENDERS, _CITIES, _HOURS = 40, 300, 7, 2, 60, 24
 _USER_FIELDS = {"user": "user", "age": "user", "gender": "user", "city": "user"}
 _ITEM_FIELDS = {"item": "item", "category": "item", "author": "item", "hour": "context"}
 _RATES = {"click": 0.21, "like": 0.12, "share": 0.06, "follow": 0.05, "comment": 0.08}
+HATE = "hate"
+EXPOSURES = ("popular", "uniform", "matched")
+_CANDIDATES = 5  # items from which a matched exposure picks one
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -36,6 +41,15 @@ Ints = NDArray[np.int64]
 
 def _sigmoid(x: Floats) -> Floats:
     return 1 / (1 + np.exp(-x))
+
+
+def _logit(p: Floats) -> Floats:
+    return np.log(p) - np.log1p(-p)
+
+
+def _dot(taste: Floats, topic: Floats) -> Floats:
+    """(..., d) and (..., d) -> (...) a match of deviation about one."""
+    return (taste * topic).sum(-1) / np.sqrt(_LATENT)
 
 
 def _intercept(rate: float, mean_at: Callable[[float], float]) -> float:
@@ -55,13 +69,13 @@ class _Rows:
     item: Ints  # (n,)
     hour: Ints  # (n,)
     prefers: NDArray[np.bool_]  # (n,) the hidden state itself
-    up: Floats  # (n,) true P(UP)
+    up: Floats  # (n,) true P(UP); 1 where there is no hidden state
     probability: Floats  # (n, T) true P(t) = P(t | UP) P(UP) + P(t | not UP) P(not UP)
     labels: NDArray[np.uint8]  # (n, T)
 
 
 class _World:
-    """The fixed part: who the users are, what the items are, and each user's habits."""
+    """The fixed part: who the users are, what the items are, and each user's habits and leak."""
 
     def __init__(self, feed: Feed) -> None:
         rng = np.random.default_rng([feed.seed, 0])
@@ -69,55 +83,89 @@ class _World:
         self.age = rng.integers(_AGES, size=feed.users)
         self.gender = rng.integers(_GENDERS, size=feed.users)
         self.city = rng.integers(_CITIES, size=feed.users)
-        profile = rng.normal(size=(_AGES, _GENDERS, _LATENT))[self.age, self.gender]
-        self.taste = 0.8 * profile + 0.6 * rng.normal(size=(feed.users, _LATENT))
         self.category = rng.integers(_CATEGORIES, size=feed.items)
         self.author = rng.integers(_AUTHORS, size=feed.items)
-        topic = rng.normal(size=(_CATEGORIES, _LATENT))[self.category]
-        self.topic = 0.9 * topic + 0.44 * rng.normal(size=(feed.items, _LATENT))
+        self.taste, self.topic = self._tastes(rng)
         self.quality = 0.5 * rng.normal(size=feed.items)
         self.hour_effect = 0.3 * np.sin(2 * np.pi * (np.arange(_HOURS) - 14) / _HOURS)
         self.activity = np.cumsum(rng.gamma(1.5, size=feed.users))
-        self.popularity = np.cumsum(rng.gamma(0.8, size=feed.items))
-        tasks = len(feed.rates)
+        popularity = rng.gamma(0.8, size=feed.items)
+        self.popularity = np.cumsum(popularity if feed.exposure != "uniform" else np.ones(feed.items))
+        tasks = len(feed.tasks)
         self.habit = feed.habit * rng.normal(size=(feed.users, tasks))
         self.fit = 0.5 * rng.normal(size=(_CATEGORIES, tasks))
+        self.leak = _sigmoid(_logit(feed.leaks()) + feed.leak_spread * rng.normal(size=(feed.users, 1)))
+        self.own = [self._tastes(rng) for _ in range(tasks)] if feed.own_match else []
         self._set_intercepts()
 
+    def _tastes(self, rng: np.random.Generator) -> tuple[Floats, Floats]:
+        """(users, d) and (items, d): mostly by age and gender, and mostly by category, so that they can be learnt."""
+        profile = rng.normal(size=(_AGES, _GENDERS, _LATENT))[self.age, self.gender]
+        taste = 0.8 * profile + 0.6 * rng.normal(size=(self.feed.users, _LATENT))
+        theme = rng.normal(size=(_CATEGORIES, _LATENT))[self.category]
+        return taste, 0.9 * theme + 0.44 * rng.normal(size=(self.feed.items, _LATENT))
+
     def _set_intercepts(self) -> None:
+        """Intercepts at which the share of preferred impressions and every task's rate are as asked."""
+        self.threshold, self.base = np.inf, np.zeros(len(self.feed.tasks))
         user, item, hour = self._expose(np.random.default_rng([self.feed.seed, 1]), 20_000)
-        match = self._match(user, item, hour)
-        self.preference = _intercept(self.feed.preference, lambda b: float(_sigmoid(match + b).mean()))
-        up = _sigmoid(match + self.preference)
-        happens = up + self.feed.leak * (1 - up)
-        shows = self.habit[user] + self.fit[self.category[item]]
+        if self.feed.preference < 1:
+            match = self._match(user, item, hour)
+            self.threshold = _intercept(self.feed.preference, lambda b: float(_sigmoid(match + b).mean()))
+        happens = self._happens(self._up(user, item, hour)[:, None], user)
+        shows = self._shows(user, item)
         self.base = np.array(
             [
-                _intercept(rate, lambda b, t=t: float((_sigmoid(shows[:, t] + b) * happens).mean()))  # type: ignore[misc]
-                for t, rate in enumerate(self.feed.rates.values())
+                _intercept(rate, lambda b, t=t: float((_sigmoid(shows[:, t] + b) * happens[:, t]).mean()))  # type: ignore[misc]
+                for t, rate in enumerate(self.feed.tasks.values())
             ]
         )
 
     def _expose(self, rng: np.random.Generator, rows: int) -> tuple[Ints, Ints, Ints]:
-        def draw(cumulative: Floats) -> Ints:
-            return np.searchsorted(cumulative, rng.random(rows) * cumulative[-1])
+        """Who sees what and when: active users more, and popular, any, or (of a few popular ones) matching items."""
 
-        return draw(self.activity), draw(self.popularity), rng.integers(_HOURS, size=rows)
+        def draw(cumulative: Floats, size: int | tuple[int, int]) -> Ints:
+            return np.searchsorted(cumulative, rng.random(size) * cumulative[-1])
+
+        user, hour = draw(self.activity, rows), rng.integers(_HOURS, size=rows)
+        if self.feed.exposure != "matched":
+            return user, draw(self.popularity, rows), hour
+        candidates = draw(self.popularity, (rows, _CANDIDATES))
+        appeal = self._match(user[:, None], candidates, hour[:, None]) + rng.gumbel(size=candidates.shape)
+        return user, np.take_along_axis(candidates, appeal.argmax(1)[:, None], 1)[:, 0], hour
 
     def _match(self, user: Ints, item: Ints, hour: Ints) -> Floats:
-        dot = np.einsum("nk,nk->n", self.taste[user], self.topic[item]) / np.sqrt(_LATENT)
-        return self.feed.strength * dot + self.quality[item] + self.hour_effect[hour]
+        return (
+            self.feed.strength * _dot(self.taste[user], self.topic[item]) + self.quality[item] + self.hour_effect[hour]
+        )
+
+    def _up(self, user: Ints, item: Ints, hour: Ints) -> Floats:
+        """True P(UP)."""
+        return (
+            np.ones(len(user)) if np.isinf(self.threshold) else _sigmoid(self._match(user, item, hour) + self.threshold)
+        )
+
+    def _shows(self, user: Ints, item: Ints) -> Floats:
+        """(n, T) logits of P(t | UP); for hate of P(hate | not UP)."""
+        shows: Floats = self.habit[user] + self.fit[self.category[item]] + self.base
+        for task, (taste, topic) in enumerate(self.own):
+            shows[:, task] += self.feed.own_match * _dot(taste[user], topic[item])
+        return shows
+
+    def _happens(self, prefers: Floats, user: Ints) -> Floats:
+        """(n, T) what (n, 1) preference leaves of each task: all of it or its leak; for hate the other way round."""
+        weight = np.where(self.feed.dislikes(), 1 - prefers, prefers)
+        return weight + self.leak[user] * (1 - weight)
 
     def draw(self, rng: np.random.Generator, rows: int) -> _Rows:
         """Simulate impressions."""
         user, item, hour = self._expose(rng, rows)
-        up = _sigmoid(self._match(user, item, hour) + self.preference)
-        given_up = _sigmoid(self.habit[user] + self.fit[self.category[item]] + self.base)
+        up = self._up(user, item, hour)
+        given = _sigmoid(self._shows(user, item))
         prefers = rng.random(rows) < up
-        chance = given_up * np.where(prefers, 1.0, self.feed.leak)[:, None]
+        chance = given * self._happens(prefers[:, None].astype(np.float64), user)
         labels = (rng.random(chance.shape) < chance).astype(np.uint8)
-        probability = given_up * (up + self.feed.leak * (1 - up))[:, None]
-        return _Rows(user, item, hour, prefers, up, probability, labels)
+        return _Rows(user, item, hour, prefers, up, given * self._happens(up[:, None], user), labels)
 
 
 @dataclass
@@ -130,10 +178,15 @@ class Feed:
         users: number of users.
         items: number of items.
         rates: marginal rate of each task; its keys are the tasks.
-        preference: marginal P(UP).
-        leak: P(t | not UP) / P(t | UP).
+        hate: marginal rate of an explicit dislike, which shows that the user does not prefer the item; 0 for none.
+        preference: marginal P(UP); 1 for a world without hidden state.
+        leak: P(t | not UP) / P(t | UP) (for hate the inverse), one number or one for each task.
+        leak_spread: standard deviation over users of the leak's logit; 0 gives every user the same leak.
         strength: how much the match of user and item matters to P(UP), on the logit scale.
         habit: standard deviation over users of each task's logit given UP.
+        own_match: weight of a match of user and item that is each task's own, on the logit scale.
+        exposure: ``popular`` items more often, all items alike (``uniform``), or ``matched``: of five popular
+            candidates mostly the one that suits the user, as a recommender would.
         validation: share of the rows.
         test: share of the rows.
         seed: of the world and of the draws.
@@ -144,33 +197,65 @@ class Feed:
     users: int = 4_000
     items: int = 2_000
     rates: dict[str, float] = field(default_factory=lambda: dict(_RATES))
+    hate: float = 0.0
     preference: float = 0.35
-    leak: float = 0.1
+    leak: float | dict[str, float] = 0.1
+    leak_spread: float = 0.0
     strength: float = 2.0
     habit: float = 1.5
+    own_match: float = 0.0
+    exposure: str = "popular"
     validation: float = 0.1
     test: float = 0.1
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for key, low, high in (
-            ("preference", 0, 1),
-            ("leak", 0, 1),
-            ("validation", 0, 1),
-            ("test", 0, 1),
-        ):
+        for key, low, high in (("validation", 0, 1), ("test", 0, 1)):
             if not low < getattr(self, key) < high:
                 raise UserError(f"data.{key}: {getattr(self, key)} is not between {low} and {high}")
+        if not 0 < self.preference <= 1:
+            raise UserError(f"data.preference: {self.preference} is not above 0 and at most 1")
         if self.validation + self.test >= 1:
             raise UserError("data.validation and data.test leave no rows to train on")
         if not self.rates:
             raise UserError("data.rates: names no task")
+        if HATE in self.rates:
+            raise UserError("data.rates.hate: an explicit dislike is no such task; set data.hate to its rate")
         for key in ("rows", "users", "items"):
             if getattr(self, key) < 1:
                 raise UserError(f"data.{key}: {getattr(self, key)} is not a positive number")
-        for task, rate in self.rates.items():
-            if not 0 < rate < self.preference + self.leak * (1 - self.preference):
-                raise UserError(f"data.rates.{task}: {rate} cannot be reached with preference {self.preference}")
+        for key in ("leak_spread", "habit", "own_match", "hate"):
+            if getattr(self, key) < 0:
+                raise UserError(f"data.{key}: {getattr(self, key)} is below 0")
+        if self.exposure not in EXPOSURES:
+            raise UserError(f"data.exposure: {self.exposure!r} is not one of {', '.join(EXPOSURES)}")
+        self._check_leaks_and_rates()
+
+    def _check_leaks_and_rates(self) -> None:
+        if isinstance(self.leak, Mapping) and set(self.leak) != set(self.tasks):
+            raise UserError(f"data.leak: names {', '.join(self.leak)}, but the tasks are {', '.join(self.tasks)}")
+        for (task, rate), leak, dislike in zip(self.tasks.items(), self.leaks(), self.dislikes(), strict=True):
+            key = f"leak.{task}" if isinstance(self.leak, Mapping) else "leak"
+            if not 0 < leak < 1:
+                raise UserError(f"data.{key}: {leak} is not between 0 and 1")
+            reach = 1 - self.preference if dislike else self.preference
+            if not 0 < rate < reach + leak * (1 - reach):
+                name = HATE if dislike else f"rates.{task}"
+                raise UserError(f"data.{name}: {rate} cannot be reached with preference {self.preference}")
+
+    @property
+    def tasks(self) -> dict[str, float]:
+        """Rate of every task, an explicit dislike last."""
+        return self.rates | ({HATE: self.hate} if self.hate else {})
+
+    def leaks(self) -> Floats:
+        """(T,) leak of each task."""
+        one_for_all = not isinstance(self.leak, Mapping)
+        return np.array([self.leak if one_for_all else self.leak[t] for t in self.tasks], np.float64)  # type: ignore[index]
+
+    def dislikes(self) -> NDArray[np.bool_]:
+        """(T,) whether a task shows dislike."""
+        return np.array([t == HATE for t in self.tasks])
 
     def settings(self) -> dict[str, Any]:
         """Every argument but the name, and the version of the simulator."""
@@ -192,13 +277,13 @@ class Feed:
             name: writer.split(
                 name,
                 _counts(len(_ITEM_FIELDS)),
-                len(self.rates),
+                len(self.tasks),
                 group="users",
-                num_truth=2 + len(self.rates),
+                num_truth=len(self._truth()),
             )
             for name in ("train", "validation", "test")
         }
-        positives = np.zeros(len(self.rates))
+        positives = np.zeros(len(self.tasks))
         with Stage("simulating the feed", self.rows, "rows") as stage:
             for chunk, start in enumerate(range(0, self.rows, _CHUNK)):
                 rng = np.random.default_rng([self.seed, 2, chunk])
@@ -227,7 +312,8 @@ class Feed:
         """Write one chunk to its splits and return the positives of the training rows."""
         item = {"category": world.category[rows.item], "author": world.author[rows.item]}
         columns = _columns({"item": rows.item, **item, "hour": rows.hour}, offsets)
-        truth = np.column_stack([rows.prefers, rows.up, rows.probability])
+        hidden = [rows.prefers, rows.up] if self.preference < 1 else []
+        truth = np.column_stack([*hidden, rows.probability])
         is_test = where < self.test
         is_validation = ~is_test & (where < self.test + self.validation)
         chosen = {"train": ~(is_test | is_validation), "validation": is_validation, "test": is_test}
@@ -240,8 +326,12 @@ class Feed:
     def _schema(self, sizes: Mapping[str, int], rates: Floats) -> Schema:
         sides = _ITEM_FIELDS | _USER_FIELDS
         fields = tuple(Field(n, Kind.ID, sides[n], size) for n, size in sizes.items())
-        tasks = tuple(Task(n, float(r)) for n, r in zip(self.rates, rates, strict=True))
-        return Schema(fields, tasks, truth=("prefers", "up", *self.rates), user="user")
+        tasks = tuple(Task(n, float(r), dislike=n == HATE) for n, r in zip(self.tasks, rates, strict=True))
+        return Schema(fields, tasks, truth=self._truth(), user="user")
+
+    def _truth(self) -> tuple[str, ...]:
+        """Names of what is known of every row."""
+        return (*(("prefers", "up") if self.preference < 1 else ()), *self.tasks)
 
 
 def _counts(single: int) -> dict[Kind, int]:

@@ -1,0 +1,118 @@
+"""What DLEN's hidden state looks like, and what it makes of every negative label."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+BINS = 50  # of the histogram of P(UP)
+PATTERNS = ("no interaction", "interaction", "dislike")
+NEGATIVES = ("other", "silent", "detest")
+_SATURATED = 0.01
+
+
+def negative_kinds(negative: Tensor, other: Tensor, up: Tensor) -> Tensor:
+    """Split the negatives of each task into the paper's three kinds (its section on conflicts between tasks).
+
+    A negative beside a positive of another task is told by the labels; of the rest, as much as ``up`` says is silent
+    liking and what is left is detest.
+
+    Args:
+        negative: (B, T) 1 where a row is a negative of a task.
+        other: (B, T) 1 where another task of the row is positive.
+        up: (B,) P(UP | all labels, x), or the hidden state itself where it is known.
+
+    Returns:
+        (T, 3) expected numbers of rows, in the order of :data:`NEGATIVES`.
+    """
+    quiet = (negative * (1 - other)).double()
+    return torch.stack([(negative * other).double().sum(0), up.double() @ quiet, (1 - up.double()) @ quiet], 1)
+
+
+class HiddenState(Metric):
+    """Distribution of P(UP), leak of each task, and the three kinds of negatives. Constant memory.
+
+    Args:
+        relations: (T, T) 1 where a positive of the column's task explains a negative of the row's task.
+    """
+
+    full_state_update = False
+    counts: Tensor
+    moments: Tensor
+    given: Tensor
+    kinds: Tensor
+    true_kinds: Tensor
+
+    def __init__(self, relations: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("relations", relations.float(), persistent=False)
+        self.relations: Tensor
+        tasks = len(relations)
+        for name, shape in (
+            ("counts", (len(PATTERNS), BINS)),
+            ("moments", (4,)),
+            ("given", (tasks, 2)),
+            ("kinds", (tasks, len(NEGATIVES))),
+            ("true_kinds", (tasks, len(NEGATIVES))),
+        ):
+            self.add_state(name, default=torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(
+        self,
+        up: Tensor,
+        posterior: Tensor,
+        given: Tensor,
+        labels: Tensor,
+        mask: Tensor,
+        pattern: Tensor,
+        prefers: Tensor | None = None,
+    ) -> None:
+        """Add rows.
+
+        Args:
+            up: (B,) P(UP).
+            posterior: (B,) P(UP | all labels, x).
+            given: (B, T, 2) P(t | UP) and P(t | not UP).
+            labels: (B, T) 0 or 1.
+            mask: (B, T) 1 where a row counts for a task.
+            pattern: (B,) index into :data:`PATTERNS`.
+            prefers: (B,) the hidden state itself, where a simulator knows it.
+        """
+        bin_ = (up * BINS).long().clamp(0, BINS - 1)
+        ones = torch.ones_like(up, dtype=torch.float64)
+        self.counts.view(-1).scatter_add_(0, pattern * BINS + bin_, ones)
+        u = up.double()
+        saturated = ((u < _SATURATED) | (u > 1 - _SATURATED)).double()
+        self.moments += torch.stack([ones.sum(), u.sum(), u.square().sum(), saturated.sum()])
+        self.given += given.double().sum(0)
+        negative, other = (1 - labels) * mask, (labels @ self.relations.T).clamp(max=1)
+        self.kinds += negative_kinds(negative, other, posterior)
+        if prefers is not None:
+            self.true_kinds += negative_kinds(negative, other, prefers)
+
+    def compute(self) -> dict[str, Tensor]:
+        """``mean``, ``std``, ``saturated`` of P(UP), ``p10``, ``p50``, ``p90``; ``ratio`` (T,) of mean P(t | not UP) to
+        mean P(t | UP); ``kinds`` and ``true_kinds`` (T, 3) shares of the negatives; ``counts`` (3, bins).
+        """
+        rows, total, squares, saturated = self.moments / self.moments[0].clamp(min=1)
+        del rows
+        found = {
+            "mean": total,
+            "std": (squares - total.square()).clamp(min=0).sqrt(),
+            "saturated": saturated,
+            "ratio": self.given[:, 1] / self.given[:, 0],
+            "kinds": self.kinds / self.kinds.sum(1, keepdim=True),
+            "true_kinds": self.true_kinds / self.true_kinds.sum(1, keepdim=True),
+            "counts": self.counts.clone(),
+        }
+        return found | {f"p{q}": self._quantile(q / 100) for q in (10, 50, 90)}
+
+    def _quantile(self, share: float) -> Tensor:
+        """By linear interpolation within the histogram's bins."""
+        counts = self.counts.sum(0)
+        reached = counts.cumsum(0)
+        wanted = share * reached[-1]
+        where = int(torch.searchsorted(reached, wanted).clamp(max=BINS - 1))
+        below = reached[where] - counts[where]
+        return (where + (wanted - below) / counts[where].clamp(min=1)) / BINS

@@ -1,0 +1,156 @@
+"""Measures of DLEN's hidden state: its distribution, its AUCs, its calibration, and warnings with a remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import PearsonCorrCoef
+
+from dlen.batch import Batch
+from dlen.metrics import CalibrationError, CalibrationRatio, ExactAUC, HiddenState, HistogramAUC
+from dlen.metrics.hidden import NEGATIVES
+from dlen.models.predictions import Latent
+from dlen.schema import Schema
+from dlen.training.targets import Targets
+
+PREFERS, UP = "prefers", "up"  # a simulator's truth: the drawn hidden state, and its probability
+_LEAST_STD = 0.02
+_MOST_SATURATED = 0.95
+_MOST_RATIO = 0.8
+
+
+@dataclass(slots=True)
+class HiddenFigures:
+    """What a picture of the hidden state is drawn from.
+
+    Attributes:
+        tasks: names of the T tasks that are interactions.
+        counts: (3, bins) rows by label pattern and P(UP).
+        kinds: (T, 3) shares of the negatives: other positive, silent liking, detest.
+        true_kinds: the same by a simulator's own hidden state; None on real logs.
+    """
+
+    tasks: list[str]
+    counts: Tensor
+    kinds: Tensor
+    true_kinds: Tensor | None
+
+
+class LatentMeasures(nn.Module):
+    """Everything measured of P(UP). Keys: ``auc/up_any``, ``auc/up_DISLIKE``, ``hidden/...``, ``leak/T``,
+    ``negatives/KIND/T``; on simulated data ``auc/up_truth``, ``corr/up_truth``, ``calibration/up_truth``,
+    ``ece/up_truth`` and ``negatives_true/KIND/T``.
+
+    Args:
+        schema: of the data.
+        exact: AUC from every score instead of a histogram.
+    """
+
+    def __init__(self, schema: Schema, *, exact: bool) -> None:
+        super().__init__()
+        self.targets = Targets(schema)
+        truth = list(schema.truth)
+        self.has_truth = PREFERS in truth and UP in truth
+        self.prefers, self.up = (truth.index(n) if self.has_truth else -1 for n in (PREFERS, UP))
+        self.dislikes = [i for i, t in enumerate(schema.tasks) if t.dislike]
+        self.interactions = [i for i, t in enumerate(schema.tasks) if not t.dislike]
+        self.names = ["up_any", *(f"up_{schema.tasks[i].name}" for i in self.dislikes)]
+        self.names += ["up_truth"] if self.has_truth else []
+        self.auc = ExactAUC(len(self.names)) if exact else HistogramAUC(len(self.names))
+        self.state = HiddenState(_relations(schema))
+        self.corr = PearsonCorrCoef() if self.has_truth else None
+        self.ratio = CalibrationRatio(1) if self.has_truth else None
+        self.ece = CalibrationError(1) if self.has_truth else None
+
+    def any_interaction(self, labels: Tensor) -> Tensor:
+        """(B, T) labels -> (B, 1) whether any interaction happened; a dislike is none."""
+        if not self.interactions:
+            return torch.zeros_like(labels[:, :1])
+        return labels[:, self.interactions].amax(1, keepdim=True)
+
+    def update(self, latent: Latent, batch: Batch) -> None:
+        """Add the rows of one batch."""
+        labels, mask = self.targets.training_labels(batch.labels), self.targets.trained(batch.labels)
+        up, interacts = latent.log_up.exp(), self.any_interaction(batch.labels)
+        posterior = latent.posterior_log_odds(labels, mask).sigmoid()
+        given = torch.stack([latent.log_given_up, latent.log_given_not_up], 2).exp()
+        pattern = interacts[:, 0].long()
+        if self.dislikes:
+            pattern = torch.where(batch.labels[:, self.dislikes].amax(1) > 0, 2, pattern)
+        prefers = batch.truth[:, self.prefers] if self.has_truth else None
+        self.state.update(up, posterior, given, labels, mask, pattern, prefers)
+        log_odds = (latent.log_up - latent.log_not_up)[:, None]
+        against = [(log_odds, interacts), *((-log_odds, batch.labels[:, [i]]) for i in self.dislikes)]
+        if self.corr is not None and self.ratio is not None and self.ece is not None:
+            truth = batch.truth[:, [self.prefers]]
+            against.append((log_odds, truth))
+            self.corr.update(up, batch.truth[:, self.up])
+            everywhere, log_up = torch.ones_like(truth), latent.log_up[:, None]
+            self.ratio.update(log_up, truth, everywhere)
+            self.ece.update(log_up, truth, everywhere)
+        scores, wanted = (torch.cat(columns, 1) for columns in zip(*against, strict=True))
+        self.auc.update(scores, wanted)
+
+    def compute(self) -> tuple[dict[str, float], HiddenFigures]:
+        """All figures so far, nan where undefined, and what a picture needs."""
+        values = {f"auc/{n}": v for n, v in zip(self.names, self.auc.compute().reshape(-1).tolist(), strict=True)}
+        if self.corr is not None and self.ratio is not None and self.ece is not None:
+            values["corr/up_truth"] = float(self.corr.compute())
+            values["calibration/up_truth"] = float(self.ratio.compute())
+            values["ece/up_truth"] = float(self.ece.compute())
+        state = self.state.compute()
+        values |= {f"hidden/{key}": float(state[key]) for key in ("mean", "std", "saturated", "p10", "p50", "p90")}
+        names = self.targets.schema.task_names
+        tasks = [names[i] for i in self.interactions]
+        # A dislike's leak runs from UP: how often it happens to a user who prefers the item.
+        ratio = [1 / r if i in self.dislikes else r for i, r in enumerate(state["ratio"].tolist())]
+        values |= {f"leak/{n}": r for n, r in zip(names, ratio, strict=True)}
+        for prefix, key in (("negatives", "kinds"), ("negatives_true", "true_kinds")):
+            if key == "kinds" or self.has_truth:
+                for task, row in zip(tasks, state[key][self.interactions].tolist(), strict=True):
+                    values |= {f"{prefix}/{kind}/{task}": v for kind, v in zip(NEGATIVES, row, strict=True)}
+        true_kinds = state["true_kinds"][self.interactions] if self.has_truth else None
+        return values, HiddenFigures(tasks, state["counts"], state["kinds"][self.interactions], true_kinds)
+
+
+def _relations(schema: Schema) -> Tensor:
+    """(T, T) which positives explain a negative: interactions other than the task and what it is observed under."""
+    relations = torch.zeros(len(schema.tasks), len(schema.tasks))
+    for i, task in enumerate(schema.tasks):
+        own = set(schema.chain(task.name))
+        for j, other in enumerate(schema.tasks):
+            relations[i, j] = float(j not in own and not other.dislike)
+    return relations
+
+
+def warnings(values: Mapping[str, float], tasks: Sequence[str]) -> list[str]:
+    """Lines that say how the hidden state has failed and what to do; none when it has not.
+
+    Args:
+        values: the figures of a validation pass.
+        tasks: names of the tasks.
+    """
+    mean, std = values["hidden/mean"], values["hidden/std"]
+    lines = []
+    if std < _LEAST_STD:
+        lines.append(
+            f"P(UP) is nearly constant ({mean:.3f} with a deviation of {std:.3f}), so the hidden state explains "
+            "nothing and DLEN is its backbone: lower model.alpha or train longer, or use the backbone alone if the "
+            "tasks share no preference"
+        )
+    elif values["hidden/saturated"] > _MOST_SATURATED:
+        share = values["hidden/saturated"]
+        lines.append(
+            f"P(UP) is saturated: {share:.0%} of the rows lie within 0.01 of 0 or 1 and learn no more; lower "
+            "optimizer.lr, or raise model.dropout"
+        )
+    ignoring = [t for t in tasks if values[f"leak/{t}"] > _MOST_RATIO]
+    if ignoring:
+        lines.append(
+            f"P(t | not UP) is nearly P(t | UP) for {', '.join(ignoring)}: their towers ignore the hidden state; lower "
+            "model.alpha"
+        )
+    return lines

@@ -1,0 +1,152 @@
+"""Measures of the hidden state against numpy, scikit-learn and direct loops, and the warnings they lead to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+
+from dlen.batch import Batch
+from dlen.models.heads import LatentHead
+from dlen.models.predictions import Latent
+from dlen.schema import Schema, Task
+from dlen.training.latent import LatentMeasures, warnings
+from tests.helpers import make_batch, make_schema
+
+ROWS = 400
+TASKS = (Task("click", 0.3), Task("like", 0.1), Task("hate", 0.05, dislike=True))
+Floats = NDArray[np.float64]
+
+
+def world(truth: tuple[str, ...] = ("prefers", "up"), seed: int = 0) -> tuple[Schema, Batch, Latent]:
+    """Rows whose labels follow a hidden state, and a latent head's view of them."""
+    schema = make_schema(TASKS, truth=truth)
+    batch, rng = make_batch(schema, ROWS), np.random.default_rng(seed)
+    head = LatentHead(schema, 3, 4, alpha=0.3)
+    logits = [torch.tensor(rng.normal(size=(ROWS, 3)), dtype=torch.float32) for _ in range(2)]
+    latent = head.mixture(*logits, torch.tensor(2 * rng.normal(size=ROWS), dtype=torch.float32)).latent
+    assert latent is not None
+    prefers = rng.random(ROWS) < latent.log_up.exp().numpy()
+    chance = np.where(prefers[:, None], latent.log_given_up.exp(), latent.log_given_not_up.exp())
+    batch.labels = torch.tensor(rng.random((ROWS, 3)) < chance, dtype=torch.float32)
+    if truth:
+        batch.truth[:, 0] = torch.tensor(prefers, dtype=torch.float32)
+    return schema, batch, latent
+
+
+def rows_of(latent: Latent, row: int) -> dict[str, Floats]:
+    return {k: getattr(latent, k)[row].exp().double().numpy() for k in ("log_up", "log_given_up", "log_given_not_up")}
+
+
+def posterior(latent: Latent, labels: Floats, row: int) -> float:
+    """Bayes' rule as a product of probabilities."""
+    parts: dict[str, Any] = rows_of(latent, row)
+    states = []
+    for prior, given in ((parts["log_up"], "log_given_up"), (1 - parts["log_up"], "log_given_not_up")):
+        likelihood = 1.0
+        for task in range(3):
+            likelihood *= parts[given][task] if labels[row, task] else 1 - parts[given][task]
+        states.append(prior * likelihood)
+    return float(states[0] / sum(states))
+
+
+def measured(schema: Schema, batch: Batch, latent: Latent) -> dict[str, float]:
+    measures = LatentMeasures(schema, exact=True)
+    measures.update(latent, batch)
+    return measures.compute()[0]
+
+
+def test_posterior_is_bayes_rule() -> None:
+    _, batch, latent = world()
+    found = latent.posterior_log_odds(batch.labels, torch.ones_like(batch.labels)).sigmoid()
+    wanted = [posterior(latent, batch.labels.numpy(), row) for row in range(ROWS)]
+    assert found.tolist() == pytest.approx(wanted, rel=1e-4)
+
+
+def test_three_kinds_of_negatives_by_a_loop_over_rows() -> None:
+    schema, batch, latent = world()
+    values, labels = measured(schema, batch, latent), batch.labels.numpy()
+    prefers = batch.truth[:, 0].numpy()
+    for task, name in enumerate(("click", "like")):
+        for key, up in (
+            ("negatives", [posterior(latent, labels, row) for row in range(ROWS)]),
+            ("negatives_true", prefers.tolist()),
+        ):
+            kinds = np.zeros(3)
+            for row in range(ROWS):
+                if labels[row, task] == 0:
+                    other = labels[row, 1 - task] == 1  # hate is no interaction
+                    kinds += [1, 0, 0] if other else [0, up[row], 1 - up[row]]
+            kinds /= kinds.sum()
+            found = [values[f"{key}/{kind}/{name}"] for kind in ("other", "silent", "detest")]
+            assert found == pytest.approx(list(kinds), rel=1e-4)
+    assert not any(key.endswith("/hate") for key in values if key.startswith("negatives"))
+
+
+def test_aucs_of_the_hidden_state() -> None:
+    schema, batch, latent = world()
+    values, up, labels = measured(schema, batch, latent), latent.log_up.exp().numpy(), batch.labels.numpy()
+    assert values["auc/up_any"] == pytest.approx(roc_auc_score(labels[:, :2].max(1), up), abs=1e-6)
+    assert values["auc/up_hate"] == pytest.approx(roc_auc_score(labels[:, 2], -up), abs=1e-6)
+    assert values["auc/up_truth"] == pytest.approx(roc_auc_score(batch.truth[:, 0], up), abs=1e-6)
+    assert values["calibration/up_truth"] == pytest.approx(up.sum() / float(batch.truth[:, 0].sum()), rel=1e-5)
+
+
+def test_distribution_and_leak() -> None:
+    schema, batch, latent = world()
+    values, up = measured(schema, batch, latent), latent.log_up.exp().double().numpy()
+    assert values["hidden/mean"] == pytest.approx(up.mean(), rel=1e-5)
+    assert values["hidden/std"] == pytest.approx(up.std(), rel=1e-4)
+    assert values["hidden/saturated"] == pytest.approx(((up < 0.01) | (up > 0.99)).mean(), abs=1e-6)
+    for q in (10, 50, 90):
+        assert values[f"hidden/p{q}"] == pytest.approx(np.quantile(up, q / 100), abs=0.03)
+    ratio = latent.log_given_not_up.exp().double().mean(0) / latent.log_given_up.exp().double().mean(0)
+    assert values["leak/click"] == pytest.approx(float(ratio[0]), rel=1e-5)
+    assert values["leak/hate"] == pytest.approx(1 / float(ratio[2]), rel=1e-5)
+
+
+def test_a_real_log_has_no_figures_of_the_truth() -> None:
+    values = measured(*world(truth=()))
+    assert not [key for key in values if "truth" in key or "true" in key]
+
+
+def test_a_funnels_parent_is_no_other_interaction() -> None:
+    """On clicked rows every negative of conversion stands beside a click, which says nothing new."""
+    tasks = (Task("ctr", 0.3), Task("cvr", 0.1, observed_where="ctr", joint="ctcvr"), Task("like", 0.1))
+    measures = LatentMeasures(make_schema(tasks), exact=True)
+    assert measures.state.relations.tolist() == [[0, 1, 1], [0, 0, 1], [1, 1, 0]]
+
+
+def test_two_batches_are_as_one_and_reset_forgets() -> None:
+    schema, batch, latent = world()
+    whole = measured(schema, batch, latent)
+    measures = LatentMeasures(schema, exact=True)
+    for _ in range(2):
+        measures.update(latent, batch)
+    twice, picture = measures.compute()
+    assert twice == pytest.approx(whole, rel=1e-6)
+    assert picture.counts.sum() == 2 * ROWS
+    assert picture.counts[2].sum() == 2 * batch.labels[:, 2].sum()
+
+
+HEALTHY = {"hidden/mean": 0.4, "hidden/std": 0.3, "hidden/saturated": 0.2, "leak/click": 0.1, "leak/like": 0.3}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, []),
+        ({"hidden/std": 0.01}, ["nearly constant", "lower model.alpha"]),
+        ({"hidden/saturated": 0.97}, ["saturated", "optimizer.lr"]),
+        ({"leak/like": 0.9}, ["for like: their towers ignore", "lower model.alpha"]),
+    ],
+)
+def test_warnings_name_the_remedy(change: dict[str, float], said: list[str]) -> None:
+    lines = warnings(HEALTHY | change, ["click", "like"])
+    assert len(lines) == (1 if said else 0)
+    for part in said:
+        assert part in lines[0]
