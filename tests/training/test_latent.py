@@ -27,8 +27,8 @@ def world(truth: tuple[str, ...] = ("prefers", "up"), seed: int = 0) -> tuple[Sc
     schema = make_schema(TASKS, truth=truth)
     batch, rng = make_batch(schema, ROWS), np.random.default_rng(seed)
     head = LatentHead(schema, 3, 4, alpha=0.3)
-    logits = [torch.tensor(rng.normal(size=(ROWS, 3)), dtype=torch.float32) for _ in range(2)]
-    latent = head.mixture(*logits, torch.tensor(2 * rng.normal(size=ROWS), dtype=torch.float32)).latent
+    c, n = (torch.tensor(rng.normal(size=(ROWS, 3)), dtype=torch.float32) for _ in range(2))
+    latent = head.mixture(c, n, torch.tensor(2 * rng.normal(size=ROWS), dtype=torch.float32)).latent
     assert latent is not None
     prefers = rng.random(ROWS) < latent.log_up.exp().numpy()
     chance = np.where(prefers[:, None], latent.log_given_up.exp(), latent.log_given_not_up.exp())

@@ -104,9 +104,11 @@ def latent_predictions(ranking: Ranking) -> tuple[Predictions, dict[str, np.ndar
     up, given, leak = probabilities(1, 2), probabilities(2, 3), 0.3 * probabilities(2, 4)
     total, joint = given * up + leak * (1 - up), given * up
     log_up, log_not_up, log_joint = (torch.tensor(np.log(x), dtype=torch.float32) for x in (up, 1 - up, joint))
-    conditionals = [torch.tensor(np.log(x), dtype=torch.float32) for x in (given, leak, 1 - given, 1 - leak)]
+    log_given, log_leak, log_not_given, log_not_leak = (
+        torch.tensor(np.log(x), dtype=torch.float32) for x in (given, leak, 1 - given, 1 - leak)
+    )
     predictions = plain(total)
-    latent = Latent(log_up[:, 0], log_not_up[:, 0], *conditionals, log_joint)
+    latent = Latent(log_up[:, 0], log_not_up[:, 0], log_given, log_leak, log_not_given, log_not_leak, log_joint)
     score = predictions.log_p if ranking is Ranking.TOTAL else torch.tensor(np.log(joint), dtype=torch.float32)
     known = {"joint": joint, "total": total, "up": up[:, 0]}
     return Predictions(predictions.log_p, predictions.log_q, score, latent), known

@@ -26,6 +26,10 @@ class Backbone(nn.Module, ABC):
     def forward(self, x: Tensor) -> Tensor:
         """(B, D) -> (T, B, H)."""
 
+    @abstractmethod
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """What all tasks train: experts that every task's output depends on, without the gates."""
+
 
 def _check(expert: Sequence[int], **numbers: int) -> None:
     """Raise ValueError for sizes that make no backbone."""
@@ -70,6 +74,10 @@ class SharedBottomBackbone(Backbone):
         """(B, D) -> (T, B, H), the same for each task."""
         return self.bottom(x).expand(self.num_tasks, -1, -1)
 
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """The one MLP."""
+        return list(self.bottom.parameters())
+
 
 class MMoEBackbone(Backbone):
     """E experts and a softmax gate for each task (Ma et al. 2018, equations 6 and 7).
@@ -102,6 +110,10 @@ class MMoEBackbone(Backbone):
         """(B, D) -> (T, B, H)."""
         gates = self.gates(x).unflatten(1, self.shape).softmax(2)  # (B, T, E)
         return mix(gates, [expert(x) for expert in self.experts])
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """All experts."""
+        return list(self.experts.parameters())
 
 
 class CGCLevel(nn.Module):
@@ -197,6 +209,12 @@ class PLEBackbone(Backbone):
         for level in self.levels:
             tasks, shared = level(tasks, shared)
         return torch.stack(tasks)
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """The shared experts; below the last level, where a shared gate mixes all, also those of the tasks."""
+        levels = list(self.levels)
+        modules = [level.shared_experts for level in levels] + [level.task_experts for level in levels[:-1]]
+        return [p for module in modules for p in module.parameters()]  # type: ignore[union-attr]
 
 
 class CGCBackbone(PLEBackbone):

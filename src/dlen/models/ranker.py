@@ -199,6 +199,8 @@ class CGC(PLE):
 class DLEN(Ranker):
     """Deep Latent Emotion Network: the latent head on any backbone (MMoE in the paper).
 
+    The paper's own variant is ``prediction="joint", likelihood="marginal", match=0``.
+
     Args:
         schema: fields and tasks.
         backbone: makes the backbone, by default :class:`MMoEBackbone` with 5 experts.
@@ -222,11 +224,11 @@ class DLEN(Ranker):
         embedding_dim: int = 16,
         alpha: float | Mapping[str, float] = 0.1,
         bound: Bound | str = Bound.CONDITIONAL,
-        prediction: Ranking | str = Ranking.JOINT,
-        likelihood: Likelihood | str = Likelihood.MARGINAL,
+        prediction: Ranking | str = Ranking.TOTAL,
+        likelihood: Likelihood | str = Likelihood.FULL,
         tower: Sequence[int] = TOWER,
         hidden: Sequence[int] = EXPERT,
-        match: int = 0,
+        match: int = 8,
         initial_up: float = 0.5,
         dropout: float = 0.0,
     ) -> None:

@@ -19,6 +19,7 @@ _COLUMNS = {
     "ece": ("ECE", "{:.5f}"),
 }
 _LATENT = {"up_any": "P(UP), any", "up_truth": "P(UP), truth"}
+_KINDS = {"other": "another", "silent": "silent", "detest": "detest"}
 
 
 def print_figures(metrics: Mapping[str, Any], split: str, targets: list[str]) -> None:
@@ -29,7 +30,8 @@ def print_figures(metrics: Mapping[str, Any], split: str, targets: list[str]) ->
         split: the prefix of its keys.
         targets: tasks and joint events, in order.
     """
-    rows = [*targets, *(k for k in _LATENT if f"{split}/auc/{k}" in metrics), "mean"]
+    latent = _LATENT | {f"up_{t}": f"P(UP), {t}" for t in targets}
+    rows = [*targets, *(k for k in latent if f"{split}/auc/{k}" in metrics), "mean"]
     used = [m for m in _COLUMNS if any(f"{split}/{m}/{row}" in metrics for row in rows)]
     table = Table(title=f"{metrics['model']} on {metrics['data']}, {split} split, seed {metrics['seed']}")
     table.add_column("target")
@@ -37,13 +39,17 @@ def print_figures(metrics: Mapping[str, Any], split: str, targets: list[str]) ->
         table.add_column(_COLUMNS[measure][0], justify="right")
     for row in rows:
         cells = [_cell(metrics, f"{split}/{m}/{row}", _COLUMNS[m][1]) for m in used]
-        table.add_row(_LATENT.get(row, row), *cells, end_section=row == targets[-1])
+        table.add_row(latent.get(row, row), *cells, end_section=row == targets[-1])
     console = Console(soft_wrap=True)
     console.print(table)
     if f"{split}/auc/up_any" in metrics:
-        console.print("P(UP), any: AUC of P(UP) against any interaction; truth: against the simulator's hidden state")
-    if f"{split}/corr/up_truth" in metrics:
-        console.print(f"Correlation of P(UP) with the true P(UP): {metrics[f'{split}/corr/up_truth']:.3f}")
+        _print_hidden_state(console, metrics, split, targets)
+    if "train/conflict/share" in metrics:
+        share, cosine, rows = (metrics[f"train/conflict/{k}"] for k in ("share", "cosine", "rows"))
+        console.print(
+            f"Gradient conflict: {share:.1%} of task pairs in a batch, {rows:.1%} in a row; mean cosine {cosine:.3f}",
+            highlight=False,
+        )
     for key, reason in metrics.items():
         if key.startswith(f"undefined/{split}/"):
             console.print(f"{key.removeprefix('undefined/')}: undefined ({reason})", highlight=False)
@@ -53,3 +59,23 @@ def _cell(metrics: Mapping[str, Any], key: str, layout: str) -> str:
     if key not in metrics:
         return ""
     return "undefined" if metrics[key] is None else layout.format(metrics[key])
+
+
+def _print_hidden_state(console: Console, metrics: Mapping[str, Any], split: str, targets: list[str]) -> None:
+    """What P(UP) looks like and what it makes of the negatives of each task."""
+    tasks = [t for t in targets if f"{split}/negatives/other/{t}" in metrics]
+    table = Table(title="Negatives: another interaction, silent liking, or detest")
+    table.add_column("task")
+    shown = [k for k in ("negatives", "negatives_true") if any(f"{split}/{k}/other/{t}" in metrics for t in tasks)]
+    for key in shown:
+        for kind in _KINDS.values():
+            table.add_column(kind if key == "negatives" else f"{kind}, truth", justify="right")
+    for task in tasks:
+        table.add_row(task, *(_cell(metrics, f"{split}/{k}/{kind}/{task}", "{:.1%}") for k in shown for kind in _KINDS))
+    console.print(table)
+    mean, std, saturated = (metrics[f"{split}/hidden/{k}"] for k in ("mean", "std", "saturated"))
+    console.print(f"P(UP): mean {mean:.3f}, deviation {std:.3f}, {saturated:.1%} saturated", highlight=False)
+    console.print("P(UP), any: AUC of P(UP) against any interaction; truth: against the simulator's hidden state")
+    correlation = metrics.get(f"{split}/corr/up_truth")
+    if correlation is not None:
+        console.print(f"Correlation of P(UP) with the true P(UP): {correlation:.3f}")

@@ -1,13 +1,15 @@
-"""Callbacks: speed and memory of a fit, and progress on a terminal or in plain lines."""
+"""Callbacks: speed and memory of a fit, scores of a test pass, and progress on a terminal or in plain lines."""
 
 from __future__ import annotations
 
 import resource
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 
 from dlen.progress import format_count
@@ -64,6 +66,48 @@ class Meter(Callback):
             "fit/validation_seconds": round(self.validation_seconds, 2),
             "fit/peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
         }
+
+
+class ScoreWriter(Callback):
+    """Writes the test split's scores as a memory-mapped array, row by row in stored order, for paired comparisons.
+
+    Args:
+        path: of the ``.npy`` file, (rows, targets) float32 log-odds.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._array: np.memmap[Any, Any] | None = None
+        self._next = 0
+
+    def on_test_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Append a batch."""
+        scores = outputs.float().cpu().numpy()
+        if self._array is None:
+            rows = trainer.datamodule.test_dataloader().rows  # type: ignore[attr-defined]
+            shape = (rows, scores.shape[1])
+            self._array = np.lib.format.open_memmap(self._temporary(), "w+", np.float32, shape)
+            self._next = 0
+        self._array[self._next : self._next + len(scores)] = scores
+        self._next += len(scores)
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Give the file its name, now that it is whole."""
+        if self._array is not None:
+            self._array.flush()
+            self._array = None
+            self._temporary().replace(self.path)
+
+    def _temporary(self) -> Path:
+        return self.path.with_name(f".{self.path.name}.writing")
 
 
 def _scores(module: L.LightningModule) -> dict[str, str]:

@@ -13,6 +13,7 @@ from dlen.batch import Batch
 from dlen.models.heads import LatentHead
 from dlen.models.predictions import Predictions
 from dlen.models.ranker import Ranker
+from dlen.nn.logspace import log_odds
 from dlen.training.measures import Figures, Measures
 from dlen.training.targets import Targets
 
@@ -70,14 +71,17 @@ class RankingModule(L.LightningModule):
         """Add a batch to the validation figures."""
         self._measure("val", batch)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add a batch to the test figures."""
-        self._measure("test", batch)
+    def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Add a batch to the test figures; returns the (B, K) log-odds that rank each measured target."""
+        predictions = self._measure("test", batch)
+        return log_odds(self.targets.log_probabilities(predictions.log_score))
 
-    def _measure(self, stage: str, batch: Batch) -> None:
+    def _measure(self, stage: str, batch: Batch) -> Predictions:
         measures = self.measures[stage]
         assert isinstance(measures, Measures)
-        measures.update(self.model(batch), batch)
+        predictions: Predictions = self.model(batch)
+        measures.update(predictions, batch)
+        return predictions
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation figures."""

@@ -25,9 +25,12 @@ from dlen.data.prepare import summary
 from dlen.data.store import Store
 from dlen.errors import UserError
 from dlen.models.ranker import Ranker
+from dlen.reports.plots import plot_hidden_state
 from dlen.reports.terminal import print_figures
-from dlen.training.callbacks import Meter, PlainProgress, TerminalProgress
+from dlen.training.callbacks import Meter, PlainProgress, ScoreWriter, TerminalProgress
+from dlen.training.conflict import GradientConflict
 from dlen.training.datamodule import RankingDataModule
+from dlen.training.latent import warnings as hidden_state_warnings
 from dlen.training.measures import AUC_KINDS, Figures
 from dlen.training.module import RankingModule
 from dlen.training.targets import Targets
@@ -35,6 +38,7 @@ from dlen.training.targets import Targets
 MONITOR = "val/auc/mean"
 _RUN_DIR = "DLEN_RUN_DIR"  # tells the processes of one run where its folder is
 SPLITS = ("train", "validation", "test")
+SCORES = "scores_test.npy"  # (rows, targets) log-odds of the test split, in stored order
 
 
 def build_model(config: DictConfig, store: Store) -> Ranker:
@@ -64,8 +68,10 @@ def train(config: DictConfig) -> dict[str, Any]:
     _check_optimizer(make_optimizer, model)
     folder = _run_folder(config)
     logger = _loggers(config, folder)
-    meter = Meter()
-    callbacks = _callbacks(config, folder, meter)
+    meter, conflict = Meter(), GradientConflict(config.metrics.conflict_every)
+    callbacks = [*_callbacks(config, folder, meter), conflict]
+    if config.metrics.scores:
+        callbacks.append(ScoreWriter(folder / SCORES))
     trainer: L.Trainer = build_trainer(config, folder, logger, callbacks)
     rows = {"val": len(store.split("validation")), "test": len(store.split("test"))}
     module = RankingModule(model, make_optimizer, config.metrics.auc, rows, base)
@@ -92,7 +98,7 @@ def train(config: DictConfig) -> dict[str, Any]:
         "data_fingerprint": store.fingerprint,
         "fit/steps": trainer.global_step,
     }
-    metrics |= meter.figures(trainer.world_size)
+    metrics |= meter.figures(trainer.world_size) | conflict.figures(store.schema.task_names)
     best = folder / "checkpoints" / "best.ckpt"
     if not best.exists():
         print("training ended before the first validation: the last weights are tested", file=sys.stderr)
@@ -103,8 +109,20 @@ def train(config: DictConfig) -> dict[str, Any]:
     if trainer.is_global_zero:
         write_json(folder / "metrics.json", metrics)
         print_figures(metrics, "test", module.targets.names)
+        _show_hidden_state(module, folder)
         print(f"Run folder: {folder}")
     return metrics
+
+
+def _show_hidden_state(module: RankingModule, folder: Path) -> None:
+    """For DLEN, a picture of the test split's hidden state, and warnings from the last validation."""
+    hidden = module.figures["test"].hidden
+    if hidden is None:
+        return
+    plot_hidden_state(hidden, folder / "hidden_state.png")
+    if "val" in module.figures:
+        for line in hidden_state_warnings(module.figures["val"].values, module.model.schema.task_names):
+            print(f"warning: {line}", file=sys.stderr)
 
 
 def _fit(trainer: L.Trainer, module: RankingModule, data: RankingDataModule, folder: Path, resume: Path | None) -> None:
@@ -214,6 +232,9 @@ def _check(config: DictConfig) -> None:
         raise UserError(f"config patience: {config.patience!r} is not a whole number from 0")
     if config.metrics.auc not in AUC_KINDS:
         raise UserError(f"config metrics.auc: {config.metrics.auc!r} is not one of {', '.join(AUC_KINDS)}")
+    every = config.metrics.conflict_every
+    if not isinstance(every, int) or every < 0:
+        raise UserError(f"config metrics.conflict_every: {every!r} is not a whole number from 0")
     if not isinstance(config.seed, int) or config.seed < 0:
         raise UserError(f"config seed: {config.seed!r} is not a whole number from 0")
     if config.ckpt not in (None, "last") and not Path(config.ckpt).exists():

@@ -1,0 +1,120 @@
+"""Plan of a comparison: which runs an experiment needs, each known by the fingerprint of its config and data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from dlen import __version__
+from dlen.config import open_store
+from dlen.data.store import Store
+from dlen.errors import UserError
+
+_OWN = ("experiment", "seeds", "workers", "out")  # settings of compare.py that train.py does not know
+_PLACES = ("data", "data_dir", "data_name", "runs_dir", "run_dir", "ckpt", "base_run", "logger", "model_name")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One training run of a comparison.
+
+    Attributes:
+        model: its row in the table.
+        seed: of weights and training order.
+        overrides: what ``train.py`` is called with, the run folder left out.
+        folder: where the run lies; its name holds the fingerprint.
+        store: its prepared data.
+    """
+
+    model: str
+    seed: int
+    overrides: tuple[str, ...]
+    folder: Path
+    store: Store
+
+    @property
+    def done(self) -> bool:
+        """It ended and kept its scores."""
+        return (self.folder / "metrics.json").exists() and (self.folder / "scores_test.npy").exists()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All runs of one comparison.
+
+    Attributes:
+        title: of the table.
+        base: the model that the others are paired with.
+        models: names in the order of the table.
+        seeds: in order.
+        runs: by model and seed.
+        paper: the paper's own figures, as configured; empty if there are none.
+    """
+
+    title: str
+    base: str
+    models: list[str]
+    seeds: list[int]
+    runs: dict[tuple[str, int], Run]
+    paper: dict[str, Any]
+
+
+def make_plan(config: DictConfig) -> Plan:
+    """Compose the config of every run, prepare the data, and name the runs by fingerprint.
+
+    Raises:
+        UserError: the experiment or an override is wrong.
+    """
+    experiment = OmegaConf.to_container(config.experiment, resolve=True)
+    assert isinstance(experiment, dict)
+    models: dict[str, list[str]] = experiment["models"]
+    base = str(experiment["base"])
+    if base not in models:
+        raise UserError(f"config experiment.base: {base!r} is none of the models {', '.join(models)}")
+    seeds = parse_seeds(config.seeds if config.seeds is not None else experiment["seeds"])
+    common = _common_overrides()
+    stores: dict[str, Store] = {}
+    runs = {}
+    for model, own in models.items():
+        for seed in seeds:
+            overrides = (*common, *own, f"seed={seed}", "metrics.scores=true")
+            runs[model, seed] = _plan_run(model, seed, overrides, stores)
+    return Plan(str(experiment["title"]), base, list(models), seeds, runs, experiment.get("paper") or {})
+
+
+def parse_seeds(value: Any) -> list[int]:
+    """A number of seeds, counted from 0, or a list of them."""
+    seeds = list(range(value)) if isinstance(value, int) and not isinstance(value, bool) else list(value or [])
+    wrong = [s for s in seeds if not isinstance(s, int) or isinstance(s, bool) or s < 0]
+    if not seeds or wrong or len(set(seeds)) < len(seeds):
+        raise UserError(f"config seeds: {value!r} is neither a positive number nor a list of different seeds from 0")
+    return seeds
+
+
+def _common_overrides() -> list[str]:
+    """What was said on the command line for all runs, and the data set of the experiment."""
+    hydra = HydraConfig.get()
+    said = [o for o in hydra.overrides.task if o.lstrip("+~").split("=")[0].split(".")[0] not in _OWN]
+    return [f"data={hydra.runtime.choices['data']}", *said]
+
+
+def _plan_run(model: str, seed: int, overrides: Sequence[str], stores: dict[str, Store]) -> Run:
+    config = compose("train", [*overrides, "model_name=model"])
+    data = json.dumps(OmegaConf.to_container(config.data, resolve=True), sort_keys=True)
+    if data not in stores:
+        stores[data] = open_store(config)
+    settings = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(settings, dict)
+    causes = {str(k): v for k, v in settings.items() if k not in _PLACES}
+    causes |= {"fingerprint": stores[data].fingerprint, "version": __version__}
+    fingerprint = hashlib.sha256(json.dumps(causes, sort_keys=True).encode()).hexdigest()[:16]
+    folder = Path(config.runs_dir) / "compare" / "cache" / f"{config.data_name}-{fingerprint}"
+    return Run(model, seed, tuple(overrides), folder.absolute(), stores[data])

@@ -1,0 +1,131 @@
+"""Workers: train what is missing of a plan, several runs at a time, each in a process and on a device of its own."""
+
+from __future__ import annotations
+
+import os
+import queue
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from dlen.comparing.plan import Run
+from dlen.data.prepare import locked
+from dlen.errors import UserError
+from dlen.progress import Stage
+
+
+def number_of_workers(asked: int | str, runs: int) -> int:
+    """How many runs train at once: as asked, or one for each GPU, or for each CPU core without one.
+
+    Raises:
+        UserError: it is neither ``auto`` nor a positive number.
+    """
+    if asked == "auto":
+        available = torch.cuda.device_count() or len(os.sched_getaffinity(0))
+        return max(1, min(available, runs))
+    if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
+        raise UserError(f"config workers: {asked!r} is neither auto nor a positive number")
+    return min(asked, runs)
+
+
+def train_missing(runs: Sequence[Run], script: Path, workers: int) -> None:
+    """Train every run that is not done. A failure stops the runs that have not begun and is told in one line.
+
+    On CPU the cores are shared out, so a worker's threads, and with them the last digits of a result, depend on the
+    number of workers.
+
+    Args:
+        runs: of the plan; those that are done cost nothing.
+        script: ``train.py``.
+        workers: how many at a time.
+
+    Raises:
+        UserError: a run failed; its own last line is in the message.
+    """
+    missing = [run for run in runs if not run.done]
+    if len(missing) < len(runs):
+        print(f"{len(runs) - len(missing)} of {len(runs)} runs are there already", file=sys.stderr)
+    if not missing:
+        return
+    places: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
+    for number in range(workers):
+        places.put(_environment(number, workers))
+    pool = _Pool(script, places)
+    with Stage(f"training {len(missing)} runs, {workers} at a time", len(missing), "runs") as stage:
+        with ThreadPoolExecutor(workers) as threads:
+            try:
+                for _ in threads.map(pool.train, missing):
+                    stage.advance(1)
+            except BaseException:
+                threads.shutdown(wait=False, cancel_futures=True)
+                pool.stop()
+                raise
+
+
+def _environment(number: int, workers: int) -> dict[str, str]:
+    """The device, or the share of the cores, of one worker."""
+    gpus = torch.cuda.device_count()
+    if gpus:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
+        return {"CUDA_VISIBLE_DEVICES": visible[number % len(visible)]}
+    return {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // workers))}
+
+
+class _Pool:
+    """The processes that are training now.
+
+    Args:
+        script: ``train.py``.
+        places: environments of free workers.
+    """
+
+    def __init__(self, script: Path, places: queue.SimpleQueue[dict[str, str]]) -> None:
+        self.script, self.places = script, places
+        self.processes: set[subprocess.Popen[bytes]] = set()
+        self.lock = threading.Lock()
+        self.stopped = False
+
+    def train(self, run: Run) -> None:
+        """Train one run, or go on with it where an earlier comparison was interrupted."""
+        place = self.places.get()
+        try:
+            with locked(run.folder.with_name(f".{run.folder.name}.lock"), "training this run"):
+                if not run.done and not self.stopped:
+                    self._run(run, place)
+        finally:
+            self.places.put(place)
+
+    def _run(self, run: Run, place: dict[str, str]) -> None:
+        arguments = [sys.executable, str(self.script), *run.overrides, f"run_dir='{run.folder}'"]
+        if (run.folder / "checkpoints" / "last.ckpt").exists() and not (run.folder / "metrics.json").exists():
+            arguments.append("ckpt=last")
+        else:
+            shutil.rmtree(run.folder, ignore_errors=True)
+        log = run.folder.with_name(f"{run.folder.name}.log")
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                arguments, env={**os.environ, **place}, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            )
+            with self.lock:
+                self.processes.add(process)
+            code = process.wait()
+            with self.lock:
+                self.processes.discard(process)
+        if code and not self.stopped:
+            last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1:] or ["no output"]
+            reason = last[0].removeprefix("error: ")
+            raise UserError(f"{run.model}, seed {run.seed}: training failed ({reason}); all of its output is in {log}")
+        log.replace(run.folder / "train.log") if not code else None
+
+    def stop(self) -> None:
+        """End the processes that are training; what they have is gone on with next time."""
+        with self.lock:
+            self.stopped = True
+            for process in self.processes:
+                process.terminate()
