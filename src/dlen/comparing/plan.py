@@ -18,7 +18,7 @@ from dlen.config import open_store
 from dlen.data.store import Store
 from dlen.errors import UserError
 
-_OWN = ("experiment", "seeds", "workers", "out")  # settings of compare.py that train.py does not know
+_OWN = ("experiment", "seeds", "models", "workers", "out")  # settings of compare.py that train.py does not know
 _PLACES = ("data", "data_dir", "data_name", "runs_dir", "run_dir", "ckpt", "base_run", "logger", "model_name")
 
 
@@ -75,10 +75,9 @@ def make_plan(config: DictConfig) -> Plan:
     """
     experiment = OmegaConf.to_container(config.experiment, resolve=True)
     assert isinstance(experiment, dict)
-    models: dict[str, list[str]] = experiment["models"]
-    base = str(experiment["base"])
+    base, models = str(experiment["base"]), _chosen(experiment["models"], config.models)
     if base not in models:
-        raise UserError(f"config experiment.base: {base!r} is none of the models {', '.join(models)}")
+        raise UserError(f"config models: the base model {base!r} is none of {', '.join(models)}")
     seeds = parse_seeds(config.seeds if config.seeds is not None else experiment["seeds"])
     common = _common_overrides()
     stores: dict[str, Store] = {}
@@ -88,6 +87,13 @@ def make_plan(config: DictConfig) -> Plan:
             overrides = (*common, *own, f"seed={seed}", "metrics.scores=true")
             runs[model, seed] = _plan_run(model, seed, overrides, stores)
     return Plan(str(experiment["title"]), base, list(models), seeds, runs, experiment.get("paper") or {})
+
+
+def _chosen(models: dict[str, list[str]], names: Sequence[str] | None) -> dict[str, list[str]]:
+    unknown = [str(n) for n in names or [] if n not in models]
+    if unknown:
+        raise UserError(f"config models: there is no {', '.join(unknown)}; the experiment has {', '.join(models)}")
+    return models if names is None else {n: own for n, own in models.items() if n in names}
 
 
 def parse_seeds(value: Any) -> list[int]:

@@ -57,15 +57,15 @@ def train_missing(runs: Sequence[Run], script: Path, workers: int) -> None:
     for number in range(workers):
         places.put(_environment(number, workers))
     pool = _Pool(script, places)
-    with Stage(f"training {len(missing)} runs, {workers} at a time", len(missing), "runs") as stage:
-        with ThreadPoolExecutor(workers) as threads:
-            try:
-                for _ in threads.map(pool.train, missing):
-                    stage.advance(1)
-            except BaseException:
-                threads.shutdown(wait=False, cancel_futures=True)
-                pool.stop()
-                raise
+    label = f"training {len(missing)} runs, {workers} at a time"
+    with Stage(label, len(missing), "runs") as stage, ThreadPoolExecutor(workers) as threads:
+        try:
+            for _ in threads.map(pool.train, missing):
+                stage.advance(1)
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)
+            pool.stop()
+            raise
 
 
 def _environment(number: int, workers: int) -> dict[str, str]:
@@ -121,7 +121,8 @@ class _Pool:
             last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1:] or ["no output"]
             reason = last[0].removeprefix("error: ")
             raise UserError(f"{run.model}, seed {run.seed}: training failed ({reason}); all of its output is in {log}")
-        log.replace(run.folder / "train.log") if not code else None
+        if not code:
+            log.replace(run.folder / "train.log")
 
     def stop(self) -> None:
         """End the processes that are training; what they have is gone on with next time."""

@@ -67,14 +67,14 @@ def identify(source: Source) -> dict[str, Any]:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, doing: str) -> Iterator[None]:
     """One process at a time; the others wait. The system frees the lock of a process that dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"{path.parent}: another process is preparing this data, waiting", file=sys.stderr)
+            print(f"{path.parent}: another process is {doing}, waiting", file=sys.stderr)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -102,7 +102,7 @@ def prepare(source: Source, data_dir: Path) -> Store:
     if folder.exists():
         return _open(folder, identity)
     check_writable(folder)
-    with locked(data_dir / source.name / ".lock"):
+    with locked(data_dir / source.name / ".lock", "preparing this data"):
         if not folder.exists():
             _write(source, folder, identity)
     return _open(folder, identity)

@@ -154,8 +154,9 @@ class LatentHead(Head):
         prediction: the probability that ranks.
         likelihood: what training fits.
         tower: hidden layers of each tower.
-        hidden: layers of the hidden state network.
+        hidden: layers of the hidden state network; None for one P(UP) for all rows, to see what the network is worth.
         match: factors of the dot product of user and item in P(UP); 0 for none, as in the paper.
+        detach_bound: with the conditional bound, let P(t | not UP) send no gradient into P(t | UP).
         initial_up: P(UP) of the first step, raised where the training rates ask for more.
         dropout: in the towers and the hidden state network.
 
@@ -174,12 +175,14 @@ class LatentHead(Head):
         prediction: Ranking | str = Ranking.JOINT,
         likelihood: Likelihood | str = Likelihood.MARGINAL,
         tower: Sequence[int] = TOWER,
-        hidden: Sequence[int] = (256, 128, 64),
+        hidden: Sequence[int] | None = (256, 128, 64),
         match: int = 0,
+        detach_bound: bool = False,
         initial_up: float = 0.5,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        self.detach_bound = detach_bound
         self.bound = _choice(Bound, bound, "bound")
         self.prediction = _choice(Ranking, prediction, "prediction")
         self.likelihood = _choice(Likelihood, likelihood, "likelihood")
@@ -200,15 +203,15 @@ class LatentHead(Head):
             for rate, limit, dislike in zip(rates, ceiling, dislikes, strict=True)
         ]
         self.towers = Towers(torch.tensor(pairs), rep_dim, tower, dropout)
-        self.hidden = MLP(in_dim, hidden, dropout)
-        self.hidden_output = nn.Linear(self.hidden.out_dim, 1)
+        self.hidden = None if hidden is None else MLP(in_dim, hidden, dropout)
+        self.hidden_output = nn.Linear(self.hidden.out_dim if self.hidden else 0, 1)
         nn.init.constant_(self.hidden_output.bias, logit(up))
         self.match = _match(schema, in_dim, match, 1)
 
     def forward(self, representations: Tensor, x: Tensor) -> Predictions:
         """(T, B, H) representations and the (B, D) input -> Predictions with the hidden state."""
         c, n = self.towers(representations).unbind(2)  # (B, T) each
-        up = self.hidden_output(self.hidden(x))[:, 0]
+        up = self.hidden_output(x[:, :0] if self.hidden is None else self.hidden(x))[:, 0]
         if self.match is not None:
             up = up + self.match(x)[:, 0]
         return self.mixture(c, n, at_least_float32(up))
@@ -224,7 +227,7 @@ class LatentHead(Head):
         log_c, log_not_c = F.logsigmoid(c), F.logsigmoid(-c)
         log_n = self.log_ceiling.to(n.dtype) + F.logsigmoid(n)
         if self.bound is Bound.CONDITIONAL:
-            log_n = log_n + log_c
+            log_n = log_n + (log_c.detach() if self.detach_bound else log_c)
         given_up, given_not_up = self._turn(log_c, log_n)
         not_given_up, not_given_not_up = self._turn(log_not_c, log1mexp(log_n))
         log_up, log_not_up = F.logsigmoid(up)[:, None], F.logsigmoid(-up)[:, None]

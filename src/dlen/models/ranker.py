@@ -210,8 +210,9 @@ class DLEN(Ranker):
         prediction: what ranks: ``joint``, equation (4), or ``total``, equation (1).
         likelihood: what training fits: ``marginal``, the paper's cross entropies, or ``full``, all labels together.
         tower: hidden layers of each tower.
-        hidden: layers of the hidden state network.
+        hidden: layers of the hidden state network; None for one P(UP) for all rows.
         match: factors of the dot product of user and item in P(UP); 0 for none, as in the paper.
+        detach_bound: let P(t | not UP) send no gradient into P(t | UP) through the conditional bound.
         initial_up: P(UP) at the first step.
         dropout: in the towers and the hidden state network.
     """
@@ -227,8 +228,9 @@ class DLEN(Ranker):
         prediction: Ranking | str = Ranking.TOTAL,
         likelihood: Likelihood | str = Likelihood.FULL,
         tower: Sequence[int] = TOWER,
-        hidden: Sequence[int] = EXPERT,
+        hidden: Sequence[int] | None = EXPERT,
         match: int = 8,
+        detach_bound: bool = False,
         initial_up: float = 0.5,
         dropout: float = 0.0,
     ) -> None:
@@ -245,6 +247,7 @@ class DLEN(Ranker):
             tower=tower,
             hidden=hidden,
             match=match,
+            detach_bound=detach_bound,
             initial_up=initial_up,
             dropout=dropout,
         )

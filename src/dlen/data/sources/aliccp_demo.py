@@ -81,7 +81,7 @@ class AliCCPDemo(AliCCP):
         if folder.exists() and not marker.exists():
             raise UserError(f"{folder}: exists and was not written by aliccp_demo; set data.raw_dir to a new folder")
         check_writable(folder)
-        with locked(folder.with_name(f".{folder.name}.lock")):
+        with locked(folder.with_name(f".{folder.name}.lock"), "drawing this data"):
             if not marker.exists() or json.loads(marker.read_text()) != wanted:
                 self._draw(folder, wanted)
         return super().files()

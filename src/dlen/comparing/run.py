@@ -1,0 +1,110 @@
+"""compare: from an experiment's config to trained runs, paired statistics and tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from dlen.comparing.plan import Plan, Run, make_plan
+from dlen.comparing.statistics import Difference, paired, row_variances
+from dlen.comparing.workers import number_of_workers, train_missing
+from dlen.data.prepare import check_writable
+from dlen.errors import UserError
+from dlen.reports.comparison import Comparison, Row, print_comparison, write_comparison
+from dlen.training.run import SCORES
+from dlen.training.targets import Targets
+
+_CHUNK = 1 << 18
+_EXTRAS = ("auc/up_any", "auc/up_truth", "corr/up_truth")
+
+
+def compare(config: DictConfig, script: Path) -> Comparison:
+    """Train what is missing, pair every model with the base model, print the table and write it.
+
+    Args:
+        config: of ``compare.py``.
+        script: ``train.py``, which trains each run in a process of its own.
+
+    Raises:
+        UserError: for wrong settings, or when a run fails.
+    """
+    plan = make_plan(config)
+    workers = number_of_workers(config.workers, len(plan.runs))
+    name = f"{HydraConfig.get().runtime.choices['experiment']}-{config.data_name}"
+    out = Path(config.out) if config.out is not None else Path(config.runs_dir) / "compare" / name
+    check_writable(out)
+    train_missing(list(plan.runs.values()), script, workers)
+    comparison = summarise(plan)
+    print_comparison(comparison)
+    out.mkdir(parents=True, exist_ok=True)
+    write_comparison(comparison, out)
+    print(f"Tables: {out}/table.md, table.csv, table.json")
+    return comparison
+
+
+def summarise(plan: Plan) -> Comparison:
+    """All figures of a plan whose runs are done."""
+    metrics = {key: _read(run) for key, run in plan.runs.items()}
+    fingerprints = {run.store.fingerprint for run in plan.runs.values()}
+    if len(fingerprints) > 1:
+        raise UserError("the runs have different data, so they cannot be paired: settings of data are for all models")
+    store = next(iter(plan.runs.values())).store
+    targets = Targets(store.schema)
+    tasks = len(store.schema.tasks)
+    labels, mask = _labels_and_mask(plan, targets)
+    base_scores = [_scores(plan.runs[plan.base, seed]) for seed in plan.seeds]
+    rows = []
+    for model in plan.models:
+        found = [metrics[model, seed] for seed in plan.seeds]
+        auc = {n: [_figure(m, f"test/auc/{n}") for m in found] for n in [*targets.names, "mean"]}
+        differences: dict[str, Difference] = {}
+        if model != plan.base:
+            scores = [_scores(plan.runs[model, seed]) for seed in plan.seeds]
+            variances = row_variances(scores, base_scores, labels, mask, tasks)
+            for name, variance in zip([*targets.names, "mean"], variances.tolist(), strict=True):
+                base = [_figure(metrics[plan.base, seed], f"test/auc/{name}") for seed in plan.seeds]
+                if not np.isnan([*auc[name], *base]).any():
+                    differences[name] = paired(auc[name], base, variance)
+        extras = {k: [_figure(m, f"test/{k}") for m in found] for k in _EXTRAS}
+        extras |= {k: [_figure(m, f"train/conflict/{k}") for m in found] for k in ("share", "rows")}
+        extras["seconds"] = [_figure(m, "fit/seconds") for m in found]
+        rows.append(Row(model, auc, differences, {k: v for k, v in extras.items() if not np.isnan(v).all()}))
+    first = metrics[plan.base, plan.seeds[0]]
+    oracle = {n: float(first[f"test/oracle/{n}"]) for n in targets.names if first.get(f"test/oracle/{n}") is not None}
+    identity = {"data": first["data"], "data_fingerprint": store.fingerprint, "test_rows": len(store.split("test"))}
+    return Comparison(
+        plan.title, plan.base, targets.names, tasks, plan.seeds, rows, oracle, plan.paper, identity, _folders(plan)
+    )
+
+
+def _folders(plan: Plan) -> dict[str, str]:
+    return {f"{model}, seed {seed}": run.folder.name for (model, seed), run in plan.runs.items()}
+
+
+def _read(run: Run) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((run.folder / "metrics.json").read_text())
+    return content
+
+
+def _figure(metrics: Mapping[str, Any], key: str) -> float:
+    value = metrics.get(key)
+    return float("nan") if value is None else float(value)
+
+
+def _scores(run: Run) -> Any:
+    return np.load(run.folder / SCORES, mmap_mode="r")
+
+
+def _labels_and_mask(plan: Plan, targets: Targets) -> tuple[Any, Any]:
+    """(N, K) labels and mask of the measured targets of the test split, one byte each."""
+    split = next(iter(plan.runs.values())).store.split("test")
+    parts = [targets.labels(labels.float()) for labels in torch.split(split.labels, _CHUNK)]
+    labels, mask = (torch.cat([part[i].to(torch.uint8) for part in parts]).numpy() for i in (0, 1))
+    return labels, mask

@@ -1,0 +1,211 @@
+"""Tables of a comparison: in the paper's layout for readers, and in full as CSV and JSON."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.markdown import Markdown
+
+from dlen.comparing.statistics import LEVEL, Difference
+
+_EXTRAS = {
+    "auc/up_any": ("AUC of P(UP), any", "{:.4f}"),
+    "auc/up_truth": ("AUC of P(UP), truth", "{:.4f}"),
+    "corr/up_truth": ("correlation of P(UP) with truth", "{:.3f}"),
+    "share": ("conflict in a batch", "{:.1%}"),
+    "rows": ("conflict in a row", "{:.1%}"),
+    "seconds": ("seconds of training", "{:.0f}"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One model of a comparison.
+
+    Attributes:
+        model: its name.
+        auc: for each target and ``mean``, the AUC of each seed.
+        differences: for each target and ``mean``, the paired difference to the base; empty for the base itself.
+        extras: other figures of each seed, by key of :data:`_EXTRAS`.
+    """
+
+    model: str
+    auc: dict[str, list[float]]
+    differences: dict[str, Difference]
+    extras: dict[str, list[float]]
+
+    def wins(self, targets: Sequence[str]) -> tuple[int, int, int]:
+        """Targets in which it is ahead, those of them clear of zero, and targets in which it is clearly behind."""
+        found = [self.differences[t] for t in targets if t in self.differences]
+        ahead = [d for d in found if d.mean > 0]
+        return len(ahead), sum(d.clear for d in ahead), sum(d.clear for d in found if d.mean < 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Models x seeds on one test split.
+
+    Attributes:
+        title: of the experiment.
+        base: the model that the others are paired with.
+        targets: tasks, then joint events.
+        tasks: how many of the targets are tasks and enter the mean.
+        seeds: of each model.
+        rows: one for each model.
+        oracle: AUC of a simulator's true probabilities, by target; empty on real logs.
+        paper: the paper's figures, as configured.
+        identity: of the data.
+        folders: of the runs.
+    """
+
+    title: str
+    base: str
+    targets: list[str]
+    tasks: int
+    seeds: list[int]
+    rows: list[Row]
+    oracle: dict[str, float]
+    paper: dict[str, Any]
+    identity: dict[str, Any]
+    folders: dict[str, str]
+
+    @property
+    def ceiling(self) -> float | None:
+        """Mean oracle AUC over the tasks."""
+        values = [self.oracle.get(t) for t in self.targets[: self.tasks]]
+        return None if None in values or not values else float(np.mean([v for v in values if v is not None]))
+
+
+def markdown(comparison: Comparison) -> str:
+    """The whole report."""
+    c = comparison
+    seeds = f"{len(c.seeds)} seed{'s' if len(c.seeds) > 1 else ''}"
+    parts = [f"## {c.title}", f"Data `{c.identity['data']}` ({c.identity['test_rows']:,} test rows), {seeds}."]
+    parts.append(_auc_table(c))
+    spread = "± is the standard deviation over seeds" if len(c.seeds) > 1 else "One seed tells nothing of the spread"
+    parts.append(
+        f"AUC on the test split; {spread}. In brackets the paired difference to {c.base}; * marks those whose "
+        f"{LEVEL:.0%} interval, over seeds and test rows together, is clear of zero."
+    )
+    if len(c.rows) > 1:
+        parts += ["### Paired differences", _difference_table(c)]
+    if any(row.extras for row in c.rows):
+        parts += ["### Beside the AUC", _extras_table(c)]
+    if c.paper:
+        note = f" Note: {c.paper['note']}." if c.paper.get("note") else ""
+        parts += [f"### The paper's own figures, on its own data\n\nNot ours, and not measured here.{note}"]
+        parts.append(_paper_table(c))
+    return "\n\n".join(parts) + "\n"
+
+
+def _mean_and_spread(values: Sequence[float], layout: str = "{:.4f}") -> str:
+    if np.isnan(values).any():
+        return "undefined"
+    spread = f" ± {layout.format(np.std(values, ddof=1))}" if len(values) > 1 else ""
+    return layout.format(np.mean(values)) + spread
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _auc_table(c: Comparison) -> str:
+    columns = [*c.targets, "mean"]
+    rows = []
+    for row in c.rows:
+        cells = []
+        for target in columns:
+            d = row.differences.get(target)
+            gain = f" ({d.mean:+.4f}{'*' if d.clear else ''})" if d else ""
+            cells.append(_mean_and_spread(row.auc[target]) + gain)
+        rows.append([row.model, *cells])
+    if c.oracle:
+        ceiling = "" if c.ceiling is None else f"{c.ceiling:.4f}"
+        rows.append(["oracle", *(f"{c.oracle[t]:.4f}" if t in c.oracle else "" for t in c.targets), ceiling])
+    return _table(["model", *columns], rows)
+
+
+def _difference_table(c: Comparison) -> str:
+    tasks = c.targets[: c.tasks]
+    base = next(row for row in c.rows if row.model == c.base)
+    header = ["model", *(f"{t} [95 %]" for t in [*c.targets, "mean"]), "tasks won (clear), clearly lost"]
+    if c.ceiling is not None:
+        header.append("gap to the oracle cut by")
+    rows = []
+    for row in c.rows:
+        if row.model == c.base:
+            continue
+        cells = []
+        for target in [*c.targets, "mean"]:
+            d = row.differences.get(target)
+            cells.append(f"{d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}]" if d else "undefined")
+        ahead, clear, lost = row.wins(tasks)
+        cells.append(f"{ahead} of {len(tasks)} ({clear}), {lost}")
+        if c.ceiling is not None:
+            gap = c.ceiling - float(np.mean(base.auc["mean"]))
+            cells.append(f"{row.differences['mean'].mean / gap:+.1%}" if "mean" in row.differences else "undefined")
+        rows.append([row.model, *cells])
+    return _table(header, rows)
+
+
+def _extras_table(c: Comparison) -> str:
+    used = [key for key in _EXTRAS if any(key in row.extras for row in c.rows)]
+    rows = [
+        [row.model, *(_mean_and_spread(row.extras[k], _EXTRAS[k][1]) if k in row.extras else "" for k in used)]
+        for row in c.rows
+    ]
+    return _table(["model", *(_EXTRAS[k][0] for k in used)], rows)
+
+
+def _paper_table(c: Comparison) -> str:
+    figures: dict[str, dict[str, float]] = c.paper["auc"]
+    columns = list(next(iter(figures.values())))
+    base = figures.get(c.base, {})
+    rows = []
+    for model, auc in figures.items():
+        cells = [
+            f"{auc[t]:.4f}" + (f" ({auc[t] - base[t]:+.4f})" if t in base and model != c.base else "") for t in columns
+        ]
+        rows.append([f"{model}, the paper's", *cells])
+    return _table(["model", *columns], rows)
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """The report on a terminal; plain Markdown elsewhere."""
+    console = Console()
+    if console.is_terminal:
+        console.print(Markdown(markdown(comparison)))
+    else:
+        print(markdown(comparison))
+
+
+def write_comparison(comparison: Comparison, folder: Path) -> None:
+    """Write ``table.md``, ``table.csv`` (a line for each model, target and seed) and ``table.json`` (everything)."""
+    (folder / "table.md").write_text(markdown(comparison))
+    with (folder / "table.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["model", "target", "seed", "auc", "base_auc", "difference"])
+        base = next(row for row in comparison.rows if row.model == comparison.base)
+        for row in comparison.rows:
+            for target, values in row.auc.items():
+                for seed, value, other in zip(comparison.seeds, values, base.auc[target], strict=True):
+                    writer.writerow([row.model, target, seed, value, other, value - other])
+    (folder / "table.json").write_text(json.dumps(_plain(asdict(comparison)), indent=1) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    """The same with null for what is not a number, as JSON has no nan."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
