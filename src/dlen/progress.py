@@ -25,11 +25,11 @@ class _Rate(ProgressColumn):
 
 
 def format_count(value: float) -> str:
-    """A number in three digits: 950, 12.3k, 4.56M."""
+    """A number in three digits: 950, 12.3k, 4.56M; below 1 in two: 0.018."""
     for limit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= 0.9995 * limit:  # 999,900 is 1M, not 1000k
             return f"{value / limit:.3g}{letter}"
-    return f"{value:.0f}"
+    return f"{value:.2g}" if 0 < abs(value) < 1 else f"{value:.0f}"
 
 
 def _amount(value: float, unit: str) -> str:

@@ -67,8 +67,12 @@ class Plan:
     paper: dict[str, Any]
 
 
-def make_plan(config: DictConfig) -> Plan:
+def make_plan(config: DictConfig, cell: Sequence[str] = ()) -> Plan:
     """Compose the config of every run, prepare the data, and name the runs by fingerprint.
+
+    Args:
+        config: of ``compare.py``.
+        cell: settings of one cell of a grid, for all of its runs.
 
     Raises:
         UserError: the experiment or an override is wrong.
@@ -79,7 +83,7 @@ def make_plan(config: DictConfig) -> Plan:
     if base not in models:
         raise UserError(f"config models: the base model {base!r} is none of {', '.join(models)}")
     seeds = parse_seeds(config.seeds if config.seeds is not None else experiment["seeds"])
-    common = _common_overrides()
+    common = [*_common_overrides(experiment.get("settings") or []), *cell]
     stores: dict[str, Store] = {}
     runs = {}
     for model, own in models.items():
@@ -98,18 +102,21 @@ def _chosen(models: dict[str, list[str]], names: Sequence[str] | None) -> dict[s
 
 def parse_seeds(value: Any) -> list[int]:
     """A number of seeds, counted from 0, or a list of them."""
-    seeds = list(range(value)) if isinstance(value, int) and not isinstance(value, bool) else list(value or [])
+    if isinstance(value, int) and not isinstance(value, bool):
+        seeds = list(range(value))
+    else:
+        seeds = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
     wrong = [s for s in seeds if not isinstance(s, int) or isinstance(s, bool) or s < 0]
     if not seeds or wrong or len(set(seeds)) < len(seeds):
         raise UserError(f"config seeds: {value!r} is neither a positive number nor a list of different seeds from 0")
     return seeds
 
 
-def _common_overrides() -> list[str]:
-    """What was said on the command line for all runs, and the data set of the experiment."""
+def _common_overrides(settings: Sequence[str]) -> list[str]:
+    """The experiment's data set and settings for all runs, and then what was said on the command line."""
     hydra = HydraConfig.get()
     said = [o for o in hydra.overrides.task if o.lstrip("+~").split("=")[0].split(".")[0] not in _OWN]
-    return [f"data={hydra.runtime.choices['data']}", *said]
+    return [f"data={hydra.runtime.choices['data']}", *settings, *said]
 
 
 def _plan_run(model: str, seed: int, overrides: Sequence[str], stores: dict[str, Store]) -> Run:

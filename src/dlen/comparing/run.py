@@ -12,12 +12,14 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from dlen.comparing.grid import cells_of, parse_grid
 from dlen.comparing.plan import Plan, Run, make_plan
 from dlen.comparing.statistics import Difference, paired, row_variances
 from dlen.comparing.workers import number_of_workers, train_missing
 from dlen.data.prepare import check_writable
 from dlen.errors import UserError
-from dlen.reports.comparison import Comparison, Row, print_comparison, write_comparison
+from dlen.reports.comparison import Comparison, Row, markdown, print_markdown, write_comparison
+from dlen.reports.surface import Surface
 from dlen.training.run import SCORES
 from dlen.training.targets import Targets
 
@@ -25,8 +27,10 @@ _CHUNK = 1 << 18
 _EXTRAS = ("auc/up_any", "auc/up_truth", "corr/up_truth")
 
 
-def compare(config: DictConfig, script: Path) -> Comparison:
+def compare(config: DictConfig, script: Path) -> None:
     """Train what is missing, pair every model with the base model, print the table and write it.
+
+    An experiment with a ``grid`` becomes one comparison for each cell, and a surface over all of them.
 
     Args:
         config: of ``compare.py``.
@@ -35,18 +39,26 @@ def compare(config: DictConfig, script: Path) -> Comparison:
     Raises:
         UserError: for wrong settings, or when a run fails.
     """
-    plan = make_plan(config)
-    workers = number_of_workers(config.workers, len(plan.runs))
+    grid = parse_grid(config)
+    cells = cells_of(grid) if grid else []
+    plans = [make_plan(config, grid.settings(cell)) for cell in cells] if grid else [make_plan(config)]
+    runs = list({run.folder: run for plan in plans for run in plan.runs.values()}.values())
+    workers = number_of_workers(config.workers, len(runs))
     name = f"{HydraConfig.get().runtime.choices['experiment']}-{config.data_name}"
     out = Path(config.out) if config.out is not None else Path(config.runs_dir) / "compare" / name
     check_writable(out)
-    train_missing(list(plan.runs.values()), script, workers)
-    comparison = summarise(plan)
-    print_comparison(comparison)
+    train_missing(runs, script, workers)
+    comparisons = [summarise(plan) for plan in plans]
     out.mkdir(parents=True, exist_ok=True)
-    write_comparison(comparison, out)
-    print(f"Tables: {out}/table.md, table.csv, table.json")
-    return comparison
+    if grid:
+        surface = Surface(plans[0].title, grid, cells, comparisons)
+        print_markdown(surface.markdown())
+        surface.write(out)
+        print(f"Surface: {out}/surface.md, surface.csv, surface.json, surface.png")
+    else:
+        print_markdown(markdown(comparisons[0]))
+        write_comparison(comparisons[0], out)
+        print(f"Tables: {out}/table.md, table.csv, table.json")
 
 
 def summarise(plan: Plan) -> Comparison:
@@ -78,7 +90,9 @@ def summarise(plan: Plan) -> Comparison:
         rows.append(Row(model, auc, differences, {k: v for k, v in extras.items() if not np.isnan(v).all()}))
     first = metrics[plan.base, plan.seeds[0]]
     oracle = {n: float(first[f"test/oracle/{n}"]) for n in targets.names if first.get(f"test/oracle/{n}") is not None}
+    positives = {t.name: round(t.rate * len(store.split("train"))) for t in store.schema.tasks}
     identity = {"data": first["data"], "data_fingerprint": store.fingerprint, "test_rows": len(store.split("test"))}
+    identity["training_positives"] = positives
     return Comparison(
         plan.title, plan.base, targets.names, tasks, plan.seeds, rows, oracle, plan.paper, identity, _folders(plan)
     )

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import queue
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import FrameType
 
 import torch
 
@@ -57,6 +59,7 @@ def train_missing(runs: Sequence[Run], script: Path, workers: int) -> None:
     for number in range(workers):
         places.put(_environment(number, workers))
     pool = _Pool(script, places)
+    signal.signal(signal.SIGTERM, _terminated)  # else the runs would train on without us
     label = f"training {len(missing)} runs, {workers} at a time"
     with Stage(label, len(missing), "runs") as stage, ThreadPoolExecutor(workers) as threads:
         try:
@@ -66,6 +69,10 @@ def train_missing(runs: Sequence[Run], script: Path, workers: int) -> None:
             threads.shutdown(wait=False, cancel_futures=True)
             pool.stop()
             raise
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
 
 
 def _environment(number: int, workers: int) -> dict[str, str]:

@@ -113,7 +113,8 @@ def _mean_and_spread(values: Sequence[float], layout: str = "{:.4f}") -> str:
     return layout.format(np.mean(values)) + spread
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns after the first stand right."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -131,7 +132,7 @@ def _auc_table(c: Comparison) -> str:
     if c.oracle:
         ceiling = "" if c.ceiling is None else f"{c.ceiling:.4f}"
         rows.append(["oracle", *(f"{c.oracle[t]:.4f}" if t in c.oracle else "" for t in c.targets), ceiling])
-    return _table(["model", *columns], rows)
+    return markdown_table(["model", *columns], rows)
 
 
 def _difference_table(c: Comparison) -> str:
@@ -154,7 +155,7 @@ def _difference_table(c: Comparison) -> str:
             gap = c.ceiling - float(np.mean(base.auc["mean"]))
             cells.append(f"{row.differences['mean'].mean / gap:+.1%}" if "mean" in row.differences else "undefined")
         rows.append([row.model, *cells])
-    return _table(header, rows)
+    return markdown_table(header, rows)
 
 
 def _extras_table(c: Comparison) -> str:
@@ -163,7 +164,7 @@ def _extras_table(c: Comparison) -> str:
         [row.model, *(_mean_and_spread(row.extras[k], _EXTRAS[k][1]) if k in row.extras else "" for k in used)]
         for row in c.rows
     ]
-    return _table(["model", *(_EXTRAS[k][0] for k in used)], rows)
+    return markdown_table(["model", *(_EXTRAS[k][0] for k in used)], rows)
 
 
 def _paper_table(c: Comparison) -> str:
@@ -176,16 +177,16 @@ def _paper_table(c: Comparison) -> str:
             f"{auc[t]:.4f}" + (f" ({auc[t] - base[t]:+.4f})" if t in base and model != c.base else "") for t in columns
         ]
         rows.append([f"{model}, the paper's", *cells])
-    return _table(["model", *columns], rows)
+    return markdown_table(["model", *columns], rows)
 
 
-def print_comparison(comparison: Comparison) -> None:
-    """The report on a terminal; plain Markdown elsewhere."""
+def print_markdown(text: str) -> None:
+    """A report, laid out on a terminal and plain elsewhere."""
     console = Console()
     if console.is_terminal:
-        console.print(Markdown(markdown(comparison)))
+        console.print(Markdown(text))
     else:
-        print(markdown(comparison))
+        print(text)
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> None:
@@ -199,13 +200,13 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
             for target, values in row.auc.items():
                 for seed, value, other in zip(comparison.seeds, values, base.auc[target], strict=True):
                     writer.writerow([row.model, target, seed, value, other, value - other])
-    (folder / "table.json").write_text(json.dumps(_plain(asdict(comparison)), indent=1) + "\n")
+    (folder / "table.json").write_text(json.dumps(plain(asdict(comparison)), indent=1) + "\n")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """The same with null for what is not a number, as JSON has no nan."""
     if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
+        return {k: plain(v) for k, v in value.items()}
     if isinstance(value, list):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     return None if isinstance(value, float) and math.isnan(value) else value

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dlen.metrics.hidden import PATTERNS
 
@@ -57,4 +59,49 @@ def plot_hidden_state(hidden: HiddenFigures, path: Path) -> None:
     right.set(xticks=places, xticklabels=hidden.tasks, ylabel="share of negatives")
     right.set_title("What a negative means" + ("; hatched: the truth" if len(shown) > 1 else ""))
     right.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    figure.savefig(path, dpi=120)
+
+
+@dataclass(frozen=True, slots=True)
+class HeatMap:
+    """One plane of a surface.
+
+    Attributes:
+        title: above it.
+        columns: labels from left to right.
+        lines: labels from top to bottom.
+        values: (lines, columns) what the colour says.
+        texts: what stands in each cell.
+    """
+
+    title: str
+    columns: list[str]
+    lines: list[str]
+    values: NDArray[np.float64]
+    texts: list[list[str]]
+
+
+def plot_heat_maps(maps: list[HeatMap], path: Path) -> None:
+    """Heat maps side by side on one scale that has its white at zero: red loses, blue gains.
+
+    Args:
+        maps: at least one.
+        path: of the PNG.
+    """
+    from matplotlib.figure import Figure
+
+    widths = [max(len(m.columns), 2) for m in maps]
+    figure = Figure(figsize=(1.3 * sum(widths) + 1.5, 1 + 1.1 * max(len(m.lines) for m in maps)), layout="constrained")
+    limit = max(float(np.nanmax(np.abs(m.values))) for m in maps) or 1e-4
+    panels = figure.subplots(1, len(maps), squeeze=False, width_ratios=widths)[0]
+    for panel, one in zip(panels, maps, strict=True):
+        image = panel.imshow(one.values, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
+        panel.set(xticks=range(len(one.columns)), yticks=range(len(one.lines)), title=one.title)
+        panel.set_xticklabels(one.columns)
+        panel.set_yticklabels(one.lines)
+        for line, texts in enumerate(one.texts):
+            for column, text in enumerate(texts):
+                dark = abs(one.values[line, column]) > 0.6 * limit
+                panel.text(column, line, text, ha="center", va="center", color="white" if dark else "black", size=8)
+    figure.colorbar(image, ax=list(panels), label="gain in mean AUC; r: correlation of P(UP) with the truth")
     figure.savefig(path, dpi=120)

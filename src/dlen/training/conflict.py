@@ -78,8 +78,12 @@ class GradientConflict(Callback):
         devices = [pl_module.device] if pl_module.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), torch.enable_grad():
             gradients = task_gradients(pl_module.model, batch, pl_module.targets)
+        self.add(*gradients)
+
+    def add(self, by_task: Tensor, by_row: Tensor) -> None:
+        """Add one sample of :func:`task_gradients`."""
         for sums in (self.total, self.recent):
-            _add(sums, *gradients)
+            _add(sums, by_task, by_row)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log what was sampled since the last validation."""

@@ -80,6 +80,64 @@ def test_leak_is_the_ratio_of_rates(tmp_path: Path, leak: float) -> None:
     assert leaked / shown == pytest.approx(leak, rel=0.25)
 
 
+def test_each_task_has_its_own_leak(tmp_path: Path) -> None:
+    leaks = {"click": 0.05, "like": 0.4, "share": 0.15}
+    world = make(tmp_path, leak=leaks, rates={"click": 0.2, "like": 0.2, "share": 0.1})
+    for task, leak in enumerate(leaks.values()):
+        shown, leaked = (world.labels[world.prefers == state, task].mean() for state in (1, 0))
+        assert leaked / shown == pytest.approx(leak, rel=0.25)
+
+
+def test_a_leak_for_each_user_is_spread_around_the_asked_one(tmp_path: Path) -> None:
+    world = make(tmp_path, leak_spread=1.5, users=40, rates={"click": 0.2})
+    users = np.concatenate([whole(world.store.split(n)).ids[:, 4].numpy() for n in ("train", "validation", "test")])
+    ratios = []
+    for user in np.unique(users):
+        shown, leaked = (world.labels[(users == user) & (world.prefers == s), 0] for s in (1, 0))
+        if min(len(shown), len(leaked)) > 300 and shown.sum() > 50:
+            ratios.append(leaked.mean() / shown.mean())
+    assert len(ratios) > 20
+    assert np.median(ratios) == pytest.approx(0.2, abs=0.1)
+    assert np.std(np.log(np.maximum(ratios, 0.005))) > 0.6  # with one leak for all it is below 0.3
+
+
+def test_dislike_happens_to_those_who_do_not_prefer(tmp_path: Path) -> None:
+    world = make(tmp_path, hate=0.03, leak=0.2)
+    assert world.store.schema.task_names == [*RATES, "hate"]
+    assert [t.dislike for t in world.store.schema.tasks] == [False, False, False, True]
+    prefers, not_ = (world.labels[world.prefers == state, 3].mean() for state in (1, 0))
+    assert world.labels[:, 3].mean() == pytest.approx(0.03, rel=0.1)
+    assert prefers / not_ == pytest.approx(0.2, rel=0.3)
+    sigma = np.sqrt((world.chance * (1 - world.chance)).sum(0))
+    assert (np.abs((world.labels - world.chance).sum(0)) < 5 * sigma).all()
+
+
+def test_a_world_without_hidden_state(tmp_path: Path) -> None:
+    """Given user and item nothing joins the tasks: the truth has no preference, and labels follow P(t) alone."""
+    store = prepare(Feed(rows=60_000, users=500, items=100, preference=1.0, own_match=1.5), tmp_path)
+    assert store.schema.truth == tuple(store.schema.task_names)
+    batch = whole(store.split("train"))
+    labels, chance = batch.labels.numpy().astype(np.float64), batch.truth.numpy().astype(np.float64)
+    sigma = np.sqrt((chance * (1 - chance)).sum(0))
+    assert (np.abs((labels - chance).sum(0)) < 5 * sigma).all()
+    residual = (labels - chance) / np.sqrt(chance * (1 - chance))
+    joint = residual.T @ residual / len(residual)
+    assert np.abs(joint - np.diag(np.diag(joint))).max() < 5 / np.sqrt(len(residual))
+
+
+def test_exposures(tmp_path: Path) -> None:
+    """Uniform exposure shows items alike; matched exposure shows what is preferred before the threshold is set."""
+    shown = {}
+    for exposure in ("popular", "uniform", "matched"):
+        store = prepare(Feed(rows=60_000, users=500, items=100, exposure=exposure), tmp_path)
+        batch = whole(store.split("train"))
+        counts = np.bincount(batch.ids[:, 0].numpy())[1:]
+        shown[exposure] = (counts.std() / counts.mean(), float(batch.truth[:, 1].mean()))
+    assert shown["uniform"][0] < 0.1
+    assert shown["popular"][0] > 0.5
+    assert shown["matched"][1] == pytest.approx(0.35, abs=0.03)  # the rate asked for holds among what is shown
+
+
 def test_interactions_are_independent_given_preference_and_user(world: World) -> None:
     """P(t) = P(t | UP) (P(UP) + leak P(not UP)), so P(t | UP) from the truth columns must fit the rows that prefer."""
     given_up = world.chance / (world.up + 0.2 * (1 - world.up))[:, None]
@@ -127,7 +185,15 @@ def test_same_seed_same_bytes_other_seed_other_data(tmp_path: Path) -> None:
     ("settings", "named"),
     [
         ({"preference": 0.0}, "preference"),
-        ({"preference": 1.0}, "preference"),
+        ({"preference": 1.1}, "preference"),
+        ({"preference": 1.0, "hate": 0.2}, "hate"),
+        ({"leak": {"click": 0.1}}, "leak"),
+        ({"leak": dict.fromkeys(("click", "like", "share", "follow"), 0.1) | {"comment": 1.5}}, "leak.comment"),
+        ({"leak_spread": -1}, "leak_spread"),
+        ({"hate": -0.1}, "hate"),
+        ({"own_match": -1}, "own_match"),
+        ({"exposure": "machted"}, "exposure"),
+        ({"rates": {"hate": 0.1}}, "data.hate"),
         ({"preference": -1}, "preference"),
         ({"leak": 1.5}, "leak"),
         ({"leak": 0}, "leak"),

@@ -322,7 +322,8 @@ class Table:
             rate = positives / (negatives + positives)
             if spec.train_on == "all" and spec.observed_where:
                 rate = positives / observed.sum(axis=1).max()
-            tasks.append(Task(name, float(rate), spec.observed_where, spec.train_on, spec.joint, spec.weight))
+            rules = (spec.observed_where, spec.train_on, spec.joint, spec.weight, spec.dislike)
+            tasks.append(Task(name, float(rate), *rules))
         return tuple(tasks)
 
     def _encode(self, writer: StoreWriter, columns: list[TableColumn], schema: Schema) -> None:

@@ -66,6 +66,7 @@ class TaskSpec:
         train_on: observed (the default) or all.
         joint: name of "this and its parents happened", measured over all rows.
         weight: of the task's loss.
+        dislike: a positive shows that the user does not prefer the item.
     """
 
     label: str = ""
@@ -73,6 +74,7 @@ class TaskSpec:
     train_on: str = "observed"
     joint: str = ""
     weight: float = 1.0
+    dislike: bool = False
 
 
 @dataclass(slots=True)

@@ -1,0 +1,112 @@
+"""A comparison over a grid: where the gain is, as heat maps and a table, and how many positives it takes."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dlen.comparing.grid import Cell, Grid
+from dlen.comparing.statistics import Difference
+from dlen.reports.comparison import Comparison, Row, markdown_table, plain
+from dlen.reports.plots import HeatMap, plot_heat_maps
+
+
+@dataclass(frozen=True, slots=True)
+class Surface:
+    """One comparison for each cell of a grid; the gain is that of the last model over the base.
+
+    Attributes:
+        title: of the experiment.
+        grid: axes and planes.
+        cells: in order.
+        comparisons: of the cells.
+    """
+
+    title: str
+    grid: Grid
+    cells: list[Cell]
+    comparisons: list[Comparison]
+
+    def _row(self, cell: Cell) -> tuple[Comparison, Row]:
+        comparison = self.comparisons[self.cells.index(cell)]
+        return comparison, comparison.rows[-1]
+
+    def gain(self, cell: Cell) -> Difference:
+        """Paired difference of the mean AUC."""
+        return self._row(cell)[1].differences["mean"]
+
+    def correlation(self, cell: Cell) -> float:
+        """Mean over seeds of the correlation of P(UP) with the truth; nan where there is none."""
+        return float(np.mean(self._row(cell)[1].extras.get("corr/up_truth", [np.nan])))
+
+    def positives(self, cell: Cell) -> tuple[int, int]:
+        """Training positives of the rarest task, and of all tasks together."""
+        counts = self._row(cell)[0].identity["training_positives"].values()
+        return min(counts), sum(counts)
+
+    def rule(self) -> str:
+        """From how many positives on the gain was always clear, and up to how many never."""
+        found = sorted((self.positives(c)[1], self.gain(c)) for c in self.cells) if self.cells else []
+        losses = [n for n, gain in found if not (gain.clear and gain.mean > 0)]
+        gains = [n for n, gain in found if gain.clear and gain.mean > 0]
+        worse = sum(gain.clear and gain.mean < 0 for _, gain in found)
+        if not gains:
+            return f"The gain is clear of zero in none of the {len(found)} cells ({worse} are clear losses)."
+        if not losses:
+            return f"The gain is clear of zero in all {len(found)} cells, from {min(gains):,} training positives on."
+        always = min((n for n in gains if n > max(losses)), default=None)
+        above = f"always from {always:,}" if always is not None else "not always, however many there are"
+        return (
+            f"The gain is clear of zero in {len(gains)} of {len(found)} cells ({worse} are clear losses). By training "
+            f"positives of all tasks together: {above}; the fewest with a clear gain are {min(gains):,}, the most "
+            f"without one {max(losses):,}."
+        )
+
+    def markdown(self) -> str:
+        """The table and the rule of thumb."""
+        first = self.comparisons[0]
+        header = [*self.grid.axes, "positives, rarest task", "all tasks", "gain in mean AUC [95 %]", "gap cut by"]
+        header += ["tasks won", "correlation of P(UP)"]
+        rows = []
+        for cell in sorted(self.cells, key=lambda c: self.positives(c)[1]):
+            comparison, row = self._row(cell)
+            gain, (rarest, every) = self.gain(cell), self.positives(cell)
+            base = float(np.mean(comparison.rows[0].auc["mean"]))
+            cut = f"{gain.mean / (comparison.ceiling - base):+.1%}" if comparison.ceiling is not None else ""
+            star = "*" if gain.clear else ""
+            cells = [f"{rarest:,}", f"{every:,}", f"{gain.mean:+.4f}{star} [{gain.low:+.4f}, {gain.high:+.4f}]", cut]
+            tasks = comparison.targets[: comparison.tasks]
+            cells += [f"{row.wins(tasks)[0]} of {len(tasks)}", f"{self.correlation(cell):.2f}"]
+            rows.append([*(label for _, label in cell), *cells])
+        seeds = f"{len(first.seeds)} seed{'s' if len(first.seeds) > 1 else ''}"
+        text = f"{first.rows[-1].model} against {first.base}, {seeds} in each cell; * clear of zero."
+        return "\n\n".join([f"## {self.title}", text, markdown_table(header, rows), self.rule()]) + "\n"
+
+    def write(self, folder: Path) -> None:
+        """``surface.md``, ``.csv``, ``.json`` and ``.png``."""
+        (folder / "surface.md").write_text(self.markdown())
+        content = [{"cell": dict(c), **asdict(x)} for c, x in zip(self.cells, self.comparisons, strict=True)]
+        (folder / "surface.json").write_text(json.dumps(plain(content), indent=1) + "\n")
+        with (folder / "surface.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            names = ["rarest_positives", "all_positives", "gain", "low", "high", "correlation"]
+            writer.writerow([*self.grid.axes, *names])
+            for cell in self.cells:
+                gain = self.gain(cell)
+                figures = [*self.positives(cell), gain.mean, gain.low, gain.high, self.correlation(cell)]
+                writer.writerow([*(label for _, label in cell), *figures])
+        plot_heat_maps(self._maps(), folder / "surface.png")
+
+    def _maps(self) -> list[HeatMap]:
+        maps = []
+        for x, y in self.grid.planes:
+            columns, lines = list(self.grid.axes[x]), list(self.grid.axes[y])
+            cells = [[self.grid.cell(**{x: a, y: b}) for a in columns] for b in lines]
+            values = np.array([[self.gain(c).mean for c in line] for line in cells])
+            texts = [[f"{self.gain(c).mean:+.4f}\nr = {self.correlation(c):.2f}" for c in line] for line in cells]
+            maps.append(HeatMap(f"{x} and {y}", columns, lines, values, texts))
+        return maps

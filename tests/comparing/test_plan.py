@@ -1,0 +1,125 @@
+"""Plans: what a run's fingerprint depends on, seeds, chosen models, grids, and every experiment that is shipped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf, open_dict
+
+from dlen.comparing.grid import cells_of, parse_grid
+from dlen.comparing.plan import Plan, make_plan, parse_seeds
+from dlen.comparing.workers import number_of_workers
+from dlen.data.sources.aliccp_demo import AliCCPDemo
+from dlen.errors import UserError
+from tests.conftest import ROOT
+
+SMALL = ["data.rows=1500", "data.users=30", "data.items=20"]
+EXPERIMENTS = sorted(p.stem for p in (ROOT / "conf" / "experiment").glob("*.yaml"))
+
+
+def planned(folder: Path, *overrides: str, cell: tuple[str, ...] = ()) -> Plan:
+    """As compare.py does it, with everything below ``folder``."""
+    OmegaConf.register_new_resolver("stem", lambda path: Path(str(path)).stem, replace=True)
+    places = [f"data_dir={folder / 'data'}", f"runs_dir={folder / 'runs'}"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("compare", [*places, *overrides], return_hydra_config=True)
+        HydraConfig.instance().set_config(config)
+        with open_dict(config):
+            config.pop("hydra")
+        return make_plan(config, cell)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_shipped_experiment_composes(experiment: str, tmp_path: Path) -> None:
+    small = SMALL
+    if experiment == "table3":
+        raw = tmp_path / "raw"
+        AliCCPDemo(str(raw), rows=2000).files()
+        small = [f"data.raw_dir={raw}", "data.min_count=2"]
+    plan = planned(tmp_path, f"experiment={experiment}", *small)
+    assert len(plan.runs) == len(plan.models) * len(plan.seeds)
+    assert len({run.folder for run in plan.runs.values()}) == len(plan.runs)
+    assert plan.base in plan.models
+
+
+def folders(plan: Plan) -> list[str]:
+    return [run.folder.name for run in plan.runs.values()]
+
+
+def test_a_fingerprint_depends_on_settings_and_data_and_not_on_places(tmp_path: Path) -> None:
+    table = ["experiment=table1", "seeds=1", "models=[MMoE]", *SMALL]
+    first = folders(planned(tmp_path / "a", *table))
+    assert folders(planned(tmp_path / "b", *table)) == first
+    for change in ("trainer.max_epochs=2", "optimizer.lr=0.002", "data.seed=5", "model.tower=[8]", "patience=1"):
+        assert folders(planned(tmp_path / "a", *table, change)) != first
+    assert folders(planned(tmp_path / "a", *table, "logger=tensorboard")) == first
+
+
+def test_another_model_or_seed_leaves_the_other_runs_as_they_are(tmp_path: Path) -> None:
+    few = folders(planned(tmp_path, "experiment=table1", "seeds=[0]", "models=[MMoE]", *SMALL))
+    more = folders(planned(tmp_path, "experiment=table1", "seeds=[0,3]", "models=[MMoE,DLEN]", *SMALL))
+    assert set(few) < set(more)
+    assert len(more) == 4
+
+
+def test_settings_of_the_command_line_reach_every_run(tmp_path: Path) -> None:
+    plan = planned(tmp_path, "experiment=table1", "seeds=1", "optimizer.lr=0.5", *SMALL)
+    for run in plan.runs.values():
+        assert "optimizer.lr=0.5" in run.overrides
+        assert "seed=0" in run.overrides
+        assert not [o for o in run.overrides if o.startswith(("seeds=", "experiment="))]
+
+
+@pytest.mark.parametrize(("value", "seeds"), [(3, [0, 1, 2]), ([4, 2], [4, 2])])
+def test_seeds(value: Any, seeds: list[int]) -> None:
+    assert parse_seeds(value) == seeds
+
+
+@pytest.mark.parametrize("value", [0, -1, [], [1, 1], ["a"], [-2], True])
+def test_wrong_seeds(value: Any) -> None:
+    with pytest.raises(UserError, match="config seeds: "):
+        parse_seeds(value)
+
+
+def test_models_must_exist_and_hold_the_base(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="config models: there is no MMOE; the experiment has MMoE, PLE, DLEN"):
+        planned(tmp_path, "experiment=table1", "models=[MMOE]", *SMALL)
+    with pytest.raises(UserError, match="config models: the base model 'MMoE' is none of DLEN"):
+        planned(tmp_path, "experiment=table1", "models=[DLEN]", *SMALL)
+
+
+def test_number_of_workers() -> None:
+    assert number_of_workers(3, 2) == 2
+    assert number_of_workers("auto", 1) == 1
+    for wrong in (0, "many", True):
+        with pytest.raises(UserError, match="config workers: "):
+            number_of_workers(wrong, 5)
+
+
+GRID: dict[str, Any] = {
+    "grid": {"rows": {"few": ["data.rows=10"], "many": ["data.rows=20"]}, "leak": {"a": [], "b": ["data.leak=0.3"]}},
+    "planes": [["rows", "leak"]],
+}
+
+
+def test_cells_of_a_grid() -> None:
+    axes = GRID["grid"] | {"tasks": {"all": [], "one": ["x"]}}
+    config = OmegaConf.create({"experiment": {"grid": axes, "planes": [["rows", "leak"], ["rows", "tasks"]]}})
+    grid = parse_grid(config)
+    assert grid is not None
+    cells = cells_of(grid)
+    assert len(cells) == 6  # 4 of the first plane, 2 more of the second
+    assert grid.settings(grid.cell(rows="many", leak="b")) == ["data.rows=20", "data.leak=0.3"]
+    assert grid.cell() == (("rows", "few"), ("leak", "a"), ("tasks", "all"))
+    assert parse_grid(OmegaConf.create({"experiment": {}})) is None
+
+
+@pytest.mark.parametrize("planes", [[], [["rows"]], [["rows", "colour"]]])
+def test_wrong_planes(planes: list[list[str]]) -> None:
+    config = OmegaConf.create({"experiment": GRID | {"planes": planes}})
+    with pytest.raises(UserError, match=r"config experiment\.planes: "):
+        parse_grid(config)

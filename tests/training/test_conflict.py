@@ -1,0 +1,131 @@
+"""Gradient conflict against separate backward passes, and what is and is not shared in each backbone."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dlen.models import DLEN, MMoE, Ranker, SharedBottom
+from dlen.models.backbones import CGCBackbone, MMoEBackbone, PLEBackbone, SharedBottomBackbone
+from dlen.models.predictions import task_losses
+from dlen.training.conflict import GradientConflict, cosines, task_gradients
+from dlen.training.targets import Targets
+from tests.helpers import make_batch, make_schema
+
+SMALL: dict[str, Any] = {"embedding_dim": 3, "tower": (4,)}
+
+
+def test_cosines_are_numpys() -> None:
+    gradients = np.random.default_rng(0).normal(size=(4, 3, 7))
+    found = cosines(torch.tensor(gradients))
+    for row in range(4):
+        for i in range(3):
+            for j in range(3):
+                a, b = gradients[row, i], gradients[row, j]
+                wanted = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+                assert found[row, i, j].item() == pytest.approx(wanted, abs=1e-12)
+
+
+def test_a_task_without_gradient_has_no_cosine() -> None:
+    gradients = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    assert cosines(gradients).isnan().tolist() == [[False, True], [True, True]]
+
+
+@pytest.mark.parametrize("make", [partial(MMoE, num_experts=2), SharedBottom])
+def test_task_gradients_are_those_of_separate_backward_passes(make: Any) -> None:
+    torch.manual_seed(0)
+    schema = make_schema()
+    model: Ranker = make(schema, expert=(6, 5), **SMALL)
+    batch, targets = make_batch(schema, 12), Targets(schema)
+    by_task, by_row = task_gradients(model, batch, targets)
+    assert by_row.shape == (12, 3, model.embedding.out_dim)
+    for task in range(3):
+        model.zero_grad()
+        task_losses(model(batch), batch.labels, torch.ones(12, 3))[task].backward()
+        grads = [p.grad for p in model.backbone.shared_parameters()]
+        wanted = torch.cat([g.flatten() for g in grads if g is not None])
+        torch.testing.assert_close(by_task[task], wanted)
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        SharedBottomBackbone(5, 3, expert=(4,)),
+        MMoEBackbone(5, 3, num_experts=2, expert=(4,)),
+        CGCBackbone(5, 3, shared_experts=2, task_experts=1, expert=(4,)),
+        PLEBackbone(5, 3, levels=2, shared_experts=2, task_experts=1, expert=(4,)),
+    ],
+    ids=["shared_bottom", "mmoe", "cgc", "ple"],
+)
+def test_every_task_reaches_what_is_shared_and_nothing_else_is(backbone: Any) -> None:
+    torch.manual_seed(1)
+    outputs = backbone(torch.randn(64, 5))
+    shared = {id(p) for p in backbone.shared_parameters()}
+    reached: dict[str, int] = {}
+    for task in outputs:
+        backbone.zero_grad()
+        task.sum().backward(retain_graph=True)
+        for name, p in backbone.named_parameters():
+            reached[name] = reached.get(name, 0) + int(p.grad is not None and bool((p.grad != 0).any()))
+    for name, p in backbone.named_parameters():
+        if "gate" not in name:
+            assert (id(p) in shared) == (reached[name] == 3), name
+        else:
+            assert id(p) not in shared
+
+
+def sampled(labels: list[list[float]]) -> dict[str, float]:
+    """Figures of one sample in which every row has the given labels."""
+    torch.manual_seed(0)
+    schema = make_schema()
+    model = SharedBottom(schema, expert=(32,))
+    batch = make_batch(schema, len(labels))
+    batch.labels = torch.tensor(labels)
+    conflict = GradientConflict(1)
+    conflict.add(*task_gradients(model, batch, Targets(schema)))
+    again = GradientConflict(1)
+    again.load_state_dict(conflict.state_dict())
+    assert again.figures(schema.task_names) == conflict.figures(schema.task_names)
+    return conflict.figures(schema.task_names)
+
+
+def test_figures_are_means_over_pairs() -> None:
+    figures = sampled([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
+    pairs = [figures[f"train/conflict/cosine/{a}-{b}"] for a, b in (("t0", "t1"), ("t0", "t2"), ("t1", "t2"))]
+    assert figures["train/conflict/cosine"] == pytest.approx(np.mean(pairs))
+    assert figures["train/conflict/share"] == pytest.approx(np.mean([p < 0 for p in pairs]))
+    assert 0 <= figures["train/conflict/rows"] <= 1
+
+
+def test_opposite_labels_conflict_and_equal_ones_do_not() -> None:
+    """Towers that are copies: with equal labels two tasks pull alike, with opposite ones exactly apart."""
+    torch.manual_seed(0)
+    schema = make_schema(make_schema().tasks[:2])
+    model = SharedBottom(schema, expert=(6,), **SMALL)
+    head: Any = model.head
+    head.towers.towers[1].load_state_dict(head.towers.towers[0].state_dict())
+    head.towers.outputs[1].load_state_dict(head.towers.outputs[0].state_dict())
+    batch = make_batch(schema, 8)
+    for first, second, sign in ((1.0, 1.0, 1.0), (1.0, 0.0, -1.0)):
+        batch.labels = torch.tensor([[first, second]]).expand(8, 2)
+        by_task, by_row = task_gradients(model, batch, Targets(schema))
+        for cosine in (cosines(by_task)[0, 1], *cosines(by_row)[:, 0, 1]):
+            if not cosine.isnan():
+                assert cosine.item() * sign > 0.5
+
+
+def test_dlens_gradients_are_measured_on_its_marginals() -> None:
+    """Whatever loss DLEN trains on, the conflict is that of the tasks' cross entropies, as for any other model."""
+    schema = make_schema()
+    torch.manual_seed(0)
+    make = partial(MMoEBackbone, num_experts=2, expert=(6,))
+    full = DLEN(schema, backbone=make, hidden=(5,), match=2, likelihood="full", **SMALL)
+    marginal = DLEN(schema, backbone=make, hidden=(5,), match=2, likelihood="marginal", **SMALL)
+    marginal.load_state_dict(full.state_dict())
+    batch, targets = make_batch(schema, 10), Targets(schema)
+    for a, b in zip(task_gradients(full, batch, targets), task_gradients(marginal, batch, targets), strict=True):
+        torch.testing.assert_close(a, b)
