@@ -33,7 +33,9 @@ def smaller(arguments: list[str]) -> list[str]:
     extra = [f"data.rows={20000 if 'aliccp_demo' in ' '.join(rest) else 8000}"]
     if any(a in ("data=aliccp", "data=table") for a in rest) or script == "evaluate.py":
         extra = []
-    if script == "train.py":
+    if script == "compare.py":
+        extra += ["seeds=1", "models=[MMoE,DLEN]"]
+    if script in ("train.py", "compare.py"):
         extra += [*MODEL, "trainer.limit_train_batches=8"]
     return extra
 

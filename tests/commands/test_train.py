@@ -97,6 +97,62 @@ def test_dlen_bounds_and_predictions(bound: str, prediction: str, composed: Comp
     assert 0 < metrics[f"test/{other}/click"] < 1
 
 
+@pytest.mark.parametrize("data", ["feed", "aliccp_demo"])
+def test_the_papers_variant_and_ours(data: str, composed: Compose, tmp_path: Path) -> None:
+    paper = composed("model=dlen", "model/variant=paper").model
+    assert (paper.prediction, paper.likelihood, paper.match) == ("joint", "marginal", 0)
+    ours = composed("model=dlen").model
+    assert (ours.prediction, ours.likelihood, ours.match) == ("total", "full", 8)
+    settings = [*SIZES["dlen"], *data_settings(data, tmp_path)]
+    for extra in (["model/variant=paper"], ["model.hidden=null", "model.match=0"], ["model.detach_bound=true"]):
+        metrics = train(composed("model=dlen", *settings, *extra))
+        assert 0 < metrics["test/auc/mean"] < 1
+
+
+def test_hidden_state_and_conflict_are_measured(composed: Compose, tmp_path: Path) -> None:
+    metrics = train(composed(*SIZES["dlen"], *FEED, "data.hate=0.03", "metrics.conflict_every=3"))
+    for key in ("hidden/std", "leak/click", "negatives/silent/like", "negatives_true/silent/like", "auc/up_hate"):
+        assert 0 <= metrics[f"test/{key}"] <= 1
+    assert 0 <= metrics["train/conflict/rows"] <= 1
+    assert -1 <= metrics["train/conflict/cosine/click-like"] <= 1
+    (folder,) = (tmp_path / "runs" / "feed" / "dlen").iterdir()
+    with (folder / "logs" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert any(row["val/hidden/std"] for row in rows)
+    assert any(row["train/conflict/share"] for row in rows)
+    none = train(composed("model=mmoe", *SIZES["mmoe"], *FEED, "metrics.conflict_every=0"))
+    assert not [key for key in none if "conflict" in key or "hidden" in key]
+
+
+def test_a_constant_hidden_state_is_warned_of(composed: Compose, capsys: pytest.CaptureFixture[str]) -> None:
+    train(composed(*SIZES["dlen"], *FEED, "model.hidden=null", "model.match=0"))
+    assert "warning: P(UP) is nearly constant" in capsys.readouterr().err
+
+
+def test_sampling_conflict_changes_nothing(composed: Compose) -> None:
+    """Also with dropout, whose random numbers a sample must not take."""
+    runs = [train(composed(*SIZES["dlen"], *FEED, "model.dropout=0.2", f"metrics.conflict_every={n}")) for n in (0, 2)]
+    figures = [{k: v for k, v in run.items() if k.startswith(("test/", "val/"))} for run in runs]
+    assert figures[0] == figures[1]
+
+
+def test_scores_are_those_of_the_test_split(composed: Compose, tmp_path: Path) -> None:
+    config = composed("model=dlen", *SIZES["dlen"], *FEED, "metrics.scores=true", "loader.eval_batch_size=100")
+    metrics = train(config)
+    (folder,) = (tmp_path / "runs" / "feed" / "dlen").iterdir()
+    scores, split = np.load(folder / "scores_test.npy"), open_store(config).split("test")
+    assert scores.shape == (len(split), 5)
+    for column, task in enumerate(open_store(config).schema.task_names):
+        labels = split.labels[:, column].numpy()
+        assert metrics[f"test/auc/{task}"] == pytest.approx(roc_auc_score(labels, scores[:, column]), abs=1e-6)
+
+
+def test_a_world_without_hidden_state_trains(composed: Compose) -> None:
+    metrics = train(composed(*SIZES["dlen"], "data=feed_violated", *FEED))
+    assert metrics["test/oracle/click"] > 0.6
+    assert not [key for key in metrics if "truth" in key]
+
+
 @pytest.mark.parametrize("rows", ["clicks", "impressions"])
 def test_rows_that_train_the_conversion_head(rows: str, composed: Compose, tmp_path: Path) -> None:
     metrics = train(composed(*SIZES["dlen"], *data_settings("aliccp_demo", tmp_path), f"data.cvr_rows={rows}"))
@@ -122,6 +178,7 @@ def test_run_folder_holds_what_it_promises(composed: Compose, tmp_path: Path) ->
         "config.yaml",
         "metrics.json",
         "schema.json",
+        "hidden_state.png",
         "checkpoints/best.ckpt",
         "checkpoints/last.ckpt",
         "logs/metrics.csv",

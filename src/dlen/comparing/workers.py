@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from types import FrameType
 
@@ -63,7 +63,8 @@ def train_missing(runs: Sequence[Run], script: Path, workers: int) -> None:
     label = f"training {len(missing)} runs, {workers} at a time"
     with Stage(label, len(missing), "runs") as stage, ThreadPoolExecutor(workers) as threads:
         try:
-            for _ in threads.map(pool.train, missing):
+            for ended in as_completed([threads.submit(pool.train, run) for run in missing]):
+                ended.result()
                 stage.advance(1)
         except BaseException:
             threads.shutdown(wait=False, cancel_futures=True)
