@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from dlen.data.prepare import prepare
 from dlen.data.sources.feed import Feed
@@ -151,6 +152,14 @@ def test_interactions_are_independent_given_preference_and_user(world: World) ->
 def test_splits_have_their_shares(world: World) -> None:
     assert sum(world.sizes) == 150_000
     np.testing.assert_allclose(np.array(world.sizes) / 150_000, [0.8, 0.1, 0.1], atol=0.005)
+
+
+def test_oracle_stands_beside_the_data(world: World) -> None:
+    batch, noted = whole(world.store.split("test")), world.store.content["notes"]["oracle_auc_on_test"]
+    assert list(noted) == list(RATES)
+    for column, auc in enumerate(noted.values()):
+        wanted = roc_auc_score(batch.labels[:, column], batch.truth[:, 2 + column])
+        assert auc == pytest.approx(wanted, abs=1e-4)
 
 
 def test_several_chunks_leave_no_seam(tmp_path: Path) -> None:

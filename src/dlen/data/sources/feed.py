@@ -17,10 +17,12 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import torch
 from numpy.typing import NDArray
 
 from dlen.data.store import Columns, SplitWriter, StoreWriter
 from dlen.errors import UserError
+from dlen.metrics import HistogramAUC
 from dlen.progress import Stage
 from dlen.schema import Field, Kind, Schema, Task
 
@@ -283,14 +285,19 @@ class Feed:
             )
             for name in ("train", "validation", "test")
         }
-        positives = np.zeros(len(self.tasks))
+        positives, oracle = np.zeros(len(self.tasks)), HistogramAUC(len(self.tasks))
         with Stage("simulating the feed", self.rows, "rows") as stage:
             for chunk, start in enumerate(range(0, self.rows, _CHUNK)):
                 rng = np.random.default_rng([self.seed, 2, chunk])
                 drawn = world.draw(rng, min(_CHUNK, self.rows - start))
                 where = rng.random(len(drawn.user))
                 positives += self._append(splits, drawn, where, world, offsets)
+                is_test = where < self.test
+                logits = torch.from_numpy(_logit(drawn.probability[is_test]))
+                oracle.update(logits, torch.from_numpy(drawn.labels[is_test]))
                 stage.advance(len(drawn.user))
+        found = zip(self.tasks, oracle.compute().reshape(-1).tolist(), strict=True)
+        writer.notes["oracle_auc_on_test"] = {name: round(auc, 6) for name, auc in found if not np.isnan(auc)}
         for name, size in sizes.items():
             writer.vocabulary(name, pl.int_range(size - 1, eager=True))
         return self._schema(sizes, positives / max(splits["train"].rows, 1))
