@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.conftest import Command, run_command
+from tests.conftest import ROOT, Command, run_command
 
 SMALL = ["data.rows=4000", "data.users=40", "data.items=30", "loader.batch_size=512", "trainer.max_epochs=1"]
 SMALL += ["optimizer.embedding_lr=0.05", "optimizer.lr=0.01"]
@@ -85,6 +89,32 @@ def test_a_run_that_fails_is_one_line(tmp_path: Path) -> None:
     last = ran.stderr.splitlines()[-1]
     assert last.startswith("error: MMoE, seed 0: training failed (config trainer: ") or "DLEN, seed 0" in last
     assert not (tmp_path / "runs" / "compare" / "table1-feed").exists()
+
+
+@pytest.mark.slow
+def test_a_comparison_that_is_ended_ends_its_runs_and_goes_on(tmp_path: Path) -> None:
+    """SIGTERM: nothing trains on, and the next call resumes the run from its last checkpoint."""
+    arguments = ["experiment=table1", "models=[MMoE]", "seeds=1", "data.rows=30000", "loader.batch_size=64"]
+    arguments += ["data.users=40", "data.items=30", "model.embedding_dim=4", "model.tower=[8]", "trainer.max_epochs=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "compare.py"), *arguments], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.rglob("last.ckpt")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(60) == 143
+    (log,) = tmp_path.rglob("cache/*.log")
+    ended = log.stat().st_mtime_ns
+    time.sleep(2)
+    assert log.stat().st_mtime_ns == ended
+    again = run_command("compare.py", arguments, tmp_path)
+    assert again.returncode == 0, again.stderr
+    (metrics,) = runs(tmp_path).values()
+    assert metrics["fit/steps"] > 700
+    (trained,) = tmp_path.rglob("train.log")
+    assert "step 93:" not in trained.read_text()  # the first validation lies before the checkpoint
 
 
 @pytest.mark.slow

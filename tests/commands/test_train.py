@@ -102,9 +102,16 @@ def test_the_papers_variant_and_ours(data: str, composed: Compose, tmp_path: Pat
     paper = composed("model=dlen", "model/variant=paper").model
     assert (paper.prediction, paper.likelihood, paper.match) == ("joint", "marginal", 0)
     ours = composed("model=dlen").model
-    assert (ours.prediction, ours.likelihood, ours.match) == ("total", "full", 8)
+    assert (ours.prediction, ours.likelihood, ours.match) == ("total", "marginal", 0)
+    full = composed("model=dlen", "model/variant=full").model
+    assert (full.prediction, full.likelihood, full.match) == ("total", "full", 8)
     settings = [*SIZES["dlen"], *data_settings(data, tmp_path)]
-    for extra in (["model/variant=paper"], ["model.hidden=null", "model.match=0"], ["model.detach_bound=true"]):
+    for extra in (
+        ["model/variant=paper"],
+        ["model/variant=full"],
+        ["model.hidden=null", "model.match=0"],
+        ["model.detach_bound=true"],
+    ):
         metrics = train(composed("model=dlen", *settings, *extra))
         assert 0 < metrics["test/auc/mean"] < 1
 

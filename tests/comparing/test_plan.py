@@ -86,7 +86,9 @@ def test_wrong_seeds(value: Any) -> None:
 
 
 def test_models_must_exist_and_hold_the_base(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="config models: there is no MMOE; the experiment has MMoE, PLE, DLEN"):
+    with pytest.raises(
+        UserError, match="config models: there is no MMOE; the experiment has MMoE, PLE, DLEN, DLEN full"
+    ):
         planned(tmp_path, "experiment=table1", "models=[MMOE]", *SMALL)
     with pytest.raises(UserError, match="config models: the base model 'MMoE' is none of DLEN"):
         planned(tmp_path, "experiment=table1", "models=[DLEN]", *SMALL)

@@ -12,7 +12,6 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from types import FrameType
 
 import torch
 
@@ -59,7 +58,9 @@ def train_missing(runs: Sequence[Run], script: Path, workers: int) -> None:
     for number in range(workers):
         places.put(_environment(number, workers))
     pool = _Pool(script, places)
-    signal.signal(signal.SIGTERM, _terminated)  # else the runs would train on without us
+    # A termination ends the runs as well; else they would train on without us. The handler does not raise: in the
+    # middle of a lock that would break the lock.
+    earlier = signal.signal(signal.SIGTERM, lambda number, frame: pool.stop())
     label = f"training {len(missing)} runs, {workers} at a time"
     with Stage(label, len(missing), "runs") as stage, ThreadPoolExecutor(workers) as threads:
         try:
@@ -70,10 +71,10 @@ def train_missing(runs: Sequence[Run], script: Path, workers: int) -> None:
             threads.shutdown(wait=False, cancel_futures=True)
             pool.stop()
             raise
-
-
-def _terminated(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
+        finally:
+            signal.signal(signal.SIGTERM, earlier)
+    if pool.stopped:
+        raise SystemExit(128 + signal.SIGTERM)
 
 
 def _environment(number: int, workers: int) -> dict[str, str]:

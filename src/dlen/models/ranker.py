@@ -199,7 +199,8 @@ class CGC(PLE):
 class DLEN(Ranker):
     """Deep Latent Emotion Network: the latent head on any backbone (MMoE in the paper).
 
-    The paper's own variant is ``prediction="joint", likelihood="marginal", match=0``.
+    The paper ranks by ``prediction="joint"``. With many positives in every task, ``likelihood="full", match=8`` is
+    better.
 
     Args:
         schema: fields and tasks.
@@ -226,10 +227,10 @@ class DLEN(Ranker):
         alpha: float | Mapping[str, float] = 0.1,
         bound: Bound | str = Bound.CONDITIONAL,
         prediction: Ranking | str = Ranking.TOTAL,
-        likelihood: Likelihood | str = Likelihood.FULL,
+        likelihood: Likelihood | str = Likelihood.MARGINAL,
         tower: Sequence[int] = TOWER,
         hidden: Sequence[int] | None = EXPERT,
-        match: int = 8,
+        match: int = 0,
         detach_bound: bool = False,
         initial_up: float = 0.5,
         dropout: float = 0.0,
