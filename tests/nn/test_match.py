@@ -21,7 +21,7 @@ def test_match_is_the_weighted_product_of_both_sides() -> None:
             for factor in range(3):
                 sides = []
                 for fields in (match.users, match.items):
-                    sides.append(sum(float(vectors[f] @ match.projection[f, :, factor]) for f in fields))
+                    sides.append(sum((vectors[f] @ match.projection[f, :, factor]).item() for f in fields))
                 wanted += float(match.weight[factor, output]) * sides[0] * sides[1]
             assert found[row, output].item() == pytest.approx(wanted, rel=1e-4, abs=1e-6)
 
