@@ -22,7 +22,7 @@ def test_match_is_the_weighted_product_of_both_sides() -> None:
                 sides = []
                 for fields in (match.users, match.items):
                     sides.append(sum((vectors[f] @ match.projection[f, :, factor]).item() for f in fields))
-                wanted += float(match.weight[factor, output]) * sides[0] * sides[1]
+                wanted += match.weight[factor, output].item() * sides[0] * sides[1]
             assert found[row, output].item() == pytest.approx(wanted, rel=1e-4, abs=1e-6)
 
 
