@@ -17,6 +17,7 @@ from dlen import __version__
 from dlen.config import open_store
 from dlen.data.store import Store
 from dlen.errors import UserError
+from dlen.training.run import SCORES
 
 _OWN = ("experiment", "seeds", "models", "workers", "out")  # settings of compare.py that train.py does not know
 _PLACES = ("data", "data_dir", "data_name", "runs_dir", "run_dir", "ckpt", "base_run", "logger", "model_name")
@@ -43,7 +44,7 @@ class Run:
     @property
     def done(self) -> bool:
         """It ended and kept its scores."""
-        return (self.folder / "metrics.json").exists() and (self.folder / "scores_test.npy").exists()
+        return (self.folder / "metrics.json").exists() and (self.folder / SCORES).exists()
 
 
 @dataclass(frozen=True, slots=True)

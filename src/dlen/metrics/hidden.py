@@ -95,8 +95,7 @@ class HiddenState(Metric):
         """``mean``, ``std``, ``saturated`` of P(UP), ``p10``, ``p50``, ``p90``; ``ratio`` (T,) of mean P(t | not UP) to
         mean P(t | UP); ``kinds`` and ``true_kinds`` (T, 3) shares of the negatives; ``counts`` (3, bins).
         """
-        rows, total, squares, saturated = self.moments / self.moments[0].clamp(min=1)
-        del rows
+        _, total, squares, saturated = self.moments / self.moments[0].clamp(min=1)
         found = {
             "mean": total,
             "std": (squares - total.square()).clamp(min=0).sqrt(),

@@ -78,6 +78,11 @@ class Comparison:
     folders: dict[str, str]
 
     @property
+    def base_row(self) -> Row:
+        """The row of the base model."""
+        return next(row for row in self.rows if row.model == self.base)
+
+    @property
     def ceiling(self) -> float | None:
         """Mean oracle AUC over the tasks."""
         values = [self.oracle.get(t) for t in self.targets[: self.tasks]]
@@ -137,7 +142,6 @@ def _auc_table(c: Comparison) -> str:
 
 def _difference_table(c: Comparison) -> str:
     tasks = c.targets[: c.tasks]
-    base = next(row for row in c.rows if row.model == c.base)
     header = ["model", *(f"{t} [95 %]" for t in [*c.targets, "mean"]), "tasks won (clear), clearly lost"]
     if c.ceiling is not None:
         header.append("gap to the oracle cut by")
@@ -152,7 +156,7 @@ def _difference_table(c: Comparison) -> str:
         ahead, clear, lost = row.wins(tasks)
         cells.append(f"{ahead} of {len(tasks)} ({clear}), {lost}")
         if c.ceiling is not None:
-            gap = c.ceiling - float(np.mean(base.auc["mean"]))
+            gap = c.ceiling - float(np.mean(c.base_row.auc["mean"]))
             cells.append(f"{row.differences['mean'].mean / gap:+.1%}" if "mean" in row.differences else "undefined")
         rows.append([row.model, *cells])
     return markdown_table(header, rows)
@@ -195,7 +199,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
     with (folder / "table.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["model", "target", "seed", "auc", "base_auc", "difference"])
-        base = next(row for row in comparison.rows if row.model == comparison.base)
+        base = comparison.base_row
         for row in comparison.rows:
             for target, values in row.auc.items():
                 for seed, value, other in zip(comparison.seeds, values, base.auc[target], strict=True):

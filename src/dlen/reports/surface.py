@@ -75,7 +75,7 @@ class Surface:
         for cell in sorted(self.cells, key=lambda c: self.positives(c)[1]):
             comparison, row = self._row(cell)
             gain, (rarest, every) = self.gain(cell), self.positives(cell)
-            base = float(np.mean(comparison.rows[0].auc["mean"]))
+            base = float(np.mean(comparison.base_row.auc["mean"]))
             cut = f"{gain.mean / (comparison.ceiling - base):+.1%}" if comparison.ceiling is not None else ""
             star = "*" if gain.clear else ""
             cells = [f"{rarest:,}", f"{every:,}", f"{gain.mean:+.4f}{star} [{gain.low:+.4f}, {gain.high:+.4f}]", cut]
