@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from dlen.data.store import FORMAT, Columns, Store, StoreWriter, replacing
+from dlen.data.store import FORMAT, Columns, ResidentSplit, Store, StoreWriter, replacing
 from dlen.schema import Field, Kind, Pooling, Schema, Task
 from tests.data.helpers import bags_of, refusal
 
@@ -132,6 +132,30 @@ def test_batch_of_rows_with_empty_bags_only(tmp_path: Path) -> None:
     empty = [i for i, row in enumerate(world.rows) if not any(row.bags)]
     assert len(empty) > 2
     check(world, empty, grouped=False)
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_a_resident_copy_gives_the_same_batches(tmp_path: Path, grouped: bool) -> None:
+    split = write(tmp_path, 40, grouped).store.split("train")
+    copy, index = ResidentSplit(split, torch.device("cpu")), torch.tensor([39, 3, 3, 0, 17])
+    assert len(copy) == 40
+    for f in fields(copy.batch(index)):
+        assert torch.equal(getattr(copy.batch(index), f.name), getattr(split.batch(index), f.name)), f.name
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_a_resident_batch_asks_its_device_for_no_value(tmp_path: Path, grouped: bool) -> None:
+    split = write(tmp_path, 40, grouped).store.split("train")
+    index = torch.tensor([39, 3, 3, 0, 17])
+    batch = ResidentSplit(split, torch.device("meta")).batch(index)  # a device that has shapes and no values
+    for f in fields(batch):
+        made, wanted = getattr(batch, f.name), getattr(split.batch(index), f.name)
+        assert (made.device.type, made.shape, made.dtype) == ("meta", wanted.shape, wanted.dtype), f.name
+
+
+def test_size_of_a_split_counts_every_array(tmp_path: Path) -> None:
+    store = write(tmp_path, 40, grouped=True).store
+    assert store.split("train").bytes == sum(f.stat().st_size for f in tmp_path.rglob("*.bin"))
 
 
 def test_schema_comes_back_whole(tmp_path: Path) -> None:

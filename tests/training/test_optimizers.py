@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer, SparseAdam
 from torch.optim.lr_scheduler import LambdaLR
 
-from dlen.models import MMoE, Ranker
+from dlen.models import DLEN, MMoE, Ranker
 from dlen.models.predictions import task_losses
-from dlen.training.optimizers import Combined, RowAdagrad, RowAdam, adagrad, adam
+from dlen.training import optimizers
+from dlen.training.optimizers import Combined, RowAdagrad, RowAdam, adagrad, adam, touched_rows
 from tests.helpers import make_batch, make_schema
 
 ROWS, DIM = 12, 3
@@ -88,6 +89,59 @@ def test_a_gradient_without_rows_changes_nothing(make: Callable[[list[nn.Paramet
     weight.grad = torch.sparse_coo_tensor(no_ids, no_values, (ROWS, DIM), check_invariants=True)
     make([weight]).step()
     assert torch.equal(weight, table())
+
+
+def test_padded_rows_repeat_the_last_one() -> None:
+    weight = table()
+    values = set_gradient(weight, 3)
+    assert weight.grad is not None
+    rows, sums = touched_rows(weight.grad)
+    padded_rows, padded_sums = optimizers._padded_rows(ids(3), values)
+    assert rows.tolist() == sorted(set(ids(3).tolist()))
+    assert padded_rows.tolist() == [*rows.tolist(), *[rows[-1].item()] * (len(ids(3)) - len(rows))]
+    torch.testing.assert_close(padded_sums[: len(rows)], sums)
+    torch.testing.assert_close(padded_sums[len(rows) :], sums[-1:].expand(len(ids(3)) - len(rows), DIM))
+    assert optimizers._padded_rows(ids(3)[:0], values[:0])[0].shape == (0,)
+
+
+@pytest.mark.parametrize("make", [RowAdam, RowAdagrad])
+def test_a_step_with_padded_rows_is_the_same_step(
+    make: Callable[..., Optimizer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def steps() -> Tensor:
+        weight = table()
+        optimizer = make([weight], lr=0.05, weight_decay=0.1)
+        for step in range(5):
+            set_gradient(weight, step)
+            optimizer.step()
+        return weight.detach()
+
+    wanted = steps()
+    monkeypatch.setattr(optimizers, "_distinct_rows", optimizers._padded_rows)  # what a GPU takes
+    torch.testing.assert_close(steps(), wanted)
+
+
+def test_weight_decay_of_touched_rows_equals_that_of_dense_adam() -> None:
+    every_row = torch.arange(ROWS)[None]
+    ours, theirs = table(), table()
+    row_adam, dense = RowAdam([ours], lr=0.01, weight_decay=0.3), Adam([theirs], lr=0.01, weight_decay=0.3)
+    for step in range(6):
+        theirs.grad = torch.randn(ROWS, DIM, generator=torch.Generator().manual_seed(step))
+        ours.grad = torch.sparse_coo_tensor(every_row, theirs.grad, (ROWS, DIM), check_invariants=True)
+        row_adam.step()
+        dense.step()
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_adagrad_decays_by_a_slow_loop() -> None:
+    weight, lr, decay = table(), 0.1, 0.5
+    values = set_gradient(weight, 0)
+    RowAdagrad([weight], lr=lr, weight_decay=decay).step()
+    wanted = table().detach().clone()
+    for row in set(ids(0).tolist()):
+        g = values[ids(0) == row].sum(0) + decay * wanted[row]
+        wanted[row] -= lr * g / g.square().mean().sqrt()
+    torch.testing.assert_close(weight.detach(), wanted, rtol=1e-5, atol=1e-6)
 
 
 def small_ranker() -> Ranker:
@@ -191,10 +245,37 @@ def test_a_scheduler_on_the_whole_acts_on_the_parts() -> None:
     assert [group["lr"] for part in optimizer.parts for group in part.param_groups] == pytest.approx([0.0025, 0.005])
 
 
+@pytest.mark.parametrize("rows", [RowAdam, RowAdagrad])
+@pytest.mark.parametrize("kind", [MMoE, DLEN])
+def test_a_step_asks_its_device_for_no_value(
+    kind: Callable[..., Ranker], rows: Callable[..., Optimizer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the meta device, which has shapes and no values: whoever asks for one there would make a GPU wait."""
+    monkeypatch.setattr(optimizers, "_distinct_rows", optimizers._padded_rows)  # what a GPU takes
+    schema = make_schema()
+    model, batch = kind(schema, embedding_dim=3).to("meta"), make_batch(schema, 16).to("meta")
+    optimizer = Combined(
+        [Adam([p for p in model.parameters() if p is not model.embedding.weight]), rows([model.embedding.weight])]
+    )
+    for _ in range(2):
+        optimizer.zero_grad()
+        predictions = model(batch)
+        weights = torch.ones(len(schema.tasks), device="meta")
+        model.head.loss(predictions, batch.labels, torch.ones_like(batch.labels), weights).backward()
+        optimizer.step()
+    with pytest.raises(RuntimeError, match="meta"):
+        predictions.log_p.sum().item()  # the check can fail
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        torch.unique(batch.ids)
+
+
 @pytest.mark.parametrize("make", MAKERS)
-def test_weight_decay_leaves_the_table_alone(make: Callable[..., Optimizer]) -> None:
+@pytest.mark.parametrize("decays", ["weight_decay", "embedding_weight_decay"])
+def test_each_weight_decay_reaches_its_own_part(make: Callable[..., Optimizer], decays: str) -> None:
     plain, decayed = small_ranker(), small_ranker()
     train(plain, make(plain, lr=0.01, embedding_lr=0.02), range(1))
-    train(decayed, make(decayed, lr=0.01, embedding_lr=0.02, weight_decay=10.0), range(1))
-    assert torch.equal(plain.embedding.weight, decayed.embedding.weight)
-    assert not same_weights(plain, decayed)
+    train(decayed, make(decayed, lr=0.01, embedding_lr=0.02, **{decays: 10.0}), range(1))
+    dense = [torch.equal(a, b) for a, b in zip(plain.backbone.parameters(), decayed.backbone.parameters(), strict=True)]
+    table_alone = decays == "embedding_weight_decay"
+    assert torch.equal(plain.embedding.weight, decayed.embedding.weight) != table_alone
+    assert all(dense) == table_alone

@@ -10,7 +10,7 @@ import torch
 
 from dlen.batch import Batch
 from dlen.data.shuffle import permute
-from dlen.data.store import Split
+from dlen.data.store import ResidentSplit, Split
 from dlen.errors import UserError
 
 
@@ -33,7 +33,7 @@ class BatchLoader:
 
     def __init__(
         self,
-        split: Split,
+        split: Split | ResidentSplit,
         batch_size: int,
         *,
         shuffle: bool,

@@ -268,8 +268,15 @@ class Table:
         self.bag_ids = arrays["bag_ids"]
         self.bag_weights = arrays["bag_weights"]
 
-    def gather_bags(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Ragged values of rows ``index`` (B,): lengths (M, B), ids (L,) and weights (L,), field-major."""
+    def count_values(self, index: Tensor) -> int:
+        """L, how many ragged values rows ``index`` (B,) have together."""
+        return int((self.bag_start.index_select(0, index + 1) - self.bag_start.index_select(0, index)).sum())
+
+    def gather_bags(self, index: Tensor, total: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Ragged values of rows ``index`` (B,): lengths (M, B), ids (L,) and weights (L,), field-major.
+
+        ``total`` is L: given by whoever can count it without making a device wait.
+        """
         rows = self.bag_lengths.index_select(0, index).long()  # (B, M)
         if rows.shape[1] == 0:
             return rows.T, self.bag_ids[:0], self.bag_weights[:0]
@@ -277,10 +284,13 @@ class Table:
         lengths = rows.T.contiguous()  # (M, B)
         flat = lengths.flatten()
         ends = flat.cumsum(0)
-        total = int(ends[-1])
         shift = starts.T.flatten() - (ends - flat)
         where = torch.repeat_interleave(shift, flat, output_size=total) + torch.arange(total, device=flat.device)
         return lengths, self.bag_ids.index_select(0, where), self.bag_weights.index_select(0, where)
+
+    def to(self, device: torch.device) -> Table:
+        """The same table in a device's memory."""
+        return Table({name: array.to(device) for name, array in vars(self).items()})
 
 
 class Split:
@@ -299,16 +309,22 @@ class Split:
     def __len__(self) -> int:
         return self.rows
 
-    def batch(self, index: Tensor) -> Batch:
-        """The rows ``index`` (B,) int64 as one batch."""
+    def count_values(self, index: Tensor) -> tuple[int, int]:
+        """How many ragged values the rows ``index`` (B,) have of their own, and by their user groups."""
+        own = self.table.count_values(index)
+        return own, 0 if self.groups is None else self.groups.count_values(self.group.index_select(0, index).long())
+
+    def batch(self, index: Tensor, totals: tuple[int, int] | None = None) -> Batch:
+        """The rows ``index`` (B,) int64 as one batch; ``totals`` are their :meth:`count_values`, if known."""
+        own, of_groups = self.count_values(index) if totals is None else totals
         ids = self.table.ids.index_select(0, index)
         numeric = self.table.numeric.index_select(0, index)
-        bags = self.table.gather_bags(index)
+        bags = self.table.gather_bags(index, own)
         if self.groups is not None:
             group = self.group.index_select(0, index).long()
             ids = torch.cat([ids, self.groups.ids.index_select(0, group)], 1)
             numeric = torch.cat([numeric, self.groups.numeric.index_select(0, group)], 1)
-            joined = zip(bags, self.groups.gather_bags(group), strict=True)
+            joined = zip(bags, self.groups.gather_bags(group, of_groups), strict=True)
             bags = tuple(torch.cat(pair) for pair in joined)  # type: ignore[assignment]
         return Batch(
             ids,
@@ -317,6 +333,42 @@ class Split:
             self.labels.index_select(0, index).float(),
             self.truth.index_select(0, index),
         )
+
+    @property
+    def bytes(self) -> int:
+        """Size of all arrays, user groups included."""
+        tables = [self.table] if self.groups is None else [self.table, self.groups]
+        arrays = [self.labels, self.group, self.truth, *(a for t in tables for a in vars(t).values())]
+        return sum(a.nbytes for a in arrays)
+
+
+class ResidentSplit:
+    """A split in a device's memory, so that making a batch moves the row numbers and nothing else.
+
+    The row numbers of a batch and the number of its ragged values are computed on the host, which has them without
+    asking the device: no step waits for it.
+
+    Args:
+        split: the memory-mapped split.
+        device: where the copy goes.
+    """
+
+    def __init__(self, split: Split, device: torch.device) -> None:
+        self.host = split
+        self.device = device
+        groups = None if split.groups is None else split.groups.to(device)
+        arrays = (a.to(device) for a in (split.labels, split.group, split.truth))
+        self.copy = Split(split.rows, split.table.to(device), groups, *arrays)
+
+    def __len__(self) -> int:
+        return self.host.rows
+
+    def batch(self, index: Tensor) -> Batch:
+        """The rows ``index`` (B,) int64, a tensor of the host, as one batch on the device."""
+        totals = self.host.count_values(index)
+        if self.device.type == "cuda":
+            index = index.pin_memory()
+        return self.copy.batch(index.to(self.device, non_blocking=True), totals)
 
 
 class Store:

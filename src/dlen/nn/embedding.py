@@ -61,5 +61,7 @@ class EmbeddingTable(nn.Module):
             per_sample_weights=batch.bag_weights.to(self.weight.dtype),
             include_last_offset=True,
         ).view(*batch.bag_lengths.shape, -1)
-        total = torch.segment_reduce(batch.bag_weights, "sum", lengths=lengths).view(*batch.bag_lengths.shape, 1)
+        total = torch.segment_reduce(batch.bag_weights, "sum", lengths=lengths, unsafe=True).view(
+            *batch.bag_lengths.shape, 1
+        )
         return pooled / torch.where(self.mean & (total > 0), total, 1.0).to(pooled.dtype)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import lightning as L
+import torch
 
 from dlen.data.loader import BatchLoader
-from dlen.data.store import Store
+from dlen.data.store import ResidentSplit, Split, Store
+
+_SHARE = 0.5  # of a GPU's free memory that a split may take
 
 
 class RankingDataModule(L.LightningDataModule):
@@ -23,6 +26,7 @@ class RankingDataModule(L.LightningDataModule):
         self, store: Store, batch_size: int, eval_batch_size: int, seed: int, test_split: str = "test"
     ) -> None:
         super().__init__()
+        self._splits: dict[str, Split | ResidentSplit] = {}
         self.store = store
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
@@ -33,8 +37,16 @@ class RankingDataModule(L.LightningDataModule):
         trainer = self.trainer
         rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         size = self.batch_size if shuffle else self.eval_batch_size
-        rows = self.store.split(split)
-        return BatchLoader(rows, size, shuffle=shuffle, seed=self.seed, rank=rank, world_size=world_size)
+        return BatchLoader(self._split(split), size, shuffle=shuffle, seed=self.seed, rank=rank, world_size=world_size)
+
+    def _split(self, name: str) -> Split | ResidentSplit:
+        """A split, in the GPU's memory where it fits."""
+        if name not in self._splits:
+            split = self.store.split(name)
+            device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+            fits = split.bytes <= _SHARE * free_memory(device)
+            self._splits[name] = ResidentSplit(split, device) if fits else split
+        return self._splits[name]
 
     def train_dataloader(self) -> BatchLoader:
         """Shuffled batches of the training rows."""
@@ -47,3 +59,8 @@ class RankingDataModule(L.LightningDataModule):
     def test_dataloader(self) -> BatchLoader:
         """Rows of the test split in stored order."""
         return self._loader(self.test_split, shuffle=False)
+
+
+def free_memory(device: torch.device) -> int:
+    """Free bytes of a GPU; 0 for a CPU, where the mapped files are as near as a copy would be."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0

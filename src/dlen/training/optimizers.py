@@ -17,10 +17,30 @@ from dlen.nn.embedding import EmbeddingTable
 
 
 def touched_rows(grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Distinct rows (U,) and their summed gradients (U, D) of a sparse gradient with repeated rows."""
+    """Rows and their summed gradients of a sparse gradient (R, D) with repeated rows.
+
+    Returns:
+        (U,) distinct rows and (U, D) sums. On a GPU, which would have to wait to learn U, it is padded to the number
+        of entries by repeating the last row with its sum, so whoever writes rows must write, not add.
+    """
     rows, values = grad._indices()[0], grad._values()
+    return _padded_rows(rows, values) if rows.is_cuda else _distinct_rows(rows, values)
+
+
+def _distinct_rows(rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     distinct, inverse = torch.unique(rows, return_inverse=True)
     return distinct, values.new_zeros(len(distinct), values.shape[1]).index_add_(0, inverse, values)
+
+
+def _padded_rows(rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    ordered, order = torch.sort(rows)
+    first = torch.ones_like(ordered, dtype=torch.bool)
+    torch.ne(ordered[1:], ordered[:-1], out=first[1:])
+    segment = first.cumsum(0) - 1
+    distinct = torch.zeros_like(ordered).scatter_(0, segment, ordered)
+    sums = torch.zeros_like(values).index_add_(0, segment, values.index_select(0, order))
+    place = torch.minimum(torch.arange(len(rows), device=rows.device), segment[-1:])
+    return distinct.index_select(0, place), sums.index_select(0, place)
 
 
 class RowOptimizer(Optimizer):
@@ -41,10 +61,19 @@ class RowOptimizer(Optimizer):
         for group in self.param_groups:
             for table in group["params"]:
                 if table.grad is not None:
-                    self._update(table, *touched_rows(table.grad), group)
+                    self._step(table, group)
         return loss
 
-    def _update(self, table: Tensor, rows: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+    def _step(self, table: Tensor, group: dict[str, Any]) -> None:
+        rows, grad = touched_rows(table.grad)  # type: ignore[arg-type]
+        values = table.index_select(0, rows)
+        if group["weight_decay"]:
+            grad.add_(values, alpha=group["weight_decay"])
+        # Gathering, changing and writing back takes half the time of index_add_ on the table.
+        table.index_copy_(0, rows, self._update(table, rows, values, grad, group))
+
+    def _update(self, table: Tensor, rows: Tensor, values: Tensor, grad: Tensor, group: dict[str, Any]) -> Tensor:
+        """New (U, D) values of the rows; may work in place."""
         raise NotImplementedError
 
 
@@ -56,6 +85,7 @@ class RowAdam(RowOptimizer):
         lr: learning rate.
         betas: decay of the first and second moment.
         eps: added to the root of the second moment.
+        weight_decay: times the row's weights joins its gradient, as in ``torch.optim.Adam``; of touched rows alone.
     """
 
     def __init__(
@@ -64,10 +94,11 @@ class RowAdam(RowOptimizer):
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
+        weight_decay: float = 0.0,
     ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
-    def _update(self, table: Tensor, rows: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+    def _update(self, table: Tensor, rows: Tensor, values: Tensor, grad: Tensor, group: dict[str, Any]) -> Tensor:
         state = self.state[table]
         if not state:
             state.update(step=0, first=torch.zeros_like(table), second=torch.zeros_like(table))
@@ -79,8 +110,7 @@ class RowAdam(RowOptimizer):
         state["second"].index_copy_(0, rows, second)
         scale1, scale2 = 1 - beta1 ** state["step"], 1 - beta2 ** state["step"]
         # As in SparseAdam: eps joins the root before the bias correction.
-        update = first.div_(second.sqrt_().add_(group["eps"]))
-        table.index_add_(0, rows, update, alpha=-group["lr"] * scale2**0.5 / scale1)
+        return values.addcdiv_(first, second.sqrt_().add_(group["eps"]), value=-group["lr"] * scale2**0.5 / scale1)
 
 
 class RowAdagrad(RowOptimizer):
@@ -92,19 +122,21 @@ class RowAdagrad(RowOptimizer):
         params: tables (R, D).
         lr: learning rate.
         eps: added to the root of the accumulator.
+        weight_decay: times the row's weights joins its gradient; of touched rows alone.
     """
 
-    def __init__(self, params: Iterable[Tensor], lr: float = 1e-2, eps: float = 1e-8) -> None:
-        super().__init__(params, {"lr": lr, "eps": eps})
+    def __init__(
+        self, params: Iterable[Tensor], lr: float = 1e-2, eps: float = 1e-8, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(params, {"lr": lr, "eps": eps, "weight_decay": weight_decay})
 
-    def _update(self, table: Tensor, rows: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+    def _update(self, table: Tensor, rows: Tensor, values: Tensor, grad: Tensor, group: dict[str, Any]) -> Tensor:
         state = self.state[table]
         if not state:
             state.update(sum=table.new_zeros(len(table)))
         total = state["sum"].index_select(0, rows).add_(grad.square().mean(1))
         state["sum"].index_copy_(0, rows, total)
-        update = grad.div_(total.sqrt_().add_(group["eps"])[:, None])
-        table.index_add_(0, rows, update, alpha=-group["lr"])
+        return values.addcdiv_(grad, total.sqrt_().add_(group["eps"])[:, None], value=-group["lr"])
 
 
 class Combined(Optimizer):
@@ -151,15 +183,38 @@ def _tables_and_dense(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Par
     return tables, [p for p in model.parameters() if id(p) not in known]
 
 
-def adam(model: nn.Module, *, lr: float, embedding_lr: float, weight_decay: float = 0.0) -> Optimizer:
-    """Fused Adam for the dense parameters, row-sparse Adam for the table; ``weight_decay`` is for the dense ones."""
-    _check(lr=lr, embedding_lr=embedding_lr, weight_decay=weight_decay)
+def _with_dense_adam(
+    rows: Callable[..., RowOptimizer],
+    model: nn.Module,
+    lr: float,
+    embedding_lr: float,
+    weight_decay: float,
+    embedding_weight_decay: float,
+) -> Optimizer:
+    _check(
+        lr=lr,
+        embedding_lr=embedding_lr,
+        weight_decay=weight_decay,
+        embedding_weight_decay=embedding_weight_decay,
+    )
     tables, dense = _tables_and_dense(model)
-    return Combined([Adam(dense, lr=lr, weight_decay=weight_decay, fused=True), RowAdam(tables, lr=embedding_lr)])
+    return Combined(
+        [
+            Adam(dense, lr=lr, weight_decay=weight_decay, fused=True),
+            rows(tables, lr=embedding_lr, weight_decay=embedding_weight_decay),
+        ]
+    )
 
 
-def adagrad(model: nn.Module, *, lr: float, embedding_lr: float, weight_decay: float = 0.0) -> Optimizer:
+def adam(
+    model: nn.Module, *, lr: float, embedding_lr: float, weight_decay: float = 0.0, embedding_weight_decay: float = 0.0
+) -> Optimizer:
+    """Fused Adam for the dense parameters, row-sparse Adam for the table, with a weight decay for each."""
+    return _with_dense_adam(RowAdam, model, lr, embedding_lr, weight_decay, embedding_weight_decay)
+
+
+def adagrad(
+    model: nn.Module, *, lr: float, embedding_lr: float, weight_decay: float = 0.0, embedding_weight_decay: float = 0.0
+) -> Optimizer:
     """Fused Adam for the dense parameters, row-wise Adagrad for the table, with 1/D of Adam's state."""
-    _check(lr=lr, embedding_lr=embedding_lr, weight_decay=weight_decay)
-    tables, dense = _tables_and_dense(model)
-    return Combined([Adam(dense, lr=lr, weight_decay=weight_decay, fused=True), RowAdagrad(tables, lr=embedding_lr)])
+    return _with_dense_adam(RowAdagrad, model, lr, embedding_lr, weight_decay, embedding_weight_decay)
