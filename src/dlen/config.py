@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -37,3 +38,11 @@ def open_store(config: DictConfig) -> Store:
     """The prepared store of a config's data, prepared now if it is not there."""
     source: Source = build(config.data, "data")
     return prepare(source, Path(config.data_dir))
+
+
+def code_fingerprint() -> str:
+    """A hash of the package's source, to tell figures of one version of the code from those of another."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from dlen.comparing.grid import cells_of, parse_grid
 from dlen.comparing.plan import Plan, Run, make_plan
 from dlen.comparing.statistics import Difference, paired, row_variances
 from dlen.comparing.workers import number_of_workers, train_missing
+from dlen.config import code_fingerprint
 from dlen.data.prepare import check_writable
 from dlen.errors import UserError
 from dlen.reports.comparison import Comparison, Row, markdown, print_markdown, write_comparison
@@ -49,6 +51,7 @@ def compare(config: DictConfig, script: Path) -> None:
     check_writable(out)
     train_missing(runs, script, workers)
     comparisons = [summarise(plan) for plan in plans]
+    _warn_of_other_code(runs)
     out.mkdir(parents=True, exist_ok=True)
     if grid:
         surface = Surface(plans[0].title, grid, cells, comparisons)
@@ -59,6 +62,18 @@ def compare(config: DictConfig, script: Path) -> None:
         print_markdown(markdown(comparisons[0]))
         write_comparison(comparisons[0], out)
         print(f"Tables: {out}/table.md, table.csv, table.json")
+
+
+def _warn_of_other_code(runs: list[Run]) -> None:
+    """Say so when cached runs were trained by another version of the package's source."""
+    now = code_fingerprint()
+    other = [run.folder for run in runs if _read(run).get("code") != now]
+    if other:
+        print(
+            f"warning: {len(other)} of {len(runs)} runs were trained by other source code than today's; to train them "
+            f"again delete them, such as {other[0]}",
+            file=sys.stderr,
+        )
 
 
 def summarise(plan: Plan) -> Comparison:

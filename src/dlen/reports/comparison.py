@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +13,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from dlen.comparing.statistics import LEVEL, Difference
+from dlen.files import write_csv, write_json, write_text
 
 _EXTRAS = {
     "auc/up_any": ("AUC of P(UP), any", "{:.4f}"),
@@ -195,16 +194,16 @@ def print_markdown(text: str) -> None:
 
 def write_comparison(comparison: Comparison, folder: Path) -> None:
     """Write ``table.md``, ``table.csv`` (a line for each model, target and seed) and ``table.json`` (everything)."""
-    (folder / "table.md").write_text(markdown(comparison))
-    with (folder / "table.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["model", "target", "seed", "auc", "base_auc", "difference"])
-        base = comparison.base_row
-        for row in comparison.rows:
-            for target, values in row.auc.items():
-                for seed, value, other in zip(comparison.seeds, values, base.auc[target], strict=True):
-                    writer.writerow([row.model, target, seed, value, other, value - other])
-    (folder / "table.json").write_text(json.dumps(plain(asdict(comparison)), indent=1) + "\n")
+    write_text(folder / "table.md", markdown(comparison))
+    base = comparison.base_row
+    lines = [
+        (row.model, target, seed, value, other, value - other)
+        for row in comparison.rows
+        for target, values in row.auc.items()
+        for seed, value, other in zip(comparison.seeds, values, base.auc[target], strict=True)
+    ]
+    write_csv(folder / "table.csv", ["model", "target", "seed", "auc", "base_auc", "difference"], lines)
+    write_json(folder / "table.json", plain(asdict(comparison)))
 
 
 def plain(value: Any) -> Any:

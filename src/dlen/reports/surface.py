@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import numpy as np
 
 from dlen.comparing.grid import Cell, Grid
 from dlen.comparing.statistics import Difference
+from dlen.files import write_csv, write_json, write_text
 from dlen.reports.comparison import Comparison, Row, markdown_table, plain
 from dlen.reports.plots import HeatMap, plot_heat_maps
 
@@ -88,17 +87,16 @@ class Surface:
 
     def write(self, folder: Path) -> None:
         """``surface.md``, ``.csv``, ``.json`` and ``.png``."""
-        (folder / "surface.md").write_text(self.markdown())
+        write_text(folder / "surface.md", self.markdown())
         content = [{"cell": dict(c), **asdict(x)} for c, x in zip(self.cells, self.comparisons, strict=True)]
-        (folder / "surface.json").write_text(json.dumps(plain(content), indent=1) + "\n")
-        with (folder / "surface.csv").open("w", newline="") as file:
-            writer = csv.writer(file)
-            names = ["rarest_positives", "all_positives", "gain", "low", "high", "correlation"]
-            writer.writerow([*self.grid.axes, *names])
-            for cell in self.cells:
-                gain = self.gain(cell)
-                figures = [*self.positives(cell), gain.mean, gain.low, gain.high, self.correlation(cell)]
-                writer.writerow([*(label for _, label in cell), *figures])
+        write_json(folder / "surface.json", plain(content))
+        lines = []
+        for cell in self.cells:
+            gain = self.gain(cell)
+            figures = [*self.positives(cell), gain.mean, gain.low, gain.high, self.correlation(cell)]
+            lines.append([*(label for _, label in cell), *figures])
+        names = ["rarest_positives", "all_positives", "gain", "low", "high", "correlation"]
+        write_csv(folder / "surface.csv", [*self.grid.axes, *names], lines)
         plot_heat_maps(self._maps(), folder / "surface.png")
 
     def _maps(self) -> list[HeatMap]:

@@ -79,7 +79,9 @@ class RankingModule(L.LightningModule):
     def _measure(self, stage: str, batch: Batch) -> Predictions:
         measures = self.measures[stage]
         assert isinstance(measures, Measures)
-        predictions: Predictions = self.model(batch)
+        # In bfloat16 logits take few values, and ties are not ranked: what is measured is computed in 32 bits.
+        with torch.autocast(self.device.type, enabled=False):
+            predictions: Predictions = self.model(batch)
         measures.update(predictions, batch)
         return predictions
 
