@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from dlen.models import CGC, DLEN, PLE, MMoE, Ranker, SharedBottom
+from dlen.models import CGC, DLEN, MRAN, PLE, MMoE, MoE, Ranker, SharedBottom, SingleTask
 from dlen.models.backbones import CGCBackbone, MMoEBackbone, PLEBackbone, SharedBottomBackbone
 from dlen.models.predictions import task_losses
 from dlen.models.ranker import MakeBackbone
@@ -29,6 +29,9 @@ MODELS: dict[str, Callable[[Schema], Ranker]] = {
     "cgc": partial(CGC, shared_experts=2, task_experts=1, expert=EXPERT, **SIZES),
     "ple": partial(PLE, levels=2, shared_experts=2, task_experts=1, expert=EXPERT, **SIZES),
     "shared_bottom": partial(SharedBottom, expert=EXPERT, **SIZES),
+    "single_task": partial(SingleTask, expert=EXPERT, **SIZES),
+    "moe": partial(MoE, num_experts=2, expert=EXPERT, **SIZES),
+    "mran": partial(MRAN, heads=2, head_dim=4, expert=EXPERT, **SIZES),
     **{f"dlen_{name}": partial(DLEN, backbone=make, hidden=(5,), **SIZES) for name, make in BACKBONES.items()},
 }
 

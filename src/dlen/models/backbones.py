@@ -116,6 +116,55 @@ class MMoEBackbone(Backbone):
         return list(self.experts.parameters())
 
 
+class MoEBackbone(MMoEBackbone):
+    """E experts and one softmax gate for all tasks (Jacobs et al. 1991; "OMoE" in Ma et al. 2018).
+
+    Arguments as :class:`MMoEBackbone`.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        num_tasks: int,
+        *,
+        num_experts: int = 5,
+        expert: Sequence[int] = EXPERT,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(in_dim, 1, num_experts=num_experts, expert=expert, dropout=dropout)
+        self.num_tasks = num_tasks
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D) -> (T, B, H), the same for each task."""
+        return super().forward(x).expand(self.num_tasks, -1, -1)
+
+
+class TaskNetworksBackbone(Backbone):
+    """An MLP for each task; the tasks share the input and nothing else.
+
+    Args:
+        in_dim: D.
+        num_tasks: T.
+        expert: layer sizes of each MLP.
+        dropout: after each layer.
+    """
+
+    def __init__(self, in_dim: int, num_tasks: int, *, expert: Sequence[int] = EXPERT, dropout: float = 0.0) -> None:
+        super().__init__()
+        _check(expert)
+        self.networks = nn.ModuleList(MLP(in_dim, expert, dropout) for _ in range(num_tasks))
+        self.out_dim = expert[-1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D), or (T, B, D) with an input for each task -> (T, B, H)."""
+        inputs = x if x.dim() == 3 else x.expand(len(self.networks), *x.shape)
+        return torch.stack([network(own) for network, own in zip(self.networks, inputs, strict=True)])
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """None."""
+        return []
+
+
 class CGCLevel(nn.Module):
     """Customized gate control: experts of each task, shared experts, and gates that keep them apart.
 

@@ -51,6 +51,14 @@ def logit(p: float) -> float:
     return math.log(p) - math.log1p(-p)
 
 
+def initial_logits(schema: Schema, *, joint: bool = False) -> Tensor:
+    """(T, 1) logits of the tasks' training rates; ``joint``: of a task together with those it is observed under."""
+    rates = _rates(schema)
+    if joint:
+        rates = [math.prod(rates[i] for i in schema.chain(name)) for name in schema.task_names]
+    return torch.tensor([[logit(max(rate, _RATE_LIMITS[0]))] for rate in rates])
+
+
 class Head(nn.Module, ABC):
     """(T, B, H) task representations and the (B, D) input -> Predictions."""
 
@@ -117,9 +125,8 @@ class IndependentHead(Head):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        biases = torch.tensor([[logit(r)] for r in _rates(schema)])
-        self.towers = Towers(biases, rep_dim, tower, dropout)
-        self.match = _match(schema, in_dim, match, len(biases))
+        self.towers = Towers(initial_logits(schema), rep_dim, tower, dropout)
+        self.match = _match(schema, in_dim, match, len(schema.tasks))
 
     def forward(self, representations: Tensor, x: Tensor) -> Predictions:
         """Sigmoid of each tower's logit."""
@@ -177,8 +184,10 @@ class LatentHead(Head):
         tower: Sequence[int] = TOWER,
         hidden: Sequence[int] | None = (256, 128, 64),
         match: int = 0,
+        match_std: float = 0.25,
         detach_bound: bool = False,
         initial_up: float = 0.5,
+        initial_leak: float | None = None,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -199,14 +208,14 @@ class LatentHead(Head):
         self.dislike: Tensor
         up = _initial_up(initial_up, rates, dislikes)
         pairs = [
-            _initial_pair(rate, 1 - up if dislike else up, limit, self.bound)
+            _initial_pair(rate, 1 - up if dislike else up, limit, self.bound, initial_leak)
             for rate, limit, dislike in zip(rates, ceiling, dislikes, strict=True)
         ]
         self.towers = Towers(torch.tensor(pairs), rep_dim, tower, dropout)
         self.hidden = None if hidden is None else MLP(in_dim, hidden, dropout)
         self.hidden_output = nn.Linear(self.hidden.out_dim if self.hidden else 0, 1)
         nn.init.constant_(self.hidden_output.bias, logit(up))
-        self.match = _match(schema, in_dim, match, 1)
+        self.match = _match(schema, in_dim, match, 1, match_std)
 
     def forward(self, representations: Tensor, x: Tensor) -> Predictions:
         """(T, B, H) representations and the (B, D) input -> Predictions with the hidden state."""
@@ -251,7 +260,7 @@ class LatentHead(Head):
         return joint_loss(predictions.latent, labels, mask * weights)
 
 
-def _match(schema: Schema, in_dim: int, factors: int, outputs: int) -> Match | None:
+def _match(schema: Schema, in_dim: int, factors: int, outputs: int, std: float = 0.25) -> Match | None:
     """A match of user and item over the id fields, which stand first in the input; None where a side is missing."""
     fields = [*schema.of_kind(Kind.ID), *schema.of_kind(Kind.IDS)]
     users = [i for i, f in enumerate(fields) if f.side == "user"]
@@ -259,7 +268,7 @@ def _match(schema: Schema, in_dim: int, factors: int, outputs: int) -> Match | N
     if not factors or not users or not items:
         return None
     dim = (in_dim - len(schema.of_kind(Kind.NUMERIC))) // len(fields)
-    return Match(users, items, dim, factors, outputs)
+    return Match(users, items, dim, factors, outputs, std)
 
 
 def _rates(schema: Schema) -> list[float]:
@@ -294,11 +303,12 @@ def _initial_up(asked: float, rates: Sequence[float], dislikes: Sequence[bool]) 
     return min(max(min(asked, most), least, 1 - _MOST_UP), _MOST_UP)
 
 
-def _initial_pair(rate: float, up: float, ceiling: float, bound: Bound) -> tuple[float, float]:
+def _initial_pair(rate: float, up: float, ceiling: float, bound: Bound, leak: float | None) -> tuple[float, float]:
     """Logits (c, n) at which P(t) is the training rate, with n in the middle of its range where that is possible."""
     if bound is Bound.CONDITIONAL:
-        c = rate / (up + ceiling * 0.5 * (1 - up))
-        return logit(min(c, 0.99)), 0.0
+        share = 0.5 if leak is None else min(0.5, leak / ceiling)
+        c = rate / (up + ceiling * share * (1 - up))
+        return logit(min(c, 0.99)), logit(share)
     share = min(0.5, 0.5 * rate / ceiling)  # leaves at least half of the rate to P(t | UP)
     c = (rate - ceiling * share * (1 - up)) / up
     return logit(min(c, 0.99)), logit(share)

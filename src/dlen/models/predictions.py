@@ -56,12 +56,15 @@ class Predictions:
         log_q: (B, T) log P(y_t = 0).
         log_score: (B, T) the log-probability that ranks: ``log_p``, or equation (4).
         latent: DLEN's hidden state; None for other models.
+        log_joint: (B, T) log-probability of a task together with the tasks it is observed under, of the models that
+            learn it over all rows (ESMM, AITM); None for others.
     """
 
     log_p: Tensor
     log_q: Tensor
     log_score: Tensor
     latent: Latent | None = None
+    log_joint: Tensor | None = None
 
 
 def task_losses(predictions: Predictions, labels: Tensor, mask: Tensor) -> Tensor:

@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from dlen.batch import Batch
 from dlen.models.backbones import (
     EXPERT,
     Backbone,
     MMoEBackbone,
+    MoEBackbone,
     PLEBackbone,
     SharedBottomBackbone,
 )
@@ -48,12 +49,15 @@ class Ranker(nn.Module):
 
     def forward(self, batch: Batch) -> Predictions:
         """Probabilities of every task for B rows."""
-        x = self.embedding(batch)
+        return self.predict(self.embedding(batch))
+
+    def predict(self, x: Tensor) -> Predictions:
+        """The same from the (B, D) input that the embedding makes."""
         predictions: Predictions = self.head(self.backbone(x), x)
         return predictions
 
 
-class _Independent(Ranker):
+class IndependentRanker(Ranker):
     """A backbone under a sigmoid for each task."""
 
     def __init__(
@@ -71,7 +75,7 @@ class _Independent(Ranker):
         super().__init__(schema, embedding, backbone, head)
 
 
-class SharedBottom(_Independent):
+class SharedBottom(IndependentRanker):
     """Hard parameter sharing (Caruana 1997): one MLP, a tower for each task.
 
     Args:
@@ -95,7 +99,33 @@ class SharedBottom(_Independent):
         super().__init__(schema, make, embedding_dim, tower, dropout)
 
 
-class MMoE(_Independent):
+class MoE(IndependentRanker):
+    """Mixture of experts with one gate for all tasks (Jacobs et al. 1991).
+
+    Args:
+        schema: fields and tasks.
+        embedding_dim: length of each id's vector.
+        num_experts: of the mixture.
+        expert: layers of each expert.
+        tower: hidden layers of each tower.
+        dropout: everywhere but in the embeddings.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        *,
+        embedding_dim: int = 16,
+        num_experts: int = 5,
+        expert: Sequence[int] = EXPERT,
+        tower: Sequence[int] = TOWER,
+        dropout: float = 0.0,
+    ) -> None:
+        make = partial(MoEBackbone, num_experts=num_experts, expert=expert, dropout=dropout)
+        super().__init__(schema, make, embedding_dim, tower, dropout)
+
+
+class MMoE(IndependentRanker):
     """Multi-gate mixture of experts (Ma et al. 2018), the paper's base model.
 
     Args:
@@ -123,7 +153,7 @@ class MMoE(_Independent):
         super().__init__(schema, make, embedding_dim, tower, dropout, match)
 
 
-class PLE(_Independent):
+class PLE(IndependentRanker):
     """Progressive layered extraction (Tang et al. 2020).
 
     Args:
@@ -231,8 +261,10 @@ class DLEN(Ranker):
         tower: Sequence[int] = TOWER,
         hidden: Sequence[int] | None = EXPERT,
         match: int = 0,
+        match_std: float = 0.25,
         detach_bound: bool = False,
         initial_up: float = 0.5,
+        initial_leak: float | None = None,
         dropout: float = 0.0,
     ) -> None:
         embedding = EmbeddingTable(schema, embedding_dim)
@@ -248,8 +280,10 @@ class DLEN(Ranker):
             tower=tower,
             hidden=hidden,
             match=match,
+            match_std=match_std,
             detach_bound=detach_bound,
             initial_up=initial_up,
+            initial_leak=initial_leak,
             dropout=dropout,
         )
         super().__init__(schema, embedding, made, head)

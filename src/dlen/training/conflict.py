@@ -6,6 +6,7 @@ negative for the others. This measures it, for any model, on a sample of trainin
 
 from __future__ import annotations
 
+import math
 from itertools import combinations
 from typing import Any
 
@@ -40,13 +41,13 @@ def task_gradients(model: Ranker, batch: Batch, targets: Targets) -> tuple[Tenso
         (T, P) with respect to the parameters that all tasks share, and (B, T, D) with respect to each row's input.
     """
     x = model.embedding(batch).detach().requires_grad_()
-    predictions = model.head(model.backbone(x), x)
+    predictions = model.predict(x)
     losses = task_losses(predictions, targets.training_labels(batch.labels), targets.trained(batch.labels))
     shared = model.backbone.shared_parameters()
     by_task, by_row = [], []
     for loss in losses:
         *parameters, row = torch.autograd.grad(loss, [*shared, x], retain_graph=True, materialize_grads=True)
-        by_task.append(torch.cat([g.flatten() for g in parameters]))
+        by_task.append(torch.cat([x.new_zeros(0), *(g.flatten() for g in parameters)]))
         by_row.append(row)
     return torch.stack(by_task), torch.stack(by_row, 1)
 
@@ -137,4 +138,4 @@ def _figures(sums: dict[str, Tensor], names: list[str]) -> dict[str, float]:
         if sums["batch/known"][i, j] > 0:
             cosine = sums["batch/cosine"][i, j] / sums["batch/known"][i, j]
             figures[f"conflict/cosine/{names[i]}-{names[j]}"] = float(cosine)
-    return figures
+    return {key: value for key, value in figures.items() if not math.isnan(value)}  # nothing is shared, or no row

@@ -1,0 +1,212 @@
+"""Models of a funnel (click, then conversion), which learn over all impressions: ESMM and AITM."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dlen.models.backbones import EXPERT, TaskNetworksBackbone
+from dlen.models.heads import TOWER, Head, Towers, initial_logits
+from dlen.models.predictions import Predictions
+from dlen.models.ranker import Ranker
+from dlen.nn.embedding import EmbeddingTable
+from dlen.nn.logspace import log1mexp
+from dlen.schema import Schema
+
+_SURE = -1e-6  # the largest log-probability of a step given the one before it
+
+
+def check_funnel(schema: Schema, model: str) -> None:
+    """Raise ValueError for a schema without a funnel, or with one that is already trained on all rows."""
+    steps = [t for t in schema.tasks if t.observed_where]
+    if not steps:
+        raise ValueError(f"{model} needs a funnel: a task with observed_where, such as cvr where ctr")
+    for task in steps:
+        if task.train_on == "all":
+            raise ValueError(
+                f"{model} learns over all rows by itself, so task {task.name} must be the conditional one: "
+                "train_on observed (data.cvr_rows=clicks on Ali-CCP)"
+            )
+
+
+class FunnelHead(Head):
+    """What ESMM and AITM share: the loss over all rows, of each task together with its parents.
+
+    Args:
+        schema: gives the tasks and which is observed under which.
+        model: name in error messages.
+
+    Raises:
+        ValueError: there is no funnel.
+    """
+
+    def __init__(self, schema: Schema, model: str) -> None:
+        super().__init__()
+        check_funnel(schema, model)
+        self.chains = [list(schema.chain(name)) for name in schema.task_names]
+
+    def joint_labels(self, labels: Tensor) -> Tensor:
+        """(B, T) labels -> (B, T) 1 where a task and all it is observed under are positive."""
+        return torch.stack([labels[:, chain].prod(1) for chain in self.chains], 1)
+
+    def loss(self, predictions: Predictions, labels: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
+        """Weighted sum of the cross entropies of the joint events, each over all rows; the mask is not needed."""
+        assert predictions.log_joint is not None
+        log_p = predictions.log_joint
+        wanted = self.joint_labels(labels)
+        nll = -torch.where(wanted.bool(), log_p, log1mexp(log_p))
+        return (nll.mean(0) * weights).sum()
+
+
+class ESMMHead(FunnelHead):
+    """Entire space multi-task head (Ma et al. 2018, equations 1 and 3): pCTCVR = pCTR * pCVR, for chains of any length.
+
+    Args:
+        schema: gives the tasks and their training rates.
+        rep_dim: H.
+        tower: hidden layers of each tower.
+        dropout: in the towers.
+    """
+
+    def __init__(self, schema: Schema, rep_dim: int, *, tower: Sequence[int] = TOWER, dropout: float = 0.0) -> None:
+        super().__init__(schema, "esmm")
+        self.towers = Towers(initial_logits(schema), rep_dim, tower, dropout)
+
+    def forward(self, representations: Tensor, x: Tensor) -> Predictions:
+        """Each tower's probability is conditional on the parent; along the chain they multiply."""
+        logits = self.towers(representations)[..., 0]
+        log_p = F.logsigmoid(logits)
+        log_joint = torch.stack([log_p[:, chain].sum(1) for chain in self.chains], 1)
+        return Predictions(log_p, F.logsigmoid(-logits), log_p, log_joint=log_joint)
+
+
+class ESMM(Ranker):
+    """Entire space multi-task model (Ma et al. 2018): a network for each task on shared embeddings.
+
+    Args:
+        schema: fields and tasks, with a funnel.
+        embedding_dim: length of each id's vector.
+        expert: layers of each task's network.
+        tower: hidden layers of each tower.
+        dropout: everywhere but in the embeddings.
+
+    Raises:
+        ValueError: there is no funnel.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        *,
+        embedding_dim: int = 16,
+        expert: Sequence[int] = EXPERT,
+        tower: Sequence[int] = TOWER,
+        dropout: float = 0.0,
+    ) -> None:
+        embedding = EmbeddingTable(schema, embedding_dim)
+        backbone = TaskNetworksBackbone(embedding.out_dim, len(schema.tasks), expert=expert, dropout=dropout)
+        super().__init__(schema, embedding, backbone, ESMMHead(schema, backbone.out_dim, tower=tower, dropout=dropout))
+
+
+class AITMHead(FunnelHead):
+    """Adaptive information transfer (Xi et al. 2021, equations 4 to 9) along the funnel, with its calibrator.
+
+    A task's representation q and the information p from its parent attend to themselves and are added:
+
+        z = sum over u in {p, q} of w(u) h1(u),    w = softmax of <h2(u), h3(u)> / sqrt(H)
+
+    The towers predict the joint events, so P(t given its parent) is a ratio of two of them.
+
+    Args:
+        schema: gives the tasks and their training rates.
+        rep_dim: H.
+        tower: hidden layers of each tower.
+        calibration: weight of the penalty on a later step that is predicted more likely than the one before; .6 in
+            the paper.
+        dropout: in the towers.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        rep_dim: int,
+        *,
+        tower: Sequence[int] = TOWER,
+        calibration: float = 0.6,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(schema, "aitm")
+        if calibration < 0:
+            raise ValueError(f"calibration must be at least 0, got {calibration}")
+        self.calibration = calibration
+        self.parents = [chain[1] if len(chain) > 1 else None for chain in self.chains]
+        self.order = sorted(range(len(self.chains)), key=lambda t: len(self.chains[t]))  # parents first
+        self.transfer = nn.ModuleList(nn.Linear(rep_dim, rep_dim) for _ in self.chains)
+        self.attention = nn.ModuleList(nn.Linear(rep_dim, 3 * rep_dim, bias=False) for _ in self.chains)
+        self.towers = Towers(initial_logits(schema, joint=True), rep_dim, tower, dropout)
+
+    def forward(self, representations: Tensor, x: Tensor) -> Predictions:
+        """Transfer along each chain, parents first, then the towers."""
+        z: list[Tensor] = list(representations)
+        for task in self.order:
+            parent = self.parents[task]
+            if parent is not None:
+                z[task] = self._transferred(task, F.relu(self.transfer[parent](z[parent])), representations[task])
+        logits = self.towers(torch.stack(z))[..., 0]
+        log_joint = F.logsigmoid(logits)
+        columns = [
+            log_joint[:, t] if parent is None else (log_joint[:, t] - log_joint[:, parent]).clamp(max=_SURE)
+            for t, parent in enumerate(self.parents)
+        ]
+        log_p = torch.stack(columns, 1)
+        return Predictions(log_p, log1mexp(log_p), log_p, log_joint=log_joint)
+
+    def _transferred(self, task: int, p: Tensor, q: Tensor) -> Tensor:
+        """(B, H) each -> (B, H)."""
+        value, query, key = self.attention[task](torch.stack([p, q], 1)).chunk(3, 2)  # (B, 2, H) each
+        weight = ((query * key).sum(2) / math.sqrt(key.shape[2])).softmax(1)
+        return (weight[..., None] * value).sum(1)
+
+    def loss(self, predictions: Predictions, labels: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
+        """Cross entropies over all rows, and the calibrator (equation 9)."""
+        assert predictions.log_joint is not None
+        p = predictions.log_joint.exp()
+        excess = [
+            (p[:, t] - p[:, parent]).clamp(min=0).mean() for t, parent in enumerate(self.parents) if parent is not None
+        ]
+        return super().loss(predictions, labels, mask, weights) + self.calibration * torch.stack(excess).sum()
+
+
+class AITM(Ranker):
+    """Adaptive information transfer multi-task model (Xi et al. 2021).
+
+    Args:
+        schema: fields and tasks, with a funnel.
+        embedding_dim: length of each id's vector.
+        expert: layers of each task's network.
+        tower: hidden layers of each tower.
+        calibration: weight of the penalty on a later step that is predicted more likely than the one before.
+        dropout: everywhere but in the embeddings.
+
+    Raises:
+        ValueError: there is no funnel.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        *,
+        embedding_dim: int = 16,
+        expert: Sequence[int] = EXPERT,
+        tower: Sequence[int] = TOWER,
+        calibration: float = 0.6,
+        dropout: float = 0.0,
+    ) -> None:
+        embedding = EmbeddingTable(schema, embedding_dim)
+        backbone = TaskNetworksBackbone(embedding.out_dim, len(schema.tasks), expert=expert, dropout=dropout)
+        head = AITMHead(schema, backbone.out_dim, tower=tower, calibration=calibration, dropout=dropout)
+        super().__init__(schema, embedding, backbone, head)
