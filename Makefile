@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test lint bench setup clean
+.PHONY: train test lint bench bench-peers setup clean
 
 setup: .venv/.ready
 
@@ -27,7 +27,20 @@ test: lint
 
 bench: setup
 	$(BIN)/python bench/train.py
+	$(BIN)/python bench/load.py
+	$(BIN)/python bench/evaluate.py
 	$(BIN)/python bench/prepare.py
+	$(BIN)/python bench/memory.py
+	$(BIN)/python bench/scaling.py
+
+# The libraries that bench/train.py measures beside ours, in an environment of their own.
+bench-peers: bench/peers/.venv/.ready
+
+bench/peers/.venv/.ready: bench/peers/requirements.txt constraints.txt
+	$(PYTHON) -m venv bench/peers/.venv
+	bench/peers/.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	bench/peers/.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r bench/peers/requirements.txt
+	@touch $@
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache

@@ -1,16 +1,15 @@
-"""What the benches share: running a command with its peak memory, medians, and the report files."""
+"""What the benches share: commands with their peak memory, rounds in turn, medians, and the report files."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = Path(__file__).resolve().parent / "out"
+DATA = OUT / "data"  # what the benches prepare, kept between runs
 
 
 @dataclass(slots=True)
@@ -27,7 +27,7 @@ class Ran:
 
     Attributes:
         seconds: wall clock.
-        peak_mb: largest resident memory of the process, in MiB.
+        peak_mb: largest resident memory of the process, in MiB, pages of mapped files included.
         output: its standard output.
     """
 
@@ -36,25 +36,40 @@ class Ran:
     output: str
 
 
-def run(arguments: Sequence[str]) -> Ran:
-    """Run a Python command of the repository and wait for it; a failure ends the bench."""
+def run(arguments: Sequence[str], python: Path | str = sys.executable) -> Ran:
+    """Run a Python command in the repository and wait for it; a failure ends the bench."""
     started = time.perf_counter()
-
-    process = subprocess.Popen(
-        [sys.executable, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    output, errors = process.communicate()
+    OUT.mkdir(exist_ok=True)
+    with (OUT / "stdout").open("w+") as out, (OUT / "stderr").open("w+") as err:
+        process = subprocess.Popen([str(python), *arguments], cwd=ROOT, stdout=out, stderr=err)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        seconds = time.perf_counter() - started
+        out.seek(0), err.seek(0)
+        output, errors = out.read(), err.read()
     if process.returncode:
         raise SystemExit(f"{' '.join(arguments)} failed:\n{errors}")
-    seconds = time.perf_counter() - started
-    # The peak over all children so far; the caller runs the small commands first.
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    return Ran(seconds, peak, output)
+    return Ran(seconds, usage.ru_maxrss / 1024, output)
+
+
+def in_turn(parts: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Call every part once in each round, so that a slow minute of the machine hits all of them."""
+    found: dict[str, list[float]] = {name: [] for name in parts}
+    for number in range(rounds):
+        for name, part in parts.items():
+            found[name].append(part())
+            print(f"round {number + 1} of {rounds}: {name} {found[name][-1]:.4g}", file=sys.stderr, flush=True)
+    return found
 
 
 def median_and_spread(values: Sequence[float]) -> str:
     """``median (lowest - highest)``."""
     return f"{statistics.median(values):.3g} ({min(values):.3g} - {max(values):.3g})"
+
+
+def ratio(values: Sequence[float], base: Sequence[float]) -> str:
+    """Median of the ratios of each round."""
+    return f"{statistics.median(v / b for v, b in zip(values, base, strict=True)):.2f}"
 
 
 def machine() -> dict[str, Any]:
@@ -64,7 +79,14 @@ def machine() -> dict[str, Any]:
     if cpuinfo.exists():
         names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
-    return {"cpu": model, "cores": os.cpu_count(), "python": platform.python_version(), "torch": torch.__version__}
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
 
 
 def report(name: str, rows: list[dict[str, Any]]) -> None:
@@ -74,7 +96,7 @@ def report(name: str, rows: list[dict[str, Any]]) -> None:
     (OUT / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
     header = list(rows[0])
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    lines += ["| " + " | ".join(str(row[key]) for key in header) + " |" for row in rows]
+    lines += ["| " + " | ".join(str(row.get(key, "")) for key in header) + " |" for row in rows]
     text = "\n".join([f"Machine: {content['machine']}", "", *lines, ""])
     (OUT / f"{name}.md").write_text(text)
     print(text)

@@ -1,4 +1,4 @@
-"""Rows per second and peak memory of preparing Ali-CCP raw files, at rising row counts.
+"""Rows per second and peak memory of preparing Ali-CCP raw files, at rising row counts, against a line-by-line script.
 
 python bench/prepare.py                  # 0.5, 1 and 2 M generated rows
 python bench/prepare.py 50000 100000     # other row counts
@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from common import report, run
 
@@ -16,18 +17,21 @@ from dlen.data.sources.aliccp_demo import AliCCPDemo
 
 
 def main() -> None:
-    """Draw each pair of files, then prepare it in a process of its own; the smallest first, for the peaks."""
-    rows = []
+    """Draw each pair of files, then prepare it in a process of its own."""
+    rows: list[dict[str, Any]] = []
     for size in sorted(int(a) for a in sys.argv[1:]) or (500_000, 1_000_000, 2_000_000):
         with tempfile.TemporaryDirectory() as folder:
             raw = Path(folder) / "raw"
             files = AliCCPDemo(str(raw), rows=size).files()
             megabytes = sum(f.stat().st_size for f in files) / 1e6
-            ran = run(["prepare.py", "data=aliccp", f"data.raw_dir={raw}", f"data_dir={folder}/data"])
+            ours = run(["prepare.py", "data=aliccp", f"data.raw_dir={raw}", f"data_dir={folder}/data"])
+            script = run(["bench/line_by_line.py", str(raw), f"{folder}/out.csv"])
         total = size + size // 4
-        row = {"rows, train and test": f"{total:,}", "raw MB": f"{megabytes:.0f}", "seconds": f"{ran.seconds:.1f}"}
-        row |= {"rows/s": f"{total / ran.seconds:,.0f}", "MB/s": f"{megabytes / ran.seconds:.0f}"}
-        rows.append(row | {"peak memory, MiB": f"{ran.peak_mb:.0f}"})
+        for what, ran in (("prepare.py", ours), ("line by line", script)):
+            row = {"rows, train and test": f"{total:,}", "raw MB": f"{megabytes:.0f}", "what": what}
+            row |= {"seconds": f"{ran.seconds:.1f}", "rows/s": f"{total / ran.seconds:,.0f}"}
+            row |= {"prepare.py is x times": f"{ran.seconds / ours.seconds:.1f}"}
+            rows.append(row | {"peak memory, MiB": f"{ran.peak_mb:.0f}"})
     report("prepare", rows)
 
 

@@ -1,7 +1,7 @@
-"""Samples per second of train.py against a bare PyTorch loop with the same model, optimiser and batches.
+"""Samples per second of train.py against bare loops, peer libraries and the machine's matrix multiplication.
 
-python bench/train.py            # 1 M generated Ali-CCP rows, three rounds
-python bench/train.py 100000 1   # fewer rows, one round
+python bench/train.py                                          # all, about 40 minutes on 2 cores
+python bench/train.py rounds=1 shapes=feed models=mmoe batches=4096
 """
 
 from __future__ import annotations
@@ -10,82 +10,86 @@ import json
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from common import ROOT, median_and_spread, report, run
+from common import DATA, ROOT, in_turn, median_and_spread, ratio, report, run
+from loops import as_peers_do, make_model, matmul_limit, ours
+from shapes import Shape, aliccp_table, feed
 
-from dlen.batch import Batch
-from dlen.data.loader import BatchLoader
-from dlen.data.prepare import prepare
-from dlen.data.sources.aliccp_demo import AliCCPDemo
-from dlen.data.store import Split, Store
-from dlen.models import DLEN
-from dlen.models.backbones import MMoEBackbone
-from dlen.training.optimizers import adam
-from dlen.training.targets import Targets
-
+PEERS = {"torch-rechub": 20, "DeepCTR-Torch": 20}  # steps, few because they are slow
+PEER_PYTHON = ROOT / "bench/peers/.venv/bin/python"
 STEPS = 150
+ROWS = 1_000_000
+BASE = "bare loop, our parts"
 
 
-def through_lightning(rows: int, batch_size: int) -> float:
-    """train.py as a user runs it, with logging and metrics; the rate leaves its validation passes out."""
+def through_lightning(shape: Shape, model: str, batch: int, rates: dict[str, list[float]] | None = None) -> float:
+    """train.py as a user runs it, one validation included; returns its rate without the validation."""
     with tempfile.TemporaryDirectory() as folder:
-        settings = ["model=dlen", "data=aliccp_demo", f"data.rows={rows}", f"run_dir={folder}/run"]
-        settings += [f"loader.batch_size={batch_size}", f"trainer.max_steps={STEPS}", "trainer.max_epochs=-1"]
-        run(["train.py", *settings])
+        settings = [f"model={model}", *shape.data, f"data_dir={DATA}", f"run_dir={folder}/run"]
+        settings += [f"loader.batch_size={batch}", f"trainer.max_steps={STEPS}", "trainer.max_epochs=-1"]
+        run(["train.py", *settings, f"trainer.val_check_interval={STEPS}"])
         metrics: dict[str, Any] = json.loads((Path(folder) / "run" / "metrics.json").read_text())
+    rows = metrics["fit/samples_per_second"] * metrics["fit/seconds"]
+    if rates is not None:
+        rates["train.py, with validation"].append(rows / (metrics["fit/seconds"] + metrics["fit/validation_seconds"]))
     return float(metrics["fit/samples_per_second"])
 
 
-def bare_loop(store: Store, batches: Iterable[Batch]) -> float:
-    """The same model and optimiser in a loop of a few lines."""
-    torch.manual_seed(0)
-    model = DLEN(store.schema, backbone=partial(MMoEBackbone, num_experts=2))
-    optimizer = adam(model, lr=1e-3, embedding_lr=1e-3)
-    targets, weights = Targets(store.schema), torch.ones(len(store.schema.tasks))
-    rows, started = 0, time.perf_counter()
-    for step, batch in enumerate(batches):
-        if step == STEPS:
-            break
-        optimizer.zero_grad()
-        labels, mask = targets.training_labels(batch.labels), targets.trained(batch.labels)
-        loss = model.head.loss(model(batch), labels, mask, weights)
-        loss.backward()
-        optimizer.step()
-        rows += len(batch)
-    return rows / (time.perf_counter() - started)
+def peer(library: str, model: str, arrays: Path, batch: int, steps: int) -> float:
+    """A peer library through its own trainer."""
+    arguments = [library, model, str(arrays), str(batch), str(batch * steps)]
+    ran = run(["bench/peers/run.py", *arguments], PEER_PYTHON)
+    return float(json.loads(ran.output.strip().splitlines()[-1])["samples/s"])
 
 
-def repeated(split: Split, batch_size: int) -> Iterable[Batch]:
-    """The loader's batches, over as many epochs as STEPS takes."""
-    loader = BatchLoader(split, batch_size, shuffle=True)
-    while True:
-        yield from loader
+def measure(shape: Shape, model: str, batch: int, rounds: int) -> list[dict[str, Any]]:
+    """All rates of one shape, model and batch size, in turn."""
+    store, arrays = shape.store(), shape.arrays()
+    limited = make_model(model, store.schema, shape)
+    validated: dict[str, list[float]] = {"train.py, with validation": []}
+    parts: dict[str, Callable[[], float]] = {
+        BASE: lambda: ours(store, make_model(model, store.schema, shape), batch, STEPS),
+        "train.py": partial(through_lightning, shape, model, batch, validated),
+        "bare loop as peers write it": lambda: as_peers_do(store, shape, model, batch, STEPS // 5),
+        "matrix products alone": lambda: matmul_limit(limited, limited.embedding.out_dim, batch),
+    }
+    if model == "mmoe":
+        parts["bare loop, one more expert"] = lambda: ours(
+            store, make_model("mmoe", store.schema, shape, 1), batch, STEPS
+        )
+        parts["bare loop, DLEN"] = lambda: ours(store, make_model("dlen", store.schema, shape), batch, STEPS)
+    if PEER_PYTHON.exists():
+        parts |= {name: partial(peer, name, model, arrays, batch, steps) for name, steps in PEERS.items()}
+    found = in_turn(parts, rounds) | validated
+    where = {"shape": shape.name, "model": model, "batch": batch}
+    return [
+        where
+        | {
+            "what": name,
+            "samples/s": median_and_spread(rates),
+            "train.py is x times": ratio(found["train.py"], rates),
+            "median": statistics.median(rates),
+        }
+        for name, rates in found.items()
+    ]
 
 
 def main() -> None:
-    """Measure both batch sizes in turn and report."""
-    size = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
-    rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 3
-    store = prepare(AliCCPDemo(str(ROOT / "data/aliccp_demo/raw"), rows=size), ROOT / "data")
+    """Measure what the arguments ask for and report."""
+    asked = dict(a.split("=") for a in sys.argv[1:])
+    rounds = int(asked.get("rounds", 3))
+    if not PEER_PYTHON.exists():
+        print("no peers: `make bench-peers` installs them", file=sys.stderr)
+    shapes = {"aliccp": partial(aliccp_table, ROWS), "feed": partial(feed, ROWS)}
     rows = []
-    for batch_size in (1024, 4096):
-        found: dict[str, list[float]] = {"train.py": [], "bare loop": [], "bare loop, batches in memory": []}
-        for _ in range(rounds):
-            split = store.split("train")
-            found["bare loop"].append(bare_loop(store, repeated(split, batch_size)))
-            ready = [batch for batch, _ in zip(repeated(split, batch_size), range(STEPS), strict=False)]
-            found["bare loop, batches in memory"].append(bare_loop(store, ready))
-            found["train.py"].append(through_lightning(size, batch_size))
-        base = statistics.median(found["bare loop"])
-        for name, rates in found.items():
-            row = {"batch": batch_size, "what": name, "samples/s": median_and_spread(rates)}
-            rows.append(row | {"against the bare loop": f"{statistics.median(rates) / base:.3f}"})
+    for name in asked.get("shapes", "aliccp,feed").split(","):
+        for batch in asked.get("batches", "1024,4096").split(","):
+            for model in asked.get("models", "mmoe,ple").split(","):
+                rows += measure(shapes[name](), model, int(batch), rounds)
     report("train", rows)
 
 

@@ -1,0 +1,105 @@
+"""Rows per second of a test pass with all metrics, against the forward passes alone, and one request of 200 candidates.
+
+python bench/evaluate.py
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+import warnings
+from typing import Any
+
+import lightning as L
+import torch
+from common import in_turn, median_and_spread, ratio, report
+from loops import make_model
+from shapes import Shape, aliccp_table, feed
+
+from dlen.data.loader import BatchLoader
+from dlen.data.store import Store
+from dlen.models import Ranker
+from dlen.training.datamodule import RankingDataModule
+from dlen.training.module import RankingModule
+
+ROWS = 1_000_000
+BATCH = 16_384
+CANDIDATES = 200
+REQUESTS = 200
+
+
+def full_pass(store: Store, model: Ranker) -> float:
+    """Test rows a second with every metric, through Lightning as train.py and evaluate.py do it."""
+    rows = len(store.split("train"))
+    module = RankingModule(model, None, "auto", {"test": rows})
+    data = RankingDataModule(store, BATCH, BATCH, 0, "train")
+    trainer = L.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    started = time.perf_counter()
+    trainer.test(module, datamodule=data, verbose=False)
+    return rows / (time.perf_counter() - started)
+
+
+def forward_alone(store: Store, model: Ranker) -> float:
+    """The same rows through the same model, and nothing else."""
+    split = store.split("train")
+    model.eval()
+    started = time.perf_counter()
+    with torch.inference_mode():
+        for batch in BatchLoader(split, BATCH, shuffle=False):
+            model(batch)
+    return len(split) / (time.perf_counter() - started)
+
+
+def evaluation(shape: Shape, name: str, rounds: int) -> list[dict[str, Any]]:
+    """A test pass with and without metrics."""
+    store = shape.store()
+    model = make_model(name, store.schema, shape)
+    parts = {
+        "forward alone": lambda: forward_alone(store, model),
+        "with all metrics": lambda: full_pass(store, model),
+    }
+    found = in_turn(parts, rounds)
+    return [
+        {
+            "shape": shape.name,
+            "model": name,
+            "what": what,
+            "rows/s": median_and_spread(rates),
+            "against forward alone": ratio(rates, found["forward alone"]),
+        }
+        for what, rates in found.items()
+    ]
+
+
+def latency(shape: Shape, name: str) -> dict[str, Any]:
+    """Milliseconds of one request, in PyTorch on one thread."""
+    store = shape.store()
+    model = make_model(name, store.schema, shape).eval()
+    batch = store.split("train").batch(torch.arange(CANDIDATES))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    taken = []
+    with torch.inference_mode():
+        for _ in range(REQUESTS):
+            started = time.perf_counter()
+            model(batch)
+            taken.append(1000 * (time.perf_counter() - started))
+    torch.set_num_threads(threads)
+    p99 = statistics.quantiles(taken, n=100)[98]
+    row: dict[str, Any] = {"shape": shape.name, "model": name, "candidates": CANDIDATES}
+    return row | {"median ms, PyTorch, one thread": f"{statistics.median(taken):.2f}", "p99 ms": f"{p99:.2f}"}
+
+
+def main() -> None:
+    """Both shapes, MMoE and DLEN."""
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
+    warnings.filterwarnings("ignore")
+    shapes = [aliccp_table(ROWS), feed(ROWS)]
+    pairs = [(shape, name) for shape in shapes for name in ("mmoe", "dlen")]
+    report("evaluate", [row for shape, name in pairs for row in evaluation(shape, name, rounds)])
+    report("latency", [latency(shape, name) for shape in shapes for name in ("mmoe", "ple", "dlen")])
+
+
+if __name__ == "__main__":
+    main()

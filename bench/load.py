@@ -1,0 +1,70 @@
+"""Batches from the prepared store alone, warm and with cold files, against training on them.
+
+python bench/load.py
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from common import in_turn, median_and_spread, ratio, report
+from loops import make_model, ours, repeated, timed
+from shapes import Shape, aliccp_raw, aliccp_table, feed
+
+from dlen.data.store import Store
+
+ROWS = 1_000_000
+STEPS = 150
+
+
+def drop_from_cache(store: Store) -> None:
+    """Ask the system to forget the store's pages; it keeps what other processes have mapped."""
+    for path in store.folder.rglob("*.bin"):
+        file = os.open(path, os.O_RDONLY)
+        os.fsync(file)
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(file)
+
+
+def load(shape: Shape, batch_size: int, cold: bool) -> float:
+    """Samples a second of shuffled batches."""
+    store = shape.store()
+    if cold:
+        drop_from_cache(store)
+    return timed(lambda batch: None, repeated(store.split("train"), batch_size), STEPS)
+
+
+def measure(shape: Shape, batch_size: int, rounds: int) -> list[dict[str, Any]]:
+    """Loading and training in turn."""
+    store = shape.store()
+    parts: dict[str, Callable[[], float]] = {
+        "training MMoE": lambda: ours(store, make_model("mmoe", store.schema, shape), batch_size, STEPS // 3),
+        "loading, warm": partial(load, shape, batch_size, cold=False),
+        "loading, cold files": partial(load, shape, batch_size, cold=True),
+    }
+    found = in_turn(parts, rounds)
+    return [
+        {
+            "shape": shape.name,
+            "batch": batch_size,
+            "what": what,
+            "samples/s": median_and_spread(rates),
+            "against training": ratio(rates, found["training MMoE"]),
+        }
+        for what, rates in found.items()
+    ]
+
+
+def main() -> None:
+    """Every shape at both batch sizes."""
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
+    shapes = [aliccp_table(ROWS), feed(ROWS), aliccp_raw(ROWS // 5)]
+    report("load", [row for shape in shapes for batch in (1024, 4096) for row in measure(shape, batch, rounds)])
+
+
+if __name__ == "__main__":
+    main()

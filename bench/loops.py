@@ -1,0 +1,123 @@
+"""Bare training loops: ours without Lightning, the way peers write one, and the matrix multiplications alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+
+import torch
+from shapes import Shape
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dlen.batch import Batch
+from dlen.data.loader import BatchLoader
+from dlen.data.store import Split, Store
+from dlen.models import DLEN, PLE, MMoE, Ranker
+from dlen.models.backbones import MMoEBackbone
+from dlen.schema import Schema
+from dlen.training.optimizers import adam
+from dlen.training.targets import Targets
+
+DIM = 16
+WARM_UP = 3
+
+
+def make_model(name: str, schema: Schema, shape: Shape, more_experts: int = 0, dim: int = DIM) -> Ranker:
+    """One of our models at the paper's size for this shape."""
+    experts = shape.experts + more_experts
+    if name == "dlen":
+        return DLEN(schema, embedding_dim=dim, backbone=partial(MMoEBackbone, num_experts=experts))
+    if name == "ple":
+        return PLE(schema, embedding_dim=dim, shared_experts=experts, task_experts=shape.task_experts)
+    return MMoE(schema, embedding_dim=dim, num_experts=experts)
+
+
+def repeated(split: Split, batch_size: int) -> Iterable[Batch]:
+    """Shuffled batches without end."""
+    loader = BatchLoader(split, batch_size, shuffle=True)
+    while True:
+        yield from loader
+
+
+def timed(step: Callable[[Batch], None], batches: Iterable[Batch], steps: int) -> float:
+    """Samples a second over ``steps`` steps after a warm-up."""
+    rows, started = 0, 0.0
+    for number, batch in enumerate(batches):
+        if number == WARM_UP:
+            rows, started = 0, time.perf_counter()
+        step(batch)
+        rows += len(batch)
+        if number + 1 == WARM_UP + steps:
+            break
+    return rows / (time.perf_counter() - started)
+
+
+def ours(store: Store, model: Ranker, batch_size: int, steps: int) -> float:
+    """Our model, optimiser and loader in a loop of a few lines."""
+    optimizer = adam(model, lr=1e-3, embedding_lr=1e-3)
+    targets, weights = Targets(store.schema), torch.ones(len(store.schema.tasks))
+
+    def step(batch: Batch) -> None:
+        optimizer.zero_grad()
+        labels, mask = targets.training_labels(batch.labels), targets.trained(batch.labels)
+        model.head.loss(model(batch), labels, mask, weights).backward()
+        optimizer.step()
+
+    return timed(step, repeated(store.split("train"), batch_size), steps)
+
+
+class DenseEmbeddings(nn.Module):
+    """An nn.Embedding for each field with dense gradients, as most public implementations do it."""
+
+    def __init__(self, schema: Schema) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList(nn.Embedding(f.vocab_size, DIM) for f in schema.fields)
+        offsets = [schema.offsets[f.name] for f in schema.fields]
+        self.register_buffer("offsets", torch.tensor(offsets, dtype=torch.int32))
+        self.offsets: Tensor
+        self.out_dim = DIM * len(offsets)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """(B, F * DIM)."""
+        ids = batch.ids - self.offsets
+        return torch.cat([table(ids[:, i]) for i, table in enumerate(self.tables)], 1)
+
+
+def as_peers_do(store: Store, shape: Shape, name: str, batch_size: int, steps: int) -> float:
+    """The same network over :class:`DenseEmbeddings`, with dense Adam over everything."""
+    model = make_model(name, store.schema, shape)
+    model.embedding = DenseEmbeddings(store.schema)  # type: ignore[assignment]
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+
+    def step(batch: Batch) -> None:
+        optimizer.zero_grad()
+        log_p = model(batch).log_p
+        F.binary_cross_entropy(log_p.exp(), batch.labels).backward()
+        optimizer.step()
+
+    return timed(step, repeated(store.split("train"), batch_size), steps)
+
+
+def matmul_limit(model: Ranker, in_dim: int, batch_size: int, repeats: int = 10) -> float:
+    """Samples a second if training did nothing but the products of its linear layers.
+
+    Each layer costs one product forward and two backward; the input's gradient is counted for all of them, as the
+    embeddings need it.
+    """
+    layers = [m for m in (*model.backbone.modules(), *model.head.modules()) if isinstance(m, nn.Linear)]
+    shapes = [(layer.in_features, layer.out_features) for layer in layers if layer.in_features]
+    tensors = [
+        (torch.randn(batch_size, a), torch.randn(batch_size, b), torch.randn(a, b), torch.empty(batch_size, b))
+        for a, b in shapes
+    ]
+    best = float("inf")
+    for _ in range(repeats):
+        started = time.perf_counter()
+        for x, grad, weight, out in tensors:
+            torch.mm(x, weight, out=out)
+            torch.mm(grad, weight.T)
+            torch.mm(x.T, grad)
+        best = min(best, time.perf_counter() - started)
+    return batch_size / best
