@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from datetime import timedelta
 from pathlib import Path
 
@@ -11,7 +12,15 @@ from torch import Tensor, distributed
 from torch.multiprocessing.spawn import spawn
 from torchmetrics import Metric
 
-from dlen.metrics import CalibrationError, CalibrationRatio, ExactAUC, HistogramAUC, LogLoss
+from dlen.metrics import (
+    ByUser,
+    CalibrationError,
+    CalibrationRatio,
+    ExactAUC,
+    HistogramAUC,
+    LogLoss,
+    NormalizedEntropy,
+)
 
 ROWS, TARGETS = 301, 2
 
@@ -34,13 +43,16 @@ def figures(part: slice) -> dict[str, Tensor]:
         "logloss": (LogLoss(TARGETS), [log_p, log_q, labels, mask]),
         "ratio": (CalibrationRatio(TARGETS), [log_p, labels, mask]),
         "error": (CalibrationError(TARGETS), [log_p, labels, mask]),
+        "entropy": (NormalizedEntropy(TARGETS), [log_p, log_q, labels, mask]),
+        "by user": (ByUser(TARGETS), [scores, labels, mask, torch.arange(ROWS)[part] % 9]),
     }
     found = {}
     for name, (metric, values) in inputs.items():
         for piece in torch.arange(len(scores)).split(60):
             if len(piece):
                 metric.update(*(x[piece] for x in values))
-        found[name] = metric.compute()
+        value = metric.compute()
+        found[name] = value if isinstance(value, Tensor) else torch.tensor([x for v in value for x in astuple(v)])
     return found
 
 

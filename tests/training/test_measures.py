@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import log_loss, roc_auc_score
+from sklearn.metrics import log_loss, ndcg_score, roc_auc_score
 
 from dlen.batch import Batch
 from dlen.errors import UserError
 from dlen.metrics import ExactAUC, HistogramAUC
 from dlen.models.heads import Ranking
 from dlen.models.predictions import Latent, Predictions
-from dlen.schema import Schema, Task
+from dlen.schema import Field, Kind, Schema, Task
 from dlen.training.measures import Figures, Measures
 from tests.helpers import make_batch, make_schema
 
@@ -51,7 +51,7 @@ def labelled(schema: Schema, p: np.ndarray, seed: int = 7) -> Batch:
 
 
 def parts(predictions: Predictions, batch: Batch) -> list[tuple[Predictions, Batch]]:
-    """The same rows in two uneven pieces; fields that the figures do not read stay whole."""
+    """The same rows in two uneven pieces; most fields that the figures do not read stay whole."""
     cut = []
     for rows in (slice(0, 110), slice(110, ROWS)):
         latent = predictions.latent
@@ -59,7 +59,9 @@ def parts(predictions: Predictions, batch: Batch) -> list[tuple[Predictions, Bat
             latent = Latent(*(getattr(latent, f.name)[rows] for f in fields(latent)))
         log_p, log_q, score = predictions.log_p[rows], predictions.log_q[rows], predictions.log_score[rows]
         labels, truth = batch.labels[rows], batch.truth[rows]
-        piece = Batch(batch.ids, batch.numeric, batch.bag_lengths, batch.bag_ids, batch.bag_weights, labels, truth)
+        piece = Batch(
+            batch.ids[rows], batch.numeric, batch.bag_lengths, batch.bag_ids, batch.bag_weights, labels, truth
+        )
         cut.append((Predictions(log_p, log_q, score, latent), piece))
     return cut
 
@@ -87,11 +89,39 @@ def test_figures_of_a_funnel(auc: str) -> None:
         assert figures.values[f"logloss/{name}"] == pytest.approx(log_loss(y, score), rel=1e-5)
         assert figures.values[f"calibration/{name}"] == pytest.approx(score.sum() / y.sum(), rel=1e-5)
         assert 0 < figures.values[f"ece/{name}"] < 0.3
+        rate_alone = log_loss(y, np.full(len(y), y.mean()))
+        assert figures.values[f"ne/{name}"] == pytest.approx(log_loss(y, score) / rate_alone, rel=1e-5)
     mean = (figures.values["auc/ctr"] + figures.values["auc/cvr"]) / 2
     assert figures.values["auc/mean"] == pytest.approx(mean)
-    keys = {f"{k}/{name}" for k in ("auc", "logloss", "calibration", "ece") for name in wanted} | {"auc/mean"}
+    keys = {f"{k}/{name}" for k in ("auc", "logloss", "ne", "calibration", "ece") for name in wanted} | {"auc/mean"}
     assert set(figures.values) == keys
     assert figures.undefined == {}
+
+
+def test_ranking_within_users_counts_observed_rows_alone() -> None:
+    user = Field("user", Kind.ID, "user", 40)
+    schema = replace(funnel(), fields=(Field("item", Kind.ID, "item", 5), user), user="user")
+    p = probabilities(2, 4)
+    batch = labelled(schema, p)
+    users = torch.arange(ROWS) % 40
+    batch.ids = torch.stack([torch.zeros_like(users), users + schema.offsets["user"]], 1)
+    figures = measure(Measures(schema, "exact", by_user=True), plain(p), batch)
+    click, convert = batch.labels.numpy().T
+    total, rows, gains, alone = 0.0, 0, [], 0
+    for number in range(40):
+        mine = (users.numpy() == number) & (click == 1)
+        if 0 < convert[mine].sum() < mine.sum():
+            total += mine.sum() * roc_auc_score(convert[mine], p[mine, 1])
+            rows += mine.sum()
+        else:
+            alone += 1
+        if convert[mine].sum():
+            gains.append(ndcg_score(convert[mine][None], p[mine, 1][None], k=10) if mine.sum() > 1 else 1.0)
+    assert figures.values["gauc/cvr"] == pytest.approx(total / rows, abs=1e-6)
+    assert figures.values["ndcg@10/cvr"] == pytest.approx(np.mean(gains), abs=1e-6)
+    assert figures.values["users_without_auc/cvr"] == alone / 40
+    assert "gauc/ctcvr" in figures.values
+    assert "gauc/cvr" not in measure(Measures(schema, "exact"), plain(p), batch).values
 
 
 def test_auto_is_exact_for_splits_of_up_to_a_million_rows() -> None:
@@ -193,7 +223,7 @@ def test_no_clicks_leave_conversion_without_rows() -> None:
     batch = labelled(schema, p)
     batch.labels[:] = 0
     figures = measure(Measures(schema), plain(p), batch)
-    for key in ("auc/cvr", "logloss/cvr", "calibration/cvr", "ece/cvr"):
+    for key in ("auc/cvr", "logloss/cvr", "ne/cvr", "calibration/cvr", "ece/cvr"):
         assert key not in figures.values
         assert figures.undefined[key] == "no rows among 0 observed rows"
 
@@ -202,7 +232,7 @@ def test_conversion_trained_on_all_rows_has_no_logloss_of_its_own() -> None:
     schema, p = funnel("all"), probabilities(2, 1)
     batch = labelled(schema, p)
     figures = measure(Measures(schema, "exact"), plain(p), batch)
-    for key in ("logloss/cvr", "calibration/cvr", "ece/cvr"):
+    for key in ("logloss/cvr", "ne/cvr", "calibration/cvr", "ece/cvr"):
         assert key not in figures.values
         assert "ctcvr" in figures.undefined[key]
     click, convert = batch.labels.numpy().T

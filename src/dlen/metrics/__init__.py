@@ -5,7 +5,18 @@ where a target is undefined.
 """
 
 from dlen.metrics.auc import ExactAUC, HistogramAUC, MTLGain
+from dlen.metrics.by_user import ByUser
 from dlen.metrics.hidden import HiddenState
-from dlen.metrics.probability import CalibrationError, CalibrationRatio, LogLoss
+from dlen.metrics.probability import CalibrationError, CalibrationRatio, LogLoss, NormalizedEntropy
 
-__all__ = ["CalibrationError", "CalibrationRatio", "ExactAUC", "HiddenState", "HistogramAUC", "LogLoss", "MTLGain"]
+__all__ = [
+    "ByUser",
+    "CalibrationError",
+    "CalibrationRatio",
+    "ExactAUC",
+    "HiddenState",
+    "HistogramAUC",
+    "LogLoss",
+    "MTLGain",
+    "NormalizedEntropy",
+]

@@ -38,6 +38,33 @@ class LogLoss(Metric):
         return self.total / torch.where(self.rows > 0, self.rows, torch.nan)
 
 
+class NormalizedEntropy(LogLoss):
+    """Logloss of K targets over that of always predicting the split's own rate (He et al. 2014, equation 3).
+
+    1 is as good as the rate alone and 0 is perfect; unlike the logloss it compares tasks of different rates.
+
+    Args:
+        num_targets: K.
+    """
+
+    positives: Tensor
+
+    def __init__(self, num_targets: int) -> None:
+        super().__init__(num_targets)
+        self.add_state("positives", default=torch.zeros(num_targets, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, log_p: Tensor, log_q: Tensor, labels: Tensor, mask: Tensor) -> None:
+        """Add rows, as :class:`LogLoss`."""
+        super().update(log_p, log_q, labels, mask)
+        self.positives += (labels * mask).double().sum(0)
+
+    def compute(self) -> Tensor:
+        """(K,) float64; nan where one class is absent."""
+        rate = self.positives / self.rows
+        entropy = -(torch.xlogy(rate, rate) + torch.xlogy(1 - rate, 1 - rate))
+        return super().compute() / torch.where(entropy > 0, entropy, torch.nan)
+
+
 class CalibrationRatio(Metric):
     """Sum of probabilities over number of positives of K targets: 1 is right, 2 promises twice too much.
 

@@ -14,7 +14,10 @@ _COLUMNS = {
     "auc_total": ("AUC (1)", "{:.4f}"),
     "auc_joint": ("AUC (4)", "{:.4f}"),
     "oracle": ("oracle", "{:.4f}"),
+    "gauc": ("GAUC", "{:.4f}"),
+    "ndcg@10": ("NDCG@10", "{:.4f}"),
     "logloss": ("logloss", "{:.5f}"),
+    "ne": ("NE", "{:.4f}"),
     "calibration": ("pred/obs", "{:.3f}"),
     "ece": ("ECE", "{:.5f}"),
 }

@@ -12,12 +12,22 @@ from torchmetrics import Metric
 
 from dlen.batch import Batch
 from dlen.errors import UserError
-from dlen.metrics import CalibrationError, CalibrationRatio, ExactAUC, HistogramAUC, LogLoss, MTLGain
+from dlen.metrics import (
+    ByUser,
+    CalibrationError,
+    CalibrationRatio,
+    ExactAUC,
+    HistogramAUC,
+    LogLoss,
+    MTLGain,
+    NormalizedEntropy,
+)
+from dlen.metrics.by_user import NDCG_AT
 from dlen.metrics.functional import EXACT_ROWS
 from dlen.models.heads import Ranking
 from dlen.models.predictions import Predictions
 from dlen.nn.logspace import log1mexp, log_odds
-from dlen.schema import Schema
+from dlen.schema import Kind, Schema
 from dlen.training.latent import PREFERS, UP, HiddenFigures, LatentMeasures
 from dlen.training.targets import Targets
 
@@ -42,7 +52,8 @@ class Figures:
 class Measures(nn.Module):
     """All metrics of one pass over one split.
 
-    Keys: ``auc/T``, ``logloss/T``, ``calibration/T``, ``ece/T`` for each target T, ``auc/mean`` over the tasks,
+    Keys: ``auc/T``, ``logloss/T``, ``ne/T``, ``calibration/T``, ``ece/T`` for each target T, ``auc/mean`` over
+    the tasks; ``gauc/T``, ``ndcg@10/T`` and ``users_without_auc/T`` where ranking within users is measured;
     ``gain/T`` and ``gain/mean`` beside a base run; on simulated data ``oracle/T``; for DLEN ``auc_total/T`` or
     ``auc_joint/T`` (the probability that does not rank) and those of :class:`LatentMeasures`.
 
@@ -52,6 +63,7 @@ class Measures(nn.Module):
         rows: of the split.
         ranking: for DLEN, which of its probabilities ranks; None for other models.
         base: AUC by target of the run to compare with.
+        by_user: measure the ranking within each user's rows as well, if the schema names a user.
     """
 
     def __init__(
@@ -61,6 +73,7 @@ class Measures(nn.Module):
         rows: int = 0,
         ranking: Ranking | None = None,
         base: Mapping[str, float] | None = None,
+        by_user: bool = False,
     ) -> None:
         super().__init__()
         self.targets = Targets(schema)
@@ -71,7 +84,10 @@ class Measures(nn.Module):
             auc = "exact" if rows <= EXACT_ROWS else "histogram"
         self.auc = _make_auc(auc, len(names))
         self.logloss, self.ratio = LogLoss(len(names)), CalibrationRatio(len(names))
-        self.ece = CalibrationError(len(names))
+        self.ece, self.entropy = CalibrationError(len(names)), NormalizedEntropy(len(names))
+        ids = [f.name for f in schema.of_kind(Kind.ID)]
+        self.user_column = ids.index(schema.user) if by_user and schema.user in ids else None
+        self.by_user = None if self.user_column is None else ByUser(len(names))
         base_values = [(base or {}).get(n, math.nan) for n in names]
         self.gain = MTLGain(self.auc, base_values) if base else None
         self.other_auc = _make_auc(auc, len(names)) if ranking else None
@@ -96,6 +112,9 @@ class Measures(nn.Module):
         self.logloss.update(log_p, log_q, labels, mask)
         self.ratio.update(log_p, labels, mask)
         self.ece.update(log_p, labels, mask)
+        self.entropy.update(log_p, log_q, labels, mask)
+        if self.by_user is not None:
+            self.by_user.update(scores, labels, mask, batch.ids[:, self.user_column])
         if predictions.latent is not None:
             assert self.latent is not None
             assert self.other_auc is not None
@@ -121,7 +140,7 @@ class Measures(nn.Module):
         """All figures so far, over all processes."""
         names = self.targets.names
         counts = (self.logloss.rows.clone(), self.ratio.observed.clone())  # of this process, for the reasons
-        columns = {"auc": _column(self.auc), "logloss": _column(self.logloss)}
+        columns = {"auc": _column(self.auc), "logloss": _column(self.logloss), "ne": _column(self.entropy)}
         columns |= {"calibration": _column(self.ratio), "ece": _column(self.ece)}
         if self.gain is not None:
             columns["gain"] = self.gain.compute()[:-1]
@@ -140,6 +159,11 @@ class Measures(nn.Module):
             for index, name in enumerate(names):
                 self._put(figures, f"{key}/{name}", float(column[index]), index, counts)
         self._means(figures)
+        if self.by_user is not None:
+            for name, found in zip(names, self.by_user.compute(), strict=True):
+                ranked = {f"gauc/{name}": found.gauc, f"ndcg@{NDCG_AT}/{name}": found.ndcg}
+                _put_all(figures, ranked, "no user has both classes")
+                figures.values[f"users_without_auc/{name}"] = found.left_out / max(found.users, 1)
         if self.latent is not None:
             values, figures.hidden = self.latent.compute()
             _put_all(figures, values)
@@ -151,7 +175,7 @@ class Measures(nn.Module):
     def _put(self, figures: Figures, key: str, value: float, index: int, counts: tuple[Tensor, Tensor]) -> None:
         rows, positives = (int(c[index]) for c in counts)
         measure = key.split("/")[0]
-        if measure in ("logloss", "calibration", "ece") and not self.targets.is_probability()[index]:
+        if measure in ("logloss", "ne", "calibration", "ece") and not self.targets.is_probability()[index]:
             joint = self.targets.schema.tasks[index].joint
             figures.undefined[key] = f"trained on all rows, so the probability is that of {joint}"
         elif not math.isnan(value):
@@ -186,9 +210,9 @@ def _column(metric: Metric) -> Tensor:
     return values
 
 
-def _put_all(figures: Figures, values: Mapping[str, float]) -> None:
+def _put_all(figures: Figures, values: Mapping[str, float], reason: str = "only one class in this split") -> None:
     for key, value in values.items():
         if math.isnan(value):
-            figures.undefined[key] = "only one class in this split"
+            figures.undefined[key] = reason
         else:
             figures.values[key] = value

@@ -27,6 +27,7 @@ class RankingModule(L.LightningModule):
         auc: ``auto``, ``histogram`` or ``exact``.
         rows: of the splits of the stages ``val`` and ``test``, for ``auto``.
         base: ``metrics.json`` of the run that gains are measured against.
+        by_user: measure the ranking within users in the test pass.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class RankingModule(L.LightningModule):
         auc: str = "auto",
         rows: Mapping[str, int] | None = None,
         base: Mapping[str, float] | None = None,
+        by_user: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
@@ -48,7 +50,12 @@ class RankingModule(L.LightningModule):
         self.measures = torch.nn.ModuleDict(
             {
                 stage: Measures(
-                    model.schema, auc, (rows or {}).get(stage, 0), ranking, _base_auc(base, stage, self.targets.names)
+                    model.schema,
+                    auc,
+                    (rows or {}).get(stage, 0),
+                    ranking,
+                    _base_auc(base, stage, self.targets.names),
+                    by_user=by_user and stage == "test",
                 )
                 for stage in ("val", "test")
             }

@@ -25,6 +25,7 @@ from dlen.data.prepare import summary
 from dlen.data.store import Store
 from dlen.errors import UserError
 from dlen.files import write_json
+from dlen.metrics.functional import EXACT_ROWS
 from dlen.models.ranker import Ranker
 from dlen.reports.plots import plot_hidden_state
 from dlen.reports.terminal import print_figures
@@ -75,7 +76,7 @@ def train(config: DictConfig) -> dict[str, Any]:
         callbacks.append(ScoreWriter(folder / SCORES))
     trainer: L.Trainer = build_trainer(config, folder, logger, callbacks)
     rows = {"val": len(store.split("validation")), "test": len(store.split("test"))}
-    module = RankingModule(model, make_optimizer, config.metrics.auc, rows, base)
+    module = RankingModule(model, make_optimizer, config.metrics.auc, rows, base, _by_user(config, rows["test"]))
     data = RankingDataModule(store, config.loader.batch_size, config.loader.eval_batch_size, config.seed)
     if trainer.world_size > 1:
         raise UserError(
@@ -158,6 +159,12 @@ def build_trainer(config: DictConfig, folder: Path, logger: list[Any], callbacks
         raise UserError(f"config trainer: {str(error).splitlines()[0]}") from None
 
 
+def _by_user(config: DictConfig, rows: int) -> bool:
+    """Whether to rank within users, which takes memory for each row."""
+    asked = config.metrics.by_user
+    return rows <= EXACT_ROWS if asked == "auto" else bool(asked)
+
+
 def choose_precision(accelerator: str) -> str:
     """``bf16-mixed`` where the device has the instructions, else ``32-true``: a CPU without them is 20 times slower.
 
@@ -190,7 +197,8 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     if recorded != store.fingerprint:
         raise UserError(f"{folder}: trained on data {recorded}, but the files now give {store.fingerprint}")
     rows, base = {"test": len(store.split(config.split))}, _read_base(run_config.base_run)
-    module = RankingModule(build_model(run_config, store), None, run_config.metrics.auc, rows, base)
+    by_user = _by_user(run_config, rows["test"])
+    module = RankingModule(build_model(run_config, store), None, run_config.metrics.auc, rows, base, by_user)
     loader = run_config.loader
     data = RankingDataModule(store, loader.batch_size, loader.eval_batch_size, run_config.seed, config.split)
     checkpoint = folder / "checkpoints" / f"{config.checkpoint}.ckpt"
@@ -243,6 +251,8 @@ def _check(config: DictConfig) -> None:
         raise UserError(f"config patience: {config.patience!r} is not a whole number from 0")
     if config.metrics.auc not in AUC_KINDS:
         raise UserError(f"config metrics.auc: {config.metrics.auc!r} is not one of {', '.join(AUC_KINDS)}")
+    if config.metrics.by_user not in ("auto", True, False):
+        raise UserError(f"config metrics.by_user: {config.metrics.by_user!r} is not auto, true or false")
     every = config.metrics.conflict_every
     if not isinstance(every, int) or every < 0:
         raise UserError(f"config metrics.conflict_every: {every!r} is not a whole number from 0")
