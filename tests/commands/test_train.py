@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import json
 import math
 import os
@@ -23,6 +24,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 from dlen.config import build, open_store
 from dlen.data.loader import BatchLoader
 from dlen.errors import UserError
+from dlen.models import DLEN
 from dlen.models.ranker import Ranker
 from dlen.schema import Schema
 from dlen.training.run import evaluate, train
@@ -120,13 +122,17 @@ def test_the_papers_variant_and_ours(data: str, composed: Compose, tmp_path: Pat
     paper = composed("model=dlen", "model/variant=paper").model
     assert (paper.prediction, paper.likelihood, paper.match) == ("joint", "marginal", 0)
     ours = composed("model=dlen").model
-    assert (ours.prediction, ours.likelihood, ours.match) == ("total", "marginal", 0)
-    full = composed("model=dlen", "model/variant=full").model
-    assert (full.prediction, full.likelihood, full.match) == ("total", "full", 8)
+    assert (ours.prediction, ours.likelihood, ours.match) == ("total", "full", 0)
+    match = composed("model=dlen", "model/variant=match").model
+    assert (match.prediction, match.likelihood, match.match) == ("total", "full", 8)
+    assert (paper.alpha, ours.alpha, match.alpha) == (0.1, 1.0, 1.0)
+    signature = inspect.signature(DLEN).parameters
+    for key in ("prediction", "likelihood", "alpha", "match", "bound", "initial_up", "initial_leak", "detach_bound"):
+        assert ours[key] == signature[key].default, key
     settings = [*SIZES["dlen"], *data_settings(data, tmp_path)]
     for extra in (
         ["model/variant=paper"],
-        ["model/variant=full"],
+        ["model/variant=match"],
         ["model.hidden=null", "model.match=0"],
         ["model.detach_bound=true"],
     ):

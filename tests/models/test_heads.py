@@ -31,9 +31,20 @@ def latent_head(
     alpha: float | Mapping[str, float] = 0.3,
     prediction: Ranking = Ranking.JOINT,
     rates: tuple[float, ...] = RATES,
+    initial_leak: float = 0.05,
 ) -> LatentHead:
     schema = make_schema(tasks_with_rates(*rates))
-    return LatentHead(schema, 3, 4, alpha=alpha, bound=bound, prediction=prediction, tower=(5,), hidden=(6,))
+    return LatentHead(
+        schema,
+        3,
+        4,
+        alpha=alpha,
+        bound=bound,
+        prediction=prediction,
+        tower=(5,),
+        hidden=(6,),
+        initial_leak=initial_leak,
+    )
 
 
 def latent_of(predictions: Predictions) -> Latent:
@@ -325,6 +336,27 @@ def test_latent_head_starts_at_the_training_rates(bound: Bound, alpha: float, ra
     predictions = biases_only(latent_head(bound, alpha, rates=rates))
     assert predictions.log_p.exp()[0].tolist() == pytest.approx(rates, rel=1e-4)
     assert 0.02 <= latent_of(predictions).log_up.exp().item() <= 0.98 + 1e-6
+
+
+@pytest.mark.parametrize("bound", list(Bound))
+@pytest.mark.parametrize("leak", [0.02, 0.05, 0.2])
+def test_latent_head_starts_at_the_leak_that_was_asked_for(bound: Bound, leak: float) -> None:
+    latent = biases_only(latent_head(bound, 1.0, rates=(0.1, 0.02), initial_leak=leak)).latent
+    assert latent is not None
+    ratio = (latent.log_given_not_up - latent.log_given_up).exp()[0].tolist()
+    assert ratio == pytest.approx([leak, leak], rel=1e-3)
+
+
+def test_a_tight_bound_lowers_the_first_leak_to_half_of_it() -> None:
+    latent = biases_only(latent_head(Bound.CONDITIONAL, 0.04, rates=(0.1,), initial_leak=0.05)).latent
+    assert latent is not None
+    assert (latent.log_given_not_up - latent.log_given_up).exp()[0].tolist() == pytest.approx([0.02], rel=1e-3)
+
+
+@pytest.mark.parametrize("leak", [0.0, 1.0, -0.1])
+def test_an_impossible_first_leak_is_refused(leak: float) -> None:
+    with pytest.raises(ValueError, match="initial_leak must be above 0 and below 1"):
+        latent_head(Bound.CONDITIONAL, 0.1, initial_leak=leak)
 
 
 @pytest.mark.parametrize("rates", RATE_SETS)

@@ -165,10 +165,12 @@ class LatentHead(Head):
         match: factors of the dot product of user and item in P(UP); 0 for none, as in the paper.
         detach_bound: with the conditional bound, let P(t | not UP) send no gradient into P(t | UP).
         initial_up: P(UP) of the first step, raised where the training rates ask for more.
+        initial_leak: P(t | not UP) over P(t | UP) of the first step, lowered where the bound asks for less. It says
+            which of the two states is to mean preference, and where learning starts.
         dropout: in the towers and the hidden state network.
 
     Raises:
-        ValueError: alpha is outside (0, 1] or does not name every task.
+        ValueError: alpha is outside (0, 1] or does not name every task, or a first step is impossible.
     """
 
     def __init__(
@@ -184,10 +186,9 @@ class LatentHead(Head):
         tower: Sequence[int] = TOWER,
         hidden: Sequence[int] | None = (256, 128, 64),
         match: int = 0,
-        match_std: float = 0.25,
         detach_bound: bool = False,
         initial_up: float = 0.5,
-        initial_leak: float | None = None,
+        initial_leak: float = 0.05,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -197,6 +198,8 @@ class LatentHead(Head):
         self.likelihood = _choice(Likelihood, likelihood, "likelihood")
         if not 0 < initial_up <= _MOST_UP:
             raise ValueError(f"initial_up must be above 0 and at most {_MOST_UP}, got {initial_up}")
+        if not 0 < initial_leak < 1:
+            raise ValueError(f"initial_leak must be above 0 and below 1, got {initial_leak}")
         rates = _rates(schema)
         alphas = _alphas(alpha, schema.task_names)
         base = rates if self.bound is Bound.PRIOR else [1.0] * len(rates)
@@ -215,7 +218,7 @@ class LatentHead(Head):
         self.hidden = None if hidden is None else MLP(in_dim, hidden, dropout)
         self.hidden_output = nn.Linear(self.hidden.out_dim if self.hidden else 0, 1)
         nn.init.constant_(self.hidden_output.bias, logit(up))
-        self.match = _match(schema, in_dim, match, 1, match_std)
+        self.match = _match(schema, in_dim, match, 1)
 
     def forward(self, representations: Tensor, x: Tensor) -> Predictions:
         """(T, B, H) representations and the (B, D) input -> Predictions with the hidden state."""
@@ -260,7 +263,7 @@ class LatentHead(Head):
         return joint_loss(predictions.latent, labels, mask * weights)
 
 
-def _match(schema: Schema, in_dim: int, factors: int, outputs: int, std: float = 0.25) -> Match | None:
+def _match(schema: Schema, in_dim: int, factors: int, outputs: int) -> Match | None:
     """A match of user and item over the id fields, which stand first in the input; None where a side is missing."""
     fields = [*schema.of_kind(Kind.ID), *schema.of_kind(Kind.IDS)]
     users = [i for i, f in enumerate(fields) if f.side == "user"]
@@ -268,7 +271,7 @@ def _match(schema: Schema, in_dim: int, factors: int, outputs: int, std: float =
     if not factors or not users or not items:
         return None
     dim = (in_dim - len(schema.of_kind(Kind.NUMERIC))) // len(fields)
-    return Match(users, items, dim, factors, outputs, std)
+    return Match(users, items, dim, factors, outputs)
 
 
 def _rates(schema: Schema) -> list[float]:
@@ -303,12 +306,14 @@ def _initial_up(asked: float, rates: Sequence[float], dislikes: Sequence[bool]) 
     return min(max(min(asked, most), least, 1 - _MOST_UP), _MOST_UP)
 
 
-def _initial_pair(rate: float, up: float, ceiling: float, bound: Bound, leak: float | None) -> tuple[float, float]:
-    """Logits (c, n) at which P(t) is the training rate, with n in the middle of its range where that is possible."""
+def _initial_pair(rate: float, up: float, ceiling: float, bound: Bound, leak: float) -> tuple[float, float]:
+    """Logits (c, n) at which P(t) is the training rate and P(t | not UP) is ``leak`` times P(t | UP).
+
+    It begins in the lower half of what its bound leaves, so unsaturated, and below ``leak`` where that is less.
+    """
     if bound is Bound.CONDITIONAL:
-        share = 0.5 if leak is None else min(0.5, leak / ceiling)
-        c = rate / (up + ceiling * share * (1 - up))
-        return logit(min(c, 0.99)), logit(share)
-    share = min(0.5, 0.5 * rate / ceiling)  # leaves at least half of the rate to P(t | UP)
+        share = min(0.5, leak / ceiling)
+        return logit(min(rate / (up + ceiling * share * (1 - up)), 0.99)), logit(share)
+    share = min(0.5, leak * rate / (up + leak * (1 - up)) / ceiling)
     c = (rate - ceiling * share * (1 - up)) / up
     return logit(min(c, 0.99)), logit(share)

@@ -229,8 +229,8 @@ class CGC(PLE):
 class DLEN(Ranker):
     """Deep Latent Emotion Network: the latent head on any backbone (MMoE in the paper).
 
-    The paper ranks by ``prediction="joint"``. With many positives in every task, ``likelihood="full", match=8`` is
-    better.
+    The paper's own variant is ``alpha=0.1, prediction="joint", likelihood="marginal"``. With many positives in every
+    task ``match=8`` is better.
 
     Args:
         schema: fields and tasks.
@@ -245,6 +245,7 @@ class DLEN(Ranker):
         match: factors of the dot product of user and item in P(UP); 0 for none, as in the paper.
         detach_bound: let P(t | not UP) send no gradient into P(t | UP) through the conditional bound.
         initial_up: P(UP) at the first step.
+        initial_leak: P(t | not UP) over P(t | UP) at the first step.
         dropout: in the towers and the hidden state network.
     """
 
@@ -254,17 +255,16 @@ class DLEN(Ranker):
         *,
         backbone: MakeBackbone = MMoEBackbone,
         embedding_dim: int = 16,
-        alpha: float | Mapping[str, float] = 0.1,
+        alpha: float | Mapping[str, float] = 1.0,
         bound: Bound | str = Bound.CONDITIONAL,
         prediction: Ranking | str = Ranking.TOTAL,
-        likelihood: Likelihood | str = Likelihood.MARGINAL,
+        likelihood: Likelihood | str = Likelihood.FULL,
         tower: Sequence[int] = TOWER,
         hidden: Sequence[int] | None = EXPERT,
         match: int = 0,
-        match_std: float = 0.25,
         detach_bound: bool = False,
         initial_up: float = 0.5,
-        initial_leak: float | None = None,
+        initial_leak: float = 0.05,
         dropout: float = 0.0,
     ) -> None:
         embedding = EmbeddingTable(schema, embedding_dim)
@@ -280,7 +280,6 @@ class DLEN(Ranker):
             tower=tower,
             hidden=hidden,
             match=match,
-            match_std=match_std,
             detach_bound=detach_bound,
             initial_up=initial_up,
             initial_leak=initial_leak,
