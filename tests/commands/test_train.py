@@ -210,6 +210,7 @@ def test_run_folder_holds_what_it_promises(composed: Compose, tmp_path: Path) ->
         "metrics.json",
         "schema.json",
         "hidden_state.png",
+        "gates.png",
         "checkpoints/best.ckpt",
         "checkpoints/last.ckpt",
         "logs/metrics.csv",

@@ -4,13 +4,34 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from dlen.nn.gate import Gate
 from dlen.nn.mlp import MLP
 
 EXPERT = (256, 128, 64)  # every expert of the paper
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """A gate and the experts it mixes, by name, to be looked at.
+
+    Attributes:
+        level: of the backbone, from 1.
+        gate: its module.
+        owners: for each of its G mixtures the task it is for, or None where it is for all.
+        names: of its E experts.
+        experts: their modules.
+    """
+
+    level: int
+    gate: Gate
+    owners: list[int | None]
+    names: list[str]
+    experts: list[nn.Module]
 
 
 class Backbone(nn.Module, ABC):
@@ -30,6 +51,10 @@ class Backbone(nn.Module, ABC):
     def shared_parameters(self) -> list[nn.Parameter]:
         """What all tasks train: experts that every task's output depends on, without the gates."""
 
+    def mixtures(self) -> list[Mixture]:
+        """Its gates; none where nothing is mixed."""
+        return []
+
 
 def _check(expert: Sequence[int], **numbers: int) -> None:
     """Raise ValueError for sizes that make no backbone."""
@@ -38,6 +63,10 @@ def _check(expert: Sequence[int], **numbers: int) -> None:
     for name, number in numbers.items():
         if number < 1:
             raise ValueError(f"{name} must be at least 1, got {number}")
+
+
+def _names(kind: str, number: int) -> list[str]:
+    return [f"{kind}{i}" for i in range(number)]
 
 
 def mix(gates: Tensor, experts: Sequence[Tensor]) -> Tensor:
@@ -102,18 +131,21 @@ class MMoEBackbone(Backbone):
         super().__init__()
         _check(expert, num_experts=num_experts)
         self.experts = nn.ModuleList(MLP(in_dim, expert, dropout) for _ in range(num_experts))
-        self.gates = nn.Linear(in_dim, num_tasks * num_experts, bias=False)
-        self.shape = (num_tasks, num_experts)
+        self.gates = Gate(in_dim, num_tasks, num_experts)
         self.out_dim = expert[-1]
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D) -> (T, B, H)."""
-        gates = self.gates(x).unflatten(1, self.shape).softmax(2)  # (B, T, E)
-        return mix(gates, [expert(x) for expert in self.experts])
+        return mix(self.gates(x), [expert(x) for expert in self.experts])
 
     def shared_parameters(self) -> list[nn.Parameter]:
         """All experts."""
         return list(self.experts.parameters())
+
+    def mixtures(self) -> list[Mixture]:
+        """The gate of each task."""
+        num_tasks, num_experts = self.gates.shape
+        return [Mixture(1, self.gates, list(range(num_tasks)), _names("expert", num_experts), list(self.experts))]
 
 
 class MoEBackbone(MMoEBackbone):
@@ -137,6 +169,10 @@ class MoEBackbone(MMoEBackbone):
     def forward(self, x: Tensor) -> Tensor:
         """(B, D) -> (T, B, H), the same for each task."""
         return super().forward(x).expand(self.num_tasks, -1, -1)
+
+    def mixtures(self) -> list[Mixture]:
+        """The one gate."""
+        return [Mixture(1, self.gates, [None], _names("expert", len(self.experts)), list(self.experts))]
 
 
 class TaskNetworksBackbone(Backbone):
@@ -200,22 +236,33 @@ class CGCLevel(nn.Module):
         self.shared_experts = experts(shared_experts)
         self.task_experts = nn.ModuleList(experts(task_experts) for _ in range(num_tasks))
         mixed = task_experts + shared_experts
-        self.gates = nn.ModuleList(nn.Linear(in_dim, mixed, bias=False) for _ in range(num_tasks))
+        self.gates = nn.ModuleList(Gate(in_dim, 1, mixed) for _ in range(num_tasks))
         everything = num_tasks * task_experts + shared_experts
-        self.shared_gate = None if last else nn.Linear(in_dim, everything, bias=False)
+        self.shared_gate = None if last else Gate(in_dim, 1, everything)
 
     def forward(self, tasks: Sequence[Tensor], shared: Tensor) -> tuple[list[Tensor], Tensor]:
         """T task inputs and the shared input, (B, D) each -> T task outputs and the shared output, (B, H)."""
         common = [expert(shared) for expert in self.shared_experts]
         own = [[expert(x) for expert in group] for x, group in zip(tasks, self.task_experts, strict=True)]  # type: ignore[attr-defined]
-        outputs = [
-            mix(gate(x).softmax(1)[:, None], [*mine, *common])[0]
-            for x, gate, mine in zip(tasks, self.gates, own, strict=True)
-        ]
+        outputs = [mix(gate(x), [*mine, *common])[0] for x, gate, mine in zip(tasks, self.gates, own, strict=True)]
         if self.shared_gate is None:
             return outputs, shared
         everything = [output for mine in own for output in mine] + common
-        return outputs, mix(self.shared_gate(shared).softmax(1)[:, None], everything)[0]
+        return outputs, mix(self.shared_gate(shared), everything)[0]
+
+    def mixtures(self, level: int) -> list[Mixture]:
+        """The gate of each task, and the shared one."""
+        common, shared = list(self.shared_experts), _names("shared", len(self.shared_experts))
+        own = [(f"task{t}_expert", list(group.children())) for t, group in enumerate(self.task_experts)]
+        found = [
+            Mixture(level, gate, [task], [*_names(name, len(group)), *shared], [*group, *common])  # type: ignore[arg-type]
+            for task, (gate, (name, group)) in enumerate(zip(self.gates, own, strict=True))
+        ]
+        if self.shared_gate is not None:
+            names = [n for name, group in own for n in _names(name, len(group))]
+            experts = [e for _, group in own for e in group]
+            found.append(Mixture(level, self.shared_gate, [None], [*names, *shared], [*experts, *common]))
+        return found
 
 
 class PLEBackbone(Backbone):
@@ -264,6 +311,10 @@ class PLEBackbone(Backbone):
         levels = list(self.levels)
         modules = [level.shared_experts for level in levels] + [level.task_experts for level in levels[:-1]]
         return [p for module in modules for p in module.parameters()]  # type: ignore[union-attr]
+
+    def mixtures(self) -> list[Mixture]:
+        """The gates of all levels."""
+        return [m for number, level in enumerate(self.levels, 1) for m in level.mixtures(number)]  # type: ignore[operator]
 
 
 class CGCBackbone(PLEBackbone):

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from dlen.metrics.hidden import PATTERNS
 
 if TYPE_CHECKING:
+    from dlen.training.gates import GateFigures
     from dlen.training.latent import HiddenFigures
 
 _COLOURS = ("#4477aa", "#66ccee", "#ee6677")  # distinguishable to colour-blind readers (Tol, bright)
@@ -59,6 +60,38 @@ def plot_hidden_state(hidden: HiddenFigures, path: Path) -> None:
     right.set(xticks=places, xticklabels=hidden.tasks, ylabel="share of negatives")
     right.set_title("What a negative means" + ("; hatched: the truth" if len(shown) > 1 else ""))
     right.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    figure.savefig(path, dpi=120)
+
+
+def plot_gates(gates: list[GateFigures], path: Path) -> None:
+    """Mean weight of each expert for each task, a panel for each set of experts.
+
+    Args:
+        gates: of one pass.
+        path: of the PNG.
+    """
+    from matplotlib.figure import Figure
+
+    panels: dict[tuple[int, tuple[str, ...]], list[GateFigures]] = {}
+    for gate in gates:
+        panels.setdefault((gate.level, tuple(gate.experts)), []).append(gate)
+    size = (2.5 + 0.62 * max(len(names) for _, names in panels), 0.7 * len(gates) + 1.1 * len(panels))
+    figure = Figure(figsize=size, layout="constrained")
+    heights = [len(rows) for rows in panels.values()]
+    for panel, ((level, names), rows) in zip(
+        figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0], panels.items(), strict=True
+    ):
+        values = np.stack([gate.weights.numpy() for gate in rows])
+        panel.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        panel.set(xticks=range(len(names)), yticks=range(len(rows)))
+        panel.set_xticklabels(names, rotation=30, ha="right", size=7)
+        panel.set_yticklabels([gate.owner for gate in rows], size=8)
+        panel.set_title(f"level {level}: mean weight", size=9)
+        for line, column in np.ndindex(*values.shape):
+            value = values[line, column]
+            panel.text(
+                column, line, f"{value:.2f}", ha="center", va="center", size=7, color="w" if value > 0.6 else "k"
+            )
     figure.savefig(path, dpi=120)
 
 

@@ -32,6 +32,7 @@ from dlen.reports.terminal import print_figures
 from dlen.training.callbacks import Meter, PlainProgress, ScoreWriter, TerminalProgress
 from dlen.training.conflict import GradientConflict
 from dlen.training.datamodule import RankingDataModule
+from dlen.training.gates import GateMonitor
 from dlen.training.latent import warnings as hidden_state_warnings
 from dlen.training.measures import AUC_KINDS, Figures
 from dlen.training.module import RankingModule
@@ -70,8 +71,8 @@ def train(config: DictConfig) -> dict[str, Any]:
     _check_optimizer(make_optimizer, model)
     folder = _run_folder(config)
     logger = _loggers(config, folder)
-    meter, conflict = Meter(), GradientConflict(config.metrics.conflict_every)
-    callbacks = [*_callbacks(config, folder, meter), conflict]
+    meter, conflict, gates = Meter(), GradientConflict(config.metrics.conflict_every), GateMonitor()
+    callbacks = [*_callbacks(config, folder, meter), conflict, gates]
     if config.metrics.scores:
         callbacks.append(ScoreWriter(folder / SCORES))
     trainer: L.Trainer = build_trainer(config, folder, logger, callbacks)
@@ -102,7 +103,7 @@ def train(config: DictConfig) -> dict[str, Any]:
         "fit/precision": str(trainer.precision),
         "fit/steps": trainer.global_step,
     }
-    metrics |= meter.figures(trainer.world_size) | conflict.figures(store.schema.task_names)
+    metrics |= meter.figures(trainer.world_size) | conflict.figures(store.schema.task_names) | gates.figures()
     best = folder / "checkpoints" / "best.ckpt"
     if not best.exists():
         print("training ended before the first validation: the last weights are tested", file=sys.stderr)
@@ -114,6 +115,9 @@ def train(config: DictConfig) -> dict[str, Any]:
         write_json(folder / "metrics.json", metrics)
         print_figures(metrics, "test", module.targets.names)
         _show_hidden_state(module, folder)
+        gates.plot(folder / "gates.png")
+        for line in gates.warnings():
+            print(f"warning: {line}", file=sys.stderr)
         print(f"Run folder: {folder}")
     return metrics
 
