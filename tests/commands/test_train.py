@@ -101,6 +101,22 @@ def test_every_model_trains_on_every_data(model: str, data: str, composed: Compo
         assert 0 < metrics[f"test/auc/{joint}"] < 1
 
 
+@pytest.mark.slow
+def test_pal_takes_the_planted_position_bias_out(composed: Compose, tmp_path: Path) -> None:
+    """Beside MMoE, which has the position as a field: PAL's scores follow the true relevance more closely."""
+    data = ["data.rows=40000", "data.users=300", "data.items=150", "data.positions=8", "data.position_bias=1.5"]
+    settings = [*data, "loader.batch_size=512", "trainer.max_epochs=3", "metrics.scores=true", *SMALL, *EXPERT]
+    correlations = {}
+    for model in ("mmoe", "pal"):
+        config = composed(f"model={model}", f"run_dir={tmp_path / model}", *settings)
+        train(config)
+        split = open_store(config).split("test")
+        scores = np.load(tmp_path / model / "scores_test.npy")[:, 0]
+        truth = split.truth[:, split.truth.shape[1] - 5].numpy()  # relevance/click
+        correlations[model] = np.corrcoef(scores, np.log(truth / (1 - truth)))[0, 1]
+    assert correlations["pal"] > correlations["mmoe"] + 0.1
+
+
 @pytest.mark.parametrize("backbone", ["mmoe", "cgc", "ple", "shared_bottom"])
 def test_dlen_stands_on_every_backbone(backbone: str, composed: Compose) -> None:
     metrics = train(composed("model=dlen", f"model/backbone={backbone}", *SIZES["dlen"], *FEED))

@@ -221,3 +221,39 @@ def test_same_seed_same_bytes_other_seed_other_data(tmp_path: Path) -> None:
 def test_impossible_settings_are_refused(tmp_path: Path, settings: dict[str, Any], named: str) -> None:
     assert named in refusal(lambda: prepare(Feed(**{"rows": 1000, **settings}), tmp_path))
     assert not (tmp_path / "feed").exists()
+
+
+def test_attention_falls_with_the_place(tmp_path: Path) -> None:
+    paged = make(tmp_path, positions=5, position_bias=0.7)
+    schema = paged.store.schema
+    assert schema.position == "position"
+    column = [f.name for f in schema.fields].index("position")
+    start = schema.offsets["position"] + 1
+    ids = np.concatenate([whole(paged.store.split(n)).ids.numpy() for n in ("train", "validation", "test")])
+    place = ids[:, column] - start
+    assert set(place) == set(range(5))
+    tasks = len(RATES)
+    seen, relevance = (1.0 + place) ** -0.7, paged.truth[:, 2 + tasks :]
+    np.testing.assert_allclose(paged.truth[:, 2 : 2 + tasks], relevance * seen[:, None], rtol=1e-5)
+    assert schema.truth[-tasks:] == tuple(f"relevance/{t}" for t in RATES)
+    for k in range(5):
+        rows = place == k
+        wanted = relevance[rows].mean(0) * (1.0 + k) ** -0.7
+        np.testing.assert_allclose(paged.labels[rows].mean(0), wanted, rtol=0.25, atol=2e-3)
+    both = paged.labels[:, 0] * paged.labels[:, 1]  # what is not seen has no interaction at all
+    assert both[place == 4].mean() > paged.labels[place == 4].mean(0)[:2].prod() * 1.5
+
+
+def test_popular_items_stand_at_the_top(tmp_path: Path) -> None:
+    paged = make(tmp_path, positions=4)
+    batch = whole(paged.store.split("train"))
+    names = [f.name for f in paged.store.schema.fields]
+    item, place = (batch.ids[:, names.index(n)].numpy() for n in ("item", "position"))
+    shown = np.bincount(item - item.min())[item - item.min()]
+    means = [shown[place == p].mean() for p in sorted(set(place))]
+    assert means == sorted(means, reverse=True)
+
+
+def test_a_feed_without_places_is_the_same_feed_as_ever() -> None:
+    assert "positions" not in Feed().settings()
+    assert Feed(positions=3).settings()["position_bias"] == 1.0

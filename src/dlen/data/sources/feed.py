@@ -33,7 +33,7 @@ _CATEGORIES, _AUTHORS, _AGES, _GENDERS, _CITIES, _HOURS = 40, 300, 7, 2, 60, 24
 _USER_FIELDS = {"user": "user", "age": "user", "gender": "user", "city": "user"}
 _ITEM_FIELDS = {"item": "item", "category": "item", "author": "item", "hour": "context"}
 _RATES = {"click": 0.21, "like": 0.12, "share": 0.06, "follow": 0.05, "comment": 0.08}
-HATE = "hate"
+HATE, POSITION = "hate", "position"
 EXPOSURES = ("popular", "uniform", "matched")
 _CANDIDATES = 5  # items from which a matched exposure picks one
 
@@ -72,8 +72,15 @@ class _Rows:
     hour: Ints  # (n,)
     prefers: NDArray[np.bool_]  # (n,) the hidden state itself
     up: Floats  # (n,) true P(UP); 1 where there is no hidden state
-    probability: Floats  # (n, T) true P(t) = P(t | UP) P(UP) + P(t | not UP) P(not UP)
+    relevance: Floats  # (n, T) true P(t) = P(t | UP) P(UP) + P(t | not UP) P(not UP), where it is seen
+    seen: Floats  # (n,) probability of being seen at its place
+    place: Ints  # (n,) from 0
     labels: NDArray[np.uint8]  # (n, T)
+
+    @property
+    def probability(self) -> Floats:
+        """(n, T) true P(t) at the place it had."""
+        return self.relevance * self.seen[:, None]
 
 
 class _World:
@@ -92,6 +99,8 @@ class _World:
         self.hour_effect = 0.3 * np.sin(2 * np.pi * (np.arange(_HOURS) - 14) / _HOURS)
         self.activity = np.cumsum(rng.gamma(1.5, size=feed.users))
         popularity = rng.gamma(0.8, size=feed.items)
+        self.appeal = np.log(popularity)
+        self.appeal = (self.appeal - self.appeal.mean()) / (self.appeal.std() or 1.0)
         self.popularity = np.cumsum(popularity if feed.exposure != "uniform" else np.ones(feed.items))
         tasks = len(feed.tasks)
         self.habit = feed.habit * rng.normal(size=(feed.users, tasks))
@@ -167,7 +176,18 @@ class _World:
         prefers = rng.random(rows) < up
         chance = given * self._happens(prefers[:, None].astype(np.float64), user)
         labels = (rng.random(chance.shape) < chance).astype(np.uint8)
-        return _Rows(user, item, hour, prefers, up, given * self._happens(up[:, None], user), labels)
+        place = self._place(rng, item) if self.feed.positions else np.zeros(rows, np.int64)
+        seen: Floats = (1.0 + place) ** -self.feed.position_bias
+        if self.feed.positions:
+            labels *= (rng.random(rows) < seen).astype(np.uint8)[:, None]
+        return _Rows(user, item, hour, prefers, up, given * self._happens(up[:, None], user), seen, place, labels)
+
+    def _place(self, rng: np.random.Generator, item: Ints) -> Ints:
+        """Places filled evenly, mostly from the top by popularity, as a ranker of yesterday would."""
+        order = np.argsort(-(self.appeal[item] + rng.normal(size=len(item))))
+        place = np.empty(len(item), np.int64)
+        place[order] = np.arange(len(item)) * self.feed.positions // len(item)
+        return place
 
 
 @dataclass
@@ -179,7 +199,7 @@ class Feed:
         rows: impressions in all splits.
         users: number of users.
         items: number of items.
-        rates: marginal rate of each task; its keys are the tasks.
+        rates: marginal rate of each task where the impression is seen; its keys are the tasks.
         hate: marginal rate of an explicit dislike, which shows that the user does not prefer the item; 0 for none.
         preference: marginal P(UP); 1 for a world without hidden state.
         leak: P(t | not UP) / P(t | UP) (for hate the inverse), one number or one for each task.
@@ -189,6 +209,9 @@ class Feed:
         own_match: weight of a match of user and item that is each task's own, on the logit scale.
         exposure: ``popular`` items more often, all items alike (``uniform``), or ``matched``: of five popular
             candidates mostly the one that suits the user, as a recommender would.
+        positions: places on the page, a further field; popular items mostly stand at the top. 0 for none.
+        position_bias: an impression at place k is seen with probability k to the power of minus this, and what is not
+            seen has no interaction.
         validation: share of the rows.
         test: share of the rows.
         seed: of the world and of the draws.
@@ -207,6 +230,8 @@ class Feed:
     habit: float = 1.5
     own_match: float = 0.0
     exposure: str = "popular"
+    positions: int = 0
+    position_bias: float = 1.0
     validation: float = 0.1
     test: float = 0.1
     seed: int = 0
@@ -226,7 +251,7 @@ class Feed:
         for key in ("rows", "users", "items"):
             if getattr(self, key) < 1:
                 raise UserError(f"data.{key}: {getattr(self, key)} is not a positive number")
-        for key in ("leak_spread", "habit", "own_match", "hate"):
+        for key in ("leak_spread", "habit", "own_match", "hate", "positions", "position_bias"):
             if getattr(self, key) < 0:
                 raise UserError(f"data.{key}: {getattr(self, key)} is below 0")
         if self.exposure not in EXPOSURES:
@@ -260,8 +285,9 @@ class Feed:
         return np.array([t == HATE for t in self.tasks])
 
     def settings(self) -> dict[str, Any]:
-        """Every argument but the name, and the version of the simulator."""
-        return {**{k: v for k, v in asdict(self).items() if k != "name"}, "world": _WORLD}
+        """Every argument that matters but the name, and the version of the simulator."""
+        unused = {"name"} if self.positions else {"name", "positions", "position_bias"}
+        return {**{k: v for k, v in asdict(self).items() if k not in unused}, "world": _WORLD}
 
     def files(self) -> list[Path]:
         """None: everything is drawn."""
@@ -278,7 +304,7 @@ class Feed:
         splits = {
             name: writer.split(
                 name,
-                _counts(len(_ITEM_FIELDS)),
+                _counts(len(_ITEM_FIELDS) + (self.positions > 0)),
                 len(self.tasks),
                 group="users",
                 num_truth=len(self._truth()),
@@ -305,6 +331,7 @@ class Feed:
     def _vocabularies(self) -> dict[str, int]:
         """Ids of each field with the unknown one, rows' fields first."""
         sizes = {"item": self.items, "category": _CATEGORIES, "author": _AUTHORS, "hour": _HOURS}
+        sizes |= {POSITION: self.positions} if self.positions else {}
         sizes |= {"user": self.users, "age": _AGES, "gender": _GENDERS, "city": _CITIES}
         return {name: size + 1 for name, size in sizes.items()}
 
@@ -318,9 +345,11 @@ class Feed:
     ) -> Floats:
         """Write one chunk to its splits and return the positives of the training rows."""
         item = {"category": world.category[rows.item], "author": world.author[rows.item]}
-        columns = _columns({"item": rows.item, **item, "hour": rows.hour}, offsets)
+        place = {POSITION: rows.place} if self.positions else {}
+        columns = _columns({"item": rows.item, **item, "hour": rows.hour, **place}, offsets)
         hidden = [rows.prefers, rows.up] if self.preference < 1 else []
-        truth = np.column_stack([*hidden, rows.probability])
+        relevance = [rows.relevance] if self.positions else []
+        truth = np.column_stack([*hidden, rows.probability, *relevance])
         is_test = where < self.test
         is_validation = ~is_test & (where < self.test + self.validation)
         chosen = {"train": ~(is_test | is_validation), "validation": is_validation, "test": is_test}
@@ -331,14 +360,16 @@ class Feed:
         return positives
 
     def _schema(self, sizes: Mapping[str, int], rates: Floats) -> Schema:
-        sides = _ITEM_FIELDS | _USER_FIELDS
+        sides = _ITEM_FIELDS | {POSITION: "context"} | _USER_FIELDS
         fields = tuple(Field(n, Kind.ID, sides[n], size) for n, size in sizes.items())
         tasks = tuple(Task(n, float(r), dislike=n == HATE) for n, r in zip(self.tasks, rates, strict=True))
-        return Schema(fields, tasks, truth=self._truth(), user="user")
+        position = POSITION if self.positions else None
+        return Schema(fields, tasks, truth=self._truth(), user="user", position=position)
 
     def _truth(self) -> tuple[str, ...]:
-        """Names of what is known of every row."""
-        return (*(("prefers", "up") if self.preference < 1 else ()), *self.tasks)
+        """Names of what is known of every row; ``relevance/TASK`` is its probability at the top place."""
+        relevance = [f"relevance/{t}" for t in self.tasks] if self.positions else []
+        return (*(("prefers", "up") if self.preference < 1 else ()), *self.tasks, *relevance)
 
 
 def _counts(single: int) -> dict[Kind, int]:
