@@ -56,7 +56,14 @@ def test_the_table_repeats_the_runs_figures(compared: Path) -> None:
         assert difference["seed_error"] == pytest.approx(gains.std(ddof=1) / np.sqrt(2))
         assert difference["row_error"] > 0
         assert difference["low"] < difference["mean"] < difference["high"]
-    assert set(dlen["extras"]) >= {"auc/up_any", "corr/up_truth", "share", "rows", "seconds"}
+    assert set(dlen["extras"]) >= {
+        "auc/up_any",
+        "corr/up_truth",
+        "share",
+        "rows",
+        "fit/seconds",
+        "model/dense_parameters",
+    }
     assert table["oracle"]["click"] == metrics[table["folders"]["MMoE, seed 0"]]["test/oracle/click"]
     with (out / "table.csv").open() as file:
         lines = list(csv.DictReader(file))

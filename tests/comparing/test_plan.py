@@ -15,6 +15,8 @@ from dlen.comparing.plan import Plan, make_plan, parse_seeds
 from dlen.comparing.workers import number_of_workers
 from dlen.data.sources.aliccp_demo import AliCCPDemo
 from dlen.errors import UserError
+from dlen.training.run import build_model
+from dlen.training.size import dense_parameters
 from tests.conftest import ROOT
 
 SMALL = ["data.rows=1500", "data.users=30", "data.items=20"]
@@ -87,7 +89,7 @@ def test_wrong_seeds(value: Any) -> None:
 
 def test_models_must_exist_and_hold_the_base(tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match="config models: there is no MMOE; the experiment has MMoE, PLE, DLEN, DLEN full"
+        UserError, match="config models: there is no MMOE; the experiment has MMoE, PLE, DLEN, DLEN match, DLEN paper"
     ):
         planned(tmp_path, "experiment=table1", "models=[MMOE]", *SMALL)
     with pytest.raises(UserError, match="config models: the base model 'MMoE' is none of DLEN"):
@@ -125,3 +127,34 @@ def test_wrong_planes(planes: list[list[str]]) -> None:
     config = OmegaConf.create({"experiment": GRID | {"planes": planes}})
     with pytest.raises(UserError, match=r"config experiment\.planes: "):
         parse_grid(config)
+
+
+def test_models_whose_needs_are_not_met_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = planned(tmp_path, "experiment=field", "seeds=1", *SMALL)
+    assert "MMoE" in plan.models
+    assert not {"ESMM", "AITM", "PAL"} & set(plan.models)
+    told = capsys.readouterr().err
+    assert "ESMM is left out: config model: esmm needs a funnel" in told
+    assert "PAL is left out: config model: pal needs a position" in told
+    with_places = planned(tmp_path, "experiment=field", "seeds=1", "data.positions=3", *SMALL)
+    assert "PAL" in with_places.models
+    with pytest.raises(UserError, match="esmm needs a funnel"):
+        planned(tmp_path, "experiment=field", "seeds=1", "experiment.base=ESMM", *SMALL)
+
+
+def test_widths_are_chosen_for_equal_numbers_of_parameters(tmp_path: Path) -> None:
+    chosen = "models=[MMoE,PLE,DLEN,shared bottom]"
+    plan = planned(tmp_path, "experiment=field", "seeds=1", "experiment.match=parameters", chosen, *SMALL)
+    numbers = {}
+    for (model, _), run in plan.runs.items():
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            config = compose("train", [*run.overrides, "model_name=model"])
+        numbers[model] = dense_parameters(build_model(config, run.store))
+    assert len({tuple(run.overrides) for run in plan.runs.values()}) == 4
+    for model, number in numbers.items():
+        assert number == pytest.approx(numbers["MMoE"], rel=0.03), model
+
+
+def test_an_unknown_match_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"config experiment\.match: 'flops' is neither null nor parameters"):
+        planned(tmp_path, "experiment=field", "experiment.match=flops", *SMALL)

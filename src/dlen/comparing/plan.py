@@ -14,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from dlen import __version__
+from dlen.comparing.fit import fitted
 from dlen.config import open_store
 from dlen.data.store import Store
 from dlen.errors import UserError
@@ -86,6 +87,9 @@ def make_plan(config: DictConfig, cell: Sequence[str] = ()) -> Plan:
     seeds = parse_seeds(config.seeds if config.seeds is not None else experiment["seeds"])
     common = [*_common_overrides(experiment.get("settings") or []), *cell]
     stores: dict[str, Store] = {}
+    if experiment.get("skip_unfit") or experiment.get("match"):
+        asked: dict[str, Any] = {"skip_unfit": bool(experiment.get("skip_unfit")), "match": experiment.get("match")}
+        models = fitted(models, base, common, lambda one: _store_of(one, stores), **asked)
     runs = {}
     for model, own in models.items():
         for seed in seeds:
@@ -122,13 +126,19 @@ def _common_overrides(settings: Sequence[str]) -> list[str]:
 
 def _plan_run(model: str, seed: int, overrides: Sequence[str], stores: dict[str, Store]) -> Run:
     config = compose("train", [*overrides, "model_name=model"])
-    data = json.dumps(OmegaConf.to_container(config.data, resolve=True), sort_keys=True)
-    if data not in stores:
-        stores[data] = open_store(config)
+    store = _store_of(config, stores)
     settings = OmegaConf.to_container(config, resolve=True)
     assert isinstance(settings, dict)
     causes = {str(k): v for k, v in settings.items() if k not in _PLACES}
-    causes |= {"fingerprint": stores[data].fingerprint, "version": __version__}
+    causes |= {"fingerprint": store.fingerprint, "version": __version__}
     fingerprint = hashlib.sha256(json.dumps(causes, sort_keys=True).encode()).hexdigest()[:16]
     folder = Path(config.runs_dir) / "compare" / "cache" / f"{config.data_name}-{fingerprint}"
-    return Run(model, seed, tuple(overrides), folder.absolute(), stores[data])
+    return Run(model, seed, tuple(overrides), folder.absolute(), store)
+
+
+def _store_of(config: DictConfig, stores: dict[str, Store]) -> Store:
+    """The prepared data of a run, opened once for all runs that share it."""
+    data = json.dumps(OmegaConf.to_container(config.data, resolve=True), sort_keys=True)
+    if data not in stores:
+        stores[data] = open_store(config)
+    return stores[data]

@@ -26,6 +26,7 @@ from dlen.training.run import SCORES
 from dlen.training.targets import Targets
 
 _CHUNK = 1 << 18
+_SIZES = ("model/dense_parameters", "model/flops_per_row", "fit/samples_per_second", "fit/seconds")
 _EXTRAS = ("auc/up_any", "auc/up_truth", "corr/up_truth")
 
 
@@ -101,7 +102,7 @@ def summarise(plan: Plan) -> Comparison:
                     differences[name] = paired(auc[name], base, variance)
         extras = {k: [_figure(m, f"test/{k}") for m in found] for k in _EXTRAS}
         extras |= {k: [_figure(m, f"train/conflict/{k}") for m in found] for k in ("share", "rows")}
-        extras["seconds"] = [_figure(m, "fit/seconds") for m in found]
+        extras |= {k: [_figure(m, k) for m in found] for k in _SIZES}
         rows.append(Row(model, auc, differences, {k: v for k, v in extras.items() if not np.isnan(v).all()}))
     first = metrics[plan.base, plan.seeds[0]]
     oracle = {n: float(first[f"test/oracle/{n}"]) for n in targets.names if first.get(f"test/oracle/{n}") is not None}

@@ -21,7 +21,10 @@ _EXTRAS = {
     "corr/up_truth": ("correlation of P(UP) with truth", "{:.3f}"),
     "share": ("conflict in a batch", "{:.1%}"),
     "rows": ("conflict in a row", "{:.1%}"),
-    "seconds": ("seconds of training", "{:.0f}"),
+    "model/dense_parameters": ("dense parameters", "{:,.0f}"),
+    "model/flops_per_row": ("FLOPs of a row", "{:,.0f}"),
+    "fit/samples_per_second": ("samples/s", "{:,.0f}"),
+    "fit/seconds": ("seconds of training", "{:.0f}"),
 }
 
 
@@ -113,7 +116,7 @@ def markdown(comparison: Comparison) -> str:
 def _mean_and_spread(values: Sequence[float], layout: str = "{:.4f}") -> str:
     if np.isnan(values).any():
         return "undefined"
-    spread = f" ± {layout.format(np.std(values, ddof=1))}" if len(values) > 1 else ""
+    spread = f" ± {layout.format(np.std(values, ddof=1))}" if len(values) > 1 and np.ptp(values) > 0 else ""
     return layout.format(np.mean(values)) + spread
 
 

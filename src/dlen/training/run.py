@@ -36,6 +36,7 @@ from dlen.training.gates import GateMonitor
 from dlen.training.latent import warnings as hidden_state_warnings
 from dlen.training.measures import AUC_KINDS, Figures
 from dlen.training.module import RankingModule
+from dlen.training.size import size_figures
 from dlen.training.targets import Targets
 
 MONITOR = "val/auc/mean"
@@ -69,6 +70,7 @@ def train(config: DictConfig) -> dict[str, Any]:
     model = build_model(config, store)
     make_optimizer = build(config.optimizer, "optimizer")
     _check_optimizer(make_optimizer, model)
+    size = size_figures(model, store.split("train").batch(torch.arange(1)))
     folder = _run_folder(config)
     logger = _loggers(config, folder)
     meter, conflict, gates = Meter(), GradientConflict(config.metrics.conflict_every), GateMonitor()
@@ -88,7 +90,7 @@ def train(config: DictConfig) -> dict[str, Any]:
     if trainer.is_global_zero:
         _write_start(config, folder, store)
         print(summary(store), file=sys.stderr)
-        print(_describe(config, model, folder), file=sys.stderr, flush=True)
+        print(_describe(config, size, folder), file=sys.stderr, flush=True)
     try:
         _fit(trainer, module, data, folder, resume)
     except UserError:  # a resume that is refused leaves the run as it was
@@ -103,6 +105,7 @@ def train(config: DictConfig) -> dict[str, Any]:
         "fit/precision": str(trainer.precision),
         "fit/steps": trainer.global_step,
     }
+    metrics |= size
     metrics |= meter.figures(trainer.world_size) | conflict.figures(store.schema.task_names) | gates.figures()
     best = folder / "checkpoints" / "best.ckpt"
     if not best.exists():
@@ -385,9 +388,8 @@ def _write_start(config: DictConfig, folder: Path, store: Store) -> None:
     write_json(folder / "schema.json", {**identity, **store.schema.to_dict()})
 
 
-def _describe(config: DictConfig, model: Ranker, folder: Path) -> str:
-    table = model.embedding.weight.numel()
-    dense = sum(p.numel() for p in model.parameters()) - table
+def _describe(config: DictConfig, size: dict[str, float], folder: Path) -> str:
+    table, dense = size["model/embedding_parameters"], size["model/dense_parameters"]
     return f"{config.model_name}: {table:,} embedding and {dense:,} dense parameters; run folder {folder}"
 
 

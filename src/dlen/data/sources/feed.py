@@ -177,7 +177,7 @@ class _World:
         chance = given * self._happens(prefers[:, None].astype(np.float64), user)
         labels = (rng.random(chance.shape) < chance).astype(np.uint8)
         place = self._place(rng, item) if self.feed.positions else np.zeros(rows, np.int64)
-        seen: Floats = (1.0 + place) ** -self.feed.position_bias
+        seen = np.asarray((1.0 + place) ** -self.feed.position_bias, np.float64)
         if self.feed.positions:
             labels *= (rng.random(rows) < seen).astype(np.uint8)[:, None]
         return _Rows(user, item, hour, prefers, up, given * self._happens(up[:, None], user), seen, place, labels)

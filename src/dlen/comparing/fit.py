@@ -1,0 +1,92 @@
+"""Which models of an experiment its data allow, and widths at which they have the same number of parameters."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from hydra import compose
+from omegaconf import DictConfig, OmegaConf
+
+from dlen.data.store import Store
+from dlen.errors import UserError
+from dlen.models.ranker import Ranker
+from dlen.training.run import build_model
+from dlen.training.size import dense_parameters
+
+_WIDTHS = ("expert", "backbone.expert", "hidden")  # keys of a model's config that hold layer sizes
+_STEPS = 14  # of the bisection
+_MULTIPLE = 4  # of a layer's size
+MATCHES = (None, "parameters")
+
+
+def fitted(
+    models: Mapping[str, Sequence[str]],
+    base: str,
+    common: Sequence[str],
+    store_of: Callable[[DictConfig], Store],
+    *,
+    skip_unfit: bool,
+    match: str | None,
+) -> dict[str, list[str]]:
+    """The models that the data allow, with settings that make them comparable.
+
+    Args:
+        models: name to settings.
+        base: the model whose size the others take.
+        common: settings of all.
+        store_of: the prepared data of a config.
+        skip_unfit: leave a model out, with a line that says why, where its needs are not met.
+        match: ``parameters`` scales the width of experts and hidden state network until the number of dense
+            parameters is that of the base; None leaves all sizes as they are.
+
+    Raises:
+        UserError: a model cannot be built, or ``match`` is unknown.
+    """
+    if match not in MATCHES:
+        raise UserError(f"config experiment.match: {match!r} is neither null nor parameters")
+    kept = {}
+    for name, own in models.items():
+        try:
+            _build([*common, *own], store_of)
+        except UserError as error:
+            if not skip_unfit or name == base:
+                raise
+            print(f"{name} is left out: {error}", file=sys.stderr)
+            continue
+        kept[name] = list(own)
+    if match is None:
+        return kept
+    wanted = dense_parameters(_build([*common, *models[base]], store_of))
+    for name, own in kept.items():
+        if name != base:
+            kept[name] = [*own, *_widths(name, [*common, *own], store_of, wanted)]
+    return kept
+
+
+def _build(overrides: Sequence[str], store_of: Callable[[DictConfig], Store]) -> Ranker:
+    """The model without its memory."""
+    config = compose("train", [*overrides, "model_name=model"])
+    store = store_of(config)
+    with torch.device("meta"):
+        return build_model(config, store)
+
+
+def _widths(name: str, overrides: list[str], store_of: Callable[[DictConfig], Store], wanted: int) -> list[str]:
+    """Overrides of the layer sizes with which the model comes closest to ``wanted`` dense parameters."""
+    config = compose("train", [*overrides, "model_name=model"])
+    sizes = {key: OmegaConf.select(config.model, key) for key in _WIDTHS}
+    low, high, best = 1 / 16, 16.0, (wanted, [""])
+    for _ in range(_STEPS):
+        factor = (low * high) ** 0.5
+        scaled = [f"model.{key}={_scaled(value, factor)}" for key, value in sizes.items() if value is not None]
+        found = dense_parameters(_build([*overrides, *scaled], store_of))
+        best = min(best, (abs(found - wanted), scaled))
+        low, high = (factor, high) if found < wanted else (low, factor)
+    print(f"{name}: {' '.join(best[1])} for {wanted:,} dense parameters ({best[0] / wanted:.1%} off)", file=sys.stderr)
+    return best[1]
+
+
+def _scaled(sizes: Sequence[int], factor: float) -> list[int]:
+    return [max(round(size * factor / _MULTIPLE), 1) * _MULTIPLE for size in sizes]

@@ -1,0 +1,36 @@
+"""How large a model is: parameters, and floating point operations for each row."""
+
+from __future__ import annotations
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from dlen.batch import Batch
+from dlen.models.ranker import Ranker
+
+
+def dense_parameters(model: Ranker) -> int:
+    """Parameters outside the embedding table."""
+    return sum(p.numel() for p in model.parameters()) - model.embedding.weight.numel()
+
+
+def size_figures(model: Ranker, batch: Batch) -> dict[str, float]:
+    """Keys of ``metrics.json``.
+
+    Args:
+        model: any ranker.
+        batch: some rows; the operations of a forward pass are counted on them.
+
+    Returns:
+        ``model/dense_parameters``, ``model/embedding_parameters``, and ``model/flops_per_row``: multiplications and
+        additions in the matrix products of a forward pass. Training takes three times as many.
+    """
+    training = model.training
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.eval()(batch)
+    model.train(training)
+    return {
+        "model/dense_parameters": dense_parameters(model),
+        "model/embedding_parameters": model.embedding.weight.numel(),
+        "model/flops_per_row": counter.get_total_flops() / len(batch),
+    }
