@@ -31,6 +31,7 @@ bench: setup
 	$(BIN)/python bench/evaluate.py
 	$(BIN)/python bench/prepare.py
 	$(BIN)/python bench/memory.py
+	$(BIN)/python bench/balancing.py
 	$(BIN)/python bench/scaling.py
 
 # The libraries that bench/train.py measures beside ours, in an environment of their own.

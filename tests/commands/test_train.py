@@ -123,6 +123,27 @@ def test_dlen_stands_on_every_backbone(backbone: str, composed: Compose) -> None
     assert 0 < metrics["test/auc/up_any"] < 1
 
 
+@pytest.mark.parametrize("balancing", ["uncertainty", "dwa", "surgery"])
+def test_every_balancing_trains_and_is_evaluated(balancing: str, composed: Compose, tmp_path: Path) -> None:
+    settings = [f"balancing={balancing}", f"run_dir={tmp_path / 'run'}", *SIZES["mmoe"], *FEED]
+    metrics = train(composed("model=mmoe", *settings))
+    with (tmp_path / "run" / "logs" / "metrics.csv").open() as file:
+        logged = [row for row in csv.DictReader(file) if row.get("train/weight/click")]
+    assert bool(logged) == (balancing != "surgery")
+    again = evaluate(composed(f"run={tmp_path / 'run'}", command="evaluate"))
+    assert again["test/auc/mean"] == metrics["test/auc/mean"]
+
+
+def test_what_cannot_be_balanced_is_one_line(composed: Compose, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="config balancing: dlen's full likelihood is one loss"):
+        train(composed("model=dlen", "balancing=surgery", *SIZES["dlen"], *FEED))
+    with pytest.raises(UserError, match=r"config balancing: gradient surgery needs trainer\.accumulate_grad_batches=1"):
+        train(composed("model=mmoe", "balancing=surgery", "trainer.accumulate_grad_batches=2", *SIZES["mmoe"], *FEED))
+    with pytest.raises(UserError, match="config balancing: aggregator 'x' is none of torchjd's"):
+        train(composed("model=mmoe", "balancing=surgery", "balancing.aggregator=x", *SIZES["mmoe"], *FEED))
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize("bound", ["conditional", "prior", "absolute"])
 @pytest.mark.parametrize("prediction", ["joint", "total"])
 def test_dlen_bounds_and_predictions(bound: str, prediction: str, composed: Compose) -> None:

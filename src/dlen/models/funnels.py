@@ -53,13 +53,13 @@ class FunnelHead(Head):
         """(B, T) labels -> (B, T) 1 where a task and all it is observed under are positive."""
         return torch.stack([labels[:, chain].prod(1) for chain in self.chains], 1)
 
-    def loss(self, predictions: Predictions, labels: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
-        """Weighted sum of the cross entropies of the joint events, each over all rows; the mask is not needed."""
+    def task_losses(self, predictions: Predictions, labels: Tensor, mask: Tensor) -> Tensor:
+        """(T,) cross entropies of the joint events, each over all rows; the mask is not needed."""
         assert predictions.log_joint is not None
         log_p = predictions.log_joint
         wanted = self.joint_labels(labels)
         nll = -torch.where(wanted.bool(), log_p, log1mexp(log_p))
-        return (nll.mean(0) * weights).sum()
+        return nll.mean(0)
 
 
 class ESMMHead(FunnelHead):
@@ -171,14 +171,14 @@ class AITMHead(FunnelHead):
         weight = ((query * key).sum(2) / math.sqrt(key.shape[2])).softmax(1)
         return (weight[..., None] * value).sum(1)
 
-    def loss(self, predictions: Predictions, labels: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
-        """Cross entropies over all rows, and the calibrator (equation 9)."""
+    def extra_loss(self, predictions: Predictions) -> Tensor:
+        """The calibrator (equation 9)."""
         assert predictions.log_joint is not None
         p = predictions.log_joint.exp()
         excess = [
             (p[:, t] - p[:, parent]).clamp(min=0).mean() for t, parent in enumerate(self.parents) if parent is not None
         ]
-        return super().loss(predictions, labels, mask, weights) + self.calibration * torch.stack(excess).sum()
+        return self.calibration * torch.stack(excess).sum()
 
 
 class AITM(Ranker):

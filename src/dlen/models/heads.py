@@ -75,7 +75,19 @@ class Head(nn.Module, ABC):
             mask: (B, T) 1 where a row trains a task.
             weights: (T,) of the tasks.
         """
-        return (task_losses(predictions, labels, mask) * weights).sum()
+        return (self.task_losses(predictions, labels, mask) * weights).sum() + self.extra_loss(predictions)
+
+    def task_losses(self, predictions: Predictions, labels: Tensor, mask: Tensor) -> Tensor:
+        """(T,) loss of each task, before it is weighted. Arguments as :meth:`loss`.
+
+        Raises:
+            ValueError: the head has one loss for all tasks.
+        """
+        return task_losses(predictions, labels, mask)
+
+    def extra_loss(self, predictions: Predictions) -> Tensor:
+        """What is trained beside the tasks' losses; 0 for most heads."""
+        return predictions.log_p.new_zeros(())
 
 
 class Towers(nn.Module):
@@ -261,6 +273,15 @@ class LatentHead(Head):
             return super().loss(predictions, labels, mask, weights)
         assert predictions.latent is not None
         return joint_loss(predictions.latent, labels, mask * weights)
+
+    def task_losses(self, predictions: Predictions, labels: Tensor, mask: Tensor) -> Tensor:
+        """Cross entropies of equation (1)."""
+        if self.likelihood is Likelihood.FULL:
+            raise ValueError(
+                "dlen's full likelihood is one loss for all tasks, which cannot be balanced; set "
+                "model.likelihood=marginal"
+            )
+        return super().task_losses(predictions, labels, mask)
 
 
 def _match(schema: Schema, in_dim: int, factors: int, outputs: int) -> Match | None:

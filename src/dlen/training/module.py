@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dlen.batch import Batch
@@ -14,6 +15,7 @@ from dlen.models.heads import LatentHead
 from dlen.models.predictions import Predictions
 from dlen.models.ranker import Ranker
 from dlen.nn.logspace import log_odds
+from dlen.training.balancing import Balancer, Fixed, Surgery
 from dlen.training.measures import Figures, Measures
 from dlen.training.targets import Targets
 
@@ -23,24 +25,34 @@ class RankingModule(L.LightningModule):
 
     Args:
         model: any ranker.
-        make_optimizer: from a model to its optimiser.
+        make_optimizer: from a module to the optimiser of its parameters.
         auc: ``auto``, ``histogram`` or ``exact``.
         rows: of the splits of the stages ``val`` and ``test``, for ``auto``.
         base: ``metrics.json`` of the run that gains are measured against.
         by_user: measure the ranking within users in the test pass.
+        balancer: joins the tasks' losses; by default their weighted sum.
+
+    Raises:
+        ValueError: the model has one loss for all tasks, and the balancer needs one for each.
     """
 
     def __init__(
         self,
         model: Ranker,
-        make_optimizer: Callable[[Ranker], Optimizer] | None = None,
+        make_optimizer: Callable[[nn.Module], Optimizer] | None = None,
         auc: str = "auto",
         rows: Mapping[str, int] | None = None,
         base: Mapping[str, float] | None = None,
         by_user: bool = False,
+        balancer: Balancer | None = None,
     ) -> None:
         super().__init__()
         self.model = model
+        self.balancer = Fixed() if balancer is None else balancer
+        self.balancer.setup(len(model.schema.tasks))
+        if not isinstance(self.balancer, Fixed):
+            _check_separable(model)
+        self._graph: tuple[Tensor, Tensor, Tensor] | None = None  # of a step whose gradients are to be joined
         self.make_optimizer = make_optimizer
         self.targets = Targets(model.schema)
         weights = torch.tensor([t.weight for t in model.schema.tasks])
@@ -70,9 +82,32 @@ class RankingModule(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The head's loss: the tasks' cross entropies, or what a latent head makes of them."""
         labels, mask = self.targets.training_labels(batch.labels), self.targets.trained(batch.labels)
-        loss = self.model.head.loss(self.model(batch), labels, mask, self.task_weights)
+        head = self.model.head
+        if isinstance(self.balancer, Fixed):
+            loss = head.loss(self.model(batch), labels, mask, self.task_weights)
+        else:
+            x = self.model.embedding(batch)
+            predictions = self.model.predict(x)
+            losses, extra = head.task_losses(predictions, labels, mask), head.extra_loss(predictions)
+            loss = self.balancer(losses, self.task_weights) + extra
+            if self.balancer.on_gradients:
+                self._graph = (losses * self.task_weights, x, extra)
         self.log("train/loss", loss.detach(), batch_size=len(batch))
         return loss
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """The gradients of the loss, or what gradient surgery makes of those of each task."""
+        if self._graph is None:
+            loss.backward(*args, **kwargs)
+            return
+        assert isinstance(self.balancer, Surgery)
+        losses, x, extra = self._graph
+        self._graph = None
+        self.balancer.backward(self.model, losses, x, extra if extra.requires_grad else None)
+
+    def on_train_epoch_end(self) -> None:
+        """Tell the balancer."""
+        self.balancer.end_epoch()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch to the validation figures."""
@@ -95,6 +130,9 @@ class RankingModule(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the validation figures."""
         self._report("val")
+        weights = self.balancer.task_weights()
+        if weights is not None:
+            self.log_dict({f"train/weight/{n}": w for n, w in zip(self.model.schema.task_names, weights, strict=True)})
 
     def on_test_epoch_end(self) -> None:
         """Log the test figures."""
@@ -113,9 +151,15 @@ class RankingModule(L.LightningModule):
         """The optimiser given at construction."""
         if self.make_optimizer is None:
             raise ValueError("this module was made without an optimiser, for evaluation alone")
-        return self.make_optimizer(self.model)
+        return self.make_optimizer(nn.ModuleList([self.model, self.balancer]))
 
 
 def _base_auc(base: Mapping[str, float] | None, stage: str, names: list[str]) -> dict[str, float] | None:
     found = {n: base.get(f"{stage}/auc/{n}") for n in names} if base else {}
     return {n: v for n, v in found.items() if v is not None} or None
+
+
+def _check_separable(model: Ranker) -> None:
+    """Raise ValueError for a head without a loss for each task."""
+    nothing = torch.zeros(1, len(model.schema.tasks))
+    model.head.task_losses(Predictions(nothing, nothing, nothing, log_joint=nothing - 1), nothing, nothing)

@@ -17,6 +17,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 from torch.optim import Optimizer
 
 from dlen import __version__
@@ -79,7 +80,8 @@ def train(config: DictConfig) -> dict[str, Any]:
         callbacks.append(ScoreWriter(folder / SCORES))
     trainer: L.Trainer = build_trainer(config, folder, logger, callbacks)
     rows = {"val": len(store.split("validation")), "test": len(store.split("test"))}
-    module = RankingModule(model, make_optimizer, config.metrics.auc, rows, base, _by_user(config, rows["test"]))
+    by_user = _by_user(config, rows["test"])
+    module = build_module(config, model, make_optimizer, rows, base, by_user)
     data = RankingDataModule(store, config.loader.batch_size, config.loader.eval_batch_size, config.seed)
     if trainer.world_size > 1:
         raise UserError(
@@ -150,6 +152,24 @@ def _fit(trainer: L.Trainer, module: RankingModule, data: RankingDataModule, fol
         del os.environ[_RUN_DIR]
 
 
+def build_module(
+    config: DictConfig,
+    model: Ranker,
+    make_optimizer: Callable[[nn.Module], Optimizer] | None,
+    rows: dict[str, int],
+    base: dict[str, float] | None,
+    by_user: bool,
+) -> RankingModule:
+    """The LightningModule with the config's balancing of tasks."""
+    balancer = build(config.balancing, "balancing")
+    if balancer.on_gradients and config.trainer.accumulate_grad_batches != 1:
+        raise UserError("config balancing: gradient surgery needs trainer.accumulate_grad_batches=1")
+    try:
+        return RankingModule(model, make_optimizer, config.metrics.auc, rows, base, by_user, balancer)
+    except ValueError as error:
+        raise UserError(f"config balancing: {error}") from None
+
+
 def build_trainer(config: DictConfig, folder: Path, logger: list[Any], callbacks: list[Callback]) -> L.Trainer:
     """Lightning's trainer from the config group ``trainer``."""
     settings = OmegaConf.to_container(config.trainer, resolve=True)
@@ -205,7 +225,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         raise UserError(f"{folder}: trained on data {recorded}, but the files now give {store.fingerprint}")
     rows, base = {"test": len(store.split(config.split))}, _read_base(run_config.base_run)
     by_user = _by_user(run_config, rows["test"])
-    module = RankingModule(build_model(run_config, store), None, run_config.metrics.auc, rows, base, by_user)
+    module = build_module(run_config, build_model(run_config, store), None, rows, base, by_user)
     loader = run_config.loader
     data = RankingDataModule(store, loader.batch_size, loader.eval_batch_size, run_config.seed, config.split)
     checkpoint = folder / "checkpoints" / f"{config.checkpoint}.ckpt"

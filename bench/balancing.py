@@ -1,0 +1,71 @@
+"""What each balancing of tasks costs: samples per second of training steps, beside the weighted sum.
+
+python bench/balancing.py 3
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from common import in_turn, median_and_spread, ratio, report
+from loops import make_model, repeated, timed
+from shapes import Shape, feed
+
+from dlen.batch import Batch
+from dlen.data.store import Store
+from dlen.training.balancing import Balancer, DynamicWeightAverage, Fixed, Surgery, Uncertainty
+from dlen.training.module import RankingModule
+from dlen.training.optimizers import adam
+
+STEPS = 30
+BATCH = 4096
+
+
+def steps(store: Store, shape: Shape, make: Callable[[], Balancer]) -> float:
+    """Samples a second of MMoE."""
+    made = make()
+    module = RankingModule(
+        make_model("mmoe", store.schema, shape), partial(adam, lr=1e-3, embedding_lr=1e-3), balancer=made
+    )
+    module.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
+    optimizer: Any = module.configure_optimizers()
+
+    def step(batch: Batch) -> None:
+        optimizer.zero_grad()
+        module.backward(module.training_step(batch, 0))
+        optimizer.step()
+
+    return timed(step, repeated(store.split("train"), BATCH), STEPS)
+
+
+def main() -> None:
+    """Every balancing, and some aggregators."""
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
+    shape = feed(1_000_000)
+    store = shape.store()
+    kinds: dict[str, Callable[[], Balancer]] = {
+        "fixed": Fixed,
+        "uncertainty": Uncertainty,
+        "dwa": DynamicWeightAverage,
+        **{f"surgery, {name}": partial(Surgery, name) for name in ("UPGrad", "PCGrad", "MGDA", "IMTLG", "AlignedMTL")},
+    }
+    found = in_turn({name: partial(steps, store, shape, make) for name, make in kinds.items()}, rounds)
+    report(
+        "balancing",
+        [
+            {
+                "model": f"MMoE, {shape.experts} experts, {len(store.schema.tasks)} tasks",
+                "balancing": name,
+                "samples/s": median_and_spread(rates),
+                "against fixed": ratio(rates, found["fixed"]),
+            }
+            for name, rates in found.items()
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()
