@@ -32,7 +32,7 @@ REQUESTS = 200
 def full_pass(store: Store, model: Ranker) -> float:
     """Test rows a second with every metric, through Lightning as train.py and evaluate.py do it."""
     rows = len(store.split("train"))
-    module = RankingModule(model, None, "auto", {"test": rows})
+    module = RankingModule(model, None, "auto", {"test": rows}, by_user=True)
     data = RankingDataModule(store, BATCH, BATCH, 0, "train")
     trainer = L.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False)
     started = time.perf_counter()

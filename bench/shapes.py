@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+import torch
 import yaml
 from common import DATA, run
 
@@ -38,6 +40,7 @@ class Shape:
     experts: int
     task_experts: int
 
+    @cache
     def store(self) -> Store:
         """The prepared store, written by prepare.py if it is not there."""
         ran = run(["prepare.py", *self.data, f"data_dir={DATA}"])
@@ -50,7 +53,8 @@ class Shape:
         if not path.exists():
             split, schema = store.split("train"), store.schema
             starts = np.array([schema.offsets[f.name] for f in schema.fields], np.int32)
-            ids, sizes = split.table.ids.numpy() - starts, [f.vocab_size for f in schema.fields]
+            ids = split.batch(torch.arange(len(split))).ids.numpy() - starts
+            sizes = [f.vocab_size for f in schema.fields]
             counts = {"shared_experts": self.experts, "task_experts": self.task_experts}
             np.savez(path, ids=ids, labels=split.labels.numpy(), sizes=np.array(sizes), **counts)  # type: ignore[arg-type]
         return path
@@ -69,7 +73,7 @@ def aliccp_table(rows: int) -> Shape:
         pl.DataFrame(columns).with_columns(pl.col("click", "buy").cast(pl.Int8)).write_parquet(folder / "log.parquet")
         fields = {f"f{name}": {"kind": "id", "side": "user" if name < "2" else "item"} for name in ALICCP_SIZES}
         tasks = {"ctr": "click", "cvr": {"label": "buy", "observed_where": "ctr", "joint": "ctcvr"}}
-        content = {"files": "log.parquet", "fields": fields, "tasks": tasks}
+        content = {"files": "log.parquet", "fields": fields, "tasks": tasks, "user": "f101"}
         content["split"] = {"by": "fraction", "validation": 0.05, "test": 0.1}
         spec.write_text(yaml.safe_dump(content, sort_keys=False))
     return Shape("Ali-CCP", ("data=table", f"data.spec={spec}", "paper.setting=funnel"), 2, 1)
