@@ -24,6 +24,12 @@ ALICCP_SIZES = {
 }  # fmt: skip
 
 
+@cache
+def _store(data: tuple[str, ...]) -> Store:
+    ran = run(["prepare.py", *data, f"data_dir={DATA}"])
+    return Store(Path(ran.output.strip().splitlines()[-1].removeprefix("  in ")))
+
+
 @dataclass(frozen=True, slots=True)
 class Shape:
     """One data set and the paper's sizes on it.
@@ -40,11 +46,9 @@ class Shape:
     experts: int
     task_experts: int
 
-    @cache
     def store(self) -> Store:
         """The prepared store, written by prepare.py if it is not there."""
-        ran = run(["prepare.py", *self.data, f"data_dir={DATA}"])
-        return Store(Path(ran.output.strip().splitlines()[-1].removeprefix("  in ")))
+        return _store(self.data)
 
     def arrays(self) -> Path:
         """A file with the training rows for the peers: ids from 0 in each field, labels, and sizes."""
