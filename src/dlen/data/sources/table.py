@@ -1,7 +1,8 @@
 """Any table: CSV, TSV or Parquet files with a YAML that says what their columns are.
 
 The files are streamed two or three times: once for the boundaries of a split by time, once for vocabularies,
-statistics and labels of the training rows, once to encode. Memory is bounded by a chunk and the vocabularies.
+statistics and labels of the training rows, once to encode. Memory is bounded by a chunk, the vocabularies and the
+tables that are joined.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from dlen.schema import Field, Kind, Schema, Task
 Array = NDArray[Any]
 SPLITS = ("train", "validation", "test")
 _CHUNK = 1 << 17
+_KEY = "__joined_by"
 
 
 class Table:
@@ -39,19 +41,24 @@ class Table:
         spec: the YAML that describes it.
         name: of the data set.
         files: overrides the spec's ``files``; relative to the working folder.
+        folder: where the spec's ``files`` and ``joins`` lie, in place of the spec's own folder.
     """
 
-    def __init__(self, spec: str, name: str = "table", files: Any = None) -> None:
+    def __init__(self, spec: str, name: str = "table", files: Any = None, folder: str | None = None) -> None:
         self.name = name
         self.path = Path(spec)
+        self.folder = self.path.parent if folder is None else Path(folder)
         self.table: TableSpec = load_spec(self.path)
+        self.joins = {name: _matches(self.folder, join.file)[0] for name, join in self.table.joins.items()}
+        self._joined: dict[str, pl.DataFrame] = {}  # what is joined, by the name of the join
+        self._unmatched = dict.fromkeys(self.joins, 0)
         self.labels = {task: expression(t, self.path, task) for task, t in self.table.tasks.items()}
         self.sources = self._sources(files)
 
     def _sources(self, override: Any) -> dict[str, list[Path]]:
         """Paths by split; ``all`` where one table is to be split."""
         given = self.table.files if override is None else override
-        folder = self.path.parent if override is None else Path()
+        folder = self.folder if override is None else Path()
         if given is None:
             raise UserError(f"{self.path}: files: name the table here, or set data.files=FILE")
         by_split = given if isinstance(given, dict) else {"all": given}
@@ -61,28 +68,35 @@ class Table:
         if split.by == "column" and set(by_split) != set(SPLITS) and not split.validation:
             raise UserError(f"{self.path}: split.validation: with by: column, list the values that make this split")
         return {
-            name: [folder / str(p) for p in (paths if isinstance(paths, list) else [paths])]
+            name: [match for p in (paths if isinstance(paths, list) else [paths]) for match in _matches(folder, str(p))]
             for name, paths in by_split.items()
         }
 
     def settings(self) -> dict[str, Any]:
         """The spec's text."""
         files = {split: [str(p) for p in paths] for split, paths in self.sources.items()}
+        files |= {f"joins.{name}": [str(path)] for name, path in self.joins.items()}
         return {"spec": self.path.read_text(), "files": files}
 
     def files(self) -> list[Path]:
-        """The table's files."""
-        paths = [p for paths in self.sources.values() for p in paths]
+        """The table's files, and those that are joined."""
+        paths = [*self._own_files(), *self.joins.values()]
         for path in paths:
             if not path.is_file():
-                raise UserError(f"{path}: no such file; set it with files in {self.path} or data.files=FILE")
+                hint = self.table.obtain or f"set it with files in {self.path} or data.files=FILE"
+                raise UserError(f"{path}: no such file; {hint}")
             if path.stat().st_size == 0:
                 raise UserError(f"{path}: the file is empty")
         return paths
 
+    def _own_files(self) -> list[Path]:
+        return [p for paths in self.sources.values() for p in paths]
+
     def write(self, writer: StoreWriter) -> Schema:
         """Split, learn from the training rows, encode."""
-        for path in self.files():
+        self.files()
+        self._joined = {name: self._read_join(name) for name in self.joins}
+        for path in self._own_files():
             self._check_columns(path)
         self._boundaries = self._time_boundaries()
         columns = [make_column(name, spec) for name, spec in self.table.fields.items()]
@@ -92,7 +106,9 @@ class Table:
         self._check_tally(tally)
         fields = [f for kind in Kind for c in columns for f in c.fields() if f.kind is kind]
         schema = Schema(tuple(fields), self._tasks(tally), user=self.table.user, position=self.table.position)
+        self._unmatched = dict.fromkeys(self.joins, 0)
         self._encode(writer, columns, schema)
+        writer.notes |= {f"rows_without_{name}": n for name, n in self._unmatched.items() if n}
         return schema
 
     # Reading
@@ -118,7 +134,7 @@ class Table:
 
     def _frames(self, label: str) -> Iterator[tuple[pl.DataFrame, Path, str]]:
         """Chunks of all files, with their file and its split, without blank lines."""
-        total = sum(p.stat().st_size for p in self.files())
+        total = sum(p.stat().st_size for p in self._own_files())
         with Stage(label, total, "B") as stage:
             for split, paths in self.sources.items():
                 for path in paths:
@@ -126,7 +142,8 @@ class Table:
                     for frame in self._chunks(path):
                         rows += len(frame)
                         yield frame, path, split
-                        size = min(_csv_bytes(frame), left) if path.suffix != ".parquet" else 0
+                        joined = [c for n, t in self._joined.items() for c in t.columns if c != self.table.joins[n].by]
+                        size = min(_csv_bytes(frame.drop(joined)), left) if path.suffix != ".parquet" else 0
                         stage.advance(size)
                         left -= size
                     if rows == 0:
@@ -146,11 +163,41 @@ class Table:
                 if len(comments):
                     frame = frame.with_columns(_file_lines(frame[LINE], comments))
                 blank = frame.select(pl.all_horizontal(pl.col(cells).is_null())).to_series()
-                yield frame.filter(~blank) if blank.any() else frame
+                yield self._join(frame.filter(~blank) if blank.any() else frame)
         except pl.exceptions.PolarsError as error:
             if path.suffix != ".parquet":
                 self._check_widths(path)
             raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
+
+    def _read_join(self, name: str) -> pl.DataFrame:
+        """The columns of a joined table that a field names, and its key."""
+        spec, path = self.table.joins[name], self.joins[name]
+        wanted = {f.column for f in self.table.fields.values()}
+        try:
+            found = self._scan(path)
+            columns = [c for c in found.collect_schema().names() if c != LINE]
+            if spec.key not in columns:
+                raise UserError(f"{path}: no column {spec.key!r}, the key of joins.{name} in {self.path}")
+            chosen = [pl.col(c) for c in columns if c in wanted and c != spec.key]
+            table = found.select(pl.col(spec.key).cast(pl.String).alias(spec.by), *chosen).collect()
+        except pl.exceptions.PolarsError as error:
+            raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
+        twice = table[spec.by].drop_nulls().is_duplicated()
+        if twice.any():
+            value = table[spec.by].drop_nulls().filter(twice)[0]
+            raise UserError(f"{path}: {spec.key} {value} occurs more than once, so rows cannot be joined to it")
+        return table.filter(pl.col(spec.by).is_not_null())
+
+    def _join(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """A chunk with the columns of the joined tables; a key that they do not have gives empty cells."""
+        for name, table in self._joined.items():
+            by = self.table.joins[name].by
+            keys = frame[by].cast(pl.String)
+            self._unmatched[name] += int((~keys.is_in(table[by].implode())).sum())
+            side = table.rename({by: _KEY})
+            frame = frame.with_columns(keys.alias(_KEY)).join(side, on=_KEY, how="left", maintain_order="left")
+            frame = frame.drop(_KEY)
+        return frame
 
     def _comment_lines(self, path: Path) -> Array:
         """Numbers of the comment lines, which Polars leaves out when it counts rows."""
@@ -181,6 +228,7 @@ class Table:
             found = [c for c in self._scan(path).collect_schema().names() if c != LINE]
         except pl.exceptions.PolarsError as error:
             raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
+        found = self._with_joined_columns(found, path)
         named = {spec.column: f"fields.{name}" for name, spec in self.table.fields.items()}
         named |= {c: f"tasks.{name}" for name, e in self.labels.items() for c in e.columns}
         if self.table.split.column:
@@ -198,6 +246,19 @@ class Table:
                 f"{self.path}: columns of {path.name} that it does not name: {', '.join(unnamed)}; "
                 "make them fields, or list them (or the word rest) under ignore"
             )
+
+    def _with_joined_columns(self, columns: list[str], path: Path) -> list[str]:
+        """The columns of a file and those that join it, each once."""
+        for name, table in self._joined.items():
+            by = self.table.joins[name].by
+            if by not in columns:
+                raise UserError(f"{path}: no column {by!r}, by which joins.{name} in {self.path} joins")
+            added = [c for c in table.columns if c != by]
+            both = [c for c in added if c in columns]
+            if both:
+                raise UserError(f"{self.path}: joins.{name}: {path.name} has a column {both[0]!r} as well")
+            columns = [*columns, *added]
+        return columns
 
     # Splitting
 
@@ -245,7 +306,7 @@ class Table:
         if split.by == "hash":
             keys = _hash_texts(frame[split.column].cast(pl.String).fill_null(""))
         else:
-            every = [p for paths in self.sources.values() for p in paths]
+            every = self._own_files()
             keys = frame[LINE].to_numpy().astype(np.int64) + (every.index(path) << 40)
         where = fraction(keys, split.seed)
         return np.where(where < test, 2, np.where(where < test + split.validation, 1, 0))
@@ -335,6 +396,12 @@ class Table:
             labels = self._labels(frame, path)
             for number, split in enumerate(splits):
                 _append(split, encoded, labels, where == number)
+
+
+def _matches(folder: Path, pattern: str) -> list[Path]:
+    """Files by a pattern, in order; the pattern itself where nothing matches, to be named in a message."""
+    path = folder / pattern
+    return (sorted(path.parent.glob(path.name)) or [path]) if "*" in path.name else [path]
 
 
 def _open_text(path: Path) -> TextIO:

@@ -103,11 +103,29 @@ class SplitSpec:
 
 
 @dataclass(slots=True)
+class JoinSpec:
+    """One entry of ``joins``: a second table whose columns join the rows by a key, such as features of the users.
+
+    Attributes:
+        file: a path like those of ``files``; held in memory, of its columns those that a field names.
+        by: column of the main table.
+        key: column of the second one; by default of the same name.
+    """
+
+    file: str = ""
+    by: str = ""
+    key: str = ""
+
+
+@dataclass(slots=True)
 class TableSpec:
     """The whole file.
 
     Attributes:
-        files: a path, or paths for train, test and perhaps validation; relative to the YAML.
+        files: a path, or paths for train, test and perhaps validation; relative to the YAML. ``*`` stands for
+            anything in a file's name.
+        joins: tables that are joined to the rows by a key, by name.
+        obtain: where the files come from, for the message when one is missing.
         fields: inputs of the models, by name.
         tasks: labels, by name.
         split: how rows are shared out; with files for train and test, how validation is taken from train.
@@ -121,6 +139,8 @@ class TableSpec:
     """
 
     files: Any = None
+    joins: dict[str, JoinSpec] = field(default_factory=dict)
+    obtain: str = ""
     fields: dict[str, FieldSpec] = field(default_factory=dict)
     tasks: dict[str, TaskSpec] = field(default_factory=dict)
     split: SplitSpec = field(default_factory=SplitSpec)
@@ -148,6 +168,9 @@ def load_spec(path: Path) -> TableSpec:
     spec = _fill(TableSpec, content, path, "")
     spec.fields = {str(k): _fill(FieldSpec, v, path, f"fields.{k}") for k, v in _mapping(spec.fields, path, "fields")}
     spec.tasks = {str(k): _task(v, path, f"tasks.{k}") for k, v in _mapping(spec.tasks, path, "tasks")}
+    if spec.joins:
+        joins = _mapping(spec.joins, path, "joins")
+        spec.joins = {str(k): _join(v, path, f"joins.{k}") for k, v in joins}
     if isinstance(spec.split, Mapping):
         spec.split = _fill(SplitSpec, spec.split, path, "split")
     _check(spec, path)
@@ -174,6 +197,15 @@ def _mapping(value: Any, path: Path, key: str) -> list[tuple[Any, Any]]:
     if not isinstance(value, Mapping) or not value:
         raise UserError(f"{path}: {key}: names at least one of them, as a mapping")
     return list(value.items())
+
+
+def _join(value: Any, path: Path, key: str) -> JoinSpec:
+    spec = _fill(JoinSpec, value, path, key)
+    for name in ("file", "by"):
+        if not getattr(spec, name):
+            raise UserError(f"{path}: {key}.{name}: must be set")
+    spec.key = spec.key or spec.by
+    return spec
 
 
 def _task(value: Any, path: Path, key: str) -> TaskSpec:
