@@ -52,6 +52,10 @@ def command(run: Callable[[DictConfig], Any], config_name: str, folder: Path) ->
         entry()
     except (HydraException, OmegaConfBaseException) as error:
         _fail(_one_line(error))
+    except ValueError as error:
+        if not str(error).startswith("Config group override"):  # what Hydra says of model=null
+            raise
+        _fail(f"config: a group such as model or data cannot be null ({error})")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None

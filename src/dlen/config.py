@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from dlen.data.prepare import Source, prepare
 from dlen.data.store import Store
-from dlen.errors import UserError
+from dlen.errors import UnfitError, UnmetNeedError, UserError
 
 
 def build(node: DictConfig, key: str, *args: Any) -> Any:
@@ -29,6 +29,8 @@ def build(node: DictConfig, key: str, *args: Any) -> Any:
             cause = cause.__cause__
         if isinstance(cause, UserError):
             raise cause from None
+        if isinstance(cause, UnmetNeedError):
+            raise UnfitError(f"config {key}: {cause}") from None
         if isinstance(cause, ValueError | TypeError):
             raise UserError(f"config {key}: {cause}") from None
         raise

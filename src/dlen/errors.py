@@ -1,4 +1,4 @@
-"""The one exception a user is meant to read: a single line that says what is wrong and what to do."""
+"""Exceptions: the one that a user is meant to read, and what data must have for a model."""
 
 
 class UserError(Exception):
@@ -6,3 +6,11 @@ class UserError(Exception):
 
     The commands print it without a traceback and exit with code 2.
     """
+
+
+class UnfitError(UserError):
+    """A model that the data do not allow."""
+
+
+class UnmetNeedError(ValueError):
+    """Raised by a model whose schema lacks what it needs, such as a funnel or a position."""

@@ -13,6 +13,8 @@ CASES = {
     "unknown data": (["data=feeed"], "did you mean feed?"),
     "unknown key": (["data.rws=3"], "config data.rws: there is no such key; did you mean rows?"),
     "unknown trainer key": (["trainer.max_epoch=3"], "did you mean max_epochs?"),
+    "a group that is null": (["balancing=null"], "a group such as model or data cannot be null"),
+    "nobody to rank for": (["metrics.by_user=maybe"], "config metrics.by_user: 'maybe' is not auto, true or false"),
     "broken override": (["model.alpha=["], "model.alpha=["),
     "alpha out of range": (["model.alpha=1.5", "data.rows=2000"], "alpha must be above 0 and at most 1, got 1.5"),
     "alpha not for every task": (["model.alpha={click: 0.1}", "data.rows=2000"], "alpha must name every task"),

@@ -134,11 +134,39 @@ def test_every_balancing_trains_and_is_evaluated(balancing: str, composed: Compo
     assert again["test/auc/mean"] == metrics["test/auc/mean"]
 
 
+def test_a_run_goes_on_with_what_it_began_with(composed: Compose, tmp_path: Path) -> None:
+    run = f"run_dir={tmp_path / 'run'}"
+    settings = [run, *SIZES["mmoe"], *FEED]
+    first = train(composed("model=mmoe", "balancing=dwa", *settings))
+    config = (tmp_path / "run" / "config.yaml").read_bytes()
+    for change, message in (
+        (
+            ["balancing=uncertainty"],
+            r"cannot resume: balancing\._target_ was .*DynamicWeightAverage and is .*Uncertainty",
+        ),
+        (["balancing=dwa", "model.num_experts=2"], r"cannot resume: model\.num_experts was 5 and is 2 now"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train(composed("model=mmoe", *change, *settings, "ckpt=last", "trainer.max_epochs=2"))
+        assert (tmp_path / "run" / "config.yaml").read_bytes() == config
+    other = [f"run_dir={tmp_path / 'other'}", f"ckpt={tmp_path / 'run' / 'checkpoints' / 'last.ckpt'}"]
+    with pytest.raises(UserError, match=r"config ckpt: .* is of another model or balancing"):
+        train(composed("model=mmoe", "balancing=uncertainty", *settings[1:], *other, "trainer.max_epochs=2"))
+    again = train(composed("model=mmoe", "balancing=dwa", *settings, "ckpt=last"))  # nothing is left to do
+    assert {k for k in first if k.startswith("gates/")} == {k for k in again if k.startswith("gates/")}
+    assert again["test/auc/mean"] == first["test/auc/mean"]
+    assert "fit/samples_per_second" not in again
+
+
 def test_what_cannot_be_balanced_is_one_line(composed: Compose, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="config balancing: dlen's full likelihood is one loss"):
         train(composed("model=dlen", "balancing=surgery", *SIZES["dlen"], *FEED))
     with pytest.raises(UserError, match=r"config balancing: gradient surgery needs trainer\.accumulate_grad_batches=1"):
         train(composed("model=mmoe", "balancing=surgery", "trainer.accumulate_grad_batches=2", *SIZES["mmoe"], *FEED))
+    with pytest.raises(UserError, match=r"config balancing: gradient surgery needs trainer\.precision=auto or 32-true"):
+        train(composed("model=mmoe", "balancing=surgery", "trainer.precision=16-mixed", *SIZES["mmoe"], *FEED))
+    with pytest.raises(UserError, match=r"config trainer\.gradient_clip_val: row-sparse gradients cannot be clipped"):
+        train(composed("model=mmoe", "+trainer.gradient_clip_val=1", *SIZES["mmoe"], *FEED))
     with pytest.raises(UserError, match="config balancing: aggregator 'x' is none of torchjd's"):
         train(composed("model=mmoe", "balancing=surgery", "balancing.aggregator=x", *SIZES["mmoe"], *FEED))
     assert not (tmp_path / "runs").exists()

@@ -155,6 +155,23 @@ def test_widths_are_chosen_for_equal_numbers_of_parameters(tmp_path: Path) -> No
         assert number == pytest.approx(numbers["MMoE"], rel=0.03), model
 
 
+def test_what_cannot_be_balanced_is_left_out_and_wrong_sizes_are_not(tmp_path: Path) -> None:
+    some = "models=[MMoE,DLEN,DLEN paper]"
+    plan = planned(tmp_path, "experiment=field", "seeds=1", "balancing=uncertainty", some, *SMALL)
+    assert plan.models == ["MMoE", "DLEN paper"]
+    wrong = 'experiment.models.MRAN=["model=mran","model.heads=0"]'
+    with pytest.raises(UserError, match="mran needs at least one head"):
+        planned(tmp_path, "experiment=field", "seeds=1", wrong, "models=[MMoE,MRAN]", *SMALL)
+
+
+def test_a_size_that_cannot_be_had_is_told(tmp_path: Path) -> None:
+    tiny = 'experiment.models.MMoE=["model=mmoe","model.expert=[4]","model.tower=[4]","model.num_experts=1"]'
+    with pytest.raises(UserError, match=r"experiment\.match: PLE cannot have about"):
+        planned(
+            tmp_path, "experiment=field", "seeds=1", "experiment.match=parameters", tiny, "models=[MMoE,PLE]", *SMALL
+        )
+
+
 def test_an_unknown_match_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"config experiment\.match: 'flops' is neither null nor parameters"):
         planned(tmp_path, "experiment=field", "experiment.match=flops", *SMALL)

@@ -68,8 +68,9 @@ def test_aitm_is_the_slow_loop_of_its_paper() -> None:
             if parent is None:
                 rows.append(own)
                 continue
-            carried = torch.relu(head.transfer[parent].weight @ z[parent][b] + head.transfer[parent].bias)
-            value, query, key = head.attention[task].weight.chunk(3)
+            transfer = head.transfer[str(parent)]
+            carried = torch.relu(transfer.weight @ z[parent][b] + transfer.bias)
+            value, query, key = head.attention[str(task)].weight.chunk(3)
             scores = [(query @ u) @ (key @ u) / math.sqrt(6) for u in (carried, own)]
             share = torch.stack(scores).softmax(0)
             rows.append(share[0] * (value @ carried) + share[1] * (value @ own))

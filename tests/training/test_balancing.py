@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dlen.models import AITM, DLEN, PLE, MMoE, Ranker
-from dlen.schema import Task
+from dlen.models import AITM, DLEN, PLE, MMoE, Ranker, SingleTask
+from dlen.schema import Field, Kind, Task
 from dlen.training.balancing import Balancer, DynamicWeightAverage, Fixed, Surgery, Uncertainty
 from dlen.training.module import RankingModule
 from tests.helpers import make_batch, make_schema
@@ -31,6 +31,9 @@ def module(name: str, balancer: Balancer | None = None) -> RankingModule:
     torch.manual_seed(0)
     made = RankingModule(MODELS[name](), balancer=balancer)
     made.task_weights.copy_(torch.arange(1, len(made.task_weights) + 1))
+    if name == "aitm":  # a later step more likely than the one before, so that the calibrator has a gradient
+        head: Any = made.model.head
+        head.towers.outputs[1].bias.data.fill_(2.0)
     return made.train()
 
 
@@ -50,6 +53,18 @@ def test_surgery_that_adds_gives_the_gradients_of_the_weighted_sum(name: str) ->
     assert any((g != 0).any() for n, g in wanted.items() if n == "embedding.weight")
     for key, gradient in wanted.items():
         torch.testing.assert_close(found[key], gradient, rtol=1e-4, atol=1e-6, msg=key)
+
+
+def test_surgery_without_an_embedding_or_anything_shared() -> None:
+    numbers = make_schema(fields=(Field("age", Kind.NUMERIC, "user"), Field("price", Kind.NUMERIC, "item")))
+    for kind in (MMoE, SingleTask):
+        torch.manual_seed(0)
+        model = kind(numbers, expert=EXPERT, **SIZES)
+        plain, joined = RankingModule(model).train(), RankingModule(model, balancer=Surgery("Sum")).train()
+        wanted = gradients(plain)
+        model.zero_grad()
+        for key, gradient in gradients(joined).items():
+            torch.testing.assert_close(gradient, wanted[key], rtol=1e-4, atol=1e-6, msg=key)
 
 
 @pytest.mark.parametrize("aggregator", ["UPGrad", "MGDA", "PCGrad", "AlignedMTL"])
@@ -149,6 +164,7 @@ def test_a_joint_likelihood_cannot_be_balanced() -> None:
         (partial(Surgery, "PCGard"), "aggregator 'PCGard' is none of torchjd's: .*PCGrad"),
         (partial(Surgery, "MGDA", steps=3), "aggregator MGDA: .*steps"),
         (partial(DynamicWeightAverage, 0.0), "temperature must be above 0"),
+        (lambda: Surgery("TrimmedMean", trim_number=3).setup(5), "aggregator TrimmedMean: "),
     ],
 )
 def test_wrong_settings_are_refused(make: Callable[[], Balancer], message: str) -> None:

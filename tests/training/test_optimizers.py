@@ -133,6 +133,21 @@ def test_weight_decay_of_touched_rows_equals_that_of_dense_adam() -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
+def test_adagrad_keeps_parts_of_a_row_apart() -> None:
+    equal = nn.Parameter(torch.randn(ROWS, 4, generator=torch.Generator().manual_seed(3)))
+    halves = [nn.Parameter(half.clone()) for half in equal.detach().split(2, 1)]
+    together = RowAdagrad([{"params": [equal], "parts": 2}], lr=0.1)
+    apart = RowAdagrad(halves, lr=0.1)
+    for step in range(4):
+        values = torch.randn(14, 4, generator=torch.Generator().manual_seed(step))
+        equal.grad = torch.sparse_coo_tensor(ids(step)[None], values, (ROWS, 4), check_invariants=True)
+        for half, own in zip(halves, values.split(2, 1), strict=True):
+            half.grad = torch.sparse_coo_tensor(ids(step)[None], own, (ROWS, 2), check_invariants=True)
+        together.step()
+        apart.step()
+        torch.testing.assert_close(equal.detach(), torch.cat([h.detach() for h in halves], 1))
+
+
 def test_adagrad_decays_by_a_slow_loop() -> None:
     weight, lr, decay = table(), 0.1, 0.5
     values = set_gradient(weight, 0)

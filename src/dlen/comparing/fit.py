@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
@@ -10,13 +11,15 @@ from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
 from dlen.data.store import Store
-from dlen.errors import UserError
+from dlen.errors import UnfitError, UserError
 from dlen.models.ranker import Ranker
-from dlen.training.run import build_model
+from dlen.training.module import check_balanceable
+from dlen.training.run import build_balancer, build_model
 from dlen.training.size import dense_parameters
 
 _WIDTHS = ("expert", "backbone.expert", "hidden")  # keys of a model's config that hold layer sizes
 _STEPS = 14  # of the bisection
+_MOST_OFF = 0.2  # from the wanted number of parameters, as a share of it
 _MULTIPLE = 4  # of a layer's size
 MATCHES = (None, "parameters")
 
@@ -49,8 +52,8 @@ def fitted(
     kept = {}
     for name, own in models.items():
         try:
-            _build([*common, *own], store_of)
-        except UserError as error:
+            _check_balancing([*common, *own], _build([*common, *own], store_of))
+        except UnfitError as error:
             if not skip_unfit or name == base:
                 raise
             print(f"{name} is left out: {error}", file=sys.stderr)
@@ -65,6 +68,15 @@ def fitted(
     return kept
 
 
+def _check_balancing(overrides: Sequence[str], model: Ranker) -> None:
+    """Raise UnfitError where the model has one loss for all tasks and the balancing needs one for each."""
+    config = compose("train", [*overrides, "model_name=model"])
+    try:
+        check_balanceable(model, build_balancer(config))
+    except ValueError as error:
+        raise UnfitError(f"config balancing: {error}") from None
+
+
 def _build(overrides: Sequence[str], store_of: Callable[[DictConfig], Store]) -> Ranker:
     """The model without its memory."""
     config = compose("train", [*overrides, "model_name=model"])
@@ -77,13 +89,16 @@ def _widths(name: str, overrides: list[str], store_of: Callable[[DictConfig], St
     """Overrides of the layer sizes with which the model comes closest to ``wanted`` dense parameters."""
     config = compose("train", [*overrides, "model_name=model"])
     sizes = {key: OmegaConf.select(config.model, key) for key in _WIDTHS}
-    low, high, best = 1 / 16, 16.0, (wanted, [""])
+    low, high = 1 / 16, 16.0
+    best: tuple[float, list[str]] = (math.inf, [])
     for _ in range(_STEPS):
         factor = (low * high) ** 0.5
         scaled = [f"model.{key}={_scaled(value, factor)}" for key, value in sizes.items() if value is not None]
         found = dense_parameters(_build([*overrides, *scaled], store_of))
         best = min(best, (abs(found - wanted), scaled))
         low, high = (factor, high) if found < wanted else (low, factor)
+    if not best[1] or best[0] > _MOST_OFF * wanted:
+        raise UserError(f"config experiment.match: {name} cannot have about {wanted:,} dense parameters by its widths")
     print(f"{name}: {' '.join(best[1])} for {wanted:,} dense parameters ({best[0] / wanted:.1%} off)", file=sys.stderr)
     return best[1]
 

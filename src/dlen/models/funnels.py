@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dlen.errors import UnmetNeedError
 from dlen.models.backbones import EXPERT, TaskNetworksBackbone
 from dlen.models.heads import TOWER, Head, Towers, initial_logits
 from dlen.models.predictions import Predictions
@@ -21,13 +22,13 @@ _SURE = -1e-6  # the largest log-probability of a step given the one before it
 
 
 def check_funnel(schema: Schema, model: str) -> None:
-    """Raise ValueError for a schema without a funnel, or with one that is already trained on all rows."""
+    """Raise UnmetNeedError for a schema without a funnel, or with one that is already trained on all rows."""
     steps = [t for t in schema.tasks if t.observed_where]
     if not steps:
-        raise ValueError(f"{model} needs a funnel: a task with observed_where, such as cvr where ctr")
+        raise UnmetNeedError(f"{model} needs a funnel: a task with observed_where, such as cvr where ctr")
     for task in steps:
         if task.train_on == "all":
-            raise ValueError(
+            raise UnmetNeedError(
                 f"{model} learns over all rows by itself, so task {task.name} must be the conditional one: "
                 "train_on observed (data.cvr_rows=clicks on Ali-CCP)"
             )
@@ -145,8 +146,9 @@ class AITMHead(FunnelHead):
         self.calibration = calibration
         self.parents = [chain[1] if len(chain) > 1 else None for chain in self.chains]
         self.order = sorted(range(len(self.chains)), key=lambda t: len(self.chains[t]))  # parents first
-        self.transfer = nn.ModuleList(nn.Linear(rep_dim, rep_dim) for _ in self.chains)
-        self.attention = nn.ModuleList(nn.Linear(rep_dim, 3 * rep_dim, bias=False) for _ in self.chains)
+        steps = [(str(task), str(parent)) for task, parent in enumerate(self.parents) if parent is not None]
+        self.transfer = nn.ModuleDict({parent: nn.Linear(rep_dim, rep_dim) for _, parent in steps})
+        self.attention = nn.ModuleDict({task: nn.Linear(rep_dim, 3 * rep_dim, bias=False) for task, _ in steps})
         self.towers = Towers(initial_logits(schema, joint=True), rep_dim, tower, dropout)
 
     def forward(self, representations: Tensor, x: Tensor) -> Predictions:
@@ -155,7 +157,7 @@ class AITMHead(FunnelHead):
         for task in self.order:
             parent = self.parents[task]
             if parent is not None:
-                z[task] = self._transferred(task, F.relu(self.transfer[parent](z[parent])), representations[task])
+                z[task] = self._transferred(task, F.relu(self.transfer[str(parent)](z[parent])), representations[task])
         logits = self.towers(torch.stack(z))[..., 0]
         log_joint = F.logsigmoid(logits)
         columns = [
@@ -167,7 +169,7 @@ class AITMHead(FunnelHead):
 
     def _transferred(self, task: int, p: Tensor, q: Tensor) -> Tensor:
         """(B, H) each -> (B, H)."""
-        value, query, key = self.attention[task](torch.stack([p, q], 1)).chunk(3, 2)  # (B, 2, H) each
+        value, query, key = self.attention[str(task)](torch.stack([p, q], 1)).chunk(3, 2)  # (B, 2, H) each
         weight = ((query * key).sum(2) / math.sqrt(key.shape[2])).softmax(1)
         return (weight[..., None] * value).sum(1)
 

@@ -85,6 +85,10 @@ class Head(nn.Module, ABC):
         """
         return task_losses(predictions, labels, mask)
 
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """What all tasks train in the head; nothing in most."""
+        return []
+
     def extra_loss(self, predictions: Predictions) -> Tensor:
         """What is trained beside the tasks' losses; 0 for most heads."""
         return predictions.log_p.new_zeros(())
@@ -262,6 +266,11 @@ class LatentHead(Head):
         conditionals = (given_up, given_not_up, not_given_up, not_given_not_up)
         latent = Latent(log_up[:, 0], log_not_up[:, 0], *conditionals, joint)
         return Predictions(log_p, log_q, joint if self.prediction is Ranking.JOINT else log_p, latent)
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """The hidden state network and the match."""
+        modules = [m for m in (self.hidden, self.hidden_output, self.match) if m is not None]
+        return [p for module in modules for p in module.parameters()]
 
     def _turn(self, strong: Tensor, bounded: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T) of the state in which a task happens and of the other one -> of UP and of not UP."""

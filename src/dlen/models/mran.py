@@ -117,9 +117,8 @@ class MRANBackbone(Backbone):
         return x.transpose(1, 2).flatten(2)
 
     def shared_parameters(self) -> list[nn.Parameter]:
-        """The attention between fields, and keys and values of what tasks ask of them."""
-        modules = (self.between_fields, self.residual, self.to_fields)
-        return [self.number_vectors, *(p for module in modules for p in module.parameters())]
+        """All: by the attention between tasks each one's output depends on every other's network."""
+        return list(self.parameters())
 
 
 def _weights(query: Tensor, key: Tensor) -> Tensor:

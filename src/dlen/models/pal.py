@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dlen.errors import UnmetNeedError
 from dlen.models.backbones import EXPERT, MMoEBackbone
 from dlen.models.heads import TOWER, IndependentHead, Towers
 from dlen.models.predictions import Predictions
@@ -55,7 +56,7 @@ class PAL(Ranker):
     ) -> None:
         names = [f.name for f in schema.of_kind(Kind.ID)]
         if schema.position not in names:
-            raise ValueError("pal needs a position: an id field that the schema names as `position`")
+            raise UnmetNeedError("pal needs a position: an id field that the schema names as `position`")
         embedding = EmbeddingTable(schema, embedding_dim)
         start = names.index(schema.position) * embedding_dim
         rest = embedding.out_dim - embedding_dim
@@ -66,7 +67,7 @@ class PAL(Ranker):
         self.place = slice(start, start + embedding_dim)
         self.first = [t.observed_where is None for t in schema.tasks]
         self.position_network = MLP(embedding_dim, position_network)
-        biases = torch.full((len(schema.tasks), 1), _MOSTLY_SEEN)
+        biases = torch.full((sum(self.first), 1), _MOSTLY_SEEN)
         self.seen = Towers(biases, self.position_network.out_dim, (), 0.0)
 
     def predict(self, x: Tensor) -> Predictions:
@@ -81,6 +82,6 @@ class PAL(Ranker):
     def log_seen(self, x: Tensor) -> Tensor:
         """(B, D) input -> (B, T) log P(seen | position); 0 for a task that is observed under another."""
         position = self.position_network(x[:, self.place])
-        logits = self.seen(position.expand(len(self.first), *position.shape))[..., 0]
-        first = torch.tensor(self.first, device=logits.device)
-        return torch.where(first, F.logsigmoid(logits), 0.0)
+        seen = F.logsigmoid(self.seen(position.expand(sum(self.first), *position.shape))[..., 0]).unbind(1)
+        columns, everybody = iter(seen), torch.zeros_like(seen[0])
+        return torch.stack([next(columns) if first else everybody for first in self.first], 1)

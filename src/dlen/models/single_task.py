@@ -70,7 +70,7 @@ class SingleTask(Ranker):
         dropout: float = 0.0,
     ) -> None:
         tasks = len(schema.tasks)
-        embedding = EmbeddingTable(schema, tasks * embedding_dim)
+        embedding = EmbeddingTable(schema, tasks * embedding_dim, parts=tasks)
         vectors = embedding.num_single + embedding.num_bags
         backbone = OwnVectors(tasks, vectors, embedding.num_numeric, embedding_dim, expert, dropout)
         head = IndependentHead(schema, backbone.out_dim, embedding.out_dim, tower=tower, dropout=dropout)

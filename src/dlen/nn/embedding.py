@@ -21,10 +21,12 @@ class EmbeddingTable(nn.Module):
         schema: which fields there are.
         dim: length of each id's vector.
         std: standard deviation of the initial vectors.
+        parts: P, equal parts of a vector that belong to different models, and that an optimiser must keep apart.
     """
 
-    def __init__(self, schema: Schema, dim: int, std: float = 0.05) -> None:
+    def __init__(self, schema: Schema, dim: int, std: float = 0.05, parts: int = 1) -> None:
         super().__init__()
+        self.parts = parts
         if dim < 1:
             raise ValueError(f"embedding_dim must be at least 1, got {dim}")
         self.weight = nn.Parameter(torch.empty(schema.num_embeddings, dim).normal_(std=std))

@@ -111,8 +111,9 @@ class DynamicWeightAverage(Balancer):
 class Surgery(Balancer):
     """Gradient surgery: one of torchjd's aggregators on the Jacobian of the tasks' losses.
 
-    The Jacobian is that of the shared parameters and of the embeddings of the batch. Parameters of one task have the
-    gradient of the weighted sum. Costs a backward pass for each task.
+    The Jacobian is that of what the tasks share: the backbone's shared parameters, DLEN's hidden state network, and the
+    embeddings of the batch. All other parameters, gates among them, have the gradient of the weighted sum. Costs a
+    backward pass for each task.
 
     Args:
         aggregator: a class of ``torchjd.aggregation``, such as UPGrad, PCGrad, MGDA, CAGrad, IMTLG or AlignedMTL.
@@ -136,8 +137,15 @@ class Surgery(Balancer):
             raise ValueError(f"aggregator {aggregator!r} is none of torchjd's: {', '.join(known)}")
         try:
             self.aggregator = kind(**arguments)
-        except (TypeError, ImportError) as error:
+        except (TypeError, ValueError, AttributeError, ImportError) as error:
             raise ValueError(f"aggregator {aggregator}: {error}") from None
+
+    def setup(self, num_tasks: int) -> None:
+        """Aggregate once, so that settings that do not fit the number of tasks are told now."""
+        try:
+            self.aggregator(torch.eye(num_tasks))
+        except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+            raise ValueError(f"aggregator {type(self.aggregator).__name__}: {error}") from None
 
     def forward(self, losses: Tensor, weights: Tensor) -> Tensor:
         """The weighted sum, to be looked at: the gradients come from :meth:`backward`."""
@@ -152,18 +160,29 @@ class Surgery(Balancer):
             x: (B, D) what the embedding has made, in that graph.
             extra: a scalar that belongs to no task, such as AITM's calibrator.
         """
-        shared = model.backbone.shared_parameters()
-        rows = [torch.autograd.grad(loss, [*shared, x], retain_graph=True, materialize_grads=True) for loss in losses]
-        matrix = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
-        joined = self.aggregator(matrix.float())
-        *of_shared, of_x = _split(joined, [*shared, x])
+        shared = [*model.backbone.shared_parameters(), *model.head.shared_parameters()]
+        common = [*shared, *([x] if x.requires_grad else [])]  # numbers alone have no embedding
+
+        if not common:
+            losses.sum().backward()
+            return
+
+        def gradients(loss: Tensor) -> tuple[Tensor, ...]:
+            return torch.autograd.grad(loss, common, retain_graph=True, materialize_grads=True)
+
+        matrix = torch.stack([torch.cat([g.flatten() for g in gradients(loss)]) for loss in losses])
+        joined = _split(self.aggregator(matrix.float()), common)
+        if extra is not None:
+            joined = [a + b for a, b in zip(joined, gradients(extra), strict=True)]
+        of_shared = joined[: len(shared)]
         known = {id(p) for p in shared} | {id(model.embedding.weight)}
         own = [p for p in model.parameters() if id(p) not in known]
         total = losses.sum() if extra is None else losses.sum() + extra
         of_own = torch.autograd.grad(total, own, retain_graph=True, allow_unused=True)
         for parameter, grad in zip([*shared, *own], [*of_shared, *of_own], strict=True):
             parameter.grad = grad
-        x.backward(of_x)  # into the embedding table
+        if x.requires_grad:
+            x.backward(joined[-1])  # into the embedding table
 
 
 def _split(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:

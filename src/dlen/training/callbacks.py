@@ -60,6 +60,8 @@ class Meter(Callback):
 
     def figures(self, world_size: int) -> dict[str, float]:
         """Keys of ``metrics.json``; peak memory is that of this process since its start, in MiB."""
+        if self.rows == 0:  # a resumed run had nothing left to do
+            return {}
         return {
             "fit/samples_per_second": round(self.rate * world_size, 1),
             "fit/seconds": round(self.seconds, 2),

@@ -25,8 +25,9 @@ from dlen.training.targets import Targets
 def cosines(gradients: Tensor) -> Tensor:
     """(..., T, P) gradients of T tasks -> (..., T, T) cosines; nan where a task has no gradient."""
     norms = gradients.norm(dim=-1, keepdim=True)
-    unit = gradients / torch.where(norms > 0, norms, torch.nan)
-    return unit @ unit.transpose(-1, -2)
+    unit = gradients / torch.where(norms > 0, norms, 1.0)
+    none = norms == 0  # also where nothing is shared, P = 0
+    return (unit @ unit.transpose(-1, -2)).masked_fill(none | none.transpose(-1, -2), torch.nan)
 
 
 def task_gradients(model: Ranker, batch: Batch, targets: Targets) -> tuple[Tensor, Tensor]:

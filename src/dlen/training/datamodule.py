@@ -8,7 +8,7 @@ import torch
 from dlen.data.loader import BatchLoader
 from dlen.data.store import ResidentSplit, Split, Store
 
-_SHARE = 0.5  # of a GPU's free memory that a split may take
+_SHARE = 0.25  # of a GPU's free memory that a split may take: the table and the optimiser's state come later
 
 
 class RankingDataModule(L.LightningDataModule):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +138,15 @@ class GateMonitor(Callback):
             figures |= {f"val/{found.key}/weight/{name}": value for name, value in weights}
         for logger in trainer.loggers:
             logger.log_metrics(figures, trainer.global_step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The last figures, so that a run that goes on and has nothing left to do still has them."""
+        return {"last": [asdict(f) for f in self.last], "copies": self.copies}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`."""
+        self.last = [GateFigures(**f) for f in state_dict["last"]]
+        self.copies = state_dict["copies"]
 
     def figures(self) -> dict[str, float]:
         """Of the last validation, under the keys of ``metrics.json``."""

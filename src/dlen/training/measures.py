@@ -63,7 +63,8 @@ class Measures(nn.Module):
         rows: of the split.
         ranking: for DLEN, which of its probabilities ranks; None for other models.
         base: AUC by target of the run to compare with.
-        by_user: measure the ranking within each user's rows as well, if the schema names a user.
+        by_user: measure the ranking within each user's rows as well, if the schema names a user. Rows of users that
+            training has not seen are left out.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Measures(nn.Module):
         self.ece, self.entropy = CalibrationError(len(names)), NormalizedEntropy(len(names))
         ids = [f.name for f in schema.of_kind(Kind.ID)]
         self.user_column = ids.index(schema.user) if by_user and schema.user in ids else None
+        self.unknown_user = schema.offsets[schema.user] if schema.user in ids else 0
         self.by_user = None if self.user_column is None else ByUser(len(names))
         base_values = [(base or {}).get(n, math.nan) for n in names]
         self.gain = MTLGain(self.auc, base_values) if base else None
@@ -114,7 +116,8 @@ class Measures(nn.Module):
         self.ece.update(log_p, labels, mask)
         self.entropy.update(log_p, log_q, labels, mask)
         if self.by_user is not None:
-            self.by_user.update(scores, labels, mask, batch.ids[:, self.user_column])
+            users = batch.ids[:, self.user_column]  # all unknown ones have the same id, and are nobody
+            self.by_user.update(scores, labels, mask * (users != self.unknown_user)[:, None], users)
         if predictions.latent is not None:
             assert self.latent is not None
             assert self.other_auc is not None
@@ -161,8 +164,8 @@ class Measures(nn.Module):
         self._means(figures)
         if self.by_user is not None:
             for name, found in zip(names, self.by_user.compute(), strict=True):
-                ranked = {f"gauc/{name}": found.gauc, f"ndcg@{NDCG_AT}/{name}": found.ndcg}
-                _put_all(figures, ranked, "no user has both classes")
+                _put_all(figures, {f"gauc/{name}": found.gauc}, "no known user has both classes")
+                _put_all(figures, {f"ndcg@{NDCG_AT}/{name}": found.ndcg}, "no known user has a positive")
                 figures.values[f"users_without_auc/{name}"] = found.left_out / max(found.users, 1)
         if self.latent is not None:
             values, figures.hidden = self.latent.compute()

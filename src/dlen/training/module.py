@@ -50,8 +50,7 @@ class RankingModule(L.LightningModule):
         self.model = model
         self.balancer = Fixed() if balancer is None else balancer
         self.balancer.setup(len(model.schema.tasks))
-        if not isinstance(self.balancer, Fixed):
-            _check_separable(model)
+        check_balanceable(model, self.balancer)
         self._graph: tuple[Tensor, Tensor, Tensor] | None = None  # of a step whose gradients are to be joined
         self.make_optimizer = make_optimizer
         self.targets = Targets(model.schema)
@@ -159,7 +158,8 @@ def _base_auc(base: Mapping[str, float] | None, stage: str, names: list[str]) ->
     return {n: v for n, v in found.items() if v is not None} or None
 
 
-def _check_separable(model: Ranker) -> None:
-    """Raise ValueError for a head without a loss for each task."""
-    nothing = torch.zeros(1, len(model.schema.tasks))
-    model.head.task_losses(Predictions(nothing, nothing, nothing, log_joint=nothing - 1), nothing, nothing)
+def check_balanceable(model: Ranker, balancer: Balancer) -> None:
+    """Raise ValueError for a head without a loss for each task under a balancer that needs one."""
+    if not isinstance(balancer, Fixed):
+        nothing = torch.zeros(1, len(model.schema.tasks))
+        model.head.task_losses(Predictions(nothing, nothing, nothing, log_joint=nothing - 1), nothing, nothing)

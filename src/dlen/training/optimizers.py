@@ -15,6 +15,8 @@ from torch.optim import Adam, Optimizer
 
 from dlen.nn.embedding import EmbeddingTable
 
+Params = Iterable[Tensor] | Iterable[dict[str, Any]]
+
 
 def touched_rows(grad: Tensor) -> tuple[Tensor, Tensor]:
     """Rows and their summed gradients of a sparse gradient (R, D) with repeated rows.
@@ -90,7 +92,7 @@ class RowAdam(RowOptimizer):
 
     def __init__(
         self,
-        params: Iterable[Tensor],
+        params: Params,
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -116,7 +118,8 @@ class RowAdam(RowOptimizer):
 class RowAdagrad(RowOptimizer):
     """Row-wise Adagrad: one accumulator for each row, the mean square of its gradient (as in FBGEMM and DLRM).
 
-    Memory for state is 1/D of the table.
+    Memory for state is 1/D of the table. A parameter group with ``parts`` P above 1 has an accumulator for each of the
+    P equal parts of a row.
 
     Args:
         params: tables (R, D).
@@ -125,18 +128,18 @@ class RowAdagrad(RowOptimizer):
         weight_decay: times the row's weights joins its gradient; of touched rows alone.
     """
 
-    def __init__(
-        self, params: Iterable[Tensor], lr: float = 1e-2, eps: float = 1e-8, weight_decay: float = 0.0
-    ) -> None:
-        super().__init__(params, {"lr": lr, "eps": eps, "weight_decay": weight_decay})
+    def __init__(self, params: Params, lr: float = 1e-2, eps: float = 1e-8, weight_decay: float = 0.0) -> None:
+        super().__init__(params, {"lr": lr, "eps": eps, "weight_decay": weight_decay, "parts": 1})
 
     def _update(self, table: Tensor, rows: Tensor, values: Tensor, grad: Tensor, group: dict[str, Any]) -> Tensor:
         state = self.state[table]
         if not state:
-            state.update(sum=table.new_zeros(len(table)))
-        total = state["sum"].index_select(0, rows).add_(grad.square().mean(1))
+            state.update(sum=table.new_zeros(len(table), group["parts"]))
+        shape = (group["parts"], -1)
+        total = state["sum"].index_select(0, rows).add_(grad.unflatten(1, shape).square().mean(2))
         state["sum"].index_copy_(0, rows, total)
-        return values.addcdiv_(grad, total.sqrt_().add_(group["eps"])[:, None], value=-group["lr"])
+        scale = total.sqrt_().add_(group["eps"])[..., None]
+        return values.sub_((grad.unflatten(1, shape) / scale).flatten(1), alpha=group["lr"])
 
 
 class Combined(Optimizer):
@@ -177,9 +180,9 @@ def _check(**rates: float) -> None:
             raise ValueError(f"{name} must be a number from 0, got {value!r}")
 
 
-def _tables_and_dense(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    tables = [m.weight for m in model.modules() if isinstance(m, EmbeddingTable)]
-    known = {id(t) for t in tables}
+def _tables_and_dense(model: nn.Module) -> tuple[list[EmbeddingTable], list[nn.Parameter]]:
+    tables = [m for m in model.modules() if isinstance(m, EmbeddingTable)]
+    known = {id(t.weight) for t in tables}
     return tables, [p for p in model.parameters() if id(p) not in known]
 
 
@@ -201,7 +204,11 @@ def _with_dense_adam(
     return Combined(
         [
             Adam(dense, lr=lr, weight_decay=weight_decay, fused=True),
-            rows(tables, lr=embedding_lr, weight_decay=embedding_weight_decay),
+            rows(
+                [{"params": [t.weight], "parts": t.parts} for t in tables],
+                lr=embedding_lr,
+                weight_decay=embedding_weight_decay,
+            ),
         ]
     )
 

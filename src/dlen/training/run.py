@@ -30,6 +30,7 @@ from dlen.metrics.functional import EXACT_ROWS
 from dlen.models.ranker import Ranker
 from dlen.reports.plots import plot_hidden_state
 from dlen.reports.terminal import print_figures
+from dlen.training.balancing import Balancer
 from dlen.training.callbacks import Meter, PlainProgress, ScoreWriter, TerminalProgress
 from dlen.training.conflict import GradientConflict
 from dlen.training.datamodule import RankingDataModule
@@ -66,7 +67,9 @@ def train(config: DictConfig) -> dict[str, Any]:
     store = open_store(config)
     _check_measurable(store)
     _check_interval(config, store)
+    _check_by_user(config, store)
     base, resume = _read_base(config.base_run), _resume_from(config)
+    _check_same_run(config)
     L.seed_everything(config.seed, workers=True, verbose=False)
     model = build_model(config, store)
     make_optimizer = build(config.optimizer, "optimizer")
@@ -143,6 +146,10 @@ def _fit(trainer: L.Trainer, module: RankingModule, data: RankingDataModule, fol
     os.environ[_RUN_DIR] = str(folder)
     try:
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    except RuntimeError as error:
+        if resume is None or "state_dict" not in str(error):
+            raise
+        raise UserError(f"config ckpt: {resume} is of another model or balancing, and cannot be gone on with") from None
     except SystemExit:  # how Lightning ends after Ctrl-C
         if not trainer.interrupted:
             raise
@@ -150,6 +157,21 @@ def _fit(trainer: L.Trainer, module: RankingModule, data: RankingDataModule, fol
         raise SystemExit(130) from None
     finally:
         del os.environ[_RUN_DIR]
+
+
+def build_balancer(config: DictConfig) -> Balancer:
+    """The config's balancing of tasks.
+
+    Raises:
+        UserError: it is none, or does not go with the trainer's settings.
+    """
+    balancer: Balancer = build(config.balancing, "balancing")
+    if balancer.on_gradients:
+        for key, allowed in (("accumulate_grad_batches", (1,)), ("precision", ("auto", "32-true", "bf16-mixed"))):
+            if config.trainer[key] not in allowed:
+                wanted = " or ".join(str(a) for a in allowed)
+                raise UserError(f"config balancing: gradient surgery needs trainer.{key}={wanted}")
+    return balancer
 
 
 def build_module(
@@ -161,9 +183,7 @@ def build_module(
     by_user: bool,
 ) -> RankingModule:
     """The LightningModule with the config's balancing of tasks."""
-    balancer = build(config.balancing, "balancing")
-    if balancer.on_gradients and config.trainer.accumulate_grad_batches != 1:
-        raise UserError("config balancing: gradient surgery needs trainer.accumulate_grad_batches=1")
+    balancer = build_balancer(config)
     try:
         return RankingModule(model, make_optimizer, config.metrics.auc, rows, base, by_user, balancer)
     except ValueError as error:
@@ -175,6 +195,8 @@ def build_trainer(config: DictConfig, folder: Path, logger: list[Any], callbacks
     settings = OmegaConf.to_container(config.trainer, resolve=True)
     assert isinstance(settings, dict)
     arguments: dict[str, Any] = {str(k): v for k, v in settings.items()}
+    if arguments.get("gradient_clip_val"):
+        raise UserError("config trainer.gradient_clip_val: row-sparse gradients cannot be clipped; lower optimizer.lr")
     if arguments["precision"] == "auto":
         arguments["precision"] = choose_precision(str(arguments["accelerator"]))
     bar = any(isinstance(c, TerminalProgress) for c in callbacks)
@@ -291,6 +313,11 @@ def _check(config: DictConfig) -> None:
         raise UserError("config ckpt: `last` needs run_dir=DIR, the run to go on with")
 
 
+def _check_by_user(config: DictConfig, store: Store) -> None:
+    if config.metrics.by_user is True and store.schema.user is None:
+        raise UserError("config metrics.by_user: the data name no user field; set it to auto or false")
+
+
 def _check_interval(config: DictConfig, store: Store) -> None:
     """A validation interval in batches fits into an epoch."""
     batches = -(-len(store.split("train")) // config.loader.batch_size)
@@ -356,6 +383,26 @@ def _resume_from(config: DictConfig) -> Path | None:
     if not path.exists():
         raise UserError(f"config ckpt: {path} does not exist, so there is nothing to resume")
     return path
+
+
+def _check_same_run(config: DictConfig) -> None:
+    """A run that goes on has the model, balancing and optimiser it began with."""
+    if config.ckpt != "last":
+        return
+    before = load_run_config(Path(config.run_dir))
+    for key in ("model", "balancing", "optimizer"):
+        was, now = _settings(before, key), _settings(config, key)
+        changed = [k for k in {**was, **now} if was.get(k) != now.get(k)]
+        if was and changed:
+            shown = ", ".join(f"{key}.{k} was {was.get(k)} and is {now.get(k)} now" for k in changed)
+            raise UserError(f"cannot resume: {shown}; set it as it was")
+
+
+def _settings(config: DictConfig, key: str) -> dict[str, Any]:
+    """A group of the config as plain values; empty where there is none."""
+    found = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(found, dict)
+    return found.get(key) or {}
 
 
 def _loggers(config: DictConfig, folder: Path) -> list[Any]:

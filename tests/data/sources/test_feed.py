@@ -216,6 +216,10 @@ def test_same_seed_same_bytes_other_seed_other_data(tmp_path: Path) -> None:
         ({"rates": {"click": 0.0}}, "rates.click"),
         ({"rates": {"click": 0.2, "like": -0.1}}, "rates.like"),
         ({"rates": {}}, "rates"),
+        ({"positions": 2.5}, "positions"),
+        ({"positions": -1}, "positions"),
+        ({"position_bias": -0.1}, "position_bias"),
+        ({"rates": {"up": 0.1}}, "rates.up"),
     ],
 )
 def test_impossible_settings_are_refused(tmp_path: Path, settings: dict[str, Any], named: str) -> None:

@@ -248,6 +248,14 @@ class Feed:
             raise UserError("data.rates: names no task")
         if HATE in self.rates:
             raise UserError("data.rates.hate: an explicit dislike is no such task; set data.hate to its rate")
+        reserved = {"prefers", "up", POSITION} & set(self.rates)
+        if reserved:
+            raise UserError(
+                f"data.rates.{reserved.pop()}: this name is that of a hidden truth or a field; choose another"
+            )
+        for key in ("rows", "users", "items", "positions"):
+            if isinstance(getattr(self, key), bool) or not isinstance(getattr(self, key), int):
+                raise UserError(f"data.{key}: {getattr(self, key)!r} is not a whole number")
         for key in ("rows", "users", "items"):
             if getattr(self, key) < 1:
                 raise UserError(f"data.{key}: {getattr(self, key)} is not a positive number")
