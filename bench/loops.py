@@ -18,6 +18,7 @@ from dlen.models import DLEN, PLE, MMoE, Ranker
 from dlen.models.backbones import MMoEBackbone
 from dlen.schema import Schema
 from dlen.training.optimizers import adam
+from dlen.training.run import choose_precision
 from dlen.training.targets import Targets
 
 DIM = 16
@@ -54,15 +55,18 @@ def timed(step: Callable[[Batch], None], batches: Iterable[Batch], steps: int) -
     return rows / (time.perf_counter() - started)
 
 
-def ours(store: Store, model: Ranker, batch_size: int, steps: int) -> float:
-    """Our model, optimiser and loader in a loop of a few lines."""
+def ours(store: Store, model: Ranker, batch_size: int, steps: int, precision: str = "auto") -> float:
+    """Our model, optimiser and loader in a loop of a few lines, in the precision that train.py chooses."""
+    half = (choose_precision("cpu") if precision == "auto" else precision) == "bf16-mixed"
     optimizer = adam(model, lr=1e-3, embedding_lr=1e-3)
     targets, weights = Targets(store.schema), torch.ones(len(store.schema.tasks))
 
     def step(batch: Batch) -> None:
         optimizer.zero_grad()
         labels, mask = targets.training_labels(batch.labels), targets.trained(batch.labels)
-        model.head.loss(model(batch), labels, mask, weights).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            loss = model.head.loss(model(batch), labels, mask, weights)
+        loss.backward()
         optimizer.step()
 
     return timed(step, repeated(store.split("train"), batch_size), steps)

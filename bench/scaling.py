@@ -86,7 +86,7 @@ def points(shape: Shape, name: str, rounds: int) -> list[Point]:
             model = make_model(name, store.schema, shape, dim=dim)
             forward, ids = flops(model), len(store.schema.fields)
             parts: dict[str, Callable[[], float]] = {
-                "train": partial(ours, store, model, batch, STEPS),
+                "train": partial(ours, store, model, batch, STEPS, "32-true"),
                 "evaluate": partial(evaluating, store, model, batch),
             }
             for what, part in parts.items():
