@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from common import in_turn, median_and_spread, ratio, report
+from common import compared, in_turn, report
 from loops import make_model, repeated, timed
 from shapes import Shape, feed
 
@@ -53,18 +53,8 @@ def main() -> None:
         **{f"surgery, {name}": partial(Surgery, name) for name in ("UPGrad", "PCGrad", "MGDA", "IMTLG", "AlignedMTL")},
     }
     found = in_turn({name: partial(steps, store, shape, make) for name, make in kinds.items()}, rounds)
-    report(
-        "balancing",
-        [
-            {
-                "model": f"MMoE, {shape.experts} experts, {len(store.schema.tasks)} tasks",
-                "balancing": name,
-                "samples/s": median_and_spread(rates),
-                "against fixed": ratio(rates, found["fixed"]),
-            }
-            for name, rates in found.items()
-        ],
-    )
+    where = {"model": f"MMoE, {shape.experts} experts, {len(store.schema.tasks)} tasks"}
+    report("balancing", compared(found, "fixed", "samples/s", "against fixed", where))
 
 
 if __name__ == "__main__":

@@ -72,6 +72,16 @@ def ratio(values: Sequence[float], base: Sequence[float]) -> str:
     return f"{statistics.median(v / b for v, b in zip(values, base, strict=True)):.2f}"
 
 
+def compared(
+    found: Mapping[str, Sequence[float]], base: str, rate: str, against: str, where: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Rows of a report: the rate of each part, and its ratio to that of ``base``, in columns of these names."""
+    return [
+        {**where, "what": what, rate: median_and_spread(rates), against: ratio(rates, found[base])}
+        for what, rates in found.items()
+    ]
+
+
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
     model = "unknown"

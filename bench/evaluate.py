@@ -13,11 +13,10 @@ from typing import Any
 
 import lightning as L
 import torch
-from common import in_turn, median_and_spread, ratio, report
-from loops import make_model
+from common import compared, in_turn, report
+from loops import forward_alone, make_model
 from shapes import Shape, aliccp_table, feed
 
-from dlen.data.loader import BatchLoader
 from dlen.data.store import Store
 from dlen.models import Ranker
 from dlen.training.datamodule import RankingDataModule
@@ -40,36 +39,17 @@ def full_pass(store: Store, model: Ranker) -> float:
     return rows / (time.perf_counter() - started)
 
 
-def forward_alone(store: Store, model: Ranker) -> float:
-    """The same rows through the same model, and nothing else."""
-    split = store.split("train")
-    model.eval()
-    started = time.perf_counter()
-    with torch.inference_mode():
-        for batch in BatchLoader(split, BATCH, shuffle=False):
-            model(batch)
-    return len(split) / (time.perf_counter() - started)
-
-
 def evaluation(shape: Shape, name: str, rounds: int) -> list[dict[str, Any]]:
     """A test pass with and without metrics."""
     store = shape.store()
     model = make_model(name, store.schema, shape)
     parts = {
-        "forward alone": lambda: forward_alone(store, model),
+        "forward alone": lambda: forward_alone(store.split("train"), model, BATCH),
         "with all metrics": lambda: full_pass(store, model),
     }
     found = in_turn(parts, rounds)
-    return [
-        {
-            "shape": shape.name,
-            "model": name,
-            "what": what,
-            "rows/s": median_and_spread(rates),
-            "against forward alone": ratio(rates, found["forward alone"]),
-        }
-        for what, rates in found.items()
-    ]
+    where = {"shape": shape.name, "model": name}
+    return compared(found, "forward alone", "rows/s", "against forward alone", where)
 
 
 def latency(shape: Shape, name: str) -> dict[str, Any]:

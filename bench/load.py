@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from common import in_turn, median_and_spread, ratio, report
+from common import compared, in_turn, median_and_spread, ratio, report
 from loops import make_model, ours, repeated, timed
 from shapes import Shape, aliccp_raw, aliccp_table, feed
 
@@ -47,16 +47,8 @@ def measure(shape: Shape, batch_size: int, rounds: int) -> list[dict[str, Any]]:
         "loading, cold files": partial(load, shape, batch_size, cold=True),
     }
     found = in_turn(parts, rounds)
-    return [
-        {
-            "shape": shape.name,
-            "batch": batch_size,
-            "what": what,
-            "samples/s": median_and_spread(rates),
-            "against training": ratio(rates, found["training MMoE"]),
-        }
-        for what, rates in found.items()
-    ]
+    where = {"shape": shape.name, "batch": batch_size}
+    return compared(found, "training MMoE", "samples/s", "against training", where)
 
 
 def multivalued(single: Shape, multi: Shape, batch_size: int, rounds: int) -> list[dict[str, Any]]:

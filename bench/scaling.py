@@ -12,7 +12,6 @@ import json
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -20,15 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from common import DATA, report, run
-from loops import make_model, ours
+from loops import forward_alone, make_model, ours
 from scipy.optimize import nnls
 from shapes import Shape, aliccp_table, feed
 from torch import nn
 
-from dlen.data.loader import BatchLoader
-from dlen.data.store import Store
 from dlen.models import Ranker
 
 ROWS = 1_000_000
@@ -67,17 +63,6 @@ def flops(model: Ranker) -> float:
     return float(sum(2 * layer.in_features * layer.out_features for layer in layers))
 
 
-def evaluating(store: Store, model: Ranker, batch: int) -> float:
-    """Rows a second of forward passes."""
-    split = store.split("validation")
-    model.eval()
-    started = time.perf_counter()
-    with torch.inference_mode():
-        for part in BatchLoader(split, batch, shuffle=False):
-            model(part)
-    return len(split) / (time.perf_counter() - started)
-
-
 def points(shape: Shape, name: str, rounds: int) -> list[Point]:
     """Measurements of one shape and model at two batch sizes and all dimensions."""
     store, found = shape.store(), []
@@ -87,7 +72,7 @@ def points(shape: Shape, name: str, rounds: int) -> list[Point]:
             forward, ids = flops(model), len(store.schema.fields)
             parts: dict[str, Callable[[], float]] = {
                 "train": partial(ours, store, model, batch, STEPS, "32-true"),
-                "evaluate": partial(evaluating, store, model, batch),
+                "evaluate": partial(forward_alone, store.split("validation"), model, batch),
             }
             for what, part in parts.items():
                 rate = statistics.median(part() for _ in range(rounds))

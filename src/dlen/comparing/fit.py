@@ -49,37 +49,43 @@ def fitted(
     """
     if match not in MATCHES:
         raise UserError(f"config experiment.match: {match!r} is neither null nor parameters")
-    kept = {}
+    kept, wanted = {}, 0
     for name, own in models.items():
+        config = compose_run([*common, *own])
         try:
-            _check_balancing([*common, *own], _build([*common, *own], store_of))
+            model = _build(config, store_of)
+            _check_balancing(config, model)
         except UnfitError as error:
             if not skip_unfit or name == base:
                 raise
             print(f"{name} is left out: {error}", file=sys.stderr)
             continue
         kept[name] = list(own)
+        if name == base:
+            wanted = dense_parameters(model)
     if match is None:
         return kept
-    wanted = dense_parameters(_build([*common, *models[base]], store_of))
     for name, own in kept.items():
         if name != base:
             kept[name] = [*own, *_widths(name, [*common, *own], store_of, wanted)]
     return kept
 
 
-def _check_balancing(overrides: Sequence[str], model: Ranker) -> None:
+def compose_run(overrides: Sequence[str]) -> DictConfig:
+    """The config of ``train.py`` for one run of a comparison."""
+    return compose("train", [*overrides, "model_name=model"])
+
+
+def _check_balancing(config: DictConfig, model: Ranker) -> None:
     """Raise UnfitError where the model has one loss for all tasks and the balancing needs one for each."""
-    config = compose("train", [*overrides, "model_name=model"])
     try:
         check_balanceable(model, build_balancer(config))
     except ValueError as error:
         raise UnfitError(f"config balancing: {error}") from None
 
 
-def _build(overrides: Sequence[str], store_of: Callable[[DictConfig], Store]) -> Ranker:
+def _build(config: DictConfig, store_of: Callable[[DictConfig], Store]) -> Ranker:
     """The model without its memory."""
-    config = compose("train", [*overrides, "model_name=model"])
     store = store_of(config)
     with torch.device("meta"):
         return build_model(config, store)
@@ -87,14 +93,14 @@ def _build(overrides: Sequence[str], store_of: Callable[[DictConfig], Store]) ->
 
 def _widths(name: str, overrides: list[str], store_of: Callable[[DictConfig], Store], wanted: int) -> list[str]:
     """Overrides of the layer sizes with which the model comes closest to ``wanted`` dense parameters."""
-    config = compose("train", [*overrides, "model_name=model"])
-    sizes = {key: OmegaConf.select(config.model, key) for key in _WIDTHS}
+    model = compose_run(overrides).model
+    sizes = {key: OmegaConf.select(model, key) for key in _WIDTHS}
     low, high = 1 / 16, 16.0
     best: tuple[float, list[str]] = (math.inf, [])
     for _ in range(_STEPS):
         factor = (low * high) ** 0.5
         scaled = [f"model.{key}={_scaled(value, factor)}" for key, value in sizes.items() if value is not None]
-        found = dense_parameters(_build([*overrides, *scaled], store_of))
+        found = dense_parameters(_build(compose_run([*overrides, *scaled]), store_of))
         best = min(best, (abs(found - wanted), scaled))
         low, high = (factor, high) if found < wanted else (low, factor)
     if not best[1] or best[0] > _MOST_OFF * wanted:

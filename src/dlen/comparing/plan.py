@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from dlen import __version__
-from dlen.comparing.fit import fitted
+from dlen.comparing.fit import compose_run, fitted
 from dlen.config import open_store
 from dlen.data.store import Store
 from dlen.errors import UserError
@@ -125,7 +124,7 @@ def _common_overrides(settings: Sequence[str]) -> list[str]:
 
 
 def _plan_run(model: str, seed: int, overrides: Sequence[str], stores: dict[str, Store]) -> Run:
-    config = compose("train", [*overrides, "model_name=model"])
+    config = compose_run(overrides)
     store = _store_of(config, stores)
     settings = OmegaConf.to_container(config, resolve=True)
     assert isinstance(settings, dict)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -172,7 +172,7 @@ class MoEBackbone(MMoEBackbone):
 
     def mixtures(self) -> list[Mixture]:
         """The one gate."""
-        return [Mixture(1, self.gates, [None], _names("expert", len(self.experts)), list(self.experts))]
+        return [replace(mixture, owners=[None]) for mixture in super().mixtures()]
 
 
 class TaskNetworksBackbone(Backbone):

@@ -63,7 +63,7 @@ class EmbeddingTable(nn.Module):
             per_sample_weights=batch.bag_weights.to(self.weight.dtype),
             include_last_offset=True,
         ).view(*batch.bag_lengths.shape, -1)
-        total = torch.segment_reduce(batch.bag_weights, "sum", lengths=lengths, unsafe=True).view(
-            *batch.bag_lengths.shape, 1
-        )
+        # unsafe: without the check of the lengths, for which a GPU would have to wait
+        total = torch.segment_reduce(batch.bag_weights, "sum", lengths=lengths, unsafe=True)
+        total = total.view(*batch.bag_lengths.shape, 1)
         return pooled / torch.where(self.mean & (total > 0), total, 1.0).to(pooled.dtype)

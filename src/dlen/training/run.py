@@ -192,9 +192,7 @@ def build_module(
 
 def build_trainer(config: DictConfig, folder: Path, logger: list[Any], callbacks: list[Callback]) -> L.Trainer:
     """Lightning's trainer from the config group ``trainer``."""
-    settings = OmegaConf.to_container(config.trainer, resolve=True)
-    assert isinstance(settings, dict)
-    arguments: dict[str, Any] = {str(k): v for k, v in settings.items()}
+    arguments = _plain(config.trainer)
     if arguments.get("gradient_clip_val"):
         raise UserError("config trainer.gradient_clip_val: row-sparse gradients cannot be clipped; lower optimizer.lr")
     if arguments["precision"] == "auto":
@@ -389,20 +387,20 @@ def _check_same_run(config: DictConfig) -> None:
     """A run that goes on has the model, balancing and optimiser it began with."""
     if config.ckpt != "last":
         return
-    before = load_run_config(Path(config.run_dir))
+    before, today = _plain(load_run_config(Path(config.run_dir))), _plain(config)
     for key in ("model", "balancing", "optimizer"):
-        was, now = _settings(before, key), _settings(config, key)
+        was, now = before.get(key) or {}, today.get(key) or {}
         changed = [k for k in {**was, **now} if was.get(k) != now.get(k)]
         if was and changed:
             shown = ", ".join(f"{key}.{k} was {was.get(k)} and is {now.get(k)} now" for k in changed)
             raise UserError(f"cannot resume: {shown}; set it as it was")
 
 
-def _settings(config: DictConfig, key: str) -> dict[str, Any]:
-    """A group of the config as plain values; empty where there is none."""
+def _plain(config: DictConfig) -> dict[str, Any]:
+    """A config as plain values."""
     found = OmegaConf.to_container(config, resolve=True)
     assert isinstance(found, dict)
-    return found.get(key) or {}
+    return {str(k): v for k, v in found.items()}
 
 
 def _loggers(config: DictConfig, folder: Path) -> list[Any]:

@@ -179,14 +179,14 @@ class Table:
             if spec.key not in columns:
                 raise UserError(f"{path}: no column {spec.key!r}, the key of joins.{name} in {self.path}")
             chosen = [pl.col(c) for c in columns if c in wanted and c != spec.key]
-            table = found.select(pl.col(spec.key).cast(pl.String).alias(spec.by), *chosen).collect()
+            table = found.select(pl.col(spec.key).cast(pl.String).alias(spec.by), *chosen).drop_nulls(spec.by).collect()
         except pl.exceptions.PolarsError as error:
             raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
-        twice = table[spec.by].drop_nulls().is_duplicated()
+        twice = table[spec.by].is_duplicated()
         if twice.any():
-            value = table[spec.by].drop_nulls().filter(twice)[0]
+            value = table[spec.by].filter(twice)[0]
             raise UserError(f"{path}: {spec.key} {value} occurs more than once, so rows cannot be joined to it")
-        return table.filter(pl.col(spec.by).is_not_null())
+        return table
 
     def _join(self, frame: pl.DataFrame) -> pl.DataFrame:
         """A chunk with the columns of the joined tables; a key that they do not have gives empty cells."""
