@@ -5,16 +5,27 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file under a temporary name and rename it."""
+@contextmanager
+def replacing_file(path: Path) -> Iterator[Path]:
+    """A temporary name beside ``path``, for a file that takes its place on success and vanishes on failure."""
     temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(text)
-    temporary.replace(path)
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file as :func:`replacing_file` does."""
+    with replacing_file(path) as temporary:
+        temporary.write_text(text)
 
 
 def write_json(path: Path, content: Any) -> None:

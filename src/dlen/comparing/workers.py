@@ -66,15 +66,16 @@ def train_missing(runs: Sequence[Run], script: Path, workers: int) -> None:
         try:
             for ended in as_completed([threads.submit(pool.train, run) for run in missing]):
                 ended.result()
-                stage.advance(1)
+                if not pool.stopped:
+                    stage.advance(1)
+            if pool.stopped:
+                raise SystemExit(128 + signal.SIGTERM)
         except BaseException:
             threads.shutdown(wait=False, cancel_futures=True)
             pool.stop()
             raise
         finally:
             signal.signal(signal.SIGTERM, earlier)
-    if pool.stopped:
-        raise SystemExit(128 + signal.SIGTERM)
 
 
 def _environment(number: int, workers: int) -> dict[str, str]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from dlen.metrics.functional import BINS, exact_auc, histogram_auc, log_odds_bin
+from dlen.metrics.functional import BINS, exact_auc, for_each_target, histogram_auc, log_odds_bin
 
 
 class ExactAUC(Metric):
@@ -55,8 +55,7 @@ class ExactAUC(Metric):
         if not len(self.scores):
             return torch.full((self.num_targets,), torch.nan, dtype=torch.float64)
         scores, labels, masks = (dim_zero_cat(x) for x in (self.scores, self.labels, self.masks))
-        columns = zip(scores.T, labels.T, masks.T, strict=True)
-        return torch.stack([exact_auc(s[m], y[m]) for s, y, m in columns])
+        return torch.stack(for_each_target(exact_auc, masks, scores, labels))
 
 
 class HistogramAUC(Metric):

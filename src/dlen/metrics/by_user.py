@@ -10,6 +10,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from dlen.metrics.functional import ends_of_runs, for_each_target, ordered_integers
+
 NDCG_AT = 10
 
 
@@ -38,55 +40,47 @@ def rank_by_user(scores: Tensor, labels: Tensor, users: Tensor, k: int = NDCG_AT
     Args:
         scores: (N,) any monotone score.
         labels: (N,) 0 or 1.
-        users: (N,) integers.
+        users: (N,) integers of 31 bits.
         k: places of a list that count.
 
     Returns:
         Figures, nan where no user has one. Time N log N.
     """
-    order = scores.argsort(descending=True)
-    order = order[users[order].argsort(stable=True)]
-    user, score, positive = users[order], scores[order], labels[order].double()
-    new_user = _changes(user)
-    new_block = new_user | _changes(score)  # rows of one user with one score
-    of_row, block = new_user.cumsum(0) - 1, new_block.cumsum(0) - 1
-    owner = of_row[new_block]  # user of each block
-    number, blocks = int(new_user.sum()), int(new_block.sum())
+    # One sort of integers: by user, then by falling score, with the label in the last bit.
+    falling = 0x7FFFFFFF - ordered_integers(scores)  # from 0 on
+    ranked = (users.long() << 33 | falling << 1 | labels.long()).sort().values
+    ends = ends_of_runs(ranked >> 1)  # of the blocks: rows of one user with one score
+    zero = ends.new_zeros(1)
+    size = (ends + 1).diff(prepend=zero)
+    good = (ranked & 1).cumsum(0)[ends].diff(prepend=zero)
+    last_blocks = ends_of_runs(ranked[ends] >> 33)  # of the users
+    blocks = (last_blocks + 1).diff(prepend=zero)
 
-    def by_user(values: Tensor, index: Tensor) -> Tensor:
-        return values.new_zeros(number).index_add_(0, index, values)
+    def by_user(values: Tensor) -> Tensor:
+        return values.cumsum(0)[last_blocks].diff(prepend=values.new_zeros(1))
 
-    size = positive.new_zeros(blocks).index_add_(0, block, torch.ones_like(positive))
-    good = positive.new_zeros(blocks).index_add_(0, block, positive)
+    def within(values: Tensor, totals: Tensor) -> Tensor:
+        """Cumulative sums that begin anew with each user."""
+        return values.cumsum(0) - (totals.cumsum(0) - totals).repeat_interleave(blocks)
+
     bad = size - good
-    rows, goods, bads = by_user(size, owner), by_user(good, owner), by_user(bad, owner)
-    below = bads[owner] - _within(bad, owner, bads) + bad / 2  # negatives that a positive of the block is above
+    rows, goods, bads = by_user(size), by_user(good), by_user(bad)
+    below = 2 * (bads.repeat_interleave(blocks) - within(bad, bads)) + bad  # twice the negatives a positive is above
     pairs = goods * bads
-    auc = by_user(good * below, owner) / pairs
     both = pairs > 0
-    gauc = (auc[both] * rows[both]).sum() / rows[both].sum()
-    last = _within(size, owner, rows)  # place of the block's last row in its list
+    auc = by_user(good * below)[both].double() / (2 * pairs[both])
+    gauc = (auc * rows[both]).sum() / rows[both].sum()
+    last = within(size, rows)  # place of the block's last row in its list
     discounts = 1 / torch.arange(2, k + 2, dtype=torch.float64, device=scores.device).log2()
     gained = torch.cat([discounts.new_zeros(1), discounts.cumsum(0)])  # by the first n places
 
     def upto(places: Tensor) -> Tensor:
-        return gained[places.long().clamp(max=k)]
+        return gained[places.clamp(max=k)]
 
-    dcg = by_user(good / size * (upto(last) - upto(last - size)), owner)
+    dcg = by_user(good / size.double() * (upto(last) - upto(last - size)))
     liked = goods > 0
     ndcg = (dcg[liked] / upto(goods[liked])).mean()
-    return UserFigures(float(gauc), float(ndcg), number, int((~both).sum()))
-
-
-def _changes(values: Tensor) -> Tensor:
-    """(N,) where a value differs from the one before; the first always does."""
-    first = torch.ones_like(values[:1], dtype=torch.bool)
-    return torch.cat([first, values[1:] != values[:-1]])
-
-
-def _within(values: Tensor, owner: Tensor, totals: Tensor) -> Tensor:
-    """Cumulative sums that begin anew with each owner."""
-    return values.cumsum(0) - (totals.cumsum(0) - totals)[owner]
+    return UserFigures(float(gauc), float(ndcg), len(rows), int((~both).sum()))
 
 
 class ByUser(Metric):
@@ -127,6 +121,5 @@ class ByUser(Metric):
         if not len(self.scores):
             return [UserFigures(float("nan"), float("nan"), 0, 0)] * self.num_targets
         scores, labels, masks = (dim_zero_cat(x) for x in (self.scores, self.labels, self.masks))
-        users = dim_zero_cat(self.users)
-        columns = zip(scores.T, labels.T, masks.T, strict=True)
-        return [rank_by_user(s[m], y[m], users[m]) for s, y, m in columns]
+        users = dim_zero_cat(self.users)[:, None].expand(-1, self.num_targets)
+        return for_each_target(rank_by_user, masks, scores, labels, users)

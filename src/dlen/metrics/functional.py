@@ -2,31 +2,78 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 EXACT_ROWS = 1_000_000  # up to here every score is kept: at most 9 MB for each target
 BINS = 1 << 18
 LIMIT = 20.0  # log-odds at which the outermost bins begin: probabilities of 2e-9
 
 
+def for_each_target(measure: Callable[..., T], mask: Tensor, *columns: Tensor) -> list[T]:
+    """Call ``measure`` with the rows of each target that count, on several threads, as a sort of one column uses one.
+
+    Args:
+        measure: takes one (M,) tensor for each of ``columns``.
+        mask: (N, K) rows that count.
+        columns: (N, K) each.
+
+    Returns:
+        K results.
+    """
+
+    def one(k: int) -> T:
+        rows = mask[:, k]
+        return measure(*(c[:, k] if bool(rows.all()) else c[rows, k] for c in columns))
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        return list(threads.map(one, range(mask.shape[1])))
+
+
+def ordered_integers(scores: Tensor) -> Tensor:
+    """(N,) scores -> (N,) int64 of 32 bits in the same order, equal where the scores are, to sort with something else.
+
+    Floats of 32 bits become their own bits, as IEEE 754 arranges them; of other types it is the rank that counts.
+    """
+    if scores.dtype != torch.float32:
+        return torch.unique(scores, return_inverse=True)[1]
+    bits = (scores.contiguous() + 0.0).view(torch.int32)  # the sum makes -0.0 equal to 0.0
+    return torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
+
+
+def ends_of_runs(values: Tensor) -> Tensor:
+    """Where a value differs from the one after it; the last always does. (N,) -> (M,) int64."""
+    last = torch.ones_like(values[:1], dtype=torch.bool)
+    return torch.cat([values[1:] != values[:-1], last]).nonzero()[:, 0]
+
+
 def exact_auc(scores: Tensor, labels: Tensor) -> Tensor:
     """Area under the ROC curve: P(score of a positive > score of a negative), ties counting one half.
+
+    One sort of integers that carry the label in their last bit, which costs a third of an argsort and its gathers.
 
     Args:
         scores: (N,) any monotone score.
         labels: (N,) 0 or 1.
 
     Returns:
-        Scalar float64; nan if one class is absent. Time N log N, memory 24 bytes a row.
+        Scalar float64; nan if one class is absent. Time N log N, memory 32 bytes a row.
     """
-    order = scores.argsort()
-    ranked, positive = scores[order], labels[order].double()
-    _, group = torch.unique_consecutive(ranked, return_inverse=True)
-    size = int(group[-1]) + 1 if len(group) else 0
-    positives = positive.new_zeros(size).index_add_(0, group, positive)
-    negatives = positive.new_zeros(size).index_add_(0, group, 1 - positive)
-    return histogram_auc(negatives, positives)
+    ranked = (ordered_integers(scores) << 1 | labels.long()).sort().values
+    ends = ends_of_runs(ranked >> 1)  # of the rows with one score
+    positives = (ranked & 1).cumsum(0)[ends]
+    negatives = ends + 1 - positives
+    zero = ends.new_zeros(1)
+    # Each positive is above the negatives before its run and half of those in it: the trapezoids under the curve.
+    twice = (positives.diff(prepend=zero) * (negatives + torch.cat([zero, negatives[:-1]]))).sum().double()
+    pairs = (positives[-1:] * negatives[-1:]).sum().double()
+    return twice / 2 / torch.where(pairs > 0, pairs, torch.nan)
 
 
 def histogram_auc(negatives: Tensor, positives: Tensor) -> Tensor:

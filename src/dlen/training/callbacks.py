@@ -13,19 +13,38 @@ import numpy as np
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 
 from dlen.progress import format_count
+from dlen.training.checkpoints import CheckpointFiles
 from dlen.training.module import RankingModule
 
 _PLAIN_SECONDS = 10.0
 
 
 class Meter(Callback):
-    """Counts training rows and the seconds spent on them, validation left out, without touching the device."""
+    """Counts training rows and the seconds spent on them, validation and checkpoints left out.
 
-    def __init__(self) -> None:
+    It never touches the device. A resumed run goes on counting.
+
+    Args:
+        checkpoints: what writes them.
+    """
+
+    def __init__(self, checkpoints: CheckpointFiles | None = None) -> None:
         self.rows = 0
         self.seconds = 0.0
         self.validation_seconds = 0.0
+        self.checkpoint_seconds = 0.0
+        self._checkpoints = checkpoints or CheckpointFiles()
+        self._written = self._checkpoints.seconds
         self._since = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been counted so far."""
+        return {name: getattr(self, name) for name in ("rows", "seconds", "validation_seconds", "checkpoint_seconds")}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        for name, value in state_dict.items():
+            setattr(self, name, value)
 
     @property
     def rate(self) -> float:
@@ -44,9 +63,18 @@ class Meter(Callback):
         self._lap()
 
     def _lap(self) -> None:
-        now = time.perf_counter()
-        self.seconds += now - self._since
+        now, earlier = time.perf_counter(), self.checkpoint_seconds
+        self._count_checkpoints()
+        self.seconds += now - self._since - (self.checkpoint_seconds - earlier)
         self._since = now
+
+    def _count_checkpoints(self) -> None:
+        self.checkpoint_seconds += self._checkpoints.seconds - self._written
+        self._written = self._checkpoints.seconds
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The last checkpoint comes after the last batch."""
+        self._count_checkpoints()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave the clock of training."""
@@ -66,6 +94,7 @@ class Meter(Callback):
             "fit/samples_per_second": round(self.rate * world_size, 1),
             "fit/seconds": round(self.seconds, 2),
             "fit/validation_seconds": round(self.validation_seconds, 2),
+            "fit/checkpoint_seconds": round(self.checkpoint_seconds, 2),
             "fit/peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
         }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import lightning as L
 import torch
 
+from dlen.batch import Batch
 from dlen.data.loader import BatchLoader
 from dlen.data.store import ResidentSplit, Split, Store
 
@@ -47,6 +48,10 @@ class RankingDataModule(L.LightningDataModule):
             fits = split.bytes <= _SHARE * free_memory(device)
             self._splits[name] = ResidentSplit(split, device) if fits else split
         return self._splits[name]
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """The batch on the device; on a CPU nothing happens, and Lightning's walk through its tensors is saved."""
+        return batch if batch.labels.device == device else batch.to(device, non_blocking=True)
 
     def train_dataloader(self) -> BatchLoader:
         """Shuffled batches of the training rows."""

@@ -91,8 +91,12 @@ class RankingModule(L.LightningModule):
             loss = self.balancer(losses, self.task_weights) + extra
             if self.balancer.on_gradients:
                 self._graph = (losses * self.task_weights, x, extra)
-        self.log("train/loss", loss.detach(), batch_size=len(batch))
         return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Log the loss where Lightning writes it; handing it every step's costs 4 % of a step."""
+        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
+            self.log("train/loss", outputs["loss"], batch_size=len(batch))
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """The gradients of the loss, or what gradient surgery makes of those of each task."""

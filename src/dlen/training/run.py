@@ -32,6 +32,7 @@ from dlen.reports.plots import plot_hidden_state
 from dlen.reports.terminal import print_figures
 from dlen.training.balancing import Balancer
 from dlen.training.callbacks import Meter, PlainProgress, ScoreWriter, TerminalProgress
+from dlen.training.checkpoints import CheckpointFiles
 from dlen.training.conflict import GradientConflict
 from dlen.training.datamodule import RankingDataModule
 from dlen.training.gates import GateMonitor
@@ -77,11 +78,12 @@ def train(config: DictConfig) -> dict[str, Any]:
     size = size_figures(model, store.split("train").batch(torch.arange(1)))
     folder = _run_folder(config)
     logger = _loggers(config, folder)
-    meter, conflict, gates = Meter(), GradientConflict(config.metrics.conflict_every), GateMonitor()
+    files = CheckpointFiles()
+    meter, conflict, gates = Meter(files), GradientConflict(config.metrics.conflict_every), GateMonitor()
     callbacks = [*_callbacks(config, folder, meter), conflict, gates]
     if config.metrics.scores:
         callbacks.append(ScoreWriter(folder / SCORES))
-    trainer: L.Trainer = build_trainer(config, folder, logger, callbacks)
+    trainer: L.Trainer = build_trainer(config, folder, logger, callbacks, files)
     rows = {"val": len(store.split("validation")), "test": len(store.split("test"))}
     by_user = _by_user(config, rows["test"])
     module = build_module(config, model, make_optimizer, rows, base, by_user)
@@ -190,7 +192,9 @@ def build_module(
         raise UserError(f"config balancing: {error}") from None
 
 
-def build_trainer(config: DictConfig, folder: Path, logger: list[Any], callbacks: list[Callback]) -> L.Trainer:
+def build_trainer(
+    config: DictConfig, folder: Path, logger: list[Any], callbacks: list[Callback], files: CheckpointFiles
+) -> L.Trainer:
     """Lightning's trainer from the config group ``trainer``."""
     arguments = _plain(config.trainer)
     if arguments.get("gradient_clip_val"):
@@ -200,7 +204,12 @@ def build_trainer(config: DictConfig, folder: Path, logger: list[Any], callbacks
     bar = any(isinstance(c, TerminalProgress) for c in callbacks)
     try:
         return L.Trainer(
-            **arguments, enable_progress_bar=bar, logger=logger, callbacks=callbacks, default_root_dir=folder
+            **arguments,
+            enable_progress_bar=bar,
+            logger=logger,
+            callbacks=callbacks,
+            plugins=[files],
+            default_root_dir=folder,
         )
     except (TypeError, ValueError, RuntimeError, MisconfigurationException) as error:
         raise UserError(f"config trainer: {str(error).splitlines()[0]}") from None
@@ -253,7 +262,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         raise UserError(f"{checkpoint}: no such checkpoint; checkpoint is best or last")
     run_config.trainer = OmegaConf.merge(run_config.trainer, config.trainer)
     progress: list[Callback] = [TerminalProgress(Meter())] if sys.stderr.isatty() else []
-    trainer = build_trainer(run_config, folder, [], progress)
+    trainer = build_trainer(run_config, folder, [], progress, CheckpointFiles())
     trainer.test(module, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False)
     metrics: dict[str, Any] = {
         "model": run_config.model_name,
