@@ -95,7 +95,7 @@ class RankingModule(L.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log the loss where Lightning writes it; handing it every step's costs 4 % of a step."""
-        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
+        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.log("train/loss", outputs["loss"], batch_size=len(batch))
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from dlen.data.hashing import fraction
-from dlen.data.ragged import field_of_values, rows_of_values, select_rows, to_columns
-from dlen.data.sources.aliccp_grammar import Reader
+from dlen.data.ragged import Entries, field_of_values, rows_of_values, select_rows, to_columns
+from dlen.data.sources.aliccp_grammar import Block, Reader
 from dlen.data.store import Columns, SplitWriter, StoreWriter, TableWriter, read_scratch, read_vectors
 from dlen.data.vocabulary import IdCounter, IdVocabulary
 from dlen.errors import UserError
@@ -164,9 +165,9 @@ class AliCCP:
 
     def _common_blocks(self, split: str) -> Iterator[tuple[Columns, pl.DataFrame]]:
         path = self.path("common_features", split)
-        reader = Reader(path, ["common_feature_index"], [], COMMON.names)
-        for block in _progress(reader, path):
-            yield self._columns(block.entries, COMMON), block.head
+        reader = Reader(path, ["common_feature_index"], [], COMMON.names, partial(self._columns, COMMON))
+        for block in _progress(reader):
+            yield block.columns, block.head
 
     def _skeleton_blocks(
         self, split: str, index: pl.Enum
@@ -174,7 +175,8 @@ class AliCCP:
         """Columns, labels (n, 2), group rows (n,) and the number of impossible rows left out."""
         path = self.path("sample_skeleton", split)
         head = ["sample_id", "click", "conversion", "common_feature_index"]
-        for block in _progress(Reader(path, head, ["click", "conversion"], SKELETON.names), path):
+        convert = partial(self._columns, SKELETON)
+        for block in _progress(Reader(path, head, ["click", "conversion"], SKELETON.names, convert)):
             group = block.head["common_feature_index"].cast(index, strict=False).to_physical()
             if group.null_count():
                 row = int(group.is_null().arg_max() or 0)
@@ -185,11 +187,11 @@ class AliCCP:
                 )
             labels = block.head.select((pl.col("click", "conversion") == "1").cast(pl.UInt8)).to_numpy()
             possible = labels[:, 0] >= labels[:, 1]
-            columns = select_rows(self._columns(block.entries, SKELETON), possible)
+            columns = select_rows(block.columns, possible)
             groups = group.to_numpy().astype(np.int32)[possible]
             yield columns, labels[possible], groups, int((~possible).sum())
 
-    def _columns(self, entries: Any, side: _Side) -> Columns:
+    def _columns(self, side: _Side, entries: Entries) -> Columns:
         single, bags = range(len(side.single)), range(len(side.single), len(side.names))
         return to_columns(entries, single, bags, [self.max_values] * len(bags))
 
@@ -278,12 +280,12 @@ class AliCCP:
         return Schema(tuple(fields), (ctr, cvr), user=USER, position=POSITION)
 
 
-def _progress(reader: Reader, path: Path) -> Iterator[Any]:
+def _progress(reader: Reader) -> Iterator[Block]:
     """Blocks of a raw file, with a progress bar over its bytes."""
-    with Stage(f"reading {path.name}", path.stat().st_size, "B") as stage:
-        for block, size in reader:
+    with Stage(f"reading {reader.path.name}", reader.path.stat().st_size, "B") as stage:
+        for block in reader:
             yield block
-            stage.advance(size)
+            stage.advance(block.size)
 
 
 def _index(path: Path, seen: list[pl.Series]) -> pl.Enum:

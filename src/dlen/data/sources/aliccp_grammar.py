@@ -7,7 +7,10 @@ Only where its checks fail is the block read again line by line, to say what is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,14 +19,15 @@ import polars as pl
 from numpy.typing import NDArray
 
 from dlen.data.ragged import Entries
+from dlen.data.store import Columns
 from dlen.errors import UserError
 
-BLOCK = 32 << 20
+BLOCK = 8 << 20
+_THREADS = min(4, len(os.sched_getaffinity(0)))  # each has one block in work and one done
 MAX_ID = 2**31 - 2
 _MAX_VALUE = float(np.finfo(np.float32).max)
 _NEWLINE, _COMMA = ord("\n"), ord(",")
-_TO_CSV = np.arange(256, dtype=np.uint8)
-_TO_CSV[[1, 2, 3]] = [_NEWLINE, _COMMA, _COMMA]
+_TO_CSV = bytes.maketrans(b"\x01\x02\x03", b"\n,,")
 Bytes = NDArray[np.uint8]
 
 
@@ -38,12 +42,14 @@ class Block:
     Attributes:
         first_line: number of the first line, from 1.
         head: (n,) strings for each head column, without ``feature_num``.
-        entries: the features; ``field`` counts in the list of fields that the reader was given.
+        columns: the features, with raw ids.
+        size: bytes of the lines.
     """
 
     first_line: int
     head: pl.DataFrame
-    entries: Entries
+    columns: Columns
+    size: int
 
 
 class Reader:
@@ -54,29 +60,49 @@ class Reader:
         head: names of the columns before ``feature_num``.
         binary: those of them that are 0 or 1.
         fields: names of the fields the file may hold.
+        convert: from the features, whose ``field`` counts in ``fields``, to columns.
     """
 
-    def __init__(self, path: Path, head: Sequence[str], binary: Sequence[str], fields: Sequence[str]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        head: Sequence[str],
+        binary: Sequence[str],
+        fields: Sequence[str],
+        convert: Callable[[Entries], Columns],
+    ) -> None:
         self.path, self.head, self.binary, self.fields = path, list(head), list(binary), list(fields)
+        self.convert = convert
         self._names = pl.Enum(self.fields)
 
-    def __iter__(self) -> Iterator[tuple[Block, int]]:
-        """Blocks, each with the bytes it took."""
-        line = 1
-        for raw in _blocks(self.path):
+    def __iter__(self) -> Iterator[Block]:
+        """Blocks in the file's order; the next ones are parsed meanwhile on other threads."""
+        with ThreadPoolExecutor(_THREADS) as threads:
+            ahead: deque[Future[Block]] = deque()
+            line = 1
             try:
-                block = self._parse(raw, line)
-            except (_MalformedError, pl.exceptions.PolarsError):
-                self._explain(raw, line)
-                last = line + raw.count(b"\n") - 1
-                raise UserError(f"{self.path}: lines {line} to {last} cannot be read") from None
-            yield block, len(raw)
-            line += block.entries.rows
+                for raw in _blocks(self.path):
+                    ahead.append(threads.submit(self._checked, raw, line))
+                    line += raw.count(b"\n")
+                    if len(ahead) > _THREADS:
+                        yield ahead.popleft().result()
+                while ahead:
+                    yield ahead.popleft().result()
+            finally:  # after an error the blocks that have not begun are left
+                threads.shutdown(cancel_futures=True)
+
+    def _checked(self, raw: bytes, line: int) -> Block:
+        try:
+            return self._parse(raw, line)
+        except (_MalformedError, pl.exceptions.PolarsError):
+            self._explain(raw, line)
+            last = line + raw.count(b"\n") - 1
+            raise UserError(f"{self.path}: lines {line} to {last} cannot be read") from None
 
     def _parse(self, raw: bytes, first_line: int) -> Block:
-        heads, features, counts = self._split(np.frombuffer(raw, np.uint8))
-        columns = [*self.head, "feature_num"]
-        head = pl.read_csv(heads, has_header=False, quote_char=None, schema=dict.fromkeys(columns, pl.String))
+        heads, features, counts = self._split(raw)
+        names = [*self.head, "feature_num"]
+        head = pl.read_csv(heads, has_header=False, quote_char=None, schema=dict.fromkeys(names, pl.String))
         numbers = head["feature_num"].cast(pl.Int64, strict=False)
         if len(head) != len(counts) or any(head.null_count().row(0)) or numbers.null_count():
             raise _MalformedError
@@ -85,12 +111,14 @@ class Reader:
         if not all(head[name].is_in(["0", "1"]).all() for name in self.binary):
             raise _MalformedError
         row = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-        return Block(first_line, head.drop("feature_num"), self._entries(features, row, len(counts)))
+        columns = self.convert(self._entries(features, row, len(counts)))
+        return Block(first_line, head.drop("feature_num"), columns, len(raw))
 
-    def _split(self, text: Bytes) -> tuple[bytes, bytes, NDArray[np.int64]]:
+    def _split(self, raw: bytes) -> tuple[bytes, bytes, NDArray[np.int64]]:
         """A block of lines -> its head columns as CSV, its features as CSV, and the features of each line."""
-        newline = np.flatnonzero(text == _NEWLINE)
-        commas = np.flatnonzero(text == _COMMA)
+        text = np.frombuffer(raw, np.uint8)
+        is_newline = text == _NEWLINE
+        newline, commas = np.flatnonzero(is_newline), np.flatnonzero(text == _COMMA)
         columns = len(self.head) + 1
         if len(commas) != columns * len(newline):
             raise _MalformedError
@@ -98,23 +126,34 @@ class Reader:
         last = comma[:, -1]
         if (last > newline).any() or (comma[1:, 0] < newline[:-1]).any():
             raise _MalformedError
-        edges = np.zeros(len(text) + 1, np.int8)
-        edges[last + 1], edges[newline + 1] = 1, -1  # a list begins after its comma and ends with its newline
-        listed = np.cumsum(edges[:-1], dtype=np.int8).view(bool)
         empty = last + 1 == newline
-        if empty.any():  # begins and ends in one place: the edges above have overwritten each other
-            edges[newline[empty]], edges[newline[empty] + 1] = 0, 0
-            listed = np.cumsum(edges[:-1], dtype=np.int8).view(bool)
-        heads = text.copy()
-        heads[last] = _NEWLINE
-        keep = ~listed
-        keep[newline] = False
-        before_id, before_value = np.flatnonzero(text == 2), np.flatnonzero(text == 3)
-        if len(before_id) != len(before_value) or (before_id > before_value).any():
+        # Runs of bytes in turn: a head with its last comma, then a list with its newline; an empty list has none.
+        runs = np.stack([last + 1 - np.append(0, newline[:-1] + 1) + empty, newline - last - empty], 1)
+        listed = np.repeat(np.tile([False, True], len(runs)), runs.ravel())
+        features = np.frombuffer(raw.translate(_TO_CSV), np.uint8)[listed].tobytes()
+        np.logical_not(listed, out=listed)
+        listed[newline[empty]] = False
+        heads = text[listed]
+        heads[np.cumsum(runs[:, 0] - empty) - 1] = _NEWLINE
+        return heads.tobytes(), features, self._count(text, is_newline, newline, empty)
+
+    def _count(
+        self, text: Bytes, is_newline: NDArray[np.bool_], newline: NDArray[np.int64], empty: NDArray[np.bool_]
+    ) -> NDArray[np.int64]:
+        """The features of each line, whose separators come in threes: before the id, before the value, after it."""
+        separates = (text - 1) < 3  # 0 becomes 255
+        separates |= is_newline
+        separates[newline[empty]] = False
+        found = text[separates]
+        if len(found) % 3:
             raise _MalformedError
-        separators = np.searchsorted(np.flatnonzero(text == 1), newline)
-        counts = np.diff(separators, prepend=0) + ~empty
-        return heads[keep].tobytes(), _TO_CSV[text[listed]].tobytes(), counts
+        before_id, before_value, after = found.reshape(-1, 3).T
+        ends = after == _NEWLINE
+        if not ((before_id == 2).all() and (before_value == 3).all() and ((after == 1) | ends).all()):
+            raise _MalformedError
+        counts = np.zeros(len(newline), np.int64)
+        counts[~empty] = np.diff(np.flatnonzero(ends), prepend=-1)
+        return counts
 
     def _entries(self, features: bytes, row: NDArray[np.int32], rows: int) -> Entries:
         schema = {"field": pl.String, "id": pl.Int64, "value": pl.Float32}
