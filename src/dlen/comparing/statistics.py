@@ -129,7 +129,7 @@ def row_variances(model: Sequence[Array], base: Sequence[Array], labels: Array, 
     """Variance over test rows of the mean difference in AUC between two models that scored the same rows.
 
     DeLong's estimate for correlated curves (DeLong et al. 1988; Sun and Xu 2014), of the difference averaged over
-    seeds. Up to a million rows exactly, beyond with histogram bins and in constant memory.
+    seeds. Up to 2^18 rows exactly, beyond with histogram bins and in constant memory.
 
     Args:
         model: for each seed (N, K) log-odds, memory-mapped or not.

@@ -13,6 +13,7 @@ from torchmetrics.utilities import dim_zero_cat
 from dlen.metrics.functional import ends_of_runs, for_each_target, ordered_integers
 
 NDCG_AT = 10
+BY_USER_ROWS = 1_000_000  # of a split that is ranked within users unless asked otherwise
 
 
 @dataclass(slots=True)

@@ -59,7 +59,7 @@ class Measures(nn.Module):
 
     Args:
         schema: of the data.
-        auc: ``histogram`` (constant memory), ``exact``, or ``auto``: exact up to a million rows.
+        auc: ``histogram`` (constant memory), ``exact``, or ``auto``: exact up to 2^18 rows.
         rows: of the split.
         ranking: for DLEN, which of its probabilities ranks; None for other models.
         base: AUC by target of the run to compare with.

@@ -26,7 +26,7 @@ from dlen.data.prepare import summary
 from dlen.data.store import Store
 from dlen.errors import UserError
 from dlen.files import write_json
-from dlen.metrics.functional import EXACT_ROWS
+from dlen.metrics.by_user import BY_USER_ROWS
 from dlen.models.ranker import Ranker
 from dlen.reports.plots import plot_hidden_state
 from dlen.reports.terminal import print_figures
@@ -218,7 +218,7 @@ def build_trainer(
 def _by_user(config: DictConfig, rows: int) -> bool:
     """Whether to rank within users, which takes memory for each row."""
     asked = config.metrics.by_user
-    return rows <= EXACT_ROWS if asked == "auto" else bool(asked)
+    return rows <= BY_USER_ROWS if asked == "auto" else bool(asked)
 
 
 def choose_precision(accelerator: str) -> str:
