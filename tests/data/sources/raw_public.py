@@ -61,6 +61,19 @@ def tenrec(folder: Path) -> None:
     frame[:400].write_csv(folder / "QB-video.csv")
 
 
+def tenrec_article(folder: Path) -> None:
+    """Signals, counts and scores of articles, some without a score."""
+    rng = np.random.default_rng(5)
+    columns: dict[str, Any] = {"user_id": rng.integers(60, size=ROWS), "item_id": rng.integers(20, size=ROWS)}
+    columns |= {signal: flags(rng) for signal in ("click", "like", "share", "follow", "read", "favorite")}
+    for name in ("click_count", "like_count", "comment_count", "exposure_count", "read_time"):
+        columns[name] = rng.integers(9, size=ROWS)
+    columns |= {"read_percentage": rng.integers(100, size=ROWS), "category_second": rng.integers(9, size=ROWS)}
+    columns |= {"category_first": columns["category_second"] // 3}
+    columns |= {f"item_score{i}": [0.5, None, 3.0] * (ROWS // 3) for i in (1, 2, 3)}
+    pl.DataFrame(columns).write_csv(folder / "QK-article.csv")
+
+
 def wechat(folder: Path) -> None:
     """Actions of 14 days, and feeds with lists of tags, some with probabilities, some empty."""
     rng = np.random.default_rng(2)
@@ -103,6 +116,7 @@ def census(folder: Path) -> None:
 WRITERS: dict[str, Callable[[Path], None]] = {
     "kuairand": kuairand,
     "tenrec": tenrec,
+    "tenrec_article": tenrec_article,
     "wechat": wechat,
     "aliexpress": aliexpress,
     "census": census,

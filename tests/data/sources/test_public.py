@@ -22,6 +22,7 @@ from tests.data.sources.raw_public import ROWS, WRITERS
 SIGNALS = {
     "kuairand": ["click", "like", "follow", "comment", "forward", "long_view", "hate"],
     "tenrec": ["click", "like", "share", "follow"],
+    "tenrec_article": ["click", "read", "like", "share", "follow", "favorite"],
     "wechat": ["read_comment", "like", "click_avatar", "forward", "favorite", "comment", "follow"],
     "aliexpress": ["ctr", "cvr"],
     "census": ["income", "never_married"],
@@ -88,6 +89,12 @@ def test_kuairand_joins_users_and_videos(tmp_path: Path) -> None:
     assert store.content["notes"]["rows_without_videos"] == missing > 0
     assert "rows_without_users" not in store.content["notes"]
     assert [t.dislike for t in store.schema.tasks] == [False] * 6 + [True]
+
+
+def test_tenrec_leaves_out_what_is_known_afterwards(tmp_path: Path) -> None:
+    names = {f.name for f in made(tmp_path, "tenrec_article").schema.fields}
+    assert not names & {"read_percentage", "read_time", "click_count", "like_count", "comment_count", "exposure_count"}
+    assert {"user_id", "item_id", "category_first", "category_second", "item_score1"} <= names
 
 
 def test_wechat_reads_lists_with_probabilities(tmp_path: Path) -> None:
