@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
@@ -17,7 +16,7 @@ LIMIT = 20.0  # log-odds at which the outermost bins begin: probabilities of 2e-
 
 
 def for_each_target(measure: Callable[..., T], mask: Tensor, *columns: Tensor) -> list[T]:
-    """Call ``measure`` with the rows of each target that count, on several threads, as a sort of one column uses one.
+    """Call ``measure`` with the rows of each target that count.
 
     Args:
         measure: takes one (M,) tensor for each of ``columns``.
@@ -28,12 +27,11 @@ def for_each_target(measure: Callable[..., T], mask: Tensor, *columns: Tensor) -
         K results.
     """
 
-    def one(k: int) -> T:
+    found = []
+    for k in range(mask.shape[1]):
         rows = mask[:, k]
-        return measure(*(c[:, k] if bool(rows.all()) else c[rows, k] for c in columns))
-
-    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        return list(threads.map(one, range(mask.shape[1])))
+        found.append(measure(*(c[:, k] if bool(rows.all()) else c[rows, k] for c in columns)))
+    return found
 
 
 def ordered_integers(scores: Tensor) -> Tensor:
