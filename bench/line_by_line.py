@@ -8,73 +8,79 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 USER = ["101", "121", "122", "124", "125", "126", "127", "128", "129"]
 FIELDS = [*USER, "205", "206", "207", "216", "508", "509", "702", "301"]
-LISTS = ["109_14", "110_14", "127_14", "150_14", "210", "853"]
-CROSSES = ["508", "509", "702"]  # several ids in some lines: the scripts keep the last
+LISTS = ["109_14", "110_14", "127_14", "150_14", "210", "508", "509", "702", "853"]  # of 508 to 702 scripts keep one
 MIN_COUNT, LONGEST = 10, 20
-Values = dict[str, tuple[str, ...]]
+Values = dict[str, Any]
 
 
-def parse(text: str, lists: Sequence[str]) -> Values:
-    """``field \\x02 id \\x03 value`` joined by ``\\x01`` -> ids by field; of a list the heaviest ones."""
+def parse(text: str, singles: Collection[str], lists: Collection[str]) -> Values:
+    """``field \\x02 id \\x03 value`` joined by ``\\x01`` -> the id of each field, or of a list the heaviest ids."""
     found: Values = {}
     weighted: dict[str, list[tuple[float, str]]] = {}
     for part in text.split("\x01"):
         field, _, rest = part.partition("\x02")
-        raw_id, _, value = rest.partition("\x03")
-        if field in lists:
+        if field in singles:
+            found[field] = rest.split("\x03")[0]
+        elif field in lists:
+            raw_id, _, value = rest.partition("\x03")
             weighted.setdefault(field, []).append((float(value), raw_id))
-        elif field in FIELDS:
-            found[field] = (raw_id,)
     for field, values in weighted.items():
         if len(values) > LONGEST:
             values.sort(key=lambda pair: -pair[0])
-        found[field] = tuple(raw_id for _, raw_id in values[:LONGEST])
+        found[field] = [raw_id for _, raw_id in values[:LONGEST]]
     return found
 
 
-def rows(raw: Path, split: str, fields: Sequence[str], lists: Sequence[str]) -> list[list[tuple[str, ...]]]:
-    """Click, conversion and the ids of each field of every line."""
+def rows(raw: Path, split: str, singles: list[str], lists: list[str]) -> list[list[Any]]:
+    """Click, conversion, one id for each single-valued field and a list for each other one, of every line."""
     common = {}
+    wanted, listed = frozenset(singles), frozenset(lists)
     with (raw / f"common_features_{split}.csv").open() as file:
         for line in file:
             index, _, features = line.rstrip("\n").split(",")
-            common[index] = parse(features, lists)
+            common[index] = parse(features, wanted, listed)
     joined = []
     with (raw / f"sample_skeleton_{split}.csv").open() as file:
         for line in file:
             _, click, conversion, index, _, features = line.rstrip("\n").split(",")
             if click == "0" and conversion == "1":
                 continue
-            found = common[index] | parse(features, lists)
-            joined.append([(click,), (conversion,), *(found.get(name, ()) for name in fields)])
+            found = common[index] | parse(features, wanted, listed)
+            ids = [found.get(name, "") for name in singles]
+            joined.append([click, conversion, *ids, *(found.get(name, ()) for name in lists)])
     return joined
 
 
 def main() -> None:
     """Count ids in train, number those that are frequent, write both splits."""
     raw, out, everything = Path(sys.argv[1]), Path(sys.argv[2]), "all" in sys.argv[3:]
-    fields = [*FIELDS, *LISTS] if everything else FIELDS
-    lists = [*LISTS, *CROSSES] if everything else []
-    train = rows(raw, "train", fields, lists)
-    counts: list[Counter[str]] = [Counter() for _ in fields]
+    lists = LISTS if everything else []
+    singles = [name for name in FIELDS if name not in lists]
+    train = rows(raw, "train", singles, lists)
+    counts: list[Counter[str]] = [Counter() for _ in (*singles, *lists)]
+    first = 2 + len(singles)  # column of the first list
     for row in train:
-        for counter, values in zip(counts, row[2:], strict=True):
+        for counter, value in zip(counts, row[2:first], strict=False):
+            counter[value] += 1
+        for counter, values in zip(counts[len(singles) :], row[first:], strict=True):
             counter.update(values)
     ids = []
     for counter in counts:
         kept = [value for value, count in counter.items() if count >= MIN_COUNT]
         ids.append({value: number for number, value in enumerate(kept, 1)})
     with out.open("w") as file:
-        for split in (train, rows(raw, "test", fields, lists)):
+        for split in (train, rows(raw, "test", singles, lists)):
             for row in split:
-                pairs = zip(ids, row[2:], strict=True)
-                numbers = ["|".join(str(table.get(value, 0)) for value in values) for table, values in pairs]
-                file.write(",".join([*row[0], *row[1], *numbers]) + "\n")
+                numbers = [str(table.get(value, 0)) for table, value in zip(ids, row[2:first], strict=False)]
+                for table, values in zip(ids[len(singles) :], row[first:], strict=True):
+                    numbers.append("|".join([str(table.get(value, 0)) for value in values]))
+                file.write(",".join([*row[:2], *numbers]) + "\n")
 
 
 if __name__ == "__main__":
