@@ -99,6 +99,7 @@ def test_every_model_trains_on_every_data(model: str, data: str, composed: Compo
     joint = {"feed": None, "aliccp_demo": "ctcvr", "table": "click_buy"}[data]
     if joint:
         assert 0 < metrics[f"test/auc/{joint}"] < 1
+    assert len(list((tmp_path / "runs").rglob("attention.png"))) == (model == "mran")
 
 
 @pytest.mark.slow

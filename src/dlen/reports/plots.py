@@ -95,6 +95,29 @@ def plot_gates(gates: list[GateFigures], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def plot_attention(maps: dict[str, tuple[NDArray[np.float64], list[str], list[str]]], path: Path) -> None:
+    """Mean attention weights, a panel for each map; every line of a map sums to 1.
+
+    Args:
+        maps: by title (lines, columns) weights, the names of the lines and those of the columns.
+        path: of the PNG.
+    """
+    from matplotlib.figure import Figure
+
+    widths = [len(columns) for _, _, columns in maps.values()]
+    tallest = max(len(lines) for _, lines, _ in maps.values())
+    figure = Figure(figsize=(0.34 * sum(widths) + 2.0 * len(maps), 0.3 * tallest + 2), layout="constrained")
+    panels = figure.subplots(1, len(maps), squeeze=False, width_ratios=widths)[0]
+    for panel, (title, (values, lines, columns)) in zip(panels, maps.items(), strict=True):
+        equal = 1 / len(columns)  # in the middle of the scale, so that a map that says nothing looks so
+        panel.imshow(values, cmap="Blues", vmin=0, vmax=max(2 * equal, values.max()), aspect="auto")
+        panel.set(xticks=range(len(columns)), yticks=range(len(lines)))
+        panel.set_xticklabels(columns, rotation=60, ha="right", size=7)
+        panel.set_yticklabels(lines, size=7)
+        panel.set_title(f"{title}: up to {values.max():.2f}, equal {equal:.2f}", size=9)
+    figure.savefig(path, dpi=120)
+
+
 @dataclass(frozen=True, slots=True)
 class HeatMap:
     """One plane of a surface.

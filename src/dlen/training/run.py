@@ -27,9 +27,11 @@ from dlen.data.store import Store
 from dlen.errors import UserError
 from dlen.files import write_json
 from dlen.metrics.by_user import BY_USER_ROWS
+from dlen.models.mran import MRAN
 from dlen.models.ranker import Ranker
-from dlen.reports.plots import plot_hidden_state
+from dlen.reports.plots import plot_attention, plot_hidden_state
 from dlen.reports.terminal import print_figures
+from dlen.schema import Kind
 from dlen.training.balancing import Balancer
 from dlen.training.callbacks import Meter, PlainProgress, ScoreWriter, TerminalProgress
 from dlen.training.checkpoints import CheckpointFiles
@@ -44,6 +46,7 @@ from dlen.training.targets import Targets
 
 MONITOR = "val/auc/mean"
 _RUN_DIR = "DLEN_RUN_DIR"  # tells the processes of one run where its folder is
+_SHOWN = 4096  # rows that a picture of attention is the mean of
 SPLITS = ("train", "validation", "test")
 SCORES = "scores_test.npy"  # (rows, targets) log-odds of the test split, in stored order
 
@@ -125,6 +128,7 @@ def train(config: DictConfig) -> dict[str, Any]:
         write_json(folder / "metrics.json", metrics)
         print_figures(metrics, "test", module.targets.names)
         _show_hidden_state(module, folder)
+        _show_attention(module, store, folder)
         gates.plot(folder / "gates.png")
         for line in gates.warnings():
             print(f"warning: {line}", file=sys.stderr)
@@ -141,6 +145,24 @@ def _show_hidden_state(module: RankingModule, folder: Path) -> None:
     if "val" in module.figures:
         for line in hidden_state_warnings(module.figures["val"].values, module.model.schema.task_names):
             print(f"warning: {line}", file=sys.stderr)
+
+
+def _show_attention(module: RankingModule, store: Store, folder: Path) -> None:
+    """For MRAN, a picture of what attends to what, on average over the first rows of the test split."""
+    if not isinstance(module.model, MRAN):
+        return
+    split, schema = store.split("test"), store.schema
+    batch = split.batch(torch.arange(min(len(split), _SHOWN))).to(module.device)
+    with torch.inference_mode():
+        found = module.model.eval().attention(batch)
+    fields = [f.name for kind in (Kind.ID, Kind.IDS, Kind.NUMERIC) for f in schema.of_kind(kind)]
+    maps = {
+        "field to fields": (found.fields.mean((0, 1)), fields, fields),
+        "task to fields": (found.tasks.mean((0, 1)), schema.task_names, fields),
+        "task to tasks": (found.transfer.mean(0), schema.task_names, schema.task_names),
+    }
+    shown = {title: (mean.double().cpu().numpy(), lines, columns) for title, (mean, lines, columns) in maps.items()}
+    plot_attention(shown, folder / "attention.png")
 
 
 def _fit(trainer: L.Trainer, module: RankingModule, data: RankingDataModule, folder: Path, resume: Path | None) -> None:
