@@ -49,7 +49,8 @@ def heaviest(row: Array, values: Array, lengths: Array, cap: int) -> Array:
     order = np.arange(len(row))
     long = order[cut]
     # The bits of a positive float rise with it, and those of a negative one fall: one stable sort of integers, by row
-    # and falling weight. Rows stay together, so the sorted values fall back into the same places.
+    # and falling weight. In numpy, as torch's own threads would get in the way of those that parse. Rows stay together,
+    # so the sorted values fall back into the same places.
     bits = (values[long].astype(np.float32) + 0.0).view(np.int32).astype(np.int64)
     rising = np.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
     order[cut] = long[((row[long].astype(np.int64) << 32) - rising).argsort(kind="stable")]

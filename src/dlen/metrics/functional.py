@@ -26,7 +26,6 @@ def for_each_target(measure: Callable[..., T], mask: Tensor, *columns: Tensor) -
     Returns:
         K results.
     """
-
     found = []
     for k in range(mask.shape[1]):
         rows = mask[:, k]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,9 @@ from numpy.typing import NDArray
 from dlen.metrics.hidden import PATTERNS
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.image import AxesImage
+
     from dlen.training.gates import GateFigures
     from dlen.training.latent import HiddenFigures
 
@@ -63,6 +67,26 @@ def plot_hidden_state(hidden: HiddenFigures, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def _matrix(
+    panel: Axes,
+    values: NDArray[np.float64],
+    lines: Sequence[str],
+    columns: Sequence[str],
+    line_text: Mapping[str, Any] | None = None,
+    column_text: Mapping[str, Any] | None = None,
+    *,
+    cmap: str = "Blues",
+    vmin: float = 0,
+    vmax: float,
+) -> AxesImage:
+    """Colours for (lines, columns) values, named at the left and below; ``*_text`` is matplotlib's for the names."""
+    image = panel.imshow(values, cmap=cmap, vmin=vmin, vmax=vmax, aspect="auto")
+    panel.set(xticks=range(len(columns)), yticks=range(len(lines)))
+    panel.set_xticklabels(columns, **(column_text or {}))
+    panel.set_yticklabels(lines, **(line_text or {}))
+    return image
+
+
 def plot_gates(gates: list[GateFigures], path: Path) -> None:
     """Mean weight of each expert for each task, a panel for each set of experts.
 
@@ -82,10 +106,8 @@ def plot_gates(gates: list[GateFigures], path: Path) -> None:
         figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0], panels.items(), strict=True
     ):
         values = np.stack([gate.weights.numpy() for gate in rows])
-        panel.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-        panel.set(xticks=range(len(names)), yticks=range(len(rows)))
-        panel.set_xticklabels(names, rotation=30, ha="right", size=7)
-        panel.set_yticklabels([gate.owner for gate in rows], size=8)
+        owners = [gate.owner for gate in rows]
+        _matrix(panel, values, owners, names, {"size": 8}, {"rotation": 30, "ha": "right", "size": 7}, vmax=1)
         panel.set_title(f"level {level}: mean weight", size=9)
         for line, column in np.ndindex(*values.shape):
             value = values[line, column]
@@ -110,10 +132,8 @@ def plot_attention(maps: dict[str, tuple[NDArray[np.float64], list[str], list[st
     panels = figure.subplots(1, len(maps), squeeze=False, width_ratios=widths)[0]
     for panel, (title, (values, lines, columns)) in zip(panels, maps.items(), strict=True):
         equal = 1 / len(columns)  # in the middle of the scale, so that a map that says nothing looks so
-        panel.imshow(values, cmap="Blues", vmin=0, vmax=max(2 * equal, values.max()), aspect="auto")
-        panel.set(xticks=range(len(columns)), yticks=range(len(lines)))
-        panel.set_xticklabels(columns, rotation=60, ha="right", size=7)
-        panel.set_yticklabels(lines, size=7)
+        slanted = {"rotation": 60, "ha": "right", "size": 7}
+        _matrix(panel, values, lines, columns, {"size": 7}, slanted, vmax=max(2 * equal, values.max()))
         panel.set_title(f"{title}: up to {values.max():.2f}, equal {equal:.2f}", size=9)
     figure.savefig(path, dpi=120)
 
@@ -151,10 +171,8 @@ def plot_heat_maps(maps: list[HeatMap], path: Path) -> None:
     limit = max(float(np.nanmax(np.abs(m.values))) for m in maps) or 1e-4
     panels = figure.subplots(1, len(maps), squeeze=False, width_ratios=widths)[0]
     for panel, one in zip(panels, maps, strict=True):
-        image = panel.imshow(one.values, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
-        panel.set(xticks=range(len(one.columns)), yticks=range(len(one.lines)), title=one.title)
-        panel.set_xticklabels(one.columns)
-        panel.set_yticklabels(one.lines)
+        image = _matrix(panel, one.values, one.lines, one.columns, cmap="RdBu", vmin=-limit, vmax=limit)
+        panel.set_title(one.title)
         for line, texts in enumerate(one.texts):
             for column, text in enumerate(texts):
                 dark = abs(one.values[line, column]) > 0.6 * limit

@@ -24,27 +24,32 @@ class Meter(Callback):
 
     It never touches the device. A resumed run goes on counting.
 
-    Args:
-        checkpoints: what writes them.
+    Attributes:
+        checkpoints: what writes them, for the trainer.
     """
 
-    def __init__(self, checkpoints: CheckpointFiles | None = None) -> None:
+    def __init__(self) -> None:
         self.rows = 0
         self.seconds = 0.0
         self.validation_seconds = 0.0
-        self.checkpoint_seconds = 0.0
-        self._checkpoints = checkpoints or CheckpointFiles()
-        self._written = self._checkpoints.seconds
+        self.checkpoints = CheckpointFiles()
         self._since = 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """What has been counted so far."""
-        return {name: getattr(self, name) for name in ("rows", "seconds", "validation_seconds", "checkpoint_seconds")}
+        counted = {name: getattr(self, name) for name in ("rows", "seconds", "validation_seconds")}
+        return counted | {"checkpoint_seconds": self.checkpoints.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there."""
-        for name, value in state_dict.items():
+        counted = dict(state_dict)
+        self.checkpoints.seconds = counted.pop("checkpoint_seconds")
+        for name, value in counted.items():
             setattr(self, name, value)
+
+    def _clock(self) -> float:
+        """Seconds of a clock that stands still while a checkpoint is written."""
+        return time.perf_counter() - self.checkpoints.seconds
 
     @property
     def rate(self) -> float:
@@ -53,48 +58,36 @@ class Meter(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
-        self._since = time.perf_counter()
+        self._since = self._clock()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count a batch."""
         self.rows += len(batch)
-        self._lap()
-
-    def _lap(self) -> None:
-        now, earlier = time.perf_counter(), self.checkpoint_seconds
-        self._count_checkpoints()
-        self.seconds += now - self._since - (self.checkpoint_seconds - earlier)
+        now = self._clock()
+        self.seconds += now - self._since
         self._since = now
-
-    def _count_checkpoints(self) -> None:
-        self.checkpoint_seconds += self._checkpoints.seconds - self._written
-        self._written = self._checkpoints.seconds
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The last checkpoint comes after the last batch."""
-        self._count_checkpoints()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave the clock of training."""
-        self._since = time.perf_counter()
+        self._since = self._clock()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Go back to the clock of training."""
-        now = time.perf_counter()
+        now = self._clock()
         self.validation_seconds += now - self._since
         self._since = now
 
     def figures(self, world_size: int) -> dict[str, float]:
         """Keys of ``metrics.json``; peak memory is that of this process since its start, in MiB."""
-        if self.rows == 0:  # a resumed run had nothing left to do
+        if self.rows == 0:  # training ended before its first batch
             return {}
         return {
             "fit/samples_per_second": round(self.rate * world_size, 1),
             "fit/seconds": round(self.seconds, 2),
             "fit/validation_seconds": round(self.validation_seconds, 2),
-            "fit/checkpoint_seconds": round(self.checkpoint_seconds, 2),
+            "fit/checkpoint_seconds": round(self.checkpoints.seconds, 2),
             "fit/peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
         }
 

@@ -50,8 +50,8 @@ class RankingDataModule(L.LightningDataModule):
         return self._splits[name]
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """The batch on the device; on a CPU nothing happens, and Lightning's walk through its tensors is saved."""
-        return batch if batch.labels.device == device else batch.to(device, non_blocking=True)
+        """The batch on the device, without Lightning's walk through everything that might hold a tensor."""
+        return batch.to(device, non_blocking=True)
 
     def train_dataloader(self) -> BatchLoader:
         """Shuffled batches of the training rows."""

@@ -34,7 +34,6 @@ from dlen.reports.terminal import print_figures
 from dlen.schema import Kind
 from dlen.training.balancing import Balancer
 from dlen.training.callbacks import Meter, PlainProgress, ScoreWriter, TerminalProgress
-from dlen.training.checkpoints import CheckpointFiles
 from dlen.training.conflict import GradientConflict
 from dlen.training.datamodule import RankingDataModule
 from dlen.training.gates import GateMonitor
@@ -81,12 +80,11 @@ def train(config: DictConfig) -> dict[str, Any]:
     size = size_figures(model, store.split("train").batch(torch.arange(1)))
     folder = _run_folder(config)
     logger = _loggers(config, folder)
-    files = CheckpointFiles()
-    meter, conflict, gates = Meter(files), GradientConflict(config.metrics.conflict_every), GateMonitor()
+    meter, conflict, gates = Meter(), GradientConflict(config.metrics.conflict_every), GateMonitor()
     callbacks = [*_callbacks(config, folder, meter), conflict, gates]
     if config.metrics.scores:
         callbacks.append(ScoreWriter(folder / SCORES))
-    trainer: L.Trainer = build_trainer(config, folder, logger, callbacks, files)
+    trainer: L.Trainer = build_trainer(config, folder, logger, callbacks, meter)
     rows = {"val": len(store.split("validation")), "test": len(store.split("test"))}
     by_user = _by_user(config, rows["test"])
     module = build_module(config, model, make_optimizer, rows, base, by_user)
@@ -215,7 +213,7 @@ def build_module(
 
 
 def build_trainer(
-    config: DictConfig, folder: Path, logger: list[Any], callbacks: list[Callback], files: CheckpointFiles
+    config: DictConfig, folder: Path, logger: list[Any], callbacks: list[Callback], meter: Meter
 ) -> L.Trainer:
     """Lightning's trainer from the config group ``trainer``."""
     arguments = _plain(config.trainer)
@@ -230,7 +228,7 @@ def build_trainer(
             enable_progress_bar=bar,
             logger=logger,
             callbacks=callbacks,
-            plugins=[files],
+            plugins=[meter.checkpoints],
             default_root_dir=folder,
         )
     except (TypeError, ValueError, RuntimeError, MisconfigurationException) as error:
@@ -283,8 +281,9 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     if not checkpoint.exists():
         raise UserError(f"{checkpoint}: no such checkpoint; checkpoint is best or last")
     run_config.trainer = OmegaConf.merge(run_config.trainer, config.trainer)
-    progress: list[Callback] = [TerminalProgress(Meter())] if sys.stderr.isatty() else []
-    trainer = build_trainer(run_config, folder, [], progress, CheckpointFiles())
+    meter = Meter()
+    progress: list[Callback] = [TerminalProgress(meter)] if sys.stderr.isatty() else []
+    trainer = build_trainer(run_config, folder, [], progress, meter)
     trainer.test(module, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False)
     metrics: dict[str, Any] = {
         "model": run_config.model_name,

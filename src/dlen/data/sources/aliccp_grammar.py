@@ -77,19 +77,18 @@ class Reader:
 
     def __iter__(self) -> Iterator[Block]:
         """Blocks in the file's order; the next ones are parsed meanwhile on other threads."""
-        with ThreadPoolExecutor(_THREADS) as threads:
-            ahead: deque[Future[Block]] = deque()
-            line = 1
-            try:
-                for raw in _blocks(self.path):
-                    ahead.append(threads.submit(self._checked, raw, line))
-                    line += raw.count(b"\n")
-                    if len(ahead) > _THREADS:
-                        yield ahead.popleft().result()
-                while ahead:
+        threads, ahead = ThreadPoolExecutor(_THREADS), deque[Future[Block]]()
+        line = 1
+        try:
+            for raw in _blocks(self.path):
+                ahead.append(threads.submit(self._checked, raw, line))
+                line += raw.count(b"\n")
+                if len(ahead) > _THREADS:
                     yield ahead.popleft().result()
-            finally:  # after an error the blocks that have not begun are left
-                threads.shutdown(cancel_futures=True)
+            while ahead:
+                yield ahead.popleft().result()
+        finally:  # after an error the blocks that have not begun are left
+            threads.shutdown(cancel_futures=True)
 
     def _checked(self, raw: bytes, line: int) -> Block:
         try:
@@ -131,9 +130,9 @@ class Reader:
         runs = np.stack([last + 1 - np.append(0, newline[:-1] + 1) + empty, newline - last - empty], 1)
         listed = np.repeat(np.tile([False, True], len(runs)), runs.ravel())
         features = np.frombuffer(raw.translate(_TO_CSV), np.uint8)[listed].tobytes()
-        np.logical_not(listed, out=listed)
-        listed[newline[empty]] = False
-        heads = text[listed]
+        in_head = ~listed
+        in_head[newline[empty]] = False
+        heads = text[in_head]
         heads[np.cumsum(runs[:, 0] - empty) - 1] = _NEWLINE
         return heads.tobytes(), features, self._count(text, is_newline, newline, empty)
 
