@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from dlen.models.backbones import CGCBackbone, MMoEBackbone, PLEBackbone, Shared
 from dlen.models.predictions import task_losses
 from dlen.training.conflict import GradientConflict, cosines, task_gradients
 from dlen.training.targets import Targets
-from tests.helpers import make_batch, make_schema
+from tests.helpers import FIELDS, make_batch, make_schema
 
 SMALL: dict[str, Any] = {"embedding_dim": 3, "tower": (4,)}
 
@@ -49,6 +50,16 @@ def test_task_gradients_are_those_of_separate_backward_passes(make: Any) -> None
         grads = [p.grad for p in model.backbone.shared_parameters()]
         wanted = torch.cat([g.flatten() for g in grads if g is not None])
         torch.testing.assert_close(by_task[task], wanted)
+
+
+def test_a_sample_of_a_batch_is_its_first_rows() -> None:
+    schema = make_schema(fields=(FIELDS[0], FIELDS[3]))
+    model, targets, batch = MMoE(schema, num_experts=2, expert=(6, 5), **SMALL), Targets(schema), make_batch(schema, 9)
+    few = replace(batch, ids=batch.ids[:4], labels=batch.labels[:4], numeric=batch.numeric[:4])
+    for found, wanted in zip(
+        task_gradients(model, batch, targets, 4), task_gradients(model, few, targets), strict=True
+    ):
+        torch.testing.assert_close(found, wanted)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,10 @@ from dlen.models.ranker import Ranker
 from dlen.training.module import RankingModule
 from dlen.training.targets import Targets
 
+# A sample is a backward pass for each task, so with every row of a large batch it costs several steps; a fixed number
+# of rows also gives batches of 1024 and 4096 the same noise, and so figures that can be compared.
+ROWS = 1024
+
 
 def cosines(gradients: Tensor) -> Tensor:
     """(..., T, P) gradients of T tasks -> (..., T, T) cosines; nan where a task has no gradient."""
@@ -30,20 +34,21 @@ def cosines(gradients: Tensor) -> Tensor:
     return (unit @ unit.transpose(-1, -2)).masked_fill(none | none.transpose(-1, -2), torch.nan)
 
 
-def task_gradients(model: Ranker, batch: Batch, targets: Targets) -> tuple[Tensor, Tensor]:
+def task_gradients(model: Ranker, batch: Batch, targets: Targets, rows: int = ROWS) -> tuple[Tensor, Tensor]:
     """Gradients of each task's cross entropy, whatever loss the model trains on.
 
     Args:
         model: any ranker.
         batch: B rows.
         targets: of the model's schema.
+        rows: use the first S = min(B, rows) rows.
 
     Returns:
-        (T, P) with respect to the parameters that all tasks share, and (B, T, D) with respect to each row's input.
+        (T, P) with respect to the parameters that all tasks share, and (S, T, D) with respect to each row's input.
     """
-    x = model.embedding(batch).detach().requires_grad_()
+    x, labels = model.embedding(batch).detach()[:rows].requires_grad_(), batch.labels[:rows]
     predictions = model.predict(x)
-    losses = task_losses(predictions, targets.training_labels(batch.labels), targets.trained(batch.labels))
+    losses = task_losses(predictions, targets.training_labels(labels), targets.trained(labels))
     shared = model.backbone.shared_parameters()
     by_task, by_row = [], []
     for loss in losses:
@@ -54,7 +59,9 @@ def task_gradients(model: Ranker, batch: Batch, targets: Targets) -> tuple[Tenso
 
 
 class GradientConflict(Callback):
-    """Samples gradient conflict every so many steps; nothing waits for the device until a validation reads the sums.
+    """Samples gradient conflict every so many steps, on up to 1024 rows of the batch.
+
+    Nothing waits for the device until a validation reads the sums.
 
     Logged at each validation since the last one, and over the whole training in ``metrics.json``: ``conflict/share``,
     the share of task pairs whose gradients of the shared parameters point apart (cosine below 0), ``conflict/cosine``,
