@@ -36,7 +36,7 @@ def command(run: Callable[[DictConfig], Any], config_name: str, folder: Path) ->
         config_name: the primary config in ``folder/conf``.
         folder: where the script lies.
     """
-    OmegaConf.register_new_resolver("stem", lambda path: Path(str(path)).stem, replace=True)
+    register_resolvers()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, so that the errors reach _one_line below
 
     def guarded(config: DictConfig) -> None:
@@ -59,6 +59,11 @@ def command(run: Callable[[DictConfig], Any], config_name: str, folder: Path) ->
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def register_resolvers() -> None:
+    """What the configs' interpolations use beside OmegaConf's own."""
+    OmegaConf.register_new_resolver("stem", lambda path: Path(str(path)).stem, replace=True)
 
 
 def _fail(line: str) -> None:

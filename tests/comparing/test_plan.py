@@ -12,8 +12,8 @@ from omegaconf import OmegaConf, open_dict
 
 from dlen.comparing.grid import cells_of, parse_grid
 from dlen.comparing.plan import Plan, make_plan, parse_seeds
-from dlen.comparing.workers import number_of_workers
 from dlen.data.sources.aliccp_demo import AliCCPDemo
+from dlen.devices import number_of_workers
 from dlen.errors import UserError
 from dlen.training.run import build_model
 from dlen.training.size import dense_parameters

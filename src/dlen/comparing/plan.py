@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from dlen import __version__
 from dlen.comparing.fit import compose_run, fitted
-from dlen.config import open_store
+from dlen.config import open_store, said_overrides
 from dlen.data.store import Store
 from dlen.errors import UserError
 from dlen.training.run import SCORES
 
 _OWN = ("experiment", "seeds", "models", "workers", "out")  # settings of compare.py that train.py does not know
-_PLACES = ("data", "data_dir", "data_name", "runs_dir", "run_dir", "ckpt", "base_run", "logger", "model_name")
+PLACES = ("data", "data_dir", "data_name", "runs_dir", "run_dir", "ckpt", "base_run", "logger", "model_name")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,17 +83,39 @@ def make_plan(config: DictConfig, cell: Sequence[str] = ()) -> Plan:
     if base not in models:
         raise UserError(f"config models: the base model {base!r} is none of {', '.join(models)}")
     seeds = parse_seeds(config.seeds if config.seeds is not None else experiment["seeds"])
-    common = [*_common_overrides(experiment.get("settings") or []), *cell]
+    common = [*said_overrides(_OWN, experiment.get("settings") or []), *cell]
     stores: dict[str, Store] = {}
     if experiment.get("skip_unfit") or experiment.get("match"):
         asked: dict[str, Any] = {"skip_unfit": bool(experiment.get("skip_unfit")), "match": experiment.get("match")}
         models = fitted(models, base, common, lambda one: _store_of(one, stores), **asked)
+    whole = {model: [*common, *own] for model, own in models.items()}
+    return plan_runs(str(experiment["title"]), base, whole, seeds, stores, experiment.get("paper"))
+
+
+def plan_runs(
+    title: str,
+    base: str,
+    models: Mapping[str, Sequence[str]],
+    seeds: Sequence[int],
+    stores: dict[str, Store] | None = None,
+    paper: dict[str, Any] | None = None,
+) -> Plan:
+    """Name the run of each model and seed.
+
+    Args:
+        title: of the table.
+        base: the model that the others are paired with.
+        models: name to all of its overrides.
+        seeds: of all models.
+        stores: prepared data that are open.
+        paper: the paper's own figures.
+    """
+    stores = {} if stores is None else stores
     runs = {}
-    for model, own in models.items():
+    for model, overrides in models.items():
         for seed in seeds:
-            overrides = (*common, *own, f"seed={seed}", "metrics.scores=true")
-            runs[model, seed] = _plan_run(model, seed, overrides, stores)
-    return Plan(str(experiment["title"]), base, list(models), seeds, runs, experiment.get("paper") or {})
+            runs[model, seed] = _plan_run(model, seed, (*overrides, f"seed={seed}", "metrics.scores=true"), stores)
+    return Plan(title, base, list(models), list(seeds), runs, paper or {})
 
 
 def _chosen(models: dict[str, list[str]], names: Sequence[str] | None) -> dict[str, list[str]]:
@@ -116,19 +137,12 @@ def parse_seeds(value: Any) -> list[int]:
     return seeds
 
 
-def _common_overrides(settings: Sequence[str]) -> list[str]:
-    """The experiment's data set and settings for all runs, and then what was said on the command line."""
-    hydra = HydraConfig.get()
-    said = [o for o in hydra.overrides.task if o.lstrip("+~").split("=")[0].split(".")[0] not in _OWN]
-    return [f"data={hydra.runtime.choices['data']}", *settings, *said]
-
-
 def _plan_run(model: str, seed: int, overrides: Sequence[str], stores: dict[str, Store]) -> Run:
     config = compose_run(overrides)
     store = _store_of(config, stores)
     settings = OmegaConf.to_container(config, resolve=True)
     assert isinstance(settings, dict)
-    causes = {str(k): v for k, v in settings.items() if k not in _PLACES}
+    causes = {str(k): v for k, v in settings.items() if k not in PLACES}
     causes |= {"fingerprint": store.fingerprint, "version": __version__}
     fingerprint = hashlib.sha256(json.dumps(causes, sort_keys=True).encode()).hexdigest()[:16]
     folder = Path(config.runs_dir) / "compare" / "cache" / f"{config.data_name}-{fingerprint}"

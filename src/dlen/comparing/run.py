@@ -16,9 +16,10 @@ from omegaconf import DictConfig
 from dlen.comparing.grid import cells_of, parse_grid
 from dlen.comparing.plan import Plan, Run, make_plan
 from dlen.comparing.statistics import Difference, paired, row_variances
-from dlen.comparing.workers import number_of_workers, train_missing
+from dlen.comparing.workers import train_missing
 from dlen.config import code_fingerprint
 from dlen.data.prepare import check_writable
+from dlen.devices import number_of_workers
 from dlen.errors import UserError
 from dlen.reports.comparison import Comparison, Row, markdown, print_markdown, write_comparison
 from dlen.reports.surface import Surface

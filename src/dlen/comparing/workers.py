@@ -13,26 +13,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-import torch
-
 from dlen.comparing.plan import Run
 from dlen.data.prepare import locked
+from dlen.devices import worker_environment
 from dlen.errors import UserError
 from dlen.progress import Stage
-
-
-def number_of_workers(asked: int | str, runs: int) -> int:
-    """How many runs train at once: as asked, or one for each GPU, or for each CPU core without one.
-
-    Raises:
-        UserError: it is neither ``auto`` nor a positive number.
-    """
-    if asked == "auto":
-        available = torch.cuda.device_count() or len(os.sched_getaffinity(0))
-        return max(1, min(available, runs))
-    if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
-        raise UserError(f"config workers: {asked!r} is neither auto nor a positive number")
-    return min(asked, runs)
 
 
 def train_missing(runs: Sequence[Run], script: Path, workers: int) -> None:
@@ -56,7 +41,7 @@ def train_missing(runs: Sequence[Run], script: Path, workers: int) -> None:
         return
     places: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
     for number in range(workers):
-        places.put(_environment(number, workers))
+        places.put(worker_environment(number, workers))
     pool = _Pool(script, places)
     # A termination ends the runs as well; else they would train on without us. The handler does not raise: in the
     # middle of a lock that would break the lock.
@@ -76,15 +61,6 @@ def train_missing(runs: Sequence[Run], script: Path, workers: int) -> None:
             raise
         finally:
             signal.signal(signal.SIGTERM, earlier)
-
-
-def _environment(number: int, workers: int) -> dict[str, str]:
-    """The device, or the share of the cores, of one worker."""
-    gpus = torch.cuda.device_count()
-    if gpus:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
-        return {"CUDA_VISIBLE_DEVICES": visible[number % len(visible)]}
-    return {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // workers))}
 
 
 class _Pool:

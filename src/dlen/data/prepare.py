@@ -67,14 +67,15 @@ def identify(source: Source) -> dict[str, Any]:
 
 
 @contextmanager
-def locked(path: Path, doing: str) -> Iterator[None]:
-    """One process at a time; the others wait. The system frees the lock of a process that dies."""
+def locked(path: Path, doing: str, *, quiet: bool = False) -> Iterator[None]:
+    """One process at a time; the others wait, and say so unless ``quiet``. The system frees a dead process's lock."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"{path.parent}: another process is {doing}, waiting", file=sys.stderr)
+            if not quiet:
+                print(f"{path.parent}: another process is {doing}, waiting", file=sys.stderr)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,9 +18,11 @@ class Balancer(nn.Module, ABC):
 
     Attributes:
         on_gradients: it works on gradients, see :class:`Surgery`.
+        weights: factors of the tasks' losses beside the schema's, by name; 1 for the others.
     """
 
     on_gradients = False
+    weights: Mapping[str, float] = MappingProxyType({})
 
     def setup(self, num_tasks: int) -> None:
         """Make what depends on the number of tasks T."""
@@ -37,7 +40,21 @@ class Balancer(nn.Module, ABC):
 
 
 class Fixed(Balancer):
-    """The weighted sum, with the weights of the schema's tasks."""
+    """The weighted sum, with the weights of the schema's tasks.
+
+    Args:
+        weights: further factors of some tasks, by name.
+
+    Raises:
+        ValueError: a weight is negative or no number.
+    """
+
+    def __init__(self, weights: Mapping[str, float] | None = None) -> None:
+        super().__init__()
+        for task, weight in (weights or {}).items():
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
+                raise ValueError(f"the weight of {task} must be a number from 0, got {weight!r}")
+        self.weights = dict(weights or {})
 
     def forward(self, losses: Tensor, weights: Tensor) -> Tensor:
         """(losses * weights).sum()"""

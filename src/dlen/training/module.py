@@ -15,6 +15,7 @@ from dlen.models.heads import LatentHead
 from dlen.models.predictions import Predictions
 from dlen.models.ranker import Ranker
 from dlen.nn.logspace import log_odds
+from dlen.schema import Task
 from dlen.training.balancing import Balancer, Fixed, Surgery
 from dlen.training.measures import Figures, Measures
 from dlen.training.targets import Targets
@@ -33,7 +34,8 @@ class RankingModule(L.LightningModule):
         balancer: joins the tasks' losses; by default their weighted sum.
 
     Raises:
-        ValueError: the model has one loss for all tasks, and the balancer needs one for each.
+        ValueError: the model has one loss for all tasks, and the balancer needs one for each; or a task is weighed
+            that is not there.
     """
 
     def __init__(
@@ -54,7 +56,7 @@ class RankingModule(L.LightningModule):
         self._graph: tuple[Tensor, Tensor, Tensor] | None = None  # of a step whose gradients are to be joined
         self.make_optimizer = make_optimizer
         self.targets = Targets(model.schema)
-        weights = torch.tensor([t.weight for t in model.schema.tasks])
+        weights = torch.tensor([t.weight * factor for t, factor in _factors(model, self.balancer)])
         self.register_buffer("task_weights", weights, persistent=False)
         self.task_weights: Tensor
         ranking = model.head.prediction if isinstance(model.head, LatentHead) else None
@@ -160,6 +162,15 @@ class RankingModule(L.LightningModule):
 def _base_auc(base: Mapping[str, float] | None, stage: str, names: list[str]) -> dict[str, float] | None:
     found = {n: base.get(f"{stage}/auc/{n}") for n in names} if base else {}
     return {n: v for n, v in found.items() if v is not None} or None
+
+
+def _factors(model: Ranker, balancer: Balancer) -> list[tuple[Task, float]]:
+    """Each task with its factor; ValueError for a factor of no task."""
+    tasks = model.schema.tasks
+    unknown = [name for name in balancer.weights if name not in model.schema.task_names]
+    if unknown:
+        raise ValueError(f"there is no task {unknown[0]} to weigh; the tasks are {', '.join(model.schema.task_names)}")
+    return [(task, float(balancer.weights.get(task.name, 1.0))) for task in tasks]
 
 
 def check_balanceable(model: Ranker, balancer: Balancer) -> None:

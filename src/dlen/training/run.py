@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -56,11 +58,68 @@ def build_model(config: DictConfig, store: Store) -> Ranker:
     return model
 
 
+@dataclass(slots=True)
+class Fitted:
+    """A model that has been trained and not yet tested.
+
+    Attributes:
+        store: its data.
+        folder: its run folder.
+        trainer: that trained it.
+        module: with the weights of the last step.
+        data: the batches of its splits.
+        gates: what was seen of its gates.
+        metrics: for ``metrics.json``: what is known before the test.
+    """
+
+    store: Store
+    folder: Path
+    trainer: L.Trainer
+    module: RankingModule
+    data: RankingDataModule
+    gates: GateMonitor
+    metrics: dict[str, Any]
+
+
 def train(config: DictConfig) -> dict[str, Any]:
     """Prepare if needed, fit, test the best checkpoint, and leave a run folder.
 
     Returns:
         The content of ``metrics.json``.
+
+    Raises:
+        UserError: for wrong input or settings.
+    """
+    fitted = fit(config, lambda folder: [ScoreWriter(folder / SCORES)] if config.metrics.scores else [])
+    trainer, module, folder, metrics = fitted.trainer, fitted.module, fitted.folder, fitted.metrics
+    best = folder / "checkpoints" / "best.ckpt"
+    if not best.exists():
+        print("training ended before the first validation: the last weights are tested", file=sys.stderr)
+        trainer.save_checkpoint(best, weights_only=True)
+    trainer.test(module, datamodule=fitted.data, ckpt_path=best, weights_only=True, verbose=False)
+    metrics |= _best_validation(trainer)
+    metrics |= flatten(module.figures["test"], "test")
+    if trainer.is_global_zero:
+        write_json(folder / "metrics.json", metrics)
+        print_figures(metrics, "test", module.targets.names)
+        _show_hidden_state(module, folder)
+        _show_attention(module, fitted.store, folder)
+        fitted.gates.plot(folder / "gates.png")
+        for line in fitted.gates.warnings():
+            print(f"warning: {line}", file=sys.stderr)
+        print(f"Run folder: {folder}")
+    return metrics
+
+
+def fit(
+    config: DictConfig, more: Callable[[Path], Sequence[Callback]] = lambda folder: (), *, checkpoints: bool = True
+) -> Fitted:
+    """Prepare if needed and fit; the run folder has everything but the figures of the test.
+
+    Args:
+        config: of ``train.py``.
+        more: callbacks beside the usual ones, for this run folder.
+        checkpoints: keep the best and the last.
 
     Raises:
         UserError: for wrong input or settings.
@@ -81,9 +140,7 @@ def train(config: DictConfig) -> dict[str, Any]:
     folder = _run_folder(config)
     logger = _loggers(config, folder)
     meter, conflict, gates = Meter(), GradientConflict(config.metrics.conflict_every), GateMonitor()
-    callbacks = [*_callbacks(config, folder, meter), conflict, gates]
-    if config.metrics.scores:
-        callbacks.append(ScoreWriter(folder / SCORES))
+    callbacks = [*_callbacks(config, folder, meter, checkpoints=checkpoints), conflict, gates, *more(folder)]
     trainer: L.Trainer = build_trainer(config, folder, logger, callbacks, meter)
     rows = {"val": len(store.split("validation")), "test": len(store.split("test"))}
     by_user = _by_user(config, rows["test"])
@@ -115,23 +172,7 @@ def train(config: DictConfig) -> dict[str, Any]:
     }
     metrics |= size
     metrics |= meter.figures(trainer.world_size) | conflict.figures(store.schema.task_names) | gates.figures()
-    best = folder / "checkpoints" / "best.ckpt"
-    if not best.exists():
-        print("training ended before the first validation: the last weights are tested", file=sys.stderr)
-        trainer.save_checkpoint(best, weights_only=True)
-    trainer.test(module, datamodule=data, ckpt_path=best, weights_only=True, verbose=False)
-    metrics |= _best_validation(trainer)
-    metrics |= flatten(module.figures["test"], "test")
-    if trainer.is_global_zero:
-        write_json(folder / "metrics.json", metrics)
-        print_figures(metrics, "test", module.targets.names)
-        _show_hidden_state(module, folder)
-        _show_attention(module, store, folder)
-        gates.plot(folder / "gates.png")
-        for line in gates.warnings():
-            print(f"warning: {line}", file=sys.stderr)
-        print(f"Run folder: {folder}")
-    return metrics
+    return Fitted(store, folder, trainer, module, data, gates, metrics)
 
 
 def _show_hidden_state(module: RankingModule, folder: Path) -> None:
@@ -226,6 +267,7 @@ def build_trainer(
         return L.Trainer(
             **arguments,
             enable_progress_bar=bar,
+            enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
             logger=logger,
             callbacks=callbacks,
             plugins=[meter.checkpoints],
@@ -346,11 +388,41 @@ def _check_by_user(config: DictConfig, store: Store) -> None:
         raise UserError("config metrics.by_user: the data name no user field; set it to auto or false")
 
 
+def check(config: DictConfig, store: Store) -> None:
+    """All that is wrong with a config can be told before training, without the model's memory.
+
+    Raises:
+        UserError: for wrong settings.
+    """
+    _check(config)
+    _check_interval(config, store)
+    _check_by_user(config, store)
+    with torch.device("meta"):
+        model = build_model(config, store)
+    _check_optimizer(build(config.optimizer, "optimizer"), model)
+    build_module(config, model, None, {}, None, False)
+
+
+def planned_steps(config: DictConfig, store: Store) -> tuple[int, int]:
+    """Training steps before the first validation, and of the whole training if nothing ends it early."""
+    batches, interval = _batches(config, store), config.trainer.val_check_interval
+    each = config.trainer.accumulate_grad_batches
+    first = interval if isinstance(interval, int) else max(1, int(batches * interval))
+    epochs, most = config.trainer.max_epochs, config.trainer.max_steps
+    total = -(-batches // each) * epochs if epochs is not None and epochs >= 0 else math.inf
+    total = min(total, most if most is not None and most >= 0 else math.inf)
+    return max(1, first // each), int(total) if total < math.inf else first // each
+
+
+def _batches(config: DictConfig, store: Store) -> int:
+    """Of an epoch of training."""
+    batches, limit = -(-len(store.split("train")) // config.loader.batch_size), config.trainer.limit_train_batches
+    return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+
+
 def _check_interval(config: DictConfig, store: Store) -> None:
     """A validation interval in batches fits into an epoch."""
-    batches = -(-len(store.split("train")) // config.loader.batch_size)
-    limit, interval = config.trainer.limit_train_batches, config.trainer.val_check_interval
-    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    batches, interval = _batches(config, store), config.trainer.val_check_interval
     if batches < 1 or (isinstance(interval, int) and interval > batches):
         raise UserError(
             f"config trainer: an epoch has {batches} batches, so val_check_interval={interval} never comes; "
@@ -442,13 +514,14 @@ def _loggers(config: DictConfig, folder: Path) -> list[Any]:
     return made
 
 
-def _callbacks(config: DictConfig, folder: Path, meter: Meter) -> list[Callback]:
-    checkpoints = folder / "checkpoints"
-    shared: dict[str, Any] = {"dirpath": checkpoints, "enable_version_counter": False}
-    best = ModelCheckpoint(**shared, filename="best", monitor=MONITOR, mode="max", save_top_k=1, save_weights_only=True)
-    last = ModelCheckpoint(**shared, filename="last", save_top_k=1, save_on_train_epoch_end=False)
+def _callbacks(config: DictConfig, folder: Path, meter: Meter, *, checkpoints: bool) -> list[Callback]:
     stop = EarlyStopping(MONITOR, mode="max", patience=config.patience, min_delta=0.0, strict=False)
     progress = TerminalProgress(meter) if sys.stderr.isatty() else PlainProgress(meter)
+    if not checkpoints:
+        return [meter, progress, stop]
+    shared: dict[str, Any] = {"dirpath": folder / "checkpoints", "enable_version_counter": False}
+    best = ModelCheckpoint(**shared, filename="best", monitor=MONITOR, mode="max", save_top_k=1, save_weights_only=True)
+    last = ModelCheckpoint(**shared, filename="last", save_top_k=1, save_on_train_epoch_end=False)
     return [meter, progress, stop, best, last]
 
 

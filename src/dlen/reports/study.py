@@ -1,0 +1,283 @@
+"""A study as one HTML page that needs no network: what was tried, what mattered, and when each worker did what."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import plotly.graph_objects as go
+from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+from optuna.trial import FrozenTrial, TrialState
+from plotly.offline import get_plotlyjs
+from plotly.subplots import make_subplots
+
+from dlen.files import write_text
+from dlen.sweeping.trials import best_trial, mean_auc, pareto_front
+
+_COLOURS = {"complete": "#4477aa", "pruned": "#ccbb44", "fail": "#ee6677", "running": "#bbbbbb", "best": "#228833"}
+_STYLE = """
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; }
+table { border-collapse: collapse; } td, th { padding: .2rem .8rem; text-align: left; border-bottom: 1px solid #8884; }
+.plot { background: white; margin: .5rem 0 1.5rem; }
+"""
+_MOST_LINES = 12  # of the table of trials
+
+
+def write_study(study: optuna.Study, trials: Sequence[FrozenTrial], objectives: Mapping[str, str], path: Path) -> None:
+    """Draw a study.
+
+    Args:
+        study: for the importances.
+        trials: of the study.
+        objectives: key of a figure to its direction.
+        path: of the page.
+    """
+    parts = []
+    for title, figure in _figures(study, trials, objectives):
+        plot = figure.to_html(full_html=False, include_plotlyjs=False)
+        parts.append(f"<h2>{html.escape(title)}</h2>\n<div class=plot>{plot}</div>")
+    name = html.escape(study.study_name)
+    page = f"<!doctype html><html lang=en><head><meta charset=utf-8><title>{name}</title>"
+    page += '<meta name=viewport content="width=device-width, initial-scale=1">'
+    page += f"<style>{_STYLE}</style><script>{get_plotlyjs()}</script></head><body><h1>{name}</h1>\n"
+    write_text(path, page + _table(trials, objectives) + "\n".join(parts) + "</body></html>\n")
+
+
+def _figures(
+    study: optuna.Study, trials: Sequence[FrozenTrial], objectives: Mapping[str, str]
+) -> list[tuple[str, go.Figure]]:
+    complete = [t for t in trials if t.state == TrialState.COMPLETE]
+    found = [(f"History of {key}", _history(trials, i, key, way)) for i, (key, way) in enumerate(objectives.items())]
+    if any(t.intermediate_values for t in trials):
+        found.append(("Validations", _validations(trials)))
+    if len(complete) > 1:
+        importances = _importances(study, objectives)
+        found += [("Importances", importances)] if importances else []
+        found.append(("AUC of each task by parameter", slices(complete)))
+        found.append(("Parallel coordinates", _parallel(complete, objectives)))
+    if len(objectives) > 1 and complete:
+        found.append(("Pareto front", _pareto(complete, objectives)))
+    found.append(("Workers", _timeline(trials)))
+    return found
+
+
+def _state(trial: FrozenTrial) -> str:
+    return trial.state.name.lower()
+
+
+def _text(trial: FrozenTrial) -> str:
+    lines = [f"trial {trial.number}, {_state(trial)}", *(f"{k} = {v}" for k, v in trial.params.items())]
+    return "<br>".join([*lines, *([trial.user_attrs["reason"]] if "reason" in trial.user_attrs else [])])
+
+
+def _history(trials: Sequence[FrozenTrial], index: int, key: str, direction: str) -> go.Figure:
+    """Values in the order of the trials, and the best so far."""
+    figure = go.Figure()
+    complete = [t for t in trials if t.state == TrialState.COMPLETE]
+    figure.add_scatter(
+        x=[t.number for t in complete],
+        y=[t.values[index] for t in complete],
+        text=[_text(t) for t in complete],
+        mode="markers",
+        name="complete",
+        marker_color=_COLOURS["complete"],
+    )
+    pruned = [t for t in trials if t.state == TrialState.PRUNED and t.intermediate_values]
+    if index == 0 and pruned:
+        figure.add_scatter(
+            x=[t.number for t in pruned],
+            y=[t.intermediate_values[max(t.intermediate_values)] for t in pruned],
+            text=[_text(t) for t in pruned],
+            mode="markers",
+            name="pruned, last value",
+            marker={"color": _COLOURS["pruned"], "symbol": "x"},
+        )
+    if complete:
+        running = np.maximum.accumulate if direction == "maximize" else np.minimum.accumulate
+        best = running([t.values[index] for t in complete])
+        line = {"color": _COLOURS["best"], "shape": "hv"}
+        figure.add_scatter(x=[t.number for t in complete], y=best, mode="lines", name="best so far", line=line)
+    return figure.update_layout(xaxis_title="trial", yaxis_title=key)
+
+
+def _validations(trials: Sequence[FrozenTrial]) -> go.Figure:
+    """The reported figure of each trial by its training step."""
+    figure = go.Figure()
+    for trial in trials:
+        steps = sorted(trial.intermediate_values)
+        figure.add_scatter(
+            x=steps,
+            y=[trial.intermediate_values[s] for s in steps],
+            name=f"trial {trial.number}",
+            text=_text(trial),
+            line={"color": _COLOURS.get(_state(trial), "#bbbbbb"), "width": 1},
+            mode="lines+markers",
+            marker_size=4,
+            showlegend=False,
+        )
+    return figure.update_layout(xaxis_title="training step", yaxis_title="reported")
+
+
+def _importances(study: optuna.Study, objectives: Mapping[str, str]) -> go.Figure | None:
+    """PED-ANOVA's share of each parameter; None where there are too few trials or only conditional parameters."""
+    figure = go.Figure()
+    for index, key in enumerate(objectives):
+        try:
+            shares = get_param_importances(
+                study,
+                evaluator=PedAnovaImportanceEvaluator(),
+                target=None if len(objectives) == 1 else lambda t, i=index: t.values[i],  # type: ignore[misc]
+            )
+        except (ValueError, RuntimeError):
+            return None
+        figure.add_bar(x=list(shares.values()), y=list(shares), orientation="h", name=key)
+    return figure.update_layout(xaxis_title="importance (PED-ANOVA)", yaxis_autorange="reversed")
+
+
+def slices(complete: Sequence[FrozenTrial]) -> go.Figure:
+    """Each task's AUC by each parameter: the mean over seeds, with a band from the lowest seed to the highest.
+
+    Args:
+        complete: trials with figures.
+    """
+    tasks = list(dict.fromkeys(name for t in complete for name in t.user_attrs.get("auc", {})))
+    params = list(dict.fromkeys(name for t in complete for name in t.params))
+    figure = make_subplots(
+        max(len(tasks), 1),
+        max(len(params), 1),
+        shared_xaxes="columns",
+        shared_yaxes="rows",
+        vertical_spacing=0.02,
+        horizontal_spacing=0.02,
+    )
+    for column, name in enumerate(params, 1):
+        for row, task in enumerate(tasks, 1):
+            _add_slice(figure, row, column, [t for t in complete if name in t.params], name, task)
+        figure.update_xaxes(title_text=name, row=len(tasks), col=column)
+        distributions = [t.distributions[name] for t in complete if name in t.params]
+        if getattr(distributions[0], "log", False):
+            figure.update_xaxes(type="log", col=column)
+    for row, task in enumerate(tasks, 1):
+        figure.update_yaxes(title_text=task, row=row, col=1)
+    return figure.update_layout(height=220 * max(len(tasks), 1) + 80, showlegend=False)
+
+
+def _add_slice(figure: go.Figure, row: int, column: int, trials: list[FrozenTrial], name: str, task: str) -> None:
+    known = [(t, [v for v in t.user_attrs.get("auc", {}).get(task, []) if v is not None]) for t in trials]
+    known = sorted(((t, v) for t, v in known if v), key=lambda pair: _sortable(pair[0].params[name]))
+    if not known:
+        return
+    x = [t.params[name] if _is_number(t.params[name]) else str(t.params[name]) for t, _ in known]
+    mean = [float(np.mean(v)) for _, v in known]
+    band = {
+        "type": "data",
+        "symmetric": False,
+        "array": [max(v) - m for (_, v), m in zip(known, mean, strict=True)],
+        "arrayminus": [m - min(v) for (_, v), m in zip(known, mean, strict=True)],
+        "thickness": 1,
+    }
+    marker = {"color": _COLOURS["complete"], "size": 6}
+    text = [_text(t) for t, _ in known]
+    figure.add_scatter(x=x, y=mean, error_y=band, text=text, mode="markers", marker=marker, row=row, col=column)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _sortable(value: Any) -> tuple[int, float, str]:
+    return (0, float(value), "") if _is_number(value) else (1, 0.0, str(value))
+
+
+def _parallel(complete: Sequence[FrozenTrial], objectives: Mapping[str, str]) -> go.Figure:
+    """One line for each trial through its parameters and its values."""
+    dimensions: list[dict[str, Any]] = []
+    for name in dict.fromkeys(name for t in complete for name in t.params):
+        values = [t.params.get(name) for t in complete]
+        if all(_is_number(v) for v in values):
+            dimensions.append({"label": name, "values": values})
+        else:
+            labels = list(dict.fromkeys(str(v) if v is not None else "-" for v in values))
+            places = [labels.index(str(v) if v is not None else "-") for v in values]
+            ticks = {"tickvals": list(range(len(labels))), "ticktext": labels}
+            dimensions.append({"label": name, "values": places, **ticks})
+    for index, key in enumerate(objectives):
+        dimensions.append({"label": key, "values": [t.values[index] for t in complete]})
+    colour = [t.values[0] for t in complete]
+    line = {"color": colour, "colorscale": "Viridis", "showscale": True}
+    return go.Figure(go.Parcoords(dimensions=dimensions, line=line))
+
+
+def _pareto(complete: Sequence[FrozenTrial], objectives: Mapping[str, str]) -> go.Figure:
+    """Every pair of objectives; the trials that no other beats are green."""
+    front = {t.number for t in pareto_front(complete, objectives)}
+    colours = [_COLOURS["best"] if t.number in front else _COLOURS["complete"] for t in complete]
+    keys = list(objectives)
+    dimensions = [{"label": k, "values": [t.values[i] for t in complete]} for i, k in enumerate(keys)]
+    figure = go.Figure(
+        go.Splom(
+            dimensions=dimensions,
+            text=[_text(t) for t in complete],
+            marker={"color": colours, "size": 6},
+            diagonal_visible=False,
+            showupperhalf=False,
+        )
+    )
+    return figure.update_layout(height=200 * len(keys) + 100)
+
+
+def _timeline(trials: Sequence[FrozenTrial]) -> go.Figure:
+    """What each worker did when, by the clocks of the workers' machines."""
+    figure = go.Figure()
+    known = [t for t in trials if t.datetime_start and t.datetime_complete and "worker" in t.user_attrs]
+    for state in ("complete", "pruned", "fail"):
+        shown = [t for t in known if _state(t) == state]
+        figure.add_bar(
+            base=[t.datetime_start for t in shown],
+            x=[(t.datetime_complete - t.datetime_start).total_seconds() * 1000 for t in shown],  # type: ignore[operator]
+            y=[t.user_attrs["worker"] for t in shown],
+            text=[_text(t) for t in shown],
+            textposition="none",
+            orientation="h",
+            name=state,
+            marker={"color": _COLOURS[state], "line": {"color": "white", "width": 1}},
+        )
+    return figure.update_layout(barmode="overlay", xaxis_type="date")
+
+
+def _table(trials: Sequence[FrozenTrial], objectives: Mapping[str, str]) -> str:
+    """Counts, and the best trials."""
+    counts = {state: sum(_state(t) == state for t in trials) for state in ("complete", "pruned", "fail")}
+    steps = sum(int(t.user_attrs.get("steps", 0)) for t in trials)
+    text = f"<p>{counts['complete']} complete, {counts['pruned']} pruned, {counts['fail']} failed; {steps:,} steps.</p>"
+    complete = [t for t in trials if t.state == TrialState.COMPLETE]
+    top = best_trial(trials, objectives)
+    if top is None:
+        return text + "<p>No trial is complete yet.</p>"
+    if len(objectives) > 1:
+        ordered = sorted(complete, key=mean_auc, reverse=True)
+    else:
+        ordered = sorted(complete, key=lambda t: t.values[0], reverse=next(iter(objectives.values())) == "maximize")
+    params = list(dict.fromkeys(name for t in complete for name in t.params))
+    header = ["trial", *objectives, *params, "seconds"]
+    lines = [
+        [str(t.number), *(f"{v:.4f}" for v in t.values), *(_shown(t, name) for name in params), _seconds(t)]
+        for t in ordered[:_MOST_LINES]
+    ]
+    cells = ["<tr>" + "".join(f"<th>{html.escape(c)}</th>" for c in header) + "</tr>"]
+    cells += ["<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in line) + "</tr>" for line in lines]
+    return f"{text}<h2>Best trials, on validation</h2><table>{''.join(cells)}</table>"
+
+
+def _shown(trial: FrozenTrial, name: str) -> str:
+    value = trial.params.get(name, "")
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _seconds(trial: FrozenTrial) -> str:
+    return f"{trial.user_attrs.get('seconds', float('nan')):.0f}"

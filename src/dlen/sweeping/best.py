@@ -1,0 +1,100 @@
+"""The answer of a study as files: best.yaml for ``train.py +best=...``, and trials.parquet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+import polars as pl
+import yaml
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from optuna.trial import FrozenTrial
+
+from dlen.files import replacing_file, write_text
+from dlen.sweeping.trials import pareto_front, retried
+
+
+def write_best(overrides: Sequence[str], said: str, path: Path) -> None:
+    """Overrides as a config that Hydra puts on top of another.
+
+    Args:
+        overrides: of ``train.py``; of several of the same key the last one holds.
+        said: a comment that tells where they come from.
+        path: of the file.
+    """
+    groups: dict[str, Any] = {}
+    values: dict[str, Any] = {}
+    loader = GlobalHydra.instance().config_loader()
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key, value = override.key_or_group, override.value()
+        if override.is_delete():
+            continue  # a config can put something on top of another, and take nothing away
+        if loader.get_group_options(key):
+            groups[key if override.is_add() else f"override /{key}"] = value
+        else:
+            _put(values, key.split("."), value)
+    content: dict[str, Any] = {"defaults": [{k: v} for k, v in groups.items()] + ["_self_"], **values}
+    text = yaml.safe_dump(content, sort_keys=False)
+    write_text(path, f"# @package _global_\n# {said}\n# python train.py +best={path}\n{text}")
+
+
+def _put(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+    for key in keys[:-1]:
+        inner = values.setdefault(key, {})
+        values = inner if isinstance(inner, dict) else values.setdefault(key, {})
+    values[keys[-1]] = value
+
+
+def write_trials(trials: Sequence[FrozenTrial], objectives: Mapping[str, str], path: Path) -> None:
+    """One row for each trial, in order.
+
+    Columns: number, state, values by objective, parameters as ``param/KEY``, mean and deviation over seeds of each
+    AUC, last reported step and value, cost, worker, times, reason and overrides.
+
+    Args:
+        trials: of the study.
+        objectives: key of a figure to its direction.
+        path: of the Parquet file.
+    """
+    front = {t.number for t in pareto_front(trials, objectives)}
+    params = list(dict.fromkeys(name for t in trials for name in t.params))
+    aucs = list(dict.fromkeys(name for t in trials for name in t.user_attrs.get("auc", {})))
+    rows = [_row(t, objectives, params, aucs, t.number in front) for t in trials]
+    with replacing_file(path) as temporary:
+        pl.DataFrame(rows, infer_schema_length=None).write_parquet(temporary)
+
+
+def _row(
+    trial: FrozenTrial, objectives: Mapping[str, str], params: Sequence[str], aucs: Sequence[str], front: bool
+) -> dict[str, Any]:
+    attrs = trial.user_attrs
+    step = max(trial.intermediate_values, default=None)
+    row: dict[str, Any] = {"number": trial.number, "state": trial.state.name.lower(), "best": front}
+    row |= dict(zip(objectives, trial.values or [None] * len(objectives), strict=True))
+    row |= {f"param/{name}": _cell(trial, name) for name in params}
+    for name in aucs:
+        found = [v for v in attrs.get("auc", {}).get(name, []) if v is not None]
+        mean = sum(found) / len(found) if found else None
+        row[f"auc/{name}"] = mean
+        row[f"auc/{name}/deviation"] = (
+            math.sqrt(sum((v - mean) ** 2 for v in found) / (len(found) - 1)) if mean and len(found) > 1 else None
+        )
+    row |= {"last_step": step, "last_value": None if step is None else trial.intermediate_values[step]}
+    row |= {"steps": attrs.get("steps"), "seconds": attrs.get("seconds")}
+    row |= {"samples_per_second": attrs.get("samples_per_second"), "worker": attrs.get("worker")}
+    row |= {"started": trial.datetime_start, "ended": trial.datetime_complete, "reason": attrs.get("reason")}
+    row |= {"retried": retried(trial), "retry_of": attrs.get("retry_of")}
+    return row | {"overrides": " ".join(attrs.get("overrides", []))}
+
+
+def _cell(trial: FrozenTrial, name: str) -> Any:
+    """Numbers of a range as numbers; choices, which may be of several types, as text."""
+    if name not in trial.params:
+        return None
+    value = trial.params[name]
+    is_choice = isinstance(trial.distributions[name], optuna.distributions.CategoricalDistribution)
+    return str(value) if is_choice else float(value)

@@ -1,0 +1,283 @@
+"""The coordinator of a study on one machine: starts workers, queues again what died with them, shows how it goes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from dlen.devices import worker_environment
+from dlen.errors import UserError
+from dlen.reports.live import StudyTable
+from dlen.sweeping.study import STORAGE, fail, host, repair
+from dlen.sweeping.trials import own_trials, retried, used
+from dlen.sweeping.worker import BEAT_SECONDS, Spec
+
+STALE_SECONDS = 6 * BEAT_SECONDS  # without a sign of life a trial of another machine is taken for dead
+_POLL_SECONDS = 0.5
+_GRACE_SECONDS = 30.0  # for a worker to end the batch it is in
+_EARLY_DEATHS = 3  # of workers without a trial, or of trials before one succeeds
+
+
+class Worker(Protocol):
+    """A worker that has been started."""
+
+    name: str
+
+    def exit_code(self) -> int | None:
+        """None while it runs; negative for a signal."""
+
+    def stop(self) -> None:
+        """Ask it to put its trial back and end."""
+
+    def kill(self) -> None:
+        """End it."""
+
+    def log(self) -> str:
+        """What it printed."""
+
+
+class LocalWorker:
+    """A process of its own session, so that Ctrl-C reaches the coordinator alone, which then asks it to stop.
+
+    It ends by itself when its standard input is closed, so none outlives the coordinator.
+
+    Args:
+        name: in the study.
+        number: of the worker, from 0.
+        workers: on this machine.
+        devices: of each worker.
+        folder: of the study.
+        storage: of the study.
+    """
+
+    def __init__(self, name: str, number: int, workers: int, devices: int, folder: Path, storage: str) -> None:
+        self.name = name
+        self.path = folder / "workers" / f"{name}.log"
+        place = worker_environment(number, workers, devices)
+        command = [sys.executable, "-m", "dlen.sweeping.worker", str(folder / "spec.json"), name, str(number)]
+        with self.path.open("wb") as output:
+            self.process = subprocess.Popen(
+                command,
+                env={**os.environ, **place, STORAGE: storage},
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+
+    def exit_code(self) -> int | None:
+        """As the system says."""
+        return self.process.poll()
+
+    def stop(self) -> None:
+        """Close its standard input."""
+        if self.process.stdin and not self.process.stdin.closed:
+            self.process.stdin.close()
+
+    def kill(self) -> None:
+        """SIGKILL to it and its children."""
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+        self.process.wait()
+
+    def log(self) -> str:
+        """Its output so far."""
+        return self.path.read_text(errors="replace")
+
+
+class SubmititWorker:
+    """A job of Slurm, or of another cluster that submitit knows.
+
+    Args:
+        name: in the study.
+        number: of the worker, from 0.
+        folder: of the study, which the job must see.
+        cluster: of submitit, such as ``slurm`` or ``local``.
+        parameters: of submitit's executor, such as ``timeout_min`` and ``gpus_per_node``.
+
+    Raises:
+        UserError: submitit is not installed, or refuses.
+    """
+
+    def __init__(self, name: str, number: int, folder: Path, cluster: str, parameters: dict[str, Any]) -> None:
+        try:
+            import submitit
+        except ImportError:
+            raise UserError("config sweep.launcher: submitit is not installed; pip install 'dlen[submitit]'") from None
+        from dlen.sweeping.worker import work_from
+
+        self.name = name
+        try:
+            executor = submitit.AutoExecutor(folder=folder / "workers" / "submitit", cluster=cluster)
+            executor.update_parameters(name=name, **parameters)
+            self.job = executor.submit(work_from, str(folder / "spec.json"), name, number)
+        except (RuntimeError, TypeError, ValueError, NameError, OSError) as error:
+            raise UserError(f"config sweep.submitit: {' '.join(str(error).split())[:300]}") from None
+
+    def exit_code(self) -> int | None:
+        """0 for a job that ended well, 1 for one that failed or was cancelled."""
+        if not self.job.done():
+            return None
+        return int(self.job.exception() is not None)
+
+    def stop(self) -> None:
+        """Cancel the job; its trial is queued again."""
+        self.job.cancel()
+
+    def kill(self) -> None:
+        """As :meth:`stop`."""
+        self.job.cancel()
+
+    def log(self) -> str:
+        """Its output so far."""
+        return "\n".join(text for text in (self.job.stdout(), self.job.stderr()) if text)
+
+
+@dataclass(slots=True)
+class _Sign:
+    """When a trial's sign of life was last seen to change."""
+
+    beat: int
+    seen: float
+
+
+class Coordinator:
+    """Keeps the workers of this machine busy until the study has as many trials as wanted.
+
+    Args:
+        study: shared with other coordinators.
+        spec: of the study.
+        start: from the number of a worker and its name to the worker.
+        workers: how many.
+        table: shows how it goes.
+    """
+
+    def __init__(
+        self, study: optuna.Study, spec: Spec, start: Callable[[str, int], Worker], workers: int, table: StudyTable
+    ) -> None:
+        self.study, self.spec, self.table = study, spec, table
+        self._start = start
+        self._places: list[Worker | None] = [None] * workers
+        self._names: set[str] = set()  # of all workers that were started here
+        self._signs: dict[int, _Sign] = {}
+        self._early_deaths = 0
+        self._signals = 0
+
+    def run(self) -> bool:
+        """Run the study.
+
+        Returns:
+            False when it was interrupted.
+
+        Raises:
+            UserError: no worker can be started, or every trial fails.
+        """
+        earlier = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+        repair(self.study)
+        try:
+            with self.table:
+                while self._step():
+                    time.sleep(_POLL_SECONDS)
+        finally:
+            self._end()
+            for number, handler in earlier.items():
+                signal.signal(number, handler)
+        return self._signals == 0
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        """The first asks the workers to stop, another kills them. An exception here could break a storage's lock."""
+        self._signals += 1
+        if self._signals > 1:
+            for worker in self._living():
+                worker.kill()
+
+    def _living(self) -> list[Worker]:
+        return [w for w in self._places if w is not None and w.exit_code() is None]
+
+    def _step(self) -> bool:
+        """Look once at workers and trials; whether there is more to come."""
+        if self._signals:
+            return False
+        trials = own_trials(self.study)
+        for place, worker in enumerate(self._places):
+            code = None if worker is None else worker.exit_code()
+            if worker is not None and code is not None:
+                self._places[place] = None
+                self._bury(worker, code, trials)
+        self._bury_stale(trials)
+        trials = own_trials(self.study)
+        self._give_up_if_all_fail(trials)
+        wanted = self.spec.trials - len(used(trials))
+        in_time = self.spec.until is None or time.time() < self.spec.until
+        if wanted > 0 and in_time:
+            for place, worker in enumerate(self._places):
+                if worker is None and wanted > 0:
+                    self._places[place] = self._begin(place)
+                    wanted -= 1
+        self.table.show(trials)
+        return bool(self._living()) or any(t.state == TrialState.RUNNING for t in trials)
+
+    def _begin(self, place: int) -> Worker:
+        name = f"{host()}-{place}-{uuid.uuid4().hex[:6]}"
+        self._names.add(name)
+        return self._start(name, place)
+
+    def _bury(self, worker: Worker, code: int, trials: list[FrozenTrial]) -> None:
+        """Queue again what a worker left; a worker that ended well has left nothing."""
+        signalled = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
+        hint = ", as the system does when memory runs out" if code == -signal.SIGKILL else ""
+        left = [t for t in trials if t.state == TrialState.RUNNING and t.user_attrs.get("worker") == worker.name]
+        for trial in left:
+            fail(self.study, trial, f"its worker died by {signalled}{hint}", self.spec.retries)
+        if code == 0 or any(t.user_attrs.get("worker") == worker.name for t in trials):
+            return
+        self._early_deaths += 1
+        if self._early_deaths >= _EARLY_DEATHS:
+            lines = [line for line in worker.log().splitlines() if line.strip()] or ["it printed nothing"]
+            raise UserError(f"workers cannot be started ({signalled}): {lines[-1].removeprefix('error: ')}")
+
+    def _bury_stale(self, trials: list[FrozenTrial]) -> None:
+        """Queue again the trials of other machines that give no sign of life any more."""
+        now = time.monotonic()
+        for trial in trials:
+            if trial.state != TrialState.RUNNING or trial.user_attrs.get("worker") in self._names:
+                continue
+            beat = int(trial.user_attrs.get("beat", 0))
+            sign = self._signs.setdefault(trial.number, _Sign(beat, now))
+            if sign.beat != beat:
+                self._signs[trial.number] = _Sign(beat, now)
+            elif now - sign.seen > STALE_SECONDS:
+                fail(self.study, trial, f"no sign of life for {STALE_SECONDS:.0f} s", self.spec.retries)
+
+    def _give_up_if_all_fail(self, trials: list[FrozenTrial]) -> None:
+        ended = [t for t in trials if t.state.is_finished() and not retried(t)]
+        if len(ended) >= _EARLY_DEATHS and all(t.state == TrialState.FAIL for t in ended):
+            reason = ended[-1].user_attrs.get("reason", "no reason is known")
+            raise UserError(f"every trial of the study {self.spec.name} fails, the last one with: {reason}")
+
+    def _end(self) -> None:
+        """Stop the workers and queue again what they could not put back themselves."""
+        for worker in self._living():
+            worker.stop()
+        deadline = time.monotonic() + _GRACE_SECONDS
+        while self._living() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        for worker in self._living():
+            worker.kill()
+        for trial in own_trials(self.study):
+            if trial.state == TrialState.RUNNING and trial.user_attrs.get("worker") in self._names:
+                fail(self.study, trial, "interrupted", None)

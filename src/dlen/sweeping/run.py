@@ -1,0 +1,292 @@
+"""sweep: from a sweep's config to a study, its workers, and an answer that was tested on fresh seeds."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from optuna.trial import TrialState
+
+from dlen.comparing.plan import PLACES, plan_runs
+from dlen.comparing.run import summarise
+from dlen.comparing.workers import train_missing
+from dlen.config import open_store, said_overrides
+from dlen.data.prepare import check_writable, locked
+from dlen.data.store import Store
+from dlen.devices import number_of_workers
+from dlen.errors import UserError
+from dlen.files import write_text
+from dlen.reports.comparison import markdown, print_markdown, write_comparison
+from dlen.reports.live import StudyTable, describe
+from dlen.reports.study import write_study
+from dlen.sweeping.best import write_best, write_trials
+from dlen.sweeping.coordinator import Coordinator, LocalWorker, SubmititWorker, Worker
+from dlen.sweeping.space import Space, parse_space
+from dlen.sweeping.study import (
+    check_options,
+    connect,
+    make_pruner,
+    make_sampler,
+    open_study,
+    queue_points,
+    shown,
+)
+from dlen.sweeping.trials import best_trial, own_trials, retried, used
+from dlen.sweeping.worker import Spec, compose_train
+from dlen.training.run import check, planned_steps
+from dlen.training.targets import Targets
+
+_FRESH = 1000  # the first seed of the final comparison; trials count from 0
+_FIXED = ("data", "seed", "run_dir", "runs_dir", "ckpt", "base_run", "sweep")  # what a study cannot search
+_COUNTS = {"trials": 1, "seeds": 1, "retries": 0, "confirm": 0, "seed": 0, "devices_per_trial": 1}  # from
+_LAUNCHERS = ("local", "submitit")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A study that has been checked and not begun.
+
+    Attributes:
+        spec: for the workers.
+        space: what is searched.
+        start: points that are tried first.
+        identity: what a study must have in common with the one that it goes on with.
+        storage: path or URL.
+        store: the prepared data.
+        said: overrides of the command line alone.
+        folder: of the study.
+    """
+
+    spec: Spec
+    space: Space
+    start: list[dict[str, Any]]
+    identity: dict[str, Any]
+    storage: str
+    store: Store
+    said: list[str]
+    folder: Path
+
+
+def sweep(config: DictConfig, root: Path) -> None:
+    """Run a study to its end, write what was found, and test the best beside the default on fresh seeds.
+
+    Args:
+        config: of ``sweep.py``.
+        root: where ``train.py`` and ``conf`` lie.
+
+    Raises:
+        UserError: for wrong settings, for a study that was begun with others, or when every trial fails.
+        SystemExit: 130 after Ctrl-C; the same command goes on.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    plan = make_plan(config, root)
+    spec, options = plan.spec, config.sweep
+    workers = number_of_workers(options.workers, spec.trials, "sweep.workers", options.devices_per_trial)
+    check_writable(plan.folder)
+    storage = connect(plan.storage)
+    study = open_study(storage, spec.name, spec.objectives, plan.identity)
+    queue_points(study, plan.start)
+    (plan.folder / "workers").mkdir(parents=True, exist_ok=True)
+    write_text(plan.folder / "spec.json", spec.to_json() + "\n")
+    before = own_trials(study)
+    print(f"study {spec.name}: {len(used(before))} of {spec.trials} trials so far, {workers} workers", file=sys.stderr)
+    print(f"folder {plan.folder}, storage {shown(plan.storage)}", file=sys.stderr, flush=True)
+    table = StudyTable(spec.name, spec.trials, spec.objectives, before)
+
+    def start(name: str, number: int) -> Worker:
+        if options.launcher == "submitit":
+            os.environ["DLEN_STORAGE"] = plan.storage
+            parameters = OmegaConf.to_container(options.submitit.parameters, resolve=True)
+            assert isinstance(parameters, dict)
+            given = {str(k): v for k, v in parameters.items()}
+            return SubmititWorker(name, number, plan.folder, str(options.submitit.cluster), given)
+        return LocalWorker(name, number, workers, options.devices_per_trial, plan.folder, plan.storage)
+
+    try:
+        whole = Coordinator(study, spec, start, workers, table).run()
+    finally:
+        _write(study, plan)
+    if not whole:
+        print(f"interrupted: the same command goes on with the study {spec.name}", file=sys.stderr)
+        raise SystemExit(130)
+    _answer(study, plan, root / "train.py", options.confirm, workers)
+
+
+def make_plan(config: DictConfig, root: Path) -> Plan:
+    """Check everything that can be known before a worker starts.
+
+    Raises:
+        UserError: the sweep or an override is wrong.
+    """
+    hydra = HydraConfig.get()
+    options = config.sweep
+    plain = OmegaConf.to_container(options, resolve=True)
+    assert isinstance(plain, dict)
+    for key, least in _COUNTS.items():
+        if not isinstance(plain[key], int) or isinstance(plain[key], bool) or plain[key] < least:
+            raise UserError(f"config sweep.{key}: {plain[key]!r} is not a whole number from {least}")
+    if plain["hours"] is not None and not (isinstance(plain["hours"], int | float) and plain["hours"] > 0):
+        raise UserError(f"config sweep.hours: {plain['hours']!r} is not a positive number")
+    if plain["launcher"] not in _LAUNCHERS:
+        raise UserError(f"config sweep.launcher: {plain['launcher']!r} is not one of {', '.join(_LAUNCHERS)}")
+    check_options(plain["sampler"], plain["pruner"], plain["objectives"])
+    name = str(plain["name"] or f"{hydra.runtime.choices['sweep']}-{config.data_name}")
+    folder = (Path(config.runs_dir) / "sweeps" / name).absolute()
+    said = said_overrides(("sweep",), [])
+    common = said_overrides(("sweep",), plain["settings"])
+    if plain["devices_per_trial"] > 1:
+        common.append(f"trainer.devices={plain['devices_per_trial']}")
+    base = compose_train(common)
+    store = open_store(base)
+    tasks = store.schema.task_names
+    objectives = _objectives(plain["objectives"], store)
+    space = parse_space(plain["space"], tasks)
+    _check_points(space, common, said, store)
+    first, steps = planned_steps(base, store)
+    start, trials = _points(space, plain["start"]), plain["trials"]
+    if plain["sampler"] == "grid":
+        start = space.grid()
+        trials = len(start)
+    spec = Spec(
+        name=name,
+        folder=str(folder),
+        conf=str((root / "conf").resolve()),
+        common=common,
+        space=plain["space"],
+        tasks=tasks,
+        objectives=objectives,
+        sampler=(plain["sampler"], plain["sampler_options"]),
+        pruner=(plain["pruner"], plain["pruner_options"]),
+        first=first,
+        steps=steps,
+        seed=plain["seed"],
+        seeds=plain["seeds"],
+        trials=trials,
+        retries=plain["retries"],
+        until=None if plain["hours"] is None else time.time() + 3600 * plain["hours"],
+    )
+    make_sampler(*spec.sampler, seed=spec.seed, worker=0, trials=0)
+    make_pruner(*spec.pruner, first=first, steps=steps)
+    identity = _identity(base, space, spec, store)
+    storage = str(plain["storage"] or folder / "journal.log")
+    return Plan(spec, space, start, identity, storage, store, said, folder)
+
+
+def _objectives(asked: Mapping[str, str], store: Store) -> dict[str, str]:
+    """``val/auc/*`` stands for each task.
+
+    Raises:
+        UserError: a validation AUC of no target.
+    """
+    found: dict[str, str] = {}
+    names = Targets(store.schema).names
+    for key, direction in asked.items():
+        measure, _, target = str(key).rpartition("/")
+        if target == "*":
+            found |= {f"{measure}/{task}": direction for task in store.schema.task_names}
+            continue
+        found[str(key)] = direction
+        if measure == "val/auc" and target not in (*names, "mean") and not target.startswith("up_"):
+            raise UserError(f"config sweep.objectives: there is no {key}; the data has {', '.join(names)} and mean")
+    return found
+
+
+def _check_points(space: Space, common: Sequence[str], said: Sequence[str], store: Store) -> None:
+    """Compose and build the config of enough points to have seen every choice and both ends of every range."""
+    told = {o.lstrip("+~").split("=")[0] for o in said}
+    for parameter in space.parameters:
+        key = parameter.key.lstrip("+~")
+        if key.split(".")[0].split("/")[0] in _FIXED:
+            raise UserError(f"config sweep.space: {key} is the same for all trials of a study and cannot be searched")
+        if key in told:
+            raise UserError(f"config {key}: is searched by the study; leave it out, or take it out of sweep.space")
+    for point in space.probes():
+        overrides = space.overrides(point)
+        try:
+            check(compose_train([*common, *overrides]), store)
+        except UserError as error:
+            raise UserError(f"config sweep.space: {' '.join(overrides)}: {error}") from None
+
+
+def _points(space: Space, points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The points that are to be tried first.
+
+    Raises:
+        UserError: a point has a parameter that is not searched, or a value outside of its range.
+    """
+    known = {p.name: p for p in space.parameters}
+    for point in points:
+        for name, value in point.items():
+            if name not in known:
+                raise UserError(f"config sweep.start: {name} is not searched (searched: {', '.join(known)})")
+            distribution = known[name].distribution
+            try:
+                inside = distribution._contains(distribution.to_internal_repr(value))
+            except (TypeError, ValueError):
+                inside = False
+            if not inside:
+                raise UserError(f"config sweep.start: {name}={value!r} lies outside of {distribution}")
+    return [dict(point) for point in points]
+
+
+def _identity(base: DictConfig, space: Space, spec: Spec, store: Store) -> dict[str, Any]:
+    settings = OmegaConf.to_container(base, resolve=True)
+    assert isinstance(settings, dict)
+    settings = {str(k): v for k, v in settings.items() if k not in (*PLACES, "seed")}
+    return {
+        "space": space.describe(),
+        "objectives": spec.objectives,
+        "seeds": spec.seeds,
+        "settings": settings,
+        "data": store.fingerprint,
+    }
+
+
+def _write(study: optuna.Study, plan: Plan) -> None:
+    """What is known of the study by now: trials.parquet, study.html and best.yaml."""
+    trials = own_trials(study)
+    if not trials:
+        return
+    write_trials(trials, plan.spec.objectives, plan.folder / "trials.parquet")
+    write_study(study, trials, plan.spec.objectives, plan.folder / "study.html")
+    top = best_trial(trials, plan.spec.objectives)
+    if top is not None:
+        said = f"trial {top.number} of the study {plan.spec.name}"
+        write_best([*plan.spec.common, *plan.space.overrides(top.params)], said, plan.folder / "best.yaml")
+
+
+def _answer(study: optuna.Study, plan: Plan, script: Path, confirm: int, workers: int) -> None:
+    """Say which trial is best, and train it and the default on fresh seeds, each tested once."""
+    trials = own_trials(study)
+    top = best_trial(trials, plan.spec.objectives)
+    if top is None:
+        print("no trial is complete, so there is no best", file=sys.stderr)
+        return
+    ended = [t for t in trials if t.state.is_finished() and not retried(t)]
+    steps = sum(int(t.user_attrs.get("steps", 0)) for t in ended)
+    pruned = sum(t.state == TrialState.PRUNED for t in ended)
+    whole = plan.spec.steps * plan.spec.seeds * len(ended)
+    values = ", ".join(f"{k} {v:.4f}" for k, v in zip(plan.spec.objectives, top.values, strict=True))
+    print(f"{len(ended)} trials, {pruned} of them pruned, in {steps:,} of {whole:,} steps ({steps / whole:.0%})")
+    print(f"best: trial {top.number}, {values} on validation, with {describe(top.params)}")
+    if confirm:
+        models = {"default": plan.said, "best": [*plan.spec.common, *plan.space.overrides(top.params)]}
+        title = f"Best of the study {plan.spec.name}, and the default, on fresh seeds"
+        tested = plan_runs(title, "default", models, range(_FRESH, _FRESH + confirm))
+        with locked(plan.folder / ".answer.lock", "testing the best of this study"):
+            train_missing(list(tested.runs.values()), script, workers)
+        comparison = summarise(tested)
+        print_markdown(markdown(comparison))
+        out = plan.folder / "confirm"
+        out.mkdir(exist_ok=True)
+        write_comparison(comparison, out)
+    print(f"Study: {plan.folder}/trials.parquet, study.html, best.yaml")
+    print(f"To train with it: python train.py +best={plan.folder}/best.yaml")

@@ -1,0 +1,254 @@
+"""The search space of a study: parameters in the terms of Hydra's overrides, and the conditions between them."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+from dlen.errors import UserError
+
+_KEYS = ("low", "high", "step", "log", "choices", "when", "each_task")
+Value = bool | int | float | str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One thing that is searched.
+
+    Attributes:
+        name: in the study: the config key, and for one of several values of a key ``KEY.TASK``.
+        key: what ``train.py`` is told on its command line, such as ``model.alpha`` or ``model/backbone``.
+        task: its part of a key that has one value for each task; None for a whole key.
+        distribution: Optuna's.
+        when: it exists only where each of these parameters has one of these values.
+    """
+
+    name: str
+    key: str
+    task: str | None
+    distribution: BaseDistribution
+    when: dict[str, list[Value]]
+
+    def extremes(self) -> list[Value]:
+        """Every choice, or both ends of a range."""
+        found = self.distribution
+        if isinstance(found, CategoricalDistribution):
+            return list(found.choices)
+        assert isinstance(found, FloatDistribution | IntDistribution)
+        return [found.low, found.high]
+
+    def grid(self) -> list[Value]:
+        """Every choice, or every step of a range.
+
+        Raises:
+            UserError: the range has no step.
+        """
+        found = self.distribution
+        if isinstance(found, CategoricalDistribution):
+            return list(found.choices)
+        assert isinstance(found, FloatDistribution | IntDistribution)
+        if found.step is None or found.log:
+            raise UserError(f"config sweep.space: sampler=grid needs choices or a step for {self.name}")
+        steps = int((found.high - found.low) / found.step + 1e-9)
+        return [min(found.low + i * found.step, found.high) for i in range(steps + 1)]
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """All parameters of a study, those that others depend on first."""
+
+    parameters: tuple[Parameter, ...]
+
+    def suggest(self, trial: optuna.Trial) -> dict[str, Value]:
+        """Ask the study's sampler for the value of each parameter that exists in this trial."""
+        params: dict[str, Value] = {}
+        for parameter in self.parameters:
+            if _exists(parameter, params):
+                params[parameter.name] = _ask(trial, parameter)
+        return params
+
+    def overrides(self, params: Mapping[str, Value]) -> list[str]:
+        """What ``train.py`` is told for these values."""
+        whole: dict[str, str] = {}
+        parts: dict[str, dict[str, Value]] = {}
+        for parameter in self.parameters:
+            if parameter.name not in params:
+                continue
+            value = params[parameter.name]
+            if parameter.task is None:
+                whole[parameter.key] = _written(value)
+            else:
+                parts.setdefault(parameter.key, {})[parameter.task] = value
+        whole |= {key: _written(own) for key, own in parts.items()}
+        return [f"{key}={value}" for key, value in whole.items()]
+
+    def probes(self) -> Iterator[dict[str, Value]]:
+        """Points that together have every choice and both ends of every range, and one point at least."""
+        yield self._complete({})
+        for parameter in self.parameters:
+            for value in parameter.extremes():
+                point = self._complete(self._causes(parameter) | {parameter.name: value})
+                if parameter.name in point:
+                    yield point
+
+    def grid(self) -> list[dict[str, Value]]:
+        """Every point, in a fixed order, each one once.
+
+        Raises:
+            UserError: a range has no step.
+        """
+        axes = [[(p.name, value) for value in p.grid()] for p in self.parameters]
+        points: dict[str, dict[str, Value]] = {}
+        for combination in itertools.product(*axes):
+            chosen = dict(combination)
+            point: dict[str, Value] = {}
+            for parameter in self.parameters:
+                if _exists(parameter, point):
+                    point[parameter.name] = chosen[parameter.name]
+            points.setdefault(json.dumps(point), point)
+        return list(points.values())
+
+    def describe(self) -> dict[str, Any]:
+        """Plain values that tell one space from another."""
+        return {
+            p.name: {**json.loads(optuna.distributions.distribution_to_json(p.distribution)), "when": p.when}
+            for p in self.parameters
+        }
+
+    def _complete(self, wanted: Mapping[str, Value]) -> dict[str, Value]:
+        """A point with these values where they can be, and the first extreme of every other parameter."""
+        point: dict[str, Value] = {}
+        for parameter in self.parameters:
+            if _exists(parameter, point):
+                point[parameter.name] = wanted.get(parameter.name, parameter.extremes()[0])
+        return point
+
+    def _causes(self, parameter: Parameter) -> dict[str, Value]:
+        """Values under which a parameter exists."""
+        found: dict[str, Value] = {}
+        for name, values in parameter.when.items():
+            found[name] = values[0]
+            (cause,) = (p for p in self.parameters if p.name == name)
+            found = self._causes(cause) | found
+        return found
+
+
+def parse_space(space: Mapping[str, Any], tasks: Sequence[str]) -> Space:
+    """The search space of a sweep's config.
+
+    Each entry maps an override of ``train.py`` to a range ``{low, high}`` of whole numbers or of floats, with ``step``
+    or ``log: true``, or to ``{choices: [...]}``. ``when: {KEY: [VALUES]}`` makes it exist only there, and
+    ``each_task: true`` makes it one parameter for each task.
+
+    Args:
+        space: ``sweep.space`` as plain values.
+        tasks: names of the data's tasks.
+
+    Raises:
+        UserError: an entry is wrong; the message names it.
+    """
+    if not space:
+        raise UserError("config sweep.space: is empty, so there is nothing to search")
+    parameters: list[Parameter] = []
+    for key, entry in space.items():
+        where = f"config sweep.space: {key}"
+        entry = _checked(where, entry)
+        distribution = _distribution(where, entry)
+        when = _conditions(where, entry.get("when") or {}, {p.name: p for p in parameters})
+        if entry.get("each_task"):
+            parameters += [Parameter(f"{key}.{task}", key, task, distribution, when) for task in tasks]
+        else:
+            parameters.append(Parameter(key, key, None, distribution, when))
+    return Space(tuple(parameters))
+
+
+def _checked(where: str, entry: Any) -> dict[str, Any]:
+    if not isinstance(entry, Mapping):
+        raise UserError(f"{where} is {entry!r}, and not {{low: A, high: B}} or {{choices: [...]}}")
+    for name in entry:
+        if name not in _KEYS:
+            near = difflib.get_close_matches(str(name), _KEYS, 1)
+            hint = f"; did you mean {near[0]}?" if near else f" (known: {', '.join(_KEYS)})"
+            raise UserError(f"{where} has an unknown {name!r}{hint}")
+    return dict(entry)
+
+
+def _distribution(where: str, entry: Mapping[str, Any]) -> BaseDistribution:
+    if ("choices" in entry) == ("low" in entry or "high" in entry):
+        raise UserError(f"{where} needs either choices or low and high")
+    if "choices" in entry:
+        choices = entry["choices"]
+        if not isinstance(choices, list) or not choices:
+            raise UserError(f"{where} has choices that are no list of values")
+        return CategoricalDistribution([_scalar(choice) for choice in choices])
+    low: Any = entry.get("low")
+    high: Any = entry.get("high")
+    step, log = entry.get("step"), bool(entry.get("log"))
+    numbers = [low, high] + ([] if step is None else [step])
+    if any(isinstance(n, bool) or not isinstance(n, int | float) for n in numbers):
+        raise UserError(f"{where} needs numbers for low, high and step")
+    try:
+        if all(isinstance(n, int) for n in numbers):
+            return IntDistribution(low, high, log=log, step=1 if step is None else step)
+        return FloatDistribution(low, high, log=log, step=step)
+    except ValueError as error:
+        raise UserError(f"{where}: {str(error).splitlines()[0]}") from None
+
+
+def _conditions(where: str, when: Any, known: Mapping[str, Parameter]) -> dict[str, list[Value]]:
+    if not isinstance(when, Mapping):
+        raise UserError(f"{where} has a `when` that is no mapping of keys to lists of values")
+    found = {}
+    for name, values in when.items():
+        if name not in known:
+            raise UserError(f"{where} depends on {name}, which must stand before it in the space")
+        choices = known[name].distribution
+        allowed = choices.choices if isinstance(choices, CategoricalDistribution) else None
+        listed = [_scalar(v) for v in (values if isinstance(values, list) else [values])]
+        if allowed is None or not listed or any(v not in allowed for v in listed):
+            raise UserError(f"{where} depends on {name} being one of {listed}, which are not among its choices")
+        found[str(name)] = listed
+    return found
+
+
+def _exists(parameter: Parameter, params: Mapping[str, Value]) -> bool:
+    return all(name in params and params[name] in values for name, values in parameter.when.items())
+
+
+def _ask(trial: optuna.Trial, parameter: Parameter) -> Value:
+    found = parameter.distribution
+    if isinstance(found, CategoricalDistribution):
+        choice: Value = trial.suggest_categorical(parameter.name, found.choices)
+        return choice
+    if isinstance(found, IntDistribution):
+        return trial.suggest_int(parameter.name, found.low, found.high, log=found.log, step=found.step)
+    assert isinstance(found, FloatDistribution)
+    return trial.suggest_float(parameter.name, found.low, found.high, log=found.log, step=found.step)
+
+
+def _scalar(choice: Any) -> Value:
+    """Lists and mappings become text in Hydra's grammar, as Optuna stores plain values only."""
+    return _written(choice) if isinstance(choice, list | dict) else choice
+
+
+def _written(value: Any) -> str:
+    """A value in Hydra's grammar."""
+    if isinstance(value, list):
+        return "[" + ",".join(map(_written, value)) + "]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{_written(item)}" for key, item in value.items()) + "}"
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return str(value)

@@ -1,0 +1,302 @@
+"""The Optuna study behind a sweep: its storage, its identity, who may run a next trial, and trials that died."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import socket
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import sqlalchemy
+from optuna.samplers import (
+    BaseSampler,
+    CmaEsSampler,
+    GPSampler,
+    NSGAIISampler,
+    QMCSampler,
+    RandomSampler,
+    TPESampler,
+)
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from dlen.data.prepare import locked
+from dlen.errors import UserError
+from dlen.sweeping.trials import own_trials, retried, used
+
+STORAGE = "DLEN_STORAGE"  # tells a worker where the study is kept: a URL can hold a password, so it stays out of files
+_IDENTITY = "identity"
+_REPAIR_AFTER = timedelta(minutes=1)  # a retry that is missing for so long was lost with its coordinator
+_SAMPLERS: dict[str, tuple[type[BaseSampler], dict[str, Any]]] = {
+    "tpe": (TPESampler, {"multivariate": True, "group": True, "constant_liar": True}),
+    "gp": (GPSampler, {}),
+    "cmaes": (CmaEsSampler, {}),
+    "nsgaii": (NSGAIISampler, {}),
+    "qmc": (QMCSampler, {"scramble": True}),
+    "random": (RandomSampler, {}),
+    "grid": (RandomSampler, {}),  # its points are queued when the study starts
+}
+_PRUNERS = {
+    "median": optuna.pruners.MedianPruner,
+    "hyperband": optuna.pruners.HyperbandPruner,
+    "wilcoxon": optuna.pruners.WilcoxonPruner,
+    "none": optuna.pruners.NopPruner,
+}
+
+
+def connect(storage: str) -> BaseStorage:
+    """Open a storage: the path of a journal file, or the URL of a database.
+
+    Raises:
+        UserError: it cannot be reached, or its driver is not installed.
+    """
+    if "://" not in storage:
+        path = Path(storage)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return JournalStorage(JournalFileBackend(str(path)))
+        except OSError as error:
+            raise UserError(f"config sweep.storage: {path} cannot be written ({error.strerror})") from None
+    try:
+        return RDBStorage(storage, engine_kwargs={"pool_pre_ping": True})
+    except ImportError:
+        driver = storage.split("://")[0]
+        raise UserError(
+            f"config sweep.storage: no driver for {driver} is installed; for PostgreSQL pip install 'dlen[postgresql]' "
+            "and write postgresql+psycopg://"
+        ) from None
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, ValueError) as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise UserError(f"config sweep.storage: {shown(storage)} cannot be used ({reason})") from None
+
+
+def shown(storage: str) -> str:
+    """A storage without its password."""
+    if "://" not in storage:
+        return storage
+    try:
+        return str(sqlalchemy.engine.make_url(storage).render_as_string(hide_password=True))
+    except sqlalchemy.exc.ArgumentError:
+        return storage.split("://")[0] + "://..."
+
+
+def check_options(sampler: str, pruner: str, objectives: Mapping[str, str]) -> None:
+    """Names of the sampler, the pruner and the directions.
+
+    Raises:
+        UserError: one is unknown, or several objectives are to be pruned.
+    """
+    for key, name, known in (("sampler", sampler, _SAMPLERS), ("pruner", pruner, _PRUNERS)):
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(known)}"
+            raise UserError(f"config sweep.{key}: there is no {name}; {hint}")
+    for name, direction in objectives.items():
+        if direction not in ("maximize", "minimize"):
+            raise UserError(f"config sweep.objectives: {name} is to {direction!r}, and not maximize or minimize")
+    if not objectives:
+        raise UserError("config sweep.objectives: is empty, so no trial is better than another")
+    several = len(objectives) > 1 or any(name.endswith("*") for name in objectives)
+    if several and pruner != "none":
+        raise UserError(f"config sweep.pruner: {pruner} goes with one objective; with several set sweep.pruner=none")
+    if several and sampler == "cmaes":
+        raise UserError("config sweep.sampler: cmaes goes with one objective; nsgaii, tpe and gp take several")
+
+
+def make_sampler(name: str, options: Mapping[str, Any], seed: int, worker: int, trials: int) -> BaseSampler:
+    """A worker's own sampler.
+
+    Args:
+        name: one of the known ones.
+        options: further arguments of Optuna's class.
+        seed: of the study.
+        worker: its number; workers draw different random numbers, except where they share one sequence.
+        trials: that the study has: a study that goes on draws other numbers than at its start.
+
+    Raises:
+        UserError: the class refuses an argument.
+    """
+    kind, defaults = _SAMPLERS[name]
+    if name != "qmc":
+        seed = int(np.random.SeedSequence([seed, worker, trials]).generate_state(1)[0])
+    try:
+        with _quiet():
+            return kind(**{"seed": seed, **defaults, **options})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config sweep.sampler_options: {error}") from None
+    except ImportError as error:
+        raise UserError(f"config sweep.sampler: {name} needs a package that is not installed ({error})") from None
+
+
+def make_pruner(name: str, options: Mapping[str, Any], first: int, steps: int) -> optuna.pruners.BasePruner:
+    """The study's pruner.
+
+    Args:
+        name: one of the known ones.
+        options: further arguments of Optuna's class.
+        first: training steps before the first validation.
+        steps: of a whole trial.
+
+    Raises:
+        UserError: the class refuses an argument.
+    """
+    defaults: dict[str, Any] = {"min_resource": first, "max_resource": max(steps, first)} if name == "hyperband" else {}
+    try:
+        with _quiet():
+            return _PRUNERS[name](**{**defaults, **options})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config sweep.pruner_options: {error}") from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Optuna warns that some of its classes are experimental, which a user of ours cannot help."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield
+
+
+def open_study(
+    storage: BaseStorage,
+    name: str,
+    objectives: Mapping[str, str],
+    identity: Mapping[str, Any],
+    sampler: BaseSampler | None = None,
+    pruner: optuna.pruners.BasePruner | None = None,
+) -> optuna.Study:
+    """The study of this name, made if it is new.
+
+    Raises:
+        UserError: it is another study; what differs stands in the lines of the message after the first.
+    """
+    directions: Any = list(objectives.values())
+    given: dict[str, Any] = {"storage": storage, "sampler": sampler, "pruner": pruner}
+    try:
+        study = optuna.create_study(study_name=name, directions=directions, **given)
+    except optuna.exceptions.DuplicatedStudyError:
+        study = optuna.load_study(study_name=name, **given)
+        before = study.user_attrs.get(_IDENTITY)
+        if before is not None and before != _plain(identity):
+            lines = "\n".join(f"  {line}" for line in differences(before, _plain(identity)))
+            raise UserError(
+                f"the study {name} was begun with other settings; name another with sweep.name=NAME, or set as it was:"
+                f"\n{lines}"
+            ) from None
+    if _IDENTITY not in study.user_attrs:
+        study.set_user_attr(_IDENTITY, _plain(identity))
+    return study
+
+
+def _plain(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What JSON makes of it, as a storage does."""
+    plain: dict[str, Any] = json.loads(json.dumps(content))
+    return plain
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """One line for each value that was changed, added or taken away."""
+    was, now = dict(_leaves(before)), dict(_leaves(after))
+    lines = []
+    for key in sorted({*was, *now}):
+        if key not in now:
+            lines.append(f"- {key}: {was[key]}")
+        elif key not in was:
+            lines.append(f"+ {key}: {now[key]}")
+        elif was[key] != now[key]:
+            lines.append(f"! {key}: was {was[key]}, is {now[key]}")
+    return lines
+
+
+def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in content.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key} ")
+        else:
+            yield f"{prefix}{key}", json.dumps(value)
+
+
+def claim(study: optuna.Study, budget: int, folder: Path, worker: str) -> optuna.Trial | None:
+    """Begin the next trial; None when as many as wanted have been begun.
+
+    Workers of one folder take turns. Workers that share the storage alone may begin one trial too many, which the
+    later one sees and takes back.
+
+    Args:
+        study: shared by all workers.
+        budget: wanted number of trials.
+        folder: of the study.
+        worker: name, kept with the trial.
+    """
+    with locked(folder / ".claim.lock", "beginning a trial", quiet=True):
+        if len(used(own_trials(study))) >= budget:
+            return None
+        trial = study.ask()
+        trial.set_user_attr("worker", worker)
+    before = [n for n in used(own_trials(study)) if n < trial.number]
+    if len(before) >= budget:
+        trial.set_user_attr("surplus", True)
+        study.tell(trial, state=TrialState.FAIL)
+        return None
+    return trial
+
+
+def queue_points(study: optuna.Study, points: Sequence[Mapping[str, Any]]) -> None:
+    """Have these points tried first; those that the study has already are left out."""
+    known = [t.system_attrs.get("fixed_params") for t in study.get_trials(deepcopy=False)]
+    for point in points:
+        if dict(point) not in known:
+            study.enqueue_trial(dict(point))
+
+
+def fail(study: optuna.Study, trial: FrozenTrial, reason: str, retries: int | None) -> bool:
+    """End a trial that cannot go on, and have it tried again.
+
+    Args:
+        study: of the trial.
+        trial: begun and not ended.
+        reason: kept with it.
+        retries: how often a trial is tried again; None to try again without counting this time, 0 for never.
+
+    Returns:
+        Whether it is tried again.
+    """
+    already = int(trial.user_attrs.get("retries", 0))
+    again = retries is None or already < retries
+    storage, trial_id = study._storage, trial._trial_id
+    try:
+        storage.set_trial_user_attr(trial_id, "reason", reason)
+        storage.set_trial_user_attr(trial_id, "retried", again)
+        study.tell(trial.number, state=TrialState.FAIL)
+    except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
+        return False  # it ended meanwhile, or another coordinator was faster
+    if again:
+        _queue_again(study, trial, already + (retries is not None))
+    return again
+
+
+def _queue_again(study: optuna.Study, trial: FrozenTrial, retries: int) -> None:
+    point = trial.params or trial.system_attrs.get("fixed_params") or {}
+    study.enqueue_trial(point, user_attrs={"retry_of": trial.number, "retries": retries})
+
+
+def repair(study: optuna.Study) -> None:
+    """Queue what was to be tried again and is not in the queue: its coordinator died at that very moment."""
+    trials = study.get_trials(deepcopy=False)
+    queued = {t.user_attrs.get("retry_of") for t in trials}
+    for trial in trials:
+        ended = trial.datetime_complete
+        if retried(trial) and trial.number not in queued and ended and datetime.now() - ended > _REPAIR_AFTER:
+            _queue_again(study, trial, int(trial.user_attrs.get("retries", 0)) + 1)
+
+
+def host() -> str:
+    """This machine's name, as workers' names begin."""
+    return socket.gethostname().split(".")[0]

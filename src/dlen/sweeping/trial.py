@@ -1,0 +1,223 @@
+"""One trial: train on its parameters, report each validation, and end pruned, failed or with its figures."""
+
+from __future__ import annotations
+
+import gc
+import math
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import optuna
+import torch
+from lightning.pytorch.callbacks import Callback
+from omegaconf import DictConfig
+from optuna.trial import TrialState
+from torch import Tensor
+
+from dlen.errors import UserError
+from dlen.files import write_json
+from dlen.sweeping.study import fail
+from dlen.training.module import RankingModule
+from dlen.training.run import MONITOR, Fitted, fit
+
+_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # how torch's allocators begin
+
+
+class TrialInterruptedError(Exception):
+    """The worker is asked to stop."""
+
+
+class TrialFailedError(Exception):
+    """Training cannot go on; the message is the reason."""
+
+
+class Reporter(Callback):
+    """Tells the study each validation's figure at its global step, and ends a training that the pruner gives up.
+
+    With several processes the first one asks the pruner and the others follow.
+
+    Args:
+        trial: that is told; None to keep figures only.
+        key: of the figure that is reported.
+        stopping: set when the worker has to stop.
+
+    Attributes:
+        best: the figures of the validation with the best mean AUC, which is what a checkpoint would hold.
+        pruned: the pruner has given up this trial.
+    """
+
+    def __init__(self, trial: optuna.Trial | None, key: str, stopping: threading.Event) -> None:
+        self.trial, self.key, self.stopping = trial, key, stopping
+        self.best: dict[str, float] = {}
+        self.pruned = False
+        self._loss: Tensor | None = None
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop where the worker is asked to."""
+        if self.stopping.is_set():
+            raise TrialInterruptedError
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep the loss, unread: reading it would wait for the device."""
+        self._loss = outputs["loss"]
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Report."""
+        assert isinstance(pl_module, RankingModule)
+        if trainer.sanity_checking:
+            return
+        if self._loss is not None and not math.isfinite(float(self._loss)):
+            raise TrialFailedError(f"the training loss is {float(self._loss)} at step {trainer.global_step}")
+        figures = {f"val/{key}": value for key, value in pl_module.figures["val"].values.items()}
+        if MONITOR not in self.best or figures[MONITOR] > self.best[MONITOR]:
+            self.best = figures
+        if self.trial is None:
+            return
+        give_up = False
+        if trainer.is_global_zero and self.key in figures:
+            self.trial.report(figures[self.key], trainer.global_step)
+            give_up = self.trial.should_prune()
+        if trainer.strategy.broadcast(give_up):
+            self.pruned = trainer.should_stop = True
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What all trials of a study share.
+
+    Attributes:
+        objectives: key of a figure to its direction.
+        seeds: trainings of each trial, on seeds 0, 1, ...
+        pruner: its name.
+        folder: of the study.
+        retries: how often a trial that died is tried again.
+    """
+
+    objectives: dict[str, str]
+    seeds: int
+    pruner: str
+    folder: Path
+    retries: int
+
+
+def run_trial(
+    study: optuna.Study,
+    trial: optuna.Trial,
+    compose: Callable[[list[str]], DictConfig],
+    overrides: list[str],
+    settings: Settings,
+    stopping: threading.Event,
+) -> None:
+    """Train a trial on all of its seeds and tell the study how it ended.
+
+    A trial that fails says why and does no harm to the next; one that is interrupted goes back into the queue.
+
+    Args:
+        study: of the trial.
+        trial: begun.
+        compose: from the trial's overrides to a config of ``train.py``.
+        overrides: of the trial.
+        settings: of the study.
+        stopping: set when the worker has to stop.
+    """
+    trial.set_user_attr("overrides", overrides)
+    frozen = study._storage.get_trial(trial._trial_id)
+    try:
+        state, values = _train(trial, compose, overrides, settings, stopping)
+    except TrialInterruptedError:
+        fail(study, frozen, "interrupted", None)
+        return
+    except Exception as error:
+        reason = _reason(error)
+        print(f"trial {trial.number} failed: {reason}", file=sys.stderr)
+        if not isinstance(error, UserError | TrialFailedError):
+            traceback.print_exc()
+        fail(study, frozen, reason, 0)
+        _mark_wandb("failed", reason)
+        return
+    finally:
+        gc.collect()  # Lightning's objects hold one another, and with them the model
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    _mark_wandb(state.name.lower())
+    study.tell(trial, values, state)
+
+
+def _train(
+    trial: optuna.Trial,
+    compose: Callable[[list[str]], DictConfig],
+    overrides: list[str],
+    settings: Settings,
+    stopping: threading.Event,
+) -> tuple[TrialState, list[float] | None]:
+    started, found, steps = time.monotonic(), [], 0
+    keys = list(settings.objectives)
+    single = len(keys) == 1
+    for seed in range(settings.seeds):
+        folder = settings.folder / "trials" / f"{trial.number:04d}"
+        folder = folder if settings.seeds == 1 else folder / f"seed{seed}"
+        config = compose([*overrides, f"seed={seed}", f"run_dir='{folder}'"])
+        in_steps = single and seed == 0 and settings.pruner != "wilcoxon"
+        reporter = Reporter(trial if in_steps else None, keys[0], stopping)
+        fitted = fit(config, lambda folder, reporter=reporter: [reporter], checkpoints=False)  # type: ignore[misc]
+        steps += fitted.trainer.global_step
+        figures = fitted.metrics | reporter.best
+        pruned = reporter.pruned
+        missing = [key for key in keys if key not in figures]
+        if missing:
+            raise TrialFailedError(f"{missing[0]} is not among the figures of the training")
+        found.append(figures)
+        if single and settings.pruner == "wilcoxon":
+            trial.report(figures[keys[0]], seed)
+            pruned = seed + 1 < settings.seeds and trial.should_prune()
+        _keep(trial, fitted, found, steps, time.monotonic() - started, "pruned" if pruned else "complete")
+        if pruned:
+            return TrialState.PRUNED, None
+    return TrialState.COMPLETE, [sum(f[key] for f in found) / len(found) for key in keys]
+
+
+def _keep(
+    trial: optuna.Trial, fitted: Fitted, found: list[dict[str, Any]], steps: int, seconds: float, state: str
+) -> None:
+    """A run's ``metrics.json``, and the study's own record of all seeds so far."""
+    write_json(fitted.folder / "metrics.json", {**found[-1], "trial": trial.number, "state": state})
+    names = [*fitted.module.targets.names, "mean"]
+    auc = {name: [figures.get(f"val/auc/{name}") for figures in found] for name in names}
+    rates = [figures.get("fit/samples_per_second", 0.0) for figures in found]
+    trial.set_user_attr("auc", auc)
+    trial.set_user_attr("steps", steps)
+    trial.set_user_attr("seconds", round(seconds, 2))
+    trial.set_user_attr("samples_per_second", round(sum(rates) / len(rates), 1))
+
+
+def _reason(error: Exception) -> str:
+    """One line."""
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(m in text.lower() for m in _MEMORY):
+        return f"out of memory: {text[:200]}"
+    if isinstance(error, UserError | TrialFailedError):
+        return text
+    return f"{type(error).__name__}: {text[:200]}"
+
+
+def _mark_wandb(state: str, reason: str | None = None) -> None:
+    """End the trial's W&B run, where there is one, with its state as a tag."""
+    wandb = sys.modules.get("wandb")
+    if wandb is None or wandb.run is None:
+        return
+    wandb.run.tags = (*(wandb.run.tags or ()), state)
+    wandb.run.summary["state"] = state
+    if reason:
+        wandb.run.summary["reason"] = reason
+    wandb.finish(exit_code=1 if state == "failed" else 0, quiet=True)

@@ -1,0 +1,58 @@
+"""Reading the trials of a study: which ones count, which ones are retried, and which ones are best."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+
+def own_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """All trials of a study but those that a second worker began beyond the wanted number."""
+    return [t for t in study.get_trials(deepcopy=False) if "surplus" not in t.user_attrs]
+
+
+def retried(trial: FrozenTrial) -> bool:
+    """It died or was interrupted, and another trial has its parameters."""
+    return trial.state == TrialState.FAIL and bool(trial.user_attrs.get("retried"))
+
+
+def used(trials: Sequence[FrozenTrial]) -> list[int]:
+    """Numbers of the trials that count towards the wanted number: begun or ended, and not retried by another."""
+    return [t.number for t in trials if t.state != TrialState.WAITING and not retried(t)]
+
+
+def best_trial(trials: Sequence[FrozenTrial], objectives: Mapping[str, str]) -> FrozenTrial | None:
+    """The best that is complete; with several objectives, the one of the Pareto front with the best mean AUC.
+
+    Args:
+        trials: of the study.
+        objectives: key of a figure to its direction.
+    """
+    front = pareto_front(trials, objectives)
+    if len(objectives) > 1:
+        return max(front, key=mean_auc, default=None)
+    return front[0] if front else None
+
+
+def pareto_front(trials: Sequence[FrozenTrial], objectives: Mapping[str, str]) -> list[FrozenTrial]:
+    """Complete trials that no other one beats in an objective without losing in another, the earliest of equals."""
+    signs = [1 if direction == "maximize" else -1 for direction in objectives.values()]
+    complete = [(t, [s * v for s, v in zip(signs, t.values, strict=True)]) for t in trials if t.values]
+    complete = [(t, values) for t, values in complete if t.state == TrialState.COMPLETE]
+
+    def beaten(own: list[float], number: int) -> bool:
+        return any(
+            all(o >= v for o, v in zip(other, own, strict=True)) and (other != own or t.number < number)
+            for t, other in complete
+            if t.number != number
+        )
+
+    return [t for t, values in complete if not beaten(values, t.number)]
+
+
+def mean_auc(trial: FrozenTrial) -> float:
+    """Mean AUC over tasks and seeds; minus infinity where it is not known."""
+    found = [v for v in trial.user_attrs.get("auc", {}).get("mean", []) if v is not None]
+    return sum(found) / len(found) if found else float("-inf")

@@ -1,0 +1,171 @@
+"""A worker: one process on its own devices that begins, trains and ends trials until as many as wanted are done.
+
+It stays warm between trials, so that Python, torch and the data's memory maps are loaded once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, open_dict
+
+from dlen.cli import register_resolvers
+from dlen.sweeping.space import parse_space
+from dlen.sweeping.study import (
+    STORAGE,
+    claim,
+    connect,
+    make_pruner,
+    make_sampler,
+)
+from dlen.sweeping.trial import Settings, run_trial
+
+BEAT_SECONDS = 10.0  # between two signs of life
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """All that a worker has to know, as plain values; the storage comes by the environment.
+
+    Attributes:
+        name: of the study.
+        folder: of the study.
+        conf: folder of Hydra's configs.
+        common: overrides of all trials.
+        space: ``sweep.space``.
+        tasks: of the data.
+        objectives: key of a figure to its direction.
+        sampler: name and further arguments.
+        pruner: name and further arguments.
+        first: training steps before the first validation.
+        steps: of a whole trial.
+        seed: of the samplers.
+        seeds: trainings of each trial.
+        trials: wanted number.
+        retries: how often a trial that died is tried again.
+        until: no trial begins after this time, in seconds since the epoch; None for no limit.
+    """
+
+    name: str
+    folder: str
+    conf: str
+    common: list[str]
+    space: dict[str, Any]
+    tasks: list[str]
+    objectives: dict[str, str]
+    sampler: tuple[str, dict[str, Any]]
+    pruner: tuple[str, dict[str, Any]]
+    first: int
+    steps: int
+    seed: int
+    seeds: int
+    trials: int
+    retries: int
+    until: float | None
+
+    def to_json(self) -> str:
+        """For a worker's command line."""
+        return json.dumps(asdict(self))
+
+
+def work(spec: Spec, name: str, number: int, watch: bool) -> None:
+    """Run trials until as many as wanted are begun, or time is up, or the worker is asked to stop.
+
+    Args:
+        spec: of the study.
+        name: of this worker, by which its coordinator knows its trials.
+        number: of this worker on its machine, from 0.
+        watch: stop when standard input is closed, as happens when the coordinator ends in whatever way.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    stopping = threading.Event()
+    if watch:
+        threading.Thread(target=_wait_for_end_of_input, args=(stopping,), daemon=True).start()
+    storage = connect(os.environ[STORAGE])
+    study = optuna.load_study(study_name=spec.name, storage=storage)
+    trials = len(study.get_trials(deepcopy=False))
+    study.sampler = make_sampler(*spec.sampler, seed=spec.seed, worker=number, trials=trials)
+    study.pruner = make_pruner(*spec.pruner, first=spec.first, steps=spec.steps)
+    space = parse_space(spec.space, spec.tasks)
+    settings = Settings(spec.objectives, spec.seeds, spec.pruner[0], Path(spec.folder), spec.retries)
+    with initialize_config_dir(spec.conf, version_base="1.3"):
+        while not stopping.is_set() and (spec.until is None or time.time() < spec.until):
+            trial = claim(study, spec.trials, Path(spec.folder), name)
+            if trial is None:
+                return
+            with _alive(storage, trial._trial_id):
+                overrides = space.overrides(space.suggest(trial))
+                run_trial(study, trial, composer(spec, trial.number), overrides, settings, stopping)
+
+
+def work_from(path: str, name: str, number: int) -> None:
+    """As :func:`work`, for a job that has the spec as a file and nobody at its standard input."""
+    work(Spec(**json.loads(Path(path).read_text())), name, number, watch=False)
+
+
+def composer(spec: Spec, trial: int) -> Callable[[list[str]], DictConfig]:
+    """From overrides to a config of ``train.py``, with the study as the group of W&B's runs."""
+
+    def make(overrides: list[str]) -> DictConfig:
+        config = compose_train([*spec.common, *overrides])
+        if config.logger is not None and config.logger.get("wandb") is not None:
+            with open_dict(config):
+                config.logger.wandb |= {"group": spec.name, "name": f"trial-{trial:04d}", "job_type": "trial"}
+        return config
+
+    return make
+
+
+def compose_train(overrides: list[str]) -> DictConfig:
+    """The config of ``train.py``, outside of its command; Hydra must have been initialised."""
+    register_resolvers()
+    config = compose("train", overrides, return_hydra_config=True)
+    HydraConfig.instance().set_config(config)
+    with open_dict(config):
+        config.model_name = str(config.model_name)  # stands on Hydra's own part, which goes
+        del config.hydra
+    return config
+
+
+@contextmanager
+def _alive(storage: optuna.storages.BaseStorage, trial_id: int) -> Iterator[None]:
+    """Give signs of life while a trial runs."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        number = 0
+        while not ended.wait(BEAT_SECONDS):
+            number += 1
+            try:
+                storage.set_trial_user_attr(trial_id, "beat", number)
+            except optuna.exceptions.UpdateFinishedTrialError:
+                return
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _wait_for_end_of_input(stopping: threading.Event) -> None:
+    sys.stdin.buffer.read()
+    stopping.set()
+
+
+if __name__ == "__main__":
+    work(Spec(**json.loads(Path(sys.argv[1]).read_text())), sys.argv[2], int(sys.argv[3]), watch=True)
