@@ -6,9 +6,9 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra.errors import (
@@ -47,6 +47,7 @@ def command(run: Callable[[DictConfig], Any], config_name: str, folder: Path) ->
         except (HydraException, OmegaConfBaseException) as error:
             _fail(_one_line(error))
 
+    sys.argv[1:] = _with_best(sys.argv[1:])
     entry = hydra.main(version_base="1.3", config_path=str(folder / "conf"), config_name=config_name)(guarded)
     try:
         entry()
@@ -66,7 +67,26 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("stem", lambda path: Path(str(path)).stem, replace=True)
 
 
-def _fail(line: str) -> None:
+def _with_best(arguments: Sequence[str]) -> list[str]:
+    """``+best=FILE``, what a study found, as Hydra reads it: a config of a group in a further folder of configs.
+
+    Args:
+        arguments: of the command line.
+    """
+    changed: list[str] = []
+    for argument in arguments:
+        if not argument.startswith("+best="):
+            changed.append(argument)
+            continue
+        path = Path(argument.removeprefix("+best=").strip("'\"")).absolute()
+        path = path / "best.yaml" if path.is_dir() else path
+        if not path.is_file():
+            _fail(f"config +best: {path}: there is no such file")
+        changed += ["--config-dir", str(path.parent.parent), f"+{path.parent.name}={path.stem}"]
+    return changed
+
+
+def _fail(line: str) -> NoReturn:
     print(f"error: {line}", file=sys.stderr)
     raise SystemExit(2)
 

@@ -35,7 +35,9 @@ def smaller(arguments: list[str]) -> list[str]:
         extra = []
     if script == "compare.py":
         extra += ["seeds=1", "models=[MMoE,DLEN]"]
-    if script in ("train.py", "compare.py"):
+    if script == "sweep.py":
+        extra += ["sweep.trials=2", "sweep.confirm=1", "sweep.sampler_options={n_startup_trials: 1}"]
+    if script in ("train.py", "compare.py", "sweep.py"):
         extra += [*MODEL, "trainer.limit_train_batches=8"]
     return extra
 
@@ -72,6 +74,17 @@ def test_readme_python(tmp_path: Path) -> None:
     ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.startswith("torch.Size([256, 5])")
+
+
+@pytest.mark.slow
+def test_readme_sweep(tmp_path: Path) -> None:
+    """The study of one's own, from a folder of configs beside ours."""
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "mine.yaml").write_text(blocks("yaml")[1])
+    small = ["data.rows=8000", *MODEL, "trainer.limit_train_batches=8", "sweep.trials=2", "sweep.confirm=0"]
+    ran = run_command("sweep.py", ["--config-dir", str(tmp_path), "sweep=mine", *small], tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert "best: trial" in ran.stdout
 
 
 def test_readme_names_no_missing_file() -> None:

@@ -8,7 +8,7 @@ import optuna
 import pytest
 
 from dlen.errors import UserError
-from dlen.sweeping.space import parse_space
+from dlen.sweeping.space import Value, parse_space
 
 TASKS = ["click", "like"]
 SPACE: dict[str, Any] = {
@@ -37,7 +37,7 @@ def test_a_trial_has_the_parameters_whose_conditions_hold() -> None:
 
 def test_overrides_are_hydras() -> None:
     space = parse_space(SPACE, TASKS)
-    params = {
+    params: dict[str, Value] = {
         "model/backbone": "ple",
         "model.backbone.levels": 2,
         "model.backbone.expert": "[64,32]",

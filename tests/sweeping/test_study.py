@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ def test_a_retry_whose_coordinator_died_is_queued_again_once(tmp_path: Path, mon
     monkeypatch.undo()
     repair(study)
     assert len(study.trials) == 1  # whoever failed it may be about to queue it
-    monkeypatch.setattr(study_module, "_REPAIR_AFTER", study_module.timedelta(0))
+    monkeypatch.setattr(study_module, "_REPAIR_AFTER", timedelta(0))
     repair(study)
     repair(study)
     assert [t.state for t in study.trials] == [TrialState.FAIL, TrialState.WAITING]

@@ -28,20 +28,23 @@ table { border-collapse: collapse; } td, th { padding: .2rem .8rem; text-align: 
 _MOST_LINES = 12  # of the table of trials
 
 
-def write_study(study: optuna.Study, trials: Sequence[FrozenTrial], objectives: Mapping[str, str], path: Path) -> None:
+def write_study(
+    study: optuna.Study, title: str, trials: Sequence[FrozenTrial], objectives: Mapping[str, str], path: Path
+) -> None:
     """Draw a study.
 
     Args:
         study: for the importances.
+        title: of the page.
         trials: of the study.
         objectives: key of a figure to its direction.
         path: of the page.
     """
     parts = []
-    for title, figure in _figures(study, trials, objectives):
+    for heading, figure in _figures(study, trials, objectives):
         plot = figure.to_html(full_html=False, include_plotlyjs=False)
-        parts.append(f"<h2>{html.escape(title)}</h2>\n<div class=plot>{plot}</div>")
-    name = html.escape(study.study_name)
+        parts.append(f"<h2>{html.escape(heading)}</h2>\n<div class=plot>{plot}</div>")
+    name = html.escape(f"{title} ({study.study_name})")
     page = f"<!doctype html><html lang=en><head><meta charset=utf-8><title>{name}</title>"
     page += '<meta name=viewport content="width=device-width, initial-scale=1">'
     page += f"<style>{_STYLE}</style><script>{get_plotlyjs()}</script></head><body><h1>{name}</h1>\n"

@@ -55,6 +55,7 @@ class Plan:
     """A study that has been checked and not begun.
 
     Attributes:
+        title: of the page.
         spec: for the workers.
         space: what is searched.
         start: points that are tried first.
@@ -65,6 +66,7 @@ class Plan:
         folder: of the study.
     """
 
+    title: str
     spec: Spec
     space: Space
     start: list[dict[str, Any]]
@@ -163,8 +165,8 @@ def make_plan(config: DictConfig, root: Path) -> Plan:
         space=plain["space"],
         tasks=tasks,
         objectives=objectives,
-        sampler=(plain["sampler"], plain["sampler_options"]),
-        pruner=(plain["pruner"], plain["pruner_options"]),
+        sampler=(plain["sampler"], plain["sampler_options"] or {}),
+        pruner=(plain["pruner"], plain["pruner_options"] or {}),
         first=first,
         steps=steps,
         seed=plain["seed"],
@@ -177,7 +179,7 @@ def make_plan(config: DictConfig, root: Path) -> Plan:
     make_pruner(*spec.pruner, first=first, steps=steps)
     identity = _identity(base, space, spec, store)
     storage = str(plain["storage"] or folder / "journal.log")
-    return Plan(spec, space, start, identity, storage, store, said, folder)
+    return Plan(str(plain["title"]), spec, space, start, identity, storage, store, said, folder)
 
 
 def _objectives(asked: Mapping[str, str], store: Store) -> dict[str, str]:
@@ -256,7 +258,7 @@ def _write(study: optuna.Study, plan: Plan) -> None:
     if not trials:
         return
     write_trials(trials, plan.spec.objectives, plan.folder / "trials.parquet")
-    write_study(study, trials, plan.spec.objectives, plan.folder / "study.html")
+    write_study(study, plan.title, trials, plan.spec.objectives, plan.folder / "study.html")
     top = best_trial(trials, plan.spec.objectives)
     if top is not None:
         said = f"trial {top.number} of the study {plan.spec.name}"
