@@ -34,7 +34,8 @@ MODEL = [
     "model.hidden=[8]",
 ]
 MODEL += ["model.backbone.expert=[8]", "model.backbone.num_experts=2", "optimizer.embedding_lr=0.02"]
-SMALL = ["sweep=alpha", *DATA, *MODEL, "sweep.workers=2", "sweep.confirm=0", "sweep.pruner=none"]
+SMALL = ["sweep=alpha", "sweep.maximize=[val/auc/mean]", "sweep.minimize=[]", *DATA, *MODEL, "sweep.workers=2"]
+SMALL += ["sweep.confirm=0", "sweep.pruner=none"]
 LONG = [*SMALL, "trainer.max_epochs=40", "patience=1000"]  # some seconds for each trial
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
 NAME = "alpha-feed"
@@ -114,7 +115,7 @@ def test_what_a_study_leaves(done: Path) -> None:
 
 def test_a_trial_is_the_same_training_as_train_py(done: Path) -> None:
     row = pl.read_parquet(folder_of(done) / "trials.parquet").row(2, named=True)
-    settings = [*row["overrides"].split(), "model.likelihood=marginal", *DATA, *MODEL]
+    settings = [*row["overrides"].split(), "model.likelihood=marginal", "model.initial_leak=0.9", *DATA, *MODEL]
     ran = run_command("train.py", [*settings, "run_dir=r"], done)
     assert ran.returncode == 0, ran.stderr
     metrics = json.loads((done / "r" / "metrics.json").read_text())
@@ -410,7 +411,8 @@ def test_postgresql(postgres: str, tmp_path: Path) -> None:
         ([*SMALL, "sweep.space={model.alpha: {high: 1.5}}"], "model.alpha=1.5: config model: "),
         ([*SMALL, "+sweep.space={loader.seed: {low: 1, high: 5}}"], "config loader.seed: there is no such key"),
         ([*SMALL, "+sweep.space={data.users: {low: 1, high: 5}}"], "data.users is the same for all trials"),
-        ([*SMALL, "~sweep.objectives", "+sweep.objectives={val/auc/clik: maximize}"], "there is no val/auc/clik"),
+        ([*SMALL, "sweep.minimize=[val/auc/clik]"], "config sweep.minimize: there is no val/auc/clik"),
+        ([*SMALL, "sweep.minimize=val/auc/mean"], "config sweep.minimize: 'val/auc/mean' is no list"),
         ([*SMALL, "sweep.start=[{model.alpha: 0.9}]"], "config sweep.start: model.alpha=0.9 lies outside"),
         ([*SMALL, "sweep.start=[{model.match: 0}]"], "config sweep.start: model.match is not searched"),
         ([*SMALL, "sweep.storage=mysql+nothing://host/db"], "config sweep.storage: "),

@@ -199,7 +199,6 @@ def test_every_pruner(name: str) -> None:
     [
         (lambda: check_options("tpee", "none", ONE), "did you mean tpe"),
         (lambda: check_options("tpe", "medain", ONE), "did you mean median"),
-        (lambda: check_options("tpe", "none", {"val/auc/mean": "up"}), "not maximize or minimize"),
         (lambda: check_options("tpe", "none", {}), "is empty"),
         (lambda: check_options("tpe", "median", {"val/auc/*": "maximize"}), "pruner=none"),
         (lambda: check_options("cmaes", "none", {"a": "maximize", "b": "minimize"}), "goes with one objective"),

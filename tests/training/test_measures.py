@@ -91,9 +91,12 @@ def test_figures_of_a_funnel(auc: str) -> None:
         assert 0 < figures.values[f"ece/{name}"] < 0.3
         rate_alone = log_loss(y, np.full(len(y), y.mean()))
         assert figures.values[f"ne/{name}"] == pytest.approx(log_loss(y, score) / rate_alone, rel=1e-5)
+    observed = log_loss(click, p[:, 0]) + log_loss(convert[clicked], p[clicked, 1]) * clicked.mean()
+    assert figures.values["logloss/labels"] == pytest.approx(observed, rel=1e-5)
     mean = (figures.values["auc/ctr"] + figures.values["auc/cvr"]) / 2
     assert figures.values["auc/mean"] == pytest.approx(mean)
-    keys = {f"{k}/{name}" for k in ("auc", "logloss", "ne", "calibration", "ece") for name in wanted} | {"auc/mean"}
+    keys = {f"{k}/{name}" for k in ("auc", "logloss", "ne", "calibration", "ece") for name in wanted}
+    keys |= {"auc/mean", "logloss/labels"}
     assert set(figures.values) == keys
     assert figures.undefined == {}
 
@@ -140,7 +143,7 @@ def latent_predictions(ranking: Ranking) -> tuple[Predictions, dict[str, np.ndar
     predictions = plain(total)
     latent = Latent(log_up[:, 0], log_not_up[:, 0], log_given, log_leak, log_not_given, log_not_leak, log_joint)
     score = predictions.log_p if ranking is Ranking.TOTAL else torch.tensor(np.log(joint), dtype=torch.float32)
-    known = {"joint": joint, "total": total, "up": up[:, 0]}
+    known = {"joint": joint, "total": total, "up": up[:, 0], "given": given, "leak": leak}
     return Predictions(predictions.log_p, predictions.log_q, score, latent), known
 
 
@@ -165,6 +168,9 @@ def test_figures_of_a_feed_with_truth(auc: str, ranking: Ranking) -> None:
     for name, y in hidden.items():
         assert values[f"auc/{name}"] == pytest.approx(roc_auc_score(y, known["up"]), abs=error)
         assert values[f"oracle/{name}"] == pytest.approx(roc_auc_score(y, truth["up"]), abs=error)
+    each = [np.where(labels == 1, known[k], 1 - known[k]).prod(1) for k in ("given", "leak")]
+    likelihood = known["up"] * each[0] + (1 - known["up"]) * each[1]
+    assert values["logloss/labels"] == pytest.approx(-np.log(likelihood).mean(), rel=1e-5)
     correlation = np.corrcoef(known["up"], truth["up"])[0, 1]
     assert values["corr/up_truth"] == pytest.approx(correlation, abs=1e-4)
 

@@ -20,6 +20,7 @@ from dlen.schema import Kind, Schema
 
 TOWER = (64, 32)
 E = TypeVar("E", bound=StrEnum)
+_MOST_SHARE = 0.9  # of its bound, of P(t | not UP) at the first step
 _MOST_UP = 0.98  # P(UP) starts unsaturated
 _RATE_LIMITS = (1e-6, 1 - 1e-6)
 
@@ -339,11 +340,11 @@ def _initial_up(asked: float, rates: Sequence[float], dislikes: Sequence[bool]) 
 def _initial_pair(rate: float, up: float, ceiling: float, bound: Bound, leak: float) -> tuple[float, float]:
     """Logits (c, n) at which P(t) is the training rate and P(t | not UP) is ``leak`` times P(t | UP).
 
-    It begins in the lower half of what its bound leaves, so unsaturated, and below ``leak`` where that is less.
+    Where the bound asks for less than ``leak`` it begins at 0.9 of the bound, so that the sigmoid is not saturated.
     """
     if bound is Bound.CONDITIONAL:
-        share = min(0.5, leak / ceiling)
+        share = min(_MOST_SHARE, leak / ceiling)
         return logit(min(rate / (up + ceiling * share * (1 - up)), 0.99)), logit(share)
-    share = min(0.5, leak * rate / (up + leak * (1 - up)) / ceiling)
+    share = min(_MOST_SHARE, leak * rate / (up + leak * (1 - up)) / ceiling)
     c = (rate - ceiling * share * (1 - up)) / up
     return logit(min(c, 0.99)), logit(share)

@@ -42,7 +42,8 @@ def write_study(
     """
     parts = []
     for heading, figure in _figures(study, trials, objectives):
-        plot = figure.to_html(full_html=False, include_plotlyjs=False)
+        figure.update_layout(template="plotly_white", margin={"t": 40, "b": 50, "l": 70, "r": 30})
+        plot = figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False})
         parts.append(f"<h2>{html.escape(heading)}</h2>\n<div class=plot>{plot}</div>")
     name = html.escape(f"{title} ({study.study_name})")
     page = f"<!doctype html><html lang=en><head><meta charset=utf-8><title>{name}</title>"

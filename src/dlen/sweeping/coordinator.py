@@ -220,6 +220,7 @@ class Coordinator:
                 self._bury(worker, code, trials)
         self._bury_stale(trials)
         trials = own_trials(self.study)
+        self.table.show(trials)
         self._give_up_if_all_fail(trials)
         wanted = self.spec.trials - len(used(trials))
         in_time = self.spec.until is None or time.time() < self.spec.until
@@ -228,7 +229,6 @@ class Coordinator:
                 if worker is None and wanted > 0:
                     self._places[place] = self._begin(place)
                     wanted -= 1
-        self.table.show(trials)
         return bool(self._living()) or any(t.state == TrialState.RUNNING for t in trials)
 
     def _begin(self, place: int) -> Worker:

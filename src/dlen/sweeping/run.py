@@ -139,7 +139,8 @@ def make_plan(config: DictConfig, root: Path) -> Plan:
         raise UserError(f"config sweep.hours: {plain['hours']!r} is not a positive number")
     if plain["launcher"] not in _LAUNCHERS:
         raise UserError(f"config sweep.launcher: {plain['launcher']!r} is not one of {', '.join(_LAUNCHERS)}")
-    check_options(plain["sampler"], plain["pruner"], plain["objectives"])
+    asked = _asked({str(key): value for key, value in plain.items()})
+    check_options(plain["sampler"], plain["pruner"], asked)
     name = str(plain["name"] or f"{hydra.runtime.choices['sweep']}-{config.data_name}")
     folder = (Path(config.runs_dir) / "sweeps" / name).absolute()
     said = said_overrides(("sweep",), [])
@@ -149,7 +150,7 @@ def make_plan(config: DictConfig, root: Path) -> Plan:
     base = compose_train(common)
     store = open_store(base)
     tasks = store.schema.task_names
-    objectives = _objectives(plain["objectives"], store)
+    objectives = _objectives(asked, store)
     space = parse_space(plain["space"], tasks)
     _check_points(space, common, said, store)
     first, steps = planned_steps(base, store)
@@ -182,6 +183,17 @@ def make_plan(config: DictConfig, root: Path) -> Plan:
     return Plan(str(plain["title"]), spec, space, start, identity, storage, store, said, folder)
 
 
+def _asked(options: Mapping[str, Any]) -> dict[str, str]:
+    """Figure to direction, as the config says it in two lists."""
+    found: dict[str, str] = {}
+    for direction in ("maximize", "minimize"):
+        figures = options[direction] or []
+        if not isinstance(figures, list) or any(not isinstance(f, str) or f in found for f in figures):
+            raise UserError(f"config sweep.{direction}: {figures!r} is no list of figures, each named once")
+        found |= dict.fromkeys(figures, direction)
+    return found
+
+
 def _objectives(asked: Mapping[str, str], store: Store) -> dict[str, str]:
     """``val/auc/*`` stands for each task.
 
@@ -197,7 +209,7 @@ def _objectives(asked: Mapping[str, str], store: Store) -> dict[str, str]:
             continue
         found[str(key)] = direction
         if measure == "val/auc" and target not in (*names, "mean") and not target.startswith("up_"):
-            raise UserError(f"config sweep.objectives: there is no {key}; the data has {', '.join(names)} and mean")
+            raise UserError(f"config sweep.{direction}: there is no {key}; the data has {', '.join(names)} and mean")
     return found
 
 

@@ -89,7 +89,7 @@ def shown(storage: str) -> str:
 
 
 def check_options(sampler: str, pruner: str, objectives: Mapping[str, str]) -> None:
-    """Names of the sampler, the pruner and the directions.
+    """Names of the sampler and the pruner, and whether they go with the objectives.
 
     Raises:
         UserError: one is unknown, or several objectives are to be pruned.
@@ -99,11 +99,8 @@ def check_options(sampler: str, pruner: str, objectives: Mapping[str, str]) -> N
             near = difflib.get_close_matches(str(name), known, 1)
             hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(known)}"
             raise UserError(f"config sweep.{key}: there is no {name}; {hint}")
-    for name, direction in objectives.items():
-        if direction not in ("maximize", "minimize"):
-            raise UserError(f"config sweep.objectives: {name} is to {direction!r}, and not maximize or minimize")
     if not objectives:
-        raise UserError("config sweep.objectives: is empty, so no trial is better than another")
+        raise UserError("config sweep.maximize: is empty, and so is sweep.minimize, so no trial is better than another")
     several = len(objectives) > 1 or any(name.endswith("*") for name in objectives)
     if several and pruner != "none":
         raise UserError(f"config sweep.pruner: {pruner} goes with one objective; with several set sweep.pruner=none")

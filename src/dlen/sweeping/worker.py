@@ -122,7 +122,7 @@ def composer(spec: Spec, trial: int) -> Callable[[list[str]], DictConfig]:
         config = compose_train([*spec.common, *overrides])
         if config.logger is not None and config.logger.get("wandb") is not None:
             with open_dict(config):
-                config.logger.wandb |= {"group": spec.name, "name": f"trial-{trial:04d}", "job_type": "trial"}
+                config.logger.wandb.update({"group": spec.name, "name": f"trial-{trial:04d}", "job_type": "trial"})
         return config
 
     return make

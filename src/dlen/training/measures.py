@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
+from torchmetrics import MeanMetric, Metric
 
 from dlen.batch import Batch
 from dlen.errors import UserError
@@ -53,7 +53,9 @@ class Measures(nn.Module):
     """All metrics of one pass over one split.
 
     Keys: ``auc/T``, ``logloss/T``, ``ne/T``, ``calibration/T``, ``ece/T`` for each target T, ``auc/mean`` over
-    the tasks; ``gauc/T``, ``ndcg@10/T`` and ``users_without_auc/T`` where ranking within users is measured;
+    the tasks; ``logloss/labels`` of all labels of a row together, in which the hidden state of DLEN ties them and other
+    models have them independent; ``gauc/T``, ``ndcg@10/T`` and ``users_without_auc/T`` where ranking within users is
+    measured;
     ``gain/T`` and ``gain/mean`` beside a base run; on simulated data ``oracle/T``; for DLEN ``auc_total/T`` or
     ``auc_joint/T`` (the probability that does not rank) and those of :class:`LatentMeasures`.
 
@@ -85,6 +87,7 @@ class Measures(nn.Module):
             auc = "exact" if rows <= EXACT_ROWS else "histogram"
         self.auc = _make_auc(auc, len(names))
         self.logloss, self.ratio = LogLoss(len(names)), CalibrationRatio(len(names))
+        self.labels_loss = MeanMetric(nan_strategy="ignore")
         self.ece, self.entropy = CalibrationError(len(names)), NormalizedEntropy(len(names))
         ids = [f.name for f in schema.of_kind(Kind.ID)]
         self.user_column = ids.index(schema.user) if by_user and schema.user in ids else None
@@ -112,6 +115,7 @@ class Measures(nn.Module):
         log_q = torch.cat([predictions.log_q, log1mexp(log_p[:, self.num_tasks :])], 1)
         (self.gain or self.auc).update(log_odds(scores), labels, mask)
         self.logloss.update(log_p, log_q, labels, mask)
+        self.labels_loss.update(self._labels_loss(predictions, batch))
         self.ratio.update(log_p, labels, mask)
         self.ece.update(log_p, labels, mask)
         self.entropy.update(log_p, log_q, labels, mask)
@@ -126,6 +130,13 @@ class Measures(nn.Module):
             self.other_auc.update(log_odds(self.targets.log_probabilities(other)), labels, mask)
         if self.oracle is not None:
             self._update_oracle(batch, labels, mask)
+
+    def _labels_loss(self, predictions: Predictions, batch: Batch) -> Tensor:
+        """(B,) negative log-likelihood of all labels of a row that train a task."""
+        labels, mask = self.targets.training_labels(batch.labels), self.targets.trained(batch.labels)
+        if predictions.latent is not None:
+            return -torch.logaddexp(*predictions.latent.log_with_labels(labels, mask))
+        return -(torch.where(labels.bool(), predictions.log_p, predictions.log_q) * mask).sum(1)
 
     def _update_oracle(self, batch: Batch, labels: Tensor, mask: Tensor) -> None:
         assert self.oracle is not None
@@ -162,6 +173,7 @@ class Measures(nn.Module):
             for index, name in enumerate(names):
                 self._put(figures, f"{key}/{name}", float(column[index]), index, counts)
         self._means(figures)
+        _put_all(figures, {"logloss/labels": float(self.labels_loss.compute())}, "no rows")
         if self.by_user is not None:
             for name, found in zip(names, self.by_user.compute(), strict=True):
                 _put_all(figures, {f"gauc/{name}": found.gauc}, "no known user has both classes")
