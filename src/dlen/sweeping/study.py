@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import socket
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ from dlen.sweeping.trials import own_trials, retried, used
 
 STORAGE = "DLEN_STORAGE"  # tells a worker where the study is kept: a URL can hold a password, so it stays out of files
 _IDENTITY = "identity"
+_ATTEMPTS = 5  # to open a database whose tables are being made
 _REPAIR_AFTER = timedelta(minutes=1)  # a retry that is missing for so long was lost with its coordinator
 _SAMPLERS: dict[str, tuple[type[BaseSampler], dict[str, Any]]] = {
     "tpe": (TPESampler, {"multivariate": True, "group": True, "constant_liar": True}),
@@ -66,7 +68,7 @@ def connect(storage: str) -> BaseStorage:
         except OSError as error:
             raise UserError(f"config sweep.storage: {path} cannot be written ({error.strerror})") from None
     try:
-        return RDBStorage(storage, engine_kwargs={"pool_pre_ping": True})
+        return _open_database(storage)
     except ImportError:
         driver = storage.split("://")[0]
         raise UserError(
@@ -76,6 +78,18 @@ def connect(storage: str) -> BaseStorage:
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, ValueError) as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise UserError(f"config sweep.storage: {shown(storage)} cannot be used ({reason})") from None
+
+
+def _open_database(url: str) -> RDBStorage:
+    """Optuna makes its tables where there are none, which fails when another process makes them at the same moment."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+        except (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.ProgrammingError):
+            if attempt + 1 == _ATTEMPTS:
+                raise
+            time.sleep(1.0)
+    raise AssertionError("unreachable")
 
 
 def shown(storage: str) -> str:

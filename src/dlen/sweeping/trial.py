@@ -137,6 +137,7 @@ def run_trial(
         state, values = _train(trial, compose, overrides, settings, stopping)
     except TrialInterruptedError:
         fail(study, frozen, "interrupted", None)
+        _mark_wandb("interrupted")
         return
     except Exception as error:
         reason = _reason(error)
@@ -150,8 +151,8 @@ def run_trial(
         gc.collect()  # Lightning's objects hold one another, and with them the model
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-    _mark_wandb(state.name.lower())
     study.tell(trial, values, state)
+    _mark_wandb(state.name.lower())
 
 
 def _train(
@@ -220,4 +221,4 @@ def _mark_wandb(state: str, reason: str | None = None) -> None:
     wandb.run.summary["state"] = state
     if reason:
         wandb.run.summary["reason"] = reason
-    wandb.finish(exit_code=1 if state == "failed" else 0, quiet=True)
+    wandb.finish(exit_code=0 if state in ("complete", "pruned") else 1)

@@ -163,7 +163,8 @@ def _alive(storage: optuna.storages.BaseStorage, trial_id: int) -> Iterator[None
 
 
 def _wait_for_end_of_input(stopping: threading.Event) -> None:
-    sys.stdin.buffer.read()
+    while os.read(sys.stdin.fileno(), 4096):  # sys.stdin has a lock, which Python cannot take at its exit
+        pass
     stopping.set()
 
 
