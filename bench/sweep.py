@@ -5,6 +5,7 @@ python bench/sweep.py          # about 12 minutes on 2 cores
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import statistics
@@ -67,7 +68,7 @@ def cost(trials: int = 3) -> dict[str, Any]:
         asked = ["sweep=alpha", *settings, "sweep.pruner=none", f"sweep.trials={trials}"]
         table, _ = study(Path(folder), asked, 1)
         ends = table["ended"].to_list()
-        each = [(after - before).total_seconds() for before, after in zip(ends, ends[1:], strict=False)]
+        each = [(after - before).total_seconds() for before, after in itertools.pairwise(ends)]
         fits, whole = [], []
         for row in table.iter_rows(named=True):
             fixed = ["model=dlen", "model.likelihood=marginal", "model.initial_leak=0.9", *settings]
