@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dlen.nn.processes import total, world_size
+
 
 @dataclass(slots=True)
 class Latent:
@@ -70,6 +72,9 @@ class Predictions:
 def task_losses(predictions: Predictions, labels: Tensor, mask: Tensor) -> Tensor:
     """Mean cross entropy of each task over the rows that train it.
 
+    With several processes each one's share of the mean over all of their rows, so that the mean of the shares, which is
+    what gradients are reduced to, is the loss of the joint batch also where a task is observed in few rows.
+
     Args:
         predictions: of B rows and T tasks.
         labels: (B, T) 0 or 1.
@@ -79,7 +84,7 @@ def task_losses(predictions: Predictions, labels: Tensor, mask: Tensor) -> Tenso
         (T,) losses in nats; 0 for a task without rows in this batch.
     """
     nll = -torch.where(labels.bool(), predictions.log_p, predictions.log_q)
-    return (nll * mask).sum(0) / mask.sum(0).clamp(min=1)
+    return (nll * mask).sum(0) * world_size() / total(mask.sum(0)).clamp(min=1)
 
 
 def joint_loss(latent: Latent, labels: Tensor, mask: Tensor) -> Tensor:

@@ -135,6 +135,8 @@ def make_plan(config: DictConfig, root: Path) -> Plan:
     for key, least in _COUNTS.items():
         if not isinstance(plain[key], int) or isinstance(plain[key], bool) or plain[key] < least:
             raise UserError(f"config sweep.{key}: {plain[key]!r} is not a whole number from {least}")
+    if plain["devices_per_trial"] > 1 and plain["seeds"] > 1:
+        raise UserError("config sweep.seeds: with several devices for a trial there is one training; set sweep.seeds=1")
     if plain["hours"] is not None and not (isinstance(plain["hours"], int | float) and plain["hours"] > 0):
         raise UserError(f"config sweep.hours: {plain['hours']!r} is not a positive number")
     if plain["launcher"] not in _LAUNCHERS:
@@ -174,6 +176,7 @@ def make_plan(config: DictConfig, root: Path) -> Plan:
         seeds=plain["seeds"],
         trials=trials,
         retries=plain["retries"],
+        devices=plain["devices_per_trial"],
         until=None if plain["hours"] is None else time.time() + 3600 * plain["hours"],
     )
     make_sampler(*spec.sampler, seed=spec.seed, worker=0, trials=0)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import json
 import math
+import os
 import sys
 import threading
 import time
@@ -27,6 +29,7 @@ from dlen.sweeping.study import fail
 from dlen.training.module import RankingModule
 from dlen.training.run import MONITOR, Fitted, fit
 
+FOLLOWED = "DLEN_TRIAL"  # tells the further processes of a trial what they train
 _MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # how torch's allocators begin
 
 
@@ -44,17 +47,18 @@ class Reporter(Callback):
     With several processes the first one asks the pruner and the others follow.
 
     Args:
-        trial: that is told; None to keep figures only.
+        trial: that is told; None where another process tells it, or nobody.
         key: of the figure that is reported.
         stopping: set when the worker has to stop.
+        prunable: the training can be given up, which all of its processes ask at the same time.
 
     Attributes:
         best: the figures of the validation with the best mean AUC, which is what a checkpoint would hold.
         pruned: the pruner has given up this trial.
     """
 
-    def __init__(self, trial: optuna.Trial | None, key: str, stopping: threading.Event) -> None:
-        self.trial, self.key, self.stopping = trial, key, stopping
+    def __init__(self, trial: optuna.Trial | None, key: str, stopping: threading.Event, *, prunable: bool) -> None:
+        self.trial, self.key, self.stopping, self.prunable = trial, key, stopping, prunable
         self.best: dict[str, float] = {}
         self.pruned = False
         self._loss: Tensor | None = None
@@ -82,10 +86,10 @@ class Reporter(Callback):
         figures = {f"val/{key}": value for key, value in pl_module.figures["val"].values.items()}
         if MONITOR not in self.best or figures[MONITOR] > self.best[MONITOR]:
             self.best = figures
-        if self.trial is None:
+        if not self.prunable:
             return
         give_up = False
-        if trainer.is_global_zero and self.key in figures:
+        if self.trial is not None and self.key in figures:
             self.trial.report(figures[self.key], trainer.global_step)
             give_up = self.trial.should_prune()
         if trainer.strategy.broadcast(give_up):
@@ -101,14 +105,16 @@ class Settings:
         seeds: trainings of each trial, on seeds 0, 1, ...
         pruner: its name.
         folder: of the study.
-        retries: how often a trial that died is tried again.
     """
 
     objectives: dict[str, str]
     seeds: int
     pruner: str
     folder: Path
-    retries: int
+
+    def prunable(self, seed: int) -> bool:
+        """Whether the training on this seed reports its validations: one objective's, and of the first seed alone."""
+        return len(self.objectives) == 1 and seed == 0 and self.pruner != "wilcoxon"
 
 
 def run_trial(
@@ -118,7 +124,7 @@ def run_trial(
     overrides: list[str],
     settings: Settings,
     stopping: threading.Event,
-) -> None:
+) -> bool:
     """Train a trial on all of its seeds and tell the study how it ended.
 
     A trial that fails says why and does no harm to the next; one that is interrupted goes back into the queue.
@@ -130,6 +136,9 @@ def run_trial(
         overrides: of the trial.
         settings: of the study.
         stopping: set when the worker has to stop.
+
+    Returns:
+        Whether it came to its end.
     """
     trial.set_user_attr("overrides", overrides)
     frozen = study._storage.get_trial(trial._trial_id)
@@ -138,7 +147,7 @@ def run_trial(
     except TrialInterruptedError:
         fail(study, frozen, "interrupted", None)
         _mark_wandb("interrupted")
-        return
+        return False
     except Exception as error:
         reason = _reason(error)
         print(f"trial {trial.number} failed: {reason}", file=sys.stderr)
@@ -146,13 +155,14 @@ def run_trial(
             traceback.print_exc()
         fail(study, frozen, reason, 0)
         _mark_wandb("failed", reason)
-        return
+        return False
     finally:
         gc.collect()  # Lightning's objects hold one another, and with them the model
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     study.tell(trial, values, state)
     _mark_wandb(state.name.lower())
+    return True
 
 
 def _train(
@@ -168,9 +178,10 @@ def _train(
     for seed in range(settings.seeds):
         folder = settings.folder / "trials" / f"{trial.number:04d}"
         folder = folder if settings.seeds == 1 else folder / f"seed{seed}"
-        config = compose([*overrides, f"seed={seed}", f"run_dir='{folder}'"])
-        in_steps = single and seed == 0 and settings.pruner != "wilcoxon"
-        reporter = Reporter(trial if in_steps else None, keys[0], stopping)
+        config_overrides = [*overrides, f"seed={seed}", f"run_dir='{folder}'"]
+        config = compose(config_overrides)
+        reporter = Reporter(trial, keys[0], stopping, prunable=settings.prunable(seed))
+        os.environ[FOLLOWED] = json.dumps(config_overrides)
         fitted = fit(config, lambda folder, reporter=reporter: [reporter], checkpoints=False)  # type: ignore[misc]
         steps += fitted.trainer.global_step
         figures = fitted.metrics | reporter.best
@@ -186,6 +197,17 @@ def _train(
         if pruned:
             return TrialState.PRUNED, None
     return TrialState.COMPLETE, [sum(f[key] for f in found) / len(found) for key in keys]
+
+
+def follow(compose: Callable[[list[str]], DictConfig], settings: Settings) -> None:
+    """What the further processes of a trial do: train along with the first one, which tells the study.
+
+    Args:
+        compose: from the trial's overrides to a config of ``train.py``.
+        settings: of the study.
+    """
+    reporter = Reporter(None, next(iter(settings.objectives)), threading.Event(), prunable=settings.prunable(0))
+    fit(compose(json.loads(os.environ[FOLLOWED])), lambda folder: [reporter], checkpoints=False)
 
 
 def _keep(

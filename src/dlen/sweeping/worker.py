@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -19,7 +20,7 @@ from typing import Any
 import optuna
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from dlen.cli import register_resolvers
 from dlen.sweeping.space import parse_space
@@ -30,7 +31,7 @@ from dlen.sweeping.study import (
     make_pruner,
     make_sampler,
 )
-from dlen.sweeping.trial import Settings, run_trial
+from dlen.sweeping.trial import FOLLOWED, Settings, follow, run_trial
 
 BEAT_SECONDS = 10.0  # between two signs of life
 
@@ -55,6 +56,7 @@ class Spec:
         seeds: trainings of each trial.
         trials: wanted number.
         retries: how often a trial that died is tried again.
+        devices: of each trial, one process for each.
         until: no trial begins after this time, in seconds since the epoch; None for no limit.
     """
 
@@ -73,6 +75,7 @@ class Spec:
     seeds: int
     trials: int
     retries: int
+    devices: int
     until: float | None
 
     def to_json(self) -> str:
@@ -90,6 +93,11 @@ def work(spec: Spec, name: str, number: int, watch: bool) -> None:
         watch: stop when standard input is closed, as happens when the coordinator ends in whatever way.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    settings = Settings(spec.objectives, spec.seeds, spec.pruner[0], Path(spec.folder))
+    if FOLLOWED in os.environ:  # started by Lightning, as a further process of a trial
+        with initialize_config_dir(spec.conf, version_base="1.3"):
+            follow(composer(spec, None), settings)
+        return
     stopping = threading.Event()
     if watch:
         threading.Thread(target=_wait_for_end_of_input, args=(stopping,), daemon=True).start()
@@ -99,7 +107,6 @@ def work(spec: Spec, name: str, number: int, watch: bool) -> None:
     study.sampler = make_sampler(*spec.sampler, seed=spec.seed, worker=number, trials=trials)
     study.pruner = make_pruner(*spec.pruner, first=spec.first, steps=spec.steps)
     space = parse_space(spec.space, spec.tasks)
-    settings = Settings(spec.objectives, spec.seeds, spec.pruner[0], Path(spec.folder), spec.retries)
     with initialize_config_dir(spec.conf, version_base="1.3"):
         while not stopping.is_set() and (spec.until is None or time.time() < spec.until):
             trial = claim(study, spec.trials, Path(spec.folder), name)
@@ -107,7 +114,11 @@ def work(spec: Spec, name: str, number: int, watch: bool) -> None:
                 return
             with _alive(storage, trial._trial_id):
                 overrides = space.overrides(space.suggest(trial))
-                run_trial(study, trial, composer(spec, trial.number), overrides, settings, stopping)
+                whole = run_trial(study, trial, composer(spec, trial.number), overrides, settings, stopping)
+            if spec.devices > 1:  # a group of processes is for one trial, and is not left to wait for this one
+                if not whole:
+                    os.killpg(0, signal.SIGKILL)
+                return
 
 
 def work_from(path: str, name: str, number: int) -> None:
@@ -115,13 +126,15 @@ def work_from(path: str, name: str, number: int) -> None:
     work(Spec(**json.loads(Path(path).read_text())), name, number, watch=False)
 
 
-def composer(spec: Spec, trial: int) -> Callable[[list[str]], DictConfig]:
+def composer(spec: Spec, trial: int | None) -> Callable[[list[str]], DictConfig]:
     """From overrides to a config of ``train.py``, with the study as the group of W&B's runs."""
 
     def make(overrides: list[str]) -> DictConfig:
         config = compose_train([*spec.common, *overrides])
         if config.logger is not None and config.logger.get("wandb") is not None:
-            with open_dict(config):
+            if trial is None:
+                config.logger.wandb = None
+            else:
                 config.logger.wandb.update({"group": spec.name, "name": f"trial-{trial:04d}", "job_type": "trial"})
         return config
 
@@ -131,11 +144,13 @@ def composer(spec: Spec, trial: int) -> Callable[[list[str]], DictConfig]:
 def compose_train(overrides: list[str]) -> DictConfig:
     """The config of ``train.py``, outside of its command; Hydra must have been initialised."""
     register_resolvers()
-    config = compose("train", overrides, return_hydra_config=True)
-    HydraConfig.instance().set_config(config)
-    with open_dict(config):
-        config.model_name = str(config.model_name)  # stands on Hydra's own part, which goes
-        del config.hydra
+    composed = compose("train", overrides, return_hydra_config=True)
+    state, before = HydraConfig.instance(), HydraConfig.instance().cfg
+    state.set_config(composed)  # for the interpolations of Hydra's own part, which goes
+    own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+    config = OmegaConf.create(OmegaConf.to_container(own, resolve=True))
+    state.cfg = before
+    assert isinstance(config, DictConfig)
     return config
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dlen.models.ranker import Ranker
+from dlen.nn.processes import total, world_size
 
 
 class Balancer(nn.Module, ABC):
@@ -110,7 +111,7 @@ class DynamicWeightAverage(Balancer):
     def forward(self, losses: Tensor, weights: Tensor) -> Tensor:
         """Weighted sum; adds the losses to the epoch's mean."""
         if self.training:
-            self.total += losses.detach()
+            self.total += total(losses.detach()) / world_size()  # of all processes, as is what a checkpoint holds
             self.steps += 1
         return (losses * weights * self.task_weights().to(losses.dtype)).sum()
 

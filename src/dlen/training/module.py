@@ -14,7 +14,9 @@ from dlen.batch import Batch
 from dlen.models.heads import LatentHead
 from dlen.models.predictions import Predictions
 from dlen.models.ranker import Ranker
+from dlen.nn.embedding import EmbeddingTable
 from dlen.nn.logspace import log_odds
+from dlen.nn.processes import exchange_rows
 from dlen.schema import Task
 from dlen.training.balancing import Balancer, Fixed, Surgery
 from dlen.training.measures import Figures, Measures
@@ -74,6 +76,11 @@ class RankingModule(L.LightningModule):
             }
         )
         self.figures: dict[str, Figures] = {}  # of the latest pass of each stage
+        # With several processes the tables' gradients are exchanged here, and DDP, which reads this, leaves them alone,
+        # and buffers, which are constants or sums of this process.
+        self._tables = [name for name, m in self.named_modules() if isinstance(m, EmbeddingTable)]
+        buffers = [name for name, _ in self.named_buffers()]
+        self._ddp_params_and_buffers_to_ignore = [*(f"{name}.weight" for name in self._tables), *buffers]
 
     def forward(self, batch: Batch) -> Predictions:
         """Probabilities of every task for B rows."""
@@ -109,6 +116,13 @@ class RankingModule(L.LightningModule):
         losses, x, extra = self._graph
         self._graph = None
         self.balancer.backward(self.model, losses, x, extra if extra.requires_grad else None)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Exchange the tables' gradients between the processes."""
+        for name in self._tables:
+            table = self.get_submodule(name)
+            assert isinstance(table, EmbeddingTable)
+            exchange_rows(table.weight)
 
     def on_train_epoch_end(self) -> None:
         """Tell the balancer."""

@@ -18,6 +18,7 @@ import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.optim import Optimizer
@@ -146,11 +147,9 @@ def fit(
     by_user = _by_user(config, rows["test"])
     module = build_module(config, model, make_optimizer, rows, base, by_user)
     data = RankingDataModule(store, config.loader.batch_size, config.loader.eval_batch_size, config.seed)
-    if trainer.world_size > 1:
-        raise UserError(
-            f"config trainer.devices: {trainer.world_size} processes cannot share the row-sparse gradients of the "
-            "embedding table yet; use trainer.devices=1"
-        )
+    _check_processes(config, trainer)
+    if trainer.world_size > 1:  # the weights began alike; dropout does not
+        L.seed_everything(config.seed + trainer.global_rank, workers=True, verbose=False)
     earlier = {p: p.read_bytes() for p in (folder / "config.yaml", folder / "schema.json") if p.exists()}
     if trainer.is_global_zero:
         _write_start(config, folder, store)
@@ -383,6 +382,18 @@ def _check(config: DictConfig) -> None:
         raise UserError("config ckpt: `last` needs run_dir=DIR, the run to go on with")
 
 
+def _check_processes(config: DictConfig, trainer: L.Trainer) -> None:
+    """What several processes cannot do."""
+    if trainer.world_size == 1:
+        return
+    if config.metrics.scores:
+        raise UserError(
+            "config metrics.scores: is for one process, as each one sees its own rows; set trainer.devices=1"
+        )
+    if build_balancer(config).on_gradients:
+        raise UserError("config balancing: gradient surgery is for one process; set trainer.devices=1")
+
+
 def _check_by_user(config: DictConfig, store: Store) -> None:
     if config.metrics.by_user is True and store.schema.user is None:
         raise UserError("config metrics.by_user: the data name no user field; set it to auto or false")
@@ -415,8 +426,10 @@ def planned_steps(config: DictConfig, store: Store) -> tuple[int, int]:
 
 
 def _batches(config: DictConfig, store: Store) -> int:
-    """Of an epoch of training."""
-    batches, limit = -(-len(store.split("train")) // config.loader.batch_size), config.trainer.limit_train_batches
+    """Of an epoch of training, of each process."""
+    devices, limit = config.trainer.devices, config.trainer.limit_train_batches
+    processes = (devices if isinstance(devices, int) and devices > 0 else 1) * config.trainer.num_nodes
+    batches = -(-(len(store.split("train")) // processes) // config.loader.batch_size)
     return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
 
 
@@ -461,19 +474,26 @@ def _check_measurable(store: Store) -> None:
 
 def _run_folder(config: DictConfig) -> Path:
     """The run's folder, not made yet."""
-    if config.run_dir is not None:
-        folder = Path(config.run_dir)
-        if (folder / "config.yaml").exists() and config.ckpt is None:
-            raise UserError(f"config run_dir: {folder} already holds a run; choose another, or resume with ckpt=last")
-        return folder
     if _RUN_DIR in os.environ:  # set by the process that Lightning started this one from
         return Path(os.environ[_RUN_DIR])
+    if config.run_dir is not None:
+        folder = Path(config.run_dir)
+        if (folder / "config.yaml").exists() and config.ckpt is None and _rank() == 0:
+            raise UserError(f"config run_dir: {folder} already holds a run; choose another, or resume with ckpt=last")
+        return folder
+    if _rank() != 0:
+        raise UserError("config run_dir: must be set where processes are started by torchrun or Slurm")
     name = f"{config.data_name}/{config.model_name}/{datetime.now():%Y%m%d-%H%M%S}-seed{config.seed}"
     folder, number = Path(config.runs_dir) / name, 1
     while folder.exists():
         number += 1
         folder = Path(config.runs_dir) / f"{name}-{number}"
     return folder
+
+
+def _rank() -> int:
+    """Of this process, as whoever started it has said."""
+    return getattr(rank_zero_only, "rank", None) or 0
 
 
 def _resume_from(config: DictConfig) -> Path | None:
