@@ -33,6 +33,7 @@ bench: setup
 	$(BIN)/python bench/memory.py
 	$(BIN)/python bench/balancing.py
 	$(BIN)/python bench/scaling.py
+	$(BIN)/python bench/sweep.py
 
 # The libraries that bench/train.py measures beside ours, in an environment of their own.
 bench-peers: bench/peers/.venv/.ready
