@@ -465,3 +465,37 @@ def test_a_wrong_command_is_one_line(arguments: list[str], expected: str, tmp_pa
     assert expected in ran.stderr.splitlines()[-1]
     assert "Traceback" not in ran.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_fusion_weights_are_searched_on_a_finished_run(done: Path) -> None:
+    """Nothing is trained; the best is never behind equal weights on validation, and is measured once on test."""
+    run = done / "fused"
+    trained = run_command("train.py", ["model=dlen", *DATA, *MODEL, f"run_dir={run}"], done)
+    assert trained.returncode == 0, trained.stderr
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()}
+    asked = [
+        "sweep=fusion",
+        f"sweep.run={run}",
+        "sweep.trials=12",
+        "sweep.workers=2",
+        "sweep.values={click: 1, like: 2}",
+    ]
+    ran = run_command("sweep.py", asked, done)
+    assert ran.returncode == 0, ran.stderr
+    assert "test ndcg@10: best" in ran.stdout
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    folder = folder_of(done, "fusion-feed")
+    table = pl.read_parquet(folder / "trials.parquet")
+    assert len(table) == 12
+    equal = table.row(0, named=True)
+    assert [equal[f"param/{p}"] for p in ("weight.click", "weight.comment", "up")] == [1.0, 1.0, 0.0]
+    best = table.filter("best").row(0, named=True)
+    assert best["ndcg@10"] >= equal["ndcg@10"]
+    found = yaml.safe_load((folder / "best.yaml").read_text())
+    assert found["fusion"]["up"] == best["param/up"]
+    assert found["fusion"]["weights"]["like"] == best["param/weight.like"]
+    figures = json.loads((folder / "confirm.json").read_text())
+    assert figures["low"] <= figures["gain"] <= figures["high"]
+    wrong = run_command("sweep.py", ["sweep=fusion", f"sweep.run={done}"], done)
+    assert wrong.returncode == 2
+    assert "not a run folder" in wrong.stderr.splitlines()[-1]

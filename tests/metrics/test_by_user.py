@@ -9,7 +9,7 @@ import pytest
 import torch
 from sklearn.metrics import ndcg_score, roc_auc_score
 
-from dlen.metrics.by_user import ByUser, rank_by_user
+from dlen.metrics.by_user import ByUser, graded_ndcg, rank_by_user
 
 
 def draw(rows: int, users: int, levels: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -76,3 +76,22 @@ def test_batches_and_masks() -> None:
     wanted = rank_by_user(-scores[mask], labels[mask], users[mask])
     assert (second.users, second.left_out) == (wanted.users, wanted.left_out)
     assert second.gauc == pytest.approx(wanted.gauc, abs=1e-6)
+
+
+def test_graded_ndcg_is_scikit_learns() -> None:
+    """With ties in scores, gains of several sizes, users of one row and a user without gain."""
+    generator = torch.Generator().manual_seed(0)
+    users = torch.cat([torch.randint(0, 30, (400,), generator=generator), torch.tensor([30, 31, 31])])
+    scores = (torch.randn(403, generator=generator) * 3).round() / 3
+    gains = torch.randint(0, 4, (403,), generator=generator).float() * 0.5
+    gains[users == 31] = 0
+    found = graded_ndcg(scores, gains, users)
+    assert len(found) == 32
+    for user in range(32):
+        mine = users == user
+        if not gains[mine].any():
+            assert torch.isnan(found[user])
+            continue
+        single = int(mine.sum()) == 1
+        wanted = 1.0 if single else ndcg_score(gains[mine][None].numpy(), scores[mine][None].numpy(), k=10)
+        assert found[user].item() == pytest.approx(wanted, abs=1e-9)

@@ -72,8 +72,7 @@ def rank_by_user(scores: Tensor, labels: Tensor, users: Tensor, k: int = NDCG_AT
     auc = by_user(good * below)[both].double() / (2 * pairs[both])
     gauc = (auc * rows[both]).sum() / rows[both].sum()
     last = within(size, rows)  # place of the block's last row in its list
-    discounts = 1 / torch.arange(2, k + 2, dtype=torch.float64, device=scores.device).log2()
-    gained = torch.cat([discounts.new_zeros(1), discounts.cumsum(0)])  # by the first n places
+    gained = _discounts(k, scores.device)
 
     def upto(places: Tensor) -> Tensor:
         return gained[places.clamp(max=k)]
@@ -82,6 +81,44 @@ def rank_by_user(scores: Tensor, labels: Tensor, users: Tensor, k: int = NDCG_AT
     liked = goods > 0
     ndcg = (dcg[liked] / upto(goods[liked])).mean()
     return UserFigures(float(gauc), float(ndcg), len(rows), int((~both).sum()))
+
+
+def _discounts(k: int, device: torch.device) -> Tensor:
+    """(k + 1,) what n rows of gain 1 have gained together on the first n places."""
+    each = 1 / torch.arange(2, k + 2, dtype=torch.float64, device=device).log2()
+    return torch.cat([each.new_zeros(1), each.cumsum(0)])
+
+
+def graded_ndcg(scores: Tensor, gains: Tensor, users: Tensor, k: int = NDCG_AT) -> Tensor:
+    """NDCG@k of each user's list, for gains of any size. Ties share the mean of their gains, as in scikit-learn.
+
+    Args:
+        scores: (N,) any monotone score.
+        gains: (N,) from 0.
+        users: (N,) integers of 31 bits.
+        k: places of a list that count.
+
+    Returns:
+        (U,) float64 in rising order of the users; nan for a user without any gain. Time N log N.
+    """
+    found, best = _dcg(scores, gains, users, k), _dcg(gains, gains, users, k)
+    return found / torch.where(best > 0, best, torch.nan)
+
+
+def _dcg(scores: Tensor, gains: Tensor, users: Tensor, k: int) -> Tensor:
+    """(U,) discounted gains of the users' lists."""
+    key, order = (users.long() << 32 | 0x7FFFFFFF - ordered_integers(scores)).sort()
+    ends = ends_of_runs(key)  # of the blocks: rows of one user with one score
+    zero = ends.new_zeros(1)
+    size = (ends + 1).diff(prepend=zero)
+    gain = gains[order].double().cumsum(0)[ends].diff(prepend=torch.zeros(1, dtype=torch.float64, device=key.device))
+    last_blocks = ends_of_runs(key[ends] >> 32)  # of the users
+    lists = (ends + 1)[last_blocks].diff(prepend=zero)  # rows of each user
+    blocks = (last_blocks + 1).diff(prepend=zero)
+    last = ends + 1 - (lists.cumsum(0) - lists).repeat_interleave(blocks)  # place of the block's last row in its list
+    gained = _discounts(k, scores.device)
+    each = gain / size * (gained[last.clamp(max=k)] - gained[(last - size).clamp(max=k)])
+    return each.cumsum(0)[last_blocks].diff(prepend=each.new_zeros(1))
 
 
 class ByUser(Metric):

@@ -29,6 +29,7 @@ from dlen.reports.live import StudyTable, describe
 from dlen.reports.study import write_study
 from dlen.sweeping.best import write_best, write_trials
 from dlen.sweeping.coordinator import Coordinator, LocalWorker, SubmititWorker, Worker
+from dlen.sweeping.fusion import FusionJob, check_fusion, confirm, equal_weights, open_job, write_best_fusion
 from dlen.sweeping.space import Space, parse_space
 from dlen.sweeping.study import (
     check_options,
@@ -41,7 +42,7 @@ from dlen.sweeping.study import (
 )
 from dlen.sweeping.trials import best_trial, own_trials, retried, used
 from dlen.sweeping.worker import Spec, compose_train
-from dlen.training.run import check, planned_steps
+from dlen.training.run import check, open_run, planned_steps
 from dlen.training.targets import Targets
 
 _FRESH = 1000  # the first seed of the final comparison; trials count from 0
@@ -56,6 +57,7 @@ class Plan:
 
     Attributes:
         title: of the page.
+        job: a finished run whose ranking score is searched; None where trials train.
         spec: for the workers.
         space: what is searched.
         start: points that are tried first.
@@ -67,6 +69,7 @@ class Plan:
     """
 
     title: str
+    job: FusionJob | None
     spec: Spec
     space: Space
     start: list[dict[str, Any]]
@@ -143,20 +146,26 @@ def make_plan(config: DictConfig, root: Path) -> Plan:
         raise UserError(f"config sweep.launcher: {plain['launcher']!r} is not one of {', '.join(_LAUNCHERS)}")
     asked = _asked({str(key): value for key, value in plain.items()})
     check_options(plain["sampler"], plain["pruner"], asked)
-    name = str(plain["name"] or f"{hydra.runtime.choices['sweep']}-{config.data_name}")
-    folder = (Path(config.runs_dir) / "sweeps" / name).absolute()
+    job = None if plain["run"] is None else open_job(str(plain["run"]), plain["values"])
     said = said_overrides(("sweep",), [])
     common = said_overrides(("sweep",), plain["settings"])
     if plain["devices_per_trial"] > 1:
         common.append(f"trainer.devices={plain['devices_per_trial']}")
-    base = compose_train(common)
-    store = open_store(base)
+    base, store = (compose_train(common), None) if job is None else open_run(job.run)
+    store = open_store(base) if store is None else store
+    name = str(plain["name"] or f"{hydra.runtime.choices['sweep']}-{base.data_name}")
+    folder = (Path(config.runs_dir) / "sweeps" / name).absolute()
     tasks = store.schema.task_names
-    objectives = _objectives(asked, store)
+    objectives = _objectives(asked, store) if job is None else asked
     space = parse_space(plain["space"], tasks)
-    _check_points(space, common, said, store)
+    if job is None:
+        _check_points(space, common, said, store)
+    else:
+        check_fusion(space, job, asked)
     first, steps = planned_steps(base, store)
     start, trials = _points(space, plain["start"]), plain["trials"]
+    if job is not None and not start:
+        start = [equal_weights(space)]
     if plain["sampler"] == "grid":
         start = space.grid()
         trials = len(start)
@@ -177,13 +186,15 @@ def make_plan(config: DictConfig, root: Path) -> Plan:
         trials=trials,
         retries=plain["retries"],
         devices=plain["devices_per_trial"],
+        run=None if job is None else str(job.run),
+        values=[] if job is None else job.values,
         until=None if plain["hours"] is None else time.time() + 3600 * plain["hours"],
     )
     make_sampler(*spec.sampler, seed=spec.seed, worker=0, trials=0)
     make_pruner(*spec.pruner, first=first, steps=steps)
     identity = _identity(base, space, spec, store)
     storage = str(plain["storage"] or folder / "journal.log")
-    return Plan(str(plain["title"]), spec, space, start, identity, storage, store, said, folder)
+    return Plan(str(plain["title"]), job, spec, space, start, identity, storage, store, said, folder)
 
 
 def _asked(options: Mapping[str, Any]) -> dict[str, str]:
@@ -244,13 +255,8 @@ def _points(space: Space, points: Sequence[Mapping[str, Any]]) -> list[dict[str,
         for name, value in point.items():
             if name not in known:
                 raise UserError(f"config sweep.start: {name} is not searched (searched: {', '.join(known)})")
-            distribution = known[name].distribution
-            try:
-                inside = distribution._contains(distribution.to_internal_repr(value))
-            except (TypeError, ValueError):
-                inside = False
-            if not inside:
-                raise UserError(f"config sweep.start: {name}={value!r} lies outside of {distribution}")
+            if not known[name].contains(value):
+                raise UserError(f"config sweep.start: {name}={value!r} lies outside of {known[name].distribution}")
     return [dict(point) for point in points]
 
 
@@ -264,6 +270,8 @@ def _identity(base: DictConfig, space: Space, spec: Spec, store: Store) -> dict[
         "seeds": spec.seeds,
         "settings": settings,
         "data": store.fingerprint,
+        "run": spec.run,
+        "values": spec.values,
     }
 
 
@@ -277,10 +285,13 @@ def _write(study: optuna.Study, plan: Plan) -> None:
     top = best_trial(trials, plan.spec.objectives)
     if top is not None:
         said = f"trial {top.number} of the study {plan.spec.name}"
+        if plan.job is not None:
+            write_best_fusion(plan.job, top.params, said, plan.folder / "best.yaml")
+            return
         write_best([*plan.spec.common, *plan.space.overrides(top.params)], said, plan.folder / "best.yaml")
 
 
-def _answer(study: optuna.Study, plan: Plan, script: Path, confirm: int, workers: int) -> None:
+def _answer(study: optuna.Study, plan: Plan, script: Path, asked: int, workers: int) -> None:
     """Say which trial is best, and train it and the default on fresh seeds, each tested once."""
     trials = own_trials(study)
     top = best_trial(trials, plan.spec.objectives)
@@ -288,16 +299,23 @@ def _answer(study: optuna.Study, plan: Plan, script: Path, confirm: int, workers
         print("no trial is complete, so there is no best", file=sys.stderr)
         return
     ended = [t for t in trials if t.state.is_finished() and not retried(t)]
+    values = ", ".join(f"{k} {v:.4f}" for k, v in zip(plan.spec.objectives, top.values, strict=True))
+    best = f"best: trial {top.number}, {values} on validation, with {describe(top.params)}"
+    if plan.job is not None:
+        print(f"{len(ended)} trials\n{best}")
+        if asked:
+            print(confirm(plan.job, top.params, plan.folder))
+        print(f"Study: {plan.folder}/trials.parquet, study.html, best.yaml")
+        return
     steps = sum(int(t.user_attrs.get("steps", 0)) for t in ended)
     pruned = sum(t.state == TrialState.PRUNED for t in ended)
     whole = plan.spec.steps * plan.spec.seeds * len(ended)
-    values = ", ".join(f"{k} {v:.4f}" for k, v in zip(plan.spec.objectives, top.values, strict=True))
     print(f"{len(ended)} trials, {pruned} of them pruned, in {steps:,} of {whole:,} steps ({steps / whole:.0%})")
-    print(f"best: trial {top.number}, {values} on validation, with {describe(top.params)}")
-    if confirm:
+    print(best)
+    if asked:
         models = {"default": plan.said, "best": [*plan.spec.common, *plan.space.overrides(top.params)]}
         title = f"Best of the study {plan.spec.name}, and the default, on fresh seeds"
-        tested = plan_runs(title, "default", models, range(_FRESH, _FRESH + confirm))
+        tested = plan_runs(title, "default", models, range(_FRESH, _FRESH + asked))
         with locked(plan.folder / ".answer.lock", "testing the best of this study"):
             train_missing(list(tested.runs.values()), script, workers)
         comparison = summarise(tested)

@@ -49,6 +49,13 @@ class Parameter:
         assert isinstance(found, FloatDistribution | IntDistribution)
         return [found.low, found.high]
 
+    def contains(self, value: Any) -> bool:
+        """Whether it can have this value."""
+        try:
+            return bool(self.distribution._contains(self.distribution.to_internal_repr(value)))
+        except (TypeError, ValueError):
+            return False
+
     def grid(self) -> list[Value]:
         """Every choice, or every step of a range.
 

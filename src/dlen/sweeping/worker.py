@@ -23,6 +23,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from dlen.cli import register_resolvers
+from dlen.sweeping.fusion import FusionJob, run_fusion
 from dlen.sweeping.space import parse_space
 from dlen.sweeping.study import (
     STORAGE,
@@ -57,6 +58,8 @@ class Spec:
         trials: wanted number.
         retries: how often a trial that died is tried again.
         devices: of each trial, one process for each.
+        run: a finished run whose ranking score is searched; None where trials train.
+        values: what each of its tasks is worth.
         until: no trial begins after this time, in seconds since the epoch; None for no limit.
     """
 
@@ -76,6 +79,8 @@ class Spec:
     trials: int
     retries: int
     devices: int
+    run: str | None
+    values: list[float]
     until: float | None
 
     def to_json(self) -> str:
@@ -107,11 +112,16 @@ def work(spec: Spec, name: str, number: int, watch: bool) -> None:
     study.sampler = make_sampler(*spec.sampler, seed=spec.seed, worker=number, trials=trials)
     study.pruner = make_pruner(*spec.pruner, first=spec.first, steps=spec.steps)
     space = parse_space(spec.space, spec.tasks)
+    job = None if spec.run is None else FusionJob(Path(spec.run), spec.tasks, spec.values)
+    scores = None if job is None else job.scores("validation")
     with initialize_config_dir(spec.conf, version_base="1.3"):
         while not stopping.is_set() and (spec.until is None or time.time() < spec.until):
             trial = claim(study, spec.trials, Path(spec.folder), name)
             if trial is None:
                 return
+            if job is not None and scores is not None:
+                run_fusion(study, trial, space, job, scores)
+                continue
             with _alive(storage, trial._trial_id):
                 overrides = space.overrides(space.suggest(trial))
                 whole = run_trial(study, trial, composer(spec, trial.number), overrides, settings, stopping)

@@ -306,13 +306,9 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     """
     _quiet()
     folder = Path(config.run)
-    run_config = load_run_config(folder)
     if config.split not in SPLITS:
         raise UserError(f"config split: {config.split!r} is not one of {', '.join(SPLITS)}")
-    store = open_store(run_config)
-    recorded = json.loads((folder / "schema.json").read_text())["fingerprint"]
-    if recorded != store.fingerprint:
-        raise UserError(f"{folder}: trained on data {recorded}, but the files now give {store.fingerprint}")
+    run_config, store = open_run(folder)
     rows, base = {"test": len(store.split(config.split))}, _read_base(run_config.base_run)
     by_user = _by_user(run_config, rows["test"])
     module = build_module(run_config, build_model(run_config, store), None, rows, base, by_user)
@@ -338,6 +334,20 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         write_json(folder / f"metrics_{config.split}.json", metrics)
         print_figures(metrics, config.split, module.targets.names)
     return metrics
+
+
+def open_run(folder: Path) -> tuple[DictConfig, Store]:
+    """The resolved config of a run folder, and its data.
+
+    Raises:
+        UserError: the folder is no run, or the data are not those of the run.
+    """
+    config = load_run_config(folder)
+    store = open_store(config)
+    recorded = json.loads((folder / "schema.json").read_text())["fingerprint"]
+    if recorded != store.fingerprint:
+        raise UserError(f"{folder}: trained on data {recorded}, but the files now give {store.fingerprint}")
+    return config, store
 
 
 def load_run_config(folder: Path) -> DictConfig:

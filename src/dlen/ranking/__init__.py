@@ -1,0 +1,1 @@
+"""Ranking a feed: one score from several probabilities."""

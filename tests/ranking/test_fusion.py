@@ -1,0 +1,50 @@
+"""Fusion against its formulas in plain probabilities."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dlen.ranking.fusion import Form, fuse, values_of, worth
+
+P = st.lists(st.floats(0.01, 0.99), min_size=3, max_size=3)
+WEIGHTS = st.lists(st.floats(0.0, 3.0), min_size=3, max_size=3)
+
+
+@settings(deadline=None)  # the first call waits for torch
+@given(P, st.floats(0.01, 0.99), WEIGHTS, st.floats(0.0, 2.0), st.sampled_from(list(Form)))
+def test_the_formulas(p: list[float], up: float, weights: list[float], power: float, form: Form) -> None:
+    if form is Form.SUM and not any(weights):
+        weights = [1.0, 0.0, 0.0]
+    joined = np.prod(np.power(p, weights)) if form is Form.PRODUCT else np.dot(p, weights)
+    log_p, log_up = torch.tensor([p], dtype=torch.float64).log(), torch.tensor([up], dtype=torch.float64).log()
+    score = fuse(log_p, log_up, torch.tensor(weights, dtype=torch.float64), power, form)
+    assert score.exp().item() == pytest.approx(up**power * joined, rel=1e-9)
+
+
+def test_nothing_with_weight_is_a_tie() -> None:
+    score = fuse(torch.randn(4, 2), torch.randn(4), torch.zeros(2), 0.5, Form.SUM)
+    assert torch.isneginf(score).all()
+
+
+def test_what_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"has no P\(UP\)"):
+        fuse(torch.zeros(1, 2), None, torch.ones(2), 0.5)
+    with pytest.raises(ValueError, match="weights from 0"):
+        fuse(torch.zeros(1, 2), None, torch.tensor([1.0, -1.0]), 0.0, "sum")
+    with pytest.raises(ValueError, match="ratio"):
+        fuse(torch.zeros(1, 2), None, torch.ones(2), 0.0, "ratio")
+
+
+def test_worth() -> None:
+    assert values_of(None, ["click", "hate"], [False, True]) == [1.0, -1.0]
+    assert values_of({"click": 3}, ["click", "hate"], [False, True]) == [3.0, -1.0]
+    labels = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
+    assert worth(labels, [3.0, -1.0]).tolist() == [3.0, 2.0, 0.0]
+    with pytest.raises(ValueError, match="there is no task clik"):
+        values_of({"clik": 1}, ["click"], [False])
+    with pytest.raises(ValueError, match="no number"):
+        values_of({"click": True}, ["click"], [False])
