@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
+import yaml
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
@@ -68,22 +70,60 @@ def register_resolvers() -> None:
 
 
 def _with_best(arguments: Sequence[str]) -> list[str]:
-    """``+best=FILE``, what a study found, as Hydra reads it: a config of a group in a further folder of configs.
+    """``+best=FILE``, what a study found, as ordinary overrides; all others come later and win.
 
     Args:
         arguments: of the command line.
     """
-    changed: list[str] = []
+    found: list[str] = []
+    rest = [a for a in arguments if not a.startswith("+best=")]
     for argument in arguments:
-        if not argument.startswith("+best="):
-            changed.append(argument)
-            continue
-        path = Path(argument.removeprefix("+best=").strip("'\"")).absolute()
-        path = path / "best.yaml" if path.is_dir() else path
-        if not path.is_file():
-            _fail(f"config +best: {path}: there is no such file")
-        changed += ["--config-dir", str(path.parent.parent), f"+{path.parent.name}={path.stem}"]
-    return changed
+        if argument.startswith("+best="):
+            path = Path(argument.removeprefix("+best=").strip("'\""))
+            path = path / "best.yaml" if path.is_dir() else path
+            try:
+                content = yaml.safe_load(path.read_text())
+                found += _overrides_of(content)
+            except FileNotFoundError:
+                _fail(f"config +best: {path}: there is no such file")
+            except (OSError, ValueError, AttributeError, TypeError, yaml.YAMLError):
+                _fail(f"config +best: {path}: is not the best.yaml of a study that trains")
+    # Hydra's own flags, which begin with a dash, may stand anywhere.
+    return [*found, *rest]
+
+
+def _overrides_of(content: dict[str, Any]) -> list[str]:
+    """The groups and values of a best.yaml; ValueError if it is none."""
+    choices = content.pop("defaults")
+    groups = [next(iter(choice.items())) for choice in choices if choice != "_self_"]
+    overrides = [
+        f"{'' if k.startswith('override ') else '+'}{k.removeprefix('override ').lstrip('/')}={v}" for k, v in groups
+    ]
+    return overrides + [f"++{key}={written(value, quote=True)}" for key, value in _leaves(content)]
+
+
+def _leaves(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in content.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def written(value: Any, *, quote: bool = False) -> str:
+    """A plain value in the grammar of Hydra's overrides.
+
+    Args:
+        value: of YAML.
+        quote: take a string as text; else it is in that grammar already.
+    """
+    if isinstance(value, list):
+        return "[" + ",".join(written(item, quote=quote) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{written(item, quote=quote)}" for key, item in value.items()) + "}"
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return "'" + str(value).replace("'", "\\'") + "'" if quote and isinstance(value, str) else str(value)
 
 
 def _fail(line: str) -> NoReturn:

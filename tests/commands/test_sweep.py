@@ -438,6 +438,8 @@ def test_postgresql(postgres: str, tmp_path: Path) -> None:
         ([*SMALL, "sweep.start=[{model.alpha: 0.9}]"], "config sweep.start: model.alpha=0.9 lies outside"),
         ([*SMALL, "sweep.start=[{model.match: 0}]"], "config sweep.start: model.match is not searched"),
         ([*SMALL, "sweep.devices_per_trial=2", "sweep.seeds=2"], "config sweep.seeds: with several devices"),
+        ([*SMALL, "sweep.devices_per_trial=2", "sweep.confirm=1"], "config sweep.confirm: the test of the best"),
+        ([*SMALL, "sweep.name=a/b"], "config sweep.name: 'a/b'"),
     ],
 )
 def test_wrong_settings(arguments: list[str], expected: str, tmp_path: Path) -> None:

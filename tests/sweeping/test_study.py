@@ -170,7 +170,7 @@ def test_sqlite(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["tpe", "gp", "cmaes", "nsgaii", "qmc", "random", "grid"])
 def test_every_sampler_samples(name: str, tmp_path: Path) -> None:
     study = new(tmp_path)
-    study.sampler = make_sampler(name, {}, 0, 0, 0)
+    study.sampler = make_sampler(name, {}, 0, "w", 0)
     for _ in range(12):
         trial = study.ask()
         study.tell(trial, -((trial.suggest_float("x", 0, 1) - 0.3) ** 2) - abs(trial.suggest_float("y", 0, 1)))
@@ -178,12 +178,12 @@ def test_every_sampler_samples(name: str, tmp_path: Path) -> None:
 
 
 def test_workers_and_later_starts_draw_different_numbers() -> None:
-    def draw(worker: int, trials: int) -> float:
+    def draw(worker: str, trials: int) -> float:
         study = optuna.create_study(sampler=make_sampler("random", {}, 7, worker, trials))
         return study.ask().suggest_float("x", 0, 1)
 
-    assert draw(0, 0) == draw(0, 0)
-    assert len({draw(0, 0), draw(1, 0), draw(0, 5)}) == 3
+    assert draw("a-0", 0) == draw("a-0", 0)
+    assert len({draw("a-0", 0), draw("a-1", 0), draw("b-0", 0), draw("a-0", 5)}) == 4
 
 
 @pytest.mark.parametrize("name", ["median", "hyperband", "wilcoxon", "none"])
@@ -202,7 +202,7 @@ def test_every_pruner(name: str) -> None:
         (lambda: check_options("tpe", "none", {}), "is empty"),
         (lambda: check_options("tpe", "median", {"val/auc/*": "maximize"}), "pruner=none"),
         (lambda: check_options("cmaes", "none", {"a": "maximize", "b": "minimize"}), "goes with one objective"),
-        (lambda: make_sampler("tpe", {"n_startup": 3}, 0, 0, 0), "sampler_options: .*n_startup"),
+        (lambda: make_sampler("tpe", {"n_startup": 3}, 0, "w", 0), "sampler_options: .*n_startup"),
         (lambda: make_pruner("median", {"x": 3}, 1, 1), "pruner_options: .*x"),
     ],
 )

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
+from dlen.cli import written
 from dlen.comparing.plan import Run
 from dlen.data.prepare import locked
 from dlen.devices import worker_environment
@@ -88,7 +89,12 @@ class _Pool:
             self.places.put(place)
 
     def _run(self, run: Run, place: dict[str, str]) -> None:
-        arguments = [sys.executable, str(self.script), *run.overrides, f"run_dir='{run.folder}'"]
+        arguments = [
+            sys.executable,
+            str(self.script),
+            *run.overrides,
+            f"run_dir={written(str(run.folder), quote=True)}",
+        ]
         if (run.folder / "checkpoints" / "last.ckpt").exists() and not (run.folder / "metrics.json").exists():
             arguments.append("ckpt=last")
         else:

@@ -69,7 +69,7 @@ class StudyTable:
     def _print(self, line: str) -> None:
         self._printed = time.monotonic()
         if self._live:
-            self._live.console.print(line, highlight=False, soft_wrap=True)
+            self._live.console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:
             print(line, file=sys.stderr, flush=True)
 
@@ -111,7 +111,7 @@ class StudyTable:
             ran = (datetime.now() - trial.datetime_start).total_seconds() if trial.datetime_start else 0
             worker = str(trial.user_attrs.get("worker", ""))
             cells = [str(trial.number), worker, f"{ran:.0f}", "" if step is None else str(step), value]
-            table.add_row(*cells, describe(trial.params))
+            table.add_row(*(Text(cell) for cell in [*cells, describe(trial.params)]))  # brackets are no markup
         return table
 
 

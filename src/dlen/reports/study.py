@@ -156,8 +156,8 @@ def slices(complete: Sequence[FrozenTrial]) -> go.Figure:
         max(len(params), 1),
         shared_xaxes="columns",
         shared_yaxes="rows",
-        vertical_spacing=0.02,
-        horizontal_spacing=0.02,
+        vertical_spacing=min(0.02, 0.5 / max(len(tasks), 1)),
+        horizontal_spacing=min(0.02, 0.5 / max(len(params), 1)),
     )
     for column, name in enumerate(params, 1):
         for row, task in enumerate(tasks, 1):

@@ -44,8 +44,9 @@ def write_best(overrides: Sequence[str], said: str, path: Path) -> None:
 
 def _put(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:
     for key in keys[:-1]:
-        inner = values.setdefault(key, {})
-        values = inner if isinstance(inner, dict) else values.setdefault(key, {})
+        if not isinstance(values.get(key), dict):
+            values[key] = {}
+        values = values[key]
     values[keys[-1]] = value
 
 

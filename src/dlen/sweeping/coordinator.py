@@ -58,15 +58,15 @@ class LocalWorker:
         number: of the worker, from 0.
         workers: on this machine.
         devices: of each worker.
-        folder: of the study.
+        spec: file of the study's spec.
         storage: of the study.
     """
 
-    def __init__(self, name: str, number: int, workers: int, devices: int, folder: Path, storage: str) -> None:
+    def __init__(self, name: str, number: int, workers: int, devices: int, spec: Path, storage: str) -> None:
         self.name = name
-        self.path = folder / "workers" / f"{name}.log"
+        self.path = spec.with_name(f"{name}.log")
         place = worker_environment(number, workers, devices)
-        command = [sys.executable, "-m", "dlen.sweeping.worker", str(folder / "spec.json"), name, str(number)]
+        command = [sys.executable, "-m", "dlen.sweeping.worker", str(spec), name, str(number)]
         with self.path.open("wb") as output:
             self.process = subprocess.Popen(
                 command,
@@ -105,7 +105,7 @@ class SubmititWorker:
     Args:
         name: in the study.
         number: of the worker, from 0.
-        folder: of the study, which the job must see.
+        spec: file of the study's spec, which the job must see.
         cluster: of submitit, such as ``slurm`` or ``local``.
         parameters: of submitit's executor, such as ``timeout_min`` and ``gpus_per_node``.
 
@@ -113,7 +113,7 @@ class SubmititWorker:
         UserError: submitit is not installed, or refuses.
     """
 
-    def __init__(self, name: str, number: int, folder: Path, cluster: str, parameters: dict[str, Any]) -> None:
+    def __init__(self, name: str, number: int, spec: Path, cluster: str, parameters: dict[str, Any]) -> None:
         try:
             import submitit
         except ImportError:
@@ -122,9 +122,9 @@ class SubmititWorker:
 
         self.name = name
         try:
-            executor = submitit.AutoExecutor(folder=folder / "workers" / "submitit", cluster=cluster)
+            executor = submitit.AutoExecutor(folder=spec.with_name("submitit"), cluster=cluster)
             executor.update_parameters(name=name, **parameters)
-            self.job = executor.submit(work_from, str(folder / "spec.json"), name, number)
+            self.job = executor.submit(work_from, str(spec), name, number)
         except (RuntimeError, TypeError, ValueError, NameError, OSError) as error:
             raise UserError(f"config sweep.submitit: {' '.join(str(error).split())[:300]}") from None
 
@@ -176,6 +176,7 @@ class Coordinator:
         self._signs: dict[int, _Sign] = {}
         self._early_deaths = 0
         self._signals = 0
+        self._before = {t.number for t in own_trials(study) if t.state.is_finished()}
 
     def run(self) -> bool:
         """Run the study.
@@ -187,7 +188,6 @@ class Coordinator:
             UserError: no worker can be started, or every trial fails.
         """
         earlier = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
-        repair(self.study)
         try:
             with self.table:
                 while self._step():
@@ -212,13 +212,15 @@ class Coordinator:
         """Look once at workers and trials; whether there is more to come."""
         if self._signals:
             return False
-        trials = own_trials(self.study)
-        for place, worker in enumerate(self._places):
-            code = None if worker is None else worker.exit_code()
+        ended = {place: w.exit_code() for place, w in enumerate(self._places) if w is not None}
+        trials = own_trials(self.study)  # after the exit codes, so that they hold all that a dead worker has begun
+        for place, code in ended.items():
+            worker = self._places[place]
             if worker is not None and code is not None:
                 self._places[place] = None
                 self._bury(worker, code, trials)
         self._bury_stale(trials)
+        repair(self.study)
         trials = own_trials(self.study)
         self.table.show(trials)
         self._give_up_if_all_fail(trials)
@@ -243,18 +245,19 @@ class Coordinator:
         left = [t for t in trials if t.state == TrialState.RUNNING and t.user_attrs.get("worker") == worker.name]
         for trial in left:
             fail(self.study, trial, f"its worker died by {signalled}{hint}", self.spec.retries)
-        if code == 0 or any(t.user_attrs.get("worker") == worker.name for t in trials):
+        if any(t.user_attrs.get("worker") == worker.name for t in trials):
+            self._early_deaths = 0
             return
-        self._early_deaths += 1
+        self._early_deaths += 1 if code else 0
         if self._early_deaths >= _EARLY_DEATHS:
             lines = [line for line in worker.log().splitlines() if line.strip()] or ["it printed nothing"]
             raise UserError(f"workers cannot be started ({signalled}): {lines[-1].removeprefix('error: ')}")
 
     def _bury_stale(self, trials: list[FrozenTrial]) -> None:
         """Queue again the trials of other machines that give no sign of life any more."""
-        now = time.monotonic()
+        now, living = time.monotonic(), {worker.name for worker in self._living()}
         for trial in trials:
-            if trial.state != TrialState.RUNNING or trial.user_attrs.get("worker") in self._names:
+            if trial.state != TrialState.RUNNING or trial.user_attrs.get("worker") in living:
                 continue
             beat = int(trial.user_attrs.get("beat", 0))
             sign = self._signs.setdefault(trial.number, _Sign(beat, now))
@@ -264,7 +267,9 @@ class Coordinator:
                 fail(self.study, trial, f"no sign of life for {STALE_SECONDS:.0f} s", self.spec.retries)
 
     def _give_up_if_all_fail(self, trials: list[FrozenTrial]) -> None:
-        ended = [t for t in trials if t.state.is_finished() and not retried(t)]
+        if any(t.state == TrialState.RUNNING for t in trials):
+            return
+        ended = [t for t in trials if t.state.is_finished() and not retried(t) and t.number not in self._before]
         if len(ended) >= _EARLY_DEATHS and all(t.state == TrialState.FAIL for t in ended):
             reason = ended[-1].user_attrs.get("reason", "no reason is known")
             raise UserError(f"every trial of the study {self.spec.name} fails, the last one with: {reason}")

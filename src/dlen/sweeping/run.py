@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,7 @@ from dlen.sweeping.space import Space, parse_space
 from dlen.sweeping.study import (
     check_options,
     connect,
+    host,
     make_pruner,
     make_sampler,
     open_study,
@@ -98,9 +100,13 @@ def sweep(config: DictConfig, root: Path) -> None:
     check_writable(plan.folder)
     storage = connect(plan.storage)
     study = open_study(storage, spec.name, spec.objectives, plan.identity)
-    queue_points(study, plan.start)
+    if not study.get_trials(deepcopy=False) and any((plan.folder / "trials").glob("*")):
+        raise UserError(f"{plan.folder}/trials: holds the trials of another study; delete it, or set sweep.name=NAME")
+    with locked(plan.folder / ".claim.lock", "beginning this study", quiet=True):
+        queue_points(study, plan.start)
     (plan.folder / "workers").mkdir(parents=True, exist_ok=True)
-    write_text(plan.folder / "spec.json", spec.to_json() + "\n")
+    file = plan.folder / "workers" / f"spec-{host()}-{os.getpid()}.json"  # another coordinator has its own
+    write_text(file, spec.to_json() + "\n")
     before = own_trials(study)
     print(f"study {spec.name}: {len(used(before))} of {spec.trials} trials so far, {workers} workers", file=sys.stderr)
     print(f"folder {plan.folder}, storage {shown(plan.storage)}", file=sys.stderr, flush=True)
@@ -112,8 +118,8 @@ def sweep(config: DictConfig, root: Path) -> None:
             parameters = OmegaConf.to_container(options.submitit.parameters, resolve=True)
             assert isinstance(parameters, dict)
             given = {str(k): v for k, v in parameters.items()}
-            return SubmititWorker(name, number, plan.folder, str(options.submitit.cluster), given)
-        return LocalWorker(name, number, workers, options.devices_per_trial, plan.folder, plan.storage)
+            return SubmititWorker(name, number, file, str(options.submitit.cluster), given)
+        return LocalWorker(name, number, workers, options.devices_per_trial, file, plan.storage)
 
     try:
         whole = Coordinator(study, spec, start, workers, table).run()
@@ -140,6 +146,10 @@ def make_plan(config: DictConfig, root: Path) -> Plan:
             raise UserError(f"config sweep.{key}: {plain[key]!r} is not a whole number from {least}")
     if plain["devices_per_trial"] > 1 and plain["seeds"] > 1:
         raise UserError("config sweep.seeds: with several devices for a trial there is one training; set sweep.seeds=1")
+    if plain["devices_per_trial"] > 1 and plain["confirm"]:
+        raise UserError(
+            "config sweep.confirm: the test of the best is for one device; with several set sweep.confirm=0"
+        )
     if plain["hours"] is not None and not (isinstance(plain["hours"], int | float) and plain["hours"] > 0):
         raise UserError(f"config sweep.hours: {plain['hours']!r} is not a positive number")
     if plain["launcher"] not in _LAUNCHERS:
@@ -154,6 +164,8 @@ def make_plan(config: DictConfig, root: Path) -> Plan:
     base, store = (compose_train(common), None) if job is None else open_run(job.run)
     store = open_store(base) if store is None else store
     name = str(plain["name"] or f"{hydra.runtime.choices['sweep']}-{base.data_name}")
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise UserError(f"config sweep.name: {name!r} is not made of letters, digits, dots, dashes and underscores")
     folder = (Path(config.runs_dir) / "sweeps" / name).absolute()
     tasks = store.schema.task_names
     objectives = _objectives(asked, store) if job is None else asked
@@ -190,7 +202,7 @@ def make_plan(config: DictConfig, root: Path) -> Plan:
         values=[] if job is None else job.values,
         until=None if plain["hours"] is None else time.time() + 3600 * plain["hours"],
     )
-    make_sampler(*spec.sampler, seed=spec.seed, worker=0, trials=0)
+    make_sampler(*spec.sampler, seed=spec.seed, worker="", trials=0)
     make_pruner(*spec.pruner, first=first, steps=steps)
     identity = _identity(base, space, spec, store)
     storage = str(plain["storage"] or folder / "journal.log")

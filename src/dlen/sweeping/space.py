@@ -17,6 +17,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
+from dlen.cli import written
 from dlen.errors import UserError
 
 _KEYS = ("low", "high", "step", "log", "choices", "when", "each_task")
@@ -95,10 +96,10 @@ class Space:
                 continue
             value = params[parameter.name]
             if parameter.task is None:
-                whole[parameter.key] = _written(value)
+                whole[parameter.key] = written(value)
             else:
                 parts.setdefault(parameter.key, {})[parameter.task] = value
-        whole |= {key: _written(own) for key, own in parts.items()}
+        whole |= {key: written(own) for key, own in parts.items()}
         return [f"{key}={value}" for key, value in whole.items()]
 
     def probes(self) -> Iterator[dict[str, Value]]:
@@ -247,15 +248,4 @@ def _ask(trial: optuna.Trial, parameter: Parameter) -> Value:
 
 def _scalar(choice: Any) -> Value:
     """Lists and mappings become text in Hydra's grammar, as Optuna stores plain values only."""
-    return _written(choice) if isinstance(choice, list | dict) else choice
-
-
-def _written(value: Any) -> str:
-    """A value in Hydra's grammar."""
-    if isinstance(value, list):
-        return "[" + ",".join(map(_written, value)) + "]"
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{_written(item)}" for key, item in value.items()) + "}"
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
-    return str(value)
+    return written(choice) if isinstance(choice, list | dict) else choice

@@ -67,6 +67,8 @@ def connect(storage: str) -> BaseStorage:
             return JournalStorage(JournalFileBackend(str(path)))
         except OSError as error:
             raise UserError(f"config sweep.storage: {path} cannot be written ({error.strerror})") from None
+        except ValueError:
+            raise UserError(f"config sweep.storage: {path} is no journal file; SQLite is sqlite:///{path}") from None
     try:
         return _open_database(storage)
     except ImportError:
@@ -98,7 +100,7 @@ def shown(storage: str) -> str:
         return storage
     try:
         return str(sqlalchemy.engine.make_url(storage).render_as_string(hide_password=True))
-    except sqlalchemy.exc.ArgumentError:
+    except (sqlalchemy.exc.ArgumentError, ValueError):
         return storage.split("://")[0] + "://..."
 
 
@@ -122,14 +124,14 @@ def check_options(sampler: str, pruner: str, objectives: Mapping[str, str]) -> N
         raise UserError("config sweep.sampler: cmaes goes with one objective; nsgaii, tpe and gp take several")
 
 
-def make_sampler(name: str, options: Mapping[str, Any], seed: int, worker: int, trials: int) -> BaseSampler:
+def make_sampler(name: str, options: Mapping[str, Any], seed: int, worker: str, trials: int) -> BaseSampler:
     """A worker's own sampler.
 
     Args:
         name: one of the known ones.
         options: further arguments of Optuna's class.
         seed: of the study.
-        worker: its number; workers draw different random numbers, except where they share one sequence.
+        worker: what tells it from the others; they draw different random numbers, except where they share a sequence.
         trials: that the study has: a study that goes on draws other numbers than at its start.
 
     Raises:
@@ -137,7 +139,7 @@ def make_sampler(name: str, options: Mapping[str, Any], seed: int, worker: int, 
     """
     kind, defaults = _SAMPLERS[name]
     if name != "qmc":
-        seed = int(np.random.SeedSequence([seed, worker, trials]).generate_state(1)[0])
+        seed = int(np.random.SeedSequence([seed, *worker.encode(), trials]).generate_state(1)[0])
     try:
         with _quiet():
             return kind(**{"seed": seed, **defaults, **options})
@@ -255,6 +257,9 @@ def claim(study: optuna.Study, budget: int, folder: Path, worker: str) -> optuna
     if len(before) >= budget:
         trial.set_user_attr("surplus", True)
         study.tell(trial, state=TrialState.FAIL)
+        point = study._storage.get_trial(trial._trial_id).system_attrs.get("fixed_params")
+        if point is not None:
+            study.enqueue_trial(point, user_attrs=trial.user_attrs)
         return None
     return trial
 
@@ -264,7 +269,7 @@ def queue_points(study: optuna.Study, points: Sequence[Mapping[str, Any]]) -> No
     known = [t.system_attrs.get("fixed_params") for t in study.get_trials(deepcopy=False)]
     for point in points:
         if dict(point) not in known:
-            study.enqueue_trial(dict(point))
+            study.enqueue_trial(dict(point), skip_if_exists=True)
 
 
 def fail(study: optuna.Study, trial: FrozenTrial, reason: str, retries: int | None) -> bool:
@@ -294,7 +299,7 @@ def fail(study: optuna.Study, trial: FrozenTrial, reason: str, retries: int | No
 
 
 def _queue_again(study: optuna.Study, trial: FrozenTrial, retries: int) -> None:
-    point = trial.params or trial.system_attrs.get("fixed_params") or {}
+    point = {**(trial.system_attrs.get("fixed_params") or {}), **trial.params}
     study.enqueue_trial(point, user_attrs={"retry_of": trial.number, "retries": retries})
 
 

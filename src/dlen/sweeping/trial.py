@@ -23,8 +23,10 @@ from omegaconf import DictConfig
 from optuna.trial import TrialState
 from torch import Tensor
 
+from dlen.cli import written
 from dlen.errors import UserError
 from dlen.files import write_json
+from dlen.sweeping.space import Space
 from dlen.sweeping.study import fail
 from dlen.training.module import RankingModule
 from dlen.training.run import MONITOR, Fitted, fit
@@ -121,7 +123,7 @@ def run_trial(
     study: optuna.Study,
     trial: optuna.Trial,
     compose: Callable[[list[str]], DictConfig],
-    overrides: list[str],
+    space: Space,
     settings: Settings,
     stopping: threading.Event,
 ) -> bool:
@@ -133,19 +135,19 @@ def run_trial(
         study: of the trial.
         trial: begun.
         compose: from the trial's overrides to a config of ``train.py``.
-        overrides: of the trial.
+        space: what is searched.
         settings: of the study.
         stopping: set when the worker has to stop.
 
     Returns:
         Whether it came to its end.
     """
-    trial.set_user_attr("overrides", overrides)
-    frozen = study._storage.get_trial(trial._trial_id)
     try:
+        overrides = space.overrides(space.suggest(trial))
+        trial.set_user_attr("overrides", overrides)
         state, values = _train(trial, compose, overrides, settings, stopping)
     except TrialInterruptedError:
-        fail(study, frozen, "interrupted", None)
+        fail(study, study._storage.get_trial(trial._trial_id), "interrupted", None)
         _mark_wandb("interrupted")
         return False
     except Exception as error:
@@ -153,14 +155,17 @@ def run_trial(
         print(f"trial {trial.number} failed: {reason}", file=sys.stderr)
         if not isinstance(error, UserError | TrialFailedError):
             traceback.print_exc()
-        fail(study, frozen, reason, 0)
+        fail(study, study._storage.get_trial(trial._trial_id), reason, 0)
         _mark_wandb("failed", reason)
         return False
     finally:
         gc.collect()  # Lightning's objects hold one another, and with them the model
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-    study.tell(trial, values, state)
+    try:
+        study.tell(trial, values, state)
+    except (ValueError, optuna.exceptions.UpdateFinishedTrialError):  # another coordinator took it for dead
+        print(f"trial {trial.number} was ended by another coordinator", file=sys.stderr)
     _mark_wandb(state.name.lower())
     return True
 
@@ -178,7 +183,7 @@ def _train(
     for seed in range(settings.seeds):
         folder = settings.folder / "trials" / f"{trial.number:04d}"
         folder = folder if settings.seeds == 1 else folder / f"seed{seed}"
-        config_overrides = [*overrides, f"seed={seed}", f"run_dir='{folder}'"]
+        config_overrides = [*overrides, f"seed={seed}", f"run_dir={written(str(folder), quote=True)}"]
         config = compose(config_overrides)
         reporter = Reporter(trial, keys[0], stopping, prunable=settings.prunable(seed))
         os.environ[FOLLOWED] = json.dumps(config_overrides)
@@ -196,7 +201,11 @@ def _train(
         _keep(trial, fitted, found, steps, time.monotonic() - started, "pruned" if pruned else "complete")
         if pruned:
             return TrialState.PRUNED, None
-    return TrialState.COMPLETE, [sum(f[key] for f in found) / len(found) for key in keys]
+    values = [sum(f[key] for f in found) / len(found) for key in keys]
+    for key, value in zip(keys, values, strict=True):
+        if not math.isfinite(value):
+            raise TrialFailedError(f"{key} is {value}")
+    return TrialState.COMPLETE, values
 
 
 def follow(compose: Callable[[list[str]], DictConfig], settings: Settings) -> None:

@@ -29,6 +29,7 @@ from dlen.sweeping.study import (
     STORAGE,
     claim,
     connect,
+    host,
     make_pruner,
     make_sampler,
 )
@@ -109,7 +110,7 @@ def work(spec: Spec, name: str, number: int, watch: bool) -> None:
     storage = connect(os.environ[STORAGE])
     study = optuna.load_study(study_name=spec.name, storage=storage)
     trials = len(study.get_trials(deepcopy=False))
-    study.sampler = make_sampler(*spec.sampler, seed=spec.seed, worker=number, trials=trials)
+    study.sampler = make_sampler(*spec.sampler, seed=spec.seed, worker=f"{host()}-{number}", trials=trials)
     study.pruner = make_pruner(*spec.pruner, first=spec.first, steps=spec.steps)
     space = parse_space(spec.space, spec.tasks)
     job = None if spec.run is None else FusionJob(Path(spec.run), spec.tasks, spec.values)
@@ -123,8 +124,7 @@ def work(spec: Spec, name: str, number: int, watch: bool) -> None:
                 run_fusion(study, trial, space, job, scores)
                 continue
             with _alive(storage, trial._trial_id):
-                overrides = space.overrides(space.suggest(trial))
-                whole = run_trial(study, trial, composer(spec, trial.number), overrides, settings, stopping)
+                whole = run_trial(study, trial, composer(spec, trial.number), space, settings, stopping)
             if spec.devices > 1:  # a group of processes is for one trial, and is not left to wait for this one
                 if not whole:
                     os.killpg(0, signal.SIGKILL)
@@ -177,6 +177,8 @@ def _alive(storage: optuna.storages.BaseStorage, trial_id: int) -> Iterator[None
                 storage.set_trial_user_attr(trial_id, "beat", number)
             except optuna.exceptions.UpdateFinishedTrialError:
                 return
+            except Exception as error:  # a database that is away for a moment must not make the trial look dead
+                print(f"no sign of life could be given: {error}", file=sys.stderr)
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
