@@ -86,7 +86,7 @@ def _with_best(arguments: Sequence[str]) -> list[str]:
                 found += _overrides_of(content)
             except FileNotFoundError:
                 _fail(f"config +best: {path}: there is no such file")
-            except (OSError, ValueError, AttributeError, TypeError, yaml.YAMLError):
+            except (OSError, ValueError, LookupError, AttributeError, TypeError, yaml.YAMLError):
                 _fail(f"config +best: {path}: is not the best.yaml of a study that trains")
     # Hydra's own flags, which begin with a dash, may stand anywhere.
     return [*found, *rest]

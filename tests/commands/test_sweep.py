@@ -43,7 +43,12 @@ MODEL = [
 MODEL += ["model.backbone.expert=[8]", "model.backbone.num_experts=2", "optimizer.embedding_lr=0.02"]
 SMALL = ["sweep=alpha", "sweep.maximize=[val/auc/mean]", "sweep.minimize=[]", *DATA, *MODEL, "sweep.workers=2"]
 SMALL += ["sweep.confirm=0", "sweep.pruner=none"]
-LONG = [*SMALL, "trainer.max_epochs=40", "patience=1000"]  # some seconds for each trial
+LONG = [
+    *SMALL,
+    "trainer.max_epochs=40",
+    "trainer.val_check_interval=1.0",
+    "patience=1000",
+]  # some seconds for each trial
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
 NAME = "alpha-feed"
 
@@ -200,7 +205,7 @@ def test_the_dashboard_opens_the_storage(done: Path) -> None:
 
 
 def test_ctrl_c_loses_and_repeats_nothing(tmp_path: Path) -> None:
-    process = start(tmp_path, *LONG, "sweep.trials=5")
+    process = start(tmp_path, *LONG, "sweep.trials=3")
     wait_for(lambda: running(tmp_path))
     params = {t.number: t.params for t in study_of(tmp_path).trials}
     os.killpg(process.pid, signal.SIGINT)
@@ -213,16 +218,17 @@ def test_ctrl_c_loses_and_repeats_nothing(tmp_path: Path) -> None:
     stopped = [t for t in trials if t.user_attrs.get("reason") == "interrupted"]
     waiting = [t for t in trials if t.state == TrialState.WAITING]
     assert len(stopped) == len(waiting) > 0
-    assert [t.system_attrs["fixed_params"] for t in waiting] == [params[t.number] for t in stopped]
-    again = run_command("sweep.py", [*LONG, "sweep.trials=5"], tmp_path)
+    again_as = {t.user_attrs["retry_of"]: t.system_attrs["fixed_params"] for t in waiting}
+    assert again_as == {t.number: params[t.number] for t in stopped}
+    again = run_command("sweep.py", [*LONG, "sweep.trials=3"], tmp_path)
     assert again.returncode == 0, again.stderr
     ended = [t for t in study_of(tmp_path).trials if t.state == TrialState.COMPLETE]
-    assert len(ended) == 5
-    assert len({json.dumps(t.params, sort_keys=True) for t in ended}) == 5
+    assert len(ended) == 3
+    assert len({json.dumps(t.params, sort_keys=True) for t in ended}) == 3
 
 
 def test_a_killed_worker_costs_a_retry_and_no_more(tmp_path: Path) -> None:
-    process = start(tmp_path, *LONG, "sweep.trials=4")
+    process = start(tmp_path, *LONG, "sweep.trials=3")
     trial = wait_for(lambda: running(tmp_path))[0]
     (victim,) = (w for w in workers_of(process) if trial.user_attrs["worker"] in w.cmdline())
     victim.kill()
@@ -235,7 +241,7 @@ def test_a_killed_worker_costs_a_retry_and_no_more(tmp_path: Path) -> None:
     (retry,) = (t for t in trials if t.user_attrs.get("retry_of") == trial.number)
     assert retry.state == TrialState.COMPLETE
     assert retry.params == dead.params
-    assert sum(t.state == TrialState.COMPLETE for t in trials) == 4
+    assert sum(t.state == TrialState.COMPLETE for t in trials) == 3
     assert f"trial {trial.number} failed (its worker died by signal 9 (SIGKILL)" in errors
 
 
@@ -256,12 +262,12 @@ def test_workers_end_with_a_killed_coordinator(tmp_path: Path) -> None:
 
 def test_two_coordinators_share_a_study(tmp_path: Path) -> None:
     run_command("prepare.py", DATA, tmp_path)
-    both = [start(tmp_path, *SMALL, "sweep.trials=7", "sweep.workers=1") for _ in range(2)]
+    both = [start(tmp_path, *SMALL, "sweep.trials=5", "sweep.workers=1") for _ in range(2)]
     for process in both:
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
     trials = study_of(tmp_path).trials
-    assert sum(t.state == TrialState.COMPLETE for t in trials) == 7
+    assert sum(t.state == TrialState.COMPLETE for t in trials) == 5
     assert len({t.user_attrs["worker"] for t in trials if t.state == TrialState.COMPLETE}) == 2
 
 
@@ -343,16 +349,16 @@ def test_several_objectives_and_seeds(tmp_path: Path) -> None:
 
 def test_a_trial_over_two_processes(tmp_path: Path) -> None:
     """Half of the steps, the figures of one process with twice the batch, and both are pruned together."""
-    space = ["~sweep.space", "+sweep.space={optimizer.lr: {choices: [0.01, 0.011, 1e-9]}}"]
+    space = ["~sweep.space", "+sweep.space={optimizer.lr: {choices: [0.01, 1e-9]}}"]
     arguments = [*SMALL, *space, "sweep.sampler=grid", "sweep.pruner=median", "trainer.precision=32-true"]
-    arguments += ["sweep.pruner_options={n_startup_trials: 2}", "trainer.accelerator=cpu", "trainer.max_epochs=3"]
+    arguments += ["sweep.pruner_options={n_startup_trials: 1}", "trainer.accelerator=cpu", "trainer.max_epochs=2"]
     ran = run_command("sweep.py", [*arguments, "sweep.devices_per_trial=2", "loader.batch_size=128"], tmp_path)
     assert ran.returncode == 0, ran.stderr
     one = run_command("sweep.py", [*arguments, "sweep.workers=1", "sweep.name=one"], tmp_path)
     assert one.returncode == 0, one.stderr
     both, single = study_of(tmp_path).trials, study_of(tmp_path, "one").trials
     assert [t.state for t in both] == [t.state for t in single]
-    assert [t.state for t in both] == [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.PRUNED]
+    assert [t.state for t in both] == [TrialState.COMPLETE, TrialState.PRUNED]
     for a, b in zip(both, single, strict=True):
         assert a.intermediate_values == pytest.approx(b.intermediate_values, abs=1e-4)
         assert a.user_attrs["steps"] == b.user_attrs["steps"]

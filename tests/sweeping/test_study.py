@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from datetime import timedelta
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 import optuna
 import pytest
 from optuna.trial import TrialState
+from rich.console import Console
 
 from dlen.errors import UserError
+from dlen.reports import live
 from dlen.sweeping import study as study_module
 from dlen.sweeping.study import (
     check_options,
@@ -234,3 +237,20 @@ def test_the_best_of_one_objective_is_the_earliest_of_equals(tmp_path: Path) -> 
     assert top is not None
     assert top.number == 1
     assert best_trial([], ONE) is None
+
+
+def test_a_table_shows_brackets_as_they_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """On a terminal, where Rich would take them for markup and stumble over a path in a reason."""
+    study = new(tmp_path)
+    for reason in ("[/data/x] is missing", None):
+        trial = study.ask()
+        trial.suggest_categorical("a.b", ["[8,16]"])
+        if reason:
+            trial.set_user_attr("reason", reason)
+            study.tell(trial, state=TrialState.FAIL)
+    output = io.StringIO()
+    monkeypatch.setattr(live, "Console", lambda **_: Console(file=output, force_terminal=True, width=200))
+    with live.StudyTable("s", 3, ONE, []) as table:
+        table.show(study.trials)
+    assert "[/data/x] is missing" in output.getvalue()
+    assert "a.b=[8,16]" in output.getvalue()
