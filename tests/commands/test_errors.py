@@ -30,7 +30,6 @@ CASES = {
     "validation interval": (["trainer.val_check_interval=99", "data.rows=2000"], "an epoch has 2 batches"),
     "embedding size": (["model.embedding_dim=0", "data.rows=2000"], "embedding_dim must be at least 1, got 0"),
     "no experts": (["model.backbone.num_experts=0", "data.rows=2000"], "num_experts must be at least 1, got 0"),
-    "many processes": (["trainer.devices=2", "trainer.accelerator=cpu", "data.rows=2000"], "use trainer.devices=1"),
     "metric": (["metrics.auc=exakt"], "config metrics.auc: 'exakt' is not one of auto, histogram, exact"),
     "impossible rate": (["data.rates.click=0.9"], "data.rates.click: 0.9 cannot be reached"),
     "missing raw files": (["data=aliccp"], "sample_skeleton_train.csv: no such file. Ali-CCP is published by Alimama"),

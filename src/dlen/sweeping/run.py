@@ -33,6 +33,7 @@ from dlen.sweeping.coordinator import Coordinator, LocalWorker, SubmititWorker, 
 from dlen.sweeping.fusion import FusionJob, check_fusion, confirm, equal_weights, open_job, write_best_fusion
 from dlen.sweeping.space import Space, parse_space
 from dlen.sweeping.study import (
+    STORAGE,
     check_options,
     connect,
     host,
@@ -114,7 +115,7 @@ def sweep(config: DictConfig, root: Path) -> None:
 
     def start(name: str, number: int) -> Worker:
         if options.launcher == "submitit":
-            os.environ["DLEN_STORAGE"] = plan.storage
+            os.environ[STORAGE] = plan.storage
             parameters = OmegaConf.to_container(options.submitit.parameters, resolve=True)
             assert isinstance(parameters, dict)
             given = {str(k): v for k, v in parameters.items()}
