@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,7 +18,7 @@ from hydra.errors import (
     MissingConfigException,
     OverrideParseException,
 )
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
@@ -28,6 +27,7 @@ from omegaconf.errors import (
 )
 
 from dlen.errors import UserError
+from dlen.overrides import leaves, register_resolvers, written
 
 
 def command(run: Callable[[DictConfig], Any], config_name: str, folder: Path) -> None:
@@ -64,11 +64,6 @@ def command(run: Callable[[DictConfig], Any], config_name: str, folder: Path) ->
         raise SystemExit(130) from None
 
 
-def register_resolvers() -> None:
-    """What the configs' interpolations use beside OmegaConf's own."""
-    OmegaConf.register_new_resolver("stem", lambda path: Path(str(path)).stem, replace=True)
-
-
 def _with_best(arguments: Sequence[str]) -> list[str]:
     """``+best=FILE``, what a study found, as ordinary overrides; all others come later and win.
 
@@ -99,31 +94,7 @@ def _overrides_of(content: dict[str, Any]) -> list[str]:
     overrides = [
         f"{'' if k.startswith('override ') else '+'}{k.removeprefix('override ').lstrip('/')}={v}" for k, v in groups
     ]
-    return overrides + [f"++{key}={written(value, quote=True)}" for key, value in _leaves(content)]
-
-
-def _leaves(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in content.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def written(value: Any, *, quote: bool = False) -> str:
-    """A plain value in the grammar of Hydra's overrides.
-
-    Args:
-        value: of YAML.
-        quote: take a string as text; else it is in that grammar already.
-    """
-    if isinstance(value, list):
-        return "[" + ",".join(written(item, quote=quote) for item in value) + "]"
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{written(item, quote=quote)}" for key, item in value.items()) + "}"
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
-    return "'" + str(value).replace("'", "\\'") + "'" if quote and isinstance(value, str) else str(value)
+    return overrides + [f"++{key}={written(value, quote=True)}" for key, value in leaves(content)]
 
 
 def _fail(line: str) -> NoReturn:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig
 
@@ -42,18 +40,6 @@ def open_store(config: DictConfig) -> Store:
     """The prepared store of a config's data, prepared now if it is not there."""
     source: Source = build(config.data, "data")
     return prepare(source, Path(config.data_dir))
-
-
-def said_overrides(own: Sequence[str], settings: Sequence[str]) -> list[str]:
-    """What ``train.py`` has to be told so that a run is as another command was asked for.
-
-    Args:
-        own: top keys of that command's config that ``train.py`` does not know.
-        settings: what the command sets for all of its runs; its command line comes later and wins.
-    """
-    hydra = HydraConfig.get()
-    said = [o for o in hydra.overrides.task if o.lstrip("+~").split("=")[0].split(".")[0] not in own]
-    return [f"data={hydra.runtime.choices['data']}", *settings, *said]
 
 
 def code_fingerprint() -> str:

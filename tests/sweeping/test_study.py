@@ -71,6 +71,21 @@ def test_a_trial_too_many_is_taken_back(tmp_path: Path, monkeypatch: pytest.Monk
     assert used(own_trials(study)) == [0]
 
 
+def test_a_queued_point_that_is_taken_back_is_queued_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = new(tmp_path)
+    queue_points(study, [{"x": 0.25}])
+    answers = iter([[], [-1]])
+    monkeypatch.setattr(study_module, "used", lambda trials: next(answers))
+    assert claim(study, 1, tmp_path, "b") is None
+    monkeypatch.undo()
+    (waiting,) = own_trials(study)
+    assert waiting.state == TrialState.WAITING
+    trial = claim(study, 1, tmp_path, "a")
+    assert trial is not None
+    assert trial.suggest_float("x", 0, 1) == 0.25
+    assert used(own_trials(study)) == [trial.number]
+
+
 def test_a_trial_that_died_is_tried_again_up_to_a_limit(tmp_path: Path) -> None:
     study = new(tmp_path)
     numbers = []
@@ -115,11 +130,11 @@ def test_a_retry_whose_coordinator_died_is_queued_again_once(tmp_path: Path, mon
     monkeypatch.setattr(study_module, "_queue_again", lambda *a: None)
     fail(study, study.trials[0], "its worker died", 2)
     monkeypatch.undo()
-    repair(study)
+    repair(study, own_trials(study))
     assert len(study.trials) == 1  # whoever failed it may be about to queue it
     monkeypatch.setattr(study_module, "_REPAIR_AFTER", timedelta(0))
-    repair(study)
-    repair(study)
+    repair(study, own_trials(study))
+    repair(study, own_trials(study))
     assert [t.state for t in study.trials] == [TrialState.FAIL, TrialState.WAITING]
     assert study.ask().suggest_float("x", 0, 1) == x
 

@@ -7,12 +7,12 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
 from dlen.data.store import Store
 from dlen.errors import UnfitError, UserError
 from dlen.models.ranker import Ranker
+from dlen.overrides import compose_train
 from dlen.training.module import check_balanceable
 from dlen.training.run import build_balancer, build_model
 from dlen.training.size import dense_parameters
@@ -51,7 +51,7 @@ def fitted(
         raise UserError(f"config experiment.match: {match!r} is neither null nor parameters")
     kept, wanted = {}, 0
     for name, own in models.items():
-        config = compose_run([*common, *own])
+        config = compose_train([*common, *own])
         try:
             model = _build(config, store_of)
             _check_balancing(config, model)
@@ -71,11 +71,6 @@ def fitted(
     return kept
 
 
-def compose_run(overrides: Sequence[str]) -> DictConfig:
-    """The config of ``train.py`` for one run of a comparison."""
-    return compose("train", [*overrides, "model_name=model"])
-
-
 def _check_balancing(config: DictConfig, model: Ranker) -> None:
     """Raise UnfitError where the model has one loss for all tasks and the balancing needs one for each."""
     try:
@@ -93,14 +88,14 @@ def _build(config: DictConfig, store_of: Callable[[DictConfig], Store]) -> Ranke
 
 def _widths(name: str, overrides: list[str], store_of: Callable[[DictConfig], Store], wanted: int) -> list[str]:
     """Overrides of the layer sizes with which the model comes closest to ``wanted`` dense parameters."""
-    model = compose_run(overrides).model
+    model = compose_train(overrides).model
     sizes = {key: OmegaConf.select(model, key) for key in _WIDTHS}
     low, high = 1 / 16, 16.0
     best: tuple[float, list[str]] = (math.inf, [])
     for _ in range(_STEPS):
         factor = (low * high) ** 0.5
         scaled = [f"model.{key}={_scaled(value, factor)}" for key, value in sizes.items() if value is not None]
-        found = dense_parameters(_build(compose_run([*overrides, *scaled]), store_of))
+        found = dense_parameters(_build(compose_train([*overrides, *scaled]), store_of))
         best = min(best, (abs(found - wanted), scaled))
         low, high = (factor, high) if found < wanted else (low, factor)
     if not best[1] or best[0] > _MOST_OFF * wanted:

@@ -12,14 +12,15 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from dlen import __version__
-from dlen.comparing.fit import compose_run, fitted
-from dlen.config import open_store, said_overrides
+from dlen.comparing.fit import fitted
+from dlen.config import open_store
 from dlen.data.store import Store
 from dlen.errors import UserError
+from dlen.overrides import compose_train, said_overrides
 from dlen.training.run import SCORES
 
 _OWN = ("experiment", "seeds", "models", "workers", "out")  # settings of compare.py that train.py does not know
-PLACES = ("data", "data_dir", "data_name", "runs_dir", "run_dir", "ckpt", "base_run", "logger", "model_name")
+_PLACES = ("data", "data_dir", "data_name", "runs_dir", "run_dir", "ckpt", "base_run", "logger", "model_name")
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,15 +139,19 @@ def parse_seeds(value: Any) -> list[int]:
 
 
 def _plan_run(model: str, seed: int, overrides: Sequence[str], stores: dict[str, Store]) -> Run:
-    config = compose_run(overrides)
+    config = compose_train(overrides)
     store = _store_of(config, stores)
-    settings = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(settings, dict)
-    causes = {str(k): v for k, v in settings.items() if k not in PLACES}
-    causes |= {"fingerprint": store.fingerprint, "version": __version__}
+    causes = {**settings_of(config), "fingerprint": store.fingerprint, "version": __version__}
     fingerprint = hashlib.sha256(json.dumps(causes, sort_keys=True).encode()).hexdigest()[:16]
     folder = Path(config.runs_dir) / "compare" / "cache" / f"{config.data_name}-{fingerprint}"
     return Run(model, seed, tuple(overrides), folder.absolute(), store)
+
+
+def settings_of(config: DictConfig) -> dict[str, Any]:
+    """All that a run's figures depend on beside its data: the resolved config without places and names."""
+    settings = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(settings, dict)
+    return {str(k): v for k, v in settings.items() if k not in _PLACES}
 
 
 def _store_of(config: DictConfig, stores: dict[str, Store]) -> Store:

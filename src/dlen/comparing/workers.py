@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from dlen.cli import written
 from dlen.comparing.plan import Run
 from dlen.data.prepare import locked
 from dlen.devices import worker_environment
 from dlen.errors import UserError
+from dlen.overrides import written
 from dlen.progress import Stage
 
 

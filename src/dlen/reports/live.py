@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from dlen.sweeping.trials import best_trial, retried
+from dlen.sweeping.trials import best_trial, ended, last_value, retried
 
 _PLAIN_SECONDS = 30.0
 _ENDED = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
@@ -86,8 +86,7 @@ class StudyTable:
 
     def _summary(self, trials: Sequence[FrozenTrial]) -> str:
         counted = {state: sum(t.state == state for t in trials) for state in TrialState}
-        again = sum(map(retried, trials))
-        done = counted[TrialState.COMPLETE] + counted[TrialState.PRUNED] + counted[TrialState.FAIL] - again
+        again, done = sum(map(retried, trials)), len(ended(trials))
         line = f"{self.name}: {done} of {self.wanted} trials done ({counted[TrialState.PRUNED]} pruned, "
         line += f"{counted[TrialState.FAIL] - again} failed), {counted[TrialState.RUNNING]} running"
         top = best_trial(trials, self.objectives)
@@ -106,8 +105,8 @@ class StudyTable:
         for trial in trials:
             if trial.state != TrialState.RUNNING:
                 continue
-            step = max(trial.intermediate_values, default=None)
-            value = "" if step is None else f"{trial.intermediate_values[step]:.4f}"
+            step, last = trial.last_step, last_value(trial)
+            value = "" if last is None else f"{last:.4f}"
             ran = (datetime.now() - trial.datetime_start).total_seconds() if trial.datetime_start else 0
             worker = str(trial.user_attrs.get("worker", ""))
             cells = [str(trial.number), worker, f"{ran:.0f}", "" if step is None else str(step), value]
@@ -123,5 +122,5 @@ def describe(params: Mapping[str, object]) -> str:
 def _value(trial: FrozenTrial) -> str:
     if trial.values:
         return ", ".join(f"{v:.4f}" for v in trial.values)
-    step = max(trial.intermediate_values, default=None)
-    return "" if step is None else f"{trial.intermediate_values[step]:.4f} at step {step}"
+    last = last_value(trial)
+    return "" if last is None else f"{last:.4f} at step {trial.last_step}"

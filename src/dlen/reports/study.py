@@ -16,7 +16,7 @@ from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
 from dlen.files import write_text
-from dlen.sweeping.trials import best_trial, mean_auc, pareto_front
+from dlen.sweeping.trials import best_trial, last_value, mean_auc, pareto_front, seed_aucs, targets_of
 
 _COLOURS = {"complete": "#4477aa", "pruned": "#ccbb44", "fail": "#ee6677", "running": "#bbbbbb", "best": "#228833"}
 _STYLE = """
@@ -62,7 +62,7 @@ def _figures(
     if len(complete) > 1:
         importances = _importances(study, objectives)
         found += [("Importances", importances)] if importances else []
-        found.append(("AUC of each task by parameter", slices(complete)))
+        found.append(("AUC of each task by parameter", _slices(complete)))
         found.append(("Parallel coordinates", _parallel(complete, objectives)))
     if len(objectives) > 1 and complete:
         found.append(("Pareto front", _pareto(complete, objectives)))
@@ -95,7 +95,7 @@ def _history(trials: Sequence[FrozenTrial], index: int, key: str, direction: str
     if index == 0 and pruned:
         figure.add_scatter(
             x=[t.number for t in pruned],
-            y=[t.intermediate_values[max(t.intermediate_values)] for t in pruned],
+            y=[last_value(t) for t in pruned],
             text=[_text(t) for t in pruned],
             mode="markers",
             name="pruned, last value",
@@ -143,13 +143,13 @@ def _importances(study: optuna.Study, objectives: Mapping[str, str]) -> go.Figur
     return figure.update_layout(xaxis_title="importance (PED-ANOVA)", yaxis_autorange="reversed")
 
 
-def slices(complete: Sequence[FrozenTrial]) -> go.Figure:
+def _slices(complete: Sequence[FrozenTrial]) -> go.Figure:
     """Each task's AUC by each parameter: the mean over seeds, with a band from the lowest seed to the highest.
 
     Args:
         complete: trials with figures.
     """
-    tasks = list(dict.fromkeys(name for t in complete for name in t.user_attrs.get("auc", {})))
+    tasks = targets_of(complete)
     params = list(dict.fromkeys(name for t in complete for name in t.params))
     figure = make_subplots(
         max(len(tasks), 1),
@@ -172,7 +172,7 @@ def slices(complete: Sequence[FrozenTrial]) -> go.Figure:
 
 
 def _add_slice(figure: go.Figure, row: int, column: int, trials: list[FrozenTrial], name: str, task: str) -> None:
-    known = [(t, [v for v in t.user_attrs.get("auc", {}).get(task, []) if v is not None]) for t in trials]
+    known = [(t, seed_aucs(t, task)) for t in trials]
     known = sorted(((t, v) for t, v in known if v), key=lambda pair: _sortable(pair[0].params[name]))
     if not known:
         return

@@ -15,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.trial import FrozenTrial
 
 from dlen.files import replacing_file, write_text
-from dlen.sweeping.trials import pareto_front, retried
+from dlen.sweeping.trials import last_value, pareto_front, retried, seed_aucs, targets_of
 
 
 def write_best(overrides: Sequence[str], said: str, path: Path) -> None:
@@ -63,8 +63,7 @@ def write_trials(trials: Sequence[FrozenTrial], objectives: Mapping[str, str], p
     """
     front = {t.number for t in pareto_front(trials, objectives)}
     params = list(dict.fromkeys(name for t in trials for name in t.params))
-    aucs = list(dict.fromkeys(name for t in trials for name in t.user_attrs.get("auc", {})))
-    rows = [_row(t, objectives, params, aucs, t.number in front) for t in trials]
+    rows = [_row(t, objectives, params, targets_of(trials), t.number in front) for t in trials]
     with replacing_file(path) as temporary:
         pl.DataFrame(rows, infer_schema_length=None).write_parquet(temporary)
 
@@ -73,18 +72,17 @@ def _row(
     trial: FrozenTrial, objectives: Mapping[str, str], params: Sequence[str], aucs: Sequence[str], front: bool
 ) -> dict[str, Any]:
     attrs = trial.user_attrs
-    step = max(trial.intermediate_values, default=None)
     row: dict[str, Any] = {"number": trial.number, "state": trial.state.name.lower(), "best": front}
     row |= dict(zip(objectives, trial.values or [None] * len(objectives), strict=True))
     row |= {f"param/{name}": _cell(trial, name) for name in params}
     for name in aucs:
-        found = [v for v in attrs.get("auc", {}).get(name, []) if v is not None]
+        found = seed_aucs(trial, name)
         mean = sum(found) / len(found) if found else None
         row[f"auc/{name}"] = mean
         row[f"auc/{name}/deviation"] = (
             math.sqrt(sum((v - mean) ** 2 for v in found) / (len(found) - 1)) if mean and len(found) > 1 else None
         )
-    row |= {"last_step": step, "last_value": None if step is None else trial.intermediate_values[step]}
+    row |= {"last_step": trial.last_step, "last_value": last_value(trial)}
     row |= {"steps": attrs.get("steps"), "seconds": attrs.get("seconds")}
     row |= {"samples_per_second": attrs.get("samples_per_second"), "worker": attrs.get("worker")}
     row |= {"started": trial.datetime_start, "ended": trial.datetime_complete, "reason": attrs.get("reason")}

@@ -20,9 +20,10 @@ from optuna.trial import FrozenTrial, TrialState
 from dlen.devices import worker_environment
 from dlen.errors import UserError
 from dlen.reports.live import StudyTable
+from dlen.sweeping.spec import Spec
 from dlen.sweeping.study import STORAGE, fail, host, repair
-from dlen.sweeping.trials import own_trials, retried, used
-from dlen.sweeping.worker import BEAT_SECONDS, Spec
+from dlen.sweeping.trials import ended, own_trials, used
+from dlen.sweeping.worker import BEAT_SECONDS
 
 STALE_SECONDS = 6 * BEAT_SECONDS  # without a sign of life a trial of another machine is taken for dead
 _POLL_SECONDS = 0.5
@@ -212,15 +213,15 @@ class Coordinator:
         """Look once at workers and trials; whether there is more to come."""
         if self._signals:
             return False
-        ended = {place: w.exit_code() for place, w in enumerate(self._places) if w is not None}
+        codes = {place: w.exit_code() for place, w in enumerate(self._places) if w is not None}
         trials = own_trials(self.study)  # after the exit codes, so that they hold all that a dead worker has begun
-        for place, code in ended.items():
+        for place, code in codes.items():
             worker = self._places[place]
             if worker is not None and code is not None:
                 self._places[place] = None
                 self._bury(worker, code, trials)
         self._bury_stale(trials)
-        repair(self.study)
+        repair(self.study, trials)
         trials = own_trials(self.study)
         self.table.show(trials)
         self._give_up_if_all_fail(trials)
@@ -269,9 +270,9 @@ class Coordinator:
     def _give_up_if_all_fail(self, trials: list[FrozenTrial]) -> None:
         if any(t.state == TrialState.RUNNING for t in trials):
             return
-        ended = [t for t in trials if t.state.is_finished() and not retried(t) and t.number not in self._before]
-        if len(ended) >= _EARLY_DEATHS and all(t.state == TrialState.FAIL for t in ended):
-            reason = ended[-1].user_attrs.get("reason", "no reason is known")
+        new = [t for t in ended(trials) if t.number not in self._before]
+        if len(new) >= _EARLY_DEATHS and all(t.state == TrialState.FAIL for t in new):
+            reason = new[-1].user_attrs.get("reason", "no reason is known")
             raise UserError(f"every trial of the study {self.spec.name} fails, the last one with: {reason}")
 
     def _end(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +14,18 @@ import yaml
 from numpy.typing import NDArray
 from optuna.trial import TrialState
 
+from dlen.comparing.statistics import paired
 from dlen.errors import UserError
 from dlen.files import write_json, write_text
 from dlen.metrics.by_user import NDCG_AT, graded_ndcg
 from dlen.ranking.fusion import Form, fuse, values_of, worth
+from dlen.schema import Schema
 from dlen.sweeping.space import Space
 from dlen.sweeping.study import fail
-from dlen.training.run import open_run
 from dlen.training.scoring import SplitScores, score_split
 
 FIGURE = f"ndcg@{NDCG_AT}"
 _KEYS = ("weight", "up", "form")
-_Z = 1.96  # of a 95 % interval over many users
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,19 +65,17 @@ class FusionJob:
         return graded_ndcg(score[known], gains[known], scores.users[known]).numpy()
 
 
-def open_job(run: str, values: Mapping[str, float] | None) -> FusionJob:
+def make_job(run: Path, schema: Schema, values: Mapping[str, float] | None) -> FusionJob:
     """A finished run and what its tasks are worth.
 
     Raises:
-        UserError: it is none, or a value is wrong.
+        UserError: a value is wrong.
     """
-    _, store = open_run(Path(run))
-    tasks = store.schema.tasks
     try:
-        worths = values_of(values, store.schema.task_names, [t.dislike for t in tasks])
+        worths = values_of(values, schema.task_names, [t.dislike for t in schema.tasks])
     except ValueError as error:
         raise UserError(f"config sweep.values: {error}") from None
-    return FusionJob(Path(run).absolute(), store.schema.task_names, worths)
+    return FusionJob(run.absolute(), schema.task_names, worths)
 
 
 def check_fusion(space: Space, job: FusionJob, objectives: Mapping[str, str]) -> None:
@@ -118,8 +115,13 @@ def run_fusion(study: optuna.Study, trial: optuna.Trial, space: Space, job: Fusi
     except ValueError as error:
         fail(study, study._storage.get_trial(trial._trial_id), str(error), 0)
         return
-    trial.set_user_attr("auc", {FIGURE: [float(np.nanmean(found))]})
-    study.tell(trial, float(np.nanmean(found)), TrialState.COMPLETE)
+    found = found[~np.isnan(found)]
+    if not len(found):
+        reason = "no known user of the validation split has anything of worth"
+        fail(study, study._storage.get_trial(trial._trial_id), reason, 0)
+        return
+    trial.set_user_attr("auc", {FIGURE: [float(found.mean())]})
+    study.tell(trial, float(found.mean()), TrialState.COMPLETE)
 
 
 def confirm(job: FusionJob, params: Mapping[str, Any], folder: Path) -> str:
@@ -136,16 +138,14 @@ def confirm(job: FusionJob, params: Mapping[str, Any], folder: Path) -> str:
     scores = job.scores("test")
     best, default = job.by_user(scores, params), job.by_user(scores, {})
     listed = ~np.isnan(best)
-    gains = best[listed] - default[listed]
-    half = _Z * float(gains.std(ddof=1)) / math.sqrt(len(gains)) if len(gains) > 1 else math.nan
-    mean = float(gains.mean()) if len(gains) else math.nan
+    gain = paired(best[listed].tolist(), default[listed].tolist())
     figures = {f"test/{FIGURE}/default": float(np.nanmean(default)), f"test/{FIGURE}/best": float(np.nanmean(best))}
-    figures |= {"gain": mean, "low": mean - half, "high": mean + half, "users": int(listed.sum())}
+    figures |= {"gain": gain.mean, "low": gain.low, "high": gain.high, "users": gain.seeds}
     write_json(folder / "confirm.json", figures)
     return (
         f"test {FIGURE}: best {figures[f'test/{FIGURE}/best']:.4f}, equal weights without P(UP) "
-        f"{figures[f'test/{FIGURE}/default']:.4f}; gain {mean:+.4f} [{mean - half:+.4f}, {mean + half:+.4f}], "
-        f"95 % over {figures['users']:,} users with something to find"
+        f"{figures[f'test/{FIGURE}/default']:.4f}; gain {gain.mean:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}], "
+        f"95 % over {gain.seeds:,} users with something to find"
     )
 
 

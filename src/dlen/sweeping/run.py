@@ -16,22 +16,24 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from optuna.trial import TrialState
 
-from dlen.comparing.plan import PLACES, plan_runs
+from dlen.comparing.plan import plan_runs, settings_of
 from dlen.comparing.run import summarise
 from dlen.comparing.workers import train_missing
-from dlen.config import open_store, said_overrides
+from dlen.config import open_store
 from dlen.data.prepare import check_writable, locked
 from dlen.data.store import Store
 from dlen.devices import number_of_workers
 from dlen.errors import UserError
 from dlen.files import write_text
+from dlen.overrides import compose_train, said_overrides
 from dlen.reports.comparison import markdown, print_markdown, write_comparison
 from dlen.reports.live import StudyTable, describe
 from dlen.reports.study import write_study
 from dlen.sweeping.best import write_best, write_trials
 from dlen.sweeping.coordinator import Coordinator, LocalWorker, SubmititWorker, Worker
-from dlen.sweeping.fusion import FusionJob, check_fusion, confirm, equal_weights, open_job, write_best_fusion
+from dlen.sweeping.fusion import FusionJob, check_fusion, confirm, equal_weights, make_job, write_best_fusion
 from dlen.sweeping.space import Space, parse_space
+from dlen.sweeping.spec import Spec
 from dlen.sweeping.study import (
     STORAGE,
     check_options,
@@ -43,8 +45,7 @@ from dlen.sweeping.study import (
     queue_points,
     shown,
 )
-from dlen.sweeping.trials import best_trial, own_trials, retried, used
-from dlen.sweeping.worker import Spec, compose_train
+from dlen.sweeping.trials import best_trial, ended, own_trials, used
 from dlen.training.run import check, open_run, planned_steps
 from dlen.training.targets import Targets
 
@@ -157,13 +158,16 @@ def make_plan(config: DictConfig, root: Path) -> Plan:
         raise UserError(f"config sweep.launcher: {plain['launcher']!r} is not one of {', '.join(_LAUNCHERS)}")
     asked = _asked({str(key): value for key, value in plain.items()})
     check_options(plain["sampler"], plain["pruner"], asked)
-    job = None if plain["run"] is None else open_job(str(plain["run"]), plain["values"])
     said = said_overrides(("sweep",), [])
     common = said_overrides(("sweep",), plain["settings"])
     if plain["devices_per_trial"] > 1:
         common.append(f"trainer.devices={plain['devices_per_trial']}")
-    base, store = (compose_train(common), None) if job is None else open_run(job.run)
-    store = open_store(base) if store is None else store
+    if plain["run"] is None:
+        job, base = None, compose_train(common)
+        store = open_store(base)
+    else:
+        base, store = open_run(Path(plain["run"]))
+        job = make_job(Path(plain["run"]), store.schema, plain["values"])
     name = str(plain["name"] or f"{hydra.runtime.choices['sweep']}-{base.data_name}")
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise UserError(f"config sweep.name: {name!r} is not made of letters, digits, dots, dashes and underscores")
@@ -274,9 +278,7 @@ def _points(space: Space, points: Sequence[Mapping[str, Any]]) -> list[dict[str,
 
 
 def _identity(base: DictConfig, space: Space, spec: Spec, store: Store) -> dict[str, Any]:
-    settings = OmegaConf.to_container(base, resolve=True)
-    assert isinstance(settings, dict)
-    settings = {str(k): v for k, v in settings.items() if k not in (*PLACES, "seed")}
+    settings = {key: value for key, value in settings_of(base).items() if key != "seed"}
     return {
         "space": space.describe(),
         "objectives": spec.objectives,
@@ -311,19 +313,19 @@ def _answer(study: optuna.Study, plan: Plan, script: Path, asked: int, workers: 
     if top is None:
         print("no trial is complete, so there is no best", file=sys.stderr)
         return
-    ended = [t for t in trials if t.state.is_finished() and not retried(t)]
+    done = ended(trials)
     values = ", ".join(f"{k} {v:.4f}" for k, v in zip(plan.spec.objectives, top.values, strict=True))
     best = f"best: trial {top.number}, {values} on validation, with {describe(top.params)}"
     if plan.job is not None:
-        print(f"{len(ended)} trials\n{best}")
+        print(f"{len(done)} trials\n{best}")
         if asked:
             print(confirm(plan.job, top.params, plan.folder))
         print(f"Study: {plan.folder}/trials.parquet, study.html, best.yaml")
         return
-    steps = sum(int(t.user_attrs.get("steps", 0)) for t in ended)
-    pruned = sum(t.state == TrialState.PRUNED for t in ended)
-    whole = plan.spec.steps * plan.spec.seeds * len(ended)
-    print(f"{len(ended)} trials, {pruned} of them pruned, in {steps:,} of {whole:,} steps ({steps / whole:.0%})")
+    steps = sum(int(t.user_attrs.get("steps", 0)) for t in done)
+    pruned = sum(t.state == TrialState.PRUNED for t in done)
+    whole = plan.spec.steps * plan.spec.seeds * len(done)
+    print(f"{len(done)} trials, {pruned} of them pruned, in {steps:,} of {whole:,} steps ({steps / whole:.0%})")
     print(best)
     if asked:
         models = {"default": plan.said, "best": [*plan.spec.common, *plan.space.overrides(top.params)]}

@@ -17,8 +17,8 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from dlen.cli import written
 from dlen.errors import UserError
+from dlen.overrides import written
 
 _KEYS = ("low", "high", "step", "log", "choices", "when", "each_task")
 Value = bool | int | float | str | None
@@ -120,11 +120,7 @@ class Space:
         axes = [[(p.name, value) for value in p.grid()] for p in self.parameters]
         points: dict[str, dict[str, Value]] = {}
         for combination in itertools.product(*axes):
-            chosen = dict(combination)
-            point: dict[str, Value] = {}
-            for parameter in self.parameters:
-                if _exists(parameter, point):
-                    point[parameter.name] = chosen[parameter.name]
+            point = self._complete(dict(combination))
             points.setdefault(json.dumps(point), point)
         return list(points.values())
 

@@ -31,6 +31,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from dlen.data.prepare import locked
 from dlen.errors import UserError
+from dlen.overrides import leaves
 from dlen.sweeping.trials import own_trials, retried, used
 
 STORAGE = "DLEN_STORAGE"  # tells a worker where the study is kept: a URL can hold a password, so it stays out of files
@@ -178,12 +179,7 @@ def _quiet() -> Iterator[None]:
 
 
 def open_study(
-    storage: BaseStorage,
-    name: str,
-    objectives: Mapping[str, str],
-    identity: Mapping[str, Any],
-    sampler: BaseSampler | None = None,
-    pruner: optuna.pruners.BasePruner | None = None,
+    storage: BaseStorage, name: str, objectives: Mapping[str, str], identity: Mapping[str, Any]
 ) -> optuna.Study:
     """The study of this name, made if it is new.
 
@@ -191,11 +187,10 @@ def open_study(
         UserError: it is another study; what differs stands in the lines of the message after the first.
     """
     directions: Any = list(objectives.values())
-    given: dict[str, Any] = {"storage": storage, "sampler": sampler, "pruner": pruner}
     try:
-        study = optuna.create_study(study_name=name, directions=directions, **given)
+        study = optuna.create_study(study_name=name, directions=directions, storage=storage)
     except optuna.exceptions.DuplicatedStudyError:
-        study = optuna.load_study(study_name=name, **given)
+        study = optuna.load_study(study_name=name, storage=storage)
         before = study.user_attrs.get(_IDENTITY)
         if before is not None and before != _plain(identity):
             lines = "\n".join(f"  {line}" for line in differences(before, _plain(identity)))
@@ -216,7 +211,7 @@ def _plain(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """One line for each value that was changed, added or taken away."""
-    was, now = dict(_leaves(before)), dict(_leaves(after))
+    was, now = ({k: json.dumps(v) for k, v in leaves(content, " ")} for content in (before, after))
     lines = []
     for key in sorted({*was, *now}):
         if key not in now:
@@ -226,14 +221,6 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
         elif was[key] != now[key]:
             lines.append(f"! {key}: was {was[key]}, is {now[key]}")
     return lines
-
-
-def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in content.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key} ")
-        else:
-            yield f"{prefix}{key}", json.dumps(value)
 
 
 def claim(study: optuna.Study, budget: int, folder: Path, worker: str) -> optuna.Trial | None:
@@ -259,7 +246,8 @@ def claim(study: optuna.Study, budget: int, folder: Path, worker: str) -> optuna
         study.tell(trial, state=TrialState.FAIL)
         point = study._storage.get_trial(trial._trial_id).system_attrs.get("fixed_params")
         if point is not None:
-            study.enqueue_trial(point, user_attrs=trial.user_attrs)
+            kept = {k: v for k, v in trial.user_attrs.items() if k not in ("surplus", "worker")}
+            study.enqueue_trial(point, user_attrs=kept)
         return None
     return trial
 
@@ -303,9 +291,13 @@ def _queue_again(study: optuna.Study, trial: FrozenTrial, retries: int) -> None:
     study.enqueue_trial(point, user_attrs={"retry_of": trial.number, "retries": retries})
 
 
-def repair(study: optuna.Study) -> None:
-    """Queue what was to be tried again and is not in the queue: its coordinator died at that very moment."""
-    trials = study.get_trials(deepcopy=False)
+def repair(study: optuna.Study, trials: Sequence[FrozenTrial]) -> None:
+    """Queue what was to be tried again and is not in the queue: its coordinator died at that very moment.
+
+    Args:
+        study: to queue them in.
+        trials: of it, as they were read a moment ago; what is younger than a minute is left alone.
+    """
     queued = {t.user_attrs.get("retry_of") for t in trials}
     for trial in trials:
         ended = trial.datetime_complete

@@ -11,7 +11,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,11 @@ from omegaconf import DictConfig
 from optuna.trial import TrialState
 from torch import Tensor
 
-from dlen.cli import written
 from dlen.errors import UserError
 from dlen.files import write_json
+from dlen.overrides import written
 from dlen.sweeping.space import Space
+from dlen.sweeping.spec import Spec
 from dlen.sweeping.study import fail
 from dlen.training.module import RankingModule
 from dlen.training.run import MONITOR, Fitted, fit
@@ -98,33 +98,12 @@ class Reporter(Callback):
             self.pruned = trainer.should_stop = True
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What all trials of a study share.
-
-    Attributes:
-        objectives: key of a figure to its direction.
-        seeds: trainings of each trial, on seeds 0, 1, ...
-        pruner: its name.
-        folder: of the study.
-    """
-
-    objectives: dict[str, str]
-    seeds: int
-    pruner: str
-    folder: Path
-
-    def prunable(self, seed: int) -> bool:
-        """Whether the training on this seed reports its validations: one objective's, and of the first seed alone."""
-        return len(self.objectives) == 1 and seed == 0 and self.pruner != "wilcoxon"
-
-
 def run_trial(
     study: optuna.Study,
     trial: optuna.Trial,
     compose: Callable[[list[str]], DictConfig],
     space: Space,
-    settings: Settings,
+    spec: Spec,
     stopping: threading.Event,
 ) -> bool:
     """Train a trial on all of its seeds and tell the study how it ended.
@@ -136,7 +115,7 @@ def run_trial(
         trial: begun.
         compose: from the trial's overrides to a config of ``train.py``.
         space: what is searched.
-        settings: of the study.
+        spec: of the study.
         stopping: set when the worker has to stop.
 
     Returns:
@@ -145,7 +124,7 @@ def run_trial(
     try:
         overrides = space.overrides(space.suggest(trial))
         trial.set_user_attr("overrides", overrides)
-        state, values = _train(trial, compose, overrides, settings, stopping)
+        state, values = _train(trial, compose, overrides, spec, stopping)
     except TrialInterruptedError:
         fail(study, study._storage.get_trial(trial._trial_id), "interrupted", None)
         _mark_wandb("interrupted")
@@ -174,18 +153,18 @@ def _train(
     trial: optuna.Trial,
     compose: Callable[[list[str]], DictConfig],
     overrides: list[str],
-    settings: Settings,
+    spec: Spec,
     stopping: threading.Event,
 ) -> tuple[TrialState, list[float] | None]:
     started, found, steps = time.monotonic(), [], 0
-    keys = list(settings.objectives)
+    keys = list(spec.objectives)
     single = len(keys) == 1
-    for seed in range(settings.seeds):
-        folder = settings.folder / "trials" / f"{trial.number:04d}"
-        folder = folder if settings.seeds == 1 else folder / f"seed{seed}"
+    for seed in range(spec.seeds):
+        folder = Path(spec.folder) / "trials" / f"{trial.number:04d}"
+        folder = folder if spec.seeds == 1 else folder / f"seed{seed}"
         config_overrides = [*overrides, f"seed={seed}", f"run_dir={written(str(folder), quote=True)}"]
         config = compose(config_overrides)
-        reporter = Reporter(trial, keys[0], stopping, prunable=settings.prunable(seed))
+        reporter = Reporter(trial, keys[0], stopping, prunable=spec.prunable(seed))
         os.environ[FOLLOWED] = json.dumps(config_overrides)
         fitted = fit(config, lambda folder, reporter=reporter: [reporter], checkpoints=False)  # type: ignore[misc]
         steps += fitted.trainer.global_step
@@ -195,9 +174,9 @@ def _train(
         if missing:
             raise TrialFailedError(f"{missing[0]} is not among the figures of the training")
         found.append(figures)
-        if single and settings.pruner == "wilcoxon":
+        if single and spec.pruner[0] == "wilcoxon":
             trial.report(figures[keys[0]], seed)
-            pruned = seed + 1 < settings.seeds and trial.should_prune()
+            pruned = seed + 1 < spec.seeds and trial.should_prune()
         _keep(trial, fitted, found, steps, time.monotonic() - started, "pruned" if pruned else "complete")
         if pruned:
             return TrialState.PRUNED, None
@@ -208,14 +187,14 @@ def _train(
     return TrialState.COMPLETE, values
 
 
-def follow(compose: Callable[[list[str]], DictConfig], settings: Settings) -> None:
+def follow(compose: Callable[[list[str]], DictConfig], spec: Spec) -> None:
     """What the further processes of a trial do: train along with the first one, which tells the study.
 
     Args:
         compose: from the trial's overrides to a config of ``train.py``.
-        settings: of the study.
+        spec: of the study.
     """
-    reporter = Reporter(None, next(iter(settings.objectives)), threading.Event(), prunable=settings.prunable(0))
+    reporter = Reporter(None, next(iter(spec.objectives)), threading.Event(), prunable=spec.prunable(0))
     fit(compose(json.loads(os.environ[FOLLOWED])), lambda folder: [reporter], checkpoints=False)
 
 

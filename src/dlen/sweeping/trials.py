@@ -23,6 +23,26 @@ def used(trials: Sequence[FrozenTrial]) -> list[int]:
     return [t.number for t in trials if t.state != TrialState.WAITING and not retried(t)]
 
 
+def ended(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Complete, pruned, or failed for good."""
+    return [t for t in trials if t.state.is_finished() and not retried(t)]
+
+
+def last_value(trial: FrozenTrial) -> float | None:
+    """What was reported last; None before the first report."""
+    return None if trial.last_step is None else trial.intermediate_values[trial.last_step]
+
+
+def targets_of(trials: Sequence[FrozenTrial]) -> list[str]:
+    """Names of all AUCs that trials have kept."""
+    return list(dict.fromkeys(name for t in trials for name in t.user_attrs.get("auc", {})))
+
+
+def seed_aucs(trial: FrozenTrial, target: str) -> list[float]:
+    """A target's validation AUC of each seed that has one."""
+    return [v for v in trial.user_attrs.get("auc", {}).get(target, []) if v is not None]
+
+
 def best_trial(trials: Sequence[FrozenTrial], objectives: Mapping[str, str]) -> FrozenTrial | None:
     """The best that is complete; with several objectives, the one of the Pareto front with the best mean AUC.
 
@@ -54,5 +74,5 @@ def pareto_front(trials: Sequence[FrozenTrial], objectives: Mapping[str, str]) -
 
 def mean_auc(trial: FrozenTrial) -> float:
     """Mean AUC over tasks and seeds; minus infinity where it is not known."""
-    found = [v for v in trial.user_attrs.get("auc", {}).get("mean", []) if v is not None]
+    found = seed_aucs(trial, "mean")
     return sum(found) / len(found) if found else float("-inf")

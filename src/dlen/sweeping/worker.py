@@ -13,18 +13,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import optuna
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from hydra import initialize_config_dir
+from omegaconf import DictConfig
 
-from dlen.cli import register_resolvers
+from dlen.overrides import compose_train
 from dlen.sweeping.fusion import FusionJob, run_fusion
 from dlen.sweeping.space import parse_space
+from dlen.sweeping.spec import Spec
 from dlen.sweeping.study import (
     STORAGE,
     claim,
@@ -33,60 +31,9 @@ from dlen.sweeping.study import (
     make_pruner,
     make_sampler,
 )
-from dlen.sweeping.trial import FOLLOWED, Settings, follow, run_trial
+from dlen.sweeping.trial import FOLLOWED, follow, run_trial
 
 BEAT_SECONDS = 10.0  # between two signs of life
-
-
-@dataclass(frozen=True, slots=True)
-class Spec:
-    """All that a worker has to know, as plain values; the storage comes by the environment.
-
-    Attributes:
-        name: of the study.
-        folder: of the study.
-        conf: folder of Hydra's configs.
-        common: overrides of all trials.
-        space: ``sweep.space``.
-        tasks: of the data.
-        objectives: key of a figure to its direction.
-        sampler: name and further arguments.
-        pruner: name and further arguments.
-        first: training steps before the first validation.
-        steps: of a whole trial.
-        seed: of the samplers.
-        seeds: trainings of each trial.
-        trials: wanted number.
-        retries: how often a trial that died is tried again.
-        devices: of each trial, one process for each.
-        run: a finished run whose ranking score is searched; None where trials train.
-        values: what each of its tasks is worth.
-        until: no trial begins after this time, in seconds since the epoch; None for no limit.
-    """
-
-    name: str
-    folder: str
-    conf: str
-    common: list[str]
-    space: dict[str, Any]
-    tasks: list[str]
-    objectives: dict[str, str]
-    sampler: tuple[str, dict[str, Any]]
-    pruner: tuple[str, dict[str, Any]]
-    first: int
-    steps: int
-    seed: int
-    seeds: int
-    trials: int
-    retries: int
-    devices: int
-    run: str | None
-    values: list[float]
-    until: float | None
-
-    def to_json(self) -> str:
-        """For a worker's command line."""
-        return json.dumps(asdict(self))
 
 
 def work(spec: Spec, name: str, number: int, watch: bool) -> None:
@@ -99,10 +46,9 @@ def work(spec: Spec, name: str, number: int, watch: bool) -> None:
         watch: stop when standard input is closed, as happens when the coordinator ends in whatever way.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    settings = Settings(spec.objectives, spec.seeds, spec.pruner[0], Path(spec.folder))
     if FOLLOWED in os.environ:  # started by Lightning, as a further process of a trial
         with initialize_config_dir(spec.conf, version_base="1.3"):
-            follow(composer(spec, None), settings)
+            follow(composer(spec, None), spec)
         return
     stopping = threading.Event()
     if watch:
@@ -124,7 +70,7 @@ def work(spec: Spec, name: str, number: int, watch: bool) -> None:
                 run_fusion(study, trial, space, job, scores)
                 continue
             with _alive(storage, trial._trial_id):
-                whole = run_trial(study, trial, composer(spec, trial.number), space, settings, stopping)
+                whole = run_trial(study, trial, composer(spec, trial.number), space, spec, stopping)
             if spec.devices > 1:  # a group of processes is for one trial, and is not left to wait for this one
                 if not whole:
                     os.killpg(0, signal.SIGKILL)
@@ -149,19 +95,6 @@ def composer(spec: Spec, trial: int | None) -> Callable[[list[str]], DictConfig]
         return config
 
     return make
-
-
-def compose_train(overrides: list[str]) -> DictConfig:
-    """The config of ``train.py``, outside of its command; Hydra must have been initialised."""
-    register_resolvers()
-    composed = compose("train", overrides, return_hydra_config=True)
-    state, before = HydraConfig.instance(), HydraConfig.instance().cfg
-    state.set_config(composed)  # for the interpolations of Hydra's own part, which goes
-    own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
-    config = OmegaConf.create(OmegaConf.to_container(own, resolve=True))
-    state.cfg = before
-    assert isinstance(config, DictConfig)
-    return config
 
 
 @contextmanager

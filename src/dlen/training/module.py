@@ -78,9 +78,10 @@ class RankingModule(L.LightningModule):
         self.figures: dict[str, Figures] = {}  # of the latest pass of each stage
         # With several processes the tables' gradients are exchanged here, and DDP, which reads this, leaves them alone,
         # and buffers, which are constants or sums of this process.
-        self._tables = [name for name, m in self.named_modules() if isinstance(m, EmbeddingTable)]
+        tables = {name: m for name, m in self.named_modules() if isinstance(m, EmbeddingTable)}
+        self._tables = list(tables.values())
         buffers = [name for name, _ in self.named_buffers()]
-        self._ddp_params_and_buffers_to_ignore = [*(f"{name}.weight" for name in self._tables), *buffers]
+        self._ddp_params_and_buffers_to_ignore = [*(f"{name}.weight" for name in tables), *buffers]
 
     def forward(self, batch: Batch) -> Predictions:
         """Probabilities of every task for B rows."""
@@ -119,9 +120,7 @@ class RankingModule(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Exchange the tables' gradients between the processes."""
-        for name in self._tables:
-            table = self.get_submodule(name)
-            assert isinstance(table, EmbeddingTable)
+        for table in self._tables:
             exchange_rows(table.weight)
 
     def on_train_epoch_end(self) -> None:
