@@ -10,7 +10,15 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from dlen.metrics.functional import BINS, exact_auc, for_each_target, histogram_auc, log_odds_bin
+from dlen.metrics.functional import (
+    BINS,
+    exact_auc,
+    exact_roc,
+    for_each_target,
+    histogram_auc,
+    histogram_roc,
+    log_odds_bin,
+)
 
 
 class ExactAUC(Metric):
@@ -57,6 +65,14 @@ class ExactAUC(Metric):
         scores, labels, masks = (dim_zero_cat(x) for x in (self.scores, self.labels, self.masks))
         return torch.stack(for_each_target(exact_auc, masks, scores, labels))
 
+    def roc(self, points: int) -> list[Tensor]:
+        """The K curves of :func:`~dlen.metrics.functional.exact_roc`, over all processes."""
+        with self.sync_context():
+            if not len(self.scores):
+                return [torch.zeros(2, 0, dtype=torch.float64)] * self.num_targets
+            scores, labels, masks = (dim_zero_cat(x) for x in (self.scores, self.labels, self.masks))
+            return for_each_target(lambda s, y: exact_roc(s, y, points), masks, scores, labels)
+
 
 class HistogramAUC(Metric):
     """Area under the ROC curve of K targets from histograms of log-odds. Memory: 4 MiB for each target, any rows.
@@ -94,6 +110,11 @@ class HistogramAUC(Metric):
     def compute(self) -> Tensor:
         """(K,) float64; nan where one class is absent."""
         return histogram_auc(self.counts[:, 0], self.counts[:, 1])
+
+    def roc(self, points: int) -> list[Tensor]:
+        """The K curves of :func:`~dlen.metrics.functional.histogram_roc`, over all processes."""
+        with self.sync_context():
+            return [histogram_roc(negatives, positives, points) for negatives, positives in self.counts]
 
 
 class MTLGain(Metric):

@@ -99,8 +99,8 @@ def log_odds_bin(log_odds: Tensor) -> Tensor:
     return scaled.nan_to_num(0.0).clamp(0, BINS - 1).long()
 
 
-def equal_mass_calibration_error(counts: Tensor, predicted: Tensor, observed: Tensor, groups: int) -> Tensor:
-    """Expected calibration error over groups of equal size, from sums in fine bins of rising score.
+def equal_mass_groups(counts: Tensor, predicted: Tensor, observed: Tensor, groups: int) -> Tensor:
+    """Sums over groups of equal size, from sums in fine bins of rising score.
 
     Fixed-width groups put every row of a rare task into one group; equal mass does not.
 
@@ -108,15 +108,61 @@ def equal_mass_calibration_error(counts: Tensor, predicted: Tensor, observed: Te
         counts: (bins,) rows.
         predicted: (bins,) sums of probabilities.
         observed: (bins,) sums of labels.
-        groups: number of groups.
+        groups: number of groups G.
+
+    Returns:
+        (3, G) float64 sums of rows, probabilities and labels; zero without rows.
+    """
+    middle = counts.cumsum(0).double() - counts / 2
+    group = (middle * groups / counts.sum().clamp(min=1)).long().clamp(0, groups - 1)
+    sums = torch.stack([counts, predicted, observed]).double()
+    return sums.new_zeros(3, groups).index_add_(1, group, sums)
+
+
+def equal_mass_calibration_error(counts: Tensor, predicted: Tensor, observed: Tensor, groups: int) -> Tensor:
+    """Expected calibration error over the groups of :func:`equal_mass_groups`, whose arguments it has.
 
     Returns:
         Scalar: mean over rows of |mean probability - share of positives| of their group; nan without rows.
     """
-    total = counts.sum()
-    if total == 0:
-        return torch.full((), torch.nan, dtype=torch.float64, device=counts.device)
-    middle = counts.cumsum(0).double() - counts / 2
-    group = (middle * groups / total).long().clamp(0, groups - 1)
-    gap = predicted.new_zeros(groups).index_add_(0, group, predicted - observed)
-    return gap.abs().sum() / total
+    rows, probabilities, labels = equal_mass_groups(counts, predicted, observed, groups)
+    total = rows.sum()
+    return (probabilities - labels).abs().sum() / torch.where(total > 0, total, torch.nan)
+
+
+def exact_roc(scores: Tensor, labels: Tensor, points: int) -> Tensor:
+    """The ROC curve from every score, thinned.
+
+    Args:
+        scores: (N,) any monotone score.
+        labels: (N,) 0 or 1.
+        points: at most this many, from 2.
+
+    Returns:
+        (2, P) float64 shares of the negatives and of the positives at or above falling thresholds, from (0, 0) to
+        (1, 1); (2, 0) if one class is absent.
+    """
+    ranked = (ordered_integers(scores) << 1 | labels.long()).sort().values.flip(0)
+    ends = ends_of_runs(ranked >> 1)
+    positives = (ranked & 1).cumsum(0)[ends]
+    return _thinned(torch.stack([ends + 1 - positives, positives]), points)
+
+
+def histogram_roc(negatives: Tensor, positives: Tensor, points: int) -> Tensor:
+    """As :func:`exact_roc`, from (bins,) counts of negatives and positives at rising scores."""
+    cumulated = torch.stack([negatives, positives]).flip(1).cumsum(1)
+    changes = ends_of_runs(cumulated.sum(0))
+    return _thinned(cumulated[:, changes], points)
+
+
+def _thinned(cumulated: Tensor, points: int) -> Tensor:
+    """(2, M) rising counts of negatives and positives -> the corners nearest to equal steps along the curve."""
+    if not cumulated.shape[1] or bool((cumulated[:, -1] == 0).any()):
+        return cumulated.new_zeros(2, 0, dtype=torch.float64)
+    zero = cumulated.new_zeros(2, 1)
+    shares = torch.cat([zero, cumulated], 1).double()
+    shares = shares / shares[:, -1:]
+    steps = torch.linspace(0, 2, points, dtype=torch.float64, device=shares.device)
+    along = shares.sum(0)
+    chosen = torch.searchsorted(along, steps).clamp(max=len(along) - 1)
+    return shares[:, torch.unique(chosen)]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from dlen.metrics.functional import BINS, equal_mass_calibration_error, log_odds_bin
+from dlen.metrics.functional import BINS, equal_mass_calibration_error, equal_mass_groups, log_odds_bin
 from dlen.nn.logspace import log_odds
 
 
@@ -129,3 +129,9 @@ class CalibrationError(Metric):
         """(K,) float64; nan without rows."""
         columns = zip(self.counts, self.predicted, self.observed, strict=True)
         return torch.stack([equal_mass_calibration_error(*column, self.groups) for column in columns])
+
+    def reliability(self) -> Tensor:
+        """(K, 3, groups) float64 sums of rows, probabilities and labels, over all processes."""
+        with self.sync_context():
+            columns = zip(self.counts, self.predicted, self.observed, strict=True)
+            return torch.stack([equal_mass_groups(*column, self.groups) for column in columns])

@@ -117,7 +117,7 @@ def plot_gates(gates: list[GateFigures], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def plot_attention(maps: dict[str, tuple[NDArray[np.float64], list[str], list[str]]], path: Path) -> None:
+def plot_attention(maps: Mapping[str, tuple[NDArray[np.float64], Sequence[str], Sequence[str]]], path: Path) -> None:
     """Mean attention weights, a panel for each map; every line of a map sums to 1.
 
     Args:

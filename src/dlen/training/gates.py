@@ -89,10 +89,10 @@ def _with_task(name: str, tasks: list[str]) -> str:
 
 
 class GateMonitor(Callback):
-    """Watches every gate of the backbone during each validation; costs nothing in training.
+    """Watches every gate of the backbone during each validation and test; costs nothing in training.
 
-    Logged are ``gates/levelN/TASK/entropy`` and ``.../top1``, and the mean weight of each expert. The last ones enter
-    ``metrics.json``, and ``gates.png`` draws them.
+    Logged are ``gates/levelN/TASK/entropy`` and ``.../top1``, and the mean weight of each expert. Those of the last
+    validation enter ``metrics.json``; ``gates.png`` draws those of the test, which are the best checkpoint's.
     """
 
     def __init__(self) -> None:
@@ -104,6 +104,17 @@ class GateMonitor(Callback):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin to watch."""
+        self._watch(pl_module)
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin to watch."""
+        self._watch(pl_module)
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop watching."""
+        self._stop(pl_module)
+
+    def _watch(self, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, RankingModule)
         backbone: Backbone = pl_module.model.backbone
         self._sums, self._outputs = [_Sums(m) for m in backbone.mixtures()], {}
@@ -123,13 +134,7 @@ class GateMonitor(Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop watching, and log."""
-        for handle in self._handles:
-            handle.remove()
-        assert isinstance(pl_module, RankingModule)
-        tasks = pl_module.model.schema.task_names
-        self.last = [f for s in self._sums if s.rows for f in s.figures(tasks)]
-        self.copies = [_with_task_in(name, tasks) for name in copies(self._outputs)]
-        self._outputs = {}
+        self._stop(pl_module)
         if trainer.sanity_checking:
             return
         figures = {f"val/{k}": v for k, v in self.figures().items()}
@@ -138,6 +143,15 @@ class GateMonitor(Callback):
             figures |= {f"val/{found.key}/weight/{name}": value for name, value in weights}
         for logger in trainer.loggers:
             logger.log_metrics(figures, trainer.global_step)
+
+    def _stop(self, pl_module: L.LightningModule) -> None:
+        for handle in self._handles:
+            handle.remove()
+        assert isinstance(pl_module, RankingModule)
+        tasks = pl_module.model.schema.task_names
+        self.last = [f for s in self._sums if s.rows for f in s.figures(tasks)]
+        self.copies = [_with_task_in(name, tasks) for name in copies(self._outputs)]
+        self._outputs = {}
 
     def state_dict(self) -> dict[str, Any]:
         """The last figures, so that a run that goes on and has nothing left to do still has them."""
@@ -149,7 +163,7 @@ class GateMonitor(Callback):
         self.copies = state_dict["copies"]
 
     def figures(self) -> dict[str, float]:
-        """Of the last validation, under the keys of ``metrics.json``."""
+        """Of the last pass, under the keys of ``metrics.json``."""
         found: dict[str, float] = {}
         for gate in self.last:
             found |= {f"{gate.key}/entropy": gate.entropy, f"{gate.key}/top1": gate.top1}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ from dlen.training.latent import PREFERS, UP, HiddenFigures, LatentMeasures
 from dlen.training.targets import Targets
 
 AUC_KINDS = ("auto", "histogram", "exact")
+_ROC_POINTS = 101  # of the curves that are kept
 
 
 @dataclass(slots=True)
@@ -42,11 +43,27 @@ class Figures:
         values: by key, such as ``auc/click``; only the defined ones.
         undefined: the reason for each key that has no value.
         hidden: what a picture of DLEN's hidden state is drawn from; None for other models.
+        curves: by target, only of a test pass.
     """
 
     values: dict[str, float]
     undefined: dict[str, str]
     hidden: HiddenFigures | None = None
+    curves: dict[str, Curves] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Curves:
+    """How one target's scores rank and what its probabilities are worth.
+
+    Attributes:
+        roc: (2, P) shares of the negatives and of the positives above falling thresholds; empty if one class is absent.
+        reliability: (3, G) sums of rows, probabilities and labels in groups of equal size and rising probability; None
+            where the score is no probability of the target.
+    """
+
+    roc: Tensor
+    reliability: Tensor | None
 
 
 class Measures(nn.Module):
@@ -207,6 +224,14 @@ class Measures(nn.Module):
             defined = [v for v in found if v is not None]
             if defined:
                 figures.values[f"{measure}/mean"] = sum(defined) / len(defined)
+
+    def curves(self) -> dict[str, Curves]:
+        """Each target's curves, over all processes."""
+        found = zip(self.auc.roc(_ROC_POINTS), self.ece.reliability(), self.targets.is_probability(), strict=True)
+        return {
+            name: Curves(roc, reliability if probability else None)
+            for name, (roc, reliability, probability) in zip(self.targets.names, found, strict=True)
+        }
 
     def reset(self) -> None:
         """Forget all rows."""

@@ -160,6 +160,8 @@ class RankingModule(L.LightningModule):
         measures = self.measures[stage]
         assert isinstance(measures, Measures)
         figures = measures.compute()
+        if stage == "test":
+            figures.curves = measures.curves()
         measures.reset()
         self.figures[stage] = figures
         values = {f"{stage}/{key}": value for key, value in figures.values.items()}

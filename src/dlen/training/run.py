@@ -39,6 +39,7 @@ from dlen.training.balancing import Balancer
 from dlen.training.callbacks import Meter, PlainProgress, ScoreWriter, TerminalProgress
 from dlen.training.conflict import GradientConflict
 from dlen.training.datamodule import RankingDataModule
+from dlen.training.diagnostics import AttentionMap, diagnostics
 from dlen.training.gates import GateMonitor
 from dlen.training.latent import warnings as hidden_state_warnings
 from dlen.training.measures import AUC_KINDS, Figures
@@ -50,6 +51,7 @@ MONITOR = "val/auc/mean"
 _RUN_DIR = "DLEN_RUN_DIR"  # tells the processes of one run where its folder is
 _SHOWN = 4096  # rows that a picture of attention is the mean of
 SPLITS = ("train", "validation", "test")
+DIAGNOSTICS = "diagnostics_{}.json"  # of a split: curves, hidden state, gates
 SCORES = "scores_test.npy"  # (rows, targets) log-odds of the test split, in stored order
 
 
@@ -104,8 +106,13 @@ def train(config: DictConfig) -> dict[str, Any]:
         write_json(folder / "metrics.json", metrics)
         print_figures(metrics, "test", module.targets.names)
         _show_hidden_state(module, folder)
-        _show_attention(module, fitted.store, folder)
+        attention = _attention(module, fitted.store)
+        if attention:
+            plot_attention(attention, folder / "attention.png")
         fitted.gates.plot(folder / "gates.png")
+        write_json(
+            folder / DIAGNOSTICS.format("test"), diagnostics(module.figures["test"], fitted.gates.last, attention)
+        )
         for line in fitted.gates.warnings():
             print(f"warning: {line}", file=sys.stderr)
         print(f"Run folder: {folder}")
@@ -185,10 +192,10 @@ def _show_hidden_state(module: RankingModule, folder: Path) -> None:
             print(f"warning: {line}", file=sys.stderr)
 
 
-def _show_attention(module: RankingModule, store: Store, folder: Path) -> None:
-    """For MRAN, a picture of what attends to what, on average over the first rows of the test split."""
+def _attention(module: RankingModule, store: Store) -> dict[str, AttentionMap]:
+    """For MRAN, what attends to what, on average over the first rows of the test split."""
     if not isinstance(module.model, MRAN):
-        return
+        return {}
     split, schema = store.split("test"), store.schema
     batch = split.batch(torch.arange(min(len(split), _SHOWN))).to(module.device)
     with torch.inference_mode():
@@ -199,8 +206,7 @@ def _show_attention(module: RankingModule, store: Store, folder: Path) -> None:
         "task to fields": (found.tasks.mean((0, 1)), schema.task_names, fields),
         "task to tasks": (found.transfer.mean(0), schema.task_names, schema.task_names),
     }
-    shown = {title: (mean.double().cpu().numpy(), lines, columns) for title, (mean, lines, columns) in maps.items()}
-    plot_attention(shown, folder / "attention.png")
+    return {title: (mean.double().cpu().numpy(), lines, columns) for title, (mean, lines, columns) in maps.items()}
 
 
 def _fit(trainer: L.Trainer, module: RankingModule, data: RankingDataModule, folder: Path, resume: Path | None) -> None:
@@ -319,8 +325,9 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         raise UserError(f"{checkpoint}: no such checkpoint; checkpoint is best or last")
     run_config.trainer = OmegaConf.merge(run_config.trainer, config.trainer)
     meter = Meter()
+    gates = GateMonitor()
     progress: list[Callback] = [TerminalProgress(meter)] if sys.stderr.isatty() else []
-    trainer = build_trainer(run_config, folder, [], progress, meter)
+    trainer = build_trainer(run_config, folder, [], [*progress, gates], meter)
     trainer.test(module, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False)
     metrics: dict[str, Any] = {
         "model": run_config.model_name,
@@ -332,6 +339,8 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     metrics |= flatten(module.figures["test"], config.split)
     if trainer.is_global_zero:
         write_json(folder / f"metrics_{config.split}.json", metrics)
+        found = diagnostics(module.figures["test"], gates.last, _attention(module, store))
+        write_json(folder / DIAGNOSTICS.format(config.split), found)
         print_figures(metrics, config.split, module.targets.names)
     return metrics
 

@@ -1,0 +1,77 @@
+"""Diagnostics of a test pass as plain values, for pages and dashboards: curves, hidden state, gates, attention."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dlen.metrics.hidden import NEGATIVES, PATTERNS
+from dlen.training.gates import GateFigures
+from dlen.training.latent import HiddenFigures
+from dlen.training.measures import Figures
+
+AttentionMap = tuple[NDArray[np.float64], Sequence[str], Sequence[str]]
+_DIGITS = 5  # far below what a picture shows
+
+
+def diagnostics(
+    figures: Figures, gates: Sequence[GateFigures] = (), attention: Mapping[str, AttentionMap] | None = None
+) -> dict[str, Any]:
+    """What the file ``diagnostics_SPLIT.json`` of a run holds.
+
+    Args:
+        figures: of the pass.
+        gates: of the pass.
+        attention: by title the weights, the names of their lines and of their columns.
+
+    Returns:
+        ``roc`` and ``reliability`` by target; ``hidden``, ``gates`` and ``attention`` where the model has them.
+    """
+    content: dict[str, Any] = {
+        "roc": {name: _rounded(c.roc) for name, c in figures.curves.items() if c.roc.numel()},
+        "reliability": {
+            name: _reliability(c.reliability)
+            for name, c in figures.curves.items()
+            if c.reliability is not None and float(c.reliability[0].sum()) > 0
+        },
+    }
+    if figures.hidden is not None:
+        content["hidden"] = _hidden(figures.hidden)
+    if gates:
+        content["gates"] = [
+            {"level": g.level, "owner": g.owner, "experts": g.experts, "weights": _rounded(g.weights)} for g in gates
+        ]
+    if attention:
+        content["attention"] = {
+            title: {"weights": np.round(weights, _DIGITS).tolist(), "lines": list(lines), "columns": list(columns)}
+            for title, (weights, lines, columns) in attention.items()
+        }
+    return content
+
+
+def _reliability(sums: Tensor) -> dict[str, Any]:
+    """Mean probability and share of positives of each group that has rows."""
+    rows, probabilities, labels = sums[:, sums[0] > 0]
+    return {
+        "rows": rows.long().tolist(),
+        "predicted": _rounded(probabilities / rows, 7),
+        "observed": _rounded(labels / rows, 7),
+    }
+
+
+def _hidden(hidden: HiddenFigures) -> dict[str, Any]:
+    content: dict[str, Any] = {"tasks": hidden.tasks, "negatives": list(NEGATIVES), "kinds": _rounded(hidden.kinds)}
+    content["counts"] = dict(zip(PATTERNS, hidden.counts.long().tolist(), strict=True))
+    if hidden.true_kinds is not None:
+        content["true_kinds"] = _rounded(hidden.true_kinds)
+    return content
+
+
+def _rounded(values: Tensor, digits: int = _DIGITS) -> Any:
+    """Nested lists; null for what is not a number, as JSON has none."""
+    found = np.round(values.detach().double().cpu().numpy(), digits)
+    return np.where(np.isnan(found), None, found).tolist()  # type: ignore[call-overload]
