@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from dlen.comparing.grid import cells_of, parse_grid
 from dlen.comparing.plan import Plan, Run, make_plan
@@ -23,6 +23,7 @@ from dlen.devices import number_of_workers
 from dlen.errors import UserError
 from dlen.reports.comparison import Comparison, Row, markdown, print_markdown, write_comparison
 from dlen.reports.surface import Surface
+from dlen.training.loggers import sync_command
 from dlen.training.run import SCORES
 from dlen.training.targets import Targets
 
@@ -51,7 +52,7 @@ def compare(config: DictConfig, script: Path) -> None:
     name = f"{HydraConfig.get().runtime.choices['experiment']}-{config.data_name}"
     out = Path(config.out) if config.out is not None else Path(config.runs_dir) / "compare" / name
     check_writable(out)
-    train_missing(runs, script, workers)
+    train_missing(runs, script, workers, name, "compare")
     comparisons = [summarise(plan) for plan in plans]
     _warn_of_other_code(runs)
     out.mkdir(parents=True, exist_ok=True)
@@ -64,6 +65,9 @@ def compare(config: DictConfig, script: Path) -> None:
         print_markdown(markdown(comparisons[0]))
         write_comparison(comparisons[0], out)
         print(f"Tables: {out}/table.md, table.csv, table.json")
+
+    if OmegaConf.select(config, "logger.wandb") is not None:
+        print(sync_command(Path(config.runs_dir) / "compare" / "cache" / "*" / "wandb"))
 
 
 def _warn_of_other_code(runs: list[Run]) -> None:

@@ -21,7 +21,7 @@ from dlen.overrides import written
 from dlen.progress import Stage
 
 
-def train_missing(runs: Sequence[Run], script: Path, workers: int) -> None:
+def train_missing(runs: Sequence[Run], script: Path, workers: int, group: str, job_type: str) -> None:
     """Train every run that is not done. A failure stops the runs that have not begun and is told in one line.
 
     On CPU the cores are shared out, so a worker's threads, and with them the last digits of a result, depend on the
@@ -31,6 +31,8 @@ def train_missing(runs: Sequence[Run], script: Path, workers: int) -> None:
         runs: of the plan; those that are done cost nothing.
         script: ``train.py``.
         workers: how many at a time.
+        group: of the runs in W&B.
+        job_type: of the runs in W&B.
 
     Raises:
         UserError: a run failed; its own last line is in the message.
@@ -43,7 +45,7 @@ def train_missing(runs: Sequence[Run], script: Path, workers: int) -> None:
     places: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
     for number in range(workers):
         places.put(worker_environment(number, workers))
-    pool = _Pool(script, places)
+    pool = _Pool(script, places, {"WANDB_RUN_GROUP": group, "WANDB_JOB_TYPE": job_type})
     # A termination ends the runs as well; else they would train on without us. The handler does not raise: in the
     # middle of a lock that would break the lock.
     earlier = signal.signal(signal.SIGTERM, lambda number, frame: pool.stop())
@@ -70,10 +72,11 @@ class _Pool:
     Args:
         script: ``train.py``.
         places: environments of free workers.
+        names: environment in which all runs are grouped in W&B; what the user has set wins.
     """
 
-    def __init__(self, script: Path, places: queue.SimpleQueue[dict[str, str]]) -> None:
-        self.script, self.places = script, places
+    def __init__(self, script: Path, places: queue.SimpleQueue[dict[str, str]], names: dict[str, str]) -> None:
+        self.script, self.places, self.names = script, places, names
         self.processes: set[subprocess.Popen[bytes]] = set()
         self.lock = threading.Lock()
         self.stopped = False
@@ -100,9 +103,10 @@ class _Pool:
         else:
             shutil.rmtree(run.folder, ignore_errors=True)
         log = run.folder.with_name(f"{run.folder.name}.log")
+        names = {**self.names, "WANDB_NAME": f"{run.model}-seed{run.seed}"}
         with log.open("wb") as output:
             process = subprocess.Popen(
-                arguments, env={**os.environ, **place}, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+                arguments, env={**names, **os.environ, **place}, stdin=subprocess.DEVNULL, stdout=output, stderr=output
             )
             with self.lock:
                 self.processes.add(process)

@@ -1,8 +1,7 @@
-"""A study as one HTML page that needs no network: what was tried, what mattered, and when each worker did what."""
+"""A study's page, and the same as a file for reports: what was tried, what mattered, when each worker did what."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,44 +11,32 @@ import optuna
 import plotly.graph_objects as go
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
-from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
-from dlen.files import write_text
+from dlen.files import write_json
+from dlen.reports.page import Cell, Plot, Section, Table, plain, safe, write_page
 from dlen.sweeping.trials import best_trial, last_value, mean_auc, pareto_front, seed_aucs, targets_of
 
 _COLOURS = {"complete": "#4477aa", "pruned": "#ccbb44", "fail": "#ee6677", "running": "#bbbbbb", "best": "#228833"}
-_STYLE = """
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; } td, th { padding: .2rem .8rem; text-align: left; border-bottom: 1px solid #8884; }
-.plot { background: white; margin: .5rem 0 1.5rem; }
-"""
 _MOST_LINES = 12  # of the table of trials
 
 
 def write_study(
-    study: optuna.Study, title: str, trials: Sequence[FrozenTrial], objectives: Mapping[str, str], path: Path
+    study: optuna.Study, title: str, trials: Sequence[FrozenTrial], objectives: Mapping[str, str], folder: Path
 ) -> None:
-    """Draw a study.
+    """Write ``study.html``, and ``study.json`` from which ``report.py`` draws the same.
 
     Args:
         study: for the importances.
         title: of the page.
         trials: of the study.
         objectives: key of a figure to its direction.
-        path: of the page.
+        folder: of the study.
     """
-    parts = []
-    for heading, figure in _figures(study, trials, objectives):
-        figure.update_layout(template="plotly_white", margin={"t": 40, "b": 50, "l": 70, "r": 30})
-        plot = figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False})
-        parts.append(f"<h2>{html.escape(heading)}</h2>\n<div class=plot>{plot}</div>")
-    name = html.escape(f"{title} ({study.study_name})")
-    page = f"<!doctype html><html lang=en><head><meta charset=utf-8><title>{name}</title>"
-    page += '<meta name=viewport content="width=device-width, initial-scale=1">'
-    page += f"<style>{_STYLE}</style><script>{get_plotlyjs()}</script></head><body><h1>{name}</h1>\n"
-    write_text(path, page + _table(trials, objectives) + "\n".join(parts) + "</body></html>\n")
+    plots = [Plot(name, plain(figure), wide=True) for name, figure in _figures(study, trials, objectives)]
+    section = Section(f"{title} ({study.study_name})", plots, _tables(trials, objectives), _counts(trials))
+    write_json(folder / "study.json", {"sections": [section.to_dict()]})
+    write_page(folder / "study.html", section.title, f"study {study.study_name}", [section])
 
 
 def _figures(
@@ -76,7 +63,8 @@ def _state(trial: FrozenTrial) -> str:
 
 def _text(trial: FrozenTrial) -> str:
     lines = [f"trial {trial.number}, {_state(trial)}", *(f"{k} = {v}" for k, v in trial.params.items())]
-    return "<br>".join([*lines, *([trial.user_attrs["reason"]] if "reason" in trial.user_attrs else [])])
+    lines += [trial.user_attrs["reason"]] if "reason" in trial.user_attrs else []
+    return "<br>".join(map(safe, lines))
 
 
 def _history(trials: Sequence[FrozenTrial], index: int, key: str, direction: str) -> go.Figure:
@@ -254,34 +242,33 @@ def _timeline(trials: Sequence[FrozenTrial]) -> go.Figure:
     return figure.update_layout(barmode="overlay", xaxis_type="date")
 
 
-def _table(trials: Sequence[FrozenTrial], objectives: Mapping[str, str]) -> str:
-    """Counts, and the best trials."""
+def _counts(trials: Sequence[FrozenTrial]) -> str:
     counts = {state: sum(_state(t) == state for t in trials) for state in ("complete", "pruned", "fail")}
     steps = sum(int(t.user_attrs.get("steps", 0)) for t in trials)
-    text = f"<p>{counts['complete']} complete, {counts['pruned']} pruned, {counts['fail']} failed; {steps:,} steps.</p>"
+    return f"{counts['complete']} complete, {counts['pruned']} pruned, {counts['fail']} failed; {steps:,} steps."
+
+
+def _tables(trials: Sequence[FrozenTrial], objectives: Mapping[str, str]) -> list[Table]:
+    """The best trials."""
     complete = [t for t in trials if t.state == TrialState.COMPLETE]
-    top = best_trial(trials, objectives)
-    if top is None:
-        return text + "<p>No trial is complete yet.</p>"
+    if best_trial(trials, objectives) is None:
+        return []
     if len(objectives) > 1:
         ordered = sorted(complete, key=mean_auc, reverse=True)
     else:
         ordered = sorted(complete, key=lambda t: t.values[0], reverse=next(iter(objectives.values())) == "maximize")
     params = list(dict.fromkeys(name for t in complete for name in t.params))
     header = ["trial", *objectives, *params, "seconds"]
-    lines = [
-        [str(t.number), *(f"{v:.4f}" for v in t.values), *(_shown(t, name) for name in params), _seconds(t)]
+    numeric = {name: all(_is_number(t.params[name]) for t in complete if name in t.params) for name in params}
+    layouts = ["{:d}", *["{:.4f}"] * len(objectives), *("{:.4g}" if numeric[n] else "" for n in params), "{:.0f}"]
+    rows: list[list[Cell]] = [
+        [t.number, *t.values, *(_cell(t, name, numeric[name]) for name in params), t.user_attrs.get("seconds")]
         for t in ordered[:_MOST_LINES]
     ]
-    cells = ["<tr>" + "".join(f"<th>{html.escape(c)}</th>" for c in header) + "</tr>"]
-    cells += ["<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in line) + "</tr>" for line in lines]
-    return f"{text}<h2>Best trials, on validation</h2><table>{''.join(cells)}</table>"
+    return [Table("Best trials, on validation", header, rows, layouts)]
 
 
-def _shown(trial: FrozenTrial, name: str) -> str:
-    value = trial.params.get(name, "")
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _seconds(trial: FrozenTrial) -> str:
-    return f"{trial.user_attrs.get('seconds', float('nan')):.0f}"
+def _cell(trial: FrozenTrial, name: str, numeric: bool) -> Cell:
+    if name not in trial.params:
+        return None
+    return trial.params[name] if numeric else str(trial.params[name])

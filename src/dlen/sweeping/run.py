@@ -46,6 +46,7 @@ from dlen.sweeping.study import (
     shown,
 )
 from dlen.sweeping.trials import best_trial, ended, own_trials, used
+from dlen.training.loggers import sync_command
 from dlen.training.run import check, open_run, planned_steps
 from dlen.training.targets import Targets
 
@@ -131,6 +132,8 @@ def sweep(config: DictConfig, root: Path) -> None:
         print(f"interrupted: the same command goes on with the study {spec.name}", file=sys.stderr)
         raise SystemExit(130)
     _answer(study, plan, root / "train.py", options.confirm, workers)
+    if OmegaConf.select(config, "logger.wandb") is not None:
+        print(sync_command(plan.folder / "trials" / "*" / "wandb"))
 
 
 def make_plan(config: DictConfig, root: Path) -> Plan:
@@ -296,7 +299,7 @@ def _write(study: optuna.Study, plan: Plan) -> None:
     if not trials:
         return
     write_trials(trials, plan.spec.objectives, plan.folder / "trials.parquet")
-    write_study(study, plan.title, trials, plan.spec.objectives, plan.folder / "study.html")
+    write_study(study, plan.title, trials, plan.spec.objectives, plan.folder)
     top = best_trial(trials, plan.spec.objectives)
     if top is not None:
         said = f"trial {top.number} of the study {plan.spec.name}"
@@ -332,7 +335,7 @@ def _answer(study: optuna.Study, plan: Plan, script: Path, asked: int, workers: 
         title = f"Best of the study {plan.spec.name}, and the default, on fresh seeds"
         tested = plan_runs(title, "default", models, range(_FRESH, _FRESH + asked))
         with locked(plan.folder / ".answer.lock", "testing the best of this study"):
-            train_missing(list(tested.runs.values()), script, workers)
+            train_missing(list(tested.runs.values()), script, workers, plan.spec.name, "confirm")
         comparison = summarise(tested)
         print_markdown(markdown(comparison))
         out = plan.folder / "confirm"

@@ -28,6 +28,7 @@ from dlen.overrides import written
 from dlen.sweeping.space import Space
 from dlen.sweeping.spec import Spec
 from dlen.sweeping.study import fail
+from dlen.training.loggers import finish_wandb
 from dlen.training.module import RankingModule
 from dlen.training.run import MONITOR, Fitted, fit
 
@@ -202,7 +203,9 @@ def _keep(
     trial: optuna.Trial, fitted: Fitted, found: list[dict[str, Any]], steps: int, seconds: float, state: str
 ) -> None:
     """A run's ``metrics.json``, and the study's own record of all seeds so far."""
-    write_json(fitted.folder / "metrics.json", {**found[-1], "trial": trial.number, "state": state})
+    metrics = {**found[-1], "trial": trial.number, "state": state}
+    write_json(fitted.folder / "metrics.json", metrics)
+    fitted.dashboard.summarise(metrics)
     names = [*fitted.module.targets.names, "mean"]
     auc = {name: [figures.get(f"val/auc/{name}") for figures in found] for name in names}
     rates = [figures.get("fit/samples_per_second", 0.0) for figures in found]
@@ -231,4 +234,4 @@ def _mark_wandb(state: str, reason: str | None = None) -> None:
     wandb.run.summary["state"] = state
     if reason:
         wandb.run.summary["reason"] = reason
-    wandb.finish(exit_code=0 if state in ("complete", "pruned") else 1)
+    finish_wandb(0 if state in ("complete", "pruned") else 1)

@@ -1,19 +1,172 @@
-"""Loggers that need a decision before they are made."""
+"""Loggers of a run: CSV that a resumed run goes on with, Weights & Biases, TensorBoard, MLflow."""
 
 from __future__ import annotations
 
+import csv
+import getpass
+import hashlib
+import json
 import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import WandbLogger
+from lightning.fabric.loggers.csv_logs import _ExperimentWriter
+from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, WandbLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+
+from dlen.config import build
+from dlen.overrides import leaves
+
+_SAME_RUN = ("model", "balancing", "optimizer", "data", "seed")  # what a run that goes on has in common with before
+CHECKPOINT = "checkpoint"  # a setting of ours among those of the W&B logger
 
 
-def wandb_logger(save_dir: str, **settings: Any) -> WandbLogger:
+class ContinuedCSVLogger(CSVLogger):
+    """Lightning's CSV logger, which deletes what a run had logged before it was interrupted; this one goes on."""
+
+    @property
+    def experiment(self) -> _ExperimentWriter:
+        """The writer of the file."""
+        if not getattr(rank_zero_only, "rank", 0) and self._experiment is None:
+            Path(self.log_dir).mkdir(parents=True, exist_ok=True)
+            self._experiment = _ContinuedWriter(self.log_dir)
+        return super().experiment
+
+
+class _ContinuedWriter(ExperimentWriter):
+    """Keeps the rows of an earlier file up to the step at which the run goes on."""
+
+    def __init__(self, log_dir: str) -> None:
+        path = Path(log_dir) / self.NAME_METRICS_FILE
+        self._earlier: list[dict[str, str]] = []
+        if path.exists():
+            with path.open(newline="") as file:
+                self._earlier = list(csv.DictReader(file))
+        super().__init__(log_dir)
+
+    def save(self) -> None:
+        """Write what is new."""
+        if self.metrics and self._earlier:
+            first = min(int(row["step"]) for row in self.metrics)
+            kept = [row for row in self._earlier if int(row["step"] or 0) <= first]
+            self.metrics_keys = sorted(self._earlier[0])
+            with self._fs.open(self.metrics_file_path, "w", newline="") as file:
+                writer = csv.DictWriter(file, fieldnames=self.metrics_keys)
+                writer.writeheader()
+                writer.writerows(kept)
+            self._earlier = []
+        super().save()
+
+
+def wandb_logger(save_dir: str, checkpoint: bool = False, **settings: Any) -> WandbLogger:
     """Weights & Biases: online where ``WANDB_API_KEY`` is set, offline everywhere else, never asking for a key.
 
     Args:
         save_dir: the run folder; the files go below it.
+        checkpoint: keep the best checkpoint as an artifact, see :class:`~dlen.training.dashboard.Dashboard`.
         settings: arguments of Lightning's ``WandbLogger``.
     """
-    offline = not os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") == "offline"
-    return WandbLogger(save_dir=save_dir, offline=offline, **settings)
+    import wandb
+
+    offline = not os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") in ("offline", "dryrun")
+    return WandbLogger(save_dir=save_dir, offline=offline, settings=wandb.Settings(quiet=True), **settings)
+
+
+def mlflow_logger(save_dir: str, tracking_uri: str, **settings: Any) -> MLFlowLogger:
+    """MLflow; the folder of a local database is made where it is missing.
+
+    Args:
+        save_dir: the run folder, which MLflow does not use.
+        tracking_uri: a server, or ``sqlite:///FILE``.
+        settings: arguments of Lightning's ``MLFlowLogger``.
+    """
+    if tracking_uri.startswith("sqlite:///"):
+        Path(tracking_uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    return MLFlowLogger(tracking_uri=tracking_uri, **settings)
+
+
+def make_loggers(config: DictConfig, folder: Path, fingerprint: str) -> list[Logger]:
+    """The loggers of a run; nothing is written yet.
+
+    Args:
+        config: of ``train.py``.
+        folder: of the run.
+        fingerprint: of the data.
+    """
+    made = []
+    for name, node in (config.logger or {}).items():
+        if node is None:
+            continue
+        settings = {**OmegaConf.to_container(node, resolve=True), "save_dir": str(folder)}  # type: ignore[dict-item]
+        if name == "wandb":
+            settings.setdefault("id", run_id(config, folder, fingerprint))
+        made.append(build(OmegaConf.create(settings), f"logger.{name}"))
+    return made
+
+
+def run_id(config: DictConfig, folder: Path, fingerprint: str) -> str:
+    """A run's name in W&B, 16 hexadecimal digits: the same when it goes on, another for every other run.
+
+    It is made of the user, the folder, the data, and the settings that a run which goes on has to keep.
+    """
+    settings = {
+        key: OmegaConf.to_container(node) if OmegaConf.is_config(node) else node
+        for key in _SAME_RUN
+        for node in [config[key]]
+    }
+    causes = [getpass.getuser(), str(folder.resolve()), fingerprint, settings]
+    return hashlib.sha256(json.dumps(causes, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@rank_zero_only
+def log_config(loggers: Sequence[Logger], config: DictConfig, about: Mapping[str, Any]) -> None:
+    """Every setting by its dotted key, and what is known of the run before it trains; CSV has its own files.
+
+    Args:
+        loggers: of the run.
+        config: of ``train.py``.
+        about: fingerprints and sizes.
+    """
+    settings = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(settings, dict)
+    flat = dict(leaves({str(k): v for k, v in settings.items()})) | dict(about)
+    for logger in loggers:
+        if not isinstance(logger, CSVLogger):
+            logger.log_hyperparams(flat)
+
+
+@rank_zero_only
+def log_final(loggers: Sequence[Logger], metrics: Mapping[str, Any], step: int) -> None:
+    """The figures of ``metrics.json`` that Lightning has not logged, for loggers that take numbers alone."""
+    numbers = {k: float(v) for k, v in metrics.items() if isinstance(v, int | float) and not k.startswith("test/")}
+    for logger in loggers:
+        if not isinstance(logger, CSVLogger | WandbLogger):
+            logger.log_metrics(numbers, step)
+
+
+def finish_wandb(exit_code: int) -> None:
+    """End the process's W&B run, if it has one, and say how it gets to the server if it is not there yet.
+
+    Args:
+        exit_code: 0 where the run has come to its end; W&B shows others as failed.
+    """
+    wandb = sys.modules.get("wandb")  # never imported where nobody asked for it
+    if wandb is None or wandb.run is None:
+        return
+    offline, folder = wandb.run.offline, Path(wandb.run.dir).parent
+    wandb.finish(exit_code=exit_code)
+    if offline:
+        print(sync_command(folder.parent))
+
+
+def sync_command(folder: Path | str) -> str:
+    """How offline runs get to W&B's server.
+
+    Args:
+        folder: that holds them; stars stand for any name.
+    """
+    return f"W&B, offline: wandb sync {folder}/offline-run-*"

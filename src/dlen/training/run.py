@@ -38,10 +38,12 @@ from dlen.schema import Kind
 from dlen.training.balancing import Balancer
 from dlen.training.callbacks import Meter, PlainProgress, ScoreWriter, TerminalProgress
 from dlen.training.conflict import GradientConflict
+from dlen.training.dashboard import Dashboard
 from dlen.training.datamodule import RankingDataModule
 from dlen.training.diagnostics import AttentionMap, diagnostics
 from dlen.training.gates import GateMonitor
 from dlen.training.latent import warnings as hidden_state_warnings
+from dlen.training.loggers import finish_wandb, log_config, log_final, make_loggers
 from dlen.training.measures import AUC_KINDS, Figures
 from dlen.training.module import RankingModule
 from dlen.training.size import size_figures
@@ -72,6 +74,7 @@ class Fitted:
         module: with the weights of the last step.
         data: the batches of its splits.
         gates: what was seen of its gates.
+        dashboard: what W&B is shown.
         metrics: for ``metrics.json``: what is known before the test.
     """
 
@@ -81,6 +84,7 @@ class Fitted:
     module: RankingModule
     data: RankingDataModule
     gates: GateMonitor
+    dashboard: Dashboard
     metrics: dict[str, Any]
 
 
@@ -93,6 +97,16 @@ def train(config: DictConfig) -> dict[str, Any]:
     Raises:
         UserError: for wrong input or settings.
     """
+    try:
+        metrics = _fit_and_test(config)
+    except BaseException:
+        finish_wandb(1)  # also after Ctrl-C: W&B shows the run as failed, and goes on with it when it goes on
+        raise
+    finish_wandb(0)
+    return metrics
+
+
+def _fit_and_test(config: DictConfig) -> dict[str, Any]:
     fitted = fit(config, lambda folder: [ScoreWriter(folder / SCORES)] if config.metrics.scores else [])
     trainer, module, folder, metrics = fitted.trainer, fitted.module, fitted.folder, fitted.metrics
     best = folder / "checkpoints" / "best.ckpt"
@@ -115,6 +129,9 @@ def train(config: DictConfig) -> dict[str, Any]:
         )
         for line in fitted.gates.warnings():
             print(f"warning: {line}", file=sys.stderr)
+        keep = bool(OmegaConf.select(config, "logger.wandb.checkpoint"))
+        fitted.dashboard.close(metrics, module.targets.names, folder, checkpoint=keep)
+        log_final(trainer.loggers, metrics, trainer.global_step)
         print(f"Run folder: {folder}")
     return metrics
 
@@ -146,10 +163,12 @@ def fit(
     _check_optimizer(make_optimizer, model)
     size = size_figures(model, store.split("train").batch(torch.arange(1)))
     folder = _run_folder(config)
-    logger = _loggers(config, folder)
+    loggers = make_loggers(config, folder, store.fingerprint)
+    dashboard = Dashboard(loggers)
     meter, conflict, gates = Meter(), GradientConflict(config.metrics.conflict_every), GateMonitor()
-    callbacks = [*_callbacks(config, folder, meter, checkpoints=checkpoints), conflict, gates, *more(folder)]
-    trainer: L.Trainer = build_trainer(config, folder, logger, callbacks, meter)
+    callbacks = [*_callbacks(config, folder, meter, checkpoints=checkpoints), conflict, gates, dashboard]
+    callbacks += more(folder)
+    trainer: L.Trainer = build_trainer(config, folder, loggers, callbacks, meter)
     rows = {"val": len(store.split("validation")), "test": len(store.split("test"))}
     by_user = _by_user(config, rows["test"])
     module = build_module(config, model, make_optimizer, rows, base, by_user)
@@ -162,6 +181,8 @@ def fit(
         _write_start(config, folder, store)
         print(summary(store), file=sys.stderr)
         print(_describe(config, size, folder), file=sys.stderr, flush=True)
+    about = {"version": __version__, "code": code_fingerprint(), "data_fingerprint": store.fingerprint}
+    log_config(loggers, config, {**about, **size})
     try:
         _fit(trainer, module, data, folder, resume)
     except UserError:  # a resume that is refused leaves the run as it was
@@ -169,16 +190,11 @@ def fit(
             path.write_bytes(content)
         raise
     metrics: dict[str, Any] = {"model": config.model_name, "data": config.data_name, "seed": config.seed}
-    metrics |= {
-        "version": __version__,
-        "code": code_fingerprint(),
-        "data_fingerprint": store.fingerprint,
-        "fit/precision": str(trainer.precision),
-        "fit/steps": trainer.global_step,
-    }
+    metrics |= about
+    metrics |= {"fit/precision": str(trainer.precision), "fit/steps": trainer.global_step}
     metrics |= size
     metrics |= meter.figures(trainer.world_size) | conflict.figures(store.schema.task_names) | gates.figures()
-    return Fitted(store, folder, trainer, module, data, gates, metrics)
+    return Fitted(store, folder, trainer, module, data, gates, dashboard, metrics)
 
 
 def _show_hidden_state(module: RankingModule, folder: Path) -> None:
@@ -542,15 +558,6 @@ def _plain(config: DictConfig) -> dict[str, Any]:
     found = OmegaConf.to_container(config, resolve=True)
     assert isinstance(found, dict)
     return {str(k): v for k, v in found.items()}
-
-
-def _loggers(config: DictConfig, folder: Path) -> list[Any]:
-    nodes = [] if config.logger is None else [n for n in config.logger.values() if n is not None]
-    made = []
-    for node in nodes:
-        settings = {**OmegaConf.to_container(node, resolve=True), "save_dir": str(folder)}  # type: ignore[dict-item]
-        made.append(build(OmegaConf.create(settings), "logger"))
-    return made
 
 
 def _callbacks(config: DictConfig, folder: Path, meter: Meter, *, checkpoints: bool) -> list[Callback]:

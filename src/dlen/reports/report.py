@@ -1,0 +1,241 @@
+"""report: from a pattern of folders to one page about the runs, comparisons and studies that it matches."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from dlen import __version__
+from dlen.comparing.statistics import Difference
+from dlen.data.prepare import check_writable
+from dlen.errors import UserError
+from dlen.reports.page import Cell, RunRow, Runs, Section, Table, write_page
+from dlen.reports.run_figures import (
+    auc_bars,
+    by_label,
+    comparison_bars,
+    difference_bars,
+    gains,
+    learning_curves,
+    means,
+    reliability_curves,
+    representative,
+    roc_curves,
+    run_plots,
+    speed_and_size,
+    surface_maps,
+)
+from dlen.reports.runs import Found, RunRecord, differing, find, read_runs
+
+_ABOUT = (  # what is known of a run beside its AUCs, as columns of the table
+    ("logloss", "logloss of all labels", "test/logloss/labels", "{:.4f}"),
+    ("up_any", "AUC of P(UP), any", "test/auc/up_any", "{:.4f}"),
+    ("up_truth", "AUC of P(UP), truth", "test/auc/up_truth", "{:.4f}"),
+    ("conflict", "conflict in a batch", "train/conflict/share", "{:.1%}"),
+    ("speed", "samples/s", "fit/samples_per_second", "{:,.0f}"),
+    ("seconds", "seconds", "fit/seconds", "{:.0f}"),
+    ("memory", "peak MiB", "fit/peak_memory_mb", "{:,.0f}"),
+    ("steps", "steps", "fit/steps", "{:,.0f}"),
+    ("parameters", "dense parameters", "model/dense_parameters", "{:,.0f}"),
+)
+
+
+def report(config: DictConfig) -> None:
+    """Write the page.
+
+    Args:
+        config: of ``report.py``.
+
+    Raises:
+        UserError: nothing matches, or the page cannot be written.
+    """
+    out = Path(config.out)
+    if out.suffix != ".html":
+        raise UserError(f"config out: {str(out)!r} is no file that ends in .html")
+    check_writable(out.parent)
+    found = find(str(config.runs))
+    records = read_runs(found)
+    sections = [*_data_sections(records, str(config.base)), *_other_sections(found)]
+    if len(by_label(records)) > 1:
+        sections.append(_config_section(records))
+    for line in found.unreadable:
+        print(f"warning: {line}", file=sys.stderr)
+    runs = _runs_table(records) if records else None
+    counts = Counter({"run": len(records), "comparison": len(found.comparisons) + len(found.surfaces)})
+    counts["study"] = len(found.studies)
+    told = ", ".join(f"{n} {_plural(what, n)}" for what, n in counts.items() if n)
+    when = f"{datetime.now():%Y-%m-%d %H:%M}"
+    write_page(out, "Report", f"{told} of {config.runs}; dlen {__version__}, {when}", sections, runs)
+    print(f"Report: {out} ({told})")
+
+
+def _plural(what: str, number: int) -> str:
+    return what if number == 1 else {"study": "studies"}.get(what, f"{what}s")
+
+
+def _runs_table(records: Sequence[RunRecord]) -> Runs:
+    targets = list(dict.fromkeys(t for r in records for t in r.targets))
+    header = [("run", "run"), ("data", "data"), ("model", "model"), ("seed", "seed"), ("state", "state")]
+    header += [("auc", "mean AUC"), *((f"auc/{t}", f"AUC {t}") for t in targets)]
+    header += [(key, name) for key, name, _, _ in _ABOUT]
+    layouts = ["", "", "", "{:d}", "", *["{:.4f}"] * (1 + len(targets)), *(layout for *_, layout in _ABOUT)]
+    rows = []
+    for r in sorted(records, key=lambda r: (r.data, r.label, r.seed)):
+        cells: list[Cell] = [_name(r), r.data, r.label, r.seed, "tested" if r.metrics else "not tested"]
+        cells += [r.figure("test/auc/mean"), *(r.figure(f"test/auc/{t}") for t in targets)]
+        cells += [r.figure(key) for _, _, key, _ in _ABOUT]
+        name = f"{r.data}, {r.label}, seed {r.seed} ({_name(r)})"
+        rows.append(RunRow(r.key, name, cells, _about(r), run_plots(r), _config_text(r)))
+    drawn = [r for r in records if r.diagnostics.get("hidden")] or [r for r in records if r.diagnostics] or records
+    return Runs(header, layouts, rows, representative(drawn).key)
+
+
+def _name(record: RunRecord) -> str:
+    return record.folder.name
+
+
+def _about(record: RunRecord) -> str:
+    parts = [str(record.folder), f"data {record.fingerprint}"]
+    parts += [f"code {record.metrics['code']}"] if "code" in record.metrics else []
+    for key, text in (("fit/precision", "precision {}"), ("fit/steps", "{} steps")):
+        parts += [text.format(record.metrics[key])] if key in record.metrics else []
+    undefined = [k.removeprefix("undefined/") for k in record.metrics if k.startswith("undefined/test/auc")]
+    return "; ".join(parts + [f"undefined: {', '.join(undefined)}"] * bool(undefined))
+
+
+def _config_text(record: RunRecord) -> str:
+    return "\n".join(f"{key}: {json.dumps(value, default=str)}" for key, value in record.settings.items())
+
+
+def _data_sections(records: Sequence[RunRecord], base: str) -> list[Section]:
+    """What the runs on each data set look like beside each other."""
+    sections = []
+    for data in dict.fromkeys(r.data for r in records):
+        own = [r for r in records if r.data == data]
+        conflict = {"train/conflict/share": "in a batch", "train/conflict/rows": "in a row"}
+        hidden = {
+            "test/auc/up_any": "against any interaction",
+            "test/auc/up_truth": "against the truth",
+        }
+        plots = [
+            auc_bars(own),
+            gains(own, base),
+            learning_curves(own),
+            roc_curves(own),
+            reliability_curves(own),
+            means(own, "Hidden state", hidden, "AUC of P(UP)", "Mean over seeds."),
+            means(own, "Gradient conflict", conflict, "task pairs apart", "Over the whole training.", ".0%"),
+            means(own, "Speed", {"fit/samples_per_second": "samples/s"}, "training samples/s"),
+            speed_and_size(own),
+        ]
+        sections.append(Section(f"Runs on {data}", [p for p in plots if p is not None]))
+    return sections
+
+
+def _config_section(records: Sequence[RunRecord]) -> Section:
+    """The settings by which configurations differ; what most of them do not have stands out."""
+    firsts: dict[tuple[str, str], RunRecord] = {}
+    for record in records:
+        firsts.setdefault((record.data, record.label), record)
+    shown = list(firsts.values())
+    several = len({r.data for r in shown}) > 1
+    rows: list[list[Cell]] = []
+    marked = []
+    for number, key in enumerate(differing(shown)):
+        values = [_shown(r.settings.get(key)) for r in shown]
+        usual = Counter(values).most_common(1)[0][0]
+        marked += [(number, column + 1) for column, value in enumerate(values) if value != usual]
+        rows.append([key, *values])
+    header = ["setting", *(f"{r.data}, {r.label}" if several else r.label for r in shown)]
+    table = Table("", header, rows, [""] * len(header), marked=marked)
+    return Section("Config differences", tables=[table], note="Settings that differ; what most do not have is marked.")
+
+
+def _shown(value: Any) -> str:
+    return "" if value is None else value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _other_sections(found: Found) -> list[Section]:
+    """Comparisons, surfaces and studies; a file that cannot be read is left out with a line."""
+    sections = []
+    readers = ((found.comparisons, _comparison_section), (found.surfaces, _surface_section))
+    for folders, read in readers:
+        for folder in folders:
+            try:
+                sections.append(read(folder))
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+                found.unreadable.append(
+                    f"{folder}: is left out, as it cannot be read ({type(error).__name__}: {error})"
+                )
+    for folder in found.studies:
+        try:
+            content = json.loads((folder / "study.json").read_text())
+            for part in content["sections"]:
+                section = Section.from_dict(part)
+                section.title = (
+                    f"Study {folder.name}: {section.title}" if len(content["sections"]) > 1 else section.title
+                )
+                sections.append(section)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            found.unreadable.append(f"{folder}: is left out, as it cannot be read ({type(error).__name__}: {error})")
+    return sections
+
+
+def _comparison_section(folder: Path) -> Section:
+    """The table and the gains of one comparison, as ``compare.py`` wrote them."""
+    content = json.loads((folder / "table.json").read_text())
+    targets, rows = [*content["targets"], "mean"], content["rows"]
+    header = ["model", *targets]
+    cells: list[list[Any]] = [[row["model"], *(_mean(row["auc"][t]) for t in targets)] for row in rows]
+    classes = [""] * len(cells)
+    if content["oracle"]:
+        known = [content["oracle"].get(t) for t in content["targets"]]
+        tasks = known[: content["tasks"]]
+        cells.append(["oracle", *known, _mean(tasks)])
+        classes.append("oracle")
+    seeds = content["seeds"]
+    note = f"AUC on the test split, mean over {len(seeds)} {_plural('seed', len(seeds))}."
+    table = Table("", header, cells, ["", *["{:.4f}"] * len(targets)], note, classes)
+    differences = {
+        row["model"]: {t: Difference(**_numbers(row["differences"][t])) for t in targets if t in row["differences"]}
+        for row in rows
+        if row["differences"]
+    }
+    intervals = "Paired differences; the 95 % interval joins the chance of the seed and that of the test rows."
+    plots = [comparison_bars(content), difference_bars(differences, content["base"], intervals)]
+    return Section(f"{content['title']} ({folder.name})", [p for p in plots if p], [table])
+
+
+def _numbers(content: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no nan."""
+    return {key: float("nan") if value is None else value for key, value in content.items()}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    return (
+        None if not values or any(v is None for v in values) else sum(v for v in values if v is not None) / len(values)
+    )
+
+
+def _surface_section(folder: Path) -> Section:
+    """The gain over a grid of data settings."""
+    cells = json.loads((folder / "surface.json").read_text())
+    axes = list(cells[0]["cell"])
+    rows: list[list[Any]] = []
+    for cell in cells:
+        last = cell["rows"][-1]
+        gain = last["differences"]["mean"]
+        positives = sum(cell["identity"]["training_positives"].values())
+        figures = [positives, gain["mean"], gain["low"], gain["high"]]
+        rows.append([*(str(cell["cell"][axis]) for axis in axes), *figures])
+    layouts = [*[""] * len(axes), "{:,.0f}", *["{:+.4f}"] * 3]
+    table = Table("", [*axes, "training positives", "gain in mean AUC", "low", "high"], rows, layouts)
+    title = f"{cells[0]['title']} ({folder.name})"
+    return Section(title, surface_maps(cells), [table], f"{cells[0]['rows'][-1]['model']} over {cells[0]['base']}.")

@@ -1,0 +1,496 @@
+"""Plotly figures of runs: what several runs have in common to look at, and everything of a single one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from dlen.comparing.statistics import Difference, paired
+from dlen.reports.page import COLOURS, Plot, plain, safe
+from dlen.reports.runs import RunRecord
+
+_PATTERNS = {"no interaction": COLOURS[0], "interaction": COLOURS[1], "dislike": COLOURS[3]}
+_KINDS = {"other": "another interaction", "silent": "silent liking", "detest": "detest"}
+_KIND_COLOURS = (COLOURS[0], COLOURS[4], COLOURS[1])
+_NEUTRAL = "#8a8f98"  # readable on white and on black
+_PANEL = 260  # pixels of a panel's height
+_HISTORY = ("val/auc/", "train/loss")
+
+
+def by_label(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
+    """Runs of one configuration together, in order."""
+    groups: dict[str, list[RunRecord]] = {}
+    for record in records:
+        groups.setdefault(record.label, []).append(record)
+    return groups
+
+
+def representative(records: Sequence[RunRecord]) -> RunRecord:
+    """Of several seeds the one with the best validation AUC."""
+    return max(records, key=lambda record: record.selection)
+
+
+def colours(labels: Sequence[str]) -> dict[str, str]:
+    """A colour for each label."""
+    return {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(labels)}
+
+
+def auc_bars(records: Sequence[RunRecord]) -> Plot | None:
+    """Mean test AUC of each configuration, with the interval over its seeds and the oracle as a line."""
+    targets = [*records[0].targets, "mean"]
+    values = {
+        label: {t: [v for r in runs if (v := r.figure(f"test/auc/{t}")) is not None] for t in targets}
+        for label, runs in by_label(records).items()
+    }
+    oracle = {t: v for t in targets for r in records if (v := r.figure(f"test/oracle/{t}")) is not None}
+    return _auc_bars(values, targets, oracle)
+
+
+def comparison_bars(content: Mapping[str, Any]) -> Plot | None:
+    """The same of a comparison's ``table.json``."""
+    targets = [*content["targets"], "mean"]
+    values = {
+        row["model"]: {t: [v for v in row["auc"][t] if v is not None] for t in targets} for row in content["rows"]
+    }
+    return _auc_bars(values, targets, content["oracle"])
+
+
+def _auc_bars(
+    values: Mapping[str, Mapping[str, Sequence[float]]], targets: Sequence[str], oracle: Mapping[str, float]
+) -> Plot | None:
+    figure = go.Figure()
+    for (label, found), colour in zip(values.items(), colours(list(values)).values(), strict=True):
+        shown = [t for t in targets if found[t]]
+        if shown:
+            halves = [_half(found[t]) for t in shown]
+            _add_bars(figure, label, colour, shown, [float(np.mean(found[t])) for t in shown], halves, halves)
+    if not figure.data:
+        return None
+    places = list(dict.fromkeys(t for trace in figure.data for t in trace.x))
+    for place, target in enumerate(places):
+        if target in oracle:
+            ends = {"x0": place - 0.45, "x1": place + 0.45, "y0": oracle[target], "y1": oracle[target]}
+            figure.add_shape(type="line", line={"color": _NEUTRAL, "width": 3}, **ends)
+    if oracle:
+        line = {"color": _NEUTRAL, "width": 3}
+        figure.add_scatter(x=[None], y=[None], mode="lines", line=line, name="oracle")
+    lowest = min((v - (e or 0) for trace in figure.data if trace.type == "bar" for v, e in _ends(trace)), default=0.5)
+    highest = max([*oracle.values(), *(v + (e or 0) for t in figure.data if t.type == "bar" for v, e in _ends(t))])
+    figure.update_layout(
+        barmode="group",
+        xaxis={"categoryorder": "array", "categoryarray": places},
+        yaxis={"title": "AUC", "range": [min(0.5, lowest), highest + 0.02]},
+    )
+    note = "Test split; bars begin at chance. Lines at their ends: 95 % interval over seeds, where there are several."
+    return Plot("AUC", plain(figure), note, wide=True)
+
+
+def _ends(trace: Any) -> list[tuple[float, float | None]]:
+    return list(zip(trace.y, trace.error_y.array, strict=True))
+
+
+def _half(values: Sequence[float]) -> float | None:
+    """Half of the 95 % interval of a mean; None for one value."""
+    if len(values) < 2:
+        return None
+    found = paired(values, [0.0] * len(values))
+    return found.high - found.mean
+
+
+def _add_bars(
+    figure: go.Figure,
+    label: str,
+    colour: str,
+    places: Sequence[str],
+    values: Sequence[float],
+    above: Sequence[float | None],
+    below: Sequence[float | None],
+) -> None:
+    errors = {"type": "data", "symmetric": False, "array": list(above), "arrayminus": list(below), "thickness": 1}
+    errors["visible"] = any(a is not None for a in above)
+    figure.add_bar(
+        x=list(places),
+        y=list(values),
+        error_y=errors,
+        name=safe(label),
+        marker_color=colour,
+        hovertemplate="%{x}: %{y:.4f}",
+    )
+
+
+def difference_bars(differences: Mapping[str, Mapping[str, Difference]], base: str, note: str) -> Plot | None:
+    """MTL gain of each configuration over a base, by target, with intervals.
+
+    Args:
+        differences: by configuration and target.
+        base: name of the base.
+        note: what the intervals are.
+    """
+    figure = go.Figure()
+    for (label, found), colour in zip(differences.items(), COLOURS[1:] * len(differences), strict=False):
+        known = {t: d for t, d in found.items() if d is not None}
+        if known:
+            above = [None if np.isnan(d.high) else d.high - d.mean for d in known.values()]
+            below = [None if np.isnan(d.low) else d.mean - d.low for d in known.values()]
+            _add_bars(figure, label, colour, list(known), [d.mean for d in known.values()], above, below)
+    if not figure.data:
+        return None
+    figure.update_layout(barmode="group", yaxis={"title": f"AUC minus that of {safe(base)}", "tickformat": "+.3f"})
+    return Plot(f"MTL gain over {base}", plain(figure), note, wide=True)
+
+
+def gains(records: Sequence[RunRecord], base: str) -> Plot | None:
+    """Paired differences to the runs of ``base`` with the same seeds; None where there are none."""
+    groups = by_label(records)
+    reference = groups.get(base) or next((runs for runs in groups.values() if runs[0].model == base), None)
+    if reference is None:
+        return None
+    name, differences = reference[0].label, {}
+    for label, runs in groups.items():
+        if runs is reference:
+            continue
+        found = {}
+        for target in [*records[0].targets, "mean"]:
+            pairs = _pairs(runs, reference, f"test/auc/{target}")
+            if pairs:
+                found[target] = paired([own for own, _ in pairs], [other for _, other in pairs])
+        differences[label] = found
+    note = "Test split, seeds paired. Lines at the ends: 95 % interval over seeds, where there are several;"
+    return difference_bars(differences, name, f"{note} compare.py joins the chance of the test rows to it.")
+
+
+def _pairs(runs: Sequence[RunRecord], reference: Sequence[RunRecord], key: str) -> list[tuple[float, float]]:
+    base = {r.seed: v for r in reference if (v := r.figure(key)) is not None}
+    return [(v, base[r.seed]) for r in runs if (v := r.figure(key)) is not None and r.seed in base]
+
+
+def _panels(titles: Sequence[str], columns: int = 3) -> tuple[go.Figure, Callable[[int], dict[str, int]]]:
+    """Small multiples, and where the panel of each number is."""
+    columns = min(columns, len(titles))
+    rows = -(-len(titles) // columns)
+    figure = make_subplots(
+        rows,
+        columns,
+        subplot_titles=[safe(t) for t in titles],
+        vertical_spacing=0.32 / max(rows, 2),
+        horizontal_spacing=0.22 / max(columns, 2),
+    )
+    figure.update_layout(height=_PANEL * rows + 90)
+    return figure, lambda number: {"row": number // columns + 1, "col": number % columns + 1}
+
+
+def learning_curves(records: Sequence[RunRecord]) -> Plot | None:
+    """Validation AUC of each target by training step, and the training loss; a line for each run."""
+    keys = [f"val/auc/{t}" for t in [*records[0].targets, "mean"]] + ["train/loss"]
+    keys = [k for k in keys if any(k in r.curves for r in records)]
+    if not keys:
+        return None
+    figure, place = _panels([k.removeprefix("val/auc/") for k in keys])
+    colour = colours(list(by_label(records)))
+    named: set[str] = set()
+    for record in records:
+        for number, key in enumerate(keys):
+            if key in record.curves:
+                steps, values = record.curves[key]
+                figure.add_scatter(
+                    x=steps,
+                    y=values,
+                    mode="lines" if len(steps) > 1 else "markers",
+                    line={"color": colour[record.label], "width": 1.5},
+                    marker_color=colour[record.label],
+                    name=safe(record.label),
+                    legendgroup=record.label,
+                    showlegend=record.label not in named,
+                    hovertemplate=f"{safe(record.label)}, seed {record.seed}<br>step %{{x}}: %{{y:.4f}}<extra></extra>",
+                    meta={"run": record.key},
+                    **place(number),
+                )
+                named.add(record.label)
+    return Plot("Learning curves", plain(figure), "Validation AUC and training loss by step.", wide=True)
+
+
+def roc_curves(records: Sequence[RunRecord]) -> Plot | None:
+    """ROC of each target; of several seeds the one with the best validation AUC."""
+    return _by_target(records, "roc", "ROC", "Test split; of several seeds the one that validated best.", _add_roc)
+
+
+def reliability_curves(records: Sequence[RunRecord]) -> Plot | None:
+    """Share of positives against mean probability in groups of equal size."""
+    note = "Share of positives by mean probability, in 20 groups of equal size; on the diagonal is right."
+    return _by_target(records, "reliability", "Reliability", note, _add_reliability)
+
+
+def _by_target(records: Sequence[RunRecord], key: str, title: str, note: str, add: Callable[..., None]) -> Plot | None:
+    shown = [representative(runs) for runs in by_label([r for r in records if r.diagnostics.get(key)]).values()]
+    targets = [t for t in records[0].targets if any(t in r.diagnostics[key] for r in shown)]
+    if not targets:
+        return None
+    figure, place = _panels(targets)
+    colour = colours(list(by_label(records)))
+    named: set[str] = set()
+    for number, target in enumerate(targets):
+        for record in shown:
+            if target in record.diagnostics[key]:
+                style = {
+                    "name": safe(record.label),
+                    "line": {"color": colour[record.label], "width": 1.5},
+                    "marker_color": colour[record.label],
+                    "legendgroup": record.label,
+                    "showlegend": record.label not in named,
+                    "meta": {"run": record.key},
+                }
+                add(figure, record.diagnostics[key][target], style, place(number))
+                named.add(record.label)
+        _add_diagonal(
+            figure, key, [r.diagnostics[key][target] for r in shown if target in r.diagnostics[key]], place(number)
+        )
+    return Plot(title, plain(figure), note, wide=True)
+
+
+def _add_roc(figure: go.Figure, curve: Sequence[Sequence[float]], style: dict[str, Any], place: dict[str, int]) -> None:
+    style = {k: v for k, v in style.items() if k != "marker_color"}
+    figure.add_scatter(x=curve[0], y=curve[1], mode="lines", **style, **place)
+    figure.update_xaxes(title="share of negatives", range=[0, 1], **place)
+    figure.update_yaxes(title="share of positives", range=[0, 1.01], **place)
+
+
+def _add_reliability(
+    figure: go.Figure, groups: Mapping[str, Sequence[float]], style: dict[str, Any], place: dict[str, int]
+) -> None:
+    figure.add_scatter(x=groups["predicted"], y=groups["observed"], mode="lines+markers", **style, **place)
+    figure.update_traces(marker_size=5, selector={"mode": "lines+markers"})
+    figure.update_xaxes(title="predicted", rangemode="tozero", **place)
+    figure.update_yaxes(title="observed", rangemode="tozero", **place)
+
+
+def _add_diagonal(figure: go.Figure, key: str, shown: Sequence[Any], place: dict[str, int]) -> None:
+    end = 1.0 if key == "roc" else max(max(*g["predicted"], *g["observed"], 0) for g in shown)
+    line = {"color": _NEUTRAL, "dash": "dot", "width": 1}
+    figure.add_scatter(x=[0, end], y=[0, end], mode="lines", line=line, hoverinfo="skip", showlegend=False, **place)
+
+
+def means(
+    records: Sequence[RunRecord], title: str, keys: Mapping[str, str], axis: str, note: str = "", tick: str = ""
+) -> Plot | None:
+    """Bars of figures of ``metrics.json``, mean over seeds; each configuration a place.
+
+    Args:
+        records: runs of one data set.
+        title: of the plot.
+        keys: figure to what it is called.
+        axis: title of the vertical axis.
+        note: after the title.
+        tick: format of the axis.
+    """
+    figure, groups = go.Figure(), by_label(records)
+    for number, (key, name) in enumerate(keys.items()):
+        values = {label: [v for r in runs if (v := r.figure(key)) is not None] for label, runs in groups.items()}
+        shown = [label for label, found in values.items() if found]
+        if shown:
+            halves = [_half(values[s]) for s in shown]
+            heights = [float(np.mean(values[s])) for s in shown]
+            _add_bars(figure, name, COLOURS[number], [safe(s) for s in shown], heights, halves, halves)
+            figure.data[-1].hovertemplate = "%{x}: %{y}"
+    if not figure.data:
+        return None
+    figure.update_layout(barmode="group", yaxis={"title": axis, "tickformat": tick}, showlegend=len(keys) > 1)
+    return Plot(title, plain(figure), note)
+
+
+def speed_and_size(records: Sequence[RunRecord]) -> Plot | None:
+    """Peak memory by training speed, a point for each run."""
+    figure, groups = go.Figure(), by_label(records)
+    for (label, runs), colour in zip(groups.items(), colours(list(groups)).values(), strict=True):
+        for record in runs:
+            speed, memory = record.figure("fit/samples_per_second"), record.figure("fit/peak_memory_mb")
+            if speed is None or memory is None:
+                continue
+            figure.add_scatter(
+                x=[speed],
+                y=[memory],
+                mode="markers",
+                marker={"color": colour, "size": 9},
+                name=safe(label),
+                legendgroup=label,
+                showlegend=record is runs[0],
+                meta={"run": record.key},
+                text=f"{safe(label)}, seed {record.seed}",
+                hovertemplate="%{text}<br>%{x:,.0f} samples/s, %{y:,.0f} MiB<extra></extra>",
+            )
+    if not figure.data:
+        return None
+    figure.update_layout(
+        xaxis={"title": "training samples/s", "rangemode": "tozero"},
+        yaxis={"title": "peak memory, MiB", "rangemode": "tozero"},
+    )
+    return Plot(
+        "Speed and memory", plain(figure), "A point for each run; runs on other machines or beside others differ."
+    )
+
+
+def run_plots(record: RunRecord) -> list[Plot]:
+    """Everything that is drawn of one run."""
+    found = [
+        _history(record),
+        _hidden_histogram(record),
+        _negatives(record),
+        _conflict(record),
+        *_gates(record),
+        *_attention(record),
+        roc_curves([record]),
+        reliability_curves([record]),
+    ]
+    return [plot for plot in found if plot is not None]
+
+
+def _history(record: RunRecord) -> Plot | None:
+    figure = make_subplots(specs=[[{"secondary_y": True}]])
+    for number, (key, (steps, values)) in enumerate(sorted(record.curves.items())):
+        if not key.startswith(_HISTORY):
+            continue
+        loss = key == "train/loss"
+        line = {"color": _NEUTRAL if loss else COLOURS[number % len(COLOURS)], "dash": "dot" if loss else "solid"}
+        name = "training loss" if loss else key.removeprefix("val/auc/")
+        figure.add_scatter(x=steps, y=values, mode="lines", line=line, name=safe(name), secondary_y=loss)
+    if not figure.data:
+        return None
+    figure.update_layout(xaxis_title="step")
+    figure.update_yaxes(title_text="validation AUC", secondary_y=False)
+    figure.update_yaxes(title_text="training loss", secondary_y=True, showgrid=False)
+    return Plot("Training", plain(figure), "Validation AUC, and the training loss on the right.")
+
+
+def _hidden_histogram(record: RunRecord) -> Plot | None:
+    hidden = record.diagnostics.get("hidden")
+    if not hidden:
+        return None
+    figure = go.Figure()
+    for pattern, counts in hidden["counts"].items():
+        total = sum(counts)
+        if total:
+            width = 1 / len(counts)
+            figure.add_bar(
+                x=[(i + 0.5) * width for i in range(len(counts))],
+                y=[c / total / width for c in counts],
+                width=width,
+                name=f"{safe(pattern)} ({total:,} rows)",
+                marker_color=_PATTERNS.get(pattern, _NEUTRAL),
+                opacity=0.6,
+                hovertemplate="P(UP) %{x:.2f}: density %{y:.2f}",
+            )
+    figure.update_layout(barmode="overlay", bargap=0, xaxis={"title": "P(UP)", "range": [0, 1]}, yaxis_title="density")
+    return Plot("P(UP) by what happened", plain(figure), "Test rows, by their labels; each pattern has area 1.")
+
+
+def _negatives(record: RunRecord) -> Plot | None:
+    hidden = record.diagnostics.get("hidden")
+    if not hidden:
+        return None
+    figure = go.Figure()
+    sources = [("the model's", hidden["kinds"])]
+    sources += [("the truth", hidden["true_kinds"])] if hidden.get("true_kinds") else []
+    tasks = [safe(t) for t in hidden["tasks"]]
+    for number, (source, kinds) in enumerate(sources):
+        for kind, colour, shares in zip(hidden["negatives"], _KIND_COLOURS, zip(*kinds, strict=True), strict=True):
+            figure.add_bar(
+                x=[tasks, [source] * len(tasks)],
+                y=list(shares),
+                name=_KINDS.get(kind, safe(kind)),
+                marker={"color": colour, "pattern": {"shape": "/" if number else ""}},
+                showlegend=number == 0,
+                legendgroup=kind,
+                hovertemplate="%{y:.1%}",
+            )
+    figure.update_layout(
+        barmode="stack",
+        yaxis={"title": "share of negatives", "tickformat": ".0%", "range": [0, 1]},
+        legend={"y": 1.02, "yanchor": "bottom"},  # below are two lines of names
+    )
+    return Plot("What a negative means", plain(figure), "The paper's three kinds; hatched: the simulator's truth.")
+
+
+def _heat_map(
+    values: Sequence[Sequence[float | None]], lines: Sequence[str], columns: Sequence[str], **options: Any
+) -> go.Figure:
+    """Cells with their values; lines from top to bottom."""
+    texts = [["" if v is None else f"{v:.2f}" for v in line] for line in values]
+    figure = go.Figure(
+        go.Heatmap(
+            z=list(values),
+            x=[safe(c) for c in columns],
+            y=[safe(line) for line in lines],
+            text=texts if len(columns) <= 16 else None,
+            texttemplate="%{text}" if len(columns) <= 16 else None,
+            hovertemplate="%{y}, %{x}: %{z:.3f}<extra></extra>",
+            **options,
+        )
+    )
+    height = 110 + 30 * max(len(lines), 4)
+    return figure.update_layout(yaxis_autorange="reversed", height=height, xaxis={"tickangle": 40})
+
+
+def _gates(record: RunRecord) -> list[Plot]:
+    """A heat map for each set of experts."""
+    sets: dict[tuple[int, tuple[str, ...]], list[dict[str, Any]]] = {}
+    for gate in record.diagnostics.get("gates", []):
+        sets.setdefault((int(gate["level"]), tuple(gate["experts"])), []).append(gate)
+    found = []
+    for (level, experts), gates in sets.items():
+        weights, owners = [g["weights"] for g in gates], [g["owner"] for g in gates]
+        figure = _heat_map(weights, owners, experts, zmin=0, zmax=1, colorscale="Blues")
+        found.append(Plot(f"Gates, level {level}", plain(figure), "Mean weight of each expert for each task."))
+    return found
+
+
+def _attention(record: RunRecord) -> list[Plot]:
+    return [
+        Plot(
+            f"Attention, {title}",
+            plain(_heat_map(m["weights"], m["lines"], m["columns"], zmin=0, colorscale="Blues")),
+            "Mean weights; every line sums to 1.",
+        )
+        for title, m in record.diagnostics.get("attention", {}).items()
+    ]
+
+
+def _conflict(record: RunRecord) -> Plot | None:
+    """Mean cosine of the gradients of each pair of tasks."""
+    cosines = {(a, b): record.figure(f"train/conflict/cosine/{a}-{b}") for a, b in combinations(record.tasks, 2)}
+    if not any(v is not None for v in cosines.values()):
+        return None
+    values = [[cosines.get((a, b), cosines.get((b, a))) for b in record.tasks] for a in record.tasks]
+    figure = _heat_map(values, record.tasks, record.tasks, zmin=-1, zmax=1, colorscale="RdBu")
+    share, rows = record.figure("train/conflict/share"), record.figure("train/conflict/rows")
+    note = "Mean cosine of two tasks' gradients of the shared parameters."
+    if share is not None and rows is not None:
+        note += f" Apart: {share:.1%} of pairs in a batch, {rows:.1%} in a row."
+    return Plot("Gradient conflict", plain(figure), note)
+
+
+def surface_maps(cells: Sequence[Mapping[str, Any]]) -> list[Plot]:
+    """The gain of the last model over each pair of axes in which the cells vary together.
+
+    Args:
+        cells: content of a comparison's ``surface.json``.
+    """
+    axes = list(cells[0]["cell"])
+    first = {axis: cells[0]["cell"][axis] for axis in axes}
+    limit = max(abs(c["rows"][-1]["differences"]["mean"]["mean"]) for c in cells) or 1e-4
+    found = []
+    for x, y in combinations(axes, 2):
+        plane = [c for c in cells if all(c["cell"][a] == first[a] for a in axes if a not in (x, y))]
+        columns, lines = (list(dict.fromkeys(str(c["cell"][axis]) for c in plane)) for axis in (x, y))
+        if len(columns) < 2 or len(lines) < 2 or len(plane) < len(columns) * len(lines):
+            continue
+        gain = {(c["cell"][y], c["cell"][x]): c["rows"][-1]["differences"]["mean"]["mean"] for c in plane}
+        values = [[gain.get((line, column)) for column in columns] for line in lines]
+        figure = _heat_map(values, lines, columns, zmin=-limit, zmax=limit, colorscale="RdBu")
+        figure.data[0].text = [["" if v is None else f"{v:+.4f}" for v in line] for line in values]
+        figure.update_layout(xaxis={"title": safe(x), "type": "category"}, yaxis={"title": safe(y), "type": "category"})
+        found.append(Plot(f"Gain in mean AUC by {x} and {y}", plain(figure), "Blue gains, red loses."))
+    return found

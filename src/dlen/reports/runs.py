@@ -1,0 +1,292 @@
+"""Run folders read for a report: figures, curves and config of each, and which of them have the same settings."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import yaml
+
+from dlen.errors import UserError
+from dlen.overrides import leaves
+
+_CURVES = ("val/auc/", "val/logloss/labels", "train/loss", "train/conflict/share", "train/conflict/rows")
+# What two runs of one setting may differ in: the seed, and where things lie.
+_FREE = ("seed", "run_dir", "runs_dir", "data_dir", "ckpt", "base_run", "logger", "metrics.scores")
+_MOST_KEYS = 2  # of a label
+
+
+@dataclass(slots=True)
+class RunRecord:
+    """One run folder.
+
+    Attributes:
+        key: on the page.
+        folder: of the run.
+        metrics: content of ``metrics.json``; empty before the run has ended.
+        settings: every value of its config by its dotted key.
+        data: name of the data set, and where one name has several contents, its fingerprint.
+        fingerprint: of the data.
+        tasks: names.
+        targets: tasks and joint events.
+        curves: steps and values of what was logged, by key.
+        diagnostics: of the test split; empty where the run left none.
+        label: the run's settings in few words, the same for all seeds.
+    """
+
+    key: str
+    folder: Path
+    metrics: dict[str, Any]
+    settings: dict[str, Any]
+    data: str
+    fingerprint: str
+    tasks: list[str]
+    targets: list[str]
+    curves: dict[str, tuple[list[int], list[float]]]
+    diagnostics: dict[str, Any]
+    label: str = ""
+
+    @property
+    def seed(self) -> int:
+        """Of weights and training order."""
+        return int(self.settings.get("seed", 0))
+
+    @property
+    def model(self) -> str:
+        """Name of the model's config."""
+        return str(self.settings.get("model_name", "model"))
+
+    @property
+    def selection(self) -> float:
+        """Best validation AUC, by which one of several seeds is chosen; minus infinity without one."""
+        value = self.metrics.get("val/auc/mean")
+        curve = self.curves.get("val/auc/mean", ([], []))[1]
+        return float(value) if value is not None else max(curve, default=float("-inf"))
+
+    def figure(self, key: str) -> float | None:
+        """A number of ``metrics.json``; None where it is undefined or missing."""
+        value = self.metrics.get(key)
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+@dataclass(slots=True)
+class Found:
+    """What a pattern matches.
+
+    Attributes:
+        runs: their folders.
+        comparisons: folders of comparisons.
+        surfaces: folders of comparisons over a grid.
+        studies: folders of studies.
+        names: what a comparison calls its runs, by folder.
+        unreadable: a line for each folder that was left out.
+    """
+
+    runs: list[Path] = field(default_factory=list)
+    comparisons: list[Path] = field(default_factory=list)
+    surfaces: list[Path] = field(default_factory=list)
+    studies: list[Path] = field(default_factory=list)
+    names: dict[Path, str] = field(default_factory=dict)
+    unreadable: list[str] = field(default_factory=list)
+
+
+def find(pattern: str) -> Found:
+    """Every run, comparison and study that a pattern matches, or that lies below what it matches.
+
+    A comparison brings the runs it is made of. Trials belong to their study and are no runs, unless the pattern names
+    them.
+
+    Args:
+        pattern: a folder, or a pattern of :mod:`glob`; ``**`` stands for any folders.
+
+    Raises:
+        UserError: it matches nothing.
+    """
+    found = Found()
+    matches = sorted(glob(pattern, recursive=True))  # noqa: PTH207  # pathlib refuses absolute patterns
+    folders = {f.resolve(): f for match in matches for f in _folders(Path(match))}
+    for folder in folders.values():
+        for name, group in (
+            ("table.json", found.comparisons),
+            ("surface.json", found.surfaces),
+            ("study.json", found.studies),
+        ):
+            if (folder / name).is_file():
+                group.append(folder)
+    runs = {key: folder for key, folder in folders.items() if _is_run(folder)}
+    for comparison in found.comparisons:
+        for name, folder in _runs_of(comparison):
+            found.names.setdefault(folder.resolve(), name)
+            if _is_run(folder):
+                runs.setdefault(folder.resolve(), folder)
+    found.runs = list(runs.values())
+    if not (found.runs or found.comparisons or found.surfaces or found.studies):
+        raise UserError(
+            f"config runs: {pattern!r} matches no run, comparison or study; give a folder such as runs, or a quoted "
+            "pattern such as 'runs/feed/*/*'"
+        )
+    return found
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.yaml").is_file() and (folder / "schema.json").is_file()
+
+
+def _folders(top: Path) -> Iterator[Path]:
+    """A folder and those below it that can hold something."""
+    for path, names, _ in os.walk(top):
+        folder = Path(path)
+        yield folder
+        names[:] = [] if _is_run(folder) else sorted(n for n in names if n != "trials" and not n.startswith("."))
+
+
+def _runs_of(comparison: Path) -> list[tuple[str, Path]]:
+    """A comparison's runs with the names of their models; none where the table cannot be read."""
+    try:
+        content = json.loads((comparison / "table.json").read_text())
+        named = {str(name).rsplit(", seed ", 1)[0]: [] for name in content["folders"]}  # type: dict[str, list[str]]
+        for name, folder in content["folders"].items():
+            named[str(name).rsplit(", seed ", 1)[0]].append(Path(str(folder)).name)
+    except (OSError, ValueError, KeyError, AttributeError):
+        return []
+    caches = [parent / "compare" / "cache" for parent in comparison.resolve().parents]
+    cache = next((c for c in caches if c.is_dir()), comparison)
+    return [(name, cache / folder) for name, folders in named.items() for folder in folders]
+
+
+def read_runs(found: Found) -> list[RunRecord]:
+    """Read every run; one that cannot be read is left out, with a line in ``found.unreadable``.
+
+    Returns:
+        The runs, labelled.
+    """
+    records: list[RunRecord] = []
+    for folder in found.runs:
+        try:
+            records.append(read_run(folder, f"r{len(records)}"))
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            yaml.YAMLError,
+            pl.exceptions.PolarsError,
+        ) as e:
+            found.unreadable.append(f"{folder}: is left out, as it cannot be read ({' '.join(str(e).split())[:200]})")
+    _name_data(records)
+    _label(records, found.names)
+    return records
+
+
+def read_run(folder: Path, key: str = "") -> RunRecord:
+    """Read one run folder, without a label.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError, AttributeError, YAMLError, PolarsError: a file is missing or broken.
+    """
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    schema = json.loads((folder / "schema.json").read_text())
+    tasks = [str(task["name"]) for task in schema["tasks"]]
+    targets = [*tasks, *(str(task["joint"]) for task in schema["tasks"] if task.get("joint"))]
+    return RunRecord(
+        key,
+        folder,
+        _json(folder / "metrics.json"),
+        dict(leaves(config)),
+        str(config["data_name"]),
+        str(schema["fingerprint"]),
+        tasks,
+        targets,
+        _read_curves(folder / "logs" / "metrics.csv"),
+        _json(folder / "diagnostics_test.json"),
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A mapping; empty where there is no file."""
+    if not path.exists():
+        return {}
+    content = json.loads(path.read_text())
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name} is no mapping")
+    return content
+
+
+def _read_curves(path: Path) -> dict[str, tuple[list[int], list[float]]]:
+    """Steps and values of the logged keys that are drawn."""
+    if not path.exists():
+        return {}
+    frame = pl.read_csv(path, infer_schema=False)
+    if "step" not in frame.columns:
+        return {}
+    curves = {}
+    for column in frame.columns:
+        if column.startswith(_CURVES):
+            pair = frame.select(
+                pl.col("step").cast(pl.Int64, strict=False), value=pl.col(column).cast(pl.Float64, strict=False)
+            ).drop_nulls()
+            pair = pair.filter(pl.col("value").is_finite()).sort("step", maintain_order=True)
+            if len(pair):
+                curves[column] = (pair["step"].to_list(), pair["value"].to_list())
+    return curves
+
+
+def _name_data(records: Sequence[RunRecord]) -> None:
+    """Data of one name and different content are told apart by their fingerprint."""
+    contents: dict[str, set[str]] = {}
+    for record in records:
+        contents.setdefault(record.data, set()).add(record.fingerprint)
+    for record in records:
+        if len(contents[record.data]) > 1:
+            record.data = f"{record.data} {record.fingerprint[:6]}"
+
+
+def identity(record: RunRecord) -> dict[str, Any]:
+    """The settings that all seeds of one configuration share."""
+    return {k: v for k, v in record.settings.items() if not k.startswith(_FREE)}
+
+
+def _label(records: Sequence[RunRecord], names: Mapping[Path, str]) -> None:
+    """Give each configuration a name: that of a comparison, or the model with the settings by which it differs."""
+    groups: dict[str, list[RunRecord]] = {}
+    for record in records:
+        settings = {k: v for k, v in identity(record).items() if k != "model_name"}
+        groups.setdefault(json.dumps([record.fingerprint, settings], sort_keys=True, default=str), []).append(record)
+    alike: dict[tuple[str, str], list[RunRecord]] = {}
+    for group in groups.values():
+        alike.setdefault((group[0].data, group[0].model), []).append(group[0])
+    keys = {which: differing(firsts) for which, firsts in alike.items()}
+    taken: dict[tuple[str, str], int] = {}
+    for group in groups.values():
+        first = group[0]
+        named = next((names[r.folder.resolve()] for r in group if r.folder.resolve() in names), None)
+        label = named or _described(first, keys[first.data, first.model])
+        number = taken[first.data, label] = taken.get((first.data, label), 0) + 1
+        for record in group:
+            record.label = label if number == 1 else f"{label} #{number}"
+
+
+def _described(record: RunRecord, keys: Sequence[str]) -> str:
+    """The model, and the settings in which runs of this model differ."""
+    shown = [f"{k.removeprefix('model.')}={_short(record.settings.get(k))}" for k in keys]
+    more = f" +{len(shown) - _MOST_KEYS}" if len(shown) > _MOST_KEYS else ""
+    return " ".join([record.model, *shown[:_MOST_KEYS]]) + more
+
+
+def _short(value: Any) -> str:
+    return "-".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def differing(records: Sequence[RunRecord]) -> list[str]:
+    """Keys of the settings in which configurations differ, the model's first."""
+    every = [identity(record) for record in records]
+    keys = list(dict.fromkeys(key for settings in every for key in settings))
+    found = [key for key in keys if len({json.dumps(s.get(key), default=str) for s in every}) > 1]
+    return sorted(found, key=lambda key: not key.startswith("model"))

@@ -1,0 +1,114 @@
+"""Dashboard: what a W&B run shows beside the scalars that Lightning logs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger, WandbLogger
+
+from dlen.training.module import RankingModule
+
+_MEASURES = (
+    "auc",
+    "gain",
+    "auc_total",
+    "auc_joint",
+    "oracle",
+    "gauc",
+    "ndcg@10",
+    "logloss",
+    "ne",
+    "calibration",
+    "ece",
+)
+
+
+class Dashboard(Callback):
+    """Histograms of P(UP) at each validation; at the end figures, tables, plots and the best checkpoint.
+
+    Args:
+        loggers: of the run; without W&B among them nothing happens.
+    """
+
+    def __init__(self, loggers: Sequence[Logger]) -> None:
+        self.logger = next((logger for logger in loggers if isinstance(logger, WandbLogger)), None)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The distribution of P(UP)."""
+        assert isinstance(pl_module, RankingModule)
+        figures = pl_module.figures.get("val")
+        if self.logger is None or trainer.sanity_checking or figures is None or figures.hidden is None:
+            return
+        if trainer.is_global_zero:
+            import wandb
+
+            counts = figures.hidden.counts.sum(0).cpu().numpy()
+            histogram = wandb.Histogram(np_histogram=(counts, np.linspace(0, 1, len(counts) + 1)))
+            self.logger.log_metrics({"val/hidden/up": histogram}, trainer.global_step)  # type: ignore[dict-item]
+
+    def summarise(self, metrics: Mapping[str, Any]) -> None:
+        """The run's summary, by which W&B's tables compare runs: all of ``metrics.json``."""
+        if self.logger is not None:
+            self.logger.experiment.summary.update(dict(metrics))
+
+    def close(self, metrics: Mapping[str, Any], targets: Sequence[str], folder: Path, *, checkpoint: bool) -> None:
+        """Everything of a run that has ended.
+
+        Args:
+            metrics: content of ``metrics.json``, which is the run's summary.
+            targets: tasks and joint events.
+            folder: of the run, whose files are written.
+            checkpoint: keep ``best.ckpt`` as an artifact, with the config and the schema that it needs.
+        """
+        if self.logger is None:
+            return
+        import plotly.graph_objects as go
+        import wandb
+
+        from dlen.reports.run_figures import run_plots
+        from dlen.reports.runs import read_run
+
+        run = self.logger.experiment
+        content: dict[str, Any] = {"test/figures": _table(metrics, targets)}
+        kinds = _negatives(metrics, targets)
+        content |= {"test/negatives": kinds} if kinds else {}
+        for plot in run_plots(read_run(folder)):
+            content[f"plots/{plot.title}"] = wandb.Plotly(go.Figure(plot.figure))
+        run.log(content)
+        self.summarise(metrics)
+        if checkpoint:
+            artifact = wandb.Artifact(
+                f"model-{run.id}", type="model", metadata={"val/auc/mean": metrics.get("val/auc/mean")}
+            )
+            for name in ("checkpoints/best.ckpt", "config.yaml", "schema.json", "metrics.json"):
+                artifact.add_file(str(folder / name), name=Path(name).name)
+            run.log_artifact(artifact, aliases=["best"])
+
+
+def _table(metrics: Mapping[str, Any], targets: Sequence[str]) -> Any:
+    """A row for each target; an undefined figure is empty."""
+    import wandb
+
+    rows = [*targets, "mean"]
+    used = [m for m in _MEASURES if any(metrics.get(f"test/{m}/{t}") is not None for t in rows)]
+    return wandb.Table(
+        columns=["target", *used], data=[[t, *(metrics.get(f"test/{m}/{t}") for m in used)] for t in rows]
+    )
+
+
+def _negatives(metrics: Mapping[str, Any], targets: Sequence[str]) -> Any:
+    """The paper's three kinds of negatives of each task; None for a model without hidden state."""
+    import wandb
+
+    kinds = ("other", "silent", "detest")
+    rows = [
+        [t, *(metrics[f"test/negatives/{k}/{t}"] for k in kinds)]
+        for t in targets
+        if f"test/negatives/other/{t}" in metrics
+    ]
+    return wandb.Table(columns=["task", *kinds], data=rows) if rows else None
