@@ -33,6 +33,7 @@ from dlen.reports.run_figures import (
     surface_maps,
 )
 from dlen.reports.runs import Found, RunRecord, differing, find, read_runs
+from dlen.reports.workspace import build_workspace, publish, split_project
 
 _ABOUT = (  # what is known of a run beside its AUCs, as columns of the table
     ("logloss", "logloss of all labels", "test/logloss/labels", "{:.4f}"),
@@ -59,6 +60,7 @@ def report(config: DictConfig) -> None:
     out = Path(config.out)
     if out.suffix != ".html":
         raise UserError(f"config out: {str(out)!r} is no file that ends in .html")
+    project = None if config.wandb is None else split_project(str(config.wandb))
     check_writable(out.parent)
     found = find(str(config.runs))
     records = read_runs(found)
@@ -74,6 +76,10 @@ def report(config: DictConfig) -> None:
     when = f"{datetime.now():%Y-%m-%d %H:%M}"
     write_page(out, "Report", f"{told} of {config.runs}; dlen {__version__}, {when}", sections, runs)
     print(f"Report: {out} ({told})")
+    if project is not None:
+        if not records:
+            raise UserError(f"config wandb: {config.runs} matches no run whose figures a workspace could show")
+        print(publish(build_workspace(records, *project), out.with_name("workspace.json")))
 
 
 def _plural(what: str, number: int) -> str:

@@ -35,7 +35,8 @@ class RunRecord:
         fingerprint: of the data.
         tasks: names.
         targets: tasks and joint events.
-        curves: steps and values of what was logged, by key.
+        curves: steps and values of what is drawn, by key.
+        logged: keys of everything that was logged.
         diagnostics: of the test split; empty where the run left none.
         label: the run's settings in few words, the same for all seeds.
     """
@@ -49,6 +50,7 @@ class RunRecord:
     tasks: list[str]
     targets: list[str]
     curves: dict[str, tuple[list[int], list[float]]]
+    logged: list[str]
     diagnostics: dict[str, Any]
     label: str = ""
 
@@ -195,6 +197,7 @@ def read_run(folder: Path, key: str = "") -> RunRecord:
     schema = json.loads((folder / "schema.json").read_text())
     tasks = [str(task["name"]) for task in schema["tasks"]]
     targets = [*tasks, *(str(task["joint"]) for task in schema["tasks"] if task.get("joint"))]
+    curves, logged = _read_logs(folder / "logs" / "metrics.csv")
     return RunRecord(
         key,
         folder,
@@ -204,7 +207,8 @@ def read_run(folder: Path, key: str = "") -> RunRecord:
         str(schema["fingerprint"]),
         tasks,
         targets,
-        _read_curves(folder / "logs" / "metrics.csv"),
+        curves,
+        logged,
         _json(folder / "diagnostics_test.json"),
     )
 
@@ -219,13 +223,13 @@ def _json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_curves(path: Path) -> dict[str, tuple[list[int], list[float]]]:
-    """Steps and values of the logged keys that are drawn."""
+def _read_logs(path: Path) -> tuple[dict[str, tuple[list[int], list[float]]], list[str]]:
+    """Steps and values of the logged keys that are drawn, and all keys."""
     if not path.exists():
-        return {}
+        return {}, []
     frame = pl.read_csv(path, infer_schema=False)
     if "step" not in frame.columns:
-        return {}
+        return {}, []
     curves = {}
     for column in frame.columns:
         if column.startswith(_CURVES):
@@ -235,7 +239,7 @@ def _read_curves(path: Path) -> dict[str, tuple[list[int], list[float]]]:
             pair = pair.filter(pl.col("value").is_finite()).sort("step", maintain_order=True)
             if len(pair):
                 curves[column] = (pair["step"].to_list(), pair["value"].to_list())
-    return curves
+    return curves, [column for column in frame.columns if column not in ("step", "epoch")]
 
 
 def _name_data(records: Sequence[RunRecord]) -> None:

@@ -10,6 +10,7 @@ from rich.table import Table
 
 _COLUMNS = {  # as many as fit into 80 characters; metrics.json has more
     "auc": ("AUC", "{:.4f}"),
+    "base": ("base AUC", "{:.4f}"),
     "gain": ("gain", "{:+.4f}"),
     "auc_total": ("AUC (1)", "{:.4f}"),
     "auc_joint": ("AUC (4)", "{:.4f}"),
@@ -22,18 +23,28 @@ _LATENT = {"up_any": "P(UP), any", "up_truth": "P(UP), truth"}
 _KINDS = {"other": "another", "silent": "silent", "detest": "detest"}
 
 
-def print_figures(metrics: Mapping[str, Any], split: str, targets: list[str]) -> None:
+def print_figures(
+    metrics: Mapping[str, Any], split: str, targets: list[str], base: Mapping[str, Any] | None = None
+) -> None:
     """Print one row for each target, and below them what is undefined and why.
 
     Args:
         metrics: the content of ``metrics.json``.
         split: the prefix of its keys.
         targets: tasks and joint events, in order.
+        base: the same of the run that gains are measured against, whose AUC stands beside.
     """
+    if base is not None:
+        metrics = {
+            **metrics,
+            **{k.replace("/auc/", "/base/"): v for k, v in base.items() if k.startswith(f"{split}/auc/")},
+        }
     latent = _LATENT | {f"up_{t}": f"P(UP), {t}" for t in targets}
     rows = [*targets, *(k for k in latent if f"{split}/auc/{k}" in metrics), "mean"]
-    used = [m for m in _COLUMNS if any(f"{split}/{m}/{row}" in metrics for row in rows)]
-    table = Table(title=f"{metrics['model']} on {metrics['data']}, {split} split, seed {metrics['seed']}")
+    left_out = () if base is None else ("auc_total", "auc_joint")  # both would not fit beside the base run's
+    used = [m for m in _COLUMNS if m not in left_out and any(f"{split}/{m}/{row}" in metrics for row in rows)]
+    title = f"{metrics['model']} on {metrics['data']}, {split} split, seed {metrics['seed']}"
+    table = Table(title=title + (f"; base: {base['model']}, seed {base['seed']}" if base is not None else ""))
     table.add_column("target")
     for measure in used:
         table.add_column(_COLUMNS[measure][0], justify="right")

@@ -141,8 +141,13 @@ def _scores(module: L.LightningModule) -> dict[str, str]:
     return {k.removeprefix("auc/"): f"{v:.4f}" for k, v in values.items() if k.startswith("auc/")}
 
 
+def _validation_line(trainer: L.Trainer, module: L.LightningModule) -> str:
+    scores = " ".join(f"{k} {v}" for k, v in _scores(module).items())
+    return f"step {trainer.global_step}: validation AUC {scores}"
+
+
 class TerminalProgress(RichProgressBar):
-    """Lightning's rich progress bar with rows a second and the latest mean validation AUC.
+    """Lightning's rich progress bar with rows a second and the latest mean validation AUC; a line for each validation.
 
     Args:
         meter: counts the rows.
@@ -157,6 +162,12 @@ class TerminalProgress(RichProgressBar):
         shown: dict[str, Any] = {"samples/s": format_count(self.meter.rate)}
         scores = _scores(pl_module)  # all of them would not fit on the line
         return shown | ({"AUC": scores["mean"]} if "mean" in scores else {})
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """A line with the AUCs, above the bar."""
+        super().on_validation_end(trainer, pl_module)
+        if not trainer.sanity_checking and self.progress is not None:
+            self.progress.console.print(_validation_line(trainer, pl_module), markup=False, highlight=False)
 
 
 class PlainProgress(Callback):
@@ -188,8 +199,7 @@ class PlainProgress(Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """A line with the AUCs."""
         if not trainer.sanity_checking:
-            scores = " ".join(f"{k} {v}" for k, v in _scores(pl_module).items())
-            self._print(trainer, f"step {trainer.global_step}: validation AUC {scores}")
+            self._print(trainer, _validation_line(trainer, pl_module))
 
     def _print(self, trainer: L.Trainer, line: str) -> None:
         self._printed = time.monotonic()

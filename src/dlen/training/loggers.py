@@ -124,7 +124,9 @@ def run_id(config: DictConfig, folder: Path, fingerprint: str) -> str:
 
 @rank_zero_only
 def log_config(loggers: Sequence[Logger], config: DictConfig, about: Mapping[str, Any]) -> None:
-    """Every setting by its dotted key, and what is known of the run before it trains; CSV has its own files.
+    """Every setting, and what is known of the run before it trains; CSV has its own files.
+
+    W&B takes the settings as they are nested, which its panels go by; the others take them by their dotted keys.
 
     Args:
         loggers: of the run.
@@ -133,10 +135,12 @@ def log_config(loggers: Sequence[Logger], config: DictConfig, about: Mapping[str
     """
     settings = OmegaConf.to_container(config, resolve=True)
     assert isinstance(settings, dict)
-    flat = dict(leaves({str(k): v for k, v in settings.items()})) | dict(about)
+    nested = {str(k): v for k, v in settings.items()} | dict(about)
     for logger in loggers:
-        if not isinstance(logger, CSVLogger):
-            logger.log_hyperparams(flat)
+        if isinstance(logger, WandbLogger):
+            logger.experiment.config.update(nested, allow_val_change=True)
+        elif not isinstance(logger, CSVLogger):
+            logger.log_hyperparams(dict(leaves(nested)))
 
 
 @rank_zero_only

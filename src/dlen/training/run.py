@@ -118,7 +118,7 @@ def _fit_and_test(config: DictConfig) -> dict[str, Any]:
     metrics |= flatten(module.figures["test"], "test")
     if trainer.is_global_zero:
         write_json(folder / "metrics.json", metrics)
-        print_figures(metrics, "test", module.targets.names)
+        print_figures(metrics, "test", module.targets.names, _read_base(config.base_run))
         _show_hidden_state(module, folder)
         attention = _attention(module, fitted.store)
         if attention:
@@ -357,7 +357,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         write_json(folder / f"metrics_{config.split}.json", metrics)
         found = diagnostics(module.figures["test"], gates.last, _attention(module, store))
         write_json(folder / DIAGNOSTICS.format(config.split), found)
-        print_figures(metrics, config.split, module.targets.names)
+        print_figures(metrics, config.split, module.targets.names, base)
     return metrics
 
 
@@ -578,14 +578,16 @@ def _best_validation(trainer: L.Trainer) -> dict[str, Any]:
     return {} if score is None else {MONITOR: float(score)}
 
 
-def _read_base(run: str | None) -> dict[str, float] | None:
+def _read_base(run: str | None) -> dict[str, Any] | None:
     """Figures of the run that gains are measured against."""
     if run is None:
         return None
     path = Path(run) / "metrics.json"
     try:
-        content: dict[str, float] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        content: dict[str, Any] = json.loads(path.read_text())
+        if not {"model", "seed"} <= content.keys():
+            raise ValueError("not the figures of a run")
+    except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"config base_run: {path} cannot be read ({error})") from None
     return content
 
