@@ -31,6 +31,7 @@ from dlen.errors import UserError
 from dlen.sweeping.run import make_plan
 from dlen.sweeping.study import connect
 from tests.conftest import ROOT, run_command
+from tests.wandb_files import WandbRun, read_wandb
 
 DATA = ["data.rows=3000", "data.users=40", "data.items=30"]
 MODEL = [
@@ -293,41 +294,13 @@ def test_failed_trials_say_why_and_pruned_ones_stop_at_a_validation(tmp_path: Pa
     assert metrics["state"] == "pruned"
     assert metrics["fit/steps"] == max(idle.intermediate_values)
     assert metrics["val/auc/mean"] == max(idle.intermediate_values.values())
-    marked = {}
+    marked: dict[int, WandbRun] = {}
     for number in range(4):
         (file,) = folder_of(tmp_path, "faults").glob(f"trials/{number:04d}/wandb/offline-run-*/run-*.wandb")
-        marked[number] = wandb_run(file)
-    assert {run["group"] for run in marked.values()} == {"faults"}
-    assert [run["name"] for run in marked.values()] == [f"trial-{n:04d}" for n in range(4)]
-    assert [run["tags"] for run in marked.values()] == [["complete"], ["complete"], ["failed"], ["pruned"]]
-
-
-def wandb_run(file: Path) -> dict[str, Any]:
-    """What an offline run says of itself."""
-    from wandb.proto import wandb_internal_pb2
-
-    found: dict[str, Any] = {}
-    for data in wandb_records(file.read_bytes()):
-        record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
-        record.ParseFromString(data)
-        if record.WhichOneof("record_type") == "run":
-            found |= {"group": record.run.run_group, "name": record.run.display_name, "tags": list(record.run.tags)}
-    return found
-
-
-def wandb_records(content: bytes) -> Iterator[bytes]:
-    """LevelDB's log format after 7 bytes of W&B's own: blocks of 32 KiB that hold parts of records."""
-    at, whole = 7, b""
-    while at + 7 <= len(content):
-        if 32768 - at % 32768 < 7:
-            at += 32768 - at % 32768
-            continue
-        length, kind = int.from_bytes(content[at + 4 : at + 6], "little"), content[at + 6]
-        whole += content[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # a whole record, or the last part of one
-            yield whole
-            whole = b""
+        marked[number] = read_wandb(file)
+    assert {run.group for run in marked.values()} == {"faults"}
+    assert [run.name for run in marked.values()] == [f"trial-{n:04d}" for n in range(4)]
+    assert [run.tags[-1] for run in marked.values()] == ["complete", "complete", "failed", "pruned"]
 
 
 def test_several_objectives_and_seeds(tmp_path: Path) -> None:

@@ -1,10 +1,9 @@
-"""Pictures as PNG files, drawn by matplotlib without a display."""
+"""Pictures of a run, drawn by matplotlib without a display; ``savefig`` writes them, and a notebook shows them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,27 +13,28 @@ from dlen.metrics.hidden import PATTERNS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
 
     from dlen.training.gates import GateFigures
     from dlen.training.latent import HiddenFigures
 
 _COLOURS = ("#4477aa", "#66ccee", "#ee6677")  # distinguishable to colour-blind readers (Tol, bright)
+_DPI = 120
 _KINDS = ("another interaction", "silent liking", "detest")
 
 
-def plot_hidden_state(hidden: HiddenFigures, path: Path) -> None:
+def plot_hidden_state(hidden: HiddenFigures) -> Figure:
     """Left the distribution of P(UP) by label pattern, right the three kinds of negatives of each task.
 
     On simulated data the true split stands beside the model's, hatched.
 
     Args:
         hidden: figures of a pass.
-        path: of the PNG.
     """
     from matplotlib.figure import Figure  # here, because importing it takes longer than a small validation
 
-    figure = Figure(figsize=(11, 4), layout="constrained")
+    figure = Figure(figsize=(11, 4), dpi=_DPI, layout="constrained")
     left, right = figure.subplots(1, 2)
     counts = hidden.counts.cpu().numpy()
     edges = np.linspace(0, 1, counts.shape[1] + 1)
@@ -64,7 +64,7 @@ def plot_hidden_state(hidden: HiddenFigures, path: Path) -> None:
     right.set(xticks=places, xticklabels=hidden.tasks, ylabel="share of negatives")
     right.set_title("What a negative means" + ("; hatched: the truth" if len(shown) > 1 else ""))
     right.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    figure.savefig(path, dpi=120)
+    return figure
 
 
 def _matrix(
@@ -87,12 +87,11 @@ def _matrix(
     return image
 
 
-def plot_gates(gates: list[GateFigures], path: Path) -> None:
+def plot_gates(gates: Sequence[GateFigures]) -> Figure:
     """Mean weight of each expert for each task, a panel for each set of experts.
 
     Args:
         gates: of one pass.
-        path: of the PNG.
     """
     from matplotlib.figure import Figure
 
@@ -100,7 +99,7 @@ def plot_gates(gates: list[GateFigures], path: Path) -> None:
     for gate in gates:
         panels.setdefault((gate.level, tuple(gate.experts)), []).append(gate)
     size = (2.5 + 0.62 * max(len(names) for _, names in panels), 0.7 * len(gates) + 1.1 * len(panels))
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
     heights = [len(rows) for rows in panels.values()]
     for panel, ((level, names), rows) in zip(
         figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0], panels.items(), strict=True
@@ -114,28 +113,27 @@ def plot_gates(gates: list[GateFigures], path: Path) -> None:
             panel.text(
                 column, line, f"{value:.2f}", ha="center", va="center", size=7, color="w" if value > 0.6 else "k"
             )
-    figure.savefig(path, dpi=120)
+    return figure
 
 
-def plot_attention(maps: Mapping[str, tuple[NDArray[np.float64], Sequence[str], Sequence[str]]], path: Path) -> None:
+def plot_attention(maps: Mapping[str, tuple[NDArray[np.float64], Sequence[str], Sequence[str]]]) -> Figure:
     """Mean attention weights, a panel for each map; every line of a map sums to 1.
 
     Args:
         maps: by title (lines, columns) weights, the names of the lines and those of the columns.
-        path: of the PNG.
     """
     from matplotlib.figure import Figure
 
     widths = [len(columns) for _, _, columns in maps.values()]
     tallest = max(len(lines) for _, lines, _ in maps.values())
-    figure = Figure(figsize=(0.34 * sum(widths) + 2.0 * len(maps), 0.3 * tallest + 2), layout="constrained")
+    figure = Figure(figsize=(0.34 * sum(widths) + 2.0 * len(maps), 0.3 * tallest + 2), dpi=_DPI, layout="constrained")
     panels = figure.subplots(1, len(maps), squeeze=False, width_ratios=widths)[0]
     for panel, (title, (values, lines, columns)) in zip(panels, maps.items(), strict=True):
         equal = 1 / len(columns)  # in the middle of the scale, so that a map that says nothing looks so
         slanted = {"rotation": 60, "ha": "right", "size": 7}
         _matrix(panel, values, lines, columns, {"size": 7}, slanted, vmax=max(2 * equal, values.max()))
         panel.set_title(f"{title}: up to {values.max():.2f}, equal {equal:.2f}", size=9)
-    figure.savefig(path, dpi=120)
+    return figure
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,17 +155,18 @@ class HeatMap:
     texts: list[list[str]]
 
 
-def plot_heat_maps(maps: list[HeatMap], path: Path) -> None:
+def plot_heat_maps(maps: Sequence[HeatMap]) -> Figure:
     """Heat maps side by side on one scale that has its white at zero: red loses, blue gains.
 
     Args:
         maps: at least one.
-        path: of the PNG.
     """
     from matplotlib.figure import Figure
 
     widths = [max(len(m.columns), 2) for m in maps]
-    figure = Figure(figsize=(1.3 * sum(widths) + 1.5, 1 + 1.1 * max(len(m.lines) for m in maps)), layout="constrained")
+    figure = Figure(
+        figsize=(1.3 * sum(widths) + 1.5, 1 + 1.1 * max(len(m.lines) for m in maps)), dpi=_DPI, layout="constrained"
+    )
     limit = max(float(np.nanmax(np.abs(m.values))) for m in maps) or 1e-4
     panels = figure.subplots(1, len(maps), squeeze=False, width_ratios=widths)[0]
     for panel, one in zip(panels, maps, strict=True):
@@ -178,4 +177,4 @@ def plot_heat_maps(maps: list[HeatMap], path: Path) -> None:
                 dark = abs(one.values[line, column]) > 0.6 * limit
                 panel.text(column, line, text, ha="center", va="center", color="white" if dark else "black", size=8)
     figure.colorbar(image, ax=list(panels), label="gain in mean AUC; r: correlation of P(UP) with the truth")
-    figure.savefig(path, dpi=120)
+    return figure

@@ -79,7 +79,7 @@ def _auc_bars(
     if oracle:
         line = {"color": _NEUTRAL, "width": 3}
         figure.add_scatter(x=[None], y=[None], mode="lines", line=line, name="oracle")
-    lowest = min((v - (e or 0) for trace in figure.data if trace.type == "bar" for v, e in _ends(trace)), default=0.5)
+    lowest = min(v for trace in figure.data if trace.type == "bar" for v in trace.y)
     highest = max([*oracle.values(), *(v + (e or 0) for t in figure.data if t.type == "bar" for v, e in _ends(t))])
     figure.update_layout(
         barmode="group",
@@ -140,7 +140,7 @@ def difference_bars(differences: Mapping[str, Mapping[str, Difference]], base: s
             _add_bars(figure, label, colour, list(known), [d.mean for d in known.values()], above, below)
     if not figure.data:
         return None
-    figure.update_layout(barmode="group", yaxis={"title": f"AUC minus that of {safe(base)}", "tickformat": "+.3f"})
+    figure.update_layout(barmode="group", yaxis={"title": "difference in AUC", "tickformat": "+.3f"})
     return Plot(f"MTL gain over {base}", plain(figure), note, wide=True)
 
 
@@ -337,11 +337,10 @@ def run_plots(record: RunRecord) -> list[Plot]:
     """Everything that is drawn of one run."""
     found = [
         _history(record),
-        _hidden_histogram(record),
-        _negatives(record),
+        *_hidden_state(record.diagnostics),
         _conflict(record),
-        *_gates(record),
-        *_attention(record),
+        *_gates(record.diagnostics),
+        *_attention(record.diagnostics),
         roc_curves([record]),
         reliability_curves([record]),
     ]
@@ -365,10 +364,13 @@ def _history(record: RunRecord) -> Plot | None:
     return Plot("Training", plain(figure), "Validation AUC, and the training loss on the right.")
 
 
-def _hidden_histogram(record: RunRecord) -> Plot | None:
-    hidden = record.diagnostics.get("hidden")
-    if not hidden:
-        return None
+def _hidden_state(diagnostics: Mapping[str, Any]) -> list[Plot]:
+    """The distribution of P(UP) and what a negative means; nothing for a model without hidden state."""
+    hidden = diagnostics.get("hidden")
+    return [_hidden_histogram(hidden), _negatives(hidden)] if hidden else []
+
+
+def _hidden_histogram(hidden: Mapping[str, Any]) -> Plot:
     figure = go.Figure()
     for pattern, counts in hidden["counts"].items():
         total = sum(counts)
@@ -387,10 +389,7 @@ def _hidden_histogram(record: RunRecord) -> Plot | None:
     return Plot("P(UP) by what happened", plain(figure), "Test rows, by their labels; each pattern has area 1.")
 
 
-def _negatives(record: RunRecord) -> Plot | None:
-    hidden = record.diagnostics.get("hidden")
-    if not hidden:
-        return None
+def _negatives(hidden: Mapping[str, Any]) -> Plot:
     figure = go.Figure()
     sources = [("the model's", hidden["kinds"])]
     sources += [("the truth", hidden["true_kinds"])] if hidden.get("true_kinds") else []
@@ -434,10 +433,10 @@ def _heat_map(
     return figure.update_layout(yaxis_autorange="reversed", height=height, xaxis={"tickangle": 40})
 
 
-def _gates(record: RunRecord) -> list[Plot]:
+def _gates(diagnostics: Mapping[str, Any]) -> list[Plot]:
     """A heat map for each set of experts."""
     sets: dict[tuple[int, tuple[str, ...]], list[dict[str, Any]]] = {}
-    for gate in record.diagnostics.get("gates", []):
+    for gate in diagnostics.get("gates", []):
         sets.setdefault((int(gate["level"]), tuple(gate["experts"])), []).append(gate)
     found = []
     for (level, experts), gates in sets.items():
@@ -447,14 +446,14 @@ def _gates(record: RunRecord) -> list[Plot]:
     return found
 
 
-def _attention(record: RunRecord) -> list[Plot]:
+def _attention(diagnostics: Mapping[str, Any]) -> list[Plot]:
     return [
         Plot(
             f"Attention, {title}",
             plain(_heat_map(m["weights"], m["lines"], m["columns"], zmin=0, colorscale="Blues")),
             "Mean weights; every line sums to 1.",
         )
-        for title, m in record.diagnostics.get("attention", {}).items()
+        for title, m in diagnostics.get("attention", {}).items()
     ]
 
 

@@ -184,7 +184,8 @@ def read_runs(found: Found) -> list[RunRecord]:
             found.unreadable.append(f"{folder}: is left out, as it cannot be read ({' '.join(str(e).split())[:200]})")
     _name_data(records)
     _label(records, found.names)
-    return records
+    order = {name: i for i, name in enumerate(dict.fromkeys(found.names.values()))}  # a comparison's, then the others
+    return sorted(records, key=lambda record: order.get(record.label, len(order)))
 
 
 def read_run(folder: Path, key: str = "") -> RunRecord:
@@ -285,6 +286,8 @@ def _described(record: RunRecord, keys: Sequence[str]) -> str:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
     return "-".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

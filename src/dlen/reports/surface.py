@@ -97,7 +97,7 @@ class Surface:
             lines.append([*(label for _, label in cell), *figures])
         names = ["rarest_positives", "all_positives", "gain", "low", "high", "correlation"]
         write_csv(folder / "surface.csv", [*self.grid.axes, *names], lines)
-        plot_heat_maps(self._maps(), folder / "surface.png")
+        plot_heat_maps(self._maps()).savefig(folder / "surface.png")
 
     def _maps(self) -> list[HeatMap]:
         maps = []

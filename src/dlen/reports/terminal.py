@@ -41,7 +41,7 @@ def print_figures(
         }
     latent = _LATENT | {f"up_{t}": f"P(UP), {t}" for t in targets}
     rows = [*targets, *(k for k in latent if f"{split}/auc/{k}" in metrics), "mean"]
-    left_out = () if base is None else ("auc_total", "auc_joint")  # both would not fit beside the base run's
+    left_out = () if base is None else ("auc_total", "auc_joint", "gauc")  # would not fit beside the base run's
     used = [m for m in _COLUMNS if m not in left_out and any(f"{split}/{m}/{row}" in metrics for row in rows)]
     title = f"{metrics['model']} on {metrics['data']}, {split} split, seed {metrics['seed']}"
     table = Table(title=title + (f"; base: {base['model']}, seed {base['seed']}" if base is not None else ""))

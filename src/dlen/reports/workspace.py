@@ -140,8 +140,13 @@ def _gates(
 
 def _sweep(wr: Any, ws: Any, records: Sequence[RunRecord]) -> list[Any]:
     """What the settings that differ between runs do to the AUC."""
-    varied = [k for k in differing(records) if all(isinstance(r.settings.get(k), int | float | str) for r in records)]
-    varied = [k for k in varied if not k.startswith(("data.", "trainer.", "loader.")) and "_target_" not in k]
+    varied = [
+        key
+        for key in differing(records)
+        if "_target_" not in key
+        and not key.startswith(("data.", "trainer.", "loader.", "model_name"))
+        and all(isinstance(r.settings[key], int | float | str) for r in records if key in r.settings)
+    ]
     varied = varied[:_MOST_PARAMETERS] or ["model.alpha"]
     columns = [wr.ParallelCoordinatesPlotColumn(metric=wr.Config(key)) for key in varied]
     columns.append(wr.ParallelCoordinatesPlotColumn(metric=wr.SummaryMetric("val/auc/mean")))

@@ -181,7 +181,7 @@ class GateMonitor(Callback):
     def plot(self, path: Path) -> None:
         """Draw the mean weights; nothing where there is no gate."""
         if self.last:
-            plot_gates(self.last, path)
+            plot_gates(self.last).savefig(path)
 
 
 def _with_task_in(pair: str, tasks: list[str]) -> str:

@@ -146,7 +146,8 @@ def log_config(loggers: Sequence[Logger], config: DictConfig, about: Mapping[str
 @rank_zero_only
 def log_final(loggers: Sequence[Logger], metrics: Mapping[str, Any], step: int) -> None:
     """The figures of ``metrics.json`` that Lightning has not logged, for loggers that take numbers alone."""
-    numbers = {k: float(v) for k, v in metrics.items() if isinstance(v, int | float) and not k.startswith("test/")}
+    new = {k: v for k, v in metrics.items() if not k.startswith(("test/", "val/", "train/"))}
+    numbers = {k: float(v) for k, v in new.items() if isinstance(v, int | float)}
     for logger in loggers:
         if not isinstance(logger, CSVLogger | WandbLogger):
             logger.log_metrics(numbers, step)

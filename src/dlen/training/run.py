@@ -122,7 +122,7 @@ def _fit_and_test(config: DictConfig) -> dict[str, Any]:
         _show_hidden_state(module, folder)
         attention = _attention(module, fitted.store)
         if attention:
-            plot_attention(attention, folder / "attention.png")
+            plot_attention(attention).savefig(folder / "attention.png")
         fitted.gates.plot(folder / "gates.png")
         write_json(
             folder / DIAGNOSTICS.format("test"), diagnostics(module.figures["test"], fitted.gates.last, attention)
@@ -149,7 +149,7 @@ def fit(
     Raises:
         UserError: for wrong input or settings.
     """
-    _quiet()
+    quiet()
     _check(config)
     store = open_store(config)
     _check_measurable(store)
@@ -202,7 +202,7 @@ def _show_hidden_state(module: RankingModule, folder: Path) -> None:
     hidden = module.figures["test"].hidden
     if hidden is None:
         return
-    plot_hidden_state(hidden, folder / "hidden_state.png")
+    plot_hidden_state(hidden).savefig(folder / "hidden_state.png")
     if "val" in module.figures:
         for line in hidden_state_warnings(module.figures["val"].values, module.model.schema.task_names):
             print(f"warning: {line}", file=sys.stderr)
@@ -326,7 +326,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     Raises:
         UserError: the folder is no run, or the data are not those of the run.
     """
-    _quiet()
+    quiet()
     folder = Path(config.run)
     if config.split not in SPLITS:
         raise UserError(f"config split: {config.split!r} is not one of {', '.join(SPLITS)}")
@@ -609,7 +609,7 @@ def _describe(config: DictConfig, size: dict[str, float], folder: Path) -> str:
     return f"{config.model_name}: {table:,} embedding and {dense:,} dense parameters; run folder {folder}"
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Keep what a user needs to read: Lightning's and torch's own chatter goes."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)

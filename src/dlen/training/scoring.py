@@ -1,4 +1,4 @@
-"""What a finished run predicts for a whole split, as arrays."""
+"""What a model predicts for a whole split, as arrays."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from dlen.data.loader import BatchLoader
+from dlen.data.store import Split
 from dlen.errors import UserError
+from dlen.models.ranker import Ranker
 from dlen.schema import Kind
 from dlen.training.run import build_model, open_run
 
@@ -34,7 +36,7 @@ class SplitScores:
 
 
 def score_split(folder: Path, split: str) -> SplitScores:
-    """Predict a split with a run's best checkpoint. Memory: 8 T + 16 bytes for each row.
+    """Predict a split with a run's best checkpoint, as :func:`score` does.
 
     Raises:
         UserError: the folder is no finished run, or the data are not those of the run.
@@ -43,22 +45,34 @@ def score_split(folder: Path, split: str) -> SplitScores:
     checkpoint = folder / "checkpoints" / "best.ckpt"
     if not checkpoint.exists():
         raise UserError(f"{checkpoint}: no such checkpoint; the run has not ended")
-    model = build_model(config, store).eval()
+    model = build_model(config, store)
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
     model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
-    schema = store.schema
+    return score(model, store.split(split), config.loader.eval_batch_size)
+
+
+def score(model: Ranker, split: Split, batch_size: int = 16384) -> SplitScores:
+    """Predict every row of a split, in evaluation mode. Memory: 8 T + 16 bytes for each row.
+
+    Args:
+        model: trained, on the CPU.
+        split: of the model's data.
+        batch_size: rows at a time.
+    """
+    schema = model.schema
     ids = [f.name for f in schema.of_kind(Kind.ID)]
     column = ids.index(schema.user) if schema.user in ids else None
     log_p, log_up, labels, users = [], [], [], []
+    model.eval()
     with torch.inference_mode():
-        for batch in BatchLoader(store.split(split), config.loader.eval_batch_size, shuffle=False):
+        for batch in BatchLoader(split, batch_size, shuffle=False):
             predictions = model(batch)
             log_p.append(predictions.log_p)
             log_up.extend([] if predictions.latent is None else [predictions.latent.log_up])
             labels.append(batch.labels)
             users.extend([] if column is None else [batch.ids[:, column].long()])
     of_users = torch.cat(users) if users else None
-    known = torch.ones(len(store.split(split)), dtype=torch.bool)
+    known = torch.ones(len(split), dtype=torch.bool)
     if of_users is not None:
         known = of_users.ne(schema.offsets[str(schema.user)])  # all unknown users have the first id
     return SplitScores(torch.cat(log_p), torch.cat(log_up) if log_up else None, torch.cat(labels), of_users, known)

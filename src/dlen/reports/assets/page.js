@@ -32,7 +32,9 @@
     const layout = { ...figure.layout, template: template(), autosize: true };
     place.style.height = (figure.layout.height || 380) + "px";
     place.dataset.drawn = "yes";
-    return Plotly.react(place, data, layout, { displaylogo: false, responsive: true });
+    const options = { displaylogo: false, responsive: true };
+    if (matchMedia("(hover: none)").matches) options.displayModeBar = false; // a finger needs no buttons
+    return Plotly.react(place, data, layout, options);
   };
 
   const figureOf = (place) => {

@@ -1,0 +1,53 @@
+"""A Polars frame as a data source: written beside the prepared data, so that the commands can read it as well."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import yaml
+
+from dlen.data.sources.table import Table
+from dlen.errors import UserError
+from dlen.files import replacing_file
+
+
+def frame_source(frame: pl.DataFrame, spec: Mapping[str, Any], folder: Path, name: str) -> Table:
+    """A table for :func:`~dlen.data.prepare.prepare`.
+
+    ``FOLDER/NAME.parquet`` and ``FOLDER/NAME.yaml`` are written, or left as they are where nothing has changed, so
+    that ``python train.py data=table data.spec=FOLDER/NAME.yaml`` trains on the same data.
+
+    Args:
+        frame: one row for each impression.
+        spec: what its columns are, as in the YAML of a table, without ``files``.
+        folder: of the two files, made where it is missing.
+        name: of the data set.
+
+    Raises:
+        UserError: the spec is wrong, or the folder cannot be written.
+    """
+    if "files" in spec:
+        raise UserError("the frame is the data: leave `files` out of its spec")
+    content = json.loads(json.dumps(spec))  # plain values, whatever mappings and tuples it came as
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing_file(folder / f"{name}.parquet") as path:
+            frame.write_parquet(path)
+            _keep_if_same(folder / f"{name}.parquet", path)
+        with replacing_file(folder / f"{name}.yaml") as path:
+            path.write_text(yaml.safe_dump({"files": f"{name}.parquet", **content}, sort_keys=False))
+            _keep_if_same(folder / f"{name}.yaml", path)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
+    return Table(str(folder / f"{name}.yaml"), name)
+
+
+def _keep_if_same(old: Path, new: Path) -> None:
+    """A file that is written again with the same bytes keeps its time, by which prepared data are known."""
+    if old.exists() and old.stat().st_size == new.stat().st_size and old.read_bytes() == new.read_bytes():
+        new.unlink()
+        old.rename(new)
