@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test lint bench bench-peers setup clean
+.PHONY: train test test-browser lint bench bench-peers notebook docs setup clean
 
 setup: .venv/.ready
 
@@ -24,6 +24,20 @@ lint: setup
 
 test: lint
 	$(BIN)/python -m pytest
+
+# The report in a real browser: Debian's package chromium, or CHROMIUM=/path.
+test-browser: setup
+	$(BIN)/python -m pytest -m browser
+
+# examples/quickstart.ipynb from its script, with the outputs of a run.
+notebook: setup
+	cd examples && ../$(BIN)/jupytext --quiet --to ipynb --set-kernel python3 quickstart.py
+	cd examples && ../$(BIN)/jupyter-execute --inplace quickstart.ipynb
+	rm -rf examples/data
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "Site: site/index.html; $(BIN)/mkdocs serve shows it while you write"
 
 bench: setup
 	$(BIN)/python bench/train.py

@@ -5,6 +5,7 @@
 # line. Every part is a class or a function of the package that you can use by itself.
 
 # %%
+# %matplotlib inline
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +23,10 @@ from dlen.training.datamodule import RankingDataModule
 from dlen.training.gates import GateMonitor
 from dlen.training.module import RankingModule
 from dlen.training.optimizers import adam
+from dlen.training.run import quiet
 from dlen.training.scoring import score
+
+quiet()  # Lightning's own chatter
 
 # %% [markdown]
 # ## A log

@@ -1,4 +1,4 @@
-"""The README's commands, typed as written: made small by settings that follow them, and run in order."""
+"""The documentation's commands, typed as written: made small by settings that follow them, and run in order."""
 
 from __future__ import annotations
 
@@ -13,25 +13,27 @@ import pytest
 from dlen.data.sources.aliccp_demo import AliCCPDemo
 from tests.conftest import ROOT, run_command
 
-README = (ROOT / "README.md").read_text()
+PAGES = ["README.md", *(f"docs/{name}.md" for name in ("index", "commands", "reports", "sweeps", "datasets", "models"))]
+TEXT = {name: (ROOT / name).read_text() for name in PAGES}
 MODEL = ["model.embedding_dim=4"]
 RUN = "first"
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language: str, page: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", TEXT[page], re.DOTALL)
 
 
 def commands() -> list[str]:
-    lines = [line for block in blocks("bash") for line in block.splitlines()]
-    return [line for line in lines if line.startswith("python ")]
+    """Of all pages, each once."""
+    lines = [line for page in PAGES for block in blocks("bash", page) for line in block.splitlines()]
+    return [line for line in dict.fromkeys(lines) if line.startswith("python ")]
 
 
 def smaller(arguments: list[str]) -> list[str]:
     """Settings that make a command fast and leave what it shows as it is."""
     script, rest = arguments[0], arguments[1:]
     extra = [f"data.rows={20000 if 'aliccp_demo' in ' '.join(rest) else 8000}"]
-    if any(a in ("data=aliccp", "data=table") for a in rest) or script == "evaluate.py":
+    if any(a in ("data=aliccp", "data=table") for a in rest) or script in ("evaluate.py", "report.py"):
         extra = []
     if script == "compare.py":
         extra += ["seeds=1", "models=[MMoE,DLEN]"]
@@ -42,16 +44,16 @@ def smaller(arguments: list[str]) -> list[str]:
     return extra
 
 
-def test_the_readme_shows_every_command() -> None:
+def test_the_documentation_shows_every_command() -> None:
     scripts = {line.split()[1] for line in commands()}
     assert scripts == {p.name for p in ROOT.glob("*.py")}
     assert len(commands()) >= 10
 
 
 @pytest.mark.slow
-def test_readme_commands(tmp_path: Path) -> None:
+def test_documented_commands(tmp_path: Path) -> None:
     AliCCPDemo(str(tmp_path / "raw"), rows=20_000).files()
-    (tmp_path / "my_log.yaml").write_text(blocks("yaml")[0])
+    (tmp_path / "my_log.yaml").write_text(blocks("yaml", "docs/datasets.md")[0])
     write_log(tmp_path / "log.tsv")
     first = run_command(
         "train.py", ["data.rows=8000", *MODEL, "trainer.limit_train_batches=8", f"run_dir={RUN}"], tmp_path
@@ -66,32 +68,37 @@ def test_readme_commands(tmp_path: Path) -> None:
         assert "Traceback" not in ran.stderr
         if arguments[0] == "sweep.py":
             assert "best: trial 0" in ran.stdout
+        elif arguments[0] == "report.py":
+            assert "Report: " in ran.stdout
         elif arguments[0] != "prepare.py":
             assert "AUC" in ran.stdout
 
 
 @pytest.mark.slow
-def test_readme_python(tmp_path: Path) -> None:
-    (code,) = blocks("python")
+def test_the_models_page_in_python(tmp_path: Path) -> None:
+    (code,) = blocks("python", "docs/models.md")
     ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.startswith("torch.Size([256, 5])")
 
 
 @pytest.mark.slow
-def test_readme_sweep(tmp_path: Path) -> None:
+def test_a_sweep_of_ones_own(tmp_path: Path) -> None:
     """The study of one's own, from a folder of configs beside ours."""
     (tmp_path / "sweep").mkdir()
-    (tmp_path / "sweep" / "mine.yaml").write_text(blocks("yaml")[1])
+    (tmp_path / "sweep" / "mine.yaml").write_text(blocks("yaml", "docs/sweeps.md")[0])
     small = ["data.rows=8000", *MODEL, "trainer.limit_train_batches=8", "sweep.trials=2", "sweep.confirm=0"]
     ran = run_command("sweep.py", ["--config-dir", str(tmp_path), "sweep=mine", *small], tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert "best: trial" in ran.stdout
 
 
-def test_readme_names_no_missing_file() -> None:
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+def test_no_page_names_a_missing_file() -> None:
+    for page in [*PAGES, *(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))]:
+        text = (ROOT / page).read_text()
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+            made = target == "config.md"  # by mkdocs, see test_site.py
+            assert made or ((ROOT / page).parent / target).exists(), f"{page}: {target}"
 
 
 def write_log(path: Path) -> None:

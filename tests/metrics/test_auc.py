@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor
 
 from dlen.metrics import ExactAUC, HistogramAUC, MTLGain
@@ -129,3 +129,37 @@ def test_gain_after_reset_holds_the_new_rows_alone() -> None:
     gain.reset()
     gain.update(*second)
     assert gain.compute()[0].item() == pytest.approx(by_sklearn(*second)[0] - 0.5, abs=1e-12)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("masked", [False, True])
+def test_roc_goes_through_the_corners_of_sklearns(metric: type[ExactAUC | HistogramAUC], masked: bool) -> None:
+    scores, labels, mask = rows(500, 3)
+    auc = metric(3)
+    auc.update(scores, labels, mask if masked else None)
+    keep = mask.bool() if masked else torch.ones_like(mask).bool()
+    for k, curve in enumerate(auc.roc(1000)):
+        false, true, _ = roc_curve(labels[keep[:, k], k], scores[keep[:, k], k], drop_intermediate=False)
+        assert curve.T.tolist() == pytest.approx(np.stack([false, true], 1), abs=1e-12)  # few enough to keep them all
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_thinned_roc_keeps_its_ends_and_its_area(metric: type[ExactAUC | HistogramAUC]) -> None:
+    scores, labels, _ = rows(5000, 1, ties=False)
+    auc = metric(1)
+    auc.update(scores, labels)
+    (curve,) = auc.roc(101)
+    assert curve.shape[1] <= 101
+    assert curve[:, 0].tolist() == [0, 0]
+    assert curve[:, -1].tolist() == [1, 1]
+    assert (curve.diff(dim=1) >= 0).all()
+    assert np.trapezoid(curve[1], curve[0]) == pytest.approx(by_sklearn(scores, labels)[0], abs=0.005)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("label", [0.0, 1.0, None])
+def test_there_is_no_roc_of_one_class(metric: type[ExactAUC | HistogramAUC], label: float | None) -> None:
+    auc = metric(1)
+    if label is not None:
+        auc.update(torch.tensor([[0.3], [0.1]]), torch.full((2, 1), label))
+    assert auc.roc(10)[0].shape == (2, 0)

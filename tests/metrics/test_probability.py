@@ -105,3 +105,19 @@ def test_undefined_is_nan() -> None:
         assert metric.compute().isnan().tolist() == [False, True]
         metric.reset()
         assert metric.compute().isnan().all()
+
+
+def test_reliability_equals_groups_of_sorted_rows() -> None:
+    rng = np.random.default_rng(3)
+    probability = np.sort(rng.random((400, 1)), 0)
+    labels = (rng.random((400, 1)) < probability).astype(np.float32)
+    order = rng.permutation(400)
+    metric = CalibrationError(1, groups=8)
+    log_p = torch.tensor(np.log(probability))
+    metric.update(log_p[order], torch.tensor(labels)[order], torch.ones(400, 1))
+    rows, predicted, observed = metric.reliability()[0].tolist()
+    assert rows == [50.0] * 8
+    assert predicted == pytest.approx(probability.reshape(8, 50).sum(1))
+    assert observed == pytest.approx(labels.reshape(8, 50).sum(1))
+    empty = CalibrationError(2)
+    assert empty.reliability().tolist() == torch.zeros(2, 3, 20).tolist()

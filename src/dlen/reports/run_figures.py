@@ -463,7 +463,8 @@ def _conflict(record: RunRecord) -> Plot | None:
     if not any(v is not None for v in cosines.values()):
         return None
     values = [[cosines.get((a, b), cosines.get((b, a))) for b in record.tasks] for a in record.tasks]
-    figure = _heat_map(values, record.tasks, record.tasks, zmin=-1, zmax=1, colorscale="RdBu")
+    most = max(0.05, *(abs(v) for v in cosines.values() if v is not None))  # they are small: a scale to 1 shows nothing
+    figure = _heat_map(values, record.tasks, record.tasks, zmin=-most, zmax=most, colorscale="RdBu")
     share, rows = record.figure("train/conflict/share"), record.figure("train/conflict/rows")
     note = "Mean cosine of two tasks' gradients of the shared parameters."
     if share is not None and rows is not None:
