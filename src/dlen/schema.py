@@ -85,6 +85,14 @@ class Schema:
 
     Raises:
         ValueError: names repeat, or ``observed_where`` names an unknown or circular parent.
+
+    Example:
+        >>> fields = (Field("user", Kind.ID, "user", 100), Field("tags", Kind.IDS, "item", 50))
+        >>> schema = Schema(fields, (Task("click", 0.2), Task("buy", 0.1, observed_where="click")), user="user")
+        >>> schema.offsets
+        {'user': 0, 'tags': 100}
+        >>> schema.task_names
+        ['click', 'buy']
     """
 
     fields: tuple[Field, ...]

@@ -31,7 +31,7 @@ class ExactAUC(Metric):
         >>> auc = ExactAUC(1)
         >>> auc.update(torch.tensor([[0.1], [0.4], [0.35], [0.8]]), torch.tensor([[0], [0], [1], [1]]))
         >>> auc.compute()
-        tensor([0.7500], dtype=torch.float64)
+        tensor(0.7500, dtype=torch.float64)
     """
 
     higher_is_better = True
@@ -87,7 +87,7 @@ class HistogramAUC(Metric):
         >>> auc = HistogramAUC(1)
         >>> auc.update(torch.tensor([[-2.0], [-0.4], [-0.6], [1.4]]), torch.tensor([[0], [0], [1], [1]]))
         >>> auc.compute()
-        tensor([0.7500], dtype=torch.float64)
+        tensor(0.7500, dtype=torch.float64)
     """
 
     higher_is_better = True

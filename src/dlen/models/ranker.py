@@ -247,6 +247,22 @@ class DLEN(Ranker):
         initial_up: P(UP) at the first step.
         initial_leak: P(t | not UP) over P(t | UP) at the first step.
         dropout: in the towers and the hidden state network.
+
+    Example:
+        >>> import torch
+        >>> from dlen.schema import Field, Kind, Schema, Task
+        >>> schema = Schema((Field("user", Kind.ID, "user", 100),), (Task("click", 0.2), Task("like", 0.1)))
+        >>> model = DLEN(schema, embedding_dim=4, hidden=[8])
+        >>> ids, labels = torch.tensor([[3], [7], [7]]), torch.tensor([[1.0, 0.0], [0.0, 0.0], [1.0, 1.0]])
+        >>> nothing = torch.zeros(3, 0)  # no numbers, no multi-valued fields, no truth
+        >>> batch = Batch(ids, nothing, nothing.T.long(), nothing.flatten().int(), nothing.flatten(), labels, nothing)
+        >>> predictions = model(batch)
+        >>> predictions.log_p.shape, predictions.latent.log_up.shape
+        (torch.Size([3, 2]), torch.Size([3]))
+        >>> p, up = predictions.log_p.exp(), predictions.latent.log_up.exp()[:, None]
+        >>> given_up, given_not_up = predictions.latent.log_given_up.exp(), predictions.latent.log_given_not_up.exp()
+        >>> torch.allclose(p, up * given_up + (1 - up) * given_not_up)  # equation (1)
+        True
     """
 
     def __init__(

@@ -19,6 +19,10 @@ def log1mexp(x: Tensor) -> Tensor:
 
     Returns:
         log(1 - p), same shape.
+
+    Example:
+        >>> log1mexp(torch.tensor([0.25]).log()).exp()
+        tensor([0.7500])
     """
     x = x.clamp(max=-torch.finfo(x.dtype).tiny)
     close = x > -math.log(2)

@@ -35,6 +35,12 @@ def fuse(log_p: Tensor, log_up: Tensor | None, weights: Tensor, up: float, form:
 
     Raises:
         ValueError: ``up`` asks for a hidden state that is not there, or a sum has a negative weight.
+
+    Example:
+        >>> click, share = [0.5, 0.2], [0.4, 0.3]
+        >>> log_p, log_up = torch.tensor([click, share]).T.log(), torch.tensor([0.9, 0.1]).log()
+        >>> fuse(log_p, log_up, torch.tensor([1.0, 2.0]), up=0.5, form="sum").exp()
+        tensor([1.2333, 0.2530])
     """
     form = Form(form)
     if up != 0 and log_up is None:

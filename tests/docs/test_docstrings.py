@@ -1,0 +1,16 @@
+"""Examples in docstrings are run."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+
+import dlen
+
+
+def test_examples_in_docstrings() -> None:
+    names = [module.name for module in pkgutil.walk_packages(dlen.__path__, "dlen.")]
+    results = {name: doctest.testmod(importlib.import_module(name)) for name in names}
+    assert not [name for name, result in results.items() if result.failed]
+    assert sum(result.attempted for result in results.values()) >= 25
