@@ -86,7 +86,8 @@ def _print_hidden_state(console: Console, metrics: Mapping[str, Any], split: str
     console.print(table)
     mean, std, saturated = (metrics[f"{split}/hidden/{k}"] for k in ("mean", "std", "saturated"))
     console.print(f"P(UP): mean {mean:.3f}, deviation {std:.3f}, {saturated:.1%} saturated", highlight=False)
-    console.print("P(UP), any: AUC of P(UP) against any interaction; truth: against the simulator's hidden state")
+    note = "P(UP), any: AUC of P(UP) against any interaction; truth: against the simulator's hidden state"
+    console.print(note, highlight=False)
     correlation = metrics.get(f"{split}/corr/up_truth")
     if correlation is not None:
-        console.print(f"Correlation of P(UP) with the true P(UP): {correlation:.3f}")
+        console.print(f"Correlation of P(UP) with the true P(UP): {correlation:.3f}", highlight=False)
