@@ -157,6 +157,12 @@ class TerminalProgress(RichProgressBar):
         super().__init__(leave=True)
         self.meter = meter
 
+    def _get_train_description(self, current_epoch: int) -> str:
+        """Lightning counts from 0, people and our lines from 1; as wide as the other bars' names."""
+        most = self.trainer.max_epochs
+        text = f"Epoch {current_epoch + 1}" + (f"/{most}" if most is not None and most > 0 else "")
+        return text.ljust(len(self.validation_description))
+
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         """What stands right of the bar."""
         shown: dict[str, Any] = {"samples/s": format_count(self.meter.rate)}
