@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -58,6 +62,29 @@ def run_command(script: str, arguments: Sequence[str], folder: Path) -> subproce
         timeout=600,
         check=False,
     )
+
+
+@pytest.fixture
+def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """A command that is expected to be refused before it does anything: in this process, which spares its imports.
+
+    Whatever it leaves behind in the process must not matter; a command that works runs in one of its own.
+    """
+
+    def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [str(ROOT / script), *arguments])
+        out, err, code = io.StringIO(), io.StringIO(), 0
+        with redirect_stdout(out), redirect_stderr(err):
+            try:
+                runpy.run_path(str(ROOT / script), run_name="__main__")
+            except SystemExit as error:
+                code = error.code if isinstance(error.code, int) else 1
+            finally:
+                GlobalHydra.instance().clear()
+        return subprocess.CompletedProcess([script, *arguments], code, out.getvalue(), err.getvalue())
+
+    return run
 
 
 @pytest.fixture

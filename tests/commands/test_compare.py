@@ -135,8 +135,8 @@ def test_a_comparison_that_is_ended_ends_its_runs_and_goes_on(tmp_path: Path) ->
         (["experiment=table1", "modle=mmoe"], "config modle: there is no such key"),
     ],
 )
-def test_wrong_settings(arguments: list[str], expected: str, command: Command) -> None:
-    ran = command("compare.py", *arguments)
+def test_wrong_settings(arguments: list[str], expected: str, refused: Command) -> None:
+    ran = refused("compare.py", *arguments)
     assert ran.returncode == 2
     assert expected in ran.stderr.splitlines()[-1]
     assert "Traceback" not in ran.stderr

@@ -43,11 +43,10 @@ CASES = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", list(CASES))
-def test_wrong_settings_are_one_line(case: str, command: Command, tmp_path: Path) -> None:
+def test_wrong_settings_are_one_line(case: str, refused: Command, tmp_path: Path) -> None:
     arguments, expected = CASES[case]
-    ran = command("train.py", *arguments)
+    ran = refused("train.py", *arguments)
     assert ran.returncode == 2, ran.stderr
     errors = [line for line in ran.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
@@ -58,7 +57,7 @@ def test_wrong_settings_are_one_line(case: str, command: Command, tmp_path: Path
     assert not (tmp_path / "none").exists()
 
 
-def test_evaluate_of_no_run(command: Command) -> None:
+def test_evaluate_of_no_run(command: Command) -> None:  # in a process of its own, as users type it
     ran = command("evaluate.py", "run=nowhere")
     assert ran.returncode == 2
     assert ran.stderr.strip() == "error: nowhere: not a run folder (no config.yaml); set run=DIR"

@@ -30,7 +30,7 @@ from dlen.cli import _one_line
 from dlen.errors import UserError
 from dlen.sweeping.run import make_plan
 from dlen.sweeping.study import connect
-from tests.conftest import ROOT, run_command
+from tests.conftest import ROOT, Command, run_command
 from tests.wandb_files import WandbRun, read_wandb
 
 DATA = ["data.rows=3000", "data.users=40", "data.items=30"]
@@ -439,8 +439,8 @@ def test_wrong_settings(arguments: list[str], expected: str, tmp_path: Path) -> 
         ([*SMALL, "sweep.workers=0"], "config sweep.workers: 0"),
     ],
 )
-def test_a_wrong_command_is_one_line(arguments: list[str], expected: str, tmp_path: Path) -> None:
-    ran = run_command("sweep.py", arguments, tmp_path)
+def test_a_wrong_command_is_one_line(arguments: list[str], expected: str, refused: Command, tmp_path: Path) -> None:
+    ran = refused("sweep.py", *arguments)
     assert ran.returncode == 2, ran.stderr
     assert expected in ran.stderr.splitlines()[-1]
     assert "Traceback" not in ran.stderr
