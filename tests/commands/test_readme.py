@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from dlen.data.sources.aliccp_demo import AliCCPDemo
@@ -33,7 +34,7 @@ def smaller(arguments: list[str]) -> list[str]:
     """Settings that make a command fast and leave what it shows as it is."""
     script, rest = arguments[0], arguments[1:]
     extra = [f"data.rows={20000 if 'aliccp_demo' in ' '.join(rest) else 8000}"]
-    if any(a in ("data=aliccp", "data=table") for a in rest) or script in ("evaluate.py", "report.py"):
+    if any(a in ("data=aliccp", "data=table") for a in rest) or script in ("evaluate.py", "report.py", "predict.py"):
         extra = []
     if script == "compare.py":
         extra += ["seeds=1", "models=[MMoE,DLEN]"]
@@ -55,6 +56,8 @@ def test_documented_commands(tmp_path: Path) -> None:
     AliCCPDemo(str(tmp_path / "raw"), rows=20_000).files()
     (tmp_path / "my_log.yaml").write_text(blocks("yaml", "docs/datasets.md")[0])
     write_log(tmp_path / "log.tsv")
+    fields = ("item", "category", "author", "hour", "user", "age", "gender", "city")
+    pl.DataFrame({name: range(20) for name in fields}).write_parquet(tmp_path / "new.parquet")
     first = run_command(
         "train.py", ["data.rows=8000", *MODEL, "trainer.limit_train_batches=8", f"run_dir={RUN}"], tmp_path
     )
@@ -70,6 +73,8 @@ def test_documented_commands(tmp_path: Path) -> None:
             assert "best: trial 0" in ran.stdout
         elif arguments[0] == "report.py":
             assert "Report: " in ran.stdout
+        elif arguments[0] == "predict.py":
+            assert "20 rows: scores.parquet" in ran.stdout
         elif arguments[0] != "prepare.py":
             assert "AUC" in ran.stdout
 

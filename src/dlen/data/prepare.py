@@ -11,9 +11,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
-from dlen.data.store import FORMAT, Store, StoreWriter, replacing
+from dlen.data.store import FORMAT, Split, Store, StoreWriter, replacing
 from dlen.errors import UserError
 from dlen.schema import Schema
 
@@ -37,6 +37,14 @@ class Source(Protocol):
 
     def write(self, writer: StoreWriter) -> Schema:
         """Read the raw files and write the tables, splits and vocabularies."""
+
+
+@runtime_checkable
+class RowSource(Protocol):
+    """A source that can read new rows for a model that is trained."""
+
+    def read(self, path: Path, store: Store) -> Iterator[Split]:
+        """Rows of ``path``, in the source's own form, chunk by chunk, encoded as those of its store; without labels."""
 
 
 def describe_file(path: Path) -> dict[str, Any]:

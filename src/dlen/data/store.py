@@ -226,7 +226,7 @@ class ScratchTable:
 def read_vectors(folder: Path, table: str, part: str, dtype: str) -> Array:
     """One flat scratch array, memory-mapped; empty if nothing was written."""
     path = folder / table / f"{part}.bin"
-    return np.memmap(path, dtype, "r") if path.stat().st_size else np.zeros(0, dtype)
+    return np.memmap(path, dtype, "c") if path.stat().st_size else np.zeros(0, dtype)
 
 
 def read_scratch(folder: Path, table: str, counts: Mapping[Kind, int]) -> ScratchTable:
@@ -340,6 +340,31 @@ class Split:
         tables = [self.table] if self.groups is None else [self.table, self.groups]
         arrays = [self.labels, self.group, self.truth, *(a for t in tables for a in vars(t).values())]
         return sum(a.nbytes for a in arrays)
+
+
+def split_of(columns: Columns, num_tasks: int, groups: Table | None = None, group: Array | None = None) -> Split:
+    """Rows in memory as a split without labels.
+
+    Args:
+        columns: of n rows.
+        num_tasks: T; the labels are zero.
+        groups: the table that the rows join.
+        group: (n,) rows of it.
+    """
+    n = len(columns.ids)
+    starts = np.append(0, columns.bag_lengths.sum(axis=1, dtype=np.int64).cumsum())
+    arrays = {
+        "ids": np.ascontiguousarray(columns.ids, np.int32),
+        "numeric": np.ascontiguousarray(columns.numeric, np.float32),
+        "bag_lengths": np.ascontiguousarray(columns.bag_lengths, np.int16),
+        "bag_start": starts,
+        "bag_ids": np.ascontiguousarray(columns.bag_ids, np.int32),
+        "bag_weights": np.ascontiguousarray(columns.bag_weights, np.float32),
+    }
+    table = Table({name: torch.from_numpy(values) for name, values in arrays.items()})
+    of_group = torch.zeros(0, dtype=torch.int32) if group is None else torch.from_numpy(group.astype(np.int32))
+    labels = torch.zeros(n, num_tasks, dtype=torch.uint8)
+    return Split(n, table, groups, labels, of_group, torch.zeros(n, 0))
 
 
 class ResidentSplit:

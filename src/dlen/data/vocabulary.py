@@ -57,6 +57,11 @@ class IdVocabulary:
         known = counts >= min_count
         self.ids, self.counts = ids[known], counts[known]
 
+    @classmethod
+    def restored(cls, ids: Ints) -> IdVocabulary:
+        """A vocabulary whose known ids were kept, in rising order."""
+        return cls(ids, np.ones(len(ids), np.int64), 1)
+
     def __len__(self) -> int:
         """Number of codes, the unknown one included."""
         return len(self.ids) + 1

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 
 import torch
@@ -52,6 +54,47 @@ def fuse(log_p: Tensor, log_up: Tensor | None, weights: Tensor, up: float, form:
     else:
         score = (log_p * weights).sum(1)
     return score if log_up is None else score + up * log_up
+
+
+@dataclass(frozen=True, slots=True)
+class Fusion:
+    """Settings of :func:`fuse` by the tasks' names.
+
+    Args:
+        form: ``product`` or ``sum``.
+        weights: of the tasks; one that is not named has 1, a dislike -1 in a product and 0 in a sum.
+        up: exponent of P(UP).
+
+    Raises:
+        ValueError: the form is unknown, or a weight is no number.
+    """
+
+    form: str = "product"
+    weights: Mapping[str, float] | None = None
+    up: float = 0.0
+
+    def __post_init__(self) -> None:
+        Form(self.form)
+        for name, value in {**(self.weights or {}), "up": self.up}.items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise ValueError(f"{name}: {value!r} is not a number")
+
+    def for_tasks(self, tasks: Sequence[str], dislikes: Sequence[bool]) -> Tensor:
+        """(T,) weights in the order of the tasks.
+
+        Raises:
+            ValueError: a weight is of no task.
+        """
+        unknown = [name for name in self.weights or {} if name not in tasks]
+        if unknown:
+            raise ValueError(f"there is no task {unknown[0]} to weigh; the tasks are {', '.join(tasks)}")
+        of_dislike = -1.0 if self.form == Form.PRODUCT else 0.0
+        defaults = [of_dislike if dislike else 1.0 for dislike in dislikes]
+        return torch.tensor([float((self.weights or {}).get(t, d)) for t, d in zip(tasks, defaults, strict=True)])
+
+    def __call__(self, log_p: Tensor, log_up: Tensor | None, weights: Tensor) -> Tensor:
+        """(B,) scores, as :func:`fuse` with the weights of :meth:`for_tasks`."""
+        return fuse(log_p, log_up, weights, self.up, self.form)
 
 
 def worth(labels: Tensor, values: Sequence[float]) -> Tensor:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from omegaconf import DictConfig
 from torch import Tensor
 
 from dlen.data.loader import BatchLoader
-from dlen.data.store import Split
+from dlen.data.store import Split, Store
 from dlen.errors import UserError
 from dlen.models.ranker import Ranker
 from dlen.schema import Kind
@@ -42,13 +43,28 @@ def score_split(folder: Path, split: str) -> SplitScores:
         UserError: the folder is no finished run, or the data are not those of the run.
     """
     config, store = open_run(folder)
-    checkpoint = folder / "checkpoints" / "best.ckpt"
+    return score(load_model(folder, config, store), store.split(split), config.loader.eval_batch_size)
+
+
+def load_model(folder: Path, config: DictConfig, store: Store, name: str = "best") -> Ranker:
+    """A run's model in evaluation mode, on the CPU.
+
+    Args:
+        folder: of the run.
+        config: of the run.
+        store: its data.
+        name: of the checkpoint.
+
+    Raises:
+        UserError: there is no such checkpoint.
+    """
+    checkpoint = folder / "checkpoints" / f"{name}.ckpt"
     if not checkpoint.exists():
         raise UserError(f"{checkpoint}: no such checkpoint; the run has not ended")
     model = build_model(config, store)
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
     model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
-    return score(model, store.split(split), config.loader.eval_batch_size)
+    return model.eval()
 
 
 def score(model: Ranker, split: Split, batch_size: int = 16384) -> SplitScores:

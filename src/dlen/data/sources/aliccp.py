@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,18 @@ from numpy.typing import NDArray
 from dlen.data.hashing import fraction
 from dlen.data.ragged import Entries, field_of_values, rows_of_values, select_rows, to_columns
 from dlen.data.sources.aliccp_grammar import Block, Reader
-from dlen.data.store import Columns, SplitWriter, StoreWriter, TableWriter, read_scratch, read_vectors
+from dlen.data.sources.by_field import rows_by_field
+from dlen.data.store import (
+    Columns,
+    Split,
+    SplitWriter,
+    Store,
+    StoreWriter,
+    TableWriter,
+    read_scratch,
+    read_vectors,
+    split_of,
+)
 from dlen.data.vocabulary import IdCounter, IdVocabulary
 from dlen.errors import UserError
 from dlen.progress import Stage
@@ -151,29 +163,68 @@ class AliCCP:
         writer.notes["impossible_rows_dropped"] = impossible
         return self._schema(vocabularies, positives, splits["train"].rows)
 
+    def read(self, path: Path, store: Store) -> Iterator[Split]:
+        """New rows: a skeleton beside its common features, every row of it; or a table with a column for each field.
+
+        Common features are encoded into a scratch folder first, and joined row by row from there.
+
+        Args:
+            path: ``sample_skeleton_NAME.csv``, or a table of any other name.
+            store: written by this source.
+
+        Raises:
+            UserError: a file is missing or a line cannot be read.
+        """
+        if not path.name.startswith("sample_skeleton"):
+            yield from rows_by_field(path, store, self.max_values)
+            return
+        common = path.with_name(path.name.replace("sample_skeleton", "common_features", 1))
+        if not common.exists():
+            raise UserError(f"{common}: no such file; a skeleton is joined with the common features beside it")
+        vocabularies = {n: IdVocabulary.restored(store.vocabulary(n)["value"].to_numpy()) for n in store.schema.offsets}
+        with TemporaryDirectory(prefix="dlen-") as folder:
+            writer, seen = TableWriter(Path(folder), "common", COMMON.counts), []
+            for columns, head in self._common_blocks(common):
+                writer.append(_encode(columns, COMMON, vocabularies, store.schema.offsets))
+                seen.append(head["common_feature_index"])
+            writer.close()
+            groups = read_scratch(Path(folder), "common", COMMON.counts)
+            table = split_of(groups.columns, 0).table
+            for columns, _, group in self._skeleton_blocks(path, common, _index(common, seen)):
+                encoded = _encode(columns, SKELETON, vocabularies, store.schema.offsets)
+                yield split_of(encoded, len(store.schema.tasks), table, group)
+
     # Training pair: raw text -> scratch arrays of raw ids
 
     def _spill_common(self, split: str, folder: Path) -> pl.Enum:
         """Parse common features into a scratch table; returns the index of its rows."""
         table = TableWriter(folder, f"common_{split}", COMMON.counts)
         seen: list[pl.Series] = []
-        for columns, head in self._common_blocks(split):
+        path = self.path("common_features", split)
+        for columns, head in self._common_blocks(path):
             table.append(columns)
             seen.append(head["common_feature_index"])
         table.close()
-        return _index(self.path("common_features", split), seen)
+        return _index(path, seen)
 
-    def _common_blocks(self, split: str) -> Iterator[tuple[Columns, pl.DataFrame]]:
-        path = self.path("common_features", split)
+    def _common_blocks(self, path: Path) -> Iterator[tuple[Columns, pl.DataFrame]]:
         reader = Reader(path, ["common_feature_index"], [], COMMON.names, partial(self._columns, COMMON))
         for block in _progress(reader):
             yield block.columns, block.head
 
-    def _skeleton_blocks(
+    def _possible_blocks(
         self, split: str, index: pl.Enum
     ) -> Iterator[tuple[Columns, NDArray[np.uint8], NDArray[np.int32], int]]:
         """Columns, labels (n, 2), group rows (n,) and the number of impossible rows left out."""
-        path = self.path("sample_skeleton", split)
+        skeleton, common = self.path("sample_skeleton", split), self.path("common_features", split)
+        for columns, labels, group in self._skeleton_blocks(skeleton, common, index):
+            possible = labels[:, 0] >= labels[:, 1]
+            yield select_rows(columns, possible), labels[possible], group[possible], int((~possible).sum())
+
+    def _skeleton_blocks(
+        self, path: Path, common: Path, index: pl.Enum
+    ) -> Iterator[tuple[Columns, NDArray[np.uint8], NDArray[np.int32]]]:
+        """Columns, labels (n, 2) and group rows (n,) of a skeleton, every row."""
         head = ["sample_id", "click", "conversion", "common_feature_index"]
         convert = partial(self._columns, SKELETON)
         for block in _progress(Reader(path, head, ["click", "conversion"], SKELETON.names, convert)):
@@ -183,13 +234,10 @@ class AliCCP:
                 missing = block.head["common_feature_index"][row]
                 raise UserError(
                     f"{path}, line {block.first_line + row}: common_feature_index {missing!r} is not in "
-                    f"{self.path('common_features', split).name}; do both files come from the same archive?"
+                    f"{common.name}; do both files come from the same archive?"
                 )
             labels = block.head.select((pl.col("click", "conversion") == "1").cast(pl.UInt8)).to_numpy()
-            possible = labels[:, 0] >= labels[:, 1]
-            columns = select_rows(block.columns, possible)
-            groups = group.to_numpy().astype(np.int32)[possible]
-            yield columns, labels[possible], groups, int((~possible).sum())
+            yield block.columns, labels, group.to_numpy().astype(np.int32)
 
     def _columns(self, side: _Side, entries: Entries) -> Columns:
         single, bags = range(len(side.single)), range(len(side.single), len(side.names))
@@ -198,7 +246,7 @@ class AliCCP:
     def _spill_skeleton(self, split: str, folder: Path, index: pl.Enum) -> int:
         writer = SplitWriter(folder, split, SKELETON.counts, 2, 0)
         dropped = 0
-        for columns, labels, group, impossible in self._skeleton_blocks(split, index):
+        for columns, labels, group, impossible in self._possible_blocks(split, index):
             writer.append(columns, labels, group)
             dropped += impossible
         writer.close()
@@ -256,13 +304,14 @@ class AliCCP:
     ) -> int:
         table = writer.table("common_test", COMMON.counts)
         seen = []
-        for columns, head in self._common_blocks("test"):
+        path = self.path("common_features", "test")
+        for columns, head in self._common_blocks(path):
             table.append(_encode(columns, COMMON, vocabularies, offsets))
             seen.append(head["common_feature_index"])
-        index = _index(self.path("common_features", "test"), seen)
+        index = _index(path, seen)
         split = writer.split("test", SKELETON.counts, 2, group="common_test")
         dropped = 0
-        for columns, labels, group, impossible in self._skeleton_blocks("test", index):
+        for columns, labels, group, impossible in self._possible_blocks("test", index):
             split.append(_encode(columns, SKELETON, vocabularies, offsets), labels, group)
             dropped += impossible
         return dropped

@@ -10,7 +10,7 @@ the paper's case against ordinary multi-task models. With ``preference: 1`` ther
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from dlen.data.store import Columns, SplitWriter, StoreWriter
+from dlen.data.sources.by_field import rows_by_field
+from dlen.data.store import Columns, Split, SplitWriter, Store, StoreWriter
 from dlen.errors import UserError
 from dlen.metrics import HistogramAUC
 from dlen.progress import Stage
@@ -335,6 +336,10 @@ class Feed:
         for name, size in sizes.items():
             writer.vocabulary(name, pl.int_range(size - 1, eager=True))
         return self._schema(sizes, positives / max(splits["train"].rows, 1))
+
+    def read(self, path: Path, store: Store) -> Iterator[Split]:
+        """New rows, from a table with a column for each field that holds the simulator's own numbers."""
+        return rows_by_field(path, store)
 
     def _vocabularies(self) -> dict[str, int]:
         """Ids of each field with the unknown one, rows' fields first."""

@@ -23,7 +23,7 @@ from dlen.data.hashing import fraction
 from dlen.data.ragged import Entries, select_rows, to_columns
 from dlen.data.sources.table_columns import LINE, Sample, TableColumn, make_column, numbers
 from dlen.data.sources.table_spec import TableSpec, expression, load_spec
-from dlen.data.store import Columns, SplitWriter, StoreWriter
+from dlen.data.store import Columns, Split, SplitWriter, Store, StoreWriter, split_of
 from dlen.errors import UserError
 from dlen.progress import Stage
 from dlen.schema import Field, Kind, Schema, Task
@@ -42,13 +42,21 @@ class Table:
         name: of the data set.
         files: overrides the spec's ``files``; relative to the working folder.
         folder: where the spec's ``files`` and ``joins`` lie, in place of the spec's own folder.
+        content: what the YAML would hold, where there is none; ``spec`` then names it in messages.
     """
 
-    def __init__(self, spec: str, name: str = "table", files: Any = None, folder: str | None = None) -> None:
+    def __init__(
+        self,
+        spec: str,
+        name: str = "table",
+        files: Any = None,
+        folder: str | None = None,
+        content: TableSpec | None = None,
+    ) -> None:
         self.name = name
         self.path = Path(spec)
         self.folder = self.path.parent if folder is None else Path(folder)
-        self.table: TableSpec = load_spec(self.path)
+        self.table: TableSpec = load_spec(self.path) if content is None else content
         self.joins = {name: _matches(self.folder, join.file)[0] for name, join in self.table.joins.items()}
         self._joined: dict[str, pl.DataFrame] = {}  # what is joined, by the name of the join
         self._unmatched = dict.fromkeys(self.joins, 0)
@@ -111,6 +119,38 @@ class Table:
         writer.notes |= {f"rows_without_{name}": n for name, n in self._unmatched.items() if n}
         return schema
 
+    def read(self, path: Path, store: Store) -> Iterator[Split]:
+        """Rows of another file of the same columns, without labels, encoded as those of a store.
+
+        Args:
+            path: a table; labels may be missing.
+            store: written by a source with this spec.
+
+        Raises:
+            UserError: a column of a field is missing, or a cell cannot be read.
+        """
+        columns = [make_column(name, spec) for name, spec in self.table.fields.items()]
+        for column in columns:
+            column.restore(store)
+        self.sources = {"all": [path]}
+        self._joined = {name: self._read_join(name) for name in self.joins}
+        self._check_inputs(path)
+        for frame, _, _ in self._frames(f"scoring {path.name}"):
+            yield split_of(_columns(frame, path, columns, store.schema), len(store.schema.tasks))
+
+    def _check_inputs(self, path: Path) -> None:
+        """Every column that a field needs exists."""
+        try:
+            found = [c for c in self._scan(path).collect_schema().names() if c != LINE]
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
+        found = self._with_joined_columns(found, path)
+        for name, spec in self.table.fields.items():
+            if spec.column not in found:
+                near = difflib.get_close_matches(spec.column, found, 1)
+                hint = f"did you mean {near[0]}?" if near else f"its columns are {', '.join(found)}"
+                raise UserError(f"{path}: no column {spec.column!r}, which field {name} needs; {hint}")
+
     # Reading
 
     def _options(self, path: Path) -> dict[str, Any]:
@@ -163,7 +203,8 @@ class Table:
                 if len(comments):
                     frame = frame.with_columns(_file_lines(frame[LINE], comments))
                 blank = frame.select(pl.all_horizontal(pl.col(cells).is_null())).to_series()
-                yield self._join(frame.filter(~blank) if blank.any() else frame)
+                skipped = blank.any() and path.suffix != ".parquet"  # a row of nulls is a row, a blank line is none
+                yield self._join(frame.filter(~blank) if skipped else frame)
         except pl.exceptions.PolarsError as error:
             if path.suffix != ".parquet":
                 self._check_widths(path)

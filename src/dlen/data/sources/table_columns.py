@@ -11,7 +11,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from dlen.data.sources.table_spec import TIME_PARTS, FieldSpec
-from dlen.data.store import StoreWriter
+from dlen.data.store import Store, StoreWriter
 from dlen.errors import UserError
 from dlen.schema import Field, Kind, Pooling
 
@@ -76,6 +76,11 @@ class TextVocabulary:
         self._parts = []
         self._names = pl.Enum(self.frame["value"])
 
+    def restore(self, values: pl.Series) -> None:
+        """Take the codes of a store: the i-th value has code i + 1."""
+        self.frame = pl.DataFrame({"value": values.cast(pl.String)})
+        self._names = pl.Enum(self.frame["value"])
+
     def __len__(self) -> int:
         return len(self.frame) + 1
 
@@ -101,6 +106,9 @@ class TableColumn(ABC):
 
     def freeze(self, writer: StoreWriter) -> None:
         """No more rows will be shown; keep what was learnt in the store."""
+
+    def restore(self, store: Store) -> None:
+        """Take what was learnt from the store in which it was kept, instead of learning."""
 
     @abstractmethod
     def fields(self) -> list[Field]:
@@ -132,6 +140,9 @@ class IdColumn(TableColumn):
     def freeze(self, writer: StoreWriter) -> None:
         self.vocabulary.freeze()
         writer.vocabulary(self.name, self.vocabulary.frame["value"], self.vocabulary.frame["count"])
+
+    def restore(self, store: Store) -> None:
+        self.vocabulary.restore(store.vocabulary(self.name)["value"])
 
     def fields(self) -> list[Field]:
         return [Field(self.name, Kind.ID, self.spec.side, len(self.vocabulary))]
@@ -202,6 +213,10 @@ class NumberColumn(TableColumn):
         self.deviation = float(np.sqrt(self.squares / self.count)) or 1.0
         writer.statistics[self.name] = {"mean": self.mean, "deviation": self.deviation}
 
+    def restore(self, store: Store) -> None:
+        kept = store.content["statistics"][self.name]
+        self.mean, self.deviation = float(kept["mean"]), float(kept["deviation"])
+
     def fields(self) -> list[Field]:
         return [Field(self.name, Kind.NUMERIC, self.spec.side)]
 
@@ -227,6 +242,9 @@ class BucketColumn(TableColumn):
         places = np.arange(1, self.spec.buckets) * len(values) // self.spec.buckets
         self.edges = np.unique(values[places])  # equal values share a bucket, so there may be fewer
         writer.statistics[self.name] = {"edges": self.edges.tolist()}
+
+    def restore(self, store: Store) -> None:
+        self.edges = np.asarray(store.content["statistics"][self.name]["edges"])
 
     def fields(self) -> list[Field]:
         return [Field(self.name, Kind.ID, self.spec.side, len(self.edges) + 2)]

@@ -1,0 +1,44 @@
+"""A table whose columns are a schema's fields, with raw values: how a source without a table of its own is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from dlen.data.sources.table import Table
+from dlen.data.sources.table_spec import FieldSpec, TableSpec
+from dlen.data.store import Split, Store
+from dlen.errors import UserError
+from dlen.schema import Field, Kind
+
+
+def rows_by_field(path: Path, store: Store, max_values: int = 20) -> Iterator[Split]:
+    """Rows of a CSV, TSV or Parquet file with a column for each field of the store's schema.
+
+    An id stands as in the raw log; several are a list, or separated by ``|``, each followed by ``:`` and its weight.
+
+    Args:
+        path: of the file.
+        store: whose vocabularies encode it.
+        max_values: most values of a multi-valued field in a row; the heaviest stay.
+
+    Raises:
+        UserError: a column is missing, or a cell cannot be read.
+    """
+    unkept = [f.name for f in store.schema.of_kind(Kind.NUMERIC)]
+    if unkept:
+        raise UserError(f"{path}: field {unkept[0]} is scaled in a way that only its own table's YAML tells")
+    fields = {f.name: _spec(f, max_values) for f in store.schema.fields}
+    said = f"the fields of {store.content['name']}"
+    return Table(said, store.content["name"], files=str(path), content=TableSpec(fields=fields)).read(path, store)
+
+
+def _spec(field: Field, max_values: int) -> FieldSpec:
+    several = field.kind is Kind.IDS
+    return FieldSpec(
+        kind="ids" if several else "id",
+        column=field.name,
+        weight_separator=":" if several else "",
+        max_values=max_values,
+        pooling=str(field.pooling),
+    )

@@ -1,0 +1,130 @@
+"""predict: new rows through a finished run, as a Parquet file of probabilities."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import polars as pl
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from dlen.config import build
+from dlen.data.prepare import RowSource, check_writable
+from dlen.data.store import Split, Store
+from dlen.errors import UserError
+from dlen.files import replacing_file
+from dlen.models.heads import LatentHead
+from dlen.models.ranker import Ranker
+from dlen.ranking.fusion import Fusion
+from dlen.schema import Kind, Schema
+from dlen.training.run import load_run_config, quiet
+from dlen.training.scoring import load_model
+from dlen.training.targets import Targets
+
+
+def predict(config: DictConfig) -> None:
+    """Score the rows of a file, in order, one row of output for each.
+
+    Args:
+        config: of ``predict.py``.
+
+    Raises:
+        UserError: for a run, an input or settings that are wrong; nothing is left of the output then.
+    """
+    quiet()
+    folder, path, out = Path(config.run), Path(config.input), Path(config.output)
+    if config.batch_size < 1:
+        raise UserError(f"config batch_size: {config.batch_size} is not a positive whole number")
+    if out.suffix != ".parquet":
+        raise UserError(f"config output: {str(out)!r} is no file that ends in .parquet")
+    if not path.is_file():
+        raise UserError(f"config input: {path}: no such file")
+    if out.exists() and out.samefile(path):
+        raise UserError(f"config output: {out} is the input itself")
+    check_writable(out.parent)
+    run_config, store = load_run_config(folder), open_kept_store(folder)
+    source = build(run_config.data, "data")
+    if not isinstance(source, RowSource):
+        raise UserError(f"{folder}: its data ({run_config.data_name}) have no way to read new rows")
+    fusion, weights = _fusion(config.fusion, store.schema)
+    model = load_model(folder, run_config, store, config.checkpoint)
+    if fusion.up != 0 and not isinstance(model.head, LatentHead):
+        raise UserError("config fusion.up: the model has no P(UP); set it to 0")
+    unseen: dict[str, int] = {}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as parts, torch.inference_mode():
+        rows = _write_parts(source.read(path, store), model, fusion, weights, config.batch_size, Path(parts), unseen)
+        if not rows:
+            raise UserError(f"{path}: no rows")
+        with replacing_file(out) as temporary:
+            # Parts and not one frame, as Polars appends to no Parquet file: memory is that of a chunk.
+            pl.scan_parquet(Path(parts) / "*.parquet").sink_parquet(temporary)
+    for field, count in unseen.items():
+        print(f"{field}: {count:,} of {rows:,} rows have a value that training did not know, or none", file=sys.stderr)
+    print(f"{rows:,} rows: {out}")
+
+
+def open_kept_store(folder: Path) -> Store:
+    """The prepared data that a run was trained on, by the place that it remembers: the raw log may be gone.
+
+    Raises:
+        UserError: they are gone, or others are there.
+    """
+    kept = json.loads((folder / "schema.json").read_text())
+    store = Store(Path(kept["store"]))
+    if store.fingerprint != kept["fingerprint"]:
+        raise UserError(f"{store.folder}: holds data {store.fingerprint}; the run was trained on {kept['fingerprint']}")
+    return store
+
+
+def _fusion(node: DictConfig, schema: Schema) -> tuple[Fusion, Tensor]:
+    settings: Any = OmegaConf.to_container(node, resolve=True)
+    try:
+        fusion = Fusion(**settings)
+        return fusion, fusion.for_tasks(schema.task_names, [task.dislike for task in schema.tasks])
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config fusion: {error}") from None
+
+
+def _write_parts(
+    chunks: Iterator[Split],
+    model: Ranker,
+    fusion: Fusion,
+    weights: Tensor,
+    batch_size: int,
+    folder: Path,
+    unseen: dict[str, int],
+) -> int:
+    """A Parquet file for each chunk, in order; returns the number of rows."""
+    targets = Targets(model.schema)
+    rows = 0
+    for number, chunk in enumerate(chunks):
+        frames = []
+        for index in torch.arange(len(chunk)).split(batch_size):
+            batch = chunk.batch(index)
+            _count_unseen(batch.ids, model.schema, unseen)
+            predictions = model(batch)
+            latent = predictions.latent
+            p = targets.log_probabilities(predictions.log_p).exp().numpy()
+            columns = {f"p_{name}": p[:, i] for i, name in enumerate(targets.names) if targets.is_probability()[i]}
+            columns |= {} if latent is None else {"up": latent.log_up.exp().numpy()}
+            score = fusion(predictions.log_p, None if latent is None else latent.log_up, weights)
+            frames.append(pl.DataFrame({**columns, "score": score.numpy()}))
+        if frames:
+            pl.concat(frames).write_parquet(folder / f"{number:08d}.parquet")
+        rows += len(chunk)
+    return rows
+
+
+def _count_unseen(ids: Tensor, schema: Schema, unseen: dict[str, int]) -> None:
+    """Add the rows whose single-valued id is the unknown one."""
+    for column, field in enumerate(schema.of_kind(Kind.ID)):
+        count = int((ids[:, column] == schema.offsets[field.name]).sum())
+        if count:
+            unseen[field.name] = unseen.get(field.name, 0) + count
