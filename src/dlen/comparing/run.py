@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dlen.comparing.grid import cells_of, parse_grid
 from dlen.comparing.plan import Plan, Run, make_plan
+from dlen.comparing.sessions import parse_sessions, run_sessions
 from dlen.comparing.statistics import Difference, paired, row_variances
 from dlen.comparing.workers import train_missing
 from dlen.config import code_fingerprint
@@ -22,6 +23,7 @@ from dlen.data.prepare import check_writable
 from dlen.devices import number_of_workers
 from dlen.errors import UserError
 from dlen.reports.comparison import Comparison, Row, markdown, print_markdown, write_comparison
+from dlen.reports.sessions import sessions_markdown, write_sessions
 from dlen.reports.surface import Surface
 from dlen.training.loggers import sync_command
 from dlen.training.run import SCORES
@@ -52,6 +54,8 @@ def compare(config: DictConfig, script: Path) -> None:
     name = f"{HydraConfig.get().runtime.choices['experiment']}-{config.data_name}"
     out = Path(config.out) if config.out is not None else Path(config.runs_dir) / "compare" / name
     check_writable(out)
+    asked = config.experiment.get("sessions")
+    sessions = None if asked is None or grid else parse_sessions(asked)
     train_missing(runs, script, workers, name, "compare")
     comparisons = [summarise(plan) for plan in plans]
     _warn_of_other_code(runs)
@@ -65,6 +69,11 @@ def compare(config: DictConfig, script: Path) -> None:
         print_markdown(markdown(comparisons[0]))
         write_comparison(comparisons[0], out)
         print(f"Tables: {out}/table.md, table.csv, table.json")
+    if sessions is not None:
+        found = run_sessions(plans[0], sessions, OmegaConf.to_container(config.experiment.online))  # type: ignore[arg-type]
+        print_markdown(sessions_markdown(found))
+        write_sessions(found, out)
+        print(f"Sessions: {out}/sessions.md, sessions.csv, sessions.json, sessions.png")
 
     if OmegaConf.select(config, "logger.wandb") is not None:
         print(sync_command(Path(config.runs_dir) / "compare" / "cache" / "*" / "wandb"))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dlen.training.latent import HiddenFigures
 
 _COLOURS = ("#4477aa", "#66ccee", "#ee6677")  # distinguishable to colour-blind readers (Tol, bright)
-_DPI = 120
+DPI = 120
 _KINDS = ("another interaction", "silent liking", "detest")
 
 
@@ -34,7 +34,7 @@ def plot_hidden_state(hidden: HiddenFigures) -> Figure:
     """
     from matplotlib.figure import Figure  # here, because importing it takes longer than a small validation
 
-    figure = Figure(figsize=(11, 4), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(11, 4), dpi=DPI, layout="constrained")
     left, right = figure.subplots(1, 2)
     counts = hidden.counts.cpu().numpy()
     edges = np.linspace(0, 1, counts.shape[1] + 1)
@@ -99,7 +99,7 @@ def plot_gates(gates: Sequence[GateFigures]) -> Figure:
     for gate in gates:
         panels.setdefault((gate.level, tuple(gate.experts)), []).append(gate)
     size = (2.5 + 0.62 * max(len(names) for _, names in panels), 0.7 * len(gates) + 1.1 * len(panels))
-    figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
     heights = [len(rows) for rows in panels.values()]
     for panel, ((level, names), rows) in zip(
         figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0], panels.items(), strict=True
@@ -126,7 +126,7 @@ def plot_attention(maps: Mapping[str, tuple[NDArray[np.float64], Sequence[str], 
 
     widths = [len(columns) for _, _, columns in maps.values()]
     tallest = max(len(lines) for _, lines, _ in maps.values())
-    figure = Figure(figsize=(0.34 * sum(widths) + 2.0 * len(maps), 0.3 * tallest + 2), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(0.34 * sum(widths) + 2.0 * len(maps), 0.3 * tallest + 2), dpi=DPI, layout="constrained")
     panels = figure.subplots(1, len(maps), squeeze=False, width_ratios=widths)[0]
     for panel, (title, (values, lines, columns)) in zip(panels, maps.items(), strict=True):
         equal = 1 / len(columns)  # in the middle of the scale, so that a map that says nothing looks so
@@ -165,7 +165,7 @@ def plot_heat_maps(maps: Sequence[HeatMap]) -> Figure:
 
     widths = [max(len(m.columns), 2) for m in maps]
     figure = Figure(
-        figsize=(1.3 * sum(widths) + 1.5, 1 + 1.1 * max(len(m.lines) for m in maps)), dpi=_DPI, layout="constrained"
+        figsize=(1.3 * sum(widths) + 1.5, 1 + 1.1 * max(len(m.lines) for m in maps)), dpi=DPI, layout="constrained"
     )
     limit = max(float(np.nanmax(np.abs(m.values))) for m in maps) or 1e-4
     panels = figure.subplots(1, len(maps), squeeze=False, width_ratios=widths)[0]

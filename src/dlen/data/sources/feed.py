@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from dlen.data.sources.by_field import rows_by_field
 from dlen.data.store import Columns, Split, SplitWriter, Store, StoreWriter
+from dlen.data.truth import Truth
 from dlen.errors import UserError
 from dlen.metrics import HistogramAUC
 from dlen.progress import Stage
@@ -336,6 +338,41 @@ class Feed:
         for name, size in sizes.items():
             writer.vocabulary(name, pl.int_range(size - 1, eager=True))
         return self._schema(sizes, positives / max(splits["train"].rows, 1))
+
+    def truth(self, users: Ints, hour: int) -> Truth:
+        """What is known of some users with every item.
+
+        Args:
+            users: (U,) numbers of users.
+            hour: of the day.
+        """
+        world, items = self._world, np.arange(self.items)
+        user, item = np.repeat(users, self.items), np.tile(items, len(users))
+        shape = (len(users), self.items)
+        up = world._up(user, item, np.full(len(user), hour)).reshape(shape).astype(np.float32)
+        given = _sigmoid(world._shows(user, item)).reshape(*shape, -1).astype(np.float32)
+        popularity = np.diff(world.popularity, prepend=0.0)
+        leak = np.broadcast_to(world.leak[users], (len(users), len(self.tasks))).astype(np.float32)
+        return Truth(up, given, leak, self.dislikes(), popularity)
+
+    def pairs(self, user: int, hour: int, offsets: Mapping[str, int]) -> NDArray[np.int32]:
+        """(I, S) ids of one user with every item, at the top place, as a store encodes them.
+
+        Args:
+            user: number of the user.
+            hour: of the day.
+            offsets: of the store's schema.
+        """
+        world, items = self._world, np.arange(self.items)
+        values = {"item": items, "category": world.category, "author": world.author}
+        values |= {"hour": np.full(self.items, hour)} | ({POSITION: np.zeros(self.items)} if self.positions else {})
+        of_user = {"user": user, "age": world.age[user], "gender": world.gender[user], "city": world.city[user]}
+        values |= {name: np.full(self.items, value) for name, value in of_user.items()}
+        return np.column_stack([v + 1 + offsets[name] for name, v in values.items()]).astype(np.int32)
+
+    @cached_property
+    def _world(self) -> _World:
+        return _World(self)
 
     def read(self, path: Path, store: Store) -> Iterator[Split]:
         """New rows, from a table with a column for each field that holds the simulator's own numbers."""

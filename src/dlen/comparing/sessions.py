@@ -1,0 +1,257 @@
+"""Feed sessions of a comparison: its trained models as rankers on the simulator's truth, beside random and oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from omegaconf import DictConfig, OmegaConf
+
+from dlen.batch import Batch
+from dlen.comparing.plan import Plan, Run
+from dlen.comparing.statistics import Difference, paired
+from dlen.config import build
+from dlen.data.sources.feed import Feed
+from dlen.data.store import Store
+from dlen.data.truth import Truth
+from dlen.errors import UserError
+from dlen.progress import Stage
+from dlen.ranking.fusion import Fusion
+from dlen.ranking.sessions import Behaviour, Outcome, simulate
+from dlen.training.run import load_run_config
+from dlen.training.scoring import load_model
+
+Array = NDArray[Any]
+_USERS_AT_ONCE = 8
+_RESAMPLES = 500  # of the users, for the chance of who came
+WITH_UP = "{} with P(UP)"
+RANDOM, ORACLE = "random", "oracle"
+
+
+@dataclass(frozen=True, slots=True)
+class SessionPlan:
+    """Settings of ``experiment.sessions``.
+
+    Attributes:
+        users: how many users have sessions.
+        sessions: of each.
+        hour: of the day.
+        seed: of users, candidates and moods.
+        fusion: of the tasks' probabilities, without P(UP).
+        up: exponent of P(UP) where a policy uses it.
+        behaviour: how sessions go on and end.
+        detest: further values of ``behaviour.detest``, at which policies are compared.
+    """
+
+    users: int
+    sessions: int
+    hour: int
+    seed: int
+    fusion: Fusion
+    up: float
+    behaviour: Behaviour
+    detest: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyRow:
+    """One ranking.
+
+    Attributes:
+        name: of the policy.
+        levels: for each measure its value, mean over seeds.
+        changes: for each measure the relative change against the base policy; of the share of detested impressions
+            the difference. Empty for the base itself.
+    """
+
+    name: str
+    levels: dict[str, float]
+    changes: dict[str, Difference]
+
+
+@dataclass(frozen=True, slots=True)
+class Sessions:
+    """All policies on the same users and random numbers.
+
+    Attributes:
+        title: of the experiment.
+        base: the policy that the others are compared with.
+        tasks: whose interactions are counted.
+        seeds: of the models.
+        plan: settings.
+        rows: one for each policy.
+        sensitivity: by value of ``detest``, for each policy the change of the stay time against the base.
+        paper: the paper's own changes, in percent.
+    """
+
+    title: str
+    base: str
+    tasks: list[str]
+    seeds: list[int]
+    plan: SessionPlan
+    rows: list[PolicyRow]
+    sensitivity: dict[float, dict[str, Difference]]
+    paper: dict[str, Any]
+
+
+def parse_sessions(node: DictConfig) -> SessionPlan:
+    """Settings with errors that name their key.
+
+    Raises:
+        UserError: one is wrong.
+    """
+    settings: Any = OmegaConf.to_container(node, resolve=True)
+    for key, least in (("users", 2), ("sessions", 1), ("hour", 0), ("seed", 0)):
+        value = settings.get(key)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise UserError(f"config experiment.sessions.{key}: {value!r} is not a whole number from {least}")
+    if settings["hour"] > 23:
+        raise UserError(f"config experiment.sessions.hour: {settings['hour']} is not an hour of the day")
+    for key, kind in (("fusion", Fusion), ("behaviour", Behaviour)):
+        try:
+            settings[key] = kind(**settings[key])
+        except (TypeError, ValueError) as error:
+            raise UserError(f"config experiment.sessions.{key}: {error}") from None
+    try:
+        for detest in settings["detest"]:
+            _with_detest(settings["behaviour"], detest)
+        return SessionPlan(**settings)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config experiment.sessions: {error}") from None
+
+
+def run_sessions(plan: Plan, settings: SessionPlan, paper: Mapping[str, Any]) -> Sessions:
+    """Rank with every trained model, and let the sessions happen.
+
+    Args:
+        plan: whose runs are done, all on one simulated feed.
+        settings: of the sessions.
+        paper: the paper's own figures.
+
+    Raises:
+        UserError: the data are no simulated feed, or a weight is of no task.
+    """
+    first = next(iter(plan.runs.values()))
+    source = build(load_run_config(first.folder).data, "data")
+    if not isinstance(source, Feed) or source.positions:
+        raise UserError("config experiment.sessions: need the simulated feed (data=feed, without data.positions)")
+    settings = replace(settings, users=min(settings.users, source.users))
+    users = np.random.default_rng(settings.seed).permutation(source.users)[: settings.users]
+    truth = source.truth(users, settings.hour)
+    tasks = list(source.tasks)
+    try:
+        weights = settings.fusion.for_tasks(tasks, truth.dislikes.tolist())
+    except ValueError as error:
+        raise UserError(f"config experiment.sessions.fusion: {error}") from None
+    scores: dict[str, list[Array | None]] = {RANDOM: [None]}
+    with Stage(f"scoring {settings.users} users with {len(plan.runs)} models", len(plan.runs), "models") as stage:
+        for (model, _), run in plan.runs.items():
+            log_p, log_up = _score_pairs(run, source, users, settings.hour)
+            scores.setdefault(model, []).append(settings.fusion(log_p, None, weights).numpy())
+            if log_up is not None:
+                with_up = Fusion(settings.fusion.form, settings.fusion.weights, settings.up)
+                scores.setdefault(WITH_UP.format(model), []).append(with_up(log_p, log_up, weights).numpy())
+            stage.advance(1)
+    scores[ORACLE] = [_oracle(truth, settings, weights)]
+    every = {name: [s if s is None else s.reshape(truth.up.shape) for s in found] for name, found in scores.items()}
+    outcomes = _simulate_all(every, truth, settings, settings.behaviour, settings.sessions)
+    rows = [_row(name, outcomes, plan.base, tasks, len(plan.seeds)) for name in outcomes]
+    sensitivity: dict[float, dict[str, Difference]] = {}
+    fewer = max(settings.sessions // 5, 1)
+    for detest in settings.detest:
+        found = _simulate_all(every, truth, settings, _with_detest(settings.behaviour, detest), fewer)
+        sensitivity[detest] = {
+            name: _row(name, found, plan.base, tasks, len(plan.seeds)).changes["stay time"]
+            for name in found
+            if name != plan.base
+        }
+    return Sessions(plan.title, plan.base, tasks, plan.seeds, settings, rows, sensitivity, dict(paper))
+
+
+def _with_detest(behaviour: Behaviour, detest: float) -> Behaviour:
+    return replace(behaviour, detest=float(detest))
+
+
+def _oracle(truth: Truth, settings: SessionPlan, weights: torch.Tensor) -> Array:
+    """The same score, with P(UP), from the true probabilities."""
+    log_p = torch.from_numpy(truth.probabilities()).flatten(0, 1).log()
+    log_up = torch.from_numpy(truth.up).flatten().log()
+    fusion = Fusion(settings.fusion.form, settings.fusion.weights, settings.up)
+    scores: Array = fusion(log_p, log_up, weights).numpy()
+    return scores
+
+
+def _score_pairs(run: Run, source: Feed, users: Array, hour: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(U I, T) log-probabilities of every user with every item, and (U I,) log P(UP)."""
+    store: Store = run.store
+    model = load_model(run.folder, load_run_config(run.folder), store)
+    offsets, tasks = store.schema.offsets, len(store.schema.tasks)
+    log_p, log_up = [], []
+    with torch.inference_mode():
+        for first in range(0, len(users), _USERS_AT_ONCE):
+            of_users = [source.pairs(int(u), hour, offsets) for u in users[first : first + _USERS_AT_ONCE]]
+            ids = torch.from_numpy(np.concatenate(of_users))
+            none = torch.zeros(len(ids), 0)
+            batch = Batch(
+                ids, none, none.T.long(), none.flatten().int(), none.flatten(), torch.zeros(len(ids), tasks), none
+            )
+            predictions = model(batch)
+            log_p.append(predictions.log_p)
+            log_up.extend([] if predictions.latent is None else [predictions.latent.log_up])
+    return torch.cat(log_p), torch.cat(log_up) if log_up else None
+
+
+def _simulate_all(
+    scores: Mapping[str, Sequence[Array | None]],
+    truth: Truth,
+    settings: SessionPlan,
+    behaviour: Behaviour,
+    sessions: int,
+) -> dict[str, list[Outcome]]:
+    """Outcomes of each policy, one for each seed of its model."""
+    number = sum(map(len, scores.values()))
+    with Stage(f"{len(truth.up) * sessions:,} sessions, leaving by {behaviour.detest:g}", number, "rankings") as stage:
+        found: dict[str, list[Outcome]] = {}
+        for name, of_seeds in scores.items():
+            for matrix in of_seeds:
+                found.setdefault(name, []).append(simulate(matrix, truth, sessions, behaviour, settings.seed))
+                stage.advance(1)
+    return found
+
+
+def _measures(outcome: Outcome, weights: Array, tasks: Sequence[str]) -> dict[str, Array]:
+    """(R,) each measure under R weightings (R, U) of the users."""
+    views, sessions = weights @ outcome.views, weights @ outcome.sessions
+    found = {f"{task} rate": (weights @ outcome.happened[:, t]) / views for t, task in enumerate(tasks)}
+    found |= {"stay time": (weights @ outcome.seconds) / sessions, "page views": views / sessions}
+    return found | {"detested": (weights @ outcome.detested) / views}
+
+
+def _row(
+    name: str, outcomes: Mapping[str, Sequence[Outcome]], base: str, tasks: Sequence[str], seeds: int
+) -> PolicyRow:
+    """Levels and changes of a policy; the interval joins the chance of the seed and that of who came."""
+    users = len(outcomes[base][0].views)
+    rng = np.random.default_rng(0)
+    resampled = rng.multinomial(users, np.full(users, 1 / users), _RESAMPLES).astype(np.float64)
+    weights = np.concatenate([np.ones((1, users)), resampled])
+
+    def of_seeds(policy: str) -> list[dict[str, Array]]:
+        found = [_measures(outcome, weights, tasks) for outcome in outcomes[policy]]
+        return found if len(found) == seeds else found * seeds  # random and oracle have no seed of their own
+
+    own, reference = of_seeds(name), of_seeds(base)
+    levels = {m: float(np.mean([f[m][0] for f in own])) for m in own[0]}
+    if name == base:
+        return PolicyRow(name, levels, {})
+    changes = {}
+    for measure in own[0]:
+        pairs = zip(own, reference, strict=True)
+        each = [o[measure] - r[measure] if measure == "detested" else o[measure] / r[measure] - 1 for o, r in pairs]
+        variance = float(np.mean(each, axis=0)[1:].var(ddof=1))
+        changes[measure] = paired([float(e[0]) for e in each], [0.0] * seeds, variance)
+    return PolicyRow(name, levels, changes)

@@ -1,0 +1,35 @@
+"""What a simulator knows of its users and items, as matrices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """What a simulator knows of U users and I items.
+
+    Attributes:
+        up: (U, I) P(UP).
+        given_up: (U, I, T) P(t | UP), for a dislike P(t | not UP).
+        leak: (U, T) by what it is multiplied otherwise.
+        dislikes: (T,) which tasks happen where the user does not like the item.
+        popularity: (I,) by which the retrieval draws, any scale.
+    """
+
+    up: Floats
+    given_up: Floats
+    leak: Floats
+    dislikes: NDArray[np.bool_]
+    popularity: NDArray[np.float64]
+
+    def probabilities(self) -> Floats:
+        """(U, I, T) true P(t)."""
+        likes = np.where(self.dislikes, 1 - self.up[..., None], self.up[..., None])
+        found: Floats = (self.given_up * (likes + self.leak[:, None] * (1 - likes))).astype(np.float32)
+        return found

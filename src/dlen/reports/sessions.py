@@ -1,0 +1,101 @@
+"""Table 2 of a comparison: what each ranking does to interactions, stay time and page views; and where P(UP) pays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dlen.comparing.sessions import Sessions
+from dlen.comparing.statistics import LEVEL, Difference
+from dlen.files import write_csv, write_json, write_text
+from dlen.reports.comparison import markdown_table, plain
+from dlen.reports.plots import DPI
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def sessions_markdown(found: Sessions) -> str:
+    """The table in the paper's layout, the levels behind it, and the changes at other values of ``detest``."""
+    plan = found.plan
+    measures = list(found.rows[0].levels)
+    seeds = f"{len(found.seeds)} seed{'s' if len(found.seeds) > 1 else ''}"
+    said = (
+        f"{plan.users * plan.sessions:,} sessions of {plan.users:,} users, {seeds} of each model; users, candidates "
+        f"and moods are the same for every ranking. Change against {found.base}; of `detested`, the share of "
+        f"impressions that the user did not like, in points. In brackets the {LEVEL:.0%} interval over seeds and "
+        "users; * clear of zero."
+    )
+    rows = [
+        [row.name, *(_change(row.changes.get(m), m) for m in measures)] for row in found.rows if row.name != found.base
+    ]
+    levels = [[row.name, *(_level(row.levels[m], m) for m in measures)] for row in found.rows]
+    parts = [f"## {found.title}", said, markdown_table(["ranking", *measures], rows)]
+    parts += ["### Levels", markdown_table(["ranking", *measures], levels)]
+    if found.sensitivity:
+        names = list(next(iter(found.sensitivity.values())))
+        cells = [
+            [name, *(_change(by_name[name], "stay time") for by_name in found.sensitivity.values())] for name in names
+        ]
+        header = ["stay time", *(f"detest {d:g}" for d in found.sensitivity)]
+        text = "Change of the stay time against the base, by how much sooner a user leaves after an item not liked."
+        parts += [f"### Where P(UP) pays\n\n{text}", markdown_table(header, cells)]
+    if found.paper:
+        header = ["", *found.paper["changes"]]
+        row = ["DLEN with P(UP), the paper's", *(f"{v:+.2f} %" for v in found.paper["changes"].values())]
+        parts += [f"### The paper's own figures\n\n{found.paper['note']}.", markdown_table(header, [row])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _change(change: Difference | None, measure: str) -> str:
+    if change is None:
+        return ""
+    layout = "{:+.1%}" if measure != "detested" else "{:+.1f}"
+    scale = 1 if measure != "detested" else 100
+    mean, low, high = (layout.format(scale * v) for v in (change.mean, change.low, change.high))
+    return f"{mean}{'*' if change.clear else ''} [{low}, {high}]"
+
+
+def _level(value: float, measure: str) -> str:
+    return f"{value:.1f} s" if measure == "stay time" else f"{value:.2f}" if measure == "page views" else f"{value:.2%}"
+
+
+def write_sessions(found: Sessions, folder: Path) -> None:
+    """``sessions.md``, ``.csv``, ``.json`` and ``.png``."""
+    write_text(folder / "sessions.md", sessions_markdown(found))
+    lines: list[tuple[Any, ...]] = []
+    for row in found.rows:
+        for measure, level in row.levels.items():
+            change = row.changes.get(measure)
+            figures = ("", "", "") if change is None else (change.mean, change.low, change.high)
+            lines.append((row.name, measure, level, *figures))
+    write_csv(folder / "sessions.csv", ["ranking", "measure", "level", "change", "low", "high"], lines)
+    content = asdict(found)
+    content["sensitivity"] = [{"detest": d, "changes": c} for d, c in content["sensitivity"].items()]
+    write_json(folder / "sessions.json", plain(content))
+    if found.sensitivity:
+        plot_sensitivity(found.sensitivity, found.base).savefig(folder / "sessions.png")
+
+
+def plot_sensitivity(sensitivity: Mapping[float, Mapping[str, Difference]], base: str) -> Figure:
+    """Change of the stay time by ``detest``, a line with its interval for each ranking; random and oracle left out."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), dpi=DPI, layout="constrained")
+    panel = figure.subplots()
+    places = list(sensitivity)
+    names = [n for n in next(iter(sensitivity.values())) if n not in ("random", "oracle")]
+    for name in names:
+        changes = [sensitivity[p][name] for p in places]
+        mean = np.array([c.mean for c in changes])
+        line = panel.plot(places, 100 * mean, marker="o", label=name)[0]
+        low, high = (100 * np.array([getattr(c, end) for c in changes]) for end in ("low", "high"))
+        panel.fill_between(places, low, high, alpha=0.15, color=line.get_color())
+    panel.axhline(0, color="#888888", linewidth=1)
+    panel.set(xlabel="leaving after an item not liked, added probability", ylabel=f"stay time against {base}, %")
+    panel.legend()
+    return figure
