@@ -1,19 +1,25 @@
-"""What mkdocs does beside rendering: the page of config keys is made from the configs."""
+"""What mkdocs does beside rendering: pages made from the configs and from the quickstart."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
+import jupytext
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 sys.path.insert(0, str(Path(__file__).parent))
 from config_reference import page
 
+_NOTE = "This page is `examples/quickstart.py`; `examples/quickstart.ipynb` is the same with its outputs."
+
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the page."""
+    """Add the pages that are made from other files."""
     root = Path(__file__).resolve().parent.parent
     files.append(File.generated(config, "config.md", content=page(root / "conf")))
+    notebook = jupytext.read(root / "examples" / "quickstart.py")
+    notebook.metadata = {}
+    files.append(File.generated(config, "python.md", content=f"{jupytext.writes(notebook, 'md')}\n{_NOTE}\n"))
     return files

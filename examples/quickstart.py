@@ -62,7 +62,7 @@ log = pl.DataFrame(
         "share": happened(2, -1.6),
     }
 )
-log.head()
+print(log.head())
 
 # %% [markdown]
 # ## From columns to batches
@@ -129,7 +129,7 @@ trainer.fit(module, datamodule=data)
 trainer.test(module, datamodule=data, verbose=False)
 figures = module.figures["test"]
 tasks = store.schema.task_names
-pl.DataFrame(
+table = pl.DataFrame(
     {
         "task": tasks,
         "auc": [figures.values[f"auc/{t}"] for t in tasks],
@@ -138,6 +138,7 @@ pl.DataFrame(
         "leak": [figures.values[f"leak/{t}"] for t in tasks],
     }
 )
+print(table)
 
 # %% [markdown]
 # ## What it has learnt
@@ -161,7 +162,7 @@ gate_weights
 # %% [markdown]
 # ## Scores
 #
-# Probabilities of every test row. `up` is P(UP); here the truth is known, so it can be checked against it.
+# Probabilities of every test row, and `up`, P(UP): higher where something happened.
 
 # %%
 found = score(model, store.split("test"))
@@ -171,4 +172,4 @@ scores = pl.DataFrame(found.log_p.exp().numpy(), schema=[f"P({t})" for t in task
 )
 print(scores.group_by("interacted").agg(pl.col("up").mean(), pl.len()).sort("interacted"))
 best = torch.topk(found.log_p[:, tasks.index("share")], 5).indices
-scores[best.tolist()]
+print(scores[best.tolist()])

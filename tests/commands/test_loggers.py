@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from dlen.training.loggers import ContinuedCSVLogger, run_id
+from dlen.training.loggers import ContinuedCSVLogger, run_id, wandb_logger
 from dlen.training.run import train
 from tests.conftest import Compose, run_command
 from tests.wandb_files import WandbRun, read_wandb
@@ -155,6 +155,32 @@ def test_mlflow_holds_the_curves_and_the_settings(composed: Compose, tmp_path: P
     assert len(client.get_metric_history(run.info.run_id, "val/auc/mean")) == VALIDATIONS
 
 
+def test_wandb_as_its_own_variables_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for mode, key, offline in (
+        (None, None, True),
+        (None, "k", False),
+        ("offline", "k", True),
+        ("disabled", None, False),
+    ):
+        for name, value in (("WANDB_MODE", mode), ("WANDB_API_KEY", key)):
+            monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
+        assert wandb_logger(str(tmp_path), project="p")._offline is offline
+
+
+def test_a_run_of_somebody_else_is_left_open(
+    composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    mine = wandb.init(project="p", dir=str(tmp_path))
+    try:
+        train(composed(*SETTINGS, f"run_dir={tmp_path / 'run'}"))
+        assert wandb.run is mine
+    finally:
+        wandb.finish()
+
+
 def rows(path: Path) -> list[dict[str, Any]]:
     return list(csv.DictReader(path.open()))
 
@@ -164,7 +190,13 @@ def test_the_csv_of_an_interrupted_run_is_gone_on_with_from_its_checkpoint(tmp_p
     for step in (10, 20, 30):
         first.log_metrics({"val/a": step / 100}, step)
     first.save()
+    path = tmp_path / "logs" / "metrics.csv"
+    with path.open("a") as file:
+        file.write("0.4")  # torn by a kill
     second = ContinuedCSVLogger(str(tmp_path), name="logs", version="")  # the checkpoint was made at step 20
+    second.finalize("success")  # a run that is refused, or is interrupted at once, loses nothing
+    assert [row["step"] for row in rows(path)][:3] == ["10", "20", "30"]
+    second.log_metrics({"val/a": 0.2}, 20)  # what was logged at the very step of the checkpoint is not there twice
     for step in (25, 35):
         second.log_metrics({"val/a": step / 100, "val/b": 1.0}, step)
     second.save()

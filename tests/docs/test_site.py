@@ -36,7 +36,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_page_is_there_and_nothing_is_loaded_from_elsewhere(site: Path) -> None:
-    pages = {path.stem for path in (ROOT / "docs").glob("*.md")} | {"config"}
+    pages = {path.stem for path in (ROOT / "docs").glob("*.md")} | {"config", "python"}
     assert pages <= {path.stem for path in site.glob("*.html")}
     for path in (p for p in site.glob("*.html") if p.stem != "404"):  # which a server shows at any depth
         text = path.read_text()

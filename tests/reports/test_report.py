@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from dlen.errors import UserError
 from dlen.reports.page import Section, Table, write_page
 from dlen.reports.report import report
+from dlen.reports.run_figures import auc_bars, one_of_each_seed
 from dlen.reports.runs import find, read_runs
 from tests.conftest import run_command
 
@@ -200,9 +201,111 @@ def test_an_unfinished_run_shows_its_curves_and_a_broken_one_is_left_out(
     assert f"warning: {tmp_path}/runs/broken: is left out" in told.err
     page = Page(tmp_path / "r.html")
     states = {row[0]: row[4] for row in page.rows[1:3]}
-    assert states == {"whole": "tested", "unfinished": "not tested"}
+    assert states == {"whole": "tested", "unfinished": "unfinished"}
+    validation = {row[0]: row[5] for row in page.rows[1:3]}
+    assert validation["whole"] == validation["unfinished"] != ""
     curves = [f for f in plots(page, "Runs on feed").values() if f["data"][0].get("meta")]
     assert {t["meta"]["run"] for t in curves[0]["data"]} == {"r0", "r1"}
+
+
+def read_feed(made: Path, folder: Path, **changes: dict[str, Any]) -> list[Any]:
+    """Copies of a real run whose configs are changed, as :func:`read_runs` gives them."""
+    for name, change in changes.items():
+        shutil.copytree(made / "runs/feed/dlen/alpha", folder / name, ignore=shutil.ignore_patterns("checkpoints"))
+        config = OmegaConf.load(folder / name / "config.yaml")
+        for key, value in change.items():
+            OmegaConf.update(config, key, value)
+        OmegaConf.save(config, folder / name / "config.yaml")
+    return read_runs(find(str(folder)))
+
+
+def test_a_seed_that_was_run_twice_is_one_observation(made: Path, tmp_path: Path) -> None:
+    records = read_feed(made, tmp_path, a={"seed": 0}, b={"seed": 0}, c={"seed": 1})
+    assert {r.label for r in records} == {"dlen"}
+    assert [r.seed for r in one_of_each_seed(records)] == [0, 1]
+    plot = auc_bars(records[:2])
+    assert plot is not None
+    assert plot.figure["data"][0]["error_y"]["visible"] is False  # no interval from one seed
+
+
+def test_labels_name_what_most_runs_do_not_have(made: Path, tmp_path: Path) -> None:
+    ple = {"model.backbone._target_": "dlen.models.backbones.PLEBackbone", "model.backbone.levels": 2}
+    changes: dict[str, dict[str, Any]] = {
+        "usual": {"model.alpha": 1.0},
+        "again": {"model.alpha": 1.0, "seed": 4},
+        "other": {"model.alpha": 1.0, "loader.batch_size": 77},
+        "alpha": {"model.alpha": 0.2},
+        "ple": {"model.alpha": 1.0, **ple, "optimizer._target_": "dlen.training.optimizers.adagrad"},
+    }
+    labels = {r.folder.name: r.label for r in read_feed(made, tmp_path, **changes)}
+    assert labels["usual"] == labels["again"] == "dlen"
+    assert labels["other"] == "dlen loader.batch_size=77"
+    assert labels["alpha"] == "dlen alpha=0.2"
+    assert labels["ple"] == "dlen backbone=PLE optimizer=adagrad"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metrics.json", '{"val/auc/mean": "x"'),
+        ("diagnostics_test.json", '{"roc": {"click": null}}'),
+        ("diagnostics_test.json", '{"hidden": {"tasks": ["click"]}}'),
+        ("diagnostics_test.json", '{"reliability": {"click": {"predicted": [null], "observed": [1], "rows": [1]}}}'),
+        ("config.yaml", "seed: abc"),
+        ("schema.json", "[]"),
+        ("logs/metrics.csv", "step,val/auc/mean\n\x00"),
+    ],
+)
+def test_a_damaged_run_does_not_take_the_others_with_it(
+    name: str, content: str, made: Path, tmp_path: Path, compose_report: Compose, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for run in ("whole", "broken [1]"):
+        shutil.copytree(made / "runs/compare/cache/feed-2", tmp_path / "runs" / run)
+    (tmp_path / "runs" / "broken [1]" / name).write_text(content)
+    report(compose_report(f"runs={tmp_path / 'runs'}", f"out={tmp_path / 'r.html'}"))
+    told = capsys.readouterr()
+    assert "Report: " in told.out
+    rows = [row[0] for row in Page(tmp_path / "r.html").rows[1:3]]
+    assert "whole" in rows
+    assert ("broken [1]: is left out" in told.err) == ("broken [1]" not in rows)
+    if name != "logs/metrics.csv":
+        assert "1 run)" in told.out
+
+
+@pytest.mark.parametrize(("name", "content"), [("table.json", "[]"), ("surface.json", "[]"), ("study.json", "{}")])
+@pytest.mark.parametrize("figure", [None, {"layout": {"height": '1"><script>'}, "data": []}, {"data": [float("nan")]}])
+def test_a_damaged_comparison_or_study_is_left_out(
+    name: str,
+    content: str,
+    figure: Any,
+    made: Path,
+    tmp_path: Path,
+    compose_report: Compose,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(made / "runs/feed/dlen/alpha", tmp_path / "runs" / "one")
+    (tmp_path / "runs" / "other").mkdir()
+    if name == "study.json" and figure is not None:
+        plot = {"title": "t", "figure": figure, "note": "", "wide": False}
+        content = json.dumps({"sections": [{"title": "s", "plots": [plot], "tables": [], "note": ""}]})
+    (tmp_path / "runs" / "other" / name).write_text(content)
+    report(compose_report(f"runs={tmp_path / 'runs'}", f"out={tmp_path / 'r.html'}"))
+    assert "other: is left out" in capsys.readouterr().err
+    assert '1"><script>' not in (tmp_path / "r.html").read_text()
+
+
+def test_patterns_files_and_strange_names_are_found(made: Path, tmp_path: Path) -> None:
+    source = made / "runs/feed/dlen/alpha"
+    for name in ("a [x]", "trials", "b"):
+        shutil.copytree(source, tmp_path / name / "run", ignore=shutil.ignore_patterns("checkpoints", "*.png"))
+    assert len(find(str(tmp_path)).runs) == 3  # a data set may be called trials
+    assert len(find(str(tmp_path / "a [x]")).runs) == 1
+    assert len(find([str(tmp_path / "b"), str(tmp_path / "tr*")]).runs) == 2
+    assert len(find(str(tmp_path / "b" / "run" / "metrics.json")).runs) == 1
+    (record,) = read_runs(find(str(tmp_path / "a [x]")))
+    assert record.curves["val/auc/mean"] == read_runs(find(str(source)))[0].curves["val/auc/mean"]
+    assert len(find(str(made / "runs" / "**")).runs) == 6  # without the study's trials
+    assert len(find(str(made / "runs/sweeps/small-feed/trials/*")).runs) == 1
 
 
 @pytest.mark.parametrize(
@@ -211,6 +314,7 @@ def test_an_unfinished_run_shows_its_curves_and_a_broken_one_is_left_out(
         (["runs=nothing/*"], "config runs: 'nothing/*' matches no run, comparison or study"),
         (["out=report.pdf"], "config out: 'report.pdf' is no file that ends in .html"),
         (["wandb=me"], "config wandb: 'me' is not ENTITY/PROJECT"),
+        (["out=/dev/null/r.html"], "config out: /dev/null is not a folder that can be written"),
     ],
 )
 def test_wrong_settings(

@@ -25,6 +25,14 @@ def test_the_base_runs_figures_stand_beside(capsys: pytest.CaptureFixture[str]) 
     assert all(len(line) <= 80 for line in lines)
 
 
+def test_brackets_in_names_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = {"model": "m[/b]", "data": "feed[v2]", "seed": 0, "test/auc/[bold]a": 0.5, "test/auc/mean": None}
+    print_figures({**metrics, "undefined/test/auc/mean": "why [red]"}, "test", ["[bold]a"])
+    printed = capsys.readouterr().out
+    for text in ("m[/b] on feed[v2], test split", "[bold]a", "undefined (why [red])"):
+        assert text in printed
+
+
 def test_without_a_base_run_there_is_no_such_column(capsys: pytest.CaptureFixture[str]) -> None:
     print_figures(figures("dlen", 0, 0.75), "test", ["click"])
     header = capsys.readouterr().out.splitlines()[2]

@@ -183,6 +183,13 @@ def write_page(path: Path, title: str, subtitle: str, sections: Sequence[Section
     write_text(path, text)
 
 
+def check(section: Section) -> None:
+    """Raise what :func:`write_page` would for a section whose content, read from a file, is not what it should be."""
+    for plot in section.plots:
+        json.dumps(plot.figure, allow_nan=False)
+    _section(section, 0, [])
+
+
 def _anchor(title: str) -> str:
     return re.sub(r"\W+", "-", title.lower()).strip("-") or "section"
 
@@ -204,7 +211,7 @@ def _section(section: Section, number: int, specs: list[str]) -> str:
         key = f"figure-{number}-{index}"
         specs.append(_spec(key, plot.figure))
         caption = f"<figcaption><b>{html.escape(plot.title)}</b> {html.escape(plot.note)}</figcaption>"
-        height = plot.figure["layout"].get("height", 380)
+        height = int(plot.figure["layout"].get("height", 380))
         place = f'<div class=plot data-figure="{key}" data-height="{height}"></div>'
         parts.append(f"<figure{' class=wide' if plot.wide else ''}>{caption}{place}</figure>")
     return "".join([*parts, "</div>" if section.plots else "", "</section>"])
@@ -212,7 +219,7 @@ def _section(section: Section, number: int, specs: list[str]) -> str:
 
 def _head(header: Sequence[tuple[str, str]], layouts: Sequence[str]) -> str:
     cells = [
-        f'<th scope=col data-key="{html.escape(key)}"{"" if layout else " class=text"}>'
+        f'<th scope=col data-key="{html.escape(key)}" title="{html.escape(key)}"{"" if layout else " class=text"}>'
         f"<button type=button>{html.escape(name)}</button></th>"
         for (key, name), layout in zip(header, layouts, strict=True)
     ]
@@ -226,7 +233,8 @@ def _cell(value: Cell, layout: str, *, marked: bool = False, inside: str = "") -
     else:
         missing = value is None or math.isnan(value)
         shown = "" if missing or value is None else html.escape((layout or "{}").format(value))
-        attribute = f' data-value="{"" if missing else value}"' + ("" if layout else " class=text")
+        number = "" if missing else str(value).replace("inf", "Infinity")  # as JavaScript spells it
+        attribute = f' data-value="{number}"' + ("" if layout else " class=text")
     return f"<td{attribute}>{f'<mark>{shown}</mark>' if marked else shown}</td>"
 
 
@@ -239,7 +247,7 @@ def _table(table: Table) -> str:
             for column, (value, layout) in enumerate(zip(row, table.layouts, strict=True))
         ]
         kind = table.classes[number] if number < len(table.classes) else ""
-        lines.append(f"<tr{f' class={html.escape(kind)}' if kind else ''}>{''.join(cells)}</tr>")
+        lines.append(f'<tr class="{html.escape(kind)}">{"".join(cells)}</tr>')
     head = _head([(name.lower(), name) for name in table.header], table.layouts)
     title = f"<h3>{html.escape(table.title)}</h3>" if table.title else ""
     note = f"<p class=note>{html.escape(table.note)}</p>" if table.note else ""
@@ -255,14 +263,18 @@ def _runs(runs: Runs) -> str:
             for column, (value, layout) in enumerate(zip(row.cells, runs.layouts, strict=True))
         ]
         lines.append(f'<tr data-run="{row.key}">{"".join(cells)}</tr>')
-    hint = "Every word must be in the row; model:dlen looks into a column, auc>0.7 compares."
+    hint = (
+        "Every word must be in the row; model:dlen looks into a column, auc>0.7 compares. A column is named by what "
+        "its header shows under the mouse, or the beginning of that."
+    )
     return (
         "<section><h2>Runs</h2><div class=tools>"
         f'<input id=filter type=search placeholder="filter, such as  model:dlen auc&gt;0.7" aria-label="filter runs" '
         f'title="{html.escape(hint)}"><span id=count class=count></span></div>'
         f'<div class="scroll runs"><table class=sortable id=runs>{_head(runs.header, runs.layouts)}'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
-        f"<p class=note>{html.escape(hint)} Runs that are filtered out leave the curves below as well.</p></section>"
+        f"<p class=note>{html.escape(hint)} Runs that are filtered out leave the curves as well; "
+        "bars are of all.</p></section>"
     )
 
 

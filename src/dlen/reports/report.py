@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from dlen import __version__
 from dlen.comparing.statistics import Difference
 from dlen.data.prepare import check_writable
 from dlen.errors import UserError
-from dlen.reports.page import Cell, RunRow, Runs, Section, Table, write_page
+from dlen.reports.page import Cell, RunRow, Runs, Section, Table, check, write_page
 from dlen.reports.run_figures import (
     auc_bars,
     by_label,
@@ -61,9 +62,10 @@ def report(config: DictConfig) -> None:
     if out.suffix != ".html":
         raise UserError(f"config out: {str(out)!r} is no file that ends in .html")
     project = None if config.wandb is None else split_project(str(config.wandb))
-    check_writable(out.parent)
-    found = find(str(config.runs))
-    records = read_runs(found)
+    _check_out(out)
+    asked = config.runs if isinstance(config.runs, str) else [str(pattern) for pattern in config.runs]
+    found = find(asked)
+    records = _drawable(read_runs(found), found)
     sections = [*_data_sections(records, str(config.base)), *_other_sections(found)]
     if len(by_label(records)) > 1:
         sections.append(_config_section(records))
@@ -74,12 +76,39 @@ def report(config: DictConfig) -> None:
     counts["study"] = len(found.studies)
     told = ", ".join(f"{n} {_plural(what, n)}" for what, n in counts.items() if n)
     when = f"{datetime.now():%Y-%m-%d %H:%M}"
-    write_page(out, "Report", f"{told} of {config.runs}; dlen {__version__}, {when}", sections, runs)
+    try:
+        write_page(out, "Report", f"{told} of {config.runs}; dlen {__version__}, {when}", sections, runs)
+    except OSError as error:
+        raise UserError(f"config out: {out}: cannot be written ({error.strerror})") from None
     print(f"Report: {out} ({told})")
     if project is not None:
         if not records:
             raise UserError(f"config wandb: {config.runs} matches no run whose figures a workspace could show")
         print(publish(build_workspace(records, *project), out.with_name("workspace.json")))
+
+
+def _check_out(out: Path) -> None:
+    try:
+        check_writable(out.parent)
+    except UserError:
+        raise UserError(f"config out: {out.parent} is not a folder that can be written") from None
+    if out.is_dir():
+        raise UserError(f"config out: {out} is a folder; name a file")
+
+
+def _drawable(records: Sequence[RunRecord], found: Found) -> list[RunRecord]:
+    """The runs whose files hold what they should; the others are left out, with a line."""
+    kept = []
+    for record in records:
+        try:
+            for plot in run_plots(record):
+                json.dumps(plot.figure, allow_nan=False)
+            kept.append(record)
+        except Exception as error:  # whatever a damaged file leads to
+            found.unreadable.append(
+                f"{record.folder}: is left out, as it cannot be drawn ({type(error).__name__}: {error})"
+            )
+    return kept
 
 
 def _plural(what: str, number: int) -> str:
@@ -89,13 +118,18 @@ def _plural(what: str, number: int) -> str:
 def _runs_table(records: Sequence[RunRecord]) -> Runs:
     targets = list(dict.fromkeys(t for r in records for t in r.targets))
     header = [("run", "run"), ("data", "data"), ("model", "model"), ("seed", "seed"), ("state", "state")]
-    header += [("auc", "mean AUC"), *((f"auc/{t}", f"AUC {t}") for t in targets)]
+    header += [("validation", "validation AUC"), ("auc", "mean AUC"), *((f"auc/{t}", f"AUC {t}") for t in targets)]
     header += [(key, name) for key, name, _, _ in _ABOUT]
-    layouts = ["", "", "", "{:d}", "", *["{:.4f}"] * (1 + len(targets)), *(layout for *_, layout in _ABOUT)]
+    layouts = ["", "", "", "{:d}", "", *["{:.4f}"] * (2 + len(targets)), *(layout for *_, layout in _ABOUT)]
     rows = []
     for r in sorted(records, key=lambda r: (r.data, r.label, r.seed)):
-        cells: list[Cell] = [_name(r), r.data, r.label, r.seed, "tested" if r.metrics else "not tested"]
-        cells += [r.figure("test/auc/mean"), *(r.figure(f"test/auc/{t}") for t in targets)]
+        cells: list[Cell] = [_name(r), r.data, r.label, r.seed, "tested" if r.metrics else "unfinished"]
+        best = r.selection
+        cells += [
+            None if math.isinf(best) else best,
+            r.figure("test/auc/mean"),
+            *(r.figure(f"test/auc/{t}") for t in targets),
+        ]
         cells += [r.figure(key) for _, _, key, _ in _ABOUT]
         name = f"{r.data}, {r.label}, seed {r.seed} ({_name(r)})"
         rows.append(RunRow(r.key, name, cells, _about(r), run_plots(r), _config_text(r)))
@@ -141,7 +175,8 @@ def _data_sections(records: Sequence[RunRecord], base: str) -> list[Section]:
             means(own, "Speed", {"fit/samples_per_second": "samples/s"}, "training samples/s"),
             speed_and_size(own),
         ]
-        sections.append(Section(f"Runs on {data}", [p for p in plots if p is not None]))
+        note = "" if plots[1] is not None else f"There is no run of {base} to measure gains against (base=...)."
+        sections.append(Section(f"Runs on {data}", [p for p in plots if p is not None], note=note))
     return sections
 
 
@@ -169,32 +204,29 @@ def _shown(value: Any) -> str:
 
 
 def _other_sections(found: Found) -> list[Section]:
-    """Comparisons, surfaces and studies; a file that cannot be read is left out with a line."""
+    """Comparisons, surfaces and studies; a file that does not hold what it should is left out with a line."""
     sections = []
-    readers = ((found.comparisons, _comparison_section), (found.surfaces, _surface_section))
-    for folders, read in readers:
+    readers = ((found.comparisons, _comparison_sections), (found.surfaces, _surface_sections))
+    for folders, read in (*readers, (found.studies, _study_sections)):
         for folder in folders:
             try:
-                sections.append(read(folder))
-            except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
-                found.unreadable.append(
-                    f"{folder}: is left out, as it cannot be read ({type(error).__name__}: {error})"
-                )
-    for folder in found.studies:
-        try:
-            content = json.loads((folder / "study.json").read_text())
-            for part in content["sections"]:
-                section = Section.from_dict(part)
-                section.title = (
-                    f"Study {folder.name}: {section.title}" if len(content["sections"]) > 1 else section.title
-                )
-                sections.append(section)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            found.unreadable.append(f"{folder}: is left out, as it cannot be read ({type(error).__name__}: {error})")
+                own = read(folder)
+                for section in own:
+                    check(section)
+                sections += own
+            except Exception as error:  # whatever a damaged file leads to
+                why = f"{type(error).__name__}: {error}"
+                found.unreadable.append(f"{folder}: is left out, as it cannot be read ({why})")
     return sections
 
 
-def _comparison_section(folder: Path) -> Section:
+def _study_sections(folder: Path) -> list[Section]:
+    """What ``study.html`` shows."""
+    content = json.loads((folder / "study.json").read_text())
+    return [Section.from_dict(part) for part in content["sections"]]
+
+
+def _comparison_sections(folder: Path) -> list[Section]:
     """The table and the gains of one comparison, as ``compare.py`` wrote them."""
     content = json.loads((folder / "table.json").read_text())
     targets, rows = [*content["targets"], "mean"], content["rows"]
@@ -216,7 +248,7 @@ def _comparison_section(folder: Path) -> Section:
     }
     intervals = "Paired differences; the 95 % interval joins the chance of the seed and that of the test rows."
     plots = [comparison_bars(content), difference_bars(differences, content["base"], intervals)]
-    return Section(f"{content['title']} ({folder.name})", [p for p in plots if p], [table])
+    return [Section(f"{content['title']} ({folder.name})", [p for p in plots if p], [table])]
 
 
 def _numbers(content: dict[str, Any]) -> dict[str, Any]:
@@ -230,7 +262,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
     )
 
 
-def _surface_section(folder: Path) -> Section:
+def _surface_sections(folder: Path) -> list[Section]:
     """The gain over a grid of data settings."""
     cells = json.loads((folder / "surface.json").read_text())
     axes = list(cells[0]["cell"])
@@ -244,4 +276,5 @@ def _surface_section(folder: Path) -> Section:
     layouts = [*[""] * len(axes), "{:,.0f}", *["{:+.4f}"] * 3]
     table = Table("", [*axes, "training positives", "gain in mean AUC", "low", "high"], rows, layouts)
     title = f"{cells[0]['title']} ({folder.name})"
-    return Section(title, surface_maps(cells), [table], f"{cells[0]['rows'][-1]['model']} over {cells[0]['base']}.")
+    note = f"{cells[0]['rows'][-1]['model']} over {cells[0]['base']}."
+    return [Section(title, surface_maps(cells), [table], note)]

@@ -30,6 +30,14 @@ def by_label(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
     return groups
 
 
+def one_of_each_seed(records: Sequence[RunRecord]) -> list[RunRecord]:
+    """For statistics: a seed that was run twice is one observation; the last one that was tested counts."""
+    kept: dict[int, RunRecord] = {}
+    for record in sorted(records, key=lambda r: (bool(r.metrics), r.written)):
+        kept[record.seed] = record
+    return [kept[seed] for seed in sorted(kept)]
+
+
 def representative(records: Sequence[RunRecord]) -> RunRecord:
     """Of several seeds the one with the best validation AUC."""
     return max(records, key=lambda record: record.selection)
@@ -44,10 +52,13 @@ def auc_bars(records: Sequence[RunRecord]) -> Plot | None:
     """Mean test AUC of each configuration, with the interval over its seeds and the oracle as a line."""
     targets = [*records[0].targets, "mean"]
     values = {
-        label: {t: [v for r in runs if (v := r.figure(f"test/auc/{t}")) is not None] for t in targets}
+        label: {t: [v for r in one_of_each_seed(runs) if (v := r.figure(f"test/auc/{t}")) is not None] for t in targets}
         for label, runs in by_label(records).items()
     }
     oracle = {t: v for t in targets for r in records if (v := r.figure(f"test/oracle/{t}")) is not None}
+    known = [oracle.get(t) for t in records[0].tasks]
+    if None not in known:
+        oracle["mean"] = float(np.mean([v for v in known if v is not None]))
     return _auc_bars(values, targets, oracle)
 
 
@@ -72,9 +83,10 @@ def _auc_bars(
     if not figure.data:
         return None
     places = list(dict.fromkeys(t for trace in figure.data for t in trace.x))
+    limits = {safe(target): value for target, value in oracle.items()}
     for place, target in enumerate(places):
-        if target in oracle:
-            ends = {"x0": place - 0.45, "x1": place + 0.45, "y0": oracle[target], "y1": oracle[target]}
+        if target in limits:
+            ends = {"x0": place - 0.45, "x1": place + 0.45, "y0": limits[target], "y1": limits[target]}
             figure.add_shape(type="line", line={"color": _NEUTRAL, "width": 3}, **ends)
     if oracle:
         line = {"color": _NEUTRAL, "width": 3}
@@ -83,7 +95,7 @@ def _auc_bars(
     highest = max([*oracle.values(), *(v + (e or 0) for t in figure.data if t.type == "bar" for v, e in _ends(t))])
     figure.update_layout(
         barmode="group",
-        xaxis={"categoryorder": "array", "categoryarray": places},
+        xaxis={"categoryorder": "array", "categoryarray": places, "type": "category"},
         yaxis={"title": "AUC", "range": [min(0.5, lowest), highest + 0.02]},
     )
     note = "Test split; bars begin at chance. Lines at their ends: 95 % interval over seeds, where there are several."
@@ -114,7 +126,7 @@ def _add_bars(
     errors = {"type": "data", "symmetric": False, "array": list(above), "arrayminus": list(below), "thickness": 1}
     errors["visible"] = any(a is not None for a in above)
     figure.add_bar(
-        x=list(places),
+        x=[safe(place) for place in places],
         y=list(values),
         error_y=errors,
         name=safe(label),
@@ -140,7 +152,9 @@ def difference_bars(differences: Mapping[str, Mapping[str, Difference]], base: s
             _add_bars(figure, label, colour, list(known), [d.mean for d in known.values()], above, below)
     if not figure.data:
         return None
-    figure.update_layout(barmode="group", yaxis={"title": "difference in AUC", "tickformat": "+.3f"})
+    figure.update_layout(
+        barmode="group", xaxis_type="category", yaxis={"title": "difference in AUC", "tickformat": "+.3f"}
+    )
     return Plot(f"MTL gain over {base}", plain(figure), note, wide=True)
 
 
@@ -165,8 +179,9 @@ def gains(records: Sequence[RunRecord], base: str) -> Plot | None:
 
 
 def _pairs(runs: Sequence[RunRecord], reference: Sequence[RunRecord], key: str) -> list[tuple[float, float]]:
-    base = {r.seed: v for r in reference if (v := r.figure(key)) is not None}
-    return [(v, base[r.seed]) for r in runs if (v := r.figure(key)) is not None and r.seed in base]
+    base = {r.seed: v for r in one_of_each_seed(reference) if (v := r.figure(key)) is not None}
+    own = one_of_each_seed(runs)
+    return [(v, base[r.seed]) for r in own if (v := r.figure(key)) is not None and r.seed in base]
 
 
 def _panels(titles: Sequence[str], columns: int = 3) -> tuple[go.Figure, Callable[[int], dict[str, int]]]:
@@ -190,7 +205,7 @@ def learning_curves(records: Sequence[RunRecord]) -> Plot | None:
     keys = [k for k in keys if any(k in r.curves for r in records)]
     if not keys:
         return None
-    figure, place = _panels([k.removeprefix("val/auc/") for k in keys])
+    figure, place = _panels(["training loss" if k == "train/loss" else k.removeprefix("val/auc/") for k in keys])
     colour = colours(list(by_label(records)))
     named: set[str] = set()
     for record in records:
@@ -211,12 +226,13 @@ def learning_curves(records: Sequence[RunRecord]) -> Plot | None:
                     **place(number),
                 )
                 named.add(record.label)
-    return Plot("Learning curves", plain(figure), "Validation AUC and training loss by step.", wide=True)
+    return Plot("Learning curves", plain(figure), "Validation AUC by step, a line for each run.", wide=True)
 
 
 def roc_curves(records: Sequence[RunRecord]) -> Plot | None:
     """ROC of each target; of several seeds the one with the best validation AUC."""
-    return _by_target(records, "roc", "ROC", "Test split; of several seeds the one that validated best.", _add_roc)
+    seeds = "" if len(records) == 1 else "; of several seeds the one that validated best"
+    return _by_target(records, "roc", "ROC", f"Test split{seeds}.", _add_roc)
 
 
 def reliability_curves(records: Sequence[RunRecord]) -> Plot | None:
@@ -289,17 +305,31 @@ def means(
     """
     figure, groups = go.Figure(), by_label(records)
     for number, (key, name) in enumerate(keys.items()):
-        values = {label: [v for r in runs if (v := r.figure(key)) is not None] for label, runs in groups.items()}
+        values = {
+            label: [v for r in one_of_each_seed(runs) if (v := r.figure(key)) is not None]
+            for label, runs in groups.items()
+        }
         shown = [label for label, found in values.items() if found]
         if shown:
             halves = [_half(values[s]) for s in shown]
             heights = [float(np.mean(values[s])) for s in shown]
-            _add_bars(figure, name, COLOURS[number], [safe(s) for s in shown], heights, halves, halves)
-            figure.data[-1].hovertemplate = "%{x}: %{y}"
+            _add_bars(figure, name, COLOURS[number], shown, heights, halves, halves)
+            figure.data[-1].update(x=[_wrapped(s) for s in shown], hovertemplate="%{x}: %{y}")
     if not figure.data:
         return None
-    figure.update_layout(barmode="group", yaxis={"title": axis, "tickformat": tick}, showlegend=len(keys) > 1)
+    figure.update_layout(
+        barmode="group",
+        xaxis={"type": "category", "tickangle": 0 if len(groups) < 7 else 45, "tickfont": {"size": 10}},
+        yaxis={"title": axis, "tickformat": tick},
+        showlegend=len(keys) > 1,
+        legend={"y": 1.02, "yanchor": "bottom"},  # below are names that may be long
+    )
     return Plot(title, plain(figure), note)
+
+
+def _wrapped(label: str) -> str:
+    """A label with its words below each other."""
+    return "<br>".join(safe(word) for word in label.split(" "))
 
 
 def speed_and_size(records: Sequence[RunRecord]) -> Plot | None:
@@ -361,7 +391,8 @@ def _history(record: RunRecord) -> Plot | None:
     figure.update_layout(xaxis_title="step")
     figure.update_yaxes(title_text="validation AUC", secondary_y=False)
     figure.update_yaxes(title_text="training loss", secondary_y=True, showgrid=False)
-    return Plot("Training", plain(figure), "Validation AUC, and the training loss on the right.")
+    told = " The dotted line is the training loss, on the right." if "train/loss" in record.curves else ""
+    return Plot("Training", plain(figure), f"Validation AUC.{told}")
 
 
 def _hidden_state(diagnostics: Mapping[str, Any]) -> list[Plot]:
@@ -430,7 +461,8 @@ def _heat_map(
         )
     )
     height = 110 + 30 * max(len(lines), 4)
-    return figure.update_layout(yaxis_autorange="reversed", height=height, xaxis={"tickangle": 40})
+    axes = {"xaxis": {"tickangle": 40, "type": "category"}, "yaxis": {"autorange": "reversed", "type": "category"}}
+    return figure.update_layout(height=height, **axes)
 
 
 def _gates(diagnostics: Mapping[str, Any]) -> list[Plot]:
@@ -450,11 +482,18 @@ def _attention(diagnostics: Mapping[str, Any]) -> list[Plot]:
     return [
         Plot(
             f"Attention, {title}",
-            plain(_heat_map(m["weights"], m["lines"], m["columns"], zmin=0, colorscale="Blues")),
-            "Mean weights; every line sums to 1.",
+            plain(
+                _heat_map(m["weights"], m["lines"], m["columns"], zmin=0, zmax=_most(m["weights"]), colorscale="Blues")
+            ),
+            f"Mean weights; every line sums to 1. Equal ones would be {1 / len(m['columns']):.3f}.",
         )
         for title, m in diagnostics.get("attention", {}).items()
     ]
+
+
+def _most(weights: Sequence[Sequence[float]]) -> float:
+    """The end of a scale with equal weights in its middle, so that a map that says nothing looks so."""
+    return max(2 / len(weights[0]), *(v for line in weights for v in line))
 
 
 def _conflict(record: RunRecord) -> Plot | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from glob import glob
@@ -19,7 +20,7 @@ from dlen.overrides import leaves
 _CURVES = ("val/auc/", "val/logloss/labels", "train/loss", "train/conflict/share", "train/conflict/rows")
 # What two runs of one setting may differ in: the seed, and where things lie.
 _FREE = ("seed", "run_dir", "runs_dir", "data_dir", "ckpt", "base_run", "logger", "metrics.scores")
-_MOST_KEYS = 2  # of a label
+_MOST_KEYS = 3  # of a label
 
 
 @dataclass(slots=True)
@@ -38,6 +39,8 @@ class RunRecord:
         curves: steps and values of what is drawn, by key.
         logged: keys of everything that was logged.
         diagnostics: of the test split; empty where the run left none.
+        seed: of weights and training order.
+        written: when its config was, in seconds since 1970.
         label: the run's settings in few words, the same for all seeds.
     """
 
@@ -52,12 +55,9 @@ class RunRecord:
     curves: dict[str, tuple[list[int], list[float]]]
     logged: list[str]
     diagnostics: dict[str, Any]
+    seed: int
+    written: float
     label: str = ""
-
-    @property
-    def seed(self) -> int:
-        """Of weights and training order."""
-        return int(self.settings.get("seed", 0))
 
     @property
     def model(self) -> str:
@@ -67,9 +67,9 @@ class RunRecord:
     @property
     def selection(self) -> float:
         """Best validation AUC, by which one of several seeds is chosen; minus infinity without one."""
-        value = self.metrics.get("val/auc/mean")
+        value = self.figure("val/auc/mean")
         curve = self.curves.get("val/auc/mean", ([], []))[1]
-        return float(value) if value is not None else max(curve, default=float("-inf"))
+        return value if value is not None else max(curve, default=float("-inf"))
 
     def figure(self, key: str) -> float | None:
         """A number of ``metrics.json``; None where it is undefined or missing."""
@@ -98,21 +98,22 @@ class Found:
     unreadable: list[str] = field(default_factory=list)
 
 
-def find(pattern: str) -> Found:
+def find(patterns: str | Sequence[str]) -> Found:
     """Every run, comparison and study that a pattern matches, or that lies below what it matches.
 
     A comparison brings the runs it is made of. Trials belong to their study and are no runs, unless the pattern names
     them.
 
     Args:
-        pattern: a folder, or a pattern of :mod:`glob`; ``**`` stands for any folders.
+        patterns: a folder, or a pattern of :mod:`glob`, in which ``**`` stands for any folders; or several of them.
 
     Raises:
         UserError: it matches nothing.
     """
     found = Found()
-    matches = sorted(glob(pattern, recursive=True))  # noqa: PTH207  # pathlib refuses absolute patterns
-    folders = {f.resolve(): f for match in matches for f in _folders(Path(match))}
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    matches = [match for pattern in patterns for match in _matches(pattern)]
+    folders = {f.resolve(): f for match in matches for f in _folders(match)}
     for folder in folders.values():
         for name, group in (
             ("table.json", found.comparisons),
@@ -130,10 +131,19 @@ def find(pattern: str) -> Found:
     found.runs = list(runs.values())
     if not (found.runs or found.comparisons or found.surfaces or found.studies):
         raise UserError(
-            f"config runs: {pattern!r} matches no run, comparison or study; give a folder such as runs, or a quoted "
-            "pattern such as 'runs/feed/*/*'"
+            f"config runs: {', '.join(map(repr, patterns))} matches no run, comparison or study; give a folder such as "
+            "runs, or a quoted pattern such as 'runs/feed/*/*'"
         )
     return found
+
+
+def _matches(pattern: str) -> list[Path]:
+    """What is there under this very name, else what the pattern matches; of a file its folder."""
+    names = [pattern] if Path(pattern).exists() else sorted(glob(pattern, recursive=True))  # noqa: PTH207  # may be absolute
+    found = [Path(name) for name in names]
+    if "trials" not in pattern:
+        found = [m for m in found if not any(p.name == "trials" and _is_study(p.parent) for p in (m, *m.parents))]
+    return [m if m.is_dir() else m.parent for m in found]
 
 
 def _is_run(folder: Path) -> bool:
@@ -145,7 +155,12 @@ def _folders(top: Path) -> Iterator[Path]:
     for path, names, _ in os.walk(top):
         folder = Path(path)
         yield folder
-        names[:] = [] if _is_run(folder) else sorted(n for n in names if n != "trials" and not n.startswith("."))
+        skipped = ("trials", "workers") if _is_study(folder) else ()
+        names[:] = [] if _is_run(folder) else sorted(n for n in names if n not in skipped and not n.startswith("."))
+
+
+def _is_study(folder: Path) -> bool:
+    return (folder / "study.json").is_file() or (folder / "workers").is_dir()
 
 
 def _runs_of(comparison: Path) -> list[tuple[str, Path]]:
@@ -155,7 +170,7 @@ def _runs_of(comparison: Path) -> list[tuple[str, Path]]:
         named = {str(name).rsplit(", seed ", 1)[0]: [] for name in content["folders"]}  # type: dict[str, list[str]]
         for name, folder in content["folders"].items():
             named[str(name).rsplit(", seed ", 1)[0]].append(Path(str(folder)).name)
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
     caches = [parent / "compare" / "cache" for parent in comparison.resolve().parents]
     cache = next((c for c in caches if c.is_dir()), comparison)
@@ -211,6 +226,8 @@ def read_run(folder: Path, key: str = "") -> RunRecord:
         curves,
         logged,
         _json(folder / "diagnostics_test.json"),
+        int(config["seed"]),
+        (folder / "config.yaml").stat().st_mtime,
     )
 
 
@@ -228,7 +245,7 @@ def _read_logs(path: Path) -> tuple[dict[str, tuple[list[int], list[float]]], li
     """Steps and values of the logged keys that are drawn, and all keys."""
     if not path.exists():
         return {}, []
-    frame = pl.read_csv(path, infer_schema=False)
+    frame = pl.read_csv(path, infer_schema=False, glob=False)
     if "step" not in frame.columns:
         return {}, []
     curves = {}
@@ -267,20 +284,32 @@ def _label(records: Sequence[RunRecord], names: Mapping[Path, str]) -> None:
     alike: dict[tuple[str, str], list[RunRecord]] = {}
     for group in groups.values():
         alike.setdefault((group[0].data, group[0].model), []).append(group[0])
-    keys = {which: differing(firsts) for which, firsts in alike.items()}
     taken: dict[tuple[str, str], int] = {}
     for group in groups.values():
         first = group[0]
         named = next((names[r.folder.resolve()] for r in group if r.folder.resolve() in names), None)
-        label = named or _described(first, keys[first.data, first.model])
+        label = named or _described(first, alike[first.data, first.model])
         number = taken[first.data, label] = taken.get((first.data, label), 0) + 1
         for record in group:
             record.label = label if number == 1 else f"{label} #{number}"
 
 
-def _described(record: RunRecord, keys: Sequence[str]) -> str:
-    """The model, and the settings in which runs of this model differ."""
-    shown = [f"{k.removeprefix('model.')}={_short(record.settings.get(k))}" for k in keys]
+def _described(record: RunRecord, alike: Sequence[RunRecord]) -> str:
+    """The model, and the settings in which it differs from most of the runs of this model."""
+    shown = []
+    for key in differing(alike):
+        values = [json.dumps(r.settings.get(key), default=str) for r in alike]
+        parent = key.rpartition(".")[0]
+        # Settings of a part that not all have tell nothing beside the name of the part.
+        if not all(key in r.settings for r in alike) or key.endswith(("._target_", "._partial_")):
+            if not key.endswith("._target_"):
+                continue
+            key = parent
+        own = json.dumps(record.settings.get(key if key in record.settings else f"{key}._target_"), default=str)
+        usual, count = Counter(values).most_common(1)[0]
+        if own != usual or 2 * count <= len(values):
+            value = record.settings.get(key, record.settings.get(f"{key}._target_"))
+            shown.append(f"{key.removeprefix('model.')}={_short(value)}")
     more = f" +{len(shown) - _MOST_KEYS}" if len(shown) > _MOST_KEYS else ""
     return " ".join([record.model, *shown[:_MOST_KEYS]]) + more
 
@@ -288,7 +317,9 @@ def _described(record: RunRecord, keys: Sequence[str]) -> str:
 def _short(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
-    return "-".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return "-".join(map(str, value))
+    return str(value).rsplit(".", 1)[-1].removesuffix("Backbone") if "dlen." in str(value) else str(value)
 
 
 def differing(records: Sequence[RunRecord]) -> list[str]:

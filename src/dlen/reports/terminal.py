@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 _COLUMNS = {  # as many as fit into 80 characters; metrics.json has more
@@ -44,13 +45,14 @@ def print_figures(
     left_out = () if base is None else ("auc_total", "auc_joint", "gauc")  # would not fit beside the base run's
     used = [m for m in _COLUMNS if m not in left_out and any(f"{split}/{m}/{row}" in metrics for row in rows)]
     title = f"{metrics['model']} on {metrics['data']}, {split} split, seed {metrics['seed']}"
-    table = Table(title=title + (f"; base: {base['model']}, seed {base['seed']}" if base is not None else ""))
+    title += f"; base: {base['model']}, seed {base['seed']}" if base is not None else ""
+    table = Table(title=escape(title))  # brackets in names are no markup
     table.add_column("target")
     for measure in used:
         table.add_column(_COLUMNS[measure][0], justify="right")
     for row in rows:
         cells = [_cell(metrics, f"{split}/{m}/{row}", _COLUMNS[m][1]) for m in used]
-        table.add_row(latent.get(row, row), *cells, end_section=row == targets[-1])
+        table.add_row(escape(latent.get(row, row)), *cells, end_section=row == targets[-1])
     console = Console(soft_wrap=True)
     console.print(table)
     if f"{split}/auc/up_any" in metrics:
@@ -63,7 +65,7 @@ def print_figures(
         )
     for key, reason in metrics.items():
         if key.startswith(f"undefined/{split}/"):
-            console.print(f"{key.removeprefix('undefined/')}: undefined ({reason})", highlight=False)
+            console.print(f"{key.removeprefix('undefined/')}: undefined ({reason})", highlight=False, markup=False)
 
 
 def _cell(metrics: Mapping[str, Any], key: str, layout: str) -> str:
@@ -82,7 +84,9 @@ def _print_hidden_state(console: Console, metrics: Mapping[str, Any], split: str
         for kind in _KINDS.values():
             table.add_column(kind if key == "negatives" else f"{kind}, truth", justify="right")
     for task in tasks:
-        table.add_row(task, *(_cell(metrics, f"{split}/{k}/{kind}/{task}", "{:.1%}") for k in shown for kind in _KINDS))
+        table.add_row(
+            escape(task), *(_cell(metrics, f"{split}/{k}/{kind}/{task}", "{:.1%}") for k in shown for kind in _KINDS)
+        )
     console.print(table)
     mean, std, saturated = (metrics[f"{split}/hidden/{k}"] for k in ("mean", "std", "saturated"))
     console.print(f"P(UP): mean {mean:.3f}, deviation {std:.3f}, {saturated:.1%} saturated", highlight=False)

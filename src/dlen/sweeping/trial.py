@@ -181,6 +181,8 @@ def _train(
         _keep(trial, fitted, found, steps, time.monotonic() - started, "pruned" if pruned else "complete")
         if pruned:
             return TrialState.PRUNED, None
+        if seed + 1 < spec.seeds:
+            _mark_wandb("complete")  # else the next seed would go on with this one's run
     values = [sum(f[key] for f in found) / len(found) for key in keys]
     for key, value in zip(keys, values, strict=True):
         if not math.isfinite(value):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,13 +75,18 @@ class Dashboard(Callback):
         from dlen.reports.runs import read_run
 
         run = self.logger.experiment
+        self.summarise(metrics)
         content: dict[str, Any] = {"test/figures": _table(metrics, targets)}
         kinds = _negatives(metrics, targets)
         content |= {"test/negatives": kinds} if kinds else {}
-        for plot in run_plots(read_run(folder)):
+        try:
+            plots = run_plots(read_run(folder))
+        except Exception as error:  # a run that has ended does not fail for want of its pictures
+            print(f"warning: W&B gets no plots of this run ({type(error).__name__}: {error})", file=sys.stderr)
+            plots = []
+        for plot in plots:
             content[f"plots/{plot.title}"] = wandb.Plotly(go.Figure(plot.figure))
         run.log(content)
-        self.summarise(metrics)
         if checkpoint:
             artifact = wandb.Artifact(
                 f"model-{run.id}", type="model", metadata={"val/auc/mean": metrics.get("val/auc/mean")}

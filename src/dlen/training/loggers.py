@@ -8,7 +8,9 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from dlen.config import build
+from dlen.files import write_csv
 from dlen.overrides import leaves
 
 _SAME_RUN = ("model", "balancing", "optimizer", "data", "seed")  # what a run that goes on has in common with before
@@ -38,28 +41,38 @@ class ContinuedCSVLogger(CSVLogger):
 
 
 class _ContinuedWriter(ExperimentWriter):
-    """Keeps the rows of an earlier file up to the step at which the run goes on."""
+    """Keeps the rows of an earlier file up to the step at which the run goes on; until then the file stays as it is."""
 
     def __init__(self, log_dir: str) -> None:
-        path = Path(log_dir) / self.NAME_METRICS_FILE
-        self._earlier: list[dict[str, str]] = []
-        if path.exists():
-            with path.open(newline="") as file:
-                self._earlier = list(csv.DictReader(file))
         super().__init__(log_dir)
+        self._goes_on = Path(self.metrics_file_path).exists()
+
+    def _check_log_dir_exists(self) -> None:
+        """Lightning deletes the earlier file here."""
 
     def save(self) -> None:
         """Write what is new."""
-        if self.metrics and self._earlier:
-            first = min(int(row["step"]) for row in self.metrics)
-            kept = [row for row in self._earlier if int(row["step"] or 0) <= first]
-            self.metrics_keys = sorted(self._earlier[0])
-            with self._fs.open(self.metrics_file_path, "w", newline="") as file:
-                writer = csv.DictWriter(file, fieldnames=self.metrics_keys)
-                writer.writeheader()
-                writer.writerows(kept)
-            self._earlier = []
+        if self.metrics and self._goes_on:
+            self._goes_on = False
+            self._cut()
         super().save()
+
+    def _cut(self) -> None:
+        """Leave out what the run logs again: rows after its first new one, and at that step those of the same keys."""
+        path = Path(self.metrics_file_path)
+        with path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            header = list(reader.fieldnames or [])
+            rows = [row for row in reader if None not in row and None not in row.values()]  # a torn line is none
+        first = min(int(row["step"]) for row in self.metrics)
+        again = {key for row in self.metrics if int(row["step"]) == first for key in row} - {"step", "epoch"}
+
+        def stays(row: dict[str, str]) -> bool:
+            step = int(row["step"] or 0)
+            return step < first or (step == first and not any(row.get(key) for key in again))
+
+        write_csv(path, header, [[row[key] for key in header] for row in rows if stays(row)])
+        self.metrics_keys = header
 
 
 def wandb_logger(save_dir: str, checkpoint: bool = False, **settings: Any) -> WandbLogger:
@@ -72,8 +85,13 @@ def wandb_logger(save_dir: str, checkpoint: bool = False, **settings: Any) -> Wa
     """
     import wandb
 
-    offline = not os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") in ("offline", "dryrun")
-    return WandbLogger(save_dir=save_dir, offline=offline, settings=wandb.Settings(quiet=True), **settings)
+    mode = os.environ.get("WANDB_MODE")
+    offline = mode in ("offline", "dryrun") or (
+        not os.environ.get("WANDB_API_KEY") and mode not in ("online", "disabled")
+    )
+    logger = WandbLogger(save_dir=save_dir, offline=offline, settings=wandb.Settings(quiet=True), **settings)
+    logger._wandb_init.pop("anonymous", None)  # Lightning passes it always, and W&B warns of it
+    return logger
 
 
 def mlflow_logger(save_dir: str, tracking_uri: str, **settings: Any) -> MLFlowLogger:
@@ -84,6 +102,7 @@ def mlflow_logger(save_dir: str, tracking_uri: str, **settings: Any) -> MLFlowLo
         tracking_uri: a server, or ``sqlite:///FILE``.
         settings: arguments of Lightning's ``MLFlowLogger``.
     """
+    warnings.filterwarnings("ignore", message="MLFlow only allows")  # that ndcg@10 is ndcg10 there
     if tracking_uri.startswith("sqlite:///"):
         Path(tracking_uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     return MLFlowLogger(tracking_uri=tracking_uri, **settings)
@@ -118,8 +137,15 @@ def run_id(config: DictConfig, folder: Path, fingerprint: str) -> str:
         for key in _SAME_RUN
         for node in [config[key]]
     }
-    causes = [getpass.getuser(), str(folder.resolve()), fingerprint, settings]
+    causes = [_user(), str(folder.resolve()), fingerprint, settings]
     return hashlib.sha256(json.dumps(causes, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may run under a number without a name
+        return str(os.getuid())
 
 
 @rank_zero_only
@@ -153,15 +179,35 @@ def log_final(loggers: Sequence[Logger], metrics: Mapping[str, Any], step: int) 
             logger.log_metrics(numbers, step)
 
 
+@contextmanager
+def wandb_finished() -> Iterator[None]:
+    """End the W&B run that begins inside, also when what is inside fails; one that was there before is its owner's."""
+    before = _wandb_run()
+    try:
+        yield
+    except BaseException:
+        if _wandb_run() is not before:
+            finish_wandb(1)  # also after Ctrl-C: W&B shows the run as failed, and goes on with it when it goes on
+        raise
+    if _wandb_run() is not before:
+        finish_wandb(0)
+
+
+def _wandb_run() -> Any:
+    """The process's W&B run; never imports what nobody asked for."""
+    wandb = sys.modules.get("wandb")
+    return None if wandb is None else wandb.run
+
+
 def finish_wandb(exit_code: int) -> None:
     """End the process's W&B run, if it has one, and say how it gets to the server if it is not there yet.
 
     Args:
         exit_code: 0 where the run has come to its end; W&B shows others as failed.
     """
-    wandb = sys.modules.get("wandb")  # never imported where nobody asked for it
-    if wandb is None or wandb.run is None:
+    if _wandb_run() is None:
         return
+    wandb = sys.modules["wandb"]
     offline, folder = wandb.run.offline, Path(wandb.run.dir).parent
     wandb.finish(exit_code=exit_code)
     if offline:

@@ -43,7 +43,7 @@ from dlen.training.datamodule import RankingDataModule
 from dlen.training.diagnostics import AttentionMap, diagnostics
 from dlen.training.gates import GateMonitor
 from dlen.training.latent import warnings as hidden_state_warnings
-from dlen.training.loggers import finish_wandb, log_config, log_final, make_loggers
+from dlen.training.loggers import log_config, log_final, make_loggers, wandb_finished
 from dlen.training.measures import AUC_KINDS, Figures
 from dlen.training.module import RankingModule
 from dlen.training.size import size_figures
@@ -97,13 +97,8 @@ def train(config: DictConfig) -> dict[str, Any]:
     Raises:
         UserError: for wrong input or settings.
     """
-    try:
-        metrics = _fit_and_test(config)
-    except BaseException:
-        finish_wandb(1)  # also after Ctrl-C: W&B shows the run as failed, and goes on with it when it goes on
-        raise
-    finish_wandb(0)
-    return metrics
+    with wandb_finished():
+        return _fit_and_test(config)
 
 
 def _fit_and_test(config: DictConfig) -> dict[str, Any]:
@@ -400,6 +395,10 @@ def _check(config: DictConfig) -> None:
         value = OmegaConf.select(config, key)
         if not isinstance(value, int) or value < 1:
             raise UserError(f"config {key}: {value!r} is not a positive whole number")
+    for key in ("trainer.max_epochs", "trainer.max_steps"):
+        value = OmegaConf.select(config, key)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < -1):
+            raise UserError(f"config {key}: {value!r} is not a whole number from -1")
     if not isinstance(config.patience, int) or config.patience < 0:
         raise UserError(f"config patience: {config.patience!r} is not a whole number from 0")
     if config.metrics.auc not in AUC_KINDS:

@@ -32,7 +32,13 @@ def frame_source(frame: pl.DataFrame, spec: Mapping[str, Any], folder: Path, nam
     """
     if "files" in spec:
         raise UserError("the frame is the data: leave `files` out of its spec")
-    content = json.loads(json.dumps(spec))  # plain values, whatever mappings and tuples it came as
+    if not name or "/" in name or name.startswith("."):
+        raise UserError(f"{name!r} cannot be the name of a data set (no slash, and no full stop in front)")
+    try:
+        # Plain values, whatever mappings, tuples and numpy numbers it came as.
+        content = json.loads(json.dumps(spec, default=lambda value: value.item()))
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"the spec of {name} holds what no YAML does ({error})") from None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with replacing_file(folder / f"{name}.parquet") as path:
@@ -43,6 +49,8 @@ def frame_source(frame: pl.DataFrame, spec: Mapping[str, Any], folder: Path, nam
             _keep_if_same(folder / f"{name}.yaml", path)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
+    except (pl.exceptions.PolarsError, TypeError) as error:
+        raise UserError(f"the frame cannot be kept as Parquet ({str(error).splitlines()[0]})") from None
     return Table(str(folder / f"{name}.yaml"), name)
 
 

@@ -28,9 +28,17 @@
   };
 
   const draw = (place, figure) => {
-    const data = figure.data.map((trace) => ({ ...trace, visible: visible(trace) }));
+    const named = new Set(); // of a group of traces the first one that is left has the group's place in the legend
+    const data = figure.data.map((trace) => {
+      const now = { ...trace, visible: visible(trace) };
+      if (trace.legendgroup === undefined || now.visible !== true) return now;
+      now.showlegend = trace.name !== undefined && !named.has(trace.legendgroup);
+      named.add(trace.legendgroup);
+      return now;
+    });
     const layout = { ...figure.layout, template: template(), autosize: true };
     place.style.height = (figure.layout.height || 380) + "px";
+    place.style.width = figure.layout.xaxis2 && innerWidth < 640 ? "640px" : ""; // panels need room; the figure scrolls
     place.dataset.drawn = "yes";
     const options = { displaylogo: false, responsive: true };
     if (matchMedia("(hover: none)").matches) options.displayModeBar = false; // a finger needs no buttons
@@ -57,11 +65,13 @@
 
   // Theme: the system's, until the button says otherwise. Paper is white.
   const system = matchMedia("(prefers-color-scheme: dark)");
-  let chosen = null;
-  const paint = () => { root.dataset.theme = chosen || (system.matches ? "dark" : "light"); redraw(); };
+  const memory = { get: () => { try { return localStorage.getItem("dlen-theme"); } catch { return null; } },
+                   set: (value) => { try { localStorage.setItem("dlen-theme", value); } catch { /* then not */ } } };
+  const theme = () => memory.get() || (system.matches ? "dark" : "light");
+  const paint = () => { root.dataset.theme = theme(); redraw(); };
   system.addEventListener("change", paint);
   document.getElementById("theme").addEventListener("click", () => {
-    chosen = root.dataset.theme === "dark" ? "light" : "dark";
+    memory.set(root.dataset.theme === "dark" ? "light" : "dark");
     paint();
   });
   addEventListener("beforeprint", () => { root.dataset.theme = "light"; drawAll(); });
@@ -99,29 +109,45 @@
 
   // Filter: every word must be in the row; column:word looks into one column, column>number compares.
   const runs = document.getElementById("runs");
-  const test = (row, word, keys) => {
-    const parts = word.match(/^([^:<>]+)(:|>=|<=|>|<)(.+)$/);
-    const column = parts ? keys.findIndex((key) => key === parts[1].toLowerCase()) : -1;
-    if (column < 0) return row.textContent.toLowerCase().includes(word);
+  // A column by its key, by the only key that begins or ends so, or none.
+  const columnOf = (name, keys) => {
+    const exact = keys.indexOf(name);
+    if (exact >= 0) return exact;
+    const near = keys.filter((key) => key.startsWith(name) || key.endsWith("/" + name));
+    return near.length === 1 ? keys.indexOf(near[0]) : -1;
+  };
+  const parse = (word, keys) => {
+    for (const [, name, operator, wanted] of [...word.matchAll(/^(.+?)(:|>=|<=|>|<)(.+)$/g)]) {
+      const column = columnOf(name, keys);
+      return column < 0 ? { unknown: name } : { column, operator, wanted };
+    }
+    return { text: word };
+  };
+  const test = (row, { text, column, operator, wanted }) => {
+    if (text !== undefined) return row.textContent.toLowerCase().includes(text);
     const cell = row.cells[column];
-    if (parts[2] === ":") return cell.textContent.toLowerCase().includes(parts[3]);
-    const number = value(cell), limit = Number(parts[3]);
+    if (operator === ":") return cell.textContent.toLowerCase().includes(wanted);
+    const number = value(cell), limit = Number(wanted);
     if (typeof number !== "number") return false;
-    return { ">": number > limit, "<": number < limit, ">=": number >= limit, "<=": number <= limit }[parts[2]];
+    return { ">": number > limit, "<": number < limit, ">=": number >= limit, "<=": number <= limit }[operator];
   };
   const filter = () => {
-    const words = document.getElementById("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
-    const keys = [...runs.tHead.rows[0].cells].map((head) => head.dataset.key);
+    const keys = [...runs.tHead.rows[0].cells].map((head) => head.dataset.key.toLowerCase().replaceAll(" ", "_"));
+    const all = document.getElementById("filter").value.toLowerCase().split(/\s+/).filter(Boolean).map((w) => parse(w, keys));
+    const words = all.filter((word) => word.unknown === undefined);
+    const unknown = all.filter((word) => word.unknown !== undefined).map((word) => word.unknown);
     hidden = new Set();
     const rows = [...runs.tBodies[0].rows];
     for (const row of rows) {
-      const shown = words.every((word) => test(row, word, keys));
+      const shown = words.every((word) => test(row, word));
       row.hidden = !shown;
       if (!shown) hidden.add(row.dataset.run);
     }
-    document.getElementById("count").textContent = `${rows.length - hidden.size} of ${rows.length} runs`;
+    const told = unknown.length ? `; there is no column ${unknown.join(", ")}` : "";
+    document.getElementById("count").textContent = `${rows.length - hidden.size} of ${rows.length} runs${told}`;
     keys.forEach((key, column) => { // a column without a value in any row that is left only takes room
-      const empty = rows.every((row) => row.hidden || value(row.cells[column]) === null);
+      const none = hidden.size === rows.length; // then the header stays as it is
+      const empty = !none && rows.every((row) => row.hidden || value(row.cells[column]) === null);
       for (const row of [runs.tHead.rows[0], ...rows]) row.cells[column].style.display = empty ? "none" : "";
     });
     redraw();
@@ -153,7 +179,7 @@
     document.getElementById("run-config").textContent = found.config;
     if (runs) for (const row of runs.tBodies[0].rows) row.classList.toggle("chosen", row.dataset.run === run);
   };
-  root.dataset.theme = system.matches ? "dark" : "light";
+  root.dataset.theme = theme();
   document.querySelectorAll(".plot").forEach(watch);
   if (choice) {
     choice.addEventListener("change", show);
