@@ -30,6 +30,7 @@ from dlen.reports.run_figures import (
     representative,
     roc_curves,
     run_plots,
+    session_changes,
     speed_and_size,
     surface_maps,
 )
@@ -248,7 +249,26 @@ def _comparison_sections(folder: Path) -> list[Section]:
     }
     intervals = "Paired differences; the 95 % interval joins the chance of the seed and that of the test rows."
     plots = [comparison_bars(content), difference_bars(differences, content["base"], intervals)]
-    return [Section(f"{content['title']} ({folder.name})", [p for p in plots if p], [table])]
+    section = Section(f"{content['title']} ({folder.name})", [p for p in plots if p], [table])
+    return [section, *_session_sections(folder)]
+
+
+def _session_sections(folder: Path) -> list[Section]:
+    """Feed sessions, where the comparison has them."""
+    path = folder / "sessions.json"
+    if not path.exists():
+        return []
+    content = json.loads(path.read_text())
+    measures = list(content["rows"][0]["levels"])
+    rows: list[list[Cell]] = [
+        [row["name"], *(row["changes"][m]["mean"] for m in measures)] for row in content["rows"] if row["changes"]
+    ]
+    note = (
+        f"Relative change against {content['base']}; of detested, the share of impressions not liked, the difference."
+    )
+    table = Table("", ["ranking", *measures], rows, ["", *["{:+.1%}"] * len(measures)], note)
+    plot = session_changes(content, measures)
+    return [Section(f"Sessions: {content['title']} ({folder.name})", [plot], [table])]
 
 
 def _numbers(content: dict[str, Any]) -> dict[str, Any]:

@@ -533,3 +533,22 @@ def surface_maps(cells: Sequence[Mapping[str, Any]]) -> list[Plot]:
         figure.update_layout(xaxis={"title": safe(x), "type": "category"}, yaxis={"title": safe(y), "type": "category"})
         found.append(Plot(f"Gain in mean AUC by {x} and {y}", plain(figure), "Blue gains, red loses."))
     return found
+
+
+def session_changes(content: Mapping[str, Any], measures: Sequence[str]) -> Plot:
+    """Changes of a comparison's ``sessions.json`` with their intervals; random and oracle are far off and left out.
+
+    Args:
+        content: of the file.
+        measures: to draw.
+    """
+    figure = go.Figure()
+    shown = [row for row in content["rows"] if row["changes"] and row["name"] not in ("random", "oracle")]
+    for row, colour in zip(shown, COLOURS[1:] * len(shown), strict=False):
+        changes = [row["changes"][m] for m in measures]
+        above, below = [c["high"] - c["mean"] for c in changes], [c["mean"] - c["low"] for c in changes]
+        _add_bars(figure, row["name"], colour, measures, [c["mean"] for c in changes], above, below)
+        figure.data[-1].hovertemplate = "%{x}: %{y:+.1%}"
+    figure.update_layout(barmode="group", xaxis_type="category", yaxis={"title": "change", "tickformat": "+.0%"})
+    note = "The 95 % interval joins the chance of the seed and that of the users."
+    return Plot(f"Change against {content['base']}", plain(figure), note, wide=True)
