@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 # Heading and files, in the order of the page. Packages other than the file's group are said in its first line.
-COMMANDS = ("train", "base", "prepare", "evaluate", "predict", "compare", "sweep", "report")
+COMMANDS = ("train", "base", "prepare", "evaluate", "predict", "export", "compare", "sweep", "report")
 GROUPS = (
     "model",
     "model/backbone",

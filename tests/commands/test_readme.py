@@ -34,7 +34,12 @@ def smaller(arguments: list[str]) -> list[str]:
     """Settings that make a command fast and leave what it shows as it is."""
     script, rest = arguments[0], arguments[1:]
     extra = [f"data.rows={20000 if 'aliccp_demo' in ' '.join(rest) else 8000}"]
-    if any(a in ("data=aliccp", "data=table") for a in rest) or script in ("evaluate.py", "report.py", "predict.py"):
+    if any(a in ("data=aliccp", "data=table") for a in rest) or script in (
+        "evaluate.py",
+        "report.py",
+        "predict.py",
+        "export.py",
+    ):
         extra = []
     if script == "compare.py":
         extra += ["seeds=1", "models=[MMoE,DLEN]"]
@@ -73,6 +78,8 @@ def test_documented_commands(tmp_path: Path) -> None:
             assert "best: trial 0" in ran.stdout
         elif arguments[0] == "report.py":
             assert "Report: " in ran.stdout
+        elif arguments[0] == "export.py":
+            assert "Export: " in ran.stdout
         elif arguments[0] == "predict.py":
             assert "20 rows: scores.parquet" in ran.stdout
         elif arguments[0] != "prepare.py":

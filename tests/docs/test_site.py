@@ -47,7 +47,7 @@ def test_every_page_is_there_and_nothing_is_loaded_from_elsewhere(site: Path) ->
     assert (site / "python.html").read_text().count("frame_source") == 2  # the script stands there as it is
 
 
-@pytest.mark.parametrize("command", ["train", "prepare", "evaluate", "predict", "compare", "sweep", "report"])
+@pytest.mark.parametrize("command", ["train", "prepare", "evaluate", "predict", "export", "compare", "sweep", "report"])
 def test_every_key_of_every_command_is_listed_with_what_it_is(command: str) -> None:
     listed = {key.name: key for files in choices(ROOT / "conf").values() for choice in files for key in choice.keys}
     more = {"compare": ["experiment=field"], "sweep": ["sweep=alpha"], "train": ["logger=wandb", "model/backbone=ple"]}

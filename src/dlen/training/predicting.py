@@ -52,10 +52,9 @@ def predict(config: DictConfig) -> None:
     source = build(run_config.data, "data")
     if not isinstance(source, RowSource):
         raise UserError(f"{folder}: its data ({run_config.data_name}) have no way to read new rows")
-    fusion, weights = _fusion(config.fusion, store.schema)
+    fusion, weights = make_fusion(config.fusion, store.schema)
     model = load_model(folder, run_config, store, config.checkpoint)
-    if fusion.up != 0 and not isinstance(model.head, LatentHead):
-        raise UserError("config fusion.up: the model has no P(UP); set it to 0")
+    check_up(fusion, model)
     unseen: dict[str, int] = {}
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as parts, torch.inference_mode():
@@ -83,7 +82,18 @@ def open_kept_store(folder: Path) -> Store:
     return store
 
 
-def _fusion(node: DictConfig, schema: Schema) -> tuple[Fusion, Tensor]:
+def check_up(fusion: Fusion, model: Ranker) -> None:
+    """Raise UserError for a score with P(UP) of a model without."""
+    if fusion.up != 0 and not isinstance(model.head, LatentHead):
+        raise UserError("config fusion.up: the model has no P(UP); set it to 0")
+
+
+def make_fusion(node: DictConfig, schema: Schema) -> tuple[Fusion, Tensor]:
+    """A config's fusion and its weights in the order of the tasks.
+
+    Raises:
+        UserError: a setting is wrong.
+    """
     settings: Any = OmegaConf.to_container(node, resolve=True)
     try:
         fusion = Fusion(**settings)

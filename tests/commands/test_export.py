@@ -1,0 +1,148 @@
+"""export: the written models give the run's scores, on rows that they were not traced with, whatever the model."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from dlen.errors import UserError
+from dlen.overrides import compose_train
+from dlen.schema import Kind
+from dlen.training import exporting
+from dlen.training.exporting import INPUTS, dense, export
+from dlen.training.predicting import open_kept_store
+from dlen.training.run import train
+from dlen.training.scoring import score_split
+from tests.conftest import ROOT, run_command
+from tests.helpers import make_batch, make_schema
+
+MODEL = ["model.embedding_dim=4", "model.tower=[8]", "loader.batch_size=512", "trainer.max_epochs=1"]
+FEED = ["data=feed", "data.rows=3000", "data.users=40", "data.items=30"]
+CASES = {
+    "dlen on a feed": [*FEED, "model=dlen", "model/variant=match", "model.hidden=[8]", "model.backbone.expert=[16,8]"],
+    "single task": [*FEED, "model=single_task", "model.expert=[16,8]"],
+    "dlen on a funnel with lists": ["data=aliccp_demo", "model=dlen", "model.hidden=[8]", "model.backbone.expert=[8]"],
+    "esmm": ["data=aliccp_demo", "model=esmm", "model.expert=[8]"],
+    "mran": ["data=aliccp_demo", "model=mran", "model.expert=[8]"],
+}
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("raw") / "raw"
+
+
+def trained(folder: Path, raw: Path, settings: list[str]) -> Path:
+    places = [f"data_dir={folder / 'data'}", f"runs_dir={folder / 'runs'}", f"run_dir={folder / 'run'}"]
+    demo = [f"data.raw_dir={raw}", "data.rows=6000"] if "data=aliccp_demo" in settings else []
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose_train([*places, *settings, *demo, *MODEL])
+    train(config)
+    return folder / "run"
+
+
+def export_config(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("export", list(overrides))
+
+
+def served(folder: Path, inputs: tuple[torch.Tensor, ...]) -> dict[str, np.ndarray]:
+    """What ONNX Runtime makes of the inputs, by the names of the outputs."""
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+    taken = {item.name for item in session.get_inputs()}
+    feed = {name: part.numpy() for name, part in zip(INPUTS, inputs, strict=True) if name in taken}
+    return dict(zip([o.name for o in session.get_outputs()], session.run(None, feed), strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", list(CASES))
+def test_every_row_of_the_test_split_has_the_runs_scores(case: str, tmp_path: Path, raw: Path) -> None:
+    run = trained(tmp_path, raw, CASES[case])
+    up = ["fusion.up=0.5"] if "dlen" in case else []
+    export(export_config(f"run={run}", "check_rows=64", *up))
+    store, known = open_kept_store(run), score_split(run, "test")
+    split = store.split("test")
+    batch = split.batch(torch.arange(len(split)))
+    names = json.loads((run / "export" / "schema.json").read_text())["outputs"]["p"]
+    lengths = [None, int(batch.bag_lengths.max()) + 3] if batch.bag_lengths.numel() else [None]
+    for length in lengths:
+        found = served(run / "export", dense(batch, store.schema, length))
+        for column, name in enumerate(names[: len(store.schema.tasks)]):
+            wanted = known.log_p[:, store.schema.task_names.index(name)].exp().numpy()
+            assert np.abs(found["p"][:, column] - wanted).max() < 1e-5
+        if known.log_up is not None:
+            assert np.abs(found["up"] - known.log_up.exp().numpy()).max() < 1e-5
+            wanted = (known.log_p.sum(1) + 0.5 * known.log_up).numpy()
+            assert found["score"] == pytest.approx(wanted, rel=1e-4, abs=1e-4)
+    assert {p.name for p in (run / "export").iterdir()} == {"model.onnx", "model.pt2", "schema.json"}
+
+
+def test_the_schema_turns_raw_values_into_inputs(tmp_path: Path, raw: Path) -> None:
+    run = trained(tmp_path, raw, CASES["dlen on a funnel with lists"])
+    export(export_config(f"run={run}", "check_rows=64"))
+    store = open_kept_store(run)
+    fields = json.loads((run / "export" / "schema.json").read_text())["fields"]
+    assert [f["name"] for f in fields if f["input"] == "ids"] == [f.name for f in store.schema.of_kind(Kind.ID)]
+    assert sorted(f["position"] for f in fields if f["input"] == "bag_ids") == list(range(9))
+    batch = store.split("test").batch(torch.arange(200))
+    for field in fields:
+        vocabulary = store.vocabulary(field["name"])["value"].cast(str).to_list()
+        assert field["values"] == vocabulary
+        if field["input"] == "ids":
+            codes = batch.ids[:, field["position"]].numpy() - field["offset"]
+            assert codes.min() >= 0
+            assert codes.max() <= len(vocabulary)
+
+
+def test_dense_lists_are_those_of_the_batch() -> None:
+    schema = make_schema()
+    batch = make_batch(schema, 20)
+    _, _, ids, weights = dense(batch, schema, 6)
+    at = 0
+    for bag in range(2):
+        for row in range(20):
+            n = int(batch.bag_lengths[bag, row])
+            assert ids[row, bag, :n].tolist() == batch.bag_ids[at : at + n].tolist()
+            assert weights[row, bag, :n].tolist() == batch.bag_weights[at : at + n].tolist()
+            assert weights[row, bag, n:].sum() == 0
+            at += n
+
+
+def test_a_model_that_differs_is_not_written(tmp_path: Path, raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = trained(tmp_path, raw, CASES["single task"])
+    before = exporting.dense
+
+    def wrong(batch: Any, schema: Any, length: int | None = None) -> tuple[torch.Tensor, ...]:
+        ids, *rest = before(batch, schema, length)
+        return (ids.clone().fill_(1), *rest)
+
+    monkeypatch.setattr(exporting, "dense", wrong)
+    with pytest.raises(UserError, match="the exported model differs from the run by"):
+        export(export_config(f"run={run}", "check_rows=64"))
+    assert not list((run / "export").iterdir())
+
+
+@pytest.mark.slow
+def test_the_command_and_what_it_refuses(tmp_path: Path, raw: Path) -> None:
+    run = trained(tmp_path, raw, CASES["single task"])
+    ran = run_command("export.py", [f"run={run}", "output=out", "check_rows=64"], tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert re.search(r"rows give the run's own scores in ONNX Runtime and torch.export, to \d", ran.stdout)
+    assert (tmp_path / "out" / "model.onnx").exists()
+    for setting, expected in (
+        ("run=none", "none: not a run folder"),
+        ("checkpoint=worst", "worst.ckpt: no such checkpoint"),
+        ("check_rows=0", "config check_rows: 0 is not a positive whole number"),
+        ("fusion.up=1", "config fusion.up: the model has no P"),
+    ):
+        with pytest.raises(UserError, match=re.escape(expected)):
+            export(export_config(f"run={run}", setting))
