@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlen.ranking.fusion import Form, fuse, values_of, worth
+from dlen.ranking.fusion import Form, Fusion, fuse, values_of, worth
 
 P = st.lists(st.floats(0.01, 0.99), min_size=3, max_size=3)
 WEIGHTS = st.lists(st.floats(0.0, 3.0), min_size=3, max_size=3)
@@ -48,3 +48,29 @@ def test_worth() -> None:
         values_of({"clik": 1}, ["click"], [False])
     with pytest.raises(ValueError, match="no number"):
         values_of({"click": True}, ["click"], [False])
+
+
+@pytest.mark.parametrize("form", list(Form))
+def test_a_floor_puts_what_is_not_preferred_last_in_its_own_order(form: Form) -> None:
+    torch.manual_seed(0)
+    log_p, up = torch.rand(40, 3).log(), torch.rand(40)
+    up[0] = 0.3
+    free, floored = (fuse(log_p, up.log(), torch.ones(3), 1.0, form, floor) for floor in (0.0, 0.3))
+    below = up < 0.3
+    assert 5 < below.sum() < 35
+    assert floored[below].max() < floored[~below].min()
+    assert floored[~below].tolist() == free[~below].tolist()
+    assert floored[below].argsort().tolist() == free[below].argsort().tolist()
+
+
+def test_settings_by_the_tasks_names() -> None:
+    weights = Fusion(weights={"like": 2.0}).for_tasks(["click", "like", "hate"], [False, False, True])
+    assert weights.tolist() == [1.0, 2.0, -1.0]
+    assert Fusion(form="sum").for_tasks(["click", "hate"], [False, True]).tolist() == [1.0, 0.0]
+    assert not Fusion().needs_up
+    assert Fusion(floor=0.1).needs_up
+    for wrong in ({"form": "mean"}, {"floor": 1.0}, {"up": float("nan")}, {"weights": {"a": "b"}}):
+        with pytest.raises(ValueError, match=r"mean|floor|up|a: 'b'"):
+            Fusion(**wrong)
+    with pytest.raises(ValueError, match="no task clik to weigh"):
+        Fusion(weights={"clik": 1.0}).for_tasks(["click"], [False])

@@ -43,6 +43,7 @@ class SessionPlan:
         seed: of users, candidates and moods.
         fusion: of the tasks' probabilities, without P(UP).
         up: exponent of P(UP) where a policy uses it.
+        floor: of P(UP) where a policy uses it, below which items go last.
         behaviour: how sessions go on and end.
         detest: further values of ``behaviour.detest``, at which policies are compared.
     """
@@ -53,6 +54,7 @@ class SessionPlan:
     seed: int
     fusion: Fusion
     up: float
+    floor: float
     behaviour: Behaviour
     detest: list[float]
 
@@ -119,7 +121,9 @@ def parse_sessions(node: DictConfig) -> SessionPlan:
     try:
         for detest in settings["detest"]:
             _with_detest(settings["behaviour"], detest)
-        return SessionPlan(**settings)
+        plan = SessionPlan(**settings)
+        replace(plan.fusion, up=plan.up, floor=plan.floor)
+        return plan
     except (TypeError, ValueError) as error:
         raise UserError(f"config experiment.sessions: {error}") from None
 
@@ -153,7 +157,7 @@ def run_sessions(plan: Plan, settings: SessionPlan, paper: Mapping[str, Any]) ->
             log_p, log_up = _score_pairs(run, source, users, settings.hour)
             scores.setdefault(model, []).append(settings.fusion(log_p, None, weights).numpy())
             if log_up is not None:
-                with_up = Fusion(settings.fusion.form, settings.fusion.weights, settings.up)
+                with_up = replace(settings.fusion, up=settings.up, floor=settings.floor)
                 scores.setdefault(WITH_UP.format(model), []).append(with_up(log_p, log_up, weights).numpy())
             stage.advance(1)
     scores[ORACLE] = [_oracle(truth, settings, weights)]
@@ -180,7 +184,7 @@ def _oracle(truth: Truth, settings: SessionPlan, weights: torch.Tensor) -> Array
     """The same score, with P(UP), from the true probabilities."""
     log_p = torch.from_numpy(truth.probabilities()).flatten(0, 1).log()
     log_up = torch.from_numpy(truth.up).flatten().log()
-    fusion = Fusion(settings.fusion.form, settings.fusion.weights, settings.up)
+    fusion = replace(settings.fusion, up=settings.up, floor=settings.floor)
     scores: Array = fusion(log_p, log_up, weights).numpy()
     return scores
 

@@ -27,7 +27,7 @@ class EmbeddingTable(nn.Module):
     def __init__(self, schema: Schema, dim: int, std: float = 0.05, parts: int = 1) -> None:
         super().__init__()
         self.parts = parts
-        if dim < 1:
+        if not isinstance(dim, int) or dim < 1:
             raise ValueError(f"embedding_dim must be at least 1, got {dim}")
         self.weight = nn.Parameter(torch.empty(schema.num_embeddings, dim).normal_(std=std))
         bags = schema.of_kind(Kind.IDS)

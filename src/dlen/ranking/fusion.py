@@ -18,7 +18,17 @@ class Form(StrEnum):
     SUM = "sum"  # each one times its weight
 
 
-def fuse(log_p: Tensor, log_up: Tensor | None, weights: Tensor, up: float, form: Form | str = Form.PRODUCT) -> Tensor:
+_LAST = 1e3  # puts an item behind all others; in 32 bits differences of 6e-5 are still told apart there
+
+
+def fuse(
+    log_p: Tensor,
+    log_up: Tensor | None,
+    weights: Tensor,
+    up: float,
+    form: Form | str = Form.PRODUCT,
+    floor: float = 0.0,
+) -> Tensor:
     """Scores of impressions, to be compared with one another.
 
         P(UP)^up * prod_t P(t)^w_t,    or    P(UP)^up * sum_t w_t P(t)
@@ -31,12 +41,13 @@ def fuse(log_p: Tensor, log_up: Tensor | None, weights: Tensor, up: float, form:
         weights: (T,) of the tasks; a dislike's is negative in a product.
         up: exponent of P(UP).
         form: product or sum.
+        floor: items with a lower P(UP) go last, in their own order; 0 for none.
 
     Returns:
         (B,) logarithms of the scores; minus infinity where nothing has weight.
 
     Raises:
-        ValueError: ``up`` asks for a hidden state that is not there, or a sum has a negative weight.
+        ValueError: ``up`` or ``floor`` asks for a hidden state that is not there, or a sum has a negative weight.
 
     Example:
         >>> click, share = [0.5, 0.2], [0.4, 0.3]
@@ -45,15 +56,18 @@ def fuse(log_p: Tensor, log_up: Tensor | None, weights: Tensor, up: float, form:
         tensor([1.2333, 0.2530])
     """
     form = Form(form)
-    if up != 0 and log_up is None:
-        raise ValueError(f"the model has no P(UP), which is asked to the power of {up}")
+    if log_up is None and (up != 0 or floor > 0):
+        raise ValueError("the model has no P(UP), which is asked for")
     if form is Form.SUM:
         if (weights < 0).any():
             raise ValueError("a weighted sum needs weights from 0; a product takes negative ones")
         score = (log_p + weights.log()).logsumexp(1)
     else:
         score = (log_p * weights).sum(1)
-    return score if log_up is None else score + up * log_up
+    if log_up is None:
+        return score
+    score = score + up * log_up
+    return score if floor <= 0 else torch.where(log_up < math.log(floor), score - _LAST, score)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,20 +78,29 @@ class Fusion:
         form: ``product`` or ``sum``.
         weights: of the tasks; one that is not named has 1, a dislike -1 in a product and 0 in a sum.
         up: exponent of P(UP).
+        floor: of P(UP), below which items go last; 0 for none.
 
     Raises:
-        ValueError: the form is unknown, or a weight is no number.
+        ValueError: the form is unknown, a weight is no number, or the floor no probability.
     """
 
     form: str = "product"
     weights: Mapping[str, float] | None = None
     up: float = 0.0
+    floor: float = 0.0
 
     def __post_init__(self) -> None:
         Form(self.form)
-        for name, value in {**(self.weights or {}), "up": self.up}.items():
+        for name, value in {**(self.weights or {}), "up": self.up, "floor": self.floor}.items():
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 raise ValueError(f"{name}: {value!r} is not a number")
+        if not 0 <= self.floor < 1:
+            raise ValueError(f"floor: {self.floor} is not between 0 and 1")
+
+    @property
+    def needs_up(self) -> bool:
+        """Whether the score is of P(UP) as well."""
+        return self.up != 0 or self.floor > 0
 
     def for_tasks(self, tasks: Sequence[str], dislikes: Sequence[bool]) -> Tensor:
         """(T,) weights in the order of the tasks.
@@ -94,7 +117,7 @@ class Fusion:
 
     def __call__(self, log_p: Tensor, log_up: Tensor | None, weights: Tensor) -> Tensor:
         """(B,) scores, as :func:`fuse` with the weights of :meth:`for_tasks`."""
-        return fuse(log_p, log_up, weights, self.up, self.form)
+        return fuse(log_p, log_up, weights, self.up, self.form, self.floor)
 
 
 def worth(labels: Tensor, values: Sequence[float]) -> Tensor:

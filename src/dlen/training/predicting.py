@@ -84,8 +84,8 @@ def open_kept_store(folder: Path) -> Store:
 
 def check_up(fusion: Fusion, model: Ranker) -> None:
     """Raise UserError for a score with P(UP) of a model without."""
-    if fusion.up != 0 and not isinstance(model.head, LatentHead):
-        raise UserError("config fusion.up: the model has no P(UP); set it to 0")
+    if fusion.needs_up and not isinstance(model.head, LatentHead):
+        raise UserError("config fusion.up: the model has no P(UP); set it and fusion.floor to 0")
 
 
 def make_fusion(node: DictConfig, schema: Schema) -> tuple[Fusion, Tensor]:
