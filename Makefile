@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test test-browser lint bench bench-peers notebook docs setup clean
+.PHONY: train test test-browser lint bench bench-peers notebook docs serve-demo setup clean
 
 setup: .venv/.ready
 
@@ -39,6 +39,12 @@ docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "Site: site/index.html; $(BIN)/mkdocs serve shows it while you write"
 
+# A small DLEN behind the example server, at http://127.0.0.1:8000/docs.
+serve-demo: setup
+	test -f runs/serve-demo/metrics.json || $(BIN)/python train.py run_dir=runs/serve-demo data.rows=100000 trainer.max_epochs=1
+	$(BIN)/python export.py run=runs/serve-demo
+	EXPORT=runs/serve-demo/export $(BIN)/uvicorn --app-dir examples serve:app
+
 bench: setup
 	$(BIN)/python bench/train.py
 	$(BIN)/python bench/load.py
@@ -48,6 +54,7 @@ bench: setup
 	$(BIN)/python bench/balancing.py
 	$(BIN)/python bench/scaling.py
 	$(BIN)/python bench/sweep.py
+	$(BIN)/python bench/serve.py
 
 # The libraries that bench/train.py measures beside ours, in an environment of their own.
 bench-peers: bench/peers/.venv/.ready

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import polars as pl
 import pytest
 import torch
 import yaml
+from fastapi.testclient import TestClient
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
@@ -21,6 +24,7 @@ from dlen.data.sources.aliccp_demo import AliCCPDemo
 from dlen.errors import UserError
 from dlen.overrides import compose_train
 from dlen.ranking.fusion import fuse
+from dlen.training.exporting import export
 from dlen.training.predicting import predict
 from dlen.training.run import load_run_config, train
 from dlen.training.scoring import score_split
@@ -206,6 +210,71 @@ def test_a_simulated_feed_by_its_fields(tmp_path: Path) -> None:
     assert "up" not in frame.columns
     with pytest.raises(UserError, match=r"config fusion\.up: the model has no P"):
         predicted(tmp_path, tmp_path / "new.parquet", "fusion.up=1")
+
+
+@pytest.fixture(scope="module")
+def client(table: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    """The example server on the exported run."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        export(compose("export", [f"run={table / 'run'}", "check_rows=64", "fusion.up=0.5"]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EXPORT", str(table / "run" / "export"))
+        server = runpy.run_path(str(ROOT / "examples" / "serve.py"))
+    with TestClient(server["app"]) as found:
+        yield found
+
+
+def as_json(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of the table as a client sends it: lists by weight, and the parts of its time."""
+    shown = datetime.fromtimestamp(row["shown"], tz=UTC)
+    tags = {t.split(":")[0]: float(t.split(":")[1]) for t in (row["tags"] or "").split("|") if t}
+    city = f"c{int(row['user'][1:]) % 7}"
+    parts = {"shown_hour": shown.hour + 1, "shown_weekday": shown.isoweekday()}
+    return {"user": row["user"], "age": row["age"], "price": row["price"], "tags": tags, "city": city, **parts}
+
+
+def test_the_example_server_gives_the_scores_of_predict(table: Path, client: TestClient) -> None:
+    rows = pl.read_csv(table / "new.csv")
+    # A JSON object has each key once; what a list repeats is for the test of the export.
+    keys = pl.col("tags").fill_null("").str.split("|").list.eval(pl.element().str.split(":").list.first())
+    distinct = rows.filter(keys.list.n_unique() == keys.list.len())
+    assert len(distinct) > 50
+    distinct.write_csv(table / "distinct.csv")
+    frame = predicted(table, table / "distinct.csv", "fusion.up=0.5")
+    answer = client.post("/rank", json={"candidates": [as_json(row) for row in distinct.iter_rows(named=True)]})
+    assert answer.status_code == 200, answer.text
+    places = [row["place"] for row in answer.json()]
+    assert sorted(places) == list(range(len(distinct)))
+    assert [row["score"] for row in answer.json()] == sorted((row["score"] for row in answer.json()), reverse=True)
+    for row in answer.json():
+        known = frame.row(row["place"], named=True)
+        assert row["p"]["click"] == pytest.approx(known["p_click"], abs=1e-5)
+        assert row["up"] == pytest.approx(known["up"], abs=1e-5)
+        assert row["score"] == pytest.approx(known["score"], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ({"candidates": []}, "at least 1 item"),
+        ({"candidates": [{}] * 1001}, "at most 1000 items"),
+        ({"candidates": [{"usr": 1}]}, "no field 'usr'; the fields are age, city"),
+        ({"candidates": [{"age": "old"}]}, "age: 'old' is not a number"),
+        ({"candidates": [{"tags": 3}]}, "tags: 3 is neither a list nor values with weights"),
+        ({"candidates": [{"tags": ["x"] * 501}]}, "tags: has 501 values; 500 are the most"),
+        ({"context": {}}, "Field required"),
+    ],
+)
+def test_the_example_server_refuses_what_is_wrong(body: dict[str, Any], expected: str, client: TestClient) -> None:
+    answer = client.post("/rank", json=body)
+    assert answer.status_code == 422
+    assert expected in answer.text
+
+
+def test_the_example_server_takes_unknown_and_missing_values(client: TestClient) -> None:
+    answer = client.post("/rank", json={"context": {"user": "never seen"}, "candidates": [{}, {"tags": ["t1", "t?"]}]})
+    assert answer.status_code == 200
+    assert len(answer.json()) == 2
 
 
 @pytest.mark.slow

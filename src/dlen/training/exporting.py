@@ -206,14 +206,18 @@ def serving_schema(store: Store, serving: Serving, fusion: Fusion) -> dict[str, 
 
     ``fields``: for each in the order of its input, the position, and the raw values in the order of their ids:
     ``values[i]`` has the id ``offset + i + 1``, anything else ``offset``. Fields that are scaled or cut into buckets
-    have ``statistics`` instead.
+    have ``statistics`` instead, parts of a time neither: their number, such as hour + 1, is added to the offset. Of a
+    list the ``max_values`` heaviest count.
     """
     schema, fields = store.schema, []
+    lengths = _longest_lists(store)
     for kind in Kind:
         for position, field in enumerate(schema.of_kind(kind)):
             entry: dict[str, Any] = {"name": field.name, "input": _input(kind), "position": position}
             if kind is not Kind.NUMERIC:
                 entry["offset"] = schema.offsets[field.name]
+            if kind is Kind.IDS:
+                entry["max_values"] = lengths[position]
             kept = store.folder / "vocabulary" / f"{field.name}.parquet"
             if kept.exists():
                 entry["values"] = pl.read_parquet(kept)["value"].cast(pl.String).to_list()
@@ -231,6 +235,15 @@ def serving_schema(store: Store, serving: Serving, fusion: Fusion) -> dict[str, 
         "weights": dict(zip(schema.task_names, serving.task_weights.tolist(), strict=True)),
         "fields": fields,
     }
+
+
+def _longest_lists(store: Store) -> list[int]:
+    """Of each list field, the most values in a training row: what the data's own cap has left."""
+    split = store.split("train")
+    tables = [split.table] + ([] if split.groups is None else [split.groups])
+    return [
+        int(most) for table in tables for most in (table.bag_lengths.amax(0).tolist() if len(table.bag_lengths) else [])
+    ]
 
 
 def _input(kind: Kind) -> str:
