@@ -9,10 +9,12 @@ import json
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 from fastapi import FastAPI, HTTPException
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 FOLDER = Path(os.environ.get("EXPORT", "export"))
@@ -31,10 +33,8 @@ app = FastAPI(title="dlen scorer")
 class Request(BaseModel):
     """Values that all candidates share, and those of each; a list is ``[value, ...]`` or ``{value: weight}``."""
 
-    context: dict[str, str | int | float | list[str | int] | dict[str, float] | None] = {}
-    candidates: list[dict[str, str | int | float | list[str | int] | dict[str, float] | None]] = Field(
-        min_length=1, max_length=MOST_CANDIDATES
-    )
+    context: dict[str, Any] = {}
+    candidates: list[dict[str, Any]] = Field(min_length=1, max_length=MOST_CANDIDATES)
 
 
 def one(field: dict, value: object) -> float:
@@ -64,8 +64,11 @@ def several(field: dict, value: object) -> list[tuple[int, float]]:
 
 
 @app.post("/rank")
-def rank(request: Request) -> list[dict]:
-    """Candidates by falling score: their place in the request, score, P(UP) and the probability of each task."""
+async def rank(request: Request) -> JSONResponse:
+    """Candidates by falling score: their place in the request, score, P(UP) and the probability of each task.
+
+    Async, so that no thread takes turns with the model for the one core.
+    """
     known = {f["name"] for f in fields}
     unknown = {k for row in (request.context, *request.candidates) for k in row} - known
     if unknown:
@@ -92,8 +95,9 @@ def rank(request: Request) -> list[dict]:
     }
     found = dict(zip(outputs, session.run(outputs, {k: v for k, v in inputs.items() if k in taken}), strict=True))
     names = schema["outputs"]["p"]
-    return [
+    ranked = [
         {"place": int(i), "score": float(found["score"][i]), "p": dict(zip(names, found["p"][i].tolist(), strict=True))}
         | ({"up": float(found["up"][i])} if "up" in found else {})
         for i in np.argsort(-found["score"], kind="stable")
     ]
+    return JSONResponse(ranked)  # as it is: FastAPI would look at every number of it first
