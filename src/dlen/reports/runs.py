@@ -284,34 +284,39 @@ def _label(records: Sequence[RunRecord], names: Mapping[Path, str]) -> None:
     alike: dict[tuple[str, str], list[RunRecord]] = {}
     for group in groups.values():
         alike.setdefault((group[0].data, group[0].model), []).append(group[0])
+    described = {
+        first.key: text for firsts in alike.values() for first, text in zip(firsts, _described(firsts), strict=True)
+    }
     taken: dict[tuple[str, str], int] = {}
     for group in groups.values():
         first = group[0]
         named = next((names[r.folder.resolve()] for r in group if r.folder.resolve() in names), None)
-        label = named or _described(first, alike[first.data, first.model])
+        label = named or described[first.key]
         number = taken[first.data, label] = taken.get((first.data, label), 0) + 1
         for record in group:
             record.label = label if number == 1 else f"{label} #{number}"
 
 
-def _described(record: RunRecord, alike: Sequence[RunRecord]) -> str:
-    """The model, and the settings in which it differs from most of the runs of this model."""
-    shown = []
+def _described(alike: Sequence[RunRecord]) -> list[str]:
+    """Of configurations of one model: its name, and the settings in which each differs from most of them."""
+    shown: list[list[str]] = [[] for _ in alike]
     for key in differing(alike):
-        values = [json.dumps(r.settings.get(key), default=str) for r in alike]
-        parent = key.rpartition(".")[0]
-        # Settings of a part that not all have tell nothing beside the name of the part.
-        if not all(key in r.settings for r in alike) or key.endswith(("._target_", "._partial_")):
-            if not key.endswith("._target_"):
-                continue
-            key = parent
-        own = json.dumps(record.settings.get(key if key in record.settings else f"{key}._target_"), default=str)
-        usual, count = Counter(values).most_common(1)[0]
-        if own != usual or 2 * count <= len(values):
-            value = record.settings.get(key, record.settings.get(f"{key}._target_"))
-            shown.append(f"{key.removeprefix('model.')}={_short(value)}")
-    more = f" +{len(shown) - _MOST_KEYS}" if len(shown) > _MOST_KEYS else ""
-    return " ".join([record.model, *shown[:_MOST_KEYS]]) + more
+        part = key.removesuffix("._target_")
+        everywhere = all(key in record.settings for record in alike)
+        if key.endswith("._partial_") or (part == key and not everywhere):
+            continue  # settings of a part that not all have say nothing beside the name of the part
+        values = [record.settings.get(key) for record in alike]
+        written = [json.dumps(value, default=str) for value in values]
+        usual, count = Counter(written).most_common(1)[0]
+        for own, value, text in zip(shown, values, written, strict=True):
+            if text != usual or 2 * count <= len(values):
+                own.append(f"{part.removeprefix('model.')}={_short(value)}")
+    return [" ".join([r.model, *own[:_MOST_KEYS], *_more(own)]) for r, own in zip(alike, shown, strict=True)]
+
+
+def _more(settings: Sequence[str]) -> list[str]:
+    """How many settings a label leaves out."""
+    return [f"+{len(settings) - _MOST_KEYS}"] if len(settings) > _MOST_KEYS else []
 
 
 def _short(value: Any) -> str:
