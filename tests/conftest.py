@@ -64,27 +64,28 @@ def run_command(script: str, arguments: Sequence[str], folder: Path) -> subproce
     )
 
 
-@pytest.fixture
-def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
-    """A command that is expected to be refused before it does anything: in this process, which spares its imports.
+def run_here(script: str, arguments: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """As :func:`run_command`, in this process, which spares the five seconds in which a new one imports torch.
 
-    Whatever it leaves behind in the process must not matter; a command that works runs in one of its own.
+    For commands that are refused, or that start no processes.
     """
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", [str(ROOT / script), *arguments])
+        try:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        except SystemExit as error:
+            code = error.code if isinstance(error.code, int) else 1
+        finally:
+            GlobalHydra.instance().clear()
+    return subprocess.CompletedProcess([script, *arguments], code, out.getvalue(), err.getvalue())
 
-    def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", [str(ROOT / script), *arguments])
-        out, err, code = io.StringIO(), io.StringIO(), 0
-        with redirect_stdout(out), redirect_stderr(err):
-            try:
-                runpy.run_path(str(ROOT / script), run_name="__main__")
-            except SystemExit as error:
-                code = error.code if isinstance(error.code, int) else 1
-            finally:
-                GlobalHydra.instance().clear()
-        return subprocess.CompletedProcess([script, *arguments], code, out.getvalue(), err.getvalue())
 
-    return run
+@pytest.fixture
+def refused(tmp_path: Path) -> Command:
+    """A command that is expected to be refused before it does anything."""
+    return lambda script, *arguments: run_here(script, arguments, tmp_path)
 
 
 @pytest.fixture

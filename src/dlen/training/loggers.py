@@ -25,7 +25,6 @@ from dlen.files import write_csv
 from dlen.overrides import leaves
 
 _SAME_RUN = ("model", "balancing", "optimizer", "data", "seed")  # what a run that goes on has in common with before
-CHECKPOINT = "checkpoint"  # a setting of ours among those of the W&B logger
 
 
 class ContinuedCSVLogger(CSVLogger):
