@@ -275,6 +275,7 @@ def test_run_folder_holds_what_it_promises(composed: Compose, tmp_path: Path) ->
         "config.yaml",
         "metrics.json",
         "schema.json",
+        "diagnostics_test.json",
         "hidden_state.png",
         "gates.png",
         "checkpoints/best.ckpt",
