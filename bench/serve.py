@@ -82,11 +82,9 @@ def wanted(request: dict[str, Any], model: Ranker, store: Store) -> np.ndarray:
         [schema.offsets[f.name] + (row[f.name] + 1 if row[f.name] < f.vocab_size - 1 else 0) for f in schema.fields]
         for row in rows
     ]
-    none = torch.zeros(len(rows), 0)
     labels = torch.zeros(len(rows), len(schema.tasks))
     with torch.inference_mode():
-        batch = Batch(torch.tensor(ids), none, none.T.long(), none.flatten().int(), none.flatten(), labels, none)
-        return model(batch).log_p.exp().numpy()
+        return model(Batch.of_ids(torch.tensor(ids), labels)).log_p.exp().numpy()
 
 
 def latencies(client: httpx.Client, seconds: int, rng: np.random.Generator) -> np.ndarray:

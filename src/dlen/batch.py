@@ -33,6 +33,12 @@ class Batch:
     labels: Tensor
     truth: Tensor
 
+    @classmethod
+    def of_ids(cls, ids: Tensor, labels: Tensor) -> Batch:
+        """(B, S) ids and (B, T) labels of data without lists, numbers or truth."""
+        none = torch.zeros(len(ids), 0)
+        return cls(ids, none, none.T.long(), none.flatten().int(), none.flatten(), labels, none)
+
     def __len__(self) -> int:
         return len(self.labels)
 

@@ -74,7 +74,6 @@ def compare(config: DictConfig, script: Path) -> None:
         print_markdown(sessions_markdown(found))
         write_sessions(found, out)
         print(f"Sessions: {out}/sessions.md, sessions.csv, sessions.json, sessions.png")
-
     if OmegaConf.select(config, "logger.wandb") is not None:
         print(sync_command(Path(config.runs_dir) / "compare" / "cache" / "*" / "wandb"))
 

@@ -199,10 +199,7 @@ def _score_pairs(run: Run, source: Feed, users: Array, hour: int) -> tuple[torch
         for first in range(0, len(users), _USERS_AT_ONCE):
             of_users = [source.pairs(int(u), hour, offsets) for u in users[first : first + _USERS_AT_ONCE]]
             ids = torch.from_numpy(np.concatenate(of_users))
-            none = torch.zeros(len(ids), 0)
-            batch = Batch(
-                ids, none, none.T.long(), none.flatten().int(), none.flatten(), torch.zeros(len(ids), tasks), none
-            )
+            batch = Batch.of_ids(ids, torch.zeros(len(ids), tasks))
             predictions = model(batch)
             log_p.append(predictions.log_p)
             log_up.extend([] if predictions.latent is None else [predictions.latent.log_up])

@@ -254,8 +254,7 @@ class DLEN(Ranker):
         >>> schema = Schema((Field("user", Kind.ID, "user", 100),), (Task("click", 0.2), Task("like", 0.1)))
         >>> model = DLEN(schema, embedding_dim=4, hidden=[8])
         >>> ids, labels = torch.tensor([[3], [7], [7]]), torch.tensor([[1.0, 0.0], [0.0, 0.0], [1.0, 1.0]])
-        >>> nothing = torch.zeros(3, 0)  # no numbers, no multi-valued fields, no truth
-        >>> batch = Batch(ids, nothing, nothing.T.long(), nothing.flatten().int(), nothing.flatten(), labels, nothing)
+        >>> batch = Batch.of_ids(ids, labels)
         >>> predictions = model(batch)
         >>> predictions.log_p.shape, predictions.latent.log_up.shape
         (torch.Size([3, 2]), torch.Size([3]))

@@ -17,7 +17,7 @@ from dlen import __version__
 from dlen.comparing.statistics import Difference
 from dlen.data.prepare import check_writable
 from dlen.errors import UserError
-from dlen.reports.page import Cell, RunRow, Runs, Section, Table, check, write_page
+from dlen.reports.page import Cell, Plot, RunRow, Runs, Section, Table, check, write_page
 from dlen.reports.run_figures import (
     auc_bars,
     by_label,
@@ -66,13 +66,14 @@ def report(config: DictConfig) -> None:
     _check_out(out)
     asked = config.runs if isinstance(config.runs, str) else [str(pattern) for pattern in config.runs]
     found = find(asked)
-    records = _drawable(read_runs(found), found)
+    plots = _drawn(read_runs(found), found)
+    records = [record for record, _ in plots]
     sections = [*_data_sections(records, str(config.base)), *_other_sections(found)]
     if len(by_label(records)) > 1:
         sections.append(_config_section(records))
     for line in found.unreadable:
         print(f"warning: {line}", file=sys.stderr)
-    runs = _runs_table(records) if records else None
+    runs = _runs_table(plots) if plots else None
     counts = Counter({"run": len(records), "comparison": len(found.comparisons) + len(found.surfaces)})
     counts["study"] = len(found.studies)
     told = ", ".join(f"{n} {_plural(what, n)}" for what, n in counts.items() if n)
@@ -97,14 +98,15 @@ def _check_out(out: Path) -> None:
         raise UserError(f"config out: {out} is a folder; name a file")
 
 
-def _drawable(records: Sequence[RunRecord], found: Found) -> list[RunRecord]:
-    """The runs whose files hold what they should; the others are left out, with a line."""
+def _drawn(records: Sequence[RunRecord], found: Found) -> list[tuple[RunRecord, list[Plot]]]:
+    """The runs whose files hold what they should, with their plots; the others are left out, with a line."""
     kept = []
     for record in records:
         try:
-            for plot in run_plots(record):
+            plots = run_plots(record)
+            for plot in plots:
                 json.dumps(plot.figure, allow_nan=False)
-            kept.append(record)
+            kept.append((record, plots))
         except Exception as error:  # whatever a damaged file leads to
             found.unreadable.append(
                 f"{record.folder}: is left out, as it cannot be drawn ({type(error).__name__}: {error})"
@@ -116,14 +118,15 @@ def _plural(what: str, number: int) -> str:
     return what if number == 1 else {"study": "studies"}.get(what, f"{what}s")
 
 
-def _runs_table(records: Sequence[RunRecord]) -> Runs:
+def _runs_table(drawn: Sequence[tuple[RunRecord, list[Plot]]]) -> Runs:
+    records = [record for record, _ in drawn]
     targets = list(dict.fromkeys(t for r in records for t in r.targets))
     header = [("run", "run"), ("data", "data"), ("model", "model"), ("seed", "seed"), ("state", "state")]
     header += [("validation", "validation AUC"), ("auc", "mean AUC"), *((f"auc/{t}", f"AUC {t}") for t in targets)]
     header += [(key, name) for key, name, _, _ in _ABOUT]
     layouts = ["", "", "", "{:d}", "", *["{:.4f}"] * (2 + len(targets)), *(layout for *_, layout in _ABOUT)]
     rows = []
-    for r in sorted(records, key=lambda r: (r.data, r.label, r.seed)):
+    for r, plots in sorted(drawn, key=lambda pair: (pair[0].data, pair[0].label, pair[0].seed)):
         cells: list[Cell] = [_name(r), r.data, r.label, r.seed, "tested" if r.metrics else "unfinished"]
         best = r.selection
         cells += [
@@ -133,9 +136,9 @@ def _runs_table(records: Sequence[RunRecord]) -> Runs:
         ]
         cells += [r.figure(key) for _, _, key, _ in _ABOUT]
         name = f"{r.data}, {r.label}, seed {r.seed} ({_name(r)})"
-        rows.append(RunRow(r.key, name, cells, _about(r), run_plots(r), _config_text(r)))
-    drawn = [r for r in records if r.diagnostics.get("hidden")] or [r for r in records if r.diagnostics] or records
-    return Runs(header, layouts, rows, representative(drawn).key)
+        rows.append(RunRow(r.key, name, cells, _about(r), plots, _config_text(r)))
+    shown = [r for r in records if r.diagnostics.get("hidden")] or [r for r in records if r.diagnostics] or records
+    return Runs(header, layouts, rows, representative(shown).key)
 
 
 def _name(record: RunRecord) -> str:

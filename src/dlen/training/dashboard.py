@@ -12,6 +12,7 @@ import numpy as np
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, WandbLogger
 
+from dlen.metrics.hidden import NEGATIVES
 from dlen.training.module import RankingModule
 
 _MEASURES = (
@@ -111,10 +112,9 @@ def _negatives(metrics: Mapping[str, Any], targets: Sequence[str]) -> Any:
     """The paper's three kinds of negatives of each task; None for a model without hidden state."""
     import wandb
 
-    kinds = ("other", "silent", "detest")
     rows = [
-        [t, *(metrics[f"test/negatives/{k}/{t}"] for k in kinds)]
+        [t, *(metrics[f"test/negatives/{k}/{t}"] for k in NEGATIVES)]
         for t in targets
         if f"test/negatives/other/{t}" in metrics
     ]
-    return wandb.Table(columns=["task", *kinds], data=rows) if rows else None
+    return wandb.Table(columns=["task", *NEGATIVES], data=rows) if rows else None

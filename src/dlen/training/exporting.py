@@ -191,8 +191,8 @@ def _differences(serving: Serving, batches: list[Batch], schema: Schema, onnx: P
     with torch.inference_mode():
         for batch in batches:
             inputs = dense(batch, schema)
-            latent = serving.model(batch)
-            wanted = serving.targets.log_probabilities(latent.log_p)[:, serving.kept].exp()
+            predictions = serving.model(batch)
+            wanted = serving.targets.log_probabilities(predictions.log_p)[:, serving.kept].exp()
             feed = {name: part.numpy() for name, part in zip(INPUTS, inputs, strict=True) if name in taken}
             p, score, *_ = session.run(serving.outputs, feed)
             own_p, own_score, *_ = (part.numpy() for part in loaded(*inputs))

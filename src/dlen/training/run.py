@@ -75,6 +75,7 @@ class Fitted:
         data: the batches of its splits.
         gates: what was seen of its gates.
         dashboard: what W&B is shown.
+        base: figures of the run that gains are measured against; None without one.
         metrics: for ``metrics.json``: what is known before the test.
     """
 
@@ -85,6 +86,7 @@ class Fitted:
     data: RankingDataModule
     gates: GateMonitor
     dashboard: Dashboard
+    base: dict[str, Any] | None
     metrics: dict[str, Any]
 
 
@@ -113,7 +115,7 @@ def _fit_and_test(config: DictConfig) -> dict[str, Any]:
     metrics |= flatten(module.figures["test"], "test")
     if trainer.is_global_zero:
         write_json(folder / "metrics.json", metrics)
-        print_figures(metrics, "test", module.targets.names, _read_base(config.base_run))
+        print_figures(metrics, "test", module.targets.names, fitted.base)
         _show_hidden_state(module, folder)
         attention = _attention(module, fitted.store)
         if attention:
@@ -189,7 +191,7 @@ def fit(
     metrics |= {"fit/precision": str(trainer.precision), "fit/steps": trainer.global_step}
     metrics |= size
     metrics |= meter.figures(trainer.world_size) | conflict.figures(store.schema.task_names) | gates.figures()
-    return Fitted(store, folder, trainer, module, data, gates, dashboard, metrics)
+    return Fitted(store, folder, trainer, module, data, gates, dashboard, base, metrics)
 
 
 def _show_hidden_state(module: RankingModule, folder: Path) -> None:

@@ -183,29 +183,33 @@ class AliCCP:
             raise UserError(f"{common}: no such file; a skeleton is joined with the common features beside it")
         vocabularies = {n: IdVocabulary.restored(store.vocabulary(n)["value"].to_numpy()) for n in store.schema.offsets}
         with TemporaryDirectory(prefix="dlen-") as folder:
-            writer, seen = TableWriter(Path(folder), "common", COMMON.counts), []
-            for columns, head in self._common_blocks(common):
-                writer.append(_encode(columns, COMMON, vocabularies, store.schema.offsets))
-                seen.append(head["common_feature_index"])
+            writer = TableWriter(Path(folder), "common", COMMON.counts)
+            index = self._write_common(
+                common, writer, lambda columns: _encode(columns, COMMON, vocabularies, store.schema.offsets)
+            )
             writer.close()
             groups = read_scratch(Path(folder), "common", COMMON.counts)
             table = split_of(groups.columns, 0).table
-            for columns, _, group in self._skeleton_blocks(path, common, _index(common, seen)):
+            for columns, _, group in self._skeleton_blocks(path, common, index):
                 encoded = _encode(columns, SKELETON, vocabularies, store.schema.offsets)
                 yield split_of(encoded, len(store.schema.tasks), table, group)
 
     # Training pair: raw text -> scratch arrays of raw ids
 
-    def _spill_common(self, split: str, folder: Path) -> pl.Enum:
-        """Parse common features into a scratch table; returns the index of its rows."""
-        table = TableWriter(folder, f"common_{split}", COMMON.counts)
+    def _write_common(self, path: Path, table: TableWriter, encode: Callable[[Columns], Columns]) -> pl.Enum:
+        """Common features as a table; returns the index of its rows."""
         seen: list[pl.Series] = []
-        path = self.path("common_features", split)
         for columns, head in self._common_blocks(path):
-            table.append(columns)
+            table.append(encode(columns))
             seen.append(head["common_feature_index"])
-        table.close()
         return _index(path, seen)
+
+    def _spill_common(self, split: str, folder: Path) -> pl.Enum:
+        """The same into scratch, with raw ids."""
+        table = TableWriter(folder, f"common_{split}", COMMON.counts)
+        index = self._write_common(self.path("common_features", split), table, lambda columns: columns)
+        table.close()
+        return index
 
     def _common_blocks(self, path: Path) -> Iterator[tuple[Columns, pl.DataFrame]]:
         reader = Reader(path, ["common_feature_index"], [], COMMON.names, partial(self._columns, COMMON))
@@ -303,12 +307,8 @@ class AliCCP:
         self, writer: StoreWriter, vocabularies: Mapping[str, IdVocabulary], offsets: Mapping[str, int]
     ) -> int:
         table = writer.table("common_test", COMMON.counts)
-        seen = []
         path = self.path("common_features", "test")
-        for columns, head in self._common_blocks(path):
-            table.append(_encode(columns, COMMON, vocabularies, offsets))
-            seen.append(head["common_feature_index"])
-        index = _index(path, seen)
+        index = self._write_common(path, table, lambda columns: _encode(columns, COMMON, vocabularies, offsets))
         split = writer.split("test", SKELETON.counts, 2, group="common_test")
         dropped = 0
         for columns, labels, group, impossible in self._possible_blocks("test", index):

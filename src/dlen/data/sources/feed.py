@@ -306,7 +306,7 @@ class Feed:
 
     def write(self, writer: StoreWriter) -> Schema:
         """Draw the world and its impressions, in chunks."""
-        world = _World(self)
+        world = self._world
         sizes = self._vocabularies()
         offsets = dict(zip(sizes, np.cumsum([0, *sizes.values()]), strict=False))
         users = writer.table("users", _counts(len(_USER_FIELDS)))
@@ -368,7 +368,7 @@ class Feed:
         values |= {"hour": np.full(self.items, hour)} | ({POSITION: np.zeros(self.items)} if self.positions else {})
         of_user = {"user": user, "age": world.age[user], "gender": world.gender[user], "city": world.city[user]}
         values |= {name: np.full(self.items, value) for name, value in of_user.items()}
-        return np.column_stack([v + 1 + offsets[name] for name, v in values.items()]).astype(np.int32)
+        return _columns(values, offsets).ids.astype(np.int32)
 
     @cached_property
     def _world(self) -> _World:

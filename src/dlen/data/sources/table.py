@@ -140,16 +140,19 @@ class Table:
 
     def _check_inputs(self, path: Path) -> None:
         """Every column that a field needs exists."""
+        found = self._found_columns(path)
+        for name, spec in self.table.fields.items():
+            if spec.column not in found:
+                hint = _hint(spec.column, found)
+                raise UserError(f"{path}: no column {spec.column!r}, which field {name} needs; {hint}")
+
+    def _found_columns(self, path: Path) -> list[str]:
+        """Of a file, and those that join it."""
         try:
             found = [c for c in self._scan(path).collect_schema().names() if c != LINE]
         except (pl.exceptions.PolarsError, OSError) as error:
             raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
-        found = self._with_joined_columns(found, path)
-        for name, spec in self.table.fields.items():
-            if spec.column not in found:
-                near = difflib.get_close_matches(spec.column, found, 1)
-                hint = f"did you mean {near[0]}?" if near else f"its columns are {', '.join(found)}"
-                raise UserError(f"{path}: no column {spec.column!r}, which field {name} needs; {hint}")
+        return self._with_joined_columns(found, path)
 
     # Reading
 
@@ -265,11 +268,7 @@ class Table:
 
     def _check_columns(self, path: Path) -> None:
         """Every column the spec names exists, and every column of the file is named or ignored."""
-        try:
-            found = [c for c in self._scan(path).collect_schema().names() if c != LINE]
-        except pl.exceptions.PolarsError as error:
-            raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
-        found = self._with_joined_columns(found, path)
+        found = self._found_columns(path)
         named = {spec.column: f"fields.{name}" for name, spec in self.table.fields.items()}
         named |= {c: f"tasks.{name}" for name, e in self.labels.items() for c in e.columns}
         if self.table.split.column:
@@ -278,8 +277,7 @@ class Table:
         named |= {str(c): "ignore" for c in ignore if c != "rest"}
         for column, key in named.items():
             if column not in found:
-                near = difflib.get_close_matches(column, found, 1)
-                hint = f"did you mean {near[0]}?" if near else f"its columns are {', '.join(found)}"
+                hint = _hint(column, found)
                 raise UserError(f"{path}: no column {column!r}, named by {key} in {self.path}; {hint}")
         unnamed = [c for c in found if c not in named]
         if unnamed and "rest" not in ignore:
@@ -443,6 +441,12 @@ def _matches(folder: Path, pattern: str) -> list[Path]:
     """Files by a pattern, in order; the pattern itself where nothing matches, to be named in a message."""
     path = folder / pattern
     return (sorted(path.parent.glob(path.name)) or [path]) if "*" in path.name else [path]
+
+
+def _hint(column: str, found: list[str]) -> str:
+    """What a column that is not there may have been meant to be."""
+    near = difflib.get_close_matches(column, found, 1)
+    return f"did you mean {near[0]}?" if near else f"its columns are {', '.join(found)}"
 
 
 def _open_text(path: Path) -> TextIO:
