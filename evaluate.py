@@ -9,6 +9,11 @@ from dlen.cli import command
 
 def run(config: DictConfig) -> None:
     """Import torch only once the config has been composed, so that a typo is told at once."""
+    if config.off_policy.log is not None:
+        from dlen.training.off_policy import check_off_policy
+
+        check_off_policy(config)
+        return
     from dlen.training.run import evaluate
 
     evaluate(config)

@@ -24,6 +24,7 @@ GROUPS = (
     "logger",
     "experiment",
     "sweep",
+    "fusion",
 )
 _HIDDEN = ("defaults", "hydra", "_target_", "_partial_")
 _WHOLE = ("models", "grid", "paper", "space")  # mappings whose keys are names that a user chooses

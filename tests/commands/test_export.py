@@ -21,7 +21,7 @@ from dlen.training import exporting
 from dlen.training.exporting import INPUTS, dense, export
 from dlen.training.predicting import open_kept_store
 from dlen.training.run import train
-from dlen.training.scoring import score_split
+from dlen.training.scoring import calibrate, score_split
 from tests.conftest import ROOT, run_command
 from tests.helpers import make_batch, make_schema
 
@@ -67,7 +67,7 @@ def served(folder: Path, inputs: tuple[torch.Tensor, ...]) -> dict[str, np.ndarr
 @pytest.mark.parametrize("case", list(CASES))
 def test_every_row_of_the_test_split_has_the_runs_scores(case: str, tmp_path: Path, raw: Path) -> None:
     run = trained(tmp_path, raw, CASES[case])
-    up = ["fusion.up=0.5"] if "dlen" in case else []
+    up = ["fusion.up=0.5", "fusion.calibrate=true"] if "dlen" in case else []
     export(export_config(f"run={run}", "check_rows=64", *up))
     store, known = open_kept_store(run), score_split(run, "test")
     split = store.split("test")
@@ -81,7 +81,9 @@ def test_every_row_of_the_test_split_has_the_runs_scores(case: str, tmp_path: Pa
             assert np.abs(found["p"][:, column] - wanted).max() < 1e-5
         if known.log_up is not None:
             assert np.abs(found["up"] - known.log_up.exp().numpy()).max() < 1e-5
-            wanted = (known.log_p.sum(1) + 0.5 * known.log_up).numpy()
+            calibrated = calibrate(score_split(run, "validation"), store.schema)(known.log_p)
+            assert not torch.allclose(calibrated, known.log_p, atol=1e-3)
+            wanted = (calibrated.sum(1) + 0.5 * known.log_up).numpy()
             assert found["score"] == pytest.approx(wanted, rel=1e-4, abs=1e-4)
     assert {p.name for p in (run / "export").iterdir()} == {"model.onnx", "model.pt2", "schema.json"}
 

@@ -26,13 +26,16 @@ SESSIONS = ["experiment.sessions.users=40", "experiment.sessions.sessions=20", "
 
 @pytest.mark.slow
 def test_table2(tmp_path: Path) -> None:
-    ran = run_command("compare.py", ["experiment=table2", *SMALL, *SESSIONS], tmp_path)
+    best = tmp_path / "best.yaml"
+    best.write_text("run: x\nfusion: {form: product, weights: {click: 2.0}, up: 0.7, calibrate: true}\n")
+    tuned = f"experiment.sessions.tuned={{DLEN: {best}}}"
+    ran = run_command("compare.py", ["experiment=table2", *SMALL, *SESSIONS, tuned], tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert "800 sessions of 40 users, 2 seeds of each model" in ran.stdout
     folder = tmp_path / "runs" / "compare" / "table2-feed"
     content = json.loads((folder / "sessions.json").read_text())
     rows = {row["name"]: row for row in content["rows"]}
-    assert list(rows) == ["random", "MMoE", "DLEN", "DLEN with P(UP)", "oracle"]
+    assert list(rows) == ["random", "MMoE", "DLEN", "DLEN with P(UP)", "DLEN, tuned", "oracle"]
     assert rows["MMoE"]["changes"] == {}
     oracle, base = rows["oracle"], rows["MMoE"]
     for measure in ("click rate", "stay time", "page views"):
@@ -80,6 +83,8 @@ def test_pairs_and_truth_are_those_of_the_prepared_rows(composed: Compose) -> No
         ("hour=24", "config experiment.sessions.hour: 24 is not an hour of the day"),
         ("behaviour.leave=2", "config experiment.sessions.behaviour: leave: 2 is not between 0 and 1"),
         ("fusion.form=mean", "config experiment.sessions.fusion: 'mean' is not a valid Form"),
+        ("tuned={MMoE: no.yaml}", "config experiment.sessions.tuned.MMoE: no.yaml: no such file"),
+        ("tuned={MMoE: pyproject.toml}", "is no best.yaml of sweep=fusion"),
         ("detest=[2.0]", "config experiment.sessions: detest: 2.0 is not between 0 and 1"),
     ],
 )

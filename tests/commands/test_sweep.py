@@ -476,6 +476,16 @@ def test_fusion_weights_are_searched_on_a_finished_run(done: Path) -> None:
     assert found["fusion"]["weights"]["like"] == best["param/weight.like"]
     figures = json.loads((folder / "confirm.json").read_text())
     assert figures["low"] <= figures["gain"] <= figures["high"]
+    # By the stay time of sessions, on users who are not those of the test.
+    sessions = ["sweep.maximize=[stay_time]", "sweep.sessions.users=20", "sweep.sessions.sessions=5", "sweep.name=stay"]
+    few = ["sweep.trials=4", "sweep.workers=1", "sweep.calibrate=true"]
+    ran = run_command("sweep.py", ["sweep=fusion", f"sweep.run={run}", *sessions, *few], done)
+    assert ran.returncode == 0, ran.stderr
+    assert "95 % over 20 users without part in the search" in ran.stdout
+    kept = yaml.safe_load((folder_of(done, "stay") / "best.yaml").read_text())["fusion"]
+    assert kept["calibrate"] is True
+    top = pl.read_parquet(folder_of(done, "stay") / "trials.parquet").filter("best").row(0, named=True)
+    assert 5 <= top["stay_time"] <= 40 * 25
     wrong = run_command("sweep.py", ["sweep=fusion", f"sweep.run={done}"], done)
     assert wrong.returncode == 2
     assert "not a run folder" in wrong.stderr.splitlines()[-1]

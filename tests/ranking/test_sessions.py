@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dlen.data.truth import Truth
-from dlen.ranking.sessions import Behaviour, Outcome, simulate
+from dlen.ranking.sessions import Behaviour, Outcome, session_users, simulate
 
 
 def world(users: int = 6, items: int = 30, seed: int = 0, **changes: Any) -> Truth:
@@ -107,3 +107,11 @@ def test_true_probabilities() -> None:
 def test_wrong_behaviour(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Behaviour(**wrong)
+
+
+def test_a_search_has_other_users_than_its_test() -> None:
+    tested, searched = session_users(40, 15, seed=3), session_users(40, 30, seed=3, searching=True)
+    assert len(tested) == 15
+    assert len(searched) == 20  # at most half
+    assert not set(tested) & set(searched)
+    assert sorted(session_users(40, 99, seed=3)) == list(range(40))

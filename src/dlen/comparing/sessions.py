@@ -4,31 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
-from dlen.batch import Batch
-from dlen.comparing.plan import Plan, Run
+from dlen.comparing.plan import Plan
 from dlen.comparing.statistics import Difference, paired
 from dlen.config import build
 from dlen.data.sources.feed import Feed
-from dlen.data.store import Store
 from dlen.data.truth import Truth
 from dlen.errors import UserError
 from dlen.progress import Stage
-from dlen.ranking.fusion import Fusion
-from dlen.ranking.sessions import Behaviour, Outcome, simulate
+from dlen.ranking.fusion import Fusion, Score
+from dlen.ranking.sessions import Behaviour, Outcome, session_users, simulate
 from dlen.training.run import load_run_config
-from dlen.training.scoring import load_model
+from dlen.training.scoring import load_model, make_score, score_pairs
 
 Array = NDArray[Any]
-_USERS_AT_ONCE = 8
 _RESAMPLES = 500  # of the users, for the chance of who came
-WITH_UP = "{} with P(UP)"
+WITH_UP, TUNED = "{} with P(UP)", "{}, tuned"
 RANDOM, ORACLE = "random", "oracle"
 
 
@@ -44,6 +43,7 @@ class SessionPlan:
         fusion: of the tasks' probabilities, without P(UP).
         up: exponent of P(UP) where a policy uses it.
         floor: of P(UP) where a policy uses it, below which items go last.
+        tuned: of a model, what ``sweep=fusion`` found on other users.
         behaviour: how sessions go on and end.
         detest: further values of ``behaviour.detest``, at which policies are compared.
     """
@@ -55,6 +55,7 @@ class SessionPlan:
     fusion: Fusion
     up: float
     floor: float
+    tuned: dict[str, Fusion]
     behaviour: Behaviour
     detest: list[float]
 
@@ -118,6 +119,7 @@ def parse_sessions(node: DictConfig) -> SessionPlan:
             settings[key] = kind(**settings[key])
         except (TypeError, ValueError) as error:
             raise UserError(f"config experiment.sessions.{key}: {error}") from None
+    settings["tuned"] = {model: _best(model, str(path)) for model, path in (settings.get("tuned") or {}).items()}
     try:
         for detest in settings["detest"]:
             _with_detest(settings["behaviour"], detest)
@@ -126,6 +128,17 @@ def parse_sessions(node: DictConfig) -> SessionPlan:
         return plan
     except (TypeError, ValueError) as error:
         raise UserError(f"config experiment.sessions: {error}") from None
+
+
+def _best(model: str, path: str) -> Fusion:
+    """The fusion in a study's ``best.yaml``."""
+    said = f"config experiment.sessions.tuned.{model}: {path}"
+    if not Path(path).is_file():
+        raise UserError(f"{said}: no such file; give the best.yaml that sweep=fusion wrote")
+    try:
+        return Fusion(**yaml.safe_load(Path(path).read_text())["fusion"])
+    except (KeyError, TypeError, ValueError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{said}: is no best.yaml of sweep=fusion ({str(error).splitlines()[0]})") from None
 
 
 def run_sessions(plan: Plan, settings: SessionPlan, paper: Mapping[str, Any]) -> Sessions:
@@ -143,24 +156,29 @@ def run_sessions(plan: Plan, settings: SessionPlan, paper: Mapping[str, Any]) ->
     source = build(load_run_config(first.folder).data, "data")
     if not isinstance(source, Feed) or source.positions:
         raise UserError("config experiment.sessions: need the simulated feed (data=feed, without data.positions)")
-    settings = replace(settings, users=min(settings.users, source.users))
-    users = np.random.default_rng(settings.seed).permutation(source.users)[: settings.users]
+    users = session_users(source.users, settings.users, settings.seed)
+    settings = replace(settings, users=len(users))
     truth = source.truth(users, settings.hour)
     tasks = list(source.tasks)
-    try:
-        weights = settings.fusion.for_tasks(tasks, truth.dislikes.tolist())
-    except ValueError as error:
-        raise UserError(f"config experiment.sessions.fusion: {error}") from None
+    tuned = {model: (TUNED.format(model), fusion) for model, fusion in settings.tuned.items()}
+    unknown = set(tuned) - {model for model, _ in plan.runs}
+    if unknown:
+        raise UserError(f"config experiment.sessions.tuned: {unknown.pop()} is none of the models that are compared")
+    with_up = replace(settings.fusion, up=settings.up, floor=settings.floor)
     scores: dict[str, list[Array | None]] = {RANDOM: [None]}
-    with Stage(f"scoring {settings.users} users with {len(plan.runs)} models", len(plan.runs), "models") as stage:
-        for (model, _), run in plan.runs.items():
-            log_p, log_up = _score_pairs(run, source, users, settings.hour)
-            scores.setdefault(model, []).append(settings.fusion(log_p, None, weights).numpy())
-            if log_up is not None:
-                with_up = replace(settings.fusion, up=settings.up, floor=settings.floor)
-                scores.setdefault(WITH_UP.format(model), []).append(with_up(log_p, log_up, weights).numpy())
+    with Stage(f"scoring {len(users)} users with {len(plan.runs)} models", len(plan.runs), "models") as stage:
+        for (name, _), run in plan.runs.items():
+            model = load_model(run.folder, load_run_config(run.folder), run.store)
+            log_p, log_up = score_pairs(model, source, users, settings.hour)
+            policies = [(name, settings.fusion)]
+            policies += [] if log_up is None else [(WITH_UP.format(name), with_up)]
+            policies += [tuned[name]] if name in tuned else []
+            for policy, fusion in policies:
+                scored = make_score(fusion, model, run.store, "experiment.sessions.fusion")(log_p, log_up)
+                scores.setdefault(policy, []).append(scored.numpy())
             stage.advance(1)
-    scores[ORACLE] = [_oracle(truth, settings, weights)]
+    oracle = Score(with_up, with_up.for_tasks(tasks, truth.dislikes.tolist()))
+    scores[ORACLE] = [_oracle(truth, oracle)]
     every = {name: [s if s is None else s.reshape(truth.up.shape) for s in found] for name, found in scores.items()}
     outcomes = _simulate_all(every, truth, settings, settings.behaviour, settings.sessions)
     rows = [_row(name, outcomes, plan.base, tasks, len(plan.seeds)) for name in outcomes]
@@ -180,30 +198,11 @@ def _with_detest(behaviour: Behaviour, detest: float) -> Behaviour:
     return replace(behaviour, detest=float(detest))
 
 
-def _oracle(truth: Truth, settings: SessionPlan, weights: torch.Tensor) -> Array:
+def _oracle(truth: Truth, score: Score) -> Array:
     """The same score, with P(UP), from the true probabilities."""
     log_p = torch.from_numpy(truth.probabilities()).flatten(0, 1).log()
-    log_up = torch.from_numpy(truth.up).flatten().log()
-    fusion = replace(settings.fusion, up=settings.up, floor=settings.floor)
-    scores: Array = fusion(log_p, log_up, weights).numpy()
+    scores: Array = score(log_p, torch.from_numpy(truth.up).flatten().log()).numpy()
     return scores
-
-
-def _score_pairs(run: Run, source: Feed, users: Array, hour: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(U I, T) log-probabilities of every user with every item, and (U I,) log P(UP)."""
-    store: Store = run.store
-    model = load_model(run.folder, load_run_config(run.folder), store)
-    offsets, tasks = store.schema.offsets, len(store.schema.tasks)
-    log_p, log_up = [], []
-    with torch.inference_mode():
-        for first in range(0, len(users), _USERS_AT_ONCE):
-            of_users = [source.pairs(int(u), hour, offsets) for u in users[first : first + _USERS_AT_ONCE]]
-            ids = torch.from_numpy(np.concatenate(of_users))
-            batch = Batch.of_ids(ids, torch.zeros(len(ids), tasks))
-            predictions = model(batch)
-            log_p.append(predictions.log_p)
-            log_up.extend([] if predictions.latent is None else [predictions.latent.log_up])
-    return torch.cat(log_p), torch.cat(log_up) if log_up else None
 
 
 def _simulate_all(

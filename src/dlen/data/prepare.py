@@ -43,8 +43,11 @@ class Source(Protocol):
 class RowSource(Protocol):
     """A source that can read new rows for a model that is trained."""
 
-    def read(self, path: Path, store: Store) -> Iterator[Split]:
-        """Rows of ``path``, in the source's own form, chunk by chunk, encoded as those of its store; without labels."""
+    def read(self, path: Path, store: Store, labels: bool = False) -> Iterator[Split]:
+        """Rows of ``path``, in the source's own form, chunk by chunk, encoded as those of its store.
+
+        Labels are zero unless they are asked for.
+        """
 
 
 def describe_file(path: Path) -> dict[str, Any]:

@@ -342,12 +342,12 @@ class Split:
         return sum(a.nbytes for a in arrays)
 
 
-def split_of(columns: Columns, num_tasks: int, groups: Table | None = None, group: Array | None = None) -> Split:
-    """Rows in memory as a split without labels.
+def split_of(columns: Columns, labels: Array, groups: Table | None = None, group: Array | None = None) -> Split:
+    """Rows in memory as a split.
 
     Args:
         columns: of n rows.
-        num_tasks: T; the labels are zero.
+        labels: (n, T) 0 or 1.
         groups: the table that the rows join.
         group: (n,) rows of it.
     """
@@ -363,8 +363,7 @@ def split_of(columns: Columns, num_tasks: int, groups: Table | None = None, grou
     }
     table = Table({name: torch.from_numpy(values) for name, values in arrays.items()})
     of_group = torch.zeros(0, dtype=torch.int32) if group is None else torch.from_numpy(group.astype(np.int32))
-    labels = torch.zeros(n, num_tasks, dtype=torch.uint8)
-    return Split(n, table, groups, labels, of_group, torch.zeros(n, 0))
+    return Split(n, table, groups, torch.from_numpy(labels.astype(np.uint8)), of_group, torch.zeros(n, 0))
 
 
 class ResidentSplit:

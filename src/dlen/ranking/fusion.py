@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from dlen.ranking.calibration import Calibration
 
 
 class Form(StrEnum):
@@ -72,13 +74,14 @@ def fuse(
 
 @dataclass(frozen=True, slots=True)
 class Fusion:
-    """Settings of :func:`fuse` by the tasks' names.
+    """Settings of a :class:`Score` by the tasks' names.
 
     Args:
         form: ``product`` or ``sum``.
         weights: of the tasks; one that is not named has 1, a dislike -1 in a product and 0 in a sum.
         up: exponent of P(UP).
         floor: of P(UP), below which items go last; 0 for none.
+        calibrate: bring each task's probabilities to the scale of held-out rows first.
 
     Raises:
         ValueError: the form is unknown, a weight is no number, or the floor no probability.
@@ -88,6 +91,7 @@ class Fusion:
     weights: Mapping[str, float] | None = None
     up: float = 0.0
     floor: float = 0.0
+    calibrate: bool = False
 
     def __post_init__(self) -> None:
         Form(self.form)
@@ -96,6 +100,8 @@ class Fusion:
                 raise ValueError(f"{name}: {value!r} is not a number")
         if not 0 <= self.floor < 1:
             raise ValueError(f"floor: {self.floor} is not between 0 and 1")
+        if not isinstance(self.calibrate, bool):
+            raise ValueError(f"calibrate: {self.calibrate!r} is neither true nor false")
 
     @property
     def needs_up(self) -> bool:
@@ -115,9 +121,35 @@ class Fusion:
         defaults = [of_dislike if dislike else 1.0 for dislike in dislikes]
         return torch.tensor([float((self.weights or {}).get(t, d)) for t, d in zip(tasks, defaults, strict=True)])
 
-    def __call__(self, log_p: Tensor, log_up: Tensor | None, weights: Tensor) -> Tensor:
-        """(B,) scores, as :func:`fuse` with the weights of :meth:`for_tasks`."""
-        return fuse(log_p, log_up, weights, self.up, self.form, self.floor)
+
+class Score(nn.Module):
+    """The score of a feed, ready for rows and for export.
+
+    Args:
+        fusion: its settings.
+        weights: (T,) of the tasks, as by :meth:`Fusion.for_tasks`.
+        calibration: of the tasks' probabilities; None leaves them as they are.
+    """
+
+    def __init__(self, fusion: Fusion, weights: Tensor, calibration: Calibration | None = None) -> None:
+        super().__init__()
+        self.fusion = fusion
+        self.calibrated = calibration is not None
+        for name, values in (
+            ("weights", weights),
+            ("slope", torch.ones_like(weights) if calibration is None else calibration.slope),
+            ("offset", torch.zeros_like(weights) if calibration is None else calibration.offset),
+        ):
+            self.register_buffer(name, values)
+        self.weights: Tensor
+        self.slope: Tensor
+        self.offset: Tensor
+
+    def forward(self, log_p: Tensor, log_up: Tensor | None) -> Tensor:
+        """(B,) scores of (B, T) log-probabilities and (B,) log P(UP), as :func:`fuse`."""
+        if self.calibrated:
+            log_p = Calibration(self.slope, self.offset)(log_p)
+        return fuse(log_p, log_up, self.weights, self.fusion.up, self.fusion.form, self.fusion.floor)
 
 
 def worth(labels: Tensor, values: Sequence[float]) -> Tensor:

@@ -75,6 +75,19 @@ class Outcome:
     happened: NDArray[np.float64]
 
 
+def session_users(users: int, number: int, seed: int, searching: bool = False) -> NDArray[np.int64]:
+    """Numbers of the users who have sessions: a search of settings begins at the other end of their order.
+
+    Args:
+        users: of the world.
+        number: how many are asked for; at most all of them come, to a search half.
+        seed: of their order.
+        searching: whether settings are chosen by what these users do.
+    """
+    order = np.random.default_rng(seed).permutation(users)
+    return order[::-1][: min(number, max(users // 2, 1))] if searching else order[:number]
+
+
 def simulate(scores: Floats | None, truth: Truth, sessions: int, behaviour: Behaviour, seed: int) -> Outcome:
     """Let every user have the same number of sessions.
 

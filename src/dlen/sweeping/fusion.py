@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import optuna
@@ -13,79 +13,215 @@ import torch
 import yaml
 from numpy.typing import NDArray
 from optuna.trial import TrialState
+from torch import Tensor
 
 from dlen.comparing.statistics import paired
+from dlen.config import build
+from dlen.data.sources.feed import Feed
+from dlen.data.truth import Truth
 from dlen.errors import UserError
 from dlen.files import write_json, write_text
 from dlen.metrics.by_user import NDCG_AT, graded_ndcg
-from dlen.ranking.fusion import Form, fuse, values_of, worth
+from dlen.ranking.fusion import Form, Fusion, Score, values_of, worth
+from dlen.ranking.sessions import Behaviour, session_users, simulate
 from dlen.schema import Schema
 from dlen.sweeping.space import Space
 from dlen.sweeping.study import fail
-from dlen.training.scoring import SplitScores, score_split
+from dlen.training.run import open_run
+from dlen.training.scoring import SplitScores, calibrate, load_model, score, score_pairs
 
-FIGURE = f"ndcg@{NDCG_AT}"
+NDCG, STAY, VIEWS = f"ndcg@{NDCG_AT}", "stay_time", "page_views"
+FIGURES = (NDCG, STAY, VIEWS)
 _KEYS = ("weight", "up", "form")
+
+Floats = NDArray[np.float64]
+
+
+class Audience(Protocol):
+    """Users with items to rank, and what a ranking does to each of them."""
+
+    @property
+    def log_p(self) -> Tensor:
+        """(N, T) log-probabilities of the tasks."""
+
+    @property
+    def log_up(self) -> Tensor | None:
+        """(N,) log P(UP), or None."""
+
+    def measure(self, scores: Tensor) -> Floats:
+        """(N,) scores -> (U,) the figure of each user; nan for a user who has nothing to tell."""
 
 
 @dataclass(frozen=True, slots=True)
+class Lists:
+    """The logged rows of each user as a list, measured by the worth of what happened.
+
+    Attributes:
+        logged: predictions and labels of a split.
+        values: what each task is worth.
+    """
+
+    logged: SplitScores
+    values: list[float]
+
+    @property
+    def log_p(self) -> Tensor:
+        """(N, T)."""
+        return self.logged.log_p
+
+    @property
+    def log_up(self) -> Tensor | None:
+        """(N,)."""
+        return self.logged.log_up
+
+    def measure(self, scores: Tensor) -> Floats:
+        """(U,) NDCG of each known user's list; nan for a list without anything of worth."""
+        known, users = self.logged.known, self.logged.users
+        assert users is not None
+        gains = worth(self.logged.labels, self.values)
+        scores = scores.clamp(min=torch.finfo(scores.dtype).min)  # where nothing has weight, all tie
+        return graded_ndcg(scores[known], gains[known], users[known]).numpy()
+
+
+@dataclass(frozen=True, slots=True)
+class FeedSessions:
+    """Sessions on a simulator's truth.
+
+    Attributes:
+        log_p: (U I, T), users first.
+        log_up: (U I,), or None.
+        truth: of the same users and items.
+        sessions: of each user.
+        behaviour: how they go on and end.
+        seed: of candidates and moods.
+        figure: stay time or page views.
+    """
+
+    log_p: Tensor
+    log_up: Tensor | None
+    truth: Truth
+    sessions: int
+    behaviour: Behaviour
+    seed: int
+    figure: str
+
+    def measure(self, scores: Tensor) -> Floats:
+        """(U,) seconds or views of a session."""
+        ranked = scores.reshape(self.truth.up.shape).float().numpy()
+        found = simulate(ranked, self.truth, self.sessions, self.behaviour, self.seed)
+        return (found.seconds if self.figure == STAY else found.views) / found.sessions
+
+
+@dataclass(frozen=True)
 class FusionJob:
-    """What all trials of a fusion study share.
+    """What all trials of a fusion study share, as plain values.
 
     Attributes:
         run: folder of the finished run.
         tasks: of its data.
         values: what each of them is worth.
+        figure: what is measured: one of ``FIGURES``.
+        sessions: settings of the sessions, for stay time and page views.
+        calibrate: bring the probabilities to the scale of the validation rows first.
     """
 
-    run: Path
+    run: str
     tasks: list[str]
     values: list[float]
+    figure: str
+    sessions: dict[str, Any]
+    calibrate: bool
 
-    def scores(self, split: str) -> SplitScores:
-        """Predictions of a split.
+    def plain(self) -> dict[str, Any]:
+        """For the workers."""
+        return asdict(self)
+
+    def audience(self, split: str) -> Audience:
+        """Whom the trials are measured by (``validation``), or their best (``test``): other rows, or other users.
 
         Raises:
-            UserError: its data name no user, so there are no lists to rank.
+            UserError: the data name no user, or have no truth for sessions.
         """
-        found = score_split(self.run, split)
-        if found.users is None:
-            raise UserError(f"{self.run}: its data name no user, so there are no lists whose order could be measured")
-        return found
+        config, store = open_run(Path(self.run))
+        model = load_model(Path(self.run), config, store)
+        if self.figure == NDCG:
+            logged = score(model, store.split(split), config.loader.eval_batch_size)
+            if logged.users is None:
+                raise UserError(
+                    f"{self.run}: its data name no user, so there are no lists whose order could be measured"
+                )
+            return Lists(replace(logged, log_p=self._scaled(logged.log_p)), self.values)
+        source = build(config.data, "data")
+        if not isinstance(source, Feed) or source.positions:
+            raise UserError(
+                f"config sweep.maximize: {self.figure} needs a run on the simulated feed, without data.positions; "
+                f"for others there is {NDCG}"
+            )
+        asked, searching = self.sessions, split == "validation"
+        users = session_users(source.users, asked["users"], asked["seed"], searching)
+        log_p, log_up = score_pairs(model, source, users, asked["hour"])
+        truth, behaviour = source.truth(users, asked["hour"]), Behaviour(**asked["behaviour"])
+        seed = asked["seed"] + (1 << 32) * searching
+        return FeedSessions(self._scaled(log_p), log_up, truth, asked["sessions"], behaviour, seed, self.figure)
 
-    def by_user(self, scores: SplitScores, params: Mapping[str, Any]) -> NDArray[np.float64]:
-        """(U,) NDCG of each known user's list by its worth; nan for a list without any."""
-        weights = torch.tensor([float(params.get(f"weight.{t}", 1.0)) for t in self.tasks])
-        form = str(params.get("form", Form.PRODUCT))
-        score = fuse(scores.log_p, scores.log_up, weights, float(params.get("up", 0.0)), form)
-        gains = worth(scores.labels, self.values)
-        assert scores.users is not None
-        known = scores.known
-        score = score.clamp(min=torch.finfo(score.dtype).min)  # where nothing has weight, all tie
-        return graded_ndcg(score[known], gains[known], scores.users[known]).numpy()
+    def _scaled(self, log_p: Tensor) -> Tensor:
+        if not self.calibrate:
+            return log_p
+        config, store = open_run(Path(self.run))
+        held_out = score(load_model(Path(self.run), config, store), store.split("validation"))
+        return calibrate(held_out, store.schema)(log_p)
+
+    def fusion(self, params: Mapping[str, Any]) -> Fusion:
+        """The settings at a point; what is not searched is 1 for a weight, and 0 for P(UP)."""
+        weights = {task: float(params.get(f"weight.{task}", 1.0)) for task in self.tasks}
+        form, up = str(params.get("form", Form.PRODUCT)), float(params.get("up", 0.0))
+        return Fusion(form, weights, up, calibrate=self.calibrate)
+
+    def by_user(self, audience: Audience, params: Mapping[str, Any]) -> Floats:
+        """(U,) the figure of each user with the settings of a point."""
+        fusion = self.fusion(params)
+        fused = Score(fusion, fusion.for_tasks(self.tasks, [False] * len(self.tasks)))
+        return audience.measure(fused(audience.log_p, audience.log_up))
 
 
-def make_job(run: Path, schema: Schema, values: Mapping[str, float] | None) -> FusionJob:
-    """A finished run and what its tasks are worth.
+def make_job(options: Mapping[str, Any], schema: Schema, objectives: Mapping[str, str]) -> FusionJob:
+    """A finished run, and how its score is measured.
+
+    Args:
+        options: ``sweep``.
+        schema: of the run's data.
+        objectives: figure to direction.
 
     Raises:
-        UserError: a value is wrong.
+        UserError: a setting is wrong.
     """
     try:
-        worths = values_of(values, schema.task_names, [t.dislike for t in schema.tasks])
+        worths = values_of(options["values"], schema.task_names, [t.dislike for t in schema.tasks])
     except ValueError as error:
         raise UserError(f"config sweep.values: {error}") from None
-    return FusionJob(run.absolute(), schema.task_names, worths)
+    if len(objectives) != 1 or next(iter(objectives.items())) not in [(f, "maximize") for f in FIGURES]:
+        raise UserError(f"config sweep.maximize: a fusion is measured by one of {', '.join(FIGURES)}")
+    if not isinstance(options["calibrate"], bool):
+        raise UserError(f"config sweep.calibrate: {options['calibrate']!r} is neither true nor false")
+    sessions = dict(options["sessions"] or {})
+    for key, least in (("users", 2), ("sessions", 1), ("hour", 0), ("seed", 0)):
+        value = sessions.get(key)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise UserError(f"config sweep.sessions.{key}: {value!r} is not a whole number from {least}")
+    try:
+        sessions["behaviour"] = asdict(Behaviour(**(sessions.get("behaviour") or {})))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config sweep.sessions.behaviour: {error}") from None
+    run = str(Path(options["run"]).absolute())
+    return FusionJob(run, schema.task_names, worths, next(iter(objectives)), sessions, options["calibrate"])
 
 
-def check_fusion(space: Space, job: FusionJob, objectives: Mapping[str, str]) -> None:
+def check_fusion(space: Space, job: FusionJob) -> None:
     """Only what a fusion has can be searched, and every point must be one that it can compute.
 
     Raises:
         UserError: it is not so.
     """
-    if objectives != {FIGURE: "maximize"}:
-        raise UserError(f"config sweep.maximize: a fusion is measured by {FIGURE} alone")
     for parameter in space.parameters:
         if parameter.key not in _KEYS or (parameter.key == "weight") != (parameter.task is not None):
             raise UserError(
@@ -94,9 +230,9 @@ def check_fusion(space: Space, job: FusionJob, objectives: Mapping[str, str]) ->
             )
     nothing = torch.zeros(1, len(job.tasks))
     for point in space.probes():
-        weights = torch.tensor([float(point.get(f"weight.{t}") or 0.0) for t in job.tasks])
         try:
-            fuse(nothing, nothing[:, 0], weights, float(point.get("up") or 0.0), str(point.get("form", Form.PRODUCT)))
+            fusion = job.fusion({name: 0.0 if value is None else value for name, value in point.items()})
+            Score(fusion, fusion.for_tasks(job.tasks, [False] * len(job.tasks)))(nothing, nothing[:, 0])
         except ValueError as error:
             raise UserError(f"config sweep.space: {error}") from None
 
@@ -107,11 +243,11 @@ def equal_weights(space: Space) -> dict[str, Any]:
     return {p.name: wanted[p.key] for p in space.parameters if p.contains(wanted[p.key])}
 
 
-def run_fusion(study: optuna.Study, trial: optuna.Trial, space: Space, job: FusionJob, scores: SplitScores) -> None:
-    """One trial: milliseconds."""
+def run_fusion(study: optuna.Study, trial: optuna.Trial, space: Space, job: FusionJob, audience: Audience) -> None:
+    """One trial: milliseconds, or with sessions about a second."""
     params = space.suggest(trial)
     try:
-        found = job.by_user(scores, params)
+        found = job.by_user(audience, params)
     except ValueError as error:
         fail(study, study._storage.get_trial(trial._trial_id), str(error), 0)
         return
@@ -120,12 +256,12 @@ def run_fusion(study: optuna.Study, trial: optuna.Trial, space: Space, job: Fusi
         reason = "no known user of the validation split has anything of worth"
         fail(study, study._storage.get_trial(trial._trial_id), reason, 0)
         return
-    trial.set_user_attr("auc", {FIGURE: [float(found.mean())]})
+    trial.set_user_attr("auc", {job.figure: [float(found.mean())]})
     study.tell(trial, float(found.mean()), TrialState.COMPLETE)
 
 
 def confirm(job: FusionJob, params: Mapping[str, Any], folder: Path) -> str:
-    """The best weights beside equal ones without P(UP), once on the test split.
+    """The best weights beside equal ones without P(UP), once on the test split, or on users without part in the search.
 
     Args:
         job: of the study.
@@ -135,23 +271,23 @@ def confirm(job: FusionJob, params: Mapping[str, Any], folder: Path) -> str:
     Returns:
         A line that tells it.
     """
-    scores = job.scores("test")
-    best, default = job.by_user(scores, params), job.by_user(scores, {})
+    audience = job.audience("test")
+    best, default = job.by_user(audience, params), job.by_user(audience, {})
     listed = ~np.isnan(best)
     gain = paired(best[listed].tolist(), default[listed].tolist())
-    figures = {f"test/{FIGURE}/default": float(np.nanmean(default)), f"test/{FIGURE}/best": float(np.nanmean(best))}
+    key = f"test/{job.figure}"
+    figures = {f"{key}/default": float(np.nanmean(default)), f"{key}/best": float(np.nanmean(best))}
     figures |= {"gain": gain.mean, "low": gain.low, "high": gain.high, "users": gain.seeds}
     write_json(folder / "confirm.json", figures)
+    whom = "users with something to find" if job.figure == NDCG else "users without part in the search"
     return (
-        f"test {FIGURE}: best {figures[f'test/{FIGURE}/best']:.4f}, equal weights without P(UP) "
-        f"{figures[f'test/{FIGURE}/default']:.4f}; gain {gain.mean:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}], "
-        f"95 % over {gain.seeds:,} users with something to find"
+        f"test {job.figure}: best {figures[f'{key}/best']:.4f}, equal weights without P(UP) "
+        f"{figures[f'{key}/default']:.4f}; gain {gain.mean:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}], "
+        f"95 % over {gain.seeds:,} {whom}"
     )
 
 
 def write_best_fusion(job: FusionJob, params: Mapping[str, Any], said: str, path: Path) -> None:
-    """The weights as YAML."""
-    weights = {t: float(params.get(f"weight.{t}", 1.0)) for t in job.tasks}
-    fusion = {"form": str(params.get("form", Form.PRODUCT)), "weights": weights, "up": float(params.get("up", 0.0))}
-    text = yaml.safe_dump({"run": str(job.run), "fusion": fusion}, sort_keys=False)
+    """The weights as YAML, in the form of predict.py's ``fusion``."""
+    text = yaml.safe_dump({"run": job.run, "fusion": asdict(job.fusion(params))}, sort_keys=False)
     write_text(path, f"# {said}\n{text}")

@@ -170,7 +170,7 @@ def make_plan(config: DictConfig, root: Path) -> Plan:
         store = open_store(base)
     else:
         base, store = open_run(Path(plain["run"]))
-        job = make_job(Path(plain["run"]), store.schema, plain["values"])
+        job = make_job({str(key): value for key, value in plain.items()}, store.schema, asked)
     name = str(plain["name"] or f"{hydra.runtime.choices['sweep']}-{base.data_name}")
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise UserError(f"config sweep.name: {name!r} is not made of letters, digits, dots, dashes and underscores")
@@ -181,7 +181,7 @@ def make_plan(config: DictConfig, root: Path) -> Plan:
     if job is None:
         _check_points(space, common, said, store)
     else:
-        check_fusion(space, job, asked)
+        check_fusion(space, job)
     first, steps = planned_steps(base, store)
     start, trials = _points(space, plain["start"]), plain["trials"]
     if job is not None and not start:
@@ -206,8 +206,7 @@ def make_plan(config: DictConfig, root: Path) -> Plan:
         trials=trials,
         retries=plain["retries"],
         devices=plain["devices_per_trial"],
-        run=None if job is None else str(job.run),
-        values=[] if job is None else job.values,
+        fusion=None if job is None else job.plain(),
         until=None if plain["hours"] is None else time.time() + 3600 * plain["hours"],
     )
     make_sampler(*spec.sampler, seed=spec.seed, worker="", trials=0)
@@ -288,8 +287,7 @@ def _identity(base: DictConfig, space: Space, spec: Spec, store: Store) -> dict[
         "seeds": spec.seeds,
         "settings": settings,
         "data": store.fingerprint,
-        "run": spec.run,
-        "values": spec.values,
+        "fusion": spec.fusion,
     }
 
 

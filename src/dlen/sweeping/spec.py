@@ -28,8 +28,7 @@ class Spec:
         trials: wanted number.
         retries: how often a trial that died is tried again.
         devices: of each trial, one process for each.
-        run: a finished run whose ranking score is searched; None where trials train.
-        values: what each of its tasks is worth.
+        fusion: a finished run whose ranking score is searched, and how; None where trials train.
         until: no trial begins after this time, in seconds since the epoch; None for no limit.
     """
 
@@ -49,8 +48,7 @@ class Spec:
     trials: int
     retries: int
     devices: int
-    run: str | None
-    values: list[float]
+    fusion: dict[str, Any] | None
     until: float | None
 
     def to_json(self) -> str:

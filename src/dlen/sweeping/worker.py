@@ -59,15 +59,15 @@ def work(spec: Spec, name: str, number: int, watch: bool) -> None:
     study.sampler = make_sampler(*spec.sampler, seed=spec.seed, worker=f"{host()}-{number}", trials=trials)
     study.pruner = make_pruner(*spec.pruner, first=spec.first, steps=spec.steps)
     space = parse_space(spec.space, spec.tasks)
-    job = None if spec.run is None else FusionJob(Path(spec.run), spec.tasks, spec.values)
-    scores = None if job is None else job.scores("validation")
+    job = None if spec.fusion is None else FusionJob(**spec.fusion)
+    audience = None if job is None else job.audience("validation")
     with initialize_config_dir(spec.conf, version_base="1.3"):
         while not stopping.is_set() and (spec.until is None or time.time() < spec.until):
             trial = claim(study, spec.trials, Path(spec.folder), name)
             if trial is None:
                 return
-            if job is not None and scores is not None:
-                run_fusion(study, trial, space, job, scores)
+            if job is not None and audience is not None:
+                run_fusion(study, trial, space, job, audience)
                 continue
             with _alive(storage, trial._trial_id):
                 whole = run_trial(study, trial, composer(spec, trial.number), space, spec, stopping)

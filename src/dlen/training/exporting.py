@@ -21,11 +21,11 @@ from dlen.errors import UserError
 from dlen.files import write_json
 from dlen.models.heads import LatentHead
 from dlen.models.ranker import Ranker
-from dlen.ranking.fusion import Fusion
+from dlen.ranking.fusion import Score
 from dlen.schema import Kind, Schema
-from dlen.training.predicting import check_up, make_fusion, open_kept_store
+from dlen.training.predicting import open_kept_store
 from dlen.training.run import load_run_config, quiet
-from dlen.training.scoring import load_model
+from dlen.training.scoring import load_model, make_score, read_fusion
 from dlen.training.targets import Targets
 
 INPUTS = ("ids", "numeric", "bag_ids", "bag_weights")
@@ -39,15 +39,12 @@ class Serving(nn.Module):
 
     Args:
         model: in evaluation mode.
-        fusion: of the score.
-        weights: of its tasks.
+        score: of the feed.
     """
 
-    def __init__(self, model: Ranker, fusion: Fusion, weights: Tensor) -> None:
+    def __init__(self, model: Ranker, score: Score) -> None:
         super().__init__()
-        self.model, self.fusion, self.targets = model, fusion, Targets(model.schema)
-        self.register_buffer("task_weights", weights)
-        self.task_weights: Tensor
+        self.model, self.score, self.targets = model, score, Targets(model.schema)
         kept = [i for i, known in enumerate(self.targets.is_probability()) if known]
         self.names = [self.targets.names[i] for i in kept]
         self.outputs = ["p", "score", *(["up"] if isinstance(model.head, LatentHead) else [])]
@@ -78,7 +75,7 @@ class Serving(nn.Module):
         predictions = self.model.predict(torch.cat(parts, 1))
         log_p = self.targets.log_probabilities(predictions.log_p)
         log_up = None if predictions.latent is None else predictions.latent.log_up
-        score = self.fusion(predictions.log_p, log_up, self.task_weights)
+        score = self.score(predictions.log_p, log_up)
         found = (log_p[:, self.kept].exp(), score)
         return found if log_up is None else (*found, log_up.exp())
 
@@ -117,13 +114,13 @@ def export(config: DictConfig) -> None:
         raise UserError(f"config check_rows: {config.check_rows!r} is not a positive whole number")
     folder = Path(config.run)
     run_config, store = load_run_config(folder), open_kept_store(folder)
-    fusion, weights = make_fusion(config.fusion, store.schema)
+    fusion = read_fusion(config.fusion)
     model = load_model(folder, run_config, store, config.checkpoint)
-    check_up(fusion, model)
+    score = make_score(fusion, model, store)
     out = folder / "export" if config.output is None else Path(config.output)
     check_writable(out)
     out.mkdir(parents=True, exist_ok=True)
-    serving = Serving(model, fusion, weights).eval()
+    serving = Serving(model, score).eval()
     batches = _check_batches(store, config.check_rows)
     with TemporaryDirectory(dir=out, prefix=".writing-") as made:
         onnx, program = Path(made) / "model.onnx", Path(made) / "model.pt2"
@@ -133,7 +130,7 @@ def export(config: DictConfig) -> None:
             raise UserError(f"{folder}: the exported model differs from the run by {worst:.2g}; nothing was written")
         for path in Path(made).iterdir():  # a large table has a file of its own beside the graph
             path.replace(out / path.name)
-    write_json(out / "schema.json", serving_schema(store, serving, fusion))
+    write_json(out / "schema.json", serving_schema(store, serving))
     rows = sum(map(len, batches))
     print(f"{rows:,} rows give the run's own scores in ONNX Runtime and torch.export, to {worst:.1e}")
     print(f"Export: {out}/model.onnx, model.pt2, schema.json")
@@ -201,7 +198,7 @@ def _differences(serving: Serving, batches: list[Batch], schema: Schema, onnx: P
     return found
 
 
-def serving_schema(store: Store, serving: Serving, fusion: Fusion) -> dict[str, Any]:
+def serving_schema(store: Store, serving: Serving) -> dict[str, Any]:
     """What a server needs to turn raw values into inputs and outputs into names, without this package.
 
     ``fields``: for each in the order of its input, the position, and the raw values in the order of their ids:
@@ -209,7 +206,7 @@ def serving_schema(store: Store, serving: Serving, fusion: Fusion) -> dict[str, 
     have ``statistics`` instead, parts of a time neither: their number, such as hour + 1, is added to the offset. Of a
     list the ``max_values`` heaviest count.
     """
-    schema, fields = store.schema, []
+    schema, fields, score = store.schema, [], serving.score
     lengths = _longest_lists(store)
     for kind in Kind:
         for position, field in enumerate(schema.of_kind(kind)):
@@ -229,10 +226,14 @@ def serving_schema(store: Store, serving: Serving, fusion: Fusion) -> dict[str, 
         "inputs": {name: _shape(name) for name in INPUTS},
         "outputs": {
             "p": serving.names,
-            "score": {"form": fusion.form, "up": fusion.up},
+            "score": {"form": score.fusion.form, "up": score.fusion.up, "floor": score.fusion.floor},
             "up": "P(UP), where the model has it",
         },
-        "weights": dict(zip(schema.task_names, serving.task_weights.tolist(), strict=True)),
+        "weights": dict(zip(schema.task_names, score.weights.tolist(), strict=True)),
+        "calibration": {
+            task: {"slope": slope, "offset": offset}
+            for task, slope, offset in zip(schema.task_names, score.slope.tolist(), score.offset.tolist(), strict=True)
+        },
         "fields": fields,
     }
 

@@ -7,11 +7,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import polars as pl
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
 from dlen.config import build
@@ -19,12 +18,11 @@ from dlen.data.prepare import RowSource, check_writable
 from dlen.data.store import Split, Store
 from dlen.errors import UserError
 from dlen.files import replacing_file
-from dlen.models.heads import LatentHead
 from dlen.models.ranker import Ranker
-from dlen.ranking.fusion import Fusion
+from dlen.ranking.fusion import Score
 from dlen.schema import Kind, Schema
 from dlen.training.run import load_run_config, quiet
-from dlen.training.scoring import load_model
+from dlen.training.scoring import load_model, make_score, read_fusion
 from dlen.training.targets import Targets
 
 
@@ -52,13 +50,13 @@ def predict(config: DictConfig) -> None:
     source = build(run_config.data, "data")
     if not isinstance(source, RowSource):
         raise UserError(f"{folder}: its data ({run_config.data_name}) have no way to read new rows")
-    fusion, weights = make_fusion(config.fusion, store.schema)
+    fusion = read_fusion(config.fusion)
     model = load_model(folder, run_config, store, config.checkpoint)
-    check_up(fusion, model)
+    score = make_score(fusion, model, store)
     unseen: dict[str, int] = {}
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as parts, torch.inference_mode():
-        rows = _write_parts(source.read(path, store), model, fusion, weights, config.batch_size, Path(parts), unseen)
+        rows = _write_parts(source.read(path, store), model, score, config.batch_size, Path(parts), unseen)
         if not rows:
             raise UserError(f"{path}: no rows")
         with replacing_file(out) as temporary:
@@ -82,31 +80,10 @@ def open_kept_store(folder: Path) -> Store:
     return store
 
 
-def check_up(fusion: Fusion, model: Ranker) -> None:
-    """Raise UserError for a score with P(UP) of a model without."""
-    if fusion.needs_up and not isinstance(model.head, LatentHead):
-        raise UserError("config fusion.up: the model has no P(UP); set it and fusion.floor to 0")
-
-
-def make_fusion(node: DictConfig, schema: Schema) -> tuple[Fusion, Tensor]:
-    """A config's fusion and its weights in the order of the tasks.
-
-    Raises:
-        UserError: a setting is wrong.
-    """
-    settings: Any = OmegaConf.to_container(node, resolve=True)
-    try:
-        fusion = Fusion(**settings)
-        return fusion, fusion.for_tasks(schema.task_names, [task.dislike for task in schema.tasks])
-    except (TypeError, ValueError) as error:
-        raise UserError(f"config fusion: {error}") from None
-
-
 def _write_parts(
     chunks: Iterator[Split],
     model: Ranker,
-    fusion: Fusion,
-    weights: Tensor,
+    score: Score,
     batch_size: int,
     folder: Path,
     unseen: dict[str, int],
@@ -124,8 +101,8 @@ def _write_parts(
             p = targets.log_probabilities(predictions.log_p).exp().numpy()
             columns = {f"p_{name}": p[:, i] for i, name in enumerate(targets.names) if targets.is_probability()[i]}
             columns |= {} if latent is None else {"up": latent.log_up.exp().numpy()}
-            score = fusion(predictions.log_p, None if latent is None else latent.log_up, weights)
-            frames.append(pl.DataFrame({**columns, "score": score.numpy()}))
+            fused = score(predictions.log_p, None if latent is None else latent.log_up)
+            frames.append(pl.DataFrame({**columns, "score": fused.numpy()}))
         if frames:
             pl.concat(frames).write_parquet(folder / f"{number:08d}.parquet")
         rows += len(chunk)

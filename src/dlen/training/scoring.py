@@ -1,20 +1,31 @@
-"""What a model predicts for a whole split, as arrays."""
+"""What a model predicts for a whole split, as arrays, and the score that it gives to a feed."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from omegaconf import DictConfig
+from numpy.typing import NDArray
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from dlen.batch import Batch
 from dlen.data.loader import BatchLoader
+from dlen.data.sources.feed import Feed
 from dlen.data.store import Split, Store
 from dlen.errors import UserError
+from dlen.models.heads import LatentHead
 from dlen.models.ranker import Ranker
-from dlen.schema import Kind
+from dlen.ranking.calibration import Calibration, fit_calibration
+from dlen.ranking.fusion import Fusion, Score
+from dlen.schema import Kind, Schema
 from dlen.training.run import build_model, open_run
+from dlen.training.targets import Targets
+
+_USERS_AT_ONCE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,3 +103,76 @@ def score(model: Ranker, split: Split, batch_size: int = 16384) -> SplitScores:
     if of_users is not None:
         known = of_users.ne(schema.offsets[str(schema.user)])  # all unknown users have the first id
     return SplitScores(torch.cat(log_p), torch.cat(log_up) if log_up else None, torch.cat(labels), of_users, known)
+
+
+def score_pairs(model: Ranker, source: Feed, users: NDArray[Any], hour: int) -> tuple[Tensor, Tensor | None]:
+    """Predict every one of U users of a simulator with each of its I items.
+
+    Args:
+        model: trained on the source's data.
+        source: the simulator.
+        users: (U,) their numbers.
+        hour: of the day.
+
+    Returns:
+        (U I, T) log-probabilities, users first, and (U I,) log P(UP) or None.
+    """
+    offsets, tasks = model.schema.offsets, len(model.schema.tasks)
+    log_p, log_up = [], []
+    with torch.inference_mode():
+        for first in range(0, len(users), _USERS_AT_ONCE):
+            of_users = [source.pairs(int(u), hour, offsets) for u in users[first : first + _USERS_AT_ONCE]]
+            ids = torch.from_numpy(np.concatenate(of_users))
+            predictions = model(Batch.of_ids(ids, torch.zeros(len(ids), tasks)))
+            log_p.append(predictions.log_p)
+            log_up.extend([] if predictions.latent is None else [predictions.latent.log_up])
+    return torch.cat(log_p), torch.cat(log_up) if log_up else None
+
+
+def read_fusion(node: DictConfig) -> Fusion:
+    """A config's fusion.
+
+    Raises:
+        UserError: a setting is wrong.
+    """
+    settings: Any = OmegaConf.to_container(node, resolve=True)
+    try:
+        return Fusion(**settings)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config fusion: {error}") from None
+
+
+def make_score(fusion: Fusion, model: Ranker, store: Store, key: str = "fusion") -> Score:
+    """A model's score, with probabilities that are calibrated on the validation split where that is asked for.
+
+    Args:
+        fusion: its settings.
+        model: whose predictions it joins.
+        store: of the model's data.
+        key: of the settings in the config, for messages.
+
+    Raises:
+        UserError: a weight is of no task, P(UP) is asked of a model without, or a calibration does not come about.
+    """
+    schema = model.schema
+    try:
+        weights = fusion.for_tasks(schema.task_names, [task.dislike for task in schema.tasks])
+    except ValueError as error:
+        raise UserError(f"config {key}: {error}") from None
+    if fusion.needs_up and not isinstance(model.head, LatentHead):
+        raise UserError(f"config {key}.up: the model has no P(UP); set it and {key}.floor to 0")
+    if not fusion.calibrate:
+        return Score(fusion, weights)
+    return Score(fusion, weights, calibrate(score(model, store.split("validation")), model.schema))
+
+
+def calibrate(scores: SplitScores, schema: Schema) -> Calibration:
+    """The calibration of a model's tasks by its predictions of held-out rows.
+
+    Raises:
+        UserError: a task's predictions are in the wrong order there.
+    """
+    try:
+        return fit_calibration(scores.log_p, scores.labels, Targets(schema).measured(scores.labels))
+    except ValueError as error:
+        raise UserError(f"config fusion.calibrate: {error}; leave it off, or train longer") from None

@@ -163,7 +163,7 @@ class AliCCP:
         writer.notes["impossible_rows_dropped"] = impossible
         return self._schema(vocabularies, positives, splits["train"].rows)
 
-    def read(self, path: Path, store: Store) -> Iterator[Split]:
+    def read(self, path: Path, store: Store, labels: bool = False) -> Iterator[Split]:
         """New rows: a skeleton beside its common features, every row of it; or a table with a column for each field.
 
         Common features are encoded into a scratch folder first, and joined row by row from there.
@@ -171,12 +171,13 @@ class AliCCP:
         Args:
             path: ``sample_skeleton_NAME.csv``, or a table of any other name.
             store: written by this source.
+            labels: keep them; otherwise they are zero.
 
         Raises:
             UserError: a file is missing or a line cannot be read.
         """
         if not path.name.startswith("sample_skeleton"):
-            yield from rows_by_field(path, store, self.max_values)
+            yield from rows_by_field(path, store, self.max_values, labels)
             return
         common = path.with_name(path.name.replace("sample_skeleton", "common_features", 1))
         if not common.exists():
@@ -189,10 +190,10 @@ class AliCCP:
             )
             writer.close()
             groups = read_scratch(Path(folder), "common", COMMON.counts)
-            table = split_of(groups.columns, 0).table
-            for columns, _, group in self._skeleton_blocks(path, common, index):
+            table = split_of(groups.columns, np.zeros((len(groups.columns.ids), 0))).table
+            for columns, happened, group in self._skeleton_blocks(path, common, index):
                 encoded = _encode(columns, SKELETON, vocabularies, store.schema.offsets)
-                yield split_of(encoded, len(store.schema.tasks), table, group)
+                yield split_of(encoded, happened if labels else np.zeros_like(happened), table, group)
 
     # Training pair: raw text -> scratch arrays of raw ids
 

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dlen.data.sources.table import Table
-from dlen.data.sources.table_spec import FieldSpec, TableSpec
+from dlen.data.sources.table_spec import FieldSpec, TableSpec, TaskSpec
 from dlen.data.store import Split, Store
 from dlen.errors import UserError
 from dlen.schema import Field, Kind
 
 
-def rows_by_field(path: Path, store: Store, max_values: int = 20) -> Iterator[Split]:
+def rows_by_field(path: Path, store: Store, max_values: int = 20, labels: bool = False) -> Iterator[Split]:
     """Rows of a CSV, TSV or Parquet file with a column for each field of the store's schema.
 
     An id stands as in the raw log; several are a list, or separated by ``|``, each followed by ``:`` and its weight.
@@ -21,6 +21,7 @@ def rows_by_field(path: Path, store: Store, max_values: int = 20) -> Iterator[Sp
         path: of the file.
         store: whose vocabularies encode it.
         max_values: most values of a multi-valued field in a row; the heaviest stay.
+        labels: read them as well, from a column for each task.
 
     Raises:
         UserError: a column is missing, or a cell cannot be read.
@@ -30,7 +31,9 @@ def rows_by_field(path: Path, store: Store, max_values: int = 20) -> Iterator[Sp
         raise UserError(f"{path}: field {unkept[0]} is scaled in a way that only its own table's YAML tells")
     fields = {f.name: _spec(f, max_values) for f in store.schema.fields}
     said = f"the fields of {store.content['name']}"
-    return Table(said, store.content["name"], files=str(path), content=TableSpec(fields=fields)).read(path, store)
+    tasks = {name: TaskSpec(label=f"col({name!r})") for name in store.schema.task_names}
+    content = TableSpec(fields=fields, tasks=tasks)
+    return Table(said, store.content["name"], files=str(path), content=content).read(path, store, labels)
 
 
 def _spec(field: Field, max_values: int) -> FieldSpec:

@@ -374,9 +374,9 @@ class Feed:
     def _world(self) -> _World:
         return _World(self)
 
-    def read(self, path: Path, store: Store) -> Iterator[Split]:
+    def read(self, path: Path, store: Store, labels: bool = False) -> Iterator[Split]:
         """New rows, from a table with a column for each field that holds the simulator's own numbers."""
-        return rows_by_field(path, store)
+        return rows_by_field(path, store, labels=labels)
 
     def _vocabularies(self) -> dict[str, int]:
         """Ids of each field with the unknown one, rows' fields first."""

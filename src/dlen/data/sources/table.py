@@ -119,32 +119,36 @@ class Table:
         writer.notes |= {f"rows_without_{name}": n for name, n in self._unmatched.items() if n}
         return schema
 
-    def read(self, path: Path, store: Store) -> Iterator[Split]:
-        """Rows of another file of the same columns, without labels, encoded as those of a store.
+    def read(self, path: Path, store: Store, labels: bool = False) -> Iterator[Split]:
+        """Rows of another file of the same columns, encoded as those of a store.
 
         Args:
-            path: a table; labels may be missing.
+            path: a table.
             store: written by a source with this spec.
+            labels: read them as well; otherwise they may be missing, and are zero.
 
         Raises:
-            UserError: a column of a field is missing, or a cell cannot be read.
+            UserError: a column is missing, or a cell cannot be read.
         """
         columns = [make_column(name, spec) for name, spec in self.table.fields.items()]
         for column in columns:
             column.restore(store)
         self.sources = {"all": [path]}
         self._joined = {name: self._read_join(name) for name in self.joins}
-        self._check_inputs(path)
+        self._check_inputs(path, labels)
         for frame, _, _ in self._frames(f"scoring {path.name}"):
-            yield split_of(_columns(frame, path, columns, store.schema), len(store.schema.tasks))
+            happened = self._labels(frame, path) if labels else np.zeros((len(frame), len(store.schema.tasks)))
+            yield split_of(_columns(frame, path, columns, store.schema), happened)
 
-    def _check_inputs(self, path: Path) -> None:
-        """Every column that a field needs exists."""
+    def _check_inputs(self, path: Path, labels: bool) -> None:
+        """Every column that a field, or a label, needs exists."""
         found = self._found_columns(path)
-        for name, spec in self.table.fields.items():
-            if spec.column not in found:
-                hint = _hint(spec.column, found)
-                raise UserError(f"{path}: no column {spec.column!r}, which field {name} needs; {hint}")
+        needed = [(spec.column, f"field {name}") for name, spec in self.table.fields.items()]
+        if labels:
+            needed += [(c, f"task {name}") for name, parsed in self.labels.items() for c in parsed.columns]
+        for column, whom in needed:
+            if column not in found:
+                raise UserError(f"{path}: no column {column!r}, which {whom} needs; {_hint(column, found)}")
 
     def _found_columns(self, path: Path) -> list[str]:
         """Of a file, and those that join it."""

@@ -1,0 +1,171 @@
+"""evaluate.py with off_policy.log: what a run's ranking would have brought about, from rows shown at random."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from dlen.config import build
+from dlen.data.prepare import RowSource, check_writable
+from dlen.data.store import Split
+from dlen.errors import UserError
+from dlen.files import write_json
+from dlen.models.ranker import Ranker
+from dlen.ranking.fusion import Score
+from dlen.ranking.off_policy import Estimate, Estimator, best_of, swap_items
+from dlen.schema import Kind
+from dlen.training.predicting import open_kept_store
+from dlen.training.run import load_run_config, quiet
+from dlen.training.scoring import load_model, make_score, read_fusion
+
+RANDOM, SCORE, WITHOUT_UP = "random", "score", "score without P(UP)"
+_ROWS_AT_ONCE = 16384  # of logged rows and drawn items together
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """``off_policy``.
+
+    Attributes:
+        log: rows whose items were shown at random.
+        candidates: of which the ranking shows the best.
+        draws: further items for each row.
+        seed: of the draws.
+    """
+
+    log: Path
+    candidates: int
+    draws: int
+    seed: int
+
+
+def check_off_policy(config: DictConfig) -> dict[str, Any]:
+    """Estimate the rates of every task under the run's ranking, beside those of the random log itself.
+
+    Args:
+        config: of ``evaluate.py``, with ``off_policy.log``.
+
+    Returns:
+        The content of ``off_policy.json``.
+
+    Raises:
+        UserError: for a run, a log or settings that are wrong.
+    """
+    quiet()
+    settings, folder = _settings(config.off_policy), Path(config.run)
+    run_config, store = load_run_config(folder), open_kept_store(folder)
+    check_writable(folder)
+    source = build(run_config.data, "data")
+    if not isinstance(source, RowSource):
+        raise UserError(f"{folder}: its data ({run_config.data_name}) have no way to read new rows")
+    schema = store.schema
+    if schema.user is None:
+        raise UserError(f"{folder}: its data name no user, whose rows the intervals would keep together")
+    model = load_model(folder, run_config, store, config.checkpoint)
+    fusion = read_fusion(config.fusion)
+    scores = {SCORE: make_score(fusion, model, store)}
+    if fusion.needs_up:
+        scores[WITHOUT_UP] = make_score(replace(fusion, up=0.0, floor=0.0), model, store)
+    try:
+        found = list(_weigh(source.read(settings.log, store, labels=True), model, scores, settings))
+    except ValueError as error:
+        raise UserError(f"config off_policy: {error}") from None
+    weights, labels, users = (np.concatenate(part) for part in zip(*found, strict=True))
+    policies = {RANDOM: Estimator(np.ones(len(users)), users)}
+    policies |= {name: Estimator(weights[:, i], users) for i, name in enumerate(scores)}
+    content = _content(policies, labels, schema.task_names, config, settings)
+    write_json(folder / "off_policy.json", content)
+    _print(content, settings)
+    print(f"Off-policy estimates: {folder}/off_policy.json")
+    return content
+
+
+def _settings(node: DictConfig) -> _Settings:
+    values: Any = OmegaConf.to_container(node, resolve=True)
+    for key, least in (("candidates", 2), ("draws", 1), ("seed", 0)):
+        if not isinstance(values[key], int) or isinstance(values[key], bool) or values[key] < least:
+            raise UserError(f"config off_policy.{key}: {values[key]!r} is not a whole number from {least}")
+    if values["draws"] < values["candidates"] - 1:
+        raise UserError(f"config off_policy.draws: at least {values['candidates'] - 1}, one less than the candidates")
+    values["log"] = Path(values["log"])
+    if not values["log"].is_file():
+        raise UserError(f"config off_policy.log: {values['log']}: no such file")
+    return _Settings(**values)
+
+
+def _weigh(
+    chunks: Iterator[Split], model: Ranker, scores: Mapping[str, Score], settings: _Settings
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(n, policies) weights, (n, T) labels and (n,) users of some rows after the others.
+
+    Further items are drawn from the rows of the same chunk. What is kept of a row is a number for each policy, its
+    labels and its user.
+    """
+    schema = model.schema
+    user = [field.name for field in schema.of_kind(Kind.ID)].index(str(schema.user))
+    generator = torch.Generator().manual_seed(settings.seed)
+    size = max(_ROWS_AT_ONCE // (settings.draws + 1), 1)
+    with torch.inference_mode():
+        for chunk in chunks:
+            for index in torch.arange(len(chunk)).split(size):
+                others = torch.randint(len(chunk), (len(index), settings.draws), generator=generator)
+                own = chunk.batch(index)
+                context = chunk.batch(index.repeat_interleave(settings.draws))
+                drawn = model(swap_items(context, chunk.batch(others.flatten()), schema))
+                logged = model(own)
+                weights = []
+                for score in scores.values():
+                    of_own, of_drawn = (
+                        score(p.log_p, None if p.latent is None else p.latent.log_up) for p in (logged, drawn)
+                    )
+                    weights.append(best_of(of_own, of_drawn.view(len(index), -1), settings.candidates, generator))
+                yield torch.stack(weights, 1).numpy(), own.labels.numpy(), own.ids[:, user].numpy()
+
+
+def _content(
+    policies: Mapping[str, Estimator], labels: np.ndarray, tasks: list[str], config: DictConfig, settings: _Settings
+) -> dict[str, Any]:
+    """Figures of every policy and task, and the settings."""
+    found = {}
+    for name, estimator in policies.items():
+        of_tasks = {}
+        for number, task in enumerate(tasks):
+            happened = labels[:, number].astype(np.float64)
+            estimates = {"ips": estimator.ips(happened), "snips": estimator.snips(happened)}
+            for other in (RANDOM, WITHOUT_UP):
+                if other in policies and name == SCORE:
+                    estimates[f"gain over {other}"] = estimator.snips_gain(policies[other], happened)
+            of_tasks[task] = {key: asdict(estimate) for key, estimate in estimates.items()}
+        found[name] = {"effective_rows": estimator.effective_rows, "tasks": of_tasks}
+    said = {**asdict(settings), "log": settings.log.name}
+    fusion = OmegaConf.to_container(config.fusion, resolve=True)
+    return {"rows": len(labels), "settings": said, "fusion": fusion, "policies": found}
+
+
+def _print(content: Mapping[str, Any], settings: _Settings) -> None:
+    """The self-normalised estimates as a table, and how many rows they rest on."""
+    policies = content["policies"]
+    others = [name for name in policies if name != SCORE]
+    table = Table(title=f"Off-policy (SNIPS): the best of {settings.candidates}, from {content['rows']:,} random rows")
+    for heading in ("task", *policies, *(f"gain over {name}" for name in others)):
+        table.add_column(heading, justify="left" if heading == "task" else "right")
+    for task in policies[RANDOM]["tasks"]:
+        cells = [_shown(policies[name]["tasks"][task]["snips"]) for name in policies]
+        cells += [_shown(policies[SCORE]["tasks"][task][f"gain over {name}"], "+") for name in others]
+        table.add_row(task, *cells)
+    table.add_row("effective rows", *(f"{policies[name]['effective_rows']:,.0f}" for name in policies))
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def _shown(figures: Mapping[str, float], sign: str = "") -> str:
+    estimate = Estimate(**figures)
+    return f"{estimate.value:{sign}.4f} [{estimate.low:{sign}.4f}, {estimate.high:{sign}.4f}]"
