@@ -55,6 +55,7 @@ bench: setup
 	$(BIN)/python bench/scaling.py
 	$(BIN)/python bench/sweep.py
 	$(BIN)/python bench/serve.py
+	$(BIN)/python bench/predict.py
 
 # The libraries that bench/train.py measures beside ours, in an environment of their own.
 bench-peers: bench/peers/.venv/.ready

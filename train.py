@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from dlen.cli import command
@@ -9,9 +10,15 @@ from dlen.cli import command
 
 def run(config: DictConfig) -> None:
     """Import torch only once the config has been composed, so that a typo is told at once."""
+    from dlen.training.again import continued, rerun
     from dlen.training.run import train
 
-    train(config)
+    said = list(HydraConfig.get().overrides.task)
+    if config.rerun is not None:
+        if not rerun(config, said):
+            raise SystemExit(1)
+        return
+    train(continued(config, said) if config.ckpt == "last" and config.run_dir is not None else config)
 
 
 if __name__ == "__main__":

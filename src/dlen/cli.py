@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import re
 import sys
@@ -29,6 +30,8 @@ from omegaconf.errors import (
 from dlen.errors import UserError
 from dlen.overrides import leaves, register_resolvers, written
 
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 def command(run: Callable[[DictConfig], Any], config_name: str, folder: Path) -> None:
     """Run one command and exit: 0 when it is done, 2 with one line when the input or the config is wrong.
@@ -46,8 +49,13 @@ def command(run: Callable[[DictConfig], Any], config_name: str, folder: Path) ->
             run(config)
         except UserError as error:
             _fail(str(error))  # here, because Hydra prints lines of its own when a job raises
-        except (HydraException, OmegaConfBaseException) as error:
-            _fail(_one_line(error))
+        except Exception as error:
+            line = _of_the_machine(error)
+            if line is None and isinstance(error, HydraException | OmegaConfBaseException):
+                line = _one_line(error)
+            if line is None:
+                raise
+            _fail(line)
 
     sys.argv[1:] = _with_best(sys.argv[1:])
     entry = hydra.main(version_base="1.3", config_path=str(folder / "conf"), config_name=config_name)(guarded)
@@ -100,6 +108,29 @@ def _overrides_of(content: dict[str, Any]) -> list[str]:
 def _fail(line: str) -> NoReturn:
     print(f"error: {line}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def _of_the_machine(error: BaseException) -> str | None:
+    """What a full disk or too little memory is told as; None for any other error."""
+    seen: BaseException | None = error
+    while seen is not None:
+        number, path, text = getattr(seen, "errno", None), getattr(seen, "filename", None), str(seen)
+        if number in _NO_SPACE or "No space left on device" in text or "Disk quota exceeded" in text:
+            hint = "free some, or set data_dir or runs_dir to another disk"
+            return f"{f'{path}: ' if path else ''}no space left on the disk; {hint}"
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return (
+                f"{path or 'a file'}: {os.strerror(number)}; set data_dir or runs_dir to a folder that can be written"
+            )
+        if isinstance(seen, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+            found = re.search(r"allocate ([\d.]+ ?\w+)", text)
+            asked = f" ({found[1]} were asked for at once)" if found else ""
+            return (
+                f"out of memory{asked}; lower loader.batch_size, loader.eval_batch_size or model.embedding_dim, or "
+                "raise the data's min_count, which makes the embedding table smaller"
+            )
+        seen = seen.__cause__ or seen.__context__
+    return None
 
 
 def _one_line(error: Exception) -> str:

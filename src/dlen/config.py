@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.errors import InstantiationException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from dlen.data.prepare import Source, prepare
 from dlen.data.store import Store
 from dlen.errors import UnfitError, UnmetNeedError, UserError
+
+_PLACES = ("data", "data_dir", "data_name", "runs_dir", "run_dir", "ckpt", "rerun", "base_run", "logger", "model_name")
 
 
 def build(node: DictConfig, key: str, *args: Any) -> Any:
@@ -48,3 +51,15 @@ def code_fingerprint() -> str:
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def settings_of(config: DictConfig) -> dict[str, Any]:
+    """All that a run's figures depend on beside its data: the resolved config without places and names."""
+    settings = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(settings, dict)
+    return {str(k): v for k, v in settings.items() if k not in _PLACES}
+
+
+def config_hash(config: DictConfig) -> str:
+    """A hash of :func:`settings_of`: runs that share it, the code and the data differ by nothing but their machines."""
+    return hashlib.sha256(json.dumps(settings_of(config), sort_keys=True).encode()).hexdigest()[:16]

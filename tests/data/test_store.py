@@ -8,10 +8,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
 from dlen.data.store import FORMAT, Columns, ResidentSplit, Store, StoreWriter, replacing
+from dlen.errors import UserError
 from dlen.schema import Field, Kind, Pooling, Schema, Task
 from tests.data.helpers import bags_of, refusal
 
@@ -92,6 +94,7 @@ def write(folder: Path, world_rows: int, grouped: bool) -> World:
             np.array(group[part], np.int32) if grouped else None,
             np.array(truth[part], np.float32).reshape(-1, 1),
         )
+    writer.vocabulary("i0", pl.Series(["a", "b"]))
     writer.finish(schema(), {"fingerprint": "abc", "name": "x"})
     return World(Store(folder), rows, groups, group, labels, truth)
 
@@ -192,6 +195,25 @@ def test_every_torn_array_is_refused(tmp_path: Path) -> None:
         assert str(path) in refusal(lambda: Store(tmp_path))
         path.write_bytes(content)
     Store(tmp_path)
+
+
+def test_a_flipped_bit_in_any_file_is_refused_by_its_name(tmp_path: Path) -> None:
+    content = write(tmp_path, 10, grouped=True).store.content
+    rng, said = random.Random(0), []
+    files = [p for p in sorted(tmp_path.rglob("*")) if p.is_file() and p.stat().st_size]
+    assert {p.suffix for p in files} == {".bin", ".json", ".parquet"}
+    for path in files:
+        whole = path.read_bytes()
+        for _ in range(40 if path.suffix == ".json" else 5):
+            place = rng.randrange(len(whole))
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << rng.randrange(8))]) + whole[place + 1 :])
+            try:
+                assert Store(tmp_path).content == content
+            except UserError as error:
+                said.append((path, str(error)))
+        path.write_bytes(whole)
+    assert all(str(path) in message for path, message in said)
+    assert len(said) > 5 * (len(files) - 1) + 30  # white space of store.json may change
 
 
 def edit(folder: Path, **changes: object) -> None:

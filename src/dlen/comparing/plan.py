@@ -13,14 +13,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from dlen import __version__
 from dlen.comparing.fit import fitted
-from dlen.config import open_store
+from dlen.config import open_store, settings_of
 from dlen.data.store import Store
 from dlen.errors import UserError
 from dlen.overrides import compose_train, said_overrides
 from dlen.training.run import SCORES
 
 _OWN = ("experiment", "seeds", "models", "workers", "out")  # settings of compare.py that train.py does not know
-_PLACES = ("data", "data_dir", "data_name", "runs_dir", "run_dir", "ckpt", "base_run", "logger", "model_name")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,13 +144,6 @@ def _plan_run(model: str, seed: int, overrides: Sequence[str], stores: dict[str,
     fingerprint = hashlib.sha256(json.dumps(causes, sort_keys=True).encode()).hexdigest()[:16]
     folder = Path(config.runs_dir) / "compare" / "cache" / f"{config.data_name}-{fingerprint}"
     return Run(model, seed, tuple(overrides), folder.absolute(), store)
-
-
-def settings_of(config: DictConfig) -> dict[str, Any]:
-    """All that a run's figures depend on beside its data: the resolved config without places and names."""
-    settings = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(settings, dict)
-    return {str(k): v for k, v in settings.items() if k not in _PLACES}
 
 
 def _store_of(config: DictConfig, stores: dict[str, Store]) -> Store:

@@ -5,14 +5,16 @@ its labels, and where the log repeats user features, a group number for each row
 shared by all rows of that user. Nothing is joined on disk: the join happens when a batch is made.
 
 ``store.json`` is written last, into a folder under a temporary name that is renamed when whole, so a folder
-with the final name is complete. Opening checks the format version and the size of every array.
+with the final name is complete. Opening checks the format version, and size and checksum of every file.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+import zlib
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +28,10 @@ from torch import Tensor
 
 from dlen.batch import Batch
 from dlen.errors import UserError
+from dlen.files import checksum
 from dlen.schema import Kind, Schema
 
-FORMAT = 1
+FORMAT = 2  # 2: checksums
 Array = NDArray[Any]
 
 
@@ -60,18 +63,21 @@ class _ArrayWriter:
         self.dtype = np.dtype(dtype)
         self.width = width
         self.rows = 0
+        self.checksum = 0
 
     def append(self, values: Array) -> None:
         expected = values.shape[1:] == (() if self.width is None else (self.width,))
         if not expected:
             raise ValueError(f"{self.file.name}: rows of shape {values.shape[1:]}, expected width {self.width}")
-        self.file.write(np.ascontiguousarray(values, dtype=self.dtype).data)
+        content = np.ascontiguousarray(values, dtype=self.dtype).data
+        self.file.write(content)
+        self.checksum = zlib.crc32(content, self.checksum)
         self.rows += len(values)
 
     def close(self) -> dict[str, Any]:
         self.file.close()
         shape = [self.rows] if self.width is None else [self.rows, self.width]
-        return {"dtype": self.dtype.str, "shape": shape}
+        return {"dtype": self.dtype.str, "shape": shape, "crc32": self.checksum}
 
 
 class TableWriter:
@@ -199,8 +205,15 @@ class StoreWriter:
             "notes": self.notes,
             "statistics": self.statistics,
             "arrays": arrays,
+            "vocabularies": {p.stem: checksum(p) for p in sorted((self.folder / "vocabulary").glob("*.parquet"))},
         }
-        (self.folder / "store.json").write_text(json.dumps(content, indent=1))
+        (self.folder / "store.json").write_text(json.dumps({**content, "crc32": _checksum_of(content)}, indent=1))
+
+
+def _checksum_of(content: Mapping[str, Any]) -> int:
+    """Of what ``store.json`` says, whatever the layout of its text."""
+    plain = json.loads(json.dumps(content))  # as it is read back
+    return zlib.crc32(json.dumps(plain, sort_keys=True).encode())
 
 
 @dataclass(slots=True)
@@ -399,7 +412,7 @@ class Store:
     """A prepared store opened for reading.
 
     Raises:
-        UserError: the folder is no store, has another format version, or an array is torn.
+        UserError: the folder is no store, has another format version, or a file of it is torn or was changed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -414,25 +427,42 @@ class Store:
         found = self.content.get("format") if isinstance(self.content, dict) else None
         if found != FORMAT:
             raise UserError(f"{path}: store format {found}, this version reads {FORMAT}; run prepare.py again")
+        stated = self.content.pop("crc32", None)
         try:
             self.schema = Schema.from_dict(self.content["schema"])
             self.fingerprint: str = self.content["fingerprint"]
-            names = list(self.content["arrays"])
+            arrays, vocabularies = self.content["arrays"], self.content["vocabularies"]
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path}: incomplete ({error!r}); delete {folder} and run prepare.py") from None
-        for name in names:
-            self._check(name)
+        if _checksum_of(self.content) != stated:
+            raise UserError(f"{path}: was changed, or is damaged (checksum); delete {folder} and run prepare.py")
+        for name in arrays:
+            self._check_size(name)
+        wanted = {self._path(name): array["crc32"] for name, array in arrays.items()}
+        wanted |= {self._vocabulary(field): crc for field, crc in vocabularies.items()}
+        self._check_content(wanted)
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.bin"
 
-    def _check(self, name: str) -> None:
+    def _vocabulary(self, field: str) -> Path:
+        return self.folder / "vocabulary" / f"{field}.parquet"
+
+    def _check_size(self, name: str) -> None:
         spec = self.content["arrays"][name]
         expected = int(np.prod(spec["shape"])) * np.dtype(spec["dtype"]).itemsize
         found = self._path(name).stat().st_size if self._path(name).exists() else -1
         if found != expected:
             state = "missing" if found < 0 else f"{found} bytes instead of {expected}"
             raise UserError(f"{self._path(name)}: {state}, the store is torn; delete {self.folder} and prepare again")
+
+    def _check_content(self, wanted: Mapping[Path, int]) -> None:
+        """Read every file once, on several threads: training reads them all anyway."""
+        with ThreadPoolExecutor() as pool:
+            for path, (stated, found) in zip(wanted, pool.map(_compared, wanted.items()), strict=True):
+                if stated != found:
+                    state = "missing" if found is None else "damaged (its checksum is not that of its writing)"
+                    raise UserError(f"{path}: {state}; delete {self.folder} and prepare again")
 
     def _array(self, name: str) -> Tensor:
         spec = self.content["arrays"][name]
@@ -464,4 +494,12 @@ class Store:
 
     def vocabulary(self, field: str) -> pl.DataFrame:
         """Raw values of an id field; row ``i`` has id ``i + 1``."""
-        return pl.read_parquet(self.folder / "vocabulary" / f"{field}.parquet")
+        return pl.read_parquet(self._vocabulary(field))
+
+
+def _compared(item: tuple[Path, int]) -> tuple[int, int | None]:
+    """The stated checksum of a file and the one that it has; None where it cannot be read."""
+    try:
+        return item[1], checksum(item[0])
+    except OSError:
+        return item[1], None

@@ -16,10 +16,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from optuna.trial import TrialState
 
-from dlen.comparing.plan import plan_runs, settings_of
+from dlen.comparing.plan import plan_runs
 from dlen.comparing.run import summarise
 from dlen.comparing.workers import train_missing
-from dlen.config import open_store
+from dlen.config import open_store, settings_of
 from dlen.data.prepare import check_writable, locked
 from dlen.data.store import Store
 from dlen.devices import number_of_workers

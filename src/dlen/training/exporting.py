@@ -124,8 +124,8 @@ def export(config: DictConfig) -> None:
     batches = _check_batches(store, config.check_rows)
     with TemporaryDirectory(dir=out, prefix=".writing-") as made:
         onnx, program = Path(made) / "model.onnx", Path(made) / "model.pt2"
-        _write(serving, dense(batches[0], store.schema), onnx, program)
-        worst = max(_differences(serving, batches, store.schema, onnx, program))
+        write_export(serving, dense(batches[0], store.schema), onnx, program)
+        worst = max(check_export(serving, batches, store.schema, onnx, program))
         if not worst <= _TOLERANCE:
             raise UserError(f"{folder}: the exported model differs from the run by {worst:.2g}; nothing was written")
         for path in Path(made).iterdir():  # a large table has a file of its own beside the graph
@@ -153,7 +153,7 @@ def _check_batches(store: Store, rows: int) -> list[Batch]:
     return [batch, unknown, split.batch(torch.arange(1))]
 
 
-def _write(serving: Serving, example: tuple[Tensor, ...], onnx: Path, program: Path) -> None:
+def write_export(serving: Serving, example: tuple[Tensor, ...], onnx: Path, program: Path) -> None:
     """Trace once, with any number of rows and any length of lists."""
     rows, length = torch.export.Dim("rows"), torch.export.Dim("length")
     few = tuple(torch.cat([part[:1]] * _EXAMPLE) for part in example)
@@ -177,7 +177,7 @@ def _write(serving: Serving, example: tuple[Tensor, ...], onnx: Path, program: P
         )
 
 
-def _differences(serving: Serving, batches: list[Batch], schema: Schema, onnx: Path, program: Path) -> list[float]:
+def check_export(serving: Serving, batches: list[Batch], schema: Schema, onnx: Path, program: Path) -> list[float]:
     """The largest difference of each batch, of probabilities and of scores."""
     import onnxruntime
 

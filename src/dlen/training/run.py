@@ -24,7 +24,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from dlen import __version__
-from dlen.config import build, code_fingerprint, open_store
+from dlen.config import build, code_fingerprint, config_hash, open_store
 from dlen.data.prepare import summary
 from dlen.data.store import Store
 from dlen.errors import UserError
@@ -41,6 +41,7 @@ from dlen.training.conflict import GradientConflict
 from dlen.training.dashboard import Dashboard
 from dlen.training.datamodule import RankingDataModule
 from dlen.training.diagnostics import AttentionMap, diagnostics
+from dlen.training.environment import environment
 from dlen.training.gates import GateMonitor
 from dlen.training.latent import warnings as hidden_state_warnings
 from dlen.training.loggers import log_config, log_final, make_loggers, wandb_finished
@@ -178,7 +179,9 @@ def fit(
         _write_start(config, folder, store)
         print(summary(store), file=sys.stderr)
         print(_describe(config, size, folder), file=sys.stderr, flush=True)
-    about = {"version": __version__, "code": code_fingerprint(), "data_fingerprint": store.fingerprint}
+    about: dict[str, Any] = {"version": __version__, "code": code_fingerprint(), "data_fingerprint": store.fingerprint}
+    about |= {"config_hash": config_hash(config), **environment()}
+    about["machine/processes"] = trainer.world_size
     log_config(loggers, config, {**about, **size})
     try:
         _fit(trainer, module, data, folder, resume)
@@ -514,10 +517,10 @@ def _run_folder(config: DictConfig) -> Path:
         return Path(os.environ[_RUN_DIR])
     if config.run_dir is not None:
         folder = Path(config.run_dir)
-        if (folder / "config.yaml").exists() and config.ckpt is None and _rank() == 0:
+        if (folder / "config.yaml").exists() and config.ckpt is None and rank() == 0:
             raise UserError(f"config run_dir: {folder} already holds a run; choose another, or resume with ckpt=last")
         return folder
-    if _rank() != 0:
+    if rank() != 0:
         raise UserError("config run_dir: must be set where processes are started by torchrun or Slurm")
     name = f"{config.data_name}/{config.model_name}/{datetime.now():%Y%m%d-%H%M%S}-seed{config.seed}"
     folder, number = Path(config.runs_dir) / name, 1
@@ -527,7 +530,7 @@ def _run_folder(config: DictConfig) -> Path:
     return folder
 
 
-def _rank() -> int:
+def rank() -> int:
     """Of this process, as whoever started it has said."""
     return getattr(rank_zero_only, "rank", None) or 0
 

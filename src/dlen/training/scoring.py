@@ -22,6 +22,7 @@ from dlen.models.ranker import Ranker
 from dlen.ranking.calibration import Calibration, fit_calibration
 from dlen.ranking.fusion import Fusion, Score
 from dlen.schema import Kind, Schema
+from dlen.training.checkpoints import read_checkpoint
 from dlen.training.run import build_model, open_run
 from dlen.training.targets import Targets
 
@@ -73,7 +74,7 @@ def load_model(folder: Path, config: DictConfig, store: Store, name: str = "best
     if not checkpoint.exists():
         raise UserError(f"{checkpoint}: no such checkpoint; the run has not ended")
     model = build_model(config, store)
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    state = read_checkpoint(checkpoint)["state_dict"]
     model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
     return model.eval()
 

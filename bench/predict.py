@@ -1,0 +1,89 @@
+"""predict.py on a small and a large file, and export.py of a table above 1 GiB: time, memory, and whether it works.
+
+python bench/predict.py                   # 1 and 10 M rows; about 5 minutes, 8 GiB of memory and 8 GB of disk
+python bench/predict.py 100000 1000000
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+from common import DATA, OUT, report, run
+
+from dlen.batch import Batch
+from dlen.models import DLEN
+from dlen.ranking.fusion import Fusion, Score
+from dlen.schema import Field, Kind, Schema, Task
+from dlen.training.exporting import Serving, check_export, dense, write_export
+
+RUN = OUT / "predict"
+SIZES = {"user": 4000, "age": 7, "gender": 2, "city": 60, "item": 2000, "category": 40, "author": 300, "hour": 24}
+CHUNK = 1 << 20
+LARGE_IDS = 22_000_000  # of 16 numbers: 1.3 GiB
+
+
+def predicted(rows: int, folder: Path) -> dict[str, str]:
+    """A CSV of so many rows, some users unknown."""
+    rng, path = np.random.default_rng(0), folder / f"{rows}.csv"
+    with path.open("wb") as file:
+        for start in range(0, rows, CHUNK):
+            number = min(CHUNK, rows - start)
+            frame = pl.DataFrame({name: rng.integers(size + 1, size=number) for name, size in SIZES.items()})
+            frame.write_csv(file, include_header=start == 0)
+    ran = run(["predict.py", f"run={RUN}", f"input={path}", f"output={folder / 'scores.parquet'}"])
+    assert pl.scan_parquet(folder / "scores.parquet").select(pl.len()).collect().item() == rows
+    size = path.stat().st_size / 2**20
+    path.unlink()
+    return {
+        "what": f"predict {rows:,} rows",
+        "file, MiB": f"{size:.0f}",
+        "seconds": f"{ran.seconds:.0f}",
+        "rows/s": f"{rows / ran.seconds:,.0f}",
+        "peak memory, MiB": f"{ran.peak_mb:.0f}",
+    }
+
+
+def exported(folder: Path) -> dict[str, str]:
+    """A model whose table is larger than a graph may be: it goes into a file beside the graph."""
+    fields = (Field("user", Kind.ID, "user", LARGE_IDS), Field("tags", Kind.IDS, "item", 1000))
+    schema = Schema(fields, (Task("click", 0.2), Task("like", 0.1)), user="user")
+    model = DLEN(schema, embedding_dim=16).eval()
+    serving = Serving(model, Score(Fusion(up=1.0), torch.ones(2))).eval()
+    batch = _rows()
+    started = time.perf_counter()
+    write_export(serving, dense(batch, schema), folder / "model.onnx", folder / "model.pt2")
+    worst = max(check_export(serving, [batch], schema, folder / "model.onnx", folder / "model.pt2"))
+    assert worst < 1e-5, worst
+    sizes = ", ".join(f"{p.name} {p.stat().st_size / 2**20:,.0f} MiB" for p in sorted(folder.iterdir()))
+    return {"what": f"export {LARGE_IDS:,} ids", "file, MiB": sizes, "seconds": f"{time.perf_counter() - started:.0f}"}
+
+
+def _rows() -> Batch:
+    """512 rows with any users, and lists of up to four tags."""
+    rng, rows = np.random.default_rng(0), 512
+    lengths = torch.from_numpy(rng.integers(0, 5, (1, rows)))
+    tags = LARGE_IDS + torch.from_numpy(rng.integers(1000, size=int(lengths.sum())))
+    ids, none = torch.from_numpy(rng.integers(LARGE_IDS, size=(rows, 1))), torch.zeros(rows, 0)
+    return Batch(ids, none, lengths, tags, torch.rand(len(tags)), torch.zeros(rows, 2), none)
+
+
+def main() -> None:
+    """The row counts asked for, then the export."""
+    if not (RUN / "metrics.json").exists():
+        run(["train.py", "model=dlen", "trainer.max_epochs=1", f"data_dir={DATA}", f"run_dir={RUN}"])
+    rows = []
+    with tempfile.TemporaryDirectory(dir=OUT) as folder:
+        rows += [predicted(int(a), Path(folder)) for a in sys.argv[1:] or (1_000_000, 10_000_000)]
+    with tempfile.TemporaryDirectory(dir=OUT) as folder:
+        rows.append(exported(Path(folder)))
+    report("predict", [{key: row.get(key, "") for key in rows[0]} for row in rows])
+
+
+if __name__ == "__main__":
+    main()

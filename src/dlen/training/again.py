@@ -1,0 +1,134 @@
+"""A run from its own folder: gone on with where it was interrupted, or repeated from the start and compared."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from dlen.config import open_store
+from dlen.errors import UserError
+from dlen.training.checkpoints import read_checkpoint
+from dlen.training.run import load_run_config, rank, train
+
+_PLACES = ("rerun", "run_dir", "runs_dir", "data_dir", "logger")  # what a repetition may be told
+_CAUSES = ("version", "code", "library/", "machine/")
+_SHOWN = 5  # differences that are told one by one
+
+
+def continued(config: DictConfig, said: Sequence[str]) -> DictConfig:
+    """The config of a run that goes on: its own, but for what the command line says.
+
+    Args:
+        config: of ``train.py`` with ``ckpt=last``, as it was composed.
+        said: overrides of the command line.
+
+    Raises:
+        UserError: there is no such run, or another model or data are asked for.
+    """
+    if not (Path(config.run_dir) / "checkpoints" / "last.ckpt").exists():
+        return config  # which is refused, as there is nothing to go on with
+    before = load_run_config(Path(config.run_dir))
+    found = OmegaConf.create({key: before[key] if key in before else config[key] for key in config})
+    assert isinstance(found, DictConfig)
+    for override in said:
+        key, _, value = override.lstrip("+~").partition("=")
+        group = key.partition("@")[0].split("/")[0]
+        if key in ("model", "data"):
+            was = before[f"{key}_name"]
+            if config[f"{key}_name"] != was:
+                raise UserError(f"cannot resume: {key} was {was} and is {value} now; set it as it was")
+        elif "/" in key or OmegaConf.is_dict(OmegaConf.select(config, key)):
+            found[group] = config[group]
+        else:
+            OmegaConf.update(found, key, OmegaConf.select(config, key), force_add=True)
+    return found
+
+
+def rerun(config: DictConfig, said: Sequence[str]) -> bool:
+    """Repeat a finished run into a folder of its own, and say what differs: figures, weights, and what may be why.
+
+    Args:
+        config: of ``train.py`` with ``rerun``.
+        said: overrides of the command line; a repetition takes no settings but places.
+
+    Returns:
+        Whether every figure and every weight of the best checkpoint is the same.
+
+    Raises:
+        UserError: there is no such finished run, its data are others now, or a setting is said.
+    """
+    folder = Path(config.rerun)
+    for override in said:
+        key = override.lstrip("+~").partition("=")[0]
+        if key.split(".")[0].split("/")[0] not in _PLACES:
+            raise UserError(f"config {key}: a rerun is as its run was; leave it out, or train without rerun")
+    before, path = load_run_config(folder), folder / "metrics.json"
+    if not path.exists():
+        raise UserError(f"{folder}: the run has no metrics.json, so it has not ended and cannot be compared with")
+    found = OmegaConf.create({key: before[key] if key in before else config[key] for key in config})
+    assert isinstance(found, DictConfig)
+    found.ckpt, found.rerun, found.run_dir = None, None, config.run_dir
+    for override in said:
+        key = override.lstrip("+~").partition("=")[0].split(".")[0].split("/")[0]
+        found[key] = None if key == "rerun" else config[key]
+    found.run_dir = str(_beside(folder)) if found.run_dir is None else found.run_dir
+    was: dict[str, Any] = json.loads(path.read_text())
+    fingerprint = open_store(found).fingerprint
+    if fingerprint != was["data_fingerprint"]:
+        raise UserError(f"{folder}: was trained on data {was['data_fingerprint']}, but they are {fingerprint} now")
+    now = train(found)
+    return _tell(folder, Path(found.run_dir), was, now)
+
+
+def _beside(folder: Path) -> Path:
+    """A free name for the repetition."""
+    found, number = folder.with_name(f"{folder.name}-rerun"), 1
+    while found.exists():
+        number += 1
+        found = folder.with_name(f"{folder.name}-rerun{number}")
+    return found
+
+
+def _tell(folder: Path, again: Path, was: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Compare and print."""
+    if rank():
+        return True
+    figures = [key for key in {**was, **now} if _counts(key) and was.get(key) != now.get(key)]
+    weights = list(_other_weights(*(_weights(f / "checkpoints" / "best.ckpt") for f in (folder, again))))
+    if not figures and not weights:
+        print(f"rerun: every figure and every weight is that of {folder}")
+        return True
+    print(f"rerun: not the same as {folder}", file=sys.stderr)
+    for key in figures[:_SHOWN]:
+        print(f"  {key}: was {was.get(key)}, is {now.get(key)}", file=sys.stderr)
+    if len(figures) > _SHOWN:
+        print(f"  and {len(figures) - _SHOWN} further figures", file=sys.stderr)
+    if weights:
+        print(f"  {len(weights)} tensors of weights, such as {weights[0]}", file=sys.stderr)
+    causes = [key for key in {**was, **now} if key.startswith(_CAUSES) and was.get(key) != now.get(key)]
+    told = [f"{key} was {was.get(key, 'not recorded')} and is {now.get(key)}" for key in causes]
+    print(f"  what may be why: {'; '.join(told) or 'nothing that is recorded differs'}", file=sys.stderr)
+    return False
+
+
+def _counts(key: str) -> bool:
+    """Whether a figure of ``metrics.json`` must come out the same: times and memory need not."""
+    return not key.startswith((*_CAUSES, "fit/samples", "fit/peak")) and not key.endswith("seconds")
+
+
+def _weights(path: Path) -> dict[str, torch.Tensor]:
+    content: dict[str, torch.Tensor] = read_checkpoint(path)["state_dict"]
+    return content
+
+
+def _other_weights(was: Mapping[str, torch.Tensor], now: Mapping[str, torch.Tensor]) -> Iterator[str]:
+    """Names of the tensors that are not bit for bit the same."""
+    for name in {**was, **now}:
+        if name not in was or name not in now or not torch.equal(was[name], now[name]):
+            yield name

@@ -1,0 +1,166 @@
+"""What docs/reliability.md promises: killed, full, read-only, too small, damaged; one line each, and nothing lost."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from dlen.data.prepare import prepare
+from dlen.data.sources.aliccp_demo import AliCCPDemo
+from dlen.data.store import Store
+from tests.conftest import ROOT, Command, run_here
+
+FEED = ["data.rows=20000", "data.users=200", "data.items=100"]
+SMALL = ["model=mmoe", "model.embedding_dim=4", "model.tower=[8]", "model.expert=[8]", "loader.batch_size=512"]
+
+
+def script(text: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A Python program in a process of its own."""
+    command = [sys.executable, "-c", textwrap.dedent(text), *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+
+
+# Kills itself at the so-manieth step of writing a store: a chunk appended, the tables closed, the folder renamed.
+KILLED = """
+    import os, signal, sys
+    from pathlib import Path
+    from dlen.data import store
+    from dlen.data.prepare import prepare
+    from dlen.data.sources.aliccp_demo import AliCCPDemo
+
+    seen, wanted = 0, int(sys.argv[1])
+
+    def step(function):
+        def wrapped(*args, **kwargs):
+            global seen
+            seen += 1
+            if seen == wanted:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+        return wrapped
+
+    store.TableWriter.append = step(store.TableWriter.append)
+    store.StoreWriter.vocabulary = step(store.StoreWriter.vocabulary)
+    store.StoreWriter.finish = step(store.StoreWriter.finish)
+    Path.rename = step(Path.rename)
+    prepare(AliCCPDemo(raw_dir="raw", rows=3000, min_count=1), Path("data"))
+    print(seen)
+"""
+
+
+@pytest.mark.slow
+def test_prepare_killed_at_every_stage_is_made_up_for(tmp_path: Path) -> None:
+    demo, data = AliCCPDemo(raw_dir=str(tmp_path / "raw"), rows=3000, min_count=1), tmp_path / "data"
+    demo.files()  # drawn, which the first call does
+    whole = script(KILLED, tmp_path, "0")
+    assert whole.returncode == 0, whole.stderr
+    steps = int(whole.stdout)
+    assert steps > 10
+    data.rename(tmp_path / "clean")
+    wanted = prepare(demo, tmp_path / "clean")
+    for step in (1, steps // 2, steps - 2, steps - 1, steps):  # scratch, splits, vocabularies, store.json, the name
+        killed = script(KILLED, tmp_path, str(step))
+        assert killed.returncode == -signal.SIGKILL
+        assert [p for p in data.rglob("store.json") if not p.parent.name.startswith(".")] == []
+    found = prepare(demo, data)
+    same(found, wanted)
+    assert [p.name for p in found.folder.parent.iterdir() if p.is_dir()] == [found.folder.name]
+
+
+def same(found: Store, wanted: Store) -> None:
+    """Every array and vocabulary of two stores has the same bytes."""
+    files = sorted(p.relative_to(wanted.folder) for p in wanted.folder.rglob("*.*") if p.name != "store.json")
+    assert files == sorted(p.relative_to(found.folder) for p in found.folder.rglob("*.*") if p.name != "store.json")
+    for name in files:
+        assert (found.folder / name).read_bytes() == (wanted.folder / name).read_bytes()
+
+
+def limited(limit: int) -> None:
+    """No file of this process may become larger, as on a disk that is full."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+
+def filled(arguments: list[str], folder: Path, limit: int) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / arguments[0]), *arguments[1:]],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: limited(limit),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line_and_leaves_what_was_there(tmp_path: Path) -> None:
+    ran = filled(["prepare.py", "data=feed", *FEED], tmp_path, 100_000)
+    assert ran.returncode == 2, ran.stderr
+    assert "no space left on the disk" in ran.stderr.splitlines()[-1]
+    assert "Traceback" not in ran.stderr
+    assert [p.name for p in (tmp_path / "data" / "feed").iterdir()] == [".lock"]
+    assert run_here("prepare.py", ["data=feed", *FEED], tmp_path).returncode == 0
+    ran = filled(["train.py", *SMALL, *FEED, "run_dir=run", "trainer.max_epochs=1"], tmp_path, 30_000)
+    assert ran.returncode == 2, ran.stderr
+    assert "no space left on the disk" in ran.stderr.splitlines()[-1]
+    assert not [p for p in (tmp_path / "run").rglob("*") if "ckpt" in p.name or p.name == "metrics.json"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("options", "expected"), [("size=300k", "no space left on the disk"), ("ro", "set data_dir")])
+def test_a_small_or_read_only_file_system(options: str, expected: str, tmp_path: Path) -> None:
+    """A real file system of its own, in a namespace where this user may mount one."""
+    if subprocess.run(["unshare", "-Urm", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this system lets nobody mount a file system in a namespace")
+    mount = f"mkdir -p data && mount -t tmpfs -o {options} none data"
+    asked = f"{sys.executable} {ROOT / 'prepare.py'} data=feed {' '.join(FEED)}"
+    ran = subprocess.run(
+        ["unshare", "-Urm", "sh", "-c", f"{mount} && {{ {asked}; code=$?; ls -A data/feed >&3; exit $code; }} 3>left"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert ran.returncode == 2, ran.stderr
+    lines = [line for line in ran.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert expected in lines[0]
+    assert "Traceback" not in ran.stderr
+    assert (tmp_path / "left").read_text().split() in ([], [".lock"])
+
+
+def test_too_little_memory_is_explained(refused: Command, tmp_path: Path) -> None:
+    ran = refused("train.py", *SMALL, *FEED, "model.embedding_dim=100000000000", "run_dir=run")
+    assert ran.returncode == 2
+    assert "out of memory (296400000000000 bytes were asked for at once)" in ran.stderr.splitlines()[-1]
+    assert "model.embedding_dim" in ran.stderr.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_vocabulary_and_checkpoint_are_named(tmp_path: Path) -> None:
+    ran = run_here("train.py", [*SMALL, *FEED, "run_dir=run", "trainer.max_epochs=1"], tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    (vocabulary,) = (tmp_path / "data" / "feed").rglob("vocabulary/item.parquet")
+    for path, asked in (
+        (tmp_path / "run" / "checkpoints" / "best.ckpt", ["evaluate.py", "run=run"]),
+        (tmp_path / "run" / "checkpoints" / "last.ckpt", ["train.py", "run_dir=run", "ckpt=last"]),
+        (vocabulary, ["evaluate.py", "run=run"]),
+    ):
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2] + bytes([whole[len(whole) // 2] ^ 1]) + whole[len(whole) // 2 + 1 :])
+        ran = run_here(asked[0], asked[1:], tmp_path)
+        assert ran.returncode == 2, ran.stdout
+        (line,) = [line for line in ran.stderr.splitlines() if line.startswith("error: ")]
+        assert path.name in line
+        assert "damaged" in line
+        path.write_bytes(whole)
+    assert run_here("evaluate.py", ["run=run"], tmp_path).returncode == 0
