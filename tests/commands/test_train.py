@@ -382,7 +382,7 @@ def test_resume_after_a_kill_is_bit_equal(tmp_path: Path) -> None:
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "killed" / "metrics.json").exists()
-    resumed = run_command("train.py", [*settings, "run_dir=killed", "ckpt=last"], tmp_path)
+    resumed = run_command("train.py", ["run_dir=killed", "ckpt=last"], tmp_path)  # with the settings that it has
     assert resumed.returncode == 0, resumed.stderr
     logs = [pl.read_csv(tmp_path / name / "logs" / "metrics.csv") for name in ("whole", "killed")]
     curves = [log.select("step", "val/auc/mean").drop_nulls().unique().sort("step") for log in logs]
