@@ -47,7 +47,7 @@ def finish(process: subprocess.Popen[bytes]) -> None:
 def flat(content: Any, key: str = "") -> dict[str, Any]:
     """Leaves of nested containers."""
     items = content.items() if isinstance(content, dict) else enumerate(content)
-    found = {}
+    found: dict[str, Any] = {}
     for name, value in items:
         inner = f"{key}/{name}"
         found |= flat(value, inner) if isinstance(value, dict | list | tuple) else {inner: value}
@@ -91,7 +91,7 @@ def main() -> None:
     """The whole training, then others that are killed, until so many kills are done."""
     asked = dict(argument.split("=") for argument in sys.argv[1:])
     kills, rng = int(asked.get("kills", 20)), random.Random(int(asked.get("seed", 0)))
-    rows = []
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as place:
         whole, started = Path(place) / "whole", time.perf_counter()
         finish(start(whole, *SETTINGS))
