@@ -20,6 +20,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from dlen.data.bad_rows import BadRowError, BadRows
 from dlen.data.hashing import fraction
 from dlen.data.ragged import Entries, field_of_values, rows_of_values, select_rows, to_columns
 from dlen.data.sources.aliccp_grammar import Block, Reader
@@ -93,6 +94,7 @@ class AliCCP:
         validation_by: ``user`` holds out whole users by a hash of their id, ``row`` single impressions.
         cvr_rows: ``clicks`` trains the conversion head on clicked rows, ``impressions`` on all.
         seed: of the hash.
+        bad_rows: so many lines that cannot be read are left out, counted and shown; one more is an error.
     """
 
     raw_dir: str
@@ -103,8 +105,10 @@ class AliCCP:
     validation_by: str = "user"
     cvr_rows: str = "clicks"
     seed: int = 0
+    bad_rows: int = 0
 
     def __post_init__(self) -> None:
+        self.bad = BadRows(self.bad_rows)
         if self.cvr_rows not in ("clicks", "impressions"):
             raise UserError(f"config data.cvr_rows: {self.cvr_rows!r} is not clicks or impressions")
         if self.validation_by not in ("user", "row"):
@@ -119,7 +123,8 @@ class AliCCP:
     def settings(self) -> dict[str, Any]:
         """What changes the store."""
         keys = ("min_count", "max_values", "validation", "validation_by", "cvr_rows", "seed")
-        return {key: getattr(self, key) for key in keys}
+        tolerated = {"bad_rows": self.bad_rows} if self.bad_rows else {}
+        return {**{key: getattr(self, key) for key in keys}, **tolerated}
 
     def path(self, kind: str, split: str) -> Path:
         """A raw file: ``kind`` is ``sample_skeleton`` or ``common_features``."""
@@ -161,6 +166,7 @@ class AliCCP:
                     f"{self.validation} by {self.validation_by}; change it, data.validation_by or data.seed"
                 )
         writer.notes["impossible_rows_dropped"] = impossible
+        writer.notes |= {"bad_rows_left_out": len(self.bad)} if len(self.bad) else {}
         return self._schema(vocabularies, positives, splits["train"].rows)
 
     def read(self, path: Path, store: Store, labels: bool = False) -> Iterator[Split]:
@@ -176,6 +182,7 @@ class AliCCP:
         Raises:
             UserError: a file is missing or a line cannot be read.
         """
+        self.bad = BadRows(0)  # every row has a line of output
         if not path.name.startswith("sample_skeleton"):
             yield from rows_by_field(path, store, self.max_values, labels)
             return
@@ -213,7 +220,7 @@ class AliCCP:
         return index
 
     def _common_blocks(self, path: Path) -> Iterator[tuple[Columns, pl.DataFrame]]:
-        reader = Reader(path, ["common_feature_index"], [], COMMON.names, partial(self._columns, COMMON))
+        reader = Reader(path, ["common_feature_index"], [], COMMON.names, partial(self._columns, COMMON), self.bad)
         for block in _progress(reader):
             yield block.columns, block.head
 
@@ -232,17 +239,18 @@ class AliCCP:
         """Columns, labels (n, 2) and group rows (n,) of a skeleton, every row."""
         head = ["sample_id", "click", "conversion", "common_feature_index"]
         convert = partial(self._columns, SKELETON)
-        for block in _progress(Reader(path, head, ["click", "conversion"], SKELETON.names, convert)):
+        for block in _progress(Reader(path, head, ["click", "conversion"], SKELETON.names, convert, self.bad)):
             group = block.head["common_feature_index"].cast(index, strict=False).to_physical()
-            if group.null_count():
-                row = int(group.is_null().arg_max() or 0)
-                missing = block.head["common_feature_index"][row]
-                raise UserError(
-                    f"{path}, line {block.first_line + row}: common_feature_index {missing!r} is not in "
-                    f"{common.name}; do both files come from the same archive?"
-                )
             labels = block.head.select((pl.col("click", "conversion") == "1").cast(pl.UInt8)).to_numpy()
-            yield block.columns, labels, group.to_numpy().astype(np.int32)
+            columns = block.columns
+            if group.null_count():
+                lost = group.is_null().to_numpy()
+                index_of = block.head["common_feature_index"][int(lost.argmax())]
+                said = f"common_feature_index {index_of!r} is not in {common.name}"
+                problem = f"{said}; do both files come from the same archive?"
+                self.bad.add(BadRowError(path, block.lines[lost].tolist(), problem, "line"))
+                columns, labels, group = select_rows(columns, ~lost), labels[~lost], group.drop_nulls()
+            yield columns, labels, group.to_numpy().astype(np.int32)
 
     def _columns(self, side: _Side, entries: Entries) -> Columns:
         single, bags = range(len(side.single)), range(len(side.single), len(side.names))

@@ -18,6 +18,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from dlen.data.bad_rows import BadRowError, BadRows
 from dlen.data.ragged import Entries
 from dlen.data.store import Columns
 from dlen.errors import UserError
@@ -40,16 +41,18 @@ class Block:
     """Some lines of one raw file.
 
     Attributes:
-        first_line: number of the first line, from 1.
+        lines: (n,) numbers of the lines, from 1.
         head: (n,) strings for each head column, without ``feature_num``.
         columns: the features, with raw ids.
         size: bytes of the lines.
+        bad: lines that were left out.
     """
 
-    first_line: int
+    lines: NDArray[np.int64]
     head: pl.DataFrame
     columns: Columns
     size: int
+    bad: list[BadRowError]
 
 
 class Reader:
@@ -61,6 +64,7 @@ class Reader:
         binary: those of them that are 0 or 1.
         fields: names of the fields the file may hold.
         convert: from the features, whose ``field`` counts in ``fields``, to columns.
+        bad: what is done with lines that break the grammar.
     """
 
     def __init__(
@@ -70,9 +74,10 @@ class Reader:
         binary: Sequence[str],
         fields: Sequence[str],
         convert: Callable[[Entries], Columns],
+        bad: BadRows,
     ) -> None:
         self.path, self.head, self.binary, self.fields = path, list(head), list(binary), list(fields)
-        self.convert = convert
+        self.convert, self.bad = convert, bad
         self._names = pl.Enum(self.fields)
 
     def __iter__(self) -> Iterator[Block]:
@@ -84,21 +89,35 @@ class Reader:
                 ahead.append(threads.submit(self._checked, raw, line))
                 line += raw.count(b"\n")
                 if len(ahead) > _THREADS:
-                    yield ahead.popleft().result()
+                    yield self._counted(ahead.popleft().result())
             while ahead:
-                yield ahead.popleft().result()
+                yield self._counted(ahead.popleft().result())
         finally:  # after an error the blocks that have not begun are left
             threads.shutdown(cancel_futures=True)
 
-    def _checked(self, raw: bytes, line: int) -> Block:
-        try:
-            return self._parse(raw, line)
-        except (_MalformedError, pl.exceptions.PolarsError):
-            self._explain(raw, line)
-            last = line + raw.count(b"\n") - 1
-            raise UserError(f"{self.path}: lines {line} to {last} cannot be read") from None
+    def _counted(self, block: Block) -> Block:
+        for error in block.bad:  # here, in the file's order, and not on the threads
+            self.bad.add(error)
+        return block
 
-    def _parse(self, raw: bytes, first_line: int) -> Block:
+    def _checked(self, raw: bytes, line: int) -> Block:
+        lines = np.arange(line, line + raw.count(b"\n"))
+        try:
+            return self._parse(raw, lines, [])
+        except (_MalformedError, pl.exceptions.PolarsError):
+            kept, bad = self._sort_out(raw, line)
+            if len(bad) > self.bad.allowed:
+                raise self.bad.too_many(bad[-1]) from None
+            try:
+                if not bad:
+                    raise _MalformedError
+                keep = np.ones(len(lines), bool)
+                keep[[error.lines[0] - line for error in bad]] = False
+                return self._parse(kept, lines[keep], bad)
+            except (_MalformedError, pl.exceptions.PolarsError):
+                raise UserError(f"{self.path}: lines {line} to {lines[-1]} cannot be read") from None
+
+    def _parse(self, raw: bytes, lines: NDArray[np.int64], bad: list[BadRowError]) -> Block:
         heads, features, counts = self._split(raw)
         names = [*self.head, "feature_num"]
         head = pl.read_csv(heads, has_header=False, quote_char=None, schema=dict.fromkeys(names, pl.String))
@@ -111,7 +130,7 @@ class Reader:
             raise _MalformedError
         row = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
         columns = self.convert(self._entries(features, row, len(counts)))
-        return Block(first_line, head.drop("feature_num"), columns, len(raw))
+        return Block(lines, head.drop("feature_num"), columns, len(raw), bad)
 
     def _split(self, raw: bytes) -> tuple[bytes, bytes, NDArray[np.int64]]:
         """A block of lines -> its head columns as CSV, its features as CSV, and the features of each line."""
@@ -167,12 +186,17 @@ class Reader:
             raise _MalformedError
         return Entries(rows, row, field.to_numpy(), ids.cast(pl.Int32).to_numpy(), values.to_numpy())
 
-    def _explain(self, raw: bytes, first_line: int) -> None:
-        """Find the first line that breaks the grammar and say so."""
-        for number, line in enumerate(raw.decode("utf-8", "replace").split("\n")[:-1], first_line):
-            problem = self._problem(line)
-            if problem:
-                raise UserError(f"{self.path}, line {number}: {problem}")
+    def _sort_out(self, raw: bytes, first_line: int) -> tuple[bytes, list[BadRowError]]:
+        """The lines that keep the grammar, and the errors of the others: at most one more than are tolerated."""
+        kept: list[bytes] = []
+        bad: list[BadRowError] = []
+        for number, line in enumerate(raw.split(b"\n")[:-1], first_line):
+            problem = self._problem(line.decode("utf-8", "replace")) if len(bad) <= self.bad.allowed else None
+            if problem is None:
+                kept.append(line + b"\n")
+            else:
+                bad.append(BadRowError(self.path, [number], problem, "line"))
+        return b"".join(kept), bad
 
     def _problem(self, line: str) -> str | None:
         expected = f"{', '.join(self.head)}, feature_num, feature_list separated by commas"

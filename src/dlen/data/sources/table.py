@@ -11,14 +11,15 @@ import csv
 import difflib
 import gzip
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, TextIO, TypeVar, cast
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from dlen.data.bad_rows import BadRowError, BadRows
 from dlen.data.hashing import fraction
 from dlen.data.ragged import Entries, select_rows, to_columns
 from dlen.data.sources.table_columns import LINE, Sample, TableColumn, make_column, numbers
@@ -29,6 +30,7 @@ from dlen.progress import Stage
 from dlen.schema import Field, Kind, Schema, Task
 
 Array = NDArray[Any]
+T = TypeVar("T")
 SPLITS = ("train", "validation", "test")
 _CHUNK = 1 << 17
 _KEY = "__joined_by"
@@ -43,6 +45,7 @@ class Table:
         files: overrides the spec's ``files``; relative to the working folder.
         folder: where the spec's ``files`` and ``joins`` lie, in place of the spec's own folder.
         content: what the YAML would hold, where there is none; ``spec`` then names it in messages.
+        bad_rows: so many rows that cannot be read are left out, counted and shown; one more is an error.
     """
 
     def __init__(
@@ -52,8 +55,11 @@ class Table:
         files: Any = None,
         folder: str | None = None,
         content: TableSpec | None = None,
+        bad_rows: int = 0,
     ) -> None:
         self.name = name
+        self.bad = BadRows(bad_rows)
+        self._ragged: dict[Path, list[int]] = {}  # lines that are too long or too short, of files that may have some
         self.path = Path(spec)
         self.folder = self.path.parent if folder is None else Path(folder)
         self.table: TableSpec = load_spec(self.path) if content is None else content
@@ -84,7 +90,8 @@ class Table:
         """The spec's text."""
         files = {split: [str(p) for p in paths] for split, paths in self.sources.items()}
         files |= {f"joins.{name}": [str(path)] for name, path in self.joins.items()}
-        return {"spec": self.path.read_text(), "files": files}
+        tolerated = {"bad_rows": self.bad.allowed} if self.bad.allowed else {}
+        return {"spec": self.path.read_text(), "files": files, **tolerated}
 
     def files(self) -> list[Path]:
         """The table's files, and those that are joined."""
@@ -117,6 +124,7 @@ class Table:
         self._unmatched = dict.fromkeys(self.joins, 0)
         self._encode(writer, columns, schema)
         writer.notes |= {f"rows_without_{name}": n for name, n in self._unmatched.items() if n}
+        writer.notes |= {"bad_rows_left_out": len(self.bad)} if len(self.bad) else {}
         return schema
 
     def read(self, path: Path, store: Store, labels: bool = False) -> Iterator[Split]:
@@ -133,7 +141,7 @@ class Table:
         columns = [make_column(name, spec) for name, spec in self.table.fields.items()]
         for column in columns:
             column.restore(store)
-        self.sources = {"all": [path]}
+        self.sources, self.bad = {"all": [path]}, BadRows(0)  # every row has a line of output
         self._joined = {name: self._read_join(name) for name in self.joins}
         self._check_inputs(path, labels)
         for frame, _, _ in self._frames(f"scoring {path.name}"):
@@ -174,6 +182,7 @@ class Table:
             new_columns=self.table.columns or None,
             infer_schema=False,
             encoding="utf8-lossy",
+            truncate_ragged_lines=path in self._ragged,
             **self._options(path),
         )
         stripped = frame.with_columns(pl.all().str.strip_chars())
@@ -199,6 +208,9 @@ class Table:
 
     def _chunks(self, path: Path) -> Iterator[pl.DataFrame]:
         checked = path.suffix == ".parquet"
+        if self.bad.allowed and not checked:
+            self._find_ragged(path)
+            checked = True
         comments = self._comment_lines(path)
         try:
             for frame in self._scan(path).collect_batches(chunk_size=_CHUNK, maintain_order=True):
@@ -209,6 +221,8 @@ class Table:
                     checked = True
                 if len(comments):
                     frame = frame.with_columns(_file_lines(frame[LINE], comments))
+                if self._ragged.get(path):
+                    frame = frame.filter(~pl.col(LINE).is_in(self._ragged[path]))
                 blank = frame.select(pl.all_horizontal(pl.col(cells).is_null())).to_series()
                 skipped = blank.any() and path.suffix != ".parquet"  # a row of nulls is a row, a blank line is none
                 yield self._join(frame.filter(~blank) if skipped else frame)
@@ -254,8 +268,21 @@ class Table:
         with _open_text(path) as file:
             return np.array([n for n, line in enumerate(file, 1) if line.startswith(self.table.comment)], np.int64)
 
+    def _find_ragged(self, path: Path) -> None:
+        """Of a file that may have bad rows, those with too many or too few columns, once."""
+        if path not in self._ragged:
+            self._ragged[path] = []
+            for error in self._wrong_widths(path):
+                self.bad.add(error)
+                self._ragged[path] += error.lines
+
     def _check_widths(self, path: Path) -> None:
-        """Read a CSV file line by line to find the first row with too many or too few columns."""
+        """Raise the error of the first row with too many or too few columns, if there is one."""
+        for error in self._wrong_widths(path):
+            raise error
+
+    def _wrong_widths(self, path: Path) -> Iterator[BadRowError]:
+        """Read a CSV file line by line for rows with too many or too few columns."""
         comment = self.table.comment
         with _open_text(path) as file:
             rows = csv.reader(file, delimiter=self._options(path)["separator"])
@@ -266,7 +293,7 @@ class Table:
                         continue
                     width = width or len(self.table.columns) or len(row)
                     if len(row) != width:
-                        raise UserError(f"{path}, row {rows.line_num}: {len(row)} columns instead of {width}")
+                        yield BadRowError(path, [rows.line_num], f"{len(row)} columns instead of {width}")
             except (csv.Error, OSError, EOFError) as error:  # the latter two from a broken archive
                 raise UserError(f"{path}, row {rows.line_num}: cannot be read ({error})") from None
 
@@ -315,7 +342,7 @@ class Table:
         sample = Sample()
         for frame, path, file_split in self._frames("finding the split by time"):
             if file_split != "test":
-                sample.add(self._times(frame, path))
+                sample.add(self._readable(frame, path, self._times)[1])
         times = sample.sorted()
         test = 0.0 if "test" in self.sources else split.test
         places = [round(len(times) * (1 - split.validation - test)), round(len(times) * (1 - test))]
@@ -328,8 +355,8 @@ class Table:
             frame = frame.with_columns(pl.col(column).cast(pl.Datetime("us")).cast(pl.Int64))
         values = numbers(frame, column, path)
         if values.null_count():
-            row = frame.filter(values.is_null())[LINE][0]
-            raise UserError(f"{path}, row {row}: column {column}: empty, but the split is by this time")
+            lines = frame.filter(values.is_null())[LINE].to_list()
+            raise BadRowError(path, lines, f"column {column}: empty, but the split is by this time")
         return values.to_numpy()
 
     def _assign(self, frame: pl.DataFrame, path: Path, file_split: str) -> Array:
@@ -367,10 +394,11 @@ class Table:
             if bad.any():
                 found = read.filter(bad)
                 shown = ", ".join(f"{c} = {found[c][0]!r}" for c in dict.fromkeys(parsed.columns))
-                raise UserError(
-                    f"{path}, row {found[LINE][0]}: task {name}: the label is neither 0 nor 1 ({shown}); "
+                problem = (
+                    f"task {name}: the label is neither 0 nor 1 ({shown}); "
                     f"an expression such as `{parsed.columns[0]} > 0` in {self.path} makes it so"
                 )
+                raise BadRowError(path, found[LINE].to_list(), problem)
             columns.append(values.cast(pl.UInt8).to_numpy())
         return np.stack(columns, 1)
 
@@ -380,9 +408,15 @@ class Table:
         """Show the training rows to every column; returns counts (split, task, label) of observed rows."""
         names = list(self.table.tasks)
         tally = np.zeros((len(SPLITS), len(names), 2), np.int64)
-        for frame, path, file_split in self._frames("learning vocabularies and statistics"):
-            where = self._assign(frame, path, file_split)
-            labels = self._labels(frame, path)
+        for chunk, path, file_split in self._frames("learning vocabularies and statistics"):
+
+            def read(frame: pl.DataFrame, path: Path, of: str = file_split) -> tuple[Array, Array]:
+                where, labels = self._assign(frame, path, of), self._labels(frame, path)
+                for column in columns if self.bad.allowed else ():
+                    column.check(frame, path)
+                return where, labels
+
+            frame, (where, labels) = self._readable(chunk, path, read)
             training = frame.filter(pl.Series(where == 0))
             for column in columns:
                 column.observe(training, path)
@@ -391,6 +425,17 @@ class Table:
                 for split in range(len(SPLITS)):
                     tally[split, task] += np.bincount(labels[(where == split) & seen, task], minlength=2)
         return tally
+
+    def _readable(
+        self, frame: pl.DataFrame, path: Path, read: Callable[[pl.DataFrame, Path], T]
+    ) -> tuple[pl.DataFrame, T]:
+        """What a chunk reads as, and the chunk without the rows that were left out for it."""
+        while True:
+            try:
+                return frame, read(frame, path)
+            except BadRowError as error:
+                self.bad.add(error)
+                frame = frame.filter(~pl.col(LINE).is_in(error.lines))
 
     def _observed(self, labels: Array, name: str) -> Array:
         """(n,) whether a row measures a task."""
@@ -433,10 +478,13 @@ class Table:
     def _encode(self, writer: StoreWriter, columns: list[TableColumn], schema: Schema) -> None:
         counts = {kind: len(schema.of_kind(kind)) for kind in Kind}
         splits = [writer.split(name, counts, len(schema.tasks)) for name in SPLITS]
-        for frame, path, file_split in self._frames("writing the prepared store"):
-            where = self._assign(frame, path, file_split)
-            encoded = _columns(frame, path, columns, schema)
-            labels = self._labels(frame, path)
+        for chunk, path, file_split in self._frames("writing the prepared store"):
+
+            def read(frame: pl.DataFrame, path: Path, of: str = file_split) -> tuple[Array, Array, Columns]:
+                where, labels = self._assign(frame, path, of), self._labels(frame, path)
+                return where, labels, _columns(frame, path, columns, schema)
+
+            _, (where, labels, encoded) = self._readable(chunk, path, read)
             for number, split in enumerate(splits):
                 _append(split, encoded, labels, where == number)
 

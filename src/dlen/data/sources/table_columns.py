@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from dlen.data.bad_rows import BadRowError
 from dlen.data.sources.table_spec import TIME_PARTS, FieldSpec
 from dlen.data.store import Store, StoreWriter
 from dlen.errors import UserError
@@ -101,6 +102,9 @@ class TableColumn(ABC):
     def __init__(self, name: str, spec: FieldSpec) -> None:
         self.name, self.spec = name, spec
 
+    def check(self, frame: pl.DataFrame, path: Path) -> None:
+        """Raise BadRowError for rows whose cell cannot be read; an error in ``observe`` would come half-way."""
+
     def observe(self, frame: pl.DataFrame, path: Path) -> None:
         """Learn from training rows of the file ``path``."""
 
@@ -154,6 +158,9 @@ class IdColumn(TableColumn):
 class IdsColumn(IdColumn):
     """Several ids in one cell, perhaps with weights, or a Parquet list of them."""
 
+    def check(self, frame: pl.DataFrame, path: Path) -> None:
+        self._values(frame, path)
+
     def observe(self, frame: pl.DataFrame, path: Path) -> None:
         self.vocabulary.add(self._values(frame, path)[1])
 
@@ -183,9 +190,8 @@ class IdsColumn(IdColumn):
         if bad.any():
             found = long.filter(bad)
             shape = f"id{self.spec.weight_separator}weight"
-            raise UserError(
-                f"{path}, row {found[LINE][0]}: field {self.name}: {found['value'][0]!r} is not {shape} with a number"
-            )
+            problem = f"field {self.name}: {found['value'][0]!r} is not {shape} with a number"
+            raise BadRowError(path, found[LINE].unique(maintain_order=True).to_list(), problem)
         return long["row"].to_numpy(), parts["field_0"], weights.to_numpy()
 
 
@@ -195,6 +201,9 @@ class NumberColumn(TableColumn):
     def __init__(self, name: str, spec: FieldSpec) -> None:
         super().__init__(name, spec)
         self.count, self.mean, self.squares = 0, 0.0, 0.0
+
+    def check(self, frame: pl.DataFrame, path: Path) -> None:
+        numbers(frame, self.spec.column, path)
 
     def observe(self, frame: pl.DataFrame, path: Path) -> None:
         values = numbers(frame, self.spec.column, path).drop_nulls().to_numpy()
@@ -232,6 +241,9 @@ class BucketColumn(TableColumn):
         super().__init__(name, spec)
         self.sample = Sample()
 
+    def check(self, frame: pl.DataFrame, path: Path) -> None:
+        numbers(frame, self.spec.column, path)
+
     def observe(self, frame: pl.DataFrame, path: Path) -> None:
         self.sample.add(numbers(frame, self.spec.column, path).drop_nulls().to_numpy())
 
@@ -257,6 +269,9 @@ class BucketColumn(TableColumn):
 
 class TimeColumn(TableColumn):
     """Parts of a time stamp, each an id field of its own; an absent stamp is 0."""
+
+    def check(self, frame: pl.DataFrame, path: Path) -> None:
+        self._stamps(frame, path)
 
     def fields(self) -> list[Field]:
         return [Field(f"{self.name}_{p}", Kind.ID, self.spec.side, TIME_PARTS[p] + 1) for p in self.spec.parts]
@@ -304,7 +319,7 @@ def make_column(name: str, spec: FieldSpec) -> TableColumn:
 
 
 def numbers(frame: pl.DataFrame, column: str, path: Path) -> pl.Series:
-    """A column as finite floats, null where the cell is empty; UserError with the row of the first other cell."""
+    """A column as finite floats, null where the cell is empty; BadRowError for any other cell."""
     cells = frame[column]
     if cells.dtype.is_nested():
         raise UserError(f"{path}: column {column}: holds {cells.dtype}, not numbers")
@@ -319,7 +334,7 @@ def numbers(frame: pl.DataFrame, column: str, path: Path) -> pl.Series:
 def _refuse(frame: pl.DataFrame, bad: pl.Series, column: str, path: Path, why: str) -> None:
     if bad.any():
         found = frame.filter(bad)
-        raise UserError(f"{path}, row {found[LINE][0]}: column {column}: {found[column][0]!r} is {why}")
+        raise BadRowError(path, found[LINE].to_list(), f"column {column}: {found[column][0]!r} is {why}")
 
 
 def _text(cells: pl.Series) -> pl.Series:

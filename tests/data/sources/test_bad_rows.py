@@ -1,0 +1,113 @@
+"""data.bad_rows: rows that cannot be read are left out, counted and shown, up to as many as are tolerated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from dlen.data.bad_rows import BadRowError, BadRows
+from dlen.data.prepare import prepare
+from dlen.data.sources import aliccp_grammar, table
+from dlen.data.sources.aliccp import AliCCP
+from dlen.data.sources.table import Table
+from dlen.data.store import Store
+from dlen.errors import UserError
+from tests.data.helpers import left_in, make_table, refusal, write_raw
+from tests.data.sources.test_aliccp_errors import SKELETON_TRAIN, good
+from tests.data.sources.test_table_errors import SPEC, lines
+
+# Row of the file (the header is 1) to what stands there instead.
+DAMAGE = {
+    5: "4,u4,1600020000,7,0",  # a label of 7
+    9: "x,u8,1600040000,0,0",  # no number
+    20: "19,u1,yesterday,1,1",  # no time
+    33: "32,u5",  # too short
+    34: "33,u6,1600165000,1,0,1",  # too long
+    60: "inf,u4,1600295000,0,0",
+}
+
+
+def damaged_table(folder: Path, name: str) -> Path:
+    """The good table with bad rows, and without them."""
+    content = lines()
+    if name == "bad":
+        content = [DAMAGE.get(number, line) for number, line in enumerate(content, 1)]
+    else:
+        content = [line for number, line in enumerate(content, 1) if number not in DAMAGE]
+    spec = {**SPEC, "split": {"by": "hash", "column": "when", "validation": 0.2, "test": 0.2}}
+    return make_table(folder / name, spec, text="\n".join(content) + "\n").path
+
+
+def rows(store: Store) -> list[bytes]:
+    return [p.read_bytes() for p in sorted(store.folder.rglob("*.bin"))]
+
+
+@pytest.mark.parametrize("chunk", [7, 1 << 17])
+def test_a_table_without_its_bad_rows(
+    chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(table, "_CHUNK", chunk)
+    for name in ("bad", "clean"):
+        (tmp_path / name).mkdir()
+    bad, clean = (damaged_table(tmp_path, name) for name in ("bad", "clean"))
+    found = prepare(Table(str(bad), bad_rows=len(DAMAGE)), tmp_path / "data")
+    assert found.content["notes"]["bad_rows_left_out"] == len(DAMAGE)
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("left out")]
+    assert len(said) == 6  # five, and that there are more
+    assert sum(", row 33: 2 columns instead of 5" in line for line in said) == 1
+    assert said[-1] == "left out: further rows, which are counted and not shown"
+    assert rows(found) == rows(prepare(Table(str(clean)), tmp_path / "data"))
+    message = refusal(lambda: prepare(Table(str(bad), bad_rows=len(DAMAGE) - 1), tmp_path / "data"))
+    assert message.endswith("data.bad_rows=5 tolerates no more")
+
+
+@pytest.mark.parametrize("block", [300, 1 << 20])
+def test_ali_ccp_without_its_bad_lines(
+    block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(aliccp_grammar, "BLOCK", block)
+    whole = good()
+    bad = {name: list(content) for name, content in whole.items()}
+    bad[SKELETON_TRAIN][2] = bad[SKELETON_TRAIN][2][:-9]
+    bad[SKELETON_TRAIN][7] = "nonsense"
+    bad[SKELETON_TRAIN][8] = bad[SKELETON_TRAIN][8].replace("g8", "g88")  # of no user
+    clean = {**whole, SKELETON_TRAIN: [x for i, x in enumerate(whole[SKELETON_TRAIN]) if i not in (2, 7, 8)]}
+    raw = {name: write_raw(tmp_path / name, files) for name, files in (("bad", bad), ("clean", clean))}
+    settings: dict[str, Any] = {"validation": 0.3, "min_count": 1}
+    found = prepare(AliCCP(str(raw["bad"]), **settings, bad_rows=3), tmp_path / "data")
+    assert found.content["notes"]["bad_rows_left_out"] == 3
+    said = capsys.readouterr().err
+    for line in (3, 8, 9):
+        assert f"left out: {raw['bad']}/sample_skeleton_train.csv, line {line}: " in said
+    assert rows(found) == rows(prepare(AliCCP(str(raw["clean"]), **settings), tmp_path / "data"))
+    for allowed in (0, 1, 2):
+        source = AliCCP(str(raw["bad"]), **settings, bad_rows=allowed)
+        message = refusal(lambda source=source: prepare(source, tmp_path / "other"))  # type: ignore[misc]
+        assert (f"data.bad_rows={allowed} tolerates no more" in message) == (allowed > 0)
+        assert left_in(tmp_path / "other") == []
+
+
+def test_a_row_counts_once_however_often_it_is_read(capsys: pytest.CaptureFixture[str]) -> None:
+    bad, path = BadRows(2), Path("log.csv")
+    for _ in range(3):
+        bad.add(BadRowError(path, [4, 7], "no number"))
+    assert len(bad) == 2
+    assert capsys.readouterr().err == "left out: log.csv, row 4: no number\nleft out: log.csv, row 7: the same\n"
+    with pytest.raises(UserError, match=r"log\.csv, row 9: no number; data\.bad_rows=2 tolerates no more"):
+        bad.add(BadRowError(path, [9], "no number"))
+    for wrong in (-1, 1.5, True):
+        with pytest.raises(UserError, match=r"config data\.bad_rows"):
+            BadRows(wrong)  # type: ignore[arg-type]
+
+
+def test_predicting_tolerates_none(tmp_path: Path) -> None:
+    """Each row of the input has its row of output."""
+    (tmp_path / "clean").mkdir()
+    source = Table(str(damaged_table(tmp_path, "clean")), bad_rows=9)
+    store = prepare(source, tmp_path / "data")
+    new = tmp_path / "new.csv"
+    pl.DataFrame({"n": ["1", "x"], "user": ["u1", "u2"], "when": ["1600000000"] * 2}).write_csv(new)
+    assert f"{new}, row 3: column n: 'x' is not a number" in refusal(lambda: list(source.read(new, store)))
