@@ -67,6 +67,10 @@ def differences(whole: Path, killed: Path) -> list[str]:
     return found + [k for k in {**a, **b} if a.get(k) != b.get(k) and (not k.startswith("fit/") or k == "fit/steps")]
 
 
+def _told(found: list[str]) -> str:
+    return f"{len(found)}, such as {', '.join(found[:3])}" if found else "none"
+
+
 def interrupted(folder: Path, kills: int, rng: random.Random, begins: float) -> list[int]:
     """Train to the end, killed up to so many times; returns the steps of the checkpoints that were gone on with."""
     steps: list[int] = []
@@ -101,7 +105,7 @@ def main() -> None:
             killed = Path(place) / f"killed{len(rows)}"
             steps = interrupted(killed, kills, rng, 0.7 * begins)
             found = differences(whole, killed)
-            rows.append({"kills": len(steps), "gone on from steps": steps, "differences": ", ".join(found) or "none"})
+            rows.append({"kills": len(steps), "gone on from steps": steps, "differences": _told(found)})
             kills -= max(len(steps), 1)
     report("kill", rows)
     raise SystemExit(any(row["differences"] != "none" for row in rows))

@@ -370,6 +370,10 @@ def test_memory_of_the_schema_survives_the_run_folder(composed: Compose, tmp_pat
 
 def test_resume_after_a_kill_is_bit_equal(tmp_path: Path) -> None:
     settings = [*SIZES["dlen"], *FEED, "data.rows=15000", "loader.batch_size=64", "trainer.max_epochs=2"]
+    settings += [
+        "model.dropout=0.2",
+        "metrics.conflict_every=7",
+    ]  # random numbers of the steps are as they would have been
     whole = run_command("train.py", [*settings, "run_dir=whole"], tmp_path)
     assert whole.returncode == 0, whole.stderr
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

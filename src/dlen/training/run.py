@@ -36,7 +36,7 @@ from dlen.reports.plots import plot_attention, plot_hidden_state
 from dlen.reports.terminal import print_figures
 from dlen.schema import Kind
 from dlen.training.balancing import Balancer
-from dlen.training.callbacks import Meter, PlainProgress, ScoreWriter, TerminalProgress
+from dlen.training.callbacks import Meter, PlainProgress, ScoreWriter, StepSeed, TerminalProgress
 from dlen.training.conflict import GradientConflict
 from dlen.training.dashboard import Dashboard
 from dlen.training.datamodule import RankingDataModule
@@ -164,7 +164,8 @@ def fit(
     loggers = make_loggers(config, folder, store.fingerprint)
     dashboard = Dashboard(loggers)
     meter, conflict, gates = Meter(), GradientConflict(config.metrics.conflict_every), GateMonitor()
-    callbacks = [*_callbacks(config, folder, meter, checkpoints=checkpoints), conflict, gates, dashboard]
+    callbacks = [StepSeed(config.seed), *_callbacks(config, folder, meter, checkpoints=checkpoints)]
+    callbacks += [conflict, gates, dashboard]
     callbacks += more(folder)
     trainer: L.Trainer = build_trainer(config, folder, loggers, callbacks, meter)
     rows = {"val": len(store.split("validation")), "test": len(store.split("test"))}
@@ -172,8 +173,6 @@ def fit(
     module = build_module(config, model, make_optimizer, rows, base, by_user)
     data = RankingDataModule(store, config.loader.batch_size, config.loader.eval_batch_size, config.seed)
     _check_processes(config, trainer)
-    if trainer.world_size > 1:  # the weights began alike; dropout does not
-        L.seed_everything(config.seed + trainer.global_rank, workers=True, verbose=False)
     earlier = {p: p.read_bytes() for p in (folder / "config.yaml", folder / "schema.json") if p.exists()}
     if trainer.is_global_zero:
         _write_start(config, folder, store)

@@ -118,6 +118,8 @@ class Reader:
                 raise UserError(f"{self.path}: lines {line} to {lines[-1]} cannot be read") from None
 
     def _parse(self, raw: bytes, lines: NDArray[np.int64], bad: list[BadRowError]) -> Block:
+        if b"\r" in raw:  # Polars would take it for the end of a value
+            raise _MalformedError
         heads, features, counts = self._split(raw)
         names = [*self.head, "feature_num"]
         head = pl.read_csv(heads, has_header=False, quote_char=None, schema=dict.fromkeys(names, pl.String))
@@ -199,6 +201,8 @@ class Reader:
         return b"".join(kept), bad
 
     def _problem(self, line: str) -> str | None:
+        if "\r" in line:
+            return "a carriage return inside the line"
         expected = f"{', '.join(self.head)}, feature_num, feature_list separated by commas"
         columns = line.split(",")
         if len(columns) != len(self.head) + 2:
