@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test test-browser lint bench bench-peers notebook docs serve-demo setup clean
+.PHONY: train test test-browser fuzz lint bench bench-peers notebook docs serve-demo setup clean
 
 setup: .venv/.ready
 
@@ -28,6 +28,10 @@ test: lint
 # The report in a real browser: Debian's package chromium, or CHROMIUM=/path.
 test-browser: setup
 	$(BIN)/python -m pytest -m browser
+
+# A hundred thousand damaged files and wrong settings; CI takes four thousand.
+fuzz: setup
+	FUZZ=25 $(BIN)/python -m pytest -q tests/data/sources/test_fuzz.py tests/commands/test_fuzz_config.py
 
 # examples/quickstart.ipynb from its script, with the outputs of a run.
 notebook: setup
@@ -56,6 +60,8 @@ bench: setup
 	$(BIN)/python bench/sweep.py
 	$(BIN)/python bench/serve.py
 	$(BIN)/python bench/predict.py
+	$(BIN)/python bench/processes.py
+	$(BIN)/python bench/kill.py
 
 # The libraries that bench/train.py measures beside ours, in an environment of their own.
 bench-peers: bench/peers/.venv/.ready

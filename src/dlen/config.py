@@ -32,10 +32,11 @@ def build(node: DictConfig, key: str, *args: Any) -> Any:
             cause = cause.__cause__
         if isinstance(cause, UserError):
             raise cause from None
+        said = f"config {key}: {' '.join(str(cause).split())}"
         if isinstance(cause, UnmetNeedError):
-            raise UnfitError(f"config {key}: {cause}") from None
+            raise UnfitError(said) from None
         if isinstance(cause, ValueError | TypeError):
-            raise UserError(f"config {key}: {cause}") from None
+            raise UserError(said) from None
         raise
 
 

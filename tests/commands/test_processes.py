@@ -1,15 +1,19 @@
-"""train with two processes: the training of one process with the joint batch, and what several cannot do."""
+"""train with several processes: the training of one with the joint batch, and what several cannot do."""
 
 from __future__ import annotations
 
 import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.conftest import Command
+from tests.conftest import ROOT, Command, run_command, run_here
 
 SMALL = ["model.embedding_dim=4", "model.tower=[8]", "model.backbone.expert=[8]", "trainer.accelerator=cpu"]
 SMALL += ["trainer.max_epochs=4", "trainer.limit_train_batches=2", "trainer.val_check_interval=1.0", "patience=100"]
@@ -28,27 +32,89 @@ def weights(folder: Path) -> dict[str, Any]:
     return state
 
 
+def by_lightning(folder: Path, processes: int, arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    """One command, which starts the others."""
+    return run_command("train.py", [*arguments, f"trainer.devices={processes}"], folder)
+
+
+def by_torchrun(folder: Path, processes: int, arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    """As on a machine where torchrun starts every process."""
+    start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", str(ROOT / "train.py")]
+    return subprocess.run(
+        [sys.executable, *start, *arguments, f"trainer.devices={processes}"],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+def by_slurm(folder: Path, processes: int, arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    """As ``srun`` does on two nodes with one process each: every process is told who it is by its environment."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = []
+    for rank in range(processes):
+        who = {"PROCID": rank, "LOCALID": 0, "NODEID": rank, "NTASKS": processes, "NTASKS_PER_NODE": 1, "JOB_ID": 7}
+        told = {f"SLURM_{key}": str(value) for key, value in who.items()}
+        told |= {"SLURM_NNODES": str(processes), "SLURM_JOB_NAME": "train", "SLURM_NODELIST": "127.0.0.1"}
+        told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, str(ROOT / "train.py"), *arguments]
+        command += ["trainer.devices=1", f"trainer.num_nodes={processes}"]
+        started.append(
+            subprocess.Popen(
+                command,
+                cwd=folder,
+                env={**os.environ, **told},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    ended = [process.communicate(timeout=600) for process in started]
+    out, err = ("".join(parts) for parts in zip(*ended, strict=True))
+    return subprocess.CompletedProcess("srun", max(abs(p.returncode) for p in started), out, err)
+
+
+STARTS = {"feed": (4, by_lightning), "funnel": (2, by_slurm), "reweighted": (2, by_torchrun)}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", list(CASES))
-def test_two_processes_train_as_one_with_the_joint_batch(case: str, command: Command, tmp_path: Path) -> None:
+def test_several_processes_train_as_one_with_the_joint_batch(case: str, tmp_path: Path) -> None:
+    """However they are started; the reweighted one is interrupted and goes on. Every row is measured once."""
     settings = [*CASES[case], *(s for s in SMALL if case != "reweighted" or not s.startswith("model.backbone"))]
     if case == "reweighted":
         settings += ["model.expert=[8]"]
-    for processes, batch in ((2, 128), (1, 256)):
-        place = [f"trainer.devices={processes}", f"loader.batch_size={batch}", f"run_dir=run{processes}"]
-        ran = command("train.py", *settings, *place)
-        assert ran.returncode == 0, ran.stderr
-        assert ran.stdout.count("test split") == 1  # one of them speaks
-    one, two = weights(tmp_path / "run1"), weights(tmp_path / "run2")
-    assert one.keys() == two.keys()
+    processes, start = STARTS[case]
+    together = [*settings, f"loader.batch_size={256 // processes}", "run_dir=together"]
+    if case == "reweighted":
+        first = start(tmp_path, processes, [*together, "trainer.max_epochs=2"])
+        assert first.returncode == 0, first.stderr
+        alone = run_here("train.py", ["run_dir=together", "ckpt=last", "trainer.devices=1"], tmp_path)
+        assert alone.returncode == 2
+        assert "trainer.devices times trainer.num_nodes was 2 and is 1 now" in alone.stderr.splitlines()[-1]
+        together = ["run_dir=together", "ckpt=last", "trainer.max_epochs=4"]
+    ran = start(tmp_path, processes, together)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("test split") == 1  # one of them speaks
+    ran = run_here("train.py", [*settings, "loader.batch_size=256", "run_dir=alone"], tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["alone", "data", "together"]
+    one, several = weights(tmp_path / "alone"), weights(tmp_path / "together")
+    assert one.keys() == several.keys()
     for name, value in one.items():
         # Few steps, as Adam makes steps of gradients that are rounding errors: 1e-9 here, 1e-5 after a dozen.
-        assert (two[name] - value).abs().double().mean() < 1e-6, name
-    alone, both = (json.loads((tmp_path / f"run{n}" / "metrics.json").read_text()) for n in (1, 2))
-    assert both["fit/steps"] == alone["fit/steps"]
-    for key, value in alone.items():
+        assert (several[name] - value).abs().double().mean() < 1e-6, name
+    alone_is, are = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("alone", "together"))
+    assert are["fit/steps"] == alone_is["fit/steps"]
+    assert are["machine/processes"] == processes
+    for key, value in alone_is.items():
         if key.startswith(("test/auc/", "test/logloss/", "test/calibration/", "test/gauc/")):
-            assert both[key] == pytest.approx(value, abs=1e-4), key
+            assert are[key] == pytest.approx(value, abs=1e-4), key
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from itertools import islice, pairwise
@@ -150,3 +151,14 @@ def test_resuming_with_other_batches_is_refused(split: Split, changed: dict[str,
     other = BatchLoader(split, **({"batch_size": 16} | changed), shuffle=True)
     with pytest.raises(UserError, match=f"cannot resume: {key} was"):
         other.load_state_dict(state)
+
+
+def test_a_limited_epoch_that_is_resumed_at_its_end_goes_on_with_the_next(split: Split) -> None:
+    whole = BatchLoader(split, 7, shuffle=True, seed=3, limit=2)
+    epochs = [[b.ids.tolist() for b in itertools.islice(whole, 2)] for _ in range(3)]
+    first = BatchLoader(split, 7, shuffle=True, seed=3, limit=2)
+    list(itertools.islice(first, 2))
+    again = BatchLoader(split, 7, shuffle=True, seed=3, limit=2)
+    again.load_state_dict(first.state_dict())
+    assert [b.ids.tolist() for b in itertools.islice(again, 2)] == epochs[1]
+    assert [b.ids.tolist() for b in itertools.islice(again, 2)] == epochs[2]

@@ -29,6 +29,7 @@ class BatchLoader:
         seed: of the order.
         rank: of this process.
         world_size: number of processes.
+        limit: batches after which whoever reads will stop, so that the next one is of another epoch.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class BatchLoader:
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        limit: int | None = None,
     ) -> None:
         self.split = split
         self.batch_size = batch_size
@@ -47,6 +49,7 @@ class BatchLoader:
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self.limit = limit
         self._epoch = 0
         self._next = 0  # the next batch of this epoch
         self._resuming = False
@@ -63,7 +66,8 @@ class BatchLoader:
     def __iter__(self) -> Iterator[Batch]:
         # An epoch ends when the next one begins: a reader that counts batches never comes back after the last, and
         # one that stopped early wants a new epoch. Only a loaded state is gone on with.
-        if self._next >= len(self) or (self._next and not self._resuming):
+        last = len(self) if self.limit is None else min(len(self), self.limit)
+        if self._next >= last or (self._next and not self._resuming):
             self._epoch, self._next = self._epoch + 1, 0
         self._resuming = False
         while self._next < len(self):

@@ -38,7 +38,13 @@ class RankingDataModule(L.LightningDataModule):
         trainer = self.trainer
         rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         size = self.batch_size if shuffle else self.eval_batch_size
-        return BatchLoader(self._split(split), size, shuffle=shuffle, seed=self.seed, rank=rank, world_size=world_size)
+        loader = BatchLoader(
+            self._split(split), size, shuffle=shuffle, seed=self.seed, rank=rank, world_size=world_size
+        )
+        limit = trainer.limit_train_batches if trainer and shuffle else None
+        if limit is not None:
+            loader.limit = limit if isinstance(limit, int) else int(len(loader) * limit)
+        return loader
 
     def _split(self, name: str) -> Split | ResidentSplit:
         """A split, in the GPU's memory where it fits."""

@@ -403,6 +403,7 @@ def _check(config: DictConfig) -> None:
         value = OmegaConf.select(config, key)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < -1):
             raise UserError(f"config {key}: {value!r} is not a whole number from -1")
+    _check_trainer(config.trainer)
     if not isinstance(config.patience, int) or config.patience < 0:
         raise UserError(f"config patience: {config.patience!r} is not a whole number from 0")
     if config.metrics.auc not in AUC_KINDS:
@@ -418,6 +419,19 @@ def _check(config: DictConfig) -> None:
         raise UserError(f"config ckpt: {config.ckpt!r} is neither `last` nor a checkpoint file")
     if config.ckpt == "last" and config.run_dir is None:
         raise UserError("config ckpt: `last` needs run_dir=DIR, the run to go on with")
+
+
+def _check_trainer(trainer: DictConfig) -> None:
+    """Numbers that are used before Lightning sees them, or with which it would say something else."""
+    for key in ("num_nodes", "accumulate_grad_batches"):
+        value = trainer[key]
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UserError(f"config trainer.{key}: {value!r} is not a positive whole number")
+    for key in ("limit_train_batches", "limit_val_batches", "limit_test_batches", "val_check_interval"):
+        value = trainer.get(key, 1.0)
+        whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        if not whole and not (isinstance(value, float) and 0 < value <= 1):
+            raise UserError(f"config trainer.{key}: {value!r} is neither a number of batches nor a share of them")
 
 
 def _check_processes(config: DictConfig, trainer: L.Trainer) -> None:
