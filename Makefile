@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test test-browser fuzz lint bench bench-peers notebook docs serve-demo setup clean
+.PHONY: train test test-browser fuzz quality lint bench bench-peers notebook docs serve-demo setup clean
 
 setup: .venv/.ready
 
@@ -32,6 +32,10 @@ test-browser: setup
 # A hundred thousand damaged files and wrong settings; CI takes four thousand.
 fuzz: setup
 	FUZZ=25 $(BIN)/python -m pytest -q tests/data/sources/test_fuzz.py tests/commands/test_fuzz_config.py
+
+# Are the shipped experiments better, worse or even to what bench/quality.yaml remembers? About 15 minutes.
+quality: setup
+	$(BIN)/python bench/quality.py
 
 # examples/quickstart.ipynb from its script, with the outputs of a run.
 notebook: setup
