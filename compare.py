@@ -2,19 +2,7 @@
 
 from pathlib import Path
 
-from omegaconf import DictConfig
-
-from dlen.cli import command
-
-ROOT = Path(__file__).parent
-
-
-def run(config: DictConfig) -> None:
-    """Import torch only once the config has been composed, so that a typo is told at once."""
-    from dlen.comparing.run import compare
-
-    compare(config, ROOT / "train.py")
-
+from dlen.commands.compare import main
 
 if __name__ == "__main__":
-    command(run, "compare", ROOT)
+    main(Path(__file__).parent / "conf")

@@ -2,22 +2,7 @@
 
 from pathlib import Path
 
-from omegaconf import DictConfig
-
-from dlen.cli import command
-
-
-def run(config: DictConfig) -> None:
-    """Import torch only once the config has been composed, so that a typo is told at once."""
-    if config.off_policy.log is not None:
-        from dlen.training.off_policy import check_off_policy
-
-        check_off_policy(config)
-        return
-    from dlen.training.run import evaluate
-
-    evaluate(config)
-
+from dlen.commands.evaluate import main
 
 if __name__ == "__main__":
-    command(run, "evaluate", Path(__file__).parent)
+    main(Path(__file__).parent / "conf")

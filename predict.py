@@ -2,17 +2,7 @@
 
 from pathlib import Path
 
-from omegaconf import DictConfig
-
-from dlen.cli import command
-
-
-def run(config: DictConfig) -> None:
-    """Import torch only once the config has been composed, so that a typo is told at once."""
-    from dlen.training.predicting import predict
-
-    predict(config)
-
+from dlen.commands.predict import main
 
 if __name__ == "__main__":
-    command(run, "predict", Path(__file__).parent)
+    main(Path(__file__).parent / "conf")

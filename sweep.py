@@ -2,19 +2,7 @@
 
 from pathlib import Path
 
-from omegaconf import DictConfig
-
-from dlen.cli import command
-
-ROOT = Path(__file__).parent
-
-
-def run(config: DictConfig) -> None:
-    """Import torch only once the config has been composed, so that a typo is told at once."""
-    from dlen.sweeping.run import sweep
-
-    sweep(config, ROOT)
-
+from dlen.commands.sweep import main
 
 if __name__ == "__main__":
-    command(run, "sweep", ROOT)
+    main(Path(__file__).parent / "conf")

@@ -2,24 +2,7 @@
 
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
-
-from dlen.cli import command
-
-
-def run(config: DictConfig) -> None:
-    """Import torch only once the config has been composed, so that a typo is told at once."""
-    from dlen.training.again import continued, rerun
-    from dlen.training.run import train
-
-    said = list(HydraConfig.get().overrides.task)
-    if config.rerun is not None:
-        if not rerun(config, said):
-            raise SystemExit(1)
-        return
-    train(continued(config, said) if config.ckpt == "last" and config.run_dir is not None else config)
-
+from dlen.commands.train import main
 
 if __name__ == "__main__":
-    command(run, "train", Path(__file__).parent)
+    main(Path(__file__).parent / "conf")

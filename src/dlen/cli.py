@@ -33,13 +33,19 @@ from dlen.overrides import leaves, register_resolvers, written
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def command(run: Callable[[DictConfig], Any], config_name: str, folder: Path) -> None:
+def conf_folder() -> Path:
+    """The configs that come with the package; beside its sources in a clone."""
+    packaged = Path(__file__).parent / "conf"
+    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "conf"
+
+
+def command(run: Callable[[DictConfig], Any], config_name: str, conf: Path) -> None:
     """Run one command and exit: 0 when it is done, 2 with one line when the input or the config is wrong.
 
     Args:
         run: does the work with the composed config.
-        config_name: the primary config in ``folder/conf``.
-        folder: where the script lies.
+        config_name: the primary config.
+        conf: the folder that it lies in.
     """
     register_resolvers()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, so that the errors reach _one_line below
@@ -58,7 +64,7 @@ def command(run: Callable[[DictConfig], Any], config_name: str, folder: Path) ->
             _fail(line)
 
     sys.argv[1:] = _with_best(sys.argv[1:])
-    entry = hydra.main(version_base="1.3", config_path=str(folder / "conf"), config_name=config_name)(guarded)
+    entry = hydra.main(version_base="1.3", config_path=str(conf.absolute()), config_name=config_name)(guarded)
     try:
         entry()
     except (HydraException, OmegaConfBaseException) as error:

@@ -49,6 +49,12 @@ def said_overrides(own: Sequence[str], settings: Sequence[str]) -> list[str]:
     return [f"data={hydra.runtime.choices['data']}", *settings, *said]
 
 
+def conf_of_this_command() -> str:
+    """The folder of the configs that the running command was composed from, for the processes that it starts."""
+    found = [source.path for source in HydraConfig.get().runtime.config_sources if source.provider == "main"]
+    return str(found[0])
+
+
 def register_resolvers() -> None:
     """What the configs' interpolations use beside OmegaConf's own."""
     OmegaConf.register_new_resolver("stem", lambda path: Path(str(path)).stem, replace=True)

@@ -427,7 +427,7 @@ def test_wrong_settings(arguments: list[str], expected: str, tmp_path: Path) -> 
         config = compose("sweep", [*places, *arguments], return_hydra_config=True)
         HydraConfig.instance().set_config(config)
         with pytest.raises((UserError, HydraException, OmegaConfBaseException)) as caught:
-            make_plan(config, ROOT)
+            make_plan(config)
     assert expected in _one_line(caught.value)
     assert not (tmp_path / "runs").exists()
 

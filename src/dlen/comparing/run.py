@@ -34,14 +34,13 @@ _SIZES = ("model/dense_parameters", "model/flops_per_row", "fit/samples_per_seco
 _EXTRAS = ("auc/up_any", "auc/up_truth", "corr/up_truth")
 
 
-def compare(config: DictConfig, script: Path) -> None:
+def compare(config: DictConfig) -> None:
     """Train what is missing, pair every model with the base model, print the table and write it.
 
     An experiment with a ``grid`` becomes one comparison for each cell, and a surface over all of them.
 
     Args:
         config: of ``compare.py``.
-        script: ``train.py``, which trains each run in a process of its own.
 
     Raises:
         UserError: for wrong settings, or when a run fails.
@@ -56,7 +55,7 @@ def compare(config: DictConfig, script: Path) -> None:
     check_writable(out)
     asked = config.experiment.get("sessions")
     sessions = None if asked is None or grid else parse_sessions(asked)
-    train_missing(runs, script, workers, name, "compare")
+    train_missing(runs, workers, name, "compare")
     comparisons = [summarise(plan) for plan in plans]
     _warn_of_other_code(runs)
     out.mkdir(parents=True, exist_ok=True)

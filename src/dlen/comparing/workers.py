@@ -11,17 +11,16 @@ import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from pathlib import Path
 
 from dlen.comparing.plan import Run
 from dlen.data.prepare import locked
 from dlen.devices import worker_environment
 from dlen.errors import UserError
-from dlen.overrides import written
+from dlen.overrides import conf_of_this_command, written
 from dlen.progress import Stage
 
 
-def train_missing(runs: Sequence[Run], script: Path, workers: int, group: str, job_type: str) -> None:
+def train_missing(runs: Sequence[Run], workers: int, group: str, job_type: str) -> None:
     """Train every run that is not done. A failure stops the runs that have not begun and is told in one line.
 
     On CPU the cores are shared out, so a worker's threads, and with them the last digits of a result, depend on the
@@ -29,7 +28,6 @@ def train_missing(runs: Sequence[Run], script: Path, workers: int, group: str, j
 
     Args:
         runs: of the plan; those that are done cost nothing.
-        script: ``train.py``.
         workers: how many at a time.
         group: of the runs in W&B.
         job_type: of the runs in W&B.
@@ -45,7 +43,7 @@ def train_missing(runs: Sequence[Run], script: Path, workers: int, group: str, j
     places: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
     for number in range(workers):
         places.put(worker_environment(number, workers))
-    pool = _Pool(script, places, {"WANDB_RUN_GROUP": group, "WANDB_JOB_TYPE": job_type})
+    pool = _Pool(places, {"WANDB_RUN_GROUP": group, "WANDB_JOB_TYPE": job_type})
     # A termination ends the runs as well; else they would train on without us. The handler does not raise: in the
     # middle of a lock that would break the lock.
     earlier = signal.signal(signal.SIGTERM, lambda number, frame: pool.stop())
@@ -70,13 +68,12 @@ class _Pool:
     """The processes that are training now.
 
     Args:
-        script: ``train.py``.
         places: environments of free workers.
         names: environment in which all runs are grouped in W&B; what the user has set wins.
     """
 
-    def __init__(self, script: Path, places: queue.SimpleQueue[dict[str, str]], names: dict[str, str]) -> None:
-        self.script, self.places, self.names = script, places, names
+    def __init__(self, places: queue.SimpleQueue[dict[str, str]], names: dict[str, str]) -> None:
+        self.places, self.names, self.conf = places, names, conf_of_this_command()
         self.processes: set[subprocess.Popen[bytes]] = set()
         self.lock = threading.Lock()
         self.stopped = False
@@ -94,7 +91,9 @@ class _Pool:
     def _run(self, run: Run, place: dict[str, str]) -> None:
         arguments = [
             sys.executable,
-            str(self.script),
+            "-m",
+            "dlen.commands.train",
+            f"--config-path={self.conf}",
             *run.overrides,
             f"run_dir={written(str(run.folder), quote=True)}",
         ]

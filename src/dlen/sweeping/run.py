@@ -25,7 +25,7 @@ from dlen.data.store import Store
 from dlen.devices import number_of_workers
 from dlen.errors import UserError
 from dlen.files import write_text
-from dlen.overrides import compose_train, said_overrides
+from dlen.overrides import compose_train, conf_of_this_command, said_overrides
 from dlen.reports.comparison import markdown, print_markdown, write_comparison
 from dlen.reports.live import StudyTable, describe
 from dlen.reports.study import write_study
@@ -85,19 +85,18 @@ class Plan:
     folder: Path
 
 
-def sweep(config: DictConfig, root: Path) -> None:
+def sweep(config: DictConfig) -> None:
     """Run a study to its end, write what was found, and test the best beside the default on fresh seeds.
 
     Args:
         config: of ``sweep.py``.
-        root: where ``train.py`` and ``conf`` lie.
 
     Raises:
         UserError: for wrong settings, for a study that was begun with others, or when every trial fails.
         SystemExit: 130 after Ctrl-C; the same command goes on.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    plan = make_plan(config, root)
+    plan = make_plan(config)
     spec, options = plan.spec, config.sweep
     workers = number_of_workers(options.workers, spec.trials, "sweep.workers", options.devices_per_trial)
     check_writable(plan.folder)
@@ -131,12 +130,12 @@ def sweep(config: DictConfig, root: Path) -> None:
     if not whole:
         print(f"interrupted: the same command goes on with the study {spec.name}", file=sys.stderr)
         raise SystemExit(130)
-    _answer(study, plan, root / "train.py", options.confirm, workers)
+    _answer(study, plan, options.confirm, workers)
     if OmegaConf.select(config, "logger.wandb") is not None:
         print(sync_command(plan.folder / "trials" / "*" / "wandb"))
 
 
-def make_plan(config: DictConfig, root: Path) -> Plan:
+def make_plan(config: DictConfig) -> Plan:
     """Check everything that can be known before a worker starts.
 
     Raises:
@@ -192,7 +191,7 @@ def make_plan(config: DictConfig, root: Path) -> Plan:
     spec = Spec(
         name=name,
         folder=str(folder),
-        conf=str((root / "conf").resolve()),
+        conf=conf_of_this_command(),
         common=common,
         space=plain["space"],
         tasks=tasks,
@@ -307,7 +306,7 @@ def _write(study: optuna.Study, plan: Plan) -> None:
         write_best([*plan.spec.common, *plan.space.overrides(top.params)], said, plan.folder / "best.yaml")
 
 
-def _answer(study: optuna.Study, plan: Plan, script: Path, asked: int, workers: int) -> None:
+def _answer(study: optuna.Study, plan: Plan, asked: int, workers: int) -> None:
     """Say which trial is best, and train it and the default on fresh seeds, each tested once."""
     trials = own_trials(study)
     top = best_trial(trials, plan.spec.objectives)
@@ -333,7 +332,7 @@ def _answer(study: optuna.Study, plan: Plan, script: Path, asked: int, workers: 
         title = f"Best of the study {plan.spec.name}, and the default, on fresh seeds"
         tested = plan_runs(title, "default", models, range(_FRESH, _FRESH + asked))
         with locked(plan.folder / ".answer.lock", "testing the best of this study"):
-            train_missing(list(tested.runs.values()), script, workers, plan.spec.name, "confirm")
+            train_missing(list(tested.runs.values()), workers, plan.spec.name, "confirm")
         comparison = summarise(tested)
         print_markdown(markdown(comparison))
         out = plan.folder / "confirm"

@@ -1,0 +1,30 @@
+"""Measure a finished run again, on any split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from dlen.cli import command, conf_folder
+
+
+def run(config: DictConfig) -> None:
+    """Import torch only once the config has been composed, so that a typo is told at once."""
+    if config.off_policy.log is not None:
+        from dlen.training.off_policy import check_off_policy
+
+        check_off_policy(config)
+        return
+    from dlen.training.run import evaluate
+
+    evaluate(config)
+
+
+def main(conf: Path | None = None) -> None:
+    """The command; ``conf`` is the folder of the configs, by default the package's own."""
+    command(run, "evaluate", conf or conf_folder())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+"""Write one page of tables and plots about runs, comparisons and studies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from dlen.cli import command, conf_folder
+
+
+def run(config: DictConfig) -> None:
+    """Import plotly only once the config has been composed, so that a typo is told at once."""
+    from dlen.reports.report import report
+
+    report(config)
+
+
+def main(conf: Path | None = None) -> None:
+    """The command; ``conf`` is the folder of the configs, by default the package's own."""
+    command(run, "report", conf or conf_folder())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""What is released: a wheel, made from the source distribution, that works from any folder without the repository."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import yaml
+
+import dlen
+from tests.conftest import ROOT
+
+SMALL = ["data.rows=4000", "data.users=50", "data.items=30", "model=mmoe", "model.expert=[8]", "model.tower=[8]"]
+
+
+def run(command: list[str], folder: Path, **environment: str) -> str:
+    ran = subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+@pytest.mark.slow
+def test_a_wheel_from_the_source_distribution_works_from_any_folder(tmp_path: Path) -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("is built from a clone")
+    clone, elsewhere = tmp_path / "clone", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for name in run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], ROOT).splitlines():
+        if (ROOT / name).exists():
+            (clone / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, clone / name, follow_symlinks=False)
+    run([sys.executable, "setup.py", "-q", "sdist", "--dist-dir", str(tmp_path / "sdist")], clone)
+    (sdist,) = (tmp_path / "sdist").iterdir()
+    pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
+    alone = ["--no-deps", "--no-build-isolation", "--no-index"]
+    run([*pip, "wheel", *alone, "-w", str(tmp_path / "wheel"), str(sdist)], tmp_path)
+    (wheel,) = (tmp_path / "wheel").iterdir()
+    assert wheel.name == f"dlen-{dlen.__version__}-py3-none-any.whl"
+    place = tmp_path / "site"
+    run([*pip, "install", "--no-deps", "--no-index", "--target", str(place), str(wheel)], tmp_path)
+    packaged = {p.relative_to(place / "dlen" / "conf") for p in (place / "dlen" / "conf").rglob("*.yaml")}
+    shipped = {p.relative_to(ROOT / "conf") for p in (ROOT / "conf").rglob("*.yaml")}
+    assert shipped <= packaged
+    assert Path("sweep/alpha.yaml") in packaged
+    # In front of everything else, also of the clone that these tests run from.
+    said = run([str(place / "bin" / "dlen-train"), *SMALL, "run_dir=run"], elsewhere, PYTHONPATH=str(place))
+    assert "test split" in said
+    assert json.loads((elsewhere / "run" / "metrics.json").read_text())["model"] == "mmoe"
+    asked = ["experiment=table1", "models=[MMoE]", "seeds=1", "workers=1", *(s for s in SMALL if s.startswith("data."))]
+    said = run([str(place / "bin" / "dlen-compare"), *asked], elsewhere, PYTHONPATH=str(place))
+    assert "MMoE" in said
+    (log,) = (elsewhere / "runs" / "compare" / "cache").glob("*/train.log")
+    assert str(ROOT) not in log.read_text()
+
+
+def test_one_version_everywhere() -> None:
+    assert version("dlen") == dlen.__version__
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == dlen.__version__
+    newest = next(line for line in (ROOT / "CHANGELOG.md").read_text().splitlines() if line.startswith("## "))
+    assert newest.startswith(f"## {dlen.__version__} ")
