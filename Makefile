@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test test-browser fuzz quality lint bench bench-peers notebook docs serve-demo setup clean
+.PHONY: train test test-browser fuzz quality lint bench bench-peers notebook docs serve-demo lock setup clean
 
 setup: .venv/.ready
 
@@ -75,6 +75,12 @@ bench/peers/.venv/.ready: bench/peers/requirements.txt constraints.txt
 	bench/peers/.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	bench/peers/.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r bench/peers/requirements.txt
 	@touch $@
+
+# The same versions as constraints.txt with hashes, for this platform.
+lock: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --dry-run --ignore-installed --report .lock.json -c constraints.txt torch -e '.[dev]'
+	$(BIN)/python .ci/lock.py < .lock.json > requirements-linux-py311.lock
+	rm .lock.json
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache
