@@ -7,7 +7,8 @@ import json
 import platform
 import sys
 
-HEAD = f"""# Every package of constraints.txt with the hash of its file, for {platform.system()} {platform.machine()} and Python {sys.version_info[0]}.{sys.version_info[1]};
+PLATFORM = f"{platform.system()} {platform.machine()} and Python {sys.version_info[0]}.{sys.version_info[1]}"
+HEAD = f"""# Every package of constraints.txt with the hash of its file, for {PLATFORM};
 # torch is the CPU build. Written by `make lock`."""
 
 

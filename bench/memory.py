@@ -41,6 +41,21 @@ class Watch(threading.Thread):
                     self.peaks[key] = max(self.peaks[key], int(value.split()[0]))
 
 
+def peaks(command: list[str]) -> tuple[float, float]:
+    """MiB of its own and of mapped files that a Python command of the repository has had at most."""
+    process = subprocess.Popen(
+        [sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    watch = Watch(process.pid)
+    watch.start()
+    code = process.wait()
+    watch.ended.set()
+    watch.join()
+    if code:
+        raise SystemExit(f"{' '.join(command)} failed")
+    return watch.peaks["RssAnon"] / 1024, watch.peaks["RssFile"] / 1024
+
+
 def measure(rows: int) -> dict[str, Any]:
     """Train some steps on batches from the whole of it."""
     shape = feed(rows)
@@ -48,17 +63,7 @@ def measure(rows: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         settings = ["model=mmoe", *shape.data, f"data_dir={DATA}", f"run_dir={folder}/run", "loader.batch_size=4096"]
         settings += [f"trainer.max_steps={STEPS}", f"trainer.val_check_interval={STEPS}"]
-        process = subprocess.Popen(
-            [sys.executable, "train.py", *settings], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        watch = Watch(process.pid)
-        watch.start()
-        code = process.wait()
-        watch.ended.set()
-        watch.join()
-    if code:
-        raise SystemExit(f"training on {rows} rows failed")
-    own, mapped = (watch.peaks[key] / 1024 for key in ("RssAnon", "RssFile"))
+        own, mapped = peaks(["train.py", *settings])
     return {"rows": f"{rows:,}", "own memory, MiB": f"{own:.0f}", "mapped files, MiB": f"{mapped:.0f}"}
 
 

@@ -81,7 +81,7 @@ def slow_lines(content: bytes) -> list[tuple[list[str], list[tuple[str, int, np.
         for entry in features.split("\x01") if features else []:
             field, rest = entry.split("\x02")
             raw_id, value = rest.split("\x03")
-            if not re.fullmatch(r" *\+?[0-9]+ *", raw_id) or int(raw_id) > MAX_ID:
+            if not re.fullmatch(r" *(\+?[0-9]+|-0+) *", raw_id) or int(raw_id) > MAX_ID:
                 raise ValueError(raw_id)
             entries.append((field, int(raw_id), np.float32(float(value))))
         if int(number) != len(entries) or head[1] not in "01" or head[2] not in "01" or len(head) != 4:
