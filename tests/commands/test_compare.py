@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT, Command, run_command
+from tests.conftest import ROOT, Command, run_command, run_here
 
 SMALL = ["data.rows=4000", "data.users=40", "data.items=30", "loader.batch_size=512", "trainer.max_epochs=1"]
 SMALL += ["optimizer.embedding_lr=0.05", "optimizer.lr=0.01"]
@@ -77,7 +77,7 @@ def test_the_table_repeats_the_runs_figures(compared: Path) -> None:
 @pytest.mark.slow
 def test_only_what_is_missing_is_trained(compared: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in compared.rglob("cache/*/metrics.json")}
-    again = run_command("compare.py", [*TABLE, "seeds=2"], compared)
+    again = run_here("compare.py", [*TABLE, "seeds=2"], compared)  # which starts no process
     assert again.returncode == 0, again.stderr
     assert "4 of 4 runs are there already" in again.stderr
     more = run_command("compare.py", [*TABLE, "seeds=[0,1,7]", "out=more"], compared)

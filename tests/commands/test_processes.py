@@ -125,8 +125,8 @@ def test_several_processes_train_as_one_with_the_joint_batch(case: str, tmp_path
         (["balancing=surgery", "model.likelihood=marginal"], "config balancing: gradient surgery is for one process"),
     ],
 )
-def test_what_several_processes_cannot_do(settings: list[str], expected: str, command: Command, tmp_path: Path) -> None:
-    ran = command("train.py", *FEED, *SMALL, "trainer.devices=2", *settings)
+def test_what_several_processes_cannot_do(settings: list[str], expected: str, refused: Command, tmp_path: Path) -> None:
+    ran = refused("train.py", *FEED, *SMALL, "trainer.devices=2", *settings)
     assert ran.returncode == 2
     assert expected in ran.stderr.splitlines()[-1]
     assert not (tmp_path / "runs").exists()

@@ -30,7 +30,7 @@ from dlen.cli import _one_line
 from dlen.errors import UserError
 from dlen.sweeping.run import make_plan
 from dlen.sweeping.study import connect
-from tests.conftest import ROOT, Command, run_command
+from tests.conftest import ROOT, Command, run_command, run_here
 from tests.wandb_files import WandbRun, read_wandb
 
 DATA = ["data.rows=3000", "data.users=40", "data.items=30"]
@@ -450,7 +450,7 @@ def test_a_wrong_command_is_one_line(arguments: list[str], expected: str, refuse
 def test_fusion_weights_are_searched_on_a_finished_run(done: Path) -> None:
     """Nothing is trained; the best is never behind equal weights on validation, and is measured once on test."""
     run = done / "fused"
-    trained = run_command("train.py", ["model=dlen", *DATA, *MODEL, f"run_dir={run}"], done)
+    trained = run_here("train.py", ["model=dlen", *DATA, *MODEL, f"run_dir={run}"], done)
     assert trained.returncode == 0, trained.stderr
     before = {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()}
     asked = [
@@ -486,6 +486,6 @@ def test_fusion_weights_are_searched_on_a_finished_run(done: Path) -> None:
     assert kept["calibrate"] is True
     top = pl.read_parquet(folder_of(done, "stay") / "trials.parquet").filter("best").row(0, named=True)
     assert 5 <= top["stay_time"] <= 40 * 25
-    wrong = run_command("sweep.py", ["sweep=fusion", f"sweep.run={done}"], done)
+    wrong = run_here("sweep.py", ["sweep=fusion", f"sweep.run={done}"], done)
     assert wrong.returncode == 2
     assert "not a run folder" in wrong.stderr.splitlines()[-1]
