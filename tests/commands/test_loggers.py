@@ -18,6 +18,7 @@ from tests.wandb_files import WandbRun, read_wandb
 FEED = ["data.rows=6000", "data.users=50", "data.items=40", "loader.batch_size=512", "trainer.max_epochs=1"]
 MODEL = ["model.embedding_dim=4", "model.tower=[8]", "model.hidden=[16,8]", "model.backbone.expert=[16,8]"]
 VALIDATIONS = 5  # of an epoch of 10 batches
+KEY = "0123456789abcdef" * 2 + "deadbeef"  # of the form that W&B's keys have
 SETTINGS = [*FEED, *MODEL, "metrics.conflict_every=3"]
 
 
@@ -30,9 +31,19 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A run with W&B, and what it printed."""
     folder = tmp_path_factory.mktemp("wandb")
     extra = ["logger=wandb", "logger.wandb.checkpoint=true", "run_dir=run"]
-    ran = run_command("train.py", [*SETTINGS, *extra], folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_API_KEY", KEY)
+        ran = run_command("train.py", [*SETTINGS, *extra], folder)
     assert ran.returncode == 0, ran.stderr
+    assert KEY not in ran.stdout + ran.stderr
     return folder / "run", ran.stdout
+
+
+@pytest.mark.slow
+def test_the_key_of_wandb_reaches_no_file(logged: tuple[Path, str]) -> None:
+    files = [p for p in logged[0].rglob("*") if p.is_file()]
+    assert {".wandb", ".ckpt", ".yaml", ".json", ".csv"} <= {p.suffix for p in files}
+    assert [p for p in files if KEY.encode() in p.read_bytes()] == []
 
 
 @pytest.mark.slow

@@ -56,6 +56,9 @@ class Backbone(nn.Module, ABC):
         return []
 
 
+_MOST = 1024  # experts or levels
+
+
 def _check(expert: Sequence[int], **numbers: int) -> None:
     """Raise ValueError for sizes that make no backbone."""
     if not expert:
@@ -63,6 +66,8 @@ def _check(expert: Sequence[int], **numbers: int) -> None:
     for name, number in numbers.items():
         if number < 1:
             raise ValueError(f"{name} must be at least 1, got {number}")
+        if number > _MOST:  # each is a module of its own: a slip of the hand would build for hours
+            raise ValueError(f"{name} must be at most {_MOST}, got {number}")
 
 
 def _names(kind: str, number: int) -> list[str]:
