@@ -34,8 +34,7 @@ def continued(config: DictConfig, said: Sequence[str]) -> DictConfig:
     if not (Path(config.run_dir) / "checkpoints" / "last.ckpt").exists():
         return config  # which is refused, as there is nothing to go on with
     before = load_run_config(Path(config.run_dir))
-    found = OmegaConf.create({key: before[key] if key in before else config[key] for key in config})
-    assert isinstance(found, DictConfig)
+    found = _of_the_run(before, config)
     for override in said:
         key, _, value = override.lstrip("+~").partition("=")
         group = key.partition("@")[0].split("/")[0]
@@ -47,6 +46,13 @@ def continued(config: DictConfig, said: Sequence[str]) -> DictConfig:
             found[group] = config[group]
         else:
             OmegaConf.update(found, key, OmegaConf.select(config, key), force_add=True)
+    return found
+
+
+def _of_the_run(before: DictConfig, config: DictConfig) -> DictConfig:
+    """A run's own config, with today's for keys that it did not have yet."""
+    found = OmegaConf.create({key: before[key] if key in before else config[key] for key in config})
+    assert isinstance(found, DictConfig)
     return found
 
 
@@ -71,8 +77,7 @@ def rerun(config: DictConfig, said: Sequence[str]) -> bool:
     before, path = load_run_config(folder), folder / "metrics.json"
     if not path.exists():
         raise UserError(f"{folder}: the run has no metrics.json, so it has not ended and cannot be compared with")
-    found = OmegaConf.create({key: before[key] if key in before else config[key] for key in config})
-    assert isinstance(found, DictConfig)
+    found = _of_the_run(before, config)
     found.ckpt, found.rerun, found.run_dir = None, None, config.run_dir
     for override in said:
         key = override.lstrip("+~").partition("=")[0].split(".")[0].split("/")[0]
