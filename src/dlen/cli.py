@@ -39,6 +39,15 @@ def conf_folder() -> Path:
     return packaged if packaged.is_dir() else Path(__file__).parents[2] / "conf"
 
 
+def entry(run: Callable[[DictConfig], Any], config_name: str) -> Callable[..., None]:
+    """A command as a function; its argument is the folder of the configs, by default the package's own."""
+
+    def main(conf: Path | None = None) -> None:
+        command(run, config_name, conf or conf_folder())
+
+    return main
+
+
 def command(run: Callable[[DictConfig], Any], config_name: str, conf: Path) -> None:
     """Run one command and exit: 0 when it is done, 2 with one line when the input or the config is wrong.
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from omegaconf import DictConfig
 
-from dlen.cli import command, conf_folder
+from dlen.cli import entry
 
 
 def run(config: DictConfig) -> None:
@@ -17,10 +15,7 @@ def run(config: DictConfig) -> None:
     print(summary(open_store(config)))
 
 
-def main(conf: Path | None = None) -> None:
-    """The command; ``conf`` is the folder of the configs, by default the package's own."""
-    command(run, "prepare", conf or conf_folder())
-
+main = entry(run, "prepare")
 
 if __name__ == "__main__":
     main()

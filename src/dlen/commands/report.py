@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from omegaconf import DictConfig
 
-from dlen.cli import command, conf_folder
+from dlen.cli import entry
 
 
 def run(config: DictConfig) -> None:
@@ -16,10 +14,7 @@ def run(config: DictConfig) -> None:
     report(config)
 
 
-def main(conf: Path | None = None) -> None:
-    """The command; ``conf`` is the folder of the configs, by default the package's own."""
-    command(run, "report", conf or conf_folder())
-
+main = entry(run, "report")
 
 if __name__ == "__main__":
     main()

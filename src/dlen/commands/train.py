@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from dlen.cli import command, conf_folder
+from dlen.cli import entry
 
 
 def run(config: DictConfig) -> None:
@@ -23,10 +21,7 @@ def run(config: DictConfig) -> None:
     train(continued(config, said) if config.ckpt == "last" and config.run_dir is not None else config)
 
 
-def main(conf: Path | None = None) -> None:
-    """The command; ``conf`` is the folder of the configs, by default the package's own."""
-    command(run, "train", conf or conf_folder())
-
+main = entry(run, "train")
 
 if __name__ == "__main__":
     main()
