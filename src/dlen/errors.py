@@ -1,5 +1,9 @@
 """Exceptions: the one that a user is meant to read, and what data must have for a model."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 
 class UserError(Exception):
     """Wrong input or settings. The message is one line that names the file, row, field or config key.
@@ -8,10 +12,12 @@ class UserError(Exception):
 
     Args:
         message: line breaks in it, such as those of a cell that is quoted, are shown as such.
+        details: lines below it, such as a list of what differs.
     """
 
-    def __init__(self, message: str) -> None:
-        super().__init__(str(message).replace("\r", "\\r").replace("\n", "\\n"))
+    def __init__(self, message: str, details: Sequence[str] = ()) -> None:
+        shown = str(message).replace("\r", "\\r").replace("\n", "\\n")
+        super().__init__("\n".join([shown, *details]))
 
 
 class UnfitError(UserError):

@@ -193,10 +193,9 @@ def open_study(
         study = optuna.load_study(study_name=name, storage=storage)
         before = study.user_attrs.get(_IDENTITY)
         if before is not None and before != _plain(identity):
-            lines = "\n".join(f"  {line}" for line in differences(before, _plain(identity)))
             raise UserError(
-                f"the study {name} was begun with other settings; name another with sweep.name=NAME, or set as it was:"
-                f"\n{lines}"
+                f"the study {name} was begun with other settings; name another with sweep.name=NAME, or set as it was:",
+                [f"  {line}" for line in differences(before, _plain(identity))],
             ) from None
     if _IDENTITY not in study.user_attrs:
         study.set_user_attr(_IDENTITY, _plain(identity))

@@ -132,7 +132,7 @@ def run_id(config: DictConfig, folder: Path, fingerprint: str) -> str:
     It is made of the user, the folder, the data, and the settings that a run which goes on has to keep.
     """
     settings = {
-        key: OmegaConf.to_container(node) if OmegaConf.is_config(node) else node
+        key: OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
         for key in _SAME_RUN
         for node in [config[key]]
     }
