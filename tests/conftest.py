@@ -7,7 +7,7 @@ import os
 import runpy
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -51,16 +51,27 @@ def composed(tmp_path: Path) -> Compose:
 
 def run_command(script: str, arguments: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
     """Run a command of the repository in ``folder``, with one thread."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
-    environment.pop("DLEN_RUN_DIR", None)
+    return run_program([sys.executable, str(ROOT / script), *arguments], folder)
+
+
+def run_program(
+    command: Sequence[str],
+    folder: Path,
+    environment: Mapping[str, str] | None = None,
+    first: Callable[[], None] | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run any program in ``folder``, with one thread.
+
+    Args:
+        command: program and arguments.
+        folder: where it runs.
+        environment: beside what is set already.
+        first: called in the new process before the program is.
+    """
+    told = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", **(environment or {})}
+    told.pop("DLEN_RUN_DIR", None)
     return subprocess.run(
-        [sys.executable, str(ROOT / script), *arguments],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
+        command, cwd=folder, env=told, preexec_fn=first, capture_output=True, text=True, timeout=600, check=False
     )
 
 

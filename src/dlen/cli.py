@@ -73,9 +73,9 @@ def command(run: Callable[[DictConfig], Any], config_name: str, conf: Path) -> N
             _fail(line)
 
     sys.argv[1:] = _with_best(sys.argv[1:])
-    entry = hydra.main(version_base="1.3", config_path=str(conf.absolute()), config_name=config_name)(guarded)
+    hydrated = hydra.main(version_base="1.3", config_path=str(conf.absolute()), config_name=config_name)(guarded)
     try:
-        entry()
+        hydrated()
     except (HydraException, OmegaConfBaseException) as error:
         _fail(_one_line(error))
     except ValueError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import signal
 import subprocess
@@ -15,7 +14,7 @@ import pytest
 from dlen.data.prepare import prepare
 from dlen.data.sources.aliccp_demo import AliCCPDemo
 from dlen.data.store import Store
-from tests.conftest import ROOT, Command, run_here
+from tests.conftest import ROOT, Command, run_here, run_program
 
 FEED = ["data.rows=20000", "data.users=200", "data.items=100"]
 SMALL = ["model=mmoe", "model.embedding_dim=4", "model.tower=[8]", "model.expert=[8]", "loader.batch_size=512"]
@@ -23,8 +22,7 @@ SMALL = ["model=mmoe", "model.embedding_dim=4", "model.tower=[8]", "model.expert
 
 def script(text: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """A Python program in a process of its own."""
-    command = [sys.executable, "-c", textwrap.dedent(text), *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    return run_program([sys.executable, "-c", textwrap.dedent(text), *arguments], folder)
 
 
 # Kills itself at the so-manieth step of writing a store: a chunk appended, the tables closed, the folder renamed.
@@ -82,22 +80,10 @@ def same(found: Store, wanted: Store) -> None:
         assert (found.folder / name).read_bytes() == (wanted.folder / name).read_bytes()
 
 
-def limited(limit: int) -> None:
-    """No file of this process may become larger, as on a disk that is full."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-
 def filled(arguments: list[str], folder: Path, limit: int) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / arguments[0]), *arguments[1:]],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        preexec_fn=lambda: limited(limit),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    """A command that may write no file larger than so many bytes, as on a disk that is full."""
+    command = [sys.executable, str(ROOT / arguments[0]), *arguments[1:]]
+    return run_program(command, folder, first=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
 
 
 @pytest.mark.slow
@@ -122,14 +108,8 @@ def test_a_small_or_read_only_file_system(options: str, expected: str, tmp_path:
         pytest.skip("this system lets nobody mount a file system in a namespace")
     mount = f"mkdir -p data && mount -t tmpfs -o {options} none data"
     asked = f"{sys.executable} {ROOT / 'prepare.py'} data=feed {' '.join(FEED)}"
-    ran = subprocess.run(
-        ["unshare", "-Urm", "sh", "-c", f"{mount} && {{ {asked}; code=$?; ls -A data/feed >&3; exit $code; }} 3>left"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    within = f"{mount} && {{ {asked}; code=$?; ls -A data/feed >&3; exit $code; }} 3>left"
+    ran = run_program(["unshare", "-Urm", "sh", "-c", within], tmp_path)
     assert ran.returncode == 2, ran.stderr
     lines = [line for line in ran.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1

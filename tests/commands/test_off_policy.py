@@ -17,7 +17,7 @@ from dlen.config import build
 from dlen.data.sources.feed import Feed
 from dlen.overrides import compose_train
 from dlen.training.run import load_run_config, open_run, train
-from dlen.training.scoring import load_model, make_score, read_fusion, score_pairs
+from dlen.training.scoring import load_model, make_scores, read_fusion, score_pairs
 from tests.conftest import ROOT, Command, run_here
 
 WORLD = ["data=feed", "data.exposure=uniform", "data.rows=40000", "data.users=60", "data.items=40", "data.test=0.5"]
@@ -55,7 +55,7 @@ def true_rates(folder: Path, overrides: Sequence[str]) -> np.ndarray:
     feed, model = build(config.data, "data"), load_model(folder / "run", load_run_config(folder / "run"), store)
     assert isinstance(feed, Feed)
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        score = make_score(read_fusion(compose("evaluate", ["run=.", *overrides]).fusion), model, store)
+        (score,) = make_scores([read_fusion(compose("evaluate", ["run=.", *overrides]).fusion)], model, store)
     log, users = pl.read_csv(folder / "random.csv"), np.arange(feed.users)
     rates = np.zeros((24, feed.users, len(feed.tasks)))
     for hour in range(24):

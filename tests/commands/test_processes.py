@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import ROOT, Command, run_command, run_here
+from tests.conftest import ROOT, Command, run_command, run_here, run_program
 
 SMALL = ["model.embedding_dim=4", "model.tower=[8]", "model.backbone.expert=[8]", "trainer.accelerator=cpu"]
 SMALL += ["trainer.max_epochs=4", "trainer.limit_train_batches=2", "trainer.val_check_interval=1.0", "patience=100"]
@@ -40,15 +40,7 @@ def by_lightning(folder: Path, processes: int, arguments: list[str]) -> subproce
 def by_torchrun(folder: Path, processes: int, arguments: list[str]) -> subprocess.CompletedProcess[str]:
     """As on a machine where torchrun starts every process."""
     start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", str(ROOT / "train.py")]
-    return subprocess.run(
-        [sys.executable, *start, *arguments, f"trainer.devices={processes}"],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    return run_program([sys.executable, *start, *arguments, f"trainer.devices={processes}"], folder)
 
 
 def by_slurm(folder: Path, processes: int, arguments: list[str]) -> subprocess.CompletedProcess[str]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -14,21 +12,13 @@ import pytest
 import yaml
 
 import dlen
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_program
 
 SMALL = ["data.rows=4000", "data.users=50", "data.items=30", "model=mmoe", "model.expert=[8]", "model.tower=[8]"]
 
 
 def run(command: list[str], folder: Path, **environment: str) -> str:
-    ran = subprocess.run(
-        command,
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    ran = run_program(command, folder, environment)
     assert ran.returncode == 0, ran.stderr
     return ran.stdout
 

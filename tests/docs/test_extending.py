@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_program
 
 PAGE = (ROOT / "docs" / "extending.md").read_text()
 
@@ -29,15 +28,7 @@ def train(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
     (folder / "conf" / "model").mkdir(parents=True, exist_ok=True)
     (folder / "conf" / "model" / "my_model.yaml").write_text(block("yaml"))
     arguments = ["model=my_model", "hydra.searchpath=[file://conf]", "data.rows=6000", "loader.batch_size=512", *more]
-    return subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": ".", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    return run_program([sys.executable, str(ROOT / "train.py"), *arguments], folder, {"PYTHONPATH": "."})
 
 
 @pytest.mark.slow

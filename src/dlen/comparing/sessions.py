@@ -23,7 +23,7 @@ from dlen.progress import Stage
 from dlen.ranking.fusion import Fusion, Score
 from dlen.ranking.sessions import Behaviour, Outcome, session_users, simulate
 from dlen.training.run import load_run_config
-from dlen.training.scoring import load_model, make_score, score_pairs
+from dlen.training.scoring import load_model, make_scores, score_pairs
 
 Array = NDArray[Any]
 _RESAMPLES = 500  # of the users, for the chance of who came
@@ -108,12 +108,7 @@ def parse_sessions(node: DictConfig) -> SessionPlan:
         UserError: one is wrong.
     """
     settings: Any = OmegaConf.to_container(node, resolve=True)
-    for key, least in (("users", 2), ("sessions", 1), ("hour", 0), ("seed", 0)):
-        value = settings.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise UserError(f"config experiment.sessions.{key}: {value!r} is not a whole number from {least}")
-    if settings["hour"] > 23:
-        raise UserError(f"config experiment.sessions.hour: {settings['hour']} is not an hour of the day")
+    check_counts(settings, "experiment.sessions")
     for key, kind in (("fusion", Fusion), ("behaviour", Behaviour)):
         try:
             settings[key] = kind(**settings[key])
@@ -128,6 +123,16 @@ def parse_sessions(node: DictConfig) -> SessionPlan:
         return plan
     except (TypeError, ValueError) as error:
         raise UserError(f"config experiment.sessions: {error}") from None
+
+
+def check_counts(settings: Mapping[str, Any], key: str) -> None:
+    """Raise UserError unless users, sessions, hour and seed of the settings at ``key`` are numbers that they can be."""
+    for name, least in (("users", 2), ("sessions", 1), ("hour", 0), ("seed", 0)):
+        value = settings.get(name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise UserError(f"config {key}.{name}: {value!r} is not a whole number from {least}")
+    if settings["hour"] > 23:
+        raise UserError(f"config {key}.hour: {settings['hour']} is not an hour of the day")
 
 
 def _best(model: str, path: str) -> Fusion:
@@ -173,9 +178,10 @@ def run_sessions(plan: Plan, settings: SessionPlan, paper: Mapping[str, Any]) ->
             policies = [(name, settings.fusion)]
             policies += [] if log_up is None else [(WITH_UP.format(name), with_up)]
             policies += [tuned[name]] if name in tuned else []
-            for policy, fusion in policies:
-                scored = make_score(fusion, model, run.store, "experiment.sessions.fusion")(log_p, log_up)
-                scores.setdefault(policy, []).append(scored.numpy())
+            fusions = [fusion for _, fusion in policies]
+            made = make_scores(fusions, model, run.store, "experiment.sessions.fusion")
+            for (policy, _), score in zip(policies, made, strict=True):
+                scores.setdefault(policy, []).append(score(log_p, log_up).numpy())
             stage.advance(1)
     oracle = Score(with_up, with_up.for_tasks(tasks, truth.dislikes.tolist()))
     scores[ORACLE] = [_oracle(truth, oracle)]

@@ -68,6 +68,11 @@ class Predictions:
     latent: Latent | None = None
     log_joint: Tensor | None = None
 
+    @property
+    def log_up(self) -> Tensor | None:
+        """(B,) log P(UP); None for models without hidden state."""
+        return None if self.latent is None else self.latent.log_up
+
 
 def task_losses(predictions: Predictions, labels: Tensor, mask: Tensor) -> Tensor:
     """Mean cross entropy of each task over the rows that train it.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,20 +15,23 @@ from numpy.typing import NDArray
 from optuna.trial import TrialState
 from torch import Tensor
 
+from dlen.comparing.sessions import check_counts
 from dlen.comparing.statistics import paired
 from dlen.config import build
 from dlen.data.sources.feed import Feed
+from dlen.data.store import Store
 from dlen.data.truth import Truth
 from dlen.errors import UserError
 from dlen.files import write_json, write_text
 from dlen.metrics.by_user import NDCG_AT, graded_ndcg
+from dlen.models.ranker import Ranker
 from dlen.ranking.fusion import Form, Fusion, Score, values_of, worth
 from dlen.ranking.sessions import Behaviour, session_users, simulate
 from dlen.schema import Schema
 from dlen.sweeping.space import Space
 from dlen.sweeping.study import fail
 from dlen.training.run import open_run
-from dlen.training.scoring import SplitScores, calibrate, load_model, score, score_pairs
+from dlen.training.scoring import calibrate, load_model, score, score_pairs
 
 NDCG, STAY, VIEWS = f"ndcg@{NDCG_AT}", "stay_time", "page_views"
 FIGURES = (NDCG, STAY, VIEWS)
@@ -54,33 +57,24 @@ class Audience(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Lists:
-    """The logged rows of each user as a list, measured by the worth of what happened.
+    """The logged rows of each known user as a list, measured by the worth of what happened.
 
     Attributes:
-        logged: predictions and labels of a split.
-        values: what each task is worth.
+        log_p: (N, T).
+        log_up: (N,), or None.
+        gains: (N,) what each row was worth.
+        users: (N,) whose it is.
     """
 
-    logged: SplitScores
-    values: list[float]
-
-    @property
-    def log_p(self) -> Tensor:
-        """(N, T)."""
-        return self.logged.log_p
-
-    @property
-    def log_up(self) -> Tensor | None:
-        """(N,)."""
-        return self.logged.log_up
+    log_p: Tensor
+    log_up: Tensor | None
+    gains: Tensor
+    users: Tensor
 
     def measure(self, scores: Tensor) -> Floats:
-        """(U,) NDCG of each known user's list; nan for a list without anything of worth."""
-        known, users = self.logged.known, self.logged.users
-        assert users is not None
-        gains = worth(self.logged.labels, self.values)
+        """(U,) NDCG of each user's list; nan for a list without anything of worth."""
         scores = scores.clamp(min=torch.finfo(scores.dtype).min)  # where nothing has weight, all tie
-        return graded_ndcg(scores[known], gains[known], users[known]).numpy()
+        return graded_ndcg(scores, self.gains, self.users).numpy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +144,10 @@ class FusionJob:
                 raise UserError(
                     f"{self.run}: its data name no user, so there are no lists whose order could be measured"
                 )
-            return Lists(replace(logged, log_p=self._scaled(logged.log_p)), self.values)
+            known, gains = logged.known, worth(logged.labels, self.values)
+            log_p = self._scaled(logged.log_p, model, store)[known]
+            log_up = None if logged.log_up is None else logged.log_up[known]
+            return Lists(log_p, log_up, gains[known], logged.users[known])
         source = build(config.data, "data")
         if not isinstance(source, Feed) or source.positions:
             raise UserError(
@@ -162,14 +159,11 @@ class FusionJob:
         log_p, log_up = score_pairs(model, source, users, asked["hour"])
         truth, behaviour = source.truth(users, asked["hour"]), Behaviour(**asked["behaviour"])
         seed = asked["seed"] + (1 << 32) * searching
-        return FeedSessions(self._scaled(log_p), log_up, truth, asked["sessions"], behaviour, seed, self.figure)
+        log_p = self._scaled(log_p, model, store)
+        return FeedSessions(log_p, log_up, truth, asked["sessions"], behaviour, seed, self.figure)
 
-    def _scaled(self, log_p: Tensor) -> Tensor:
-        if not self.calibrate:
-            return log_p
-        config, store = open_run(Path(self.run))
-        held_out = score(load_model(Path(self.run), config, store), store.split("validation"))
-        return calibrate(held_out, store.schema)(log_p)
+    def _scaled(self, log_p: Tensor, model: Ranker, store: Store) -> Tensor:
+        return calibrate(score(model, store.split("validation")), store.schema)(log_p) if self.calibrate else log_p
 
     def fusion(self, params: Mapping[str, Any]) -> Fusion:
         """The settings at a point; what is not searched is 1 for a weight, and 0 for P(UP)."""
@@ -204,10 +198,7 @@ def make_job(options: Mapping[str, Any], schema: Schema, objectives: Mapping[str
     if not isinstance(options["calibrate"], bool):
         raise UserError(f"config sweep.calibrate: {options['calibrate']!r} is neither true nor false")
     sessions = dict(options["sessions"] or {})
-    for key, least in (("users", 2), ("sessions", 1), ("hour", 0), ("seed", 0)):
-        value = sessions.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise UserError(f"config sweep.sessions.{key}: {value!r} is not a whole number from {least}")
+    check_counts(sessions, "sweep.sessions")
     try:
         sessions["behaviour"] = asdict(Behaviour(**(sessions.get("behaviour") or {})))
     except (TypeError, ValueError) as error:

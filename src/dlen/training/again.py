@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from dlen.config import open_store
+from dlen.config import build
+from dlen.data.prepare import identify
 from dlen.errors import UserError
 from dlen.training.checkpoints import read_checkpoint
 from dlen.training.run import load_run_config, rank, train
@@ -84,7 +85,7 @@ def rerun(config: DictConfig, said: Sequence[str]) -> bool:
         found[key] = None if key == "rerun" else config[key]
     found.run_dir = str(_beside(folder)) if found.run_dir is None else found.run_dir
     was: dict[str, Any] = json.loads(path.read_text())
-    fingerprint = open_store(found).fingerprint
+    fingerprint = identify(build(found.data, "data"))["fingerprint"]  # training opens and checks the data itself
     if fingerprint != was["data_fingerprint"]:
         raise UserError(f"{folder}: was trained on data {was['data_fingerprint']}, but they are {fingerprint} now")
     now = train(found)

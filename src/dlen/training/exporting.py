@@ -25,7 +25,7 @@ from dlen.ranking.fusion import Score
 from dlen.schema import Kind, Schema
 from dlen.training.predicting import open_kept_store
 from dlen.training.run import load_run_config, quiet
-from dlen.training.scoring import load_model, make_score, read_fusion
+from dlen.training.scoring import load_model, make_scores, read_fusion
 from dlen.training.targets import Targets
 
 INPUTS = ("ids", "numeric", "bag_ids", "bag_weights")
@@ -74,7 +74,7 @@ class Serving(nn.Module):
         parts += [numeric] if table.num_numeric else []
         predictions = self.model.predict(torch.cat(parts, 1))
         log_p = self.targets.log_probabilities(predictions.log_p)
-        log_up = None if predictions.latent is None else predictions.latent.log_up
+        log_up = predictions.log_up
         score = self.score(predictions.log_p, log_up)
         found = (log_p[:, self.kept].exp(), score)
         return found if log_up is None else (*found, log_up.exp())
@@ -116,7 +116,7 @@ def export(config: DictConfig) -> None:
     run_config, store = load_run_config(folder), open_kept_store(folder)
     fusion = read_fusion(config.fusion)
     model = load_model(folder, run_config, store, config.checkpoint)
-    score = make_score(fusion, model, store)
+    (score,) = make_scores([fusion], model, store)
     out = folder / "export" if config.output is None else Path(config.output)
     check_writable(out)
     out.mkdir(parents=True, exist_ok=True)

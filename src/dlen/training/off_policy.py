@@ -14,8 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from dlen.config import build
-from dlen.data.prepare import RowSource, check_writable
+from dlen.data.prepare import check_writable
 from dlen.data.store import Split
 from dlen.errors import UserError
 from dlen.files import write_json
@@ -23,9 +22,9 @@ from dlen.models.ranker import Ranker
 from dlen.ranking.fusion import Score
 from dlen.ranking.off_policy import Estimate, Estimator, best_of, swap_items
 from dlen.schema import Kind
-from dlen.training.predicting import open_kept_store
-from dlen.training.run import load_run_config, quiet
-from dlen.training.scoring import load_model, make_score, read_fusion
+from dlen.training.predicting import open_row_source
+from dlen.training.run import quiet
+from dlen.training.scoring import load_model, make_scores, read_fusion
 
 RANDOM, SCORE, WITHOUT_UP = "random", "score", "score without P(UP)"
 _ROWS_AT_ONCE = 16384  # of logged rows and drawn items together
@@ -62,19 +61,15 @@ def check_off_policy(config: DictConfig) -> dict[str, Any]:
     """
     quiet()
     settings, folder = _settings(config.off_policy), Path(config.run)
-    run_config, store = load_run_config(folder), open_kept_store(folder)
     check_writable(folder)
-    source = build(run_config.data, "data")
-    if not isinstance(source, RowSource):
-        raise UserError(f"{folder}: its data ({run_config.data_name}) have no way to read new rows")
+    run_config, store, source = open_row_source(folder)
     schema = store.schema
     if schema.user is None:
         raise UserError(f"{folder}: its data name no user, whose rows the intervals would keep together")
     model = load_model(folder, run_config, store, config.checkpoint)
     fusion = read_fusion(config.fusion)
-    scores = {SCORE: make_score(fusion, model, store)}
-    if fusion.needs_up:
-        scores[WITHOUT_UP] = make_score(replace(fusion, up=0.0, floor=0.0), model, store)
+    fusions = {SCORE: fusion} | ({WITHOUT_UP: replace(fusion, up=0.0, floor=0.0)} if fusion.needs_up else {})
+    scores = dict(zip(fusions, make_scores(list(fusions.values()), model, store), strict=True))
     try:
         found = list(_weigh(source.read(settings.log, store, labels=True), model, scores, settings))
     except ValueError as error:
@@ -124,9 +119,7 @@ def _weigh(
                 logged = model(own)
                 weights = []
                 for score in scores.values():
-                    of_own, of_drawn = (
-                        score(p.log_p, None if p.latent is None else p.latent.log_up) for p in (logged, drawn)
-                    )
+                    of_own, of_drawn = (score(p.log_p, p.log_up) for p in (logged, drawn))
                     weights.append(best_of(of_own, of_drawn.view(len(index), -1), settings.candidates, generator))
                 yield torch.stack(weights, 1).numpy(), own.labels.numpy(), own.ids[:, user].numpy()
 

@@ -22,7 +22,7 @@ from dlen.models.ranker import Ranker
 from dlen.ranking.fusion import Score
 from dlen.schema import Kind, Schema
 from dlen.training.run import load_run_config, quiet
-from dlen.training.scoring import load_model, make_score, read_fusion
+from dlen.training.scoring import load_model, make_scores, read_fusion
 from dlen.training.targets import Targets
 
 
@@ -46,13 +46,10 @@ def predict(config: DictConfig) -> None:
     if out.exists() and out.samefile(path):
         raise UserError(f"config output: {out} is the input itself")
     check_writable(out.parent)
-    run_config, store = load_run_config(folder), open_kept_store(folder)
-    source = build(run_config.data, "data")
-    if not isinstance(source, RowSource):
-        raise UserError(f"{folder}: its data ({run_config.data_name}) have no way to read new rows")
+    run_config, store, source = open_row_source(folder)
     fusion = read_fusion(config.fusion)
     model = load_model(folder, run_config, store, config.checkpoint)
-    score = make_score(fusion, model, store)
+    (score,) = make_scores([fusion], model, store)
     unseen: dict[str, int] = {}
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as parts, torch.inference_mode():
@@ -65,6 +62,19 @@ def predict(config: DictConfig) -> None:
     for field, count in unseen.items():
         print(f"{field}: {count:,} of {rows:,} rows have a value that training did not know, or none", file=sys.stderr)
     print(f"{rows:,} rows: {out}")
+
+
+def open_row_source(folder: Path) -> tuple[DictConfig, Store, RowSource]:
+    """A run's config, the data that it was trained on, and what reads new rows of their form.
+
+    Raises:
+        UserError: the folder is no run, its data are gone, or have no way to read new rows.
+    """
+    config, store = load_run_config(folder), open_kept_store(folder)
+    source = build(config.data, "data")
+    if not isinstance(source, RowSource):
+        raise UserError(f"{folder}: its data ({config.data_name}) have no way to read new rows")
+    return config, store, source
 
 
 def open_kept_store(folder: Path) -> Store:
@@ -97,11 +107,11 @@ def _write_parts(
             batch = chunk.batch(index)
             _count_unseen(batch.ids, model.schema, unseen)
             predictions = model(batch)
-            latent = predictions.latent
+            log_up = predictions.log_up
             p = targets.log_probabilities(predictions.log_p).exp().numpy()
             columns = {f"p_{name}": p[:, i] for i, name in enumerate(targets.names) if targets.is_probability()[i]}
-            columns |= {} if latent is None else {"up": latent.log_up.exp().numpy()}
-            fused = score(predictions.log_p, None if latent is None else latent.log_up)
+            columns |= {} if log_up is None else {"up": log_up.exp().numpy()}
+            fused = score(predictions.log_p, log_up)
             frames.append(pl.DataFrame({**columns, "score": fused.numpy()}))
         if frames:
             pl.concat(frames).write_parquet(folder / f"{number:08d}.parquet")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ def score(model: Ranker, split: Split, batch_size: int = 16384) -> SplitScores:
         for batch in BatchLoader(split, batch_size, shuffle=False):
             predictions = model(batch)
             log_p.append(predictions.log_p)
-            log_up.extend([] if predictions.latent is None else [predictions.latent.log_up])
+            log_up.extend([] if predictions.log_up is None else [predictions.log_up])
             labels.append(batch.labels)
             users.extend([] if column is None else [batch.ids[:, column].long()])
     of_users = torch.cat(users) if users else None
@@ -126,7 +127,7 @@ def score_pairs(model: Ranker, source: Feed, users: NDArray[Any], hour: int) -> 
             ids = torch.from_numpy(np.concatenate(of_users))
             predictions = model(Batch.of_ids(ids, torch.zeros(len(ids), tasks)))
             log_p.append(predictions.log_p)
-            log_up.extend([] if predictions.latent is None else [predictions.latent.log_up])
+            log_up.extend([] if predictions.log_up is None else [predictions.log_up])
     return torch.cat(log_p), torch.cat(log_up) if log_up else None
 
 
@@ -143,12 +144,12 @@ def read_fusion(node: DictConfig) -> Fusion:
         raise UserError(f"config fusion: {error}") from None
 
 
-def make_score(fusion: Fusion, model: Ranker, store: Store, key: str = "fusion") -> Score:
-    """A model's score, with probabilities that are calibrated on the validation split where that is asked for.
+def make_scores(fusions: Sequence[Fusion], model: Ranker, store: Store, key: str = "fusion") -> list[Score]:
+    """A model's scores, with probabilities that are calibrated on the validation split where that is asked for.
 
     Args:
-        fusion: its settings.
-        model: whose predictions it joins.
+        fusions: settings of each; the model's calibration is made once for all of them.
+        model: whose predictions they join.
         store: of the model's data.
         key: of the settings in the config, for messages.
 
@@ -157,14 +158,15 @@ def make_score(fusion: Fusion, model: Ranker, store: Store, key: str = "fusion")
     """
     schema = model.schema
     try:
-        weights = fusion.for_tasks(schema.task_names, [task.dislike for task in schema.tasks])
+        weights = [f.for_tasks(schema.task_names, [task.dislike for task in schema.tasks]) for f in fusions]
     except ValueError as error:
         raise UserError(f"config {key}: {error}") from None
-    if fusion.needs_up and not isinstance(model.head, LatentHead):
+    if any(fusion.needs_up for fusion in fusions) and not isinstance(model.head, LatentHead):
         raise UserError(f"config {key}.up: the model has no P(UP); set it and {key}.floor to 0")
-    if not fusion.calibrate:
-        return Score(fusion, weights)
-    return Score(fusion, weights, calibrate(score(model, store.split("validation")), model.schema))
+    calibration = None
+    if any(fusion.calibrate for fusion in fusions):
+        calibration = calibrate(score(model, store.split("validation")), schema)
+    return [Score(f, w, calibration if f.calibrate else None) for f, w in zip(fusions, weights, strict=True)]
 
 
 def calibrate(scores: SplitScores, schema: Schema) -> Calibration:
