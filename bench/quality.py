@@ -4,8 +4,10 @@ python bench/quality.py              # train and compare; exit code 1 if any mod
 python bench/quality.py measure      # train and remember: after a change that is meant to move AUC
 python bench/quality.py table1       # some of them
 
-A model is even where its mean over seeds lies within the 95 % interval of a difference of two means, with the
-remembered deviation over seeds. Runs are kept in bench/out/quality, and trained again when code or config has changed.
+A model is even where its mean over seeds lies within the 95 % interval of a difference of two means, by Bonferroni for
+all models that are judged together. The deviation over seeds is the model's own or that of all models of its experiment
+pooled, whichever is larger: three seeds can come out alike by chance. Runs are kept in bench/out/quality, and trained
+again when code or config has changed.
 """
 
 from __future__ import annotations
@@ -51,21 +53,25 @@ def measured(name: str, content: dict[str, Any]) -> dict[str, dict[str, float]]:
     }
 
 
-def tolerance(before: dict[str, float], seeds: int) -> float:
-    """Half of the 95 % interval of the difference of two means over seeds, by the remembered deviation."""
-    quantile = float(stats.t.ppf(0.975, before["seeds"] - 1))
-    return max(LEAST, quantile * before["deviation"] * math.sqrt(1 / before["seeds"] + 1 / seeds))
+def tolerance(experiment: dict[str, dict[str, float]], model: str, seeds: int, judged_together: int) -> float:
+    """Half of the interval of the difference of two means over seeds, by the remembered deviations."""
+    pooled = math.sqrt(statistics.mean(found["deviation"] ** 2 for found in experiment.values()))
+    before, freedom = experiment[model], sum(found["seeds"] - 1 for found in experiment.values())
+    quantile = float(stats.t.ppf(1 - 0.025 / judged_together, freedom))
+    return max(LEAST, quantile * max(before["deviation"], pooled) * math.sqrt(1 / before["seeds"] + 1 / seeds))
 
 
-def judged(name: str, before: dict[str, dict[str, float]], now: dict[str, dict[str, float]]) -> list[dict[str, str]]:
-    """A row for each model."""
+def judged(
+    name: str, before: dict[str, dict[str, float]], now: dict[str, dict[str, float]], together: int
+) -> list[dict[str, str]]:
+    """A row for each model, of as many as are judged together."""
     rows = []
     for model, found in now.items():
         row = {"experiment": name, "model": model, "AUC": f"{found['mean']:.4f}"}
         if model not in before:
             rows.append(row | {"before": "", "tolerance": "", "verdict": "new"})
             continue
-        change, allowed = found["mean"] - before[model]["mean"], tolerance(before[model], int(found["seeds"]))
+        change, allowed = found["mean"] - before[model]["mean"], tolerance(before, model, int(found["seeds"]), together)
         verdict = "even" if abs(change) <= allowed else "better" if change > 0 else "worse"
         rows.append(row | {"before": f"{before[model]['mean']:.4f}", "tolerance": f"{allowed:.4f}", "verdict": verdict})
     return rows
@@ -77,10 +83,11 @@ def main() -> None:
     text = FILE.read_text()
     content = yaml.safe_load(text)
     rows, found = [], dict(content["found"])
-    for name in asked or content["experiments"]:
-        now = measured(name, content)
-        rows += judged(name, content["found"].get(name, {}), now)
-        found[name] = now
+    now = {name: measured(name, content) for name in asked or content["experiments"]}
+    together = sum(len(models) for models in now.values())
+    for name, models in now.items():
+        rows += judged(name, content["found"].get(name, {}), models, together)
+        found[name] = models
     report("quality", rows)
     if remember:
         head = text[: text.index("\nfound:")]

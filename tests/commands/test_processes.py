@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import socket
@@ -110,9 +111,46 @@ def test_several_processes_train_as_one_with_the_joint_batch(case: str, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("torchrec") is None, reason="TorchRec is not installed")
+def test_a_sharded_run_is_that_of_a_copy_in_each_process(tmp_path: Path) -> None:
+    """Split by rows, interrupted, split by tables; then evaluated by one process, which has no need of TorchRec."""
+    adagrad = [*CASES["feed"], *(s for s in SMALL if not s.startswith("optimizer")), "optimizer=adagrad"]
+    adagrad += ["loader.batch_size=128", "trainer.devices=2", "seed=3"]
+    for settings in (
+        ["run_dir=copies", "trainer.max_epochs=2"],
+        ["run_dir=sharded", "trainer.max_epochs=1", "sharding=rows"],
+        ["run_dir=sharded", "trainer.max_epochs=2", "sharding=tables", "ckpt=last"],
+    ):
+        ran = run_command("train.py", [*adagrad, *settings], tmp_path)
+        assert ran.returncode == 0, ran.stderr
+    copies, sharded = (
+        torch.load(tmp_path / n / "checkpoints/last.ckpt", weights_only=True) for n in ("copies", "sharded")
+    )
+    assert list(copies["state_dict"]) == list(sharded["state_dict"])
+    for name, value in copies["state_dict"].items():
+        torch.testing.assert_close(sharded["state_dict"][name], value, rtol=1e-4, atol=1e-6, msg=name)
+    torch.testing.assert_close(sharded["optimizer_states"], copies["optimizer_states"], rtol=1e-4, atol=1e-9)
+    found, expected = (json.loads((tmp_path / n / "metrics.json").read_text()) for n in ("sharded", "copies"))
+    assert found.keys() == expected.keys()
+    figures = [key for key in expected if key.startswith(("test/", "val/", "model/"))]
+    assert {k: found[k] for k in figures} == pytest.approx({k: expected[k] for k in figures}, abs=1e-4, nan_ok=True)
+    ran = run_here("evaluate.py", ["run=sharded", "+trainer.devices=1"], tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert f"mean         │ {found['test/auc/mean']:.4f}" in ran.stdout
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
+        (["sharding=rows", "optimizer=adam"], "config optimizer: a sharded table is updated by row-wise Adagrad"),
+        (["sharding=columns"], "config sharding: 'columns' is neither null nor one of rows, tables"),
+        (["sharding=rows", "optimizer=adagrad", "trainer.devices=1"], "config sharding: needs several processes"),
+        (
+            ["sharding=rows", "optimizer=adagrad", "trainer.accumulate_grad_batches=2"],
+            "set accumulate_grad_batches=1",
+        ),
+        (["sharding=rows", "optimizer=adagrad", "model.embedding_dim=6"], "has to be a multiple of 4, got 6"),
         (["metrics.scores=true"], "config metrics.scores: is for one process"),
         (["balancing=surgery", "model.likelihood=marginal"], "config balancing: gradient surgery is for one process"),
     ],

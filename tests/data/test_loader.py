@@ -126,6 +126,16 @@ def test_ranks_share_evaluation_exactly(split: Split, world: int) -> None:
     assert sorted(rows) == list(range(N))
 
 
+@pytest.mark.parametrize("batch_size", range(1, 20))
+@pytest.mark.parametrize("world", [2, 3, 4, 7])
+def test_ranks_evaluate_as_many_batches(split: Split, world: int, batch_size: int) -> None:
+    """And all rows, also where one rank has a row more than fills its batches."""
+    loaders = ranks(split, world, batch_size, shuffle=False)
+    batches = [ids(loader) for loader in loaders]
+    assert {len(b) for b in batches} == {len(loaders[0])}
+    assert sorted(flat([flat(b) for b in batches])) == list(range(N))
+
+
 @pytest.mark.parametrize("world", [2, 3])
 def test_ranks_together_see_the_batch_of_one_process(split: Split, world: int) -> None:
     alone = BatchLoader(split, 4 * world, shuffle=True, seed=3)

@@ -24,7 +24,8 @@ class BatchLoader:
 
     Args:
         split: where the rows are.
-        batch_size: rows of a batch of this process.
+        batch_size: rows of a batch of this process; in evaluation one more where ranks would differ in their number of
+            batches.
         shuffle: a new random order each epoch, from ``seed`` and the epoch alone.
         seed: of the order.
         rank: of this process.
@@ -50,6 +51,11 @@ class BatchLoader:
         self.rank = rank
         self.world_size = world_size
         self.limit = limit
+        share, extra = divmod(len(split), world_size)
+        if not shuffle and extra and share:
+            # All ranks make the same number of batches, as a sharded table exchanges something at each.
+            while share % self.batch_size == 0:
+                self.batch_size += 1
         self._epoch = 0
         self._next = 0  # the next batch of this epoch
         self._resuming = False

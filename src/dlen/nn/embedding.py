@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dlen.batch import Batch
 from dlen.schema import Kind, Pooling, Schema
+
+_CHUNK = 1 << 20  # rows drawn at a time; a multiple of 16, torch's step, so that chunks draw what the whole would
+_deferred = False
+
+
+@contextmanager
+def deferred_tables() -> Iterator[None]:
+    """Tables made within have no memory; their first values are drawn by :meth:`EmbeddingTable.initial`."""
+    global _deferred
+    before, _deferred = _deferred, True
+    try:
+        yield
+    finally:
+        _deferred = before
 
 
 class EmbeddingTable(nn.Module):
@@ -29,7 +46,14 @@ class EmbeddingTable(nn.Module):
         self.parts = parts
         if not isinstance(dim, int) or dim < 1:
             raise ValueError(f"embedding_dim must be at least 1, got {dim}")
-        self.weight = nn.Parameter(torch.empty(schema.num_embeddings, dim).normal_(std=std))
+        self._std, rows = std, schema.num_embeddings
+        if _deferred:
+            self._random = torch.get_rng_state()
+            for _ in self._draw(rows, dim, torch.default_generator):
+                pass  # other parameters are to be the same as beside a table with memory
+            self.weight = nn.Parameter(torch.empty(rows, dim, device="meta"))
+        else:
+            self.weight = nn.Parameter(torch.empty(rows, dim).normal_(std=std))
         bags = schema.of_kind(Kind.IDS)
         self.num_single, self.num_bags = len(schema.of_kind(Kind.ID)), len(bags)
         self.num_numeric = len(schema.of_kind(Kind.NUMERIC))
@@ -37,6 +61,19 @@ class EmbeddingTable(nn.Module):
         self.register_buffer("mean", mean[:, None, None], persistent=False)
         self.mean: Tensor
         self.out_dim = (self.num_single + self.num_bags) * dim + self.num_numeric
+
+    def initial(self) -> Iterator[tuple[int, Tensor]]:
+        """Of a deferred table, the values it would have had: the first row and (n, dim) values of each chunk."""
+        generator = torch.Generator()
+        generator.set_state(self._random)
+        rows, dim = self.weight.shape
+        yield from self._draw(rows, dim, generator)
+
+    def _draw(self, rows: int, dim: int, generator: torch.Generator) -> Iterator[tuple[int, Tensor]]:
+        chunks = max(rows // _CHUNK, 1)
+        for chunk in range(chunks):
+            first, last = chunk * _CHUNK, rows if chunk == chunks - 1 else (chunk + 1) * _CHUNK
+            yield first, torch.empty(last - first, dim).normal_(std=self._std, generator=generator)
 
     def forward(self, batch: Batch) -> Tensor:
         """(B, out_dim): vectors of single ids, then pooled vectors of multi-valued fields, then numbers."""
@@ -62,8 +99,18 @@ class EmbeddingTable(nn.Module):
             sparse=True,
             per_sample_weights=batch.bag_weights.to(self.weight.dtype),
             include_last_offset=True,
-        ).view(*batch.bag_lengths.shape, -1)
-        # unsafe: without the check of the lengths, for which a GPU would have to wait
-        total = torch.segment_reduce(batch.bag_weights, "sum", lengths=lengths, unsafe=True)
-        total = total.view(*batch.bag_lengths.shape, 1)
-        return pooled / torch.where(self.mean & (total > 0), total, 1.0).to(pooled.dtype)
+        ).view(*batch.bag_lengths.shape, self.weight.shape[1])
+        return pooled / bag_divisors(batch, self.mean).to(pooled.dtype)
+
+
+def bag_divisors(batch: Batch, mean: Tensor) -> Tensor:
+    """(M, B, 1) what the weighted sum of each bag is divided by: its weights' sum, or 1.
+
+    Args:
+        batch: with M multi-valued fields.
+        mean: (M, 1, 1), which fields are pooled by their mean.
+    """
+    # unsafe: without the check of the lengths, for which a GPU would have to wait
+    total = torch.segment_reduce(batch.bag_weights, "sum", lengths=batch.bag_lengths.flatten(), unsafe=True)
+    total = total.view(*batch.bag_lengths.shape, 1)
+    return torch.where(mean & (total > 0), total, 1.0)

@@ -17,9 +17,11 @@ from dlen.models.ranker import Ranker
 from dlen.nn.embedding import EmbeddingTable
 from dlen.nn.logspace import log_odds
 from dlen.nn.processes import exchange_rows
+from dlen.nn.sharded import ShardedTable
 from dlen.schema import Task
 from dlen.training.balancing import Balancer, Fixed, Surgery
 from dlen.training.measures import Figures, Measures
+from dlen.training.optimizers import Combined, ShardedAdagrad, split_for_sharding
 from dlen.training.targets import Targets
 
 
@@ -34,6 +36,8 @@ class RankingModule(L.LightningModule):
         base: ``metrics.json`` of the run that gains are measured against.
         by_user: measure the ranking within users in the test pass.
         balancer: joins the tasks' losses; by default their weighted sum.
+        sharding: how the table, which was then made by ``deferred_tables``, is split over the processes: ``rows`` or
+            ``tables``; None for a copy in each.
 
     Raises:
         ValueError: the model has one loss for all tasks, and the balancer needs one for each; or a task is weighed
@@ -49,6 +53,7 @@ class RankingModule(L.LightningModule):
         base: Mapping[str, float] | None = None,
         by_user: bool = False,
         balancer: Balancer | None = None,
+        sharding: str | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -57,6 +62,8 @@ class RankingModule(L.LightningModule):
         check_balanceable(model, self.balancer)
         self._graph: tuple[Tensor, Tensor, Tensor] | None = None  # of a step whose gradients are to be joined
         self.make_optimizer = make_optimizer
+        self.sharding = sharding
+        self._optimizer: Optimizer | None = None  # of a sharded table, which needs its settings early
         self.targets = Targets(model.schema)
         weights = torch.tensor([t.weight * factor for t, factor in _factors(model, self.balancer)])
         self.register_buffer("task_weights", weights, persistent=False)
@@ -82,6 +89,18 @@ class RankingModule(L.LightningModule):
         self._tables = list(tables.values())
         buffers = [name for name, _ in self.named_buffers()]
         self._ddp_params_and_buffers_to_ignore = [*(f"{name}.weight" for name in tables), *buffers]
+
+    def configure_model(self) -> None:
+        """Split the table, now that the processes know each other."""
+        table = self.model.embedding
+        if self.sharding is None or not isinstance(table, EmbeddingTable):
+            return
+        dense, settings = split_for_sharding(self._make_optimizer())
+        device = self.trainer.strategy.root_device
+        sharded = ShardedTable(table, self.model.schema, self.sharding, device, settings)
+        self.model.embedding = sharded  # type: ignore[assignment]  # all but exporting asks no more of it
+        self._tables = []
+        self._optimizer = Combined([dense, ShardedAdagrad(sharded, settings)])
 
     def forward(self, batch: Batch) -> Predictions:
         """Probabilities of every task for B rows."""
@@ -169,6 +188,9 @@ class RankingModule(L.LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         """The optimiser given at construction."""
+        return self._make_optimizer() if self._optimizer is None else self._optimizer
+
+    def _make_optimizer(self) -> Optimizer:
         if self.make_optimizer is None:
             raise ValueError("this module was made without an optimiser, for evaluation alone")
         return self.make_optimizer(nn.ModuleList([self.model, self.balancer]))

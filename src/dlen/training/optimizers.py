@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from dlen.nn.embedding import EmbeddingTable
+from dlen.nn.sharded import ShardedTable
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]]
 
@@ -142,6 +143,34 @@ class RowAdagrad(RowOptimizer):
         return values.sub_((grad.unflatten(1, shape) / scale).flatten(1), alpha=group["lr"])
 
 
+class ShardedAdagrad(Optimizer):
+    """What a :class:`ShardedTable` does in its backward pass, as an optimiser with the state of :class:`RowAdagrad`.
+
+    Args:
+        table: that updates itself.
+        settings: of :class:`RowAdagrad`.
+    """
+
+    def __init__(self, table: ShardedTable, settings: dict[str, Any]) -> None:
+        super().__init__([torch.empty(0)], settings)  # torch wants a parameter
+        self.table = table
+        table.learning_rate = lambda: self.param_groups[0]["lr"]
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Nothing is left to do after the backward pass."""
+        return None if closure is None else closure()
+
+    def state_dict(self) -> dict[str, Any]:
+        """As of :class:`RowAdagrad`; whole in the first process alone."""
+        return super().state_dict() | {"state": {0: {"sum": self.table.accumulators()}}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`."""
+        if state_dict["state"]:
+            self.table.load_accumulators(state_dict["state"][0]["sum"])
+        super().load_state_dict(state_dict | {"state": {}})
+
+
 class Combined(Optimizer):
     """Several optimisers that step together and save together.
 
@@ -171,6 +200,21 @@ class Combined(Optimizer):
             part.load_state_dict(state)
         # Loading gives the parts new groups; whoever holds this list (a scheduler) must go on acting on them.
         self.param_groups[:] = [group for part in self.parts for group in part.param_groups]
+
+
+def split_for_sharding(optimizer: Optimizer) -> tuple[Optimizer, dict[str, Any]]:
+    """The optimiser of the dense parameters, and what is done to the only table, for a :class:`ShardedTable`.
+
+    Raises:
+        ValueError: it is not row-wise Adagrad, which is what TorchRec has on every device.
+    """
+    dense, rows = optimizer.parts if isinstance(optimizer, Combined) else (optimizer, None)
+    if not isinstance(rows, RowAdagrad):
+        raise ValueError("a sharded table is updated by row-wise Adagrad; set optimizer=adagrad")
+    (group,) = rows.param_groups
+    if group["parts"] > 1:
+        raise ValueError("a table with a part for each task cannot be sharded; choose another model")
+    return dense, {key: value for key, value in group.items() if key != "params"}
 
 
 def _check(**rates: float) -> None:

@@ -9,6 +9,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -32,6 +33,8 @@ from dlen.files import write_json
 from dlen.metrics.by_user import BY_USER_ROWS
 from dlen.models.mran import MRAN
 from dlen.models.ranker import Ranker
+from dlen.nn.embedding import deferred_tables
+from dlen.nn.sharded import SHARDINGS, check_shardable, check_torchrec
 from dlen.reports.plots import plot_attention, plot_hidden_state
 from dlen.reports.terminal import print_figures
 from dlen.schema import Kind
@@ -47,6 +50,7 @@ from dlen.training.latent import warnings as hidden_state_warnings
 from dlen.training.loggers import log_config, log_final, make_loggers, wandb_finished
 from dlen.training.measures import AUC_KINDS, Figures
 from dlen.training.module import RankingModule
+from dlen.training.optimizers import split_for_sharding
 from dlen.training.size import size_figures
 from dlen.training.targets import Targets
 
@@ -114,11 +118,11 @@ def _fit_and_test(config: DictConfig) -> dict[str, Any]:
     trainer.test(module, datamodule=fitted.data, ckpt_path=best, weights_only=True, verbose=False)
     metrics |= _best_validation(trainer)
     metrics |= flatten(module.figures["test"], "test")
+    attention = _attention(module, fitted.store)  # in every process, as the table may be shared out
     if trainer.is_global_zero:
         write_json(folder / "metrics.json", metrics)
         print_figures(metrics, "test", module.targets.names, fitted.base)
         _show_hidden_state(module, folder)
-        attention = _attention(module, fitted.store)
         if attention:
             plot_attention(attention).savefig(folder / "attention.png")
         fitted.gates.plot(folder / "gates.png")
@@ -156,10 +160,11 @@ def fit(
     base, resume = _read_base(config.base_run), _resume_from(config)
     _check_same_run(config)
     L.seed_everything(config.seed, workers=True, verbose=False)
-    model = build_model(config, store)
+    with deferred_tables() if config.sharding else nullcontext():
+        model = build_model(config, store)
     make_optimizer = build(config.optimizer, "optimizer")
-    _check_optimizer(make_optimizer, model)
-    size = size_figures(model, store.split("train").batch(torch.arange(1)))
+    _check_optimizer(make_optimizer, model, config.sharding)
+    size = size_figures(model)
     folder = _run_folder(config)
     loggers = make_loggers(config, folder, store.fingerprint)
     dashboard = Dashboard(loggers)
@@ -170,9 +175,9 @@ def fit(
     trainer: L.Trainer = build_trainer(config, folder, loggers, callbacks, meter)
     rows = {"val": len(store.split("validation")), "test": len(store.split("test"))}
     by_user = _by_user(config, rows["test"])
-    module = build_module(config, model, make_optimizer, rows, base, by_user)
+    module = build_module(config, model, make_optimizer, rows, base, by_user, sharding=config.sharding)
     data = RankingDataModule(store, config.loader.batch_size, config.loader.eval_batch_size, config.seed)
-    _check_processes(config, trainer)
+    _check_processes(config, trainer, model)
     earlier = {p: p.read_bytes() for p in (folder / "config.yaml", folder / "schema.json") if p.exists()}
     if trainer.is_global_zero:
         _write_start(config, folder, store)
@@ -213,7 +218,7 @@ def _attention(module: RankingModule, store: Store) -> dict[str, AttentionMap]:
         return {}
     split, schema = store.split("test"), store.schema
     batch = split.batch(torch.arange(min(len(split), _SHOWN))).to(module.device)
-    with torch.inference_mode():
+    with torch.no_grad():
         found = module.model.eval().attention(batch)
     fields = [f.name for kind in (Kind.ID, Kind.IDS, Kind.NUMERIC) for f in schema.of_kind(kind)]
     maps = {
@@ -264,11 +269,12 @@ def build_module(
     rows: dict[str, int],
     base: dict[str, float] | None,
     by_user: bool,
+    sharding: str | None = None,
 ) -> RankingModule:
     """The LightningModule with the config's balancing of tasks."""
     balancer = build_balancer(config)
     try:
-        return RankingModule(model, make_optimizer, config.metrics.auc, rows, base, by_user, balancer)
+        return RankingModule(model, make_optimizer, config.metrics.auc, rows, base, by_user, balancer, sharding)
     except ValueError as error:
         raise UserError(f"config balancing: {error}") from None
 
@@ -287,6 +293,7 @@ def build_trainer(
         return L.Trainer(
             **arguments,
             enable_progress_bar=bar,
+            inference_mode=not config.get("sharding"),  # FBGEMM knows nothing of it; older runs have no such key
             enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
             logger=logger,
             callbacks=callbacks,
@@ -404,6 +411,7 @@ def _check(config: DictConfig) -> None:
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < -1):
             raise UserError(f"config {key}: {value!r} is not a whole number from -1")
     _check_trainer(config.trainer)
+    _check_sharding(config)
     if not isinstance(config.patience, int) or config.patience < 0:
         raise UserError(f"config patience: {config.patience!r} is not a whole number from 0")
     if config.metrics.auc not in AUC_KINDS:
@@ -434,10 +442,26 @@ def _check_trainer(trainer: DictConfig) -> None:
             raise UserError(f"config trainer.{key}: {value!r} is neither a number of batches nor a share of them")
 
 
-def _check_processes(config: DictConfig, trainer: L.Trainer) -> None:
-    """What several processes cannot do."""
-    if trainer.world_size == 1:
+def _check_sharding(config: DictConfig) -> None:
+    if config.sharding is None:
         return
+    if config.sharding not in SHARDINGS:
+        raise UserError(f"config sharding: {config.sharding!r} is neither null nor one of {', '.join(SHARDINGS)}")
+    if config.trainer.accumulate_grad_batches != 1:
+        raise UserError("config sharding: a sharded table is updated at each batch; set accumulate_grad_batches=1")
+    check_torchrec()
+
+
+def _check_processes(config: DictConfig, trainer: L.Trainer, model: Ranker) -> None:
+    """What several processes cannot do, and what one cannot."""
+    if trainer.world_size == 1:
+        if config.sharding:
+            raise UserError("config sharding: needs several processes; set trainer.devices=N")
+        return
+    if config.sharding:
+        device, decay = trainer.strategy.root_device.type, config.optimizer.embedding_weight_decay
+        dim = model.embedding.weight.shape[1]
+        check_shardable(model.schema, dim, config.sharding, trainer.world_size, device, decay)
     if config.metrics.scores:
         raise UserError(
             "config metrics.scores: is for one process, as each one sees its own rows; set trainer.devices=1"
@@ -462,7 +486,7 @@ def check(config: DictConfig, store: Store) -> None:
     _check_by_user(config, store)
     with torch.device("meta"):
         model = build_model(config, store)
-    _check_optimizer(build(config.optimizer, "optimizer"), model)
+    _check_optimizer(build(config.optimizer, "optimizer"), model, config.sharding)
     build_module(config, model, None, {}, None, False)
 
 
@@ -495,10 +519,12 @@ def _check_interval(config: DictConfig, store: Store) -> None:
         )
 
 
-def _check_optimizer(make: Callable[[Ranker], Optimizer], model: Ranker) -> None:
+def _check_optimizer(make: Callable[[Ranker], Optimizer], model: Ranker, sharding: str | None) -> None:
     """Make an optimiser to throw away, so that a wrong setting is told before anything is written."""
     try:
-        make(model)
+        made = make(model)
+        if sharding:
+            split_for_sharding(made)
     except (TypeError, ValueError) as error:
         raise UserError(f"config optimizer: {error}") from None
 

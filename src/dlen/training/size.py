@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dlen.batch import Batch
 from dlen.models.ranker import Ranker
 
 
@@ -14,12 +13,11 @@ def dense_parameters(model: Ranker) -> int:
     return sum(p.numel() for p in model.parameters()) - model.embedding.weight.numel()
 
 
-def size_figures(model: Ranker, batch: Batch) -> dict[str, float]:
+def size_figures(model: Ranker) -> dict[str, float]:
     """Keys of ``metrics.json``.
 
     Args:
         model: any ranker.
-        batch: some rows; the operations of a forward pass are counted on them.
 
     Returns:
         ``model/dense_parameters``, ``model/embedding_parameters``, and ``model/flops_per_row``: multiplications and
@@ -27,10 +25,10 @@ def size_figures(model: Ranker, batch: Batch) -> dict[str, float]:
     """
     training = model.training
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.eval()(batch)
+        model.eval().predict(torch.zeros(1, model.embedding.out_dim))  # looking up vectors multiplies nothing
     model.train(training)
     return {
         "model/dense_parameters": dense_parameters(model),
         "model/embedding_parameters": model.embedding.weight.numel(),
-        "model/flops_per_row": counter.get_total_flops() / len(batch),
+        "model/flops_per_row": float(counter.get_total_flops()),
     }

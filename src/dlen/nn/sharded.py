@@ -1,0 +1,333 @@
+"""One embedding table split over processes by TorchRec, which also updates it: the extra ``dlen[torchrec]``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from dlen.batch import Batch
+from dlen.errors import UserError
+from dlen.nn.embedding import EmbeddingTable, bag_divisors
+from dlen.schema import Kind, Schema
+
+SHARDINGS = ("rows", "tables")
+_SENT = 1 << 20  # rows sent at a time
+
+
+@dataclass(frozen=True, slots=True)
+class _Shard:
+    """Rows ``first .. first + rows - 1`` of the whole table, which ``rank`` holds from row ``at`` of its own on."""
+
+    rank: int
+    first: int
+    rows: int
+    at: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """One of TorchRec's: its rows and fields, and the process that holds it, or None where its rows are split."""
+
+    rows: int
+    features: list[str]
+    rank: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What which process holds: one TorchRec table in all, or one in each process with the rows of all of its fields.
+
+    Args:
+        tables: by name.
+        features: names of fields, single ids first.
+        shards: parts of the whole table.
+        moved: of each feature, what is taken from its rows in the whole table.
+    """
+
+    tables: dict[str, _Table]
+    features: list[str]
+    shards: list[_Shard]
+    moved: list[int]
+
+    @classmethod
+    def of(cls, schema: Schema, by: str, world: int) -> Layout:
+        """For that many processes.
+
+        Raises:
+            UserError: there are fewer fields than processes.
+        """
+        fields = [*schema.of_kind(Kind.ID), *schema.of_kind(Kind.IDS)]
+        features, offsets = [f.name for f in fields], [schema.offsets[f.name] for f in fields]
+        rows = schema.num_embeddings
+        if by == "rows":
+            return cls({"all": _Table(rows, features, None)}, features, _split(rows, world), [0] * len(fields))
+        shards = _placed(list(zip(offsets, [f.vocab_size for f in fields], strict=True)), world)
+        tables = {}
+        for rank in range(world):
+            own = [(name, s.rows) for name, s in zip(features, shards, strict=True) if s.rank == rank]
+            tables[str(rank)] = _Table(sum(rows for _, rows in own), [name for name, _ in own], rank)
+        return cls(tables, features, shards, [shard.first - shard.at for shard in shards])
+
+
+def check_shardable(schema: Schema, dim: int, by: str, world: int, device: str, weight_decay: float) -> None:
+    """All that can be wrong with a sharded table before it is made.
+
+    Args:
+        schema: of the table.
+        dim: of its vectors.
+        by: as of :class:`ShardedTable`.
+        world: number of processes.
+        device: cpu or another type.
+        weight_decay: of the table.
+
+    Raises:
+        UserError: there are fewer fields than processes, vectors have a length that FBGEMM does not take, or TorchRec
+            would leave out the weight decay.
+    """
+    if dim % 4:
+        raise UserError(f"config model.embedding_dim: of a sharded table has to be a multiple of 4, got {dim}")
+    layout = Layout.of(schema, by, world)
+    if weight_decay and device == "cpu" and any(len(t.features) == 1 for t in layout.tables.values()):
+        # FBGEMM has a kernel of its own for these, which knows no decay and does not say so.
+        raise UserError(
+            "config optimizer.embedding_weight_decay: on a CPU TorchRec leaves it out where a process holds one field "
+            "alone; set it to 0, or sharding=rows with more fields"
+        )
+
+
+class ShardedTable(nn.Module):
+    """An :class:`EmbeddingTable` of which each process holds a part.
+
+    The same (B, out_dim) comes out, and ``state_dict`` has the same ``weight``, put together in the first process
+    alone, so that checkpoints do not tell how a table was held. Every process has to take part in each forward pass
+    and in ``state_dict``. The table is updated during the backward pass, in which all have the same number of rows.
+
+    TorchRec's module is kept out of torch's registry: DDP, optimisers and Lightning must not touch its parameters.
+
+    Args:
+        table: made by :func:`deferred_tables`.
+        schema: of the table.
+        by: ``rows``, each process has the same number of rows; or ``tables``, a field's rows stay together.
+        device: of this process.
+        update: ``lr``, ``eps`` and ``weight_decay`` of row-wise Adagrad; None for evaluation alone.
+
+    Raises:
+        UserError: there are fewer fields than processes.
+    """
+
+    def __init__(
+        self, table: EmbeddingTable, schema: Schema, by: str, device: torch.device, update: dict[str, Any] | None = None
+    ) -> None:
+        super().__init__()
+        self.num_single, self.num_bags, self.num_numeric = table.num_single, table.num_bags, table.num_numeric
+        self.out_dim, self.shape = table.out_dim, tuple(table.weight.shape)
+        self.register_buffer("mean", table.mean, persistent=False)
+        self.mean: Tensor
+        layout = Layout.of(schema, by, distributed.get_world_size())
+        self.features, self._shards = layout.features, layout.shards
+        self.register_buffer("moved", torch.tensor(layout.moved), persistent=False)
+        self.moved: Tensor
+        self._engine = [_shard(layout.tables, self.shape[1], device, update)]
+        self.learning_rate: Callable[[], float] | None = None  # set by what stands for the optimiser
+        self._told = update["lr"] if update else 0.0
+        for start, values in table.initial():
+            self._write(self._weights(), start, values)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """(B, out_dim): vectors of single ids, then pooled vectors of multi-valued fields, then numbers."""
+        from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+        self._tell_learning_rate()
+        rows = len(batch)
+        single = (batch.ids - self.moved[: self.num_single]).T.flatten()
+        counts = batch.bag_lengths.sum(1)
+        moved = torch.repeat_interleave(self.moved[self.num_single :], counts, output_size=len(batch.bag_ids))
+        jagged = KeyedJaggedTensor(
+            keys=self.features,
+            values=torch.cat([single, batch.bag_ids - moved]),
+            lengths=torch.cat([batch.bag_lengths.new_ones(len(single)), batch.bag_lengths.flatten()]),
+            weights=torch.cat([batch.bag_weights.new_ones(len(single)), batch.bag_weights]),
+        )
+        found = self._engine[0](jagged).wait()
+        vectors = found.values()
+        if list(found.keys()) != self.features:
+            by_name = found.to_dict()
+            vectors = torch.cat([by_name[name] for name in self.features], 1)
+        vectors = vectors.view(rows, len(self.features), self.shape[1])
+        parts = [vectors[:, : self.num_single].flatten(1)]
+        if self.num_bags:
+            parts.append((vectors[:, self.num_single :] / bag_divisors(batch, self.mean).transpose(0, 1)).flatten(1))
+        return torch.cat([*parts, batch.numeric], 1)
+
+    def accumulators(self) -> Tensor | None:
+        """(R, 1) row-wise Adagrad's sums, on the CPU of the first process; None in the others."""
+        return self._gathered(self._sums(), 1)
+
+    def load_accumulators(self, sums: Tensor) -> None:
+        """The inverse of :meth:`accumulators`, in every process."""
+        self._write(self._sums(), 0, sums)
+
+    def _tell_learning_rate(self) -> None:
+        """As the update is a part of the backward pass, it has to be known before."""
+        if self.learning_rate is None or (lr := self.learning_rate()) == self._told:
+            return
+        for lookup in self._engine[0]._lookups:
+            for module in lookup.modules():
+                if hasattr(module, "set_learning_rate"):
+                    module.set_learning_rate(lr)
+        self._told = lr
+
+    def _weights(self) -> Tensor:
+        """(n, dim) this process's part, which may be written."""
+        own: Tensor = next(_local(self._engine[0].state_dict().values()), torch.empty(0, self.shape[1]))
+        return own
+
+    def _sums(self) -> Tensor:
+        """(n, 1) of this process's part, which may be written."""
+        states = self._engine[0].fused_optimizer.state_dict()["state"].values()
+        own: Tensor = next(_local(value for state in states for value in state.values()), torch.empty(0))
+        return own[:, None]
+
+    @torch.no_grad()
+    def _write(self, own: Tensor, start: int, values: Tensor) -> None:
+        """Put rows ``start ..`` of the whole table where this process holds them."""
+        for shard in self._shards:
+            low, high = max(start, shard.first), min(start + len(values), shard.first + shard.rows)
+            if shard.rank == distributed.get_rank() and low < high:
+                moved = shard.at - shard.first
+                own[low + moved : high + moved].copy_(values[low - start : high - start])
+
+    @torch.no_grad()
+    def _gathered(self, own: Tensor, width: int) -> Tensor | None:
+        """The whole table on the CPU of the first process, sent in pieces; None in the others."""
+        rank = distributed.get_rank()
+        whole = torch.empty(self.shape[0], width) if rank == 0 else None
+        for shard in self._shards:
+            for start in range(0, shard.rows, _SENT):
+                rows = min(_SENT, shard.rows - start)
+                piece = own.new_empty(rows, width)
+                if shard.rank == rank:
+                    piece.copy_(own[shard.at + start : shard.at + start + rows])
+                    if rank:
+                        distributed.send(piece, 0)
+                elif rank == 0:
+                    distributed.recv(piece, shard.rank)
+                if whole is not None:
+                    whole[shard.first + start : shard.first + start + rows] = piece.cpu()
+        return whole
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        whole = self._gathered(self._weights(), self.shape[1])
+        if whole is not None:
+            destination[f"{prefix}weight"] = whole
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        whole = state_dict.get(f"{prefix}weight")
+        if whole is None:
+            missing_keys.append(f"{prefix}weight")
+        elif tuple(whole.shape) != self.shape:
+            error_msgs.append(
+                f"size mismatch for {prefix}weight: {tuple(whole.shape)} in the checkpoint, {self.shape} now"
+            )
+        else:
+            self._write(self._weights(), 0, whole)
+
+
+def _split(rows: int, world: int) -> list[_Shard]:
+    """As TorchRec splits them: equal blocks, the last ones shorter or empty."""
+    block = -(-rows // world)
+    starts = [min(rank * block, rows) for rank in range(world + 1)]
+    return [_Shard(rank, starts[rank], starts[rank + 1] - starts[rank], 0) for rank in range(world)]
+
+
+def _placed(fields: list[tuple[int, int]], world: int) -> list[_Shard]:
+    """First rows and numbers of rows of fields: the largest first, each on the process that has least.
+
+    Raises:
+        UserError: there are fewer fields than processes.
+    """
+    if len(fields) < world:
+        raise UserError(
+            f"config sharding: {len(fields)} fields cannot be shared by {world} processes; set sharding=rows"
+        )
+    held, chosen = [0] * world, {}
+    for first, rows in sorted(fields, key=lambda field: -field[1]):
+        chosen[first] = held.index(min(held))
+        held[chosen[first]] += rows
+    shards, at = [], [0] * world
+    for first, rows in fields:
+        rank = chosen[first]
+        shards.append(_Shard(rank, first, rows, at[rank]))
+        at[rank] += rows
+    return shards
+
+
+def _local(tensors: Iterable[Any]) -> Iterator[Tensor]:
+    """The parts of sharded tensors that this process holds."""
+    return (part.tensor for tensor in tensors for part in tensor.local_shards())
+
+
+def check_torchrec() -> None:
+    """UserError where TorchRec or its operators are missing."""
+    try:
+        import fbgemm_gpu  # noqa: F401
+        import torchrec  # noqa: F401
+    except (ImportError, OSError) as error:
+        raise UserError(
+            f"config sharding: TorchRec cannot be loaded ({error}); see `Larger than a device` in docs/scaling.md"
+        ) from None
+
+
+def _shard(tables: dict[str, _Table], dim: int, device: torch.device, update: dict[str, Any] | None) -> Any:
+    """TorchRec's module."""
+    check_torchrec()
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)  # of a name that TorchRec still uses
+    from fbgemm_gpu.split_embedding_configs import EmbOptimType
+    from fbgemm_gpu.split_table_batched_embeddings_ops_training import WeightDecayMode
+    from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+    from torchrec.distributed.sharding_plan import construct_module_sharding_plan, row_wise, table_wise
+    from torchrec.distributed.types import ShardingEnv
+    from torchrec.modules.embedding_configs import EmbeddingBagConfig
+    from torchrec.modules.embedding_modules import EmbeddingBagCollection
+
+    settings = {"lr": 0.0, "eps": 1e-8, "weight_decay": 0.0, **(update or {})}
+    fused = {
+        "optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
+        "learning_rate": settings["lr"],
+        "eps": settings["eps"],
+        "weight_decay": settings["weight_decay"],
+        "weight_decay_mode": WeightDecayMode.L2,
+    }
+    configs = [
+        EmbeddingBagConfig(name=name, num_embeddings=t.rows, embedding_dim=dim, feature_names=t.features)
+        for name, t in tables.items()
+    ]
+    module = EmbeddingBagCollection(tables=configs, is_weighted=True, device=torch.device("meta"))
+    sharder: Any = EmbeddingBagCollectionSharder(fused_params=fused)
+    kernel = "fused"  # TorchRec would choose another one on the CPU, with dense gradients
+    plans = {
+        name: row_wise(compute_kernel=kernel) if t.rank is None else table_wise(t.rank, compute_kernel=kernel)
+        for name, t in tables.items()
+    }
+    world = distributed.get_world_size()
+    local = min(world, torch.cuda.device_count() or world)
+    plan = construct_module_sharding_plan(
+        module, plans, sharder=sharder, local_size=local, world_size=world, device_type=device.type
+    )
+    assert distributed.group.WORLD is not None
+    return sharder.shard(module, plan, ShardingEnv.from_process_group(distributed.group.WORLD), device)
