@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import signal
 import subprocess
 import sys
 import textwrap
+import time
+from datetime import datetime, tzinfo
+from itertools import count
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from dlen.data.prepare import prepare
 from dlen.data.sources.aliccp_demo import AliCCPDemo
 from dlen.data.store import Store
+from dlen.training import run
 from tests.conftest import ROOT, Command, run_here, run_program
 
 FEED = ["data.rows=20000", "data.users=200", "data.items=100"]
@@ -144,3 +150,51 @@ def test_a_damaged_vocabulary_and_checkpoint_are_named(tmp_path: Path) -> None:
         assert "damaged" in line
         path.write_bytes(whole)
     assert run_here("evaluate.py", ["run=run"], tmp_path).returncode == 0
+
+
+class Stopped(datetime):
+    """A clock that shows one second for ever."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> Stopped:
+        return cls(2026, 11, 25, 12, 0, 0, tzinfo=tz)
+
+
+def test_a_clock_that_goes_back_changes_no_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two runs of the same second have two folders; durations stay durations, all else has the same bits."""
+    settings = [*FEED, *SMALL, "trainer.accelerator=cpu", "trainer.max_epochs=1", "data.rows=3000"]
+    assert run_here("train.py", settings, tmp_path).returncode == 0
+    hours = count(step=-3600)
+    started = time.time()
+    monkeypatch.setattr(time, "time", lambda: started + next(hours))
+    monkeypatch.setattr(run, "datetime", Stopped)
+    for _ in range(2):
+        ran = run_here("train.py", settings, tmp_path)
+        assert ran.returncode == 0, ran.stderr
+    folders = sorted((tmp_path / "runs" / "feed" / "mmoe").iterdir())
+    assert [f.name for f in folders if "120000" in f.name] == ["20261125-120000-seed0", "20261125-120000-seed0-2"]
+    figures = [json.loads((folder / "metrics.json").read_text()) for folder in folders]
+    timed = [k for k in figures[0] if k.startswith("fit/") and isinstance(figures[0][k], float)]
+    assert {"fit/seconds", "fit/samples_per_second"} <= set(timed)
+    for found in figures:
+        assert all(found[key] is None or found[key] >= 0 for key in timed)
+    kept = [{k: v for k, v in f.items() if not k.startswith("fit/") or k == "fit/steps"} for f in figures]
+    assert kept[0] == kept[1] == kept[2]
+
+
+def test_a_name_is_taken_at_once_and_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a run that is refused after it has its folder; a run beside it in the same second has another."""
+    monkeypatch.setattr(run, "datetime", Stopped)
+    config = OmegaConf.create(
+        {"runs_dir": str(tmp_path / "runs"), "run_dir": None, "data_name": "feed", "model_name": "mmoe", "seed": 0}
+    )
+    with run._run_folder(config) as first:
+        (first / "config.yaml").write_text("a run\n")
+        with run._run_folder(config) as second:
+            assert (first.name, second.name) == ("20261125-120000-seed0", "20261125-120000-seed0-2")
+            assert second.is_dir()
+    assert first.is_dir()
+    assert not second.exists()
+    refused = run_here("train.py", [*FEED, "balancing=surgery", "model=dlen", "runs_dir=others"], tmp_path)
+    assert refused.returncode == 2
+    assert not (tmp_path / "others").exists()

@@ -8,10 +8,11 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -165,24 +166,24 @@ def fit(
     make_optimizer = build(config.optimizer, "optimizer")
     _check_optimizer(make_optimizer, model, config.sharding)
     size = size_figures(model)
-    folder = _run_folder(config)
-    loggers = make_loggers(config, folder, store.fingerprint)
-    dashboard = Dashboard(loggers)
-    meter, conflict, gates = Meter(), GradientConflict(config.metrics.conflict_every), GateMonitor()
-    callbacks = [StepSeed(config.seed), *_callbacks(config, folder, meter, checkpoints=checkpoints)]
-    callbacks += [conflict, gates, dashboard]
-    callbacks += more(folder)
-    trainer: L.Trainer = build_trainer(config, folder, loggers, callbacks, meter)
-    rows = {"val": len(store.split("validation")), "test": len(store.split("test"))}
-    by_user = _by_user(config, rows["test"])
-    module = build_module(config, model, make_optimizer, rows, base, by_user, sharding=config.sharding)
-    data = RankingDataModule(store, config.loader.batch_size, config.loader.eval_batch_size, config.seed)
-    _check_processes(config, trainer, model)
-    earlier = {p: p.read_bytes() for p in (folder / "config.yaml", folder / "schema.json") if p.exists()}
-    if trainer.is_global_zero:
-        _write_start(config, folder, store)
-        print(summary(store), file=sys.stderr)
-        print(_describe(config, size, folder), file=sys.stderr, flush=True)
+    with _run_folder(config) as folder:
+        loggers = make_loggers(config, folder, store.fingerprint)
+        dashboard = Dashboard(loggers)
+        meter, conflict, gates = Meter(), GradientConflict(config.metrics.conflict_every), GateMonitor()
+        callbacks = [StepSeed(config.seed), *_callbacks(config, folder, meter, checkpoints=checkpoints)]
+        callbacks += [conflict, gates, dashboard]
+        callbacks += more(folder)
+        trainer: L.Trainer = build_trainer(config, folder, loggers, callbacks, meter)
+        rows = {"val": len(store.split("validation")), "test": len(store.split("test"))}
+        by_user = _by_user(config, rows["test"])
+        module = build_module(config, model, make_optimizer, rows, base, by_user, sharding=config.sharding)
+        data = RankingDataModule(store, config.loader.batch_size, config.loader.eval_batch_size, config.seed)
+        _check_processes(config, trainer, model)
+        earlier = {p: p.read_bytes() for p in (folder / "config.yaml", folder / "schema.json") if p.exists()}
+        if trainer.is_global_zero:
+            _write_start(config, folder, store)
+            print(summary(store), file=sys.stderr)
+            print(_describe(config, size, folder), file=sys.stderr, flush=True)
     about: dict[str, Any] = {"version": __version__, "code": code_fingerprint(), "data_fingerprint": store.fingerprint}
     about |= {"config_hash": config_hash(config), **environment()}
     about["machine/processes"] = trainer.world_size
@@ -550,23 +551,54 @@ def _check_measurable(store: Store) -> None:
         )
 
 
-def _run_folder(config: DictConfig) -> Path:
-    """The run's folder, not made yet."""
+@contextmanager
+def _run_folder(config: DictConfig) -> Iterator[Path]:
+    """The run's folder; a name that was made up is taken at once, and given back if the run is refused."""
     if _RUN_DIR in os.environ:  # set by the process that Lightning started this one from
-        return Path(os.environ[_RUN_DIR])
-    if config.run_dir is not None:
+        yield Path(os.environ[_RUN_DIR])
+    elif config.run_dir is not None:
         folder = Path(config.run_dir)
         if (folder / "config.yaml").exists() and config.ckpt is None and rank() == 0:
             raise UserError(f"config run_dir: {folder} already holds a run; choose another, or resume with ckpt=last")
-        return folder
-    if rank() != 0:
+        yield folder
+    elif rank() != 0:
         raise UserError("config run_dir: must be set where processes are started by torchrun or Slurm")
+    else:
+        folder = _new_folder(config)
+        try:
+            yield folder
+        finally:
+            _remove_empty(folder, Path(config.runs_dir))
+
+
+def _new_folder(config: DictConfig) -> Path:
+    """Made so that no other run of the same second has it."""
     name = f"{config.data_name}/{config.model_name}/{datetime.now():%Y%m%d-%H%M%S}-seed{config.seed}"
-    folder, number = Path(config.runs_dir) / name, 1
-    while folder.exists():
-        number += 1
-        folder = Path(config.runs_dir) / f"{name}-{number}"
+    for number in count(1):
+        folder = Path(config.runs_dir) / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            break
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise _unwritable(folder, error) from None
     return folder
+
+
+def _remove_empty(folder: Path, runs_dir: Path) -> None:
+    """A run's folder without files, and those above it up to ``runs_dir``."""
+    for each in (folder, *folder.parents):
+        if not each.is_relative_to(runs_dir):
+            return
+        try:
+            each.rmdir()
+        except OSError:  # not empty
+            return
+
+
+def _unwritable(folder: Path, error: OSError) -> UserError:
+    return UserError(f"{folder}: cannot be written ({error.strerror}); set runs_dir or run_dir")
 
 
 def rank() -> int:
@@ -640,9 +672,13 @@ def _write_start(config: DictConfig, folder: Path, store: Store) -> None:
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); set runs_dir or run_dir") from None
+        raise _unwritable(folder, error) from None
     resolved = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
-    OmegaConf.save(resolved, folder / "config.yaml")
+    try:
+        with (folder / "config.yaml").open("x" if config.ckpt is None else "w") as file:
+            OmegaConf.save(resolved, file)
+    except FileExistsError:
+        raise UserError(f"config run_dir: {folder} was taken by another run just now; choose another") from None
     identity = {"fingerprint": store.fingerprint, "store": str(store.folder)}
     write_json(folder / "schema.json", {**identity, **store.schema.to_dict()})
 
