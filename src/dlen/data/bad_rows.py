@@ -23,7 +23,12 @@ class BadRowError(UserError):
 
     def __init__(self, path: Path, lines: Sequence[int], problem: str, where: str = "row") -> None:
         super().__init__(f"{path}, {where} {lines[0]}: {problem}")
-        self.path, self.lines = path, lines
+        self.path, self.lines, self.problem, self.where = path, lines, problem, where
+
+    def only(self, line: int) -> BadRowError:
+        """The same of one of its lines; a problem that quotes the first line's value is not told of another."""
+        problem = self.problem if line == self.lines[0] else f"the same as {self.where} {self.lines[0]}"
+        return BadRowError(self.path, [line], problem, self.where)
 
 
 class BadRows:
@@ -51,13 +56,12 @@ class BadRows:
             if (error.path, line) in self._seen:
                 continue
             if len(self._seen) >= self.allowed:
-                raise self.too_many(error)
+                raise self.too_many(error.only(line))
             self._seen.add((error.path, line))
             if len(self._seen) <= _SHOWN:
-                said = str(error) if line == error.lines[0] else f"{error.path}, row {line}: the same"
-                print(f"left out: {said}", file=sys.stderr)
+                print(f"left out: {error.only(line)}", file=sys.stderr)
             elif len(self._seen) == _SHOWN + 1:
-                print("left out: further rows, which are counted and not shown", file=sys.stderr)
+                print(f"left out: further {error.where}s, which are counted and not shown", file=sys.stderr)
 
     def too_many(self, error: BadRowError) -> UserError:
         """What is said of the row after the last one that is tolerated."""

@@ -93,9 +93,12 @@ def test_ali_ccp_without_its_bad_lines(
 def test_a_row_counts_once_however_often_it_is_read(capsys: pytest.CaptureFixture[str]) -> None:
     bad, path = BadRows(2), Path("log.csv")
     for _ in range(3):
-        bad.add(BadRowError(path, [4, 7], "no number"))
+        bad.add(BadRowError(path, [4, 7], "no number", "line"))
     assert len(bad) == 2
-    assert capsys.readouterr().err == "left out: log.csv, row 4: no number\nleft out: log.csv, row 7: the same\n"
+    first, second = "left out: log.csv, line 4: no number", "left out: log.csv, line 7: the same as line 4"
+    assert capsys.readouterr().err == f"{first}\n{second}\n"
+    with pytest.raises(UserError, match=r"log\.csv, line 9: the same as line 4; data\.bad_rows=2 tolerates no more"):
+        bad.add(BadRowError(path, [4, 7, 9], "no number", "line"))
     with pytest.raises(UserError, match=r"log\.csv, row 9: no number; data\.bad_rows=2 tolerates no more"):
         bad.add(BadRowError(path, [9], "no number"))
     for wrong in (-1, 1.5, True):
