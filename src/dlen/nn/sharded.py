@@ -114,14 +114,14 @@ class ShardedTable(nn.Module):
         schema: of the table.
         by: ``rows``, each process has the same number of rows; or ``tables``, a field's rows stay together.
         device: of this process.
-        update: ``lr``, ``eps`` and ``weight_decay`` of row-wise Adagrad; None for evaluation alone.
+        update: ``lr``, ``eps`` and ``weight_decay`` of row-wise Adagrad.
 
     Raises:
         UserError: there are fewer fields than processes.
     """
 
     def __init__(
-        self, table: EmbeddingTable, schema: Schema, by: str, device: torch.device, update: dict[str, Any] | None = None
+        self, table: EmbeddingTable, schema: Schema, by: str, device: torch.device, update: dict[str, Any]
     ) -> None:
         super().__init__()
         self.num_single, self.num_bags, self.num_numeric = table.num_single, table.num_bags, table.num_numeric
@@ -134,7 +134,7 @@ class ShardedTable(nn.Module):
         self.moved: Tensor
         self._engine = [_shard(layout.tables, self.shape[1], device, update)]
         self.learning_rate: Callable[[], float] | None = None  # set by what stands for the optimiser
-        self._told = update["lr"] if update else 0.0
+        self._told = update["lr"]
         for start, values in table.initial():
             self._write(self._weights(), start, values)
 
@@ -293,7 +293,7 @@ def check_torchrec() -> None:
         ) from None
 
 
-def _shard(tables: dict[str, _Table], dim: int, device: torch.device, update: dict[str, Any] | None) -> Any:
+def _shard(tables: dict[str, _Table], dim: int, device: torch.device, update: dict[str, Any]) -> Any:
     """TorchRec's module."""
     check_torchrec()
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)  # of a name that TorchRec still uses
@@ -305,12 +305,11 @@ def _shard(tables: dict[str, _Table], dim: int, device: torch.device, update: di
     from torchrec.modules.embedding_configs import EmbeddingBagConfig
     from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-    settings = {"lr": 0.0, "eps": 1e-8, "weight_decay": 0.0, **(update or {})}
     fused = {
         "optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
-        "learning_rate": settings["lr"],
-        "eps": settings["eps"],
-        "weight_decay": settings["weight_decay"],
+        "learning_rate": update["lr"],
+        "eps": update["eps"],
+        "weight_decay": update["weight_decay"],
         "weight_decay_mode": WeightDecayMode.L2,
     }
     configs = [

@@ -460,7 +460,7 @@ def _check_processes(config: DictConfig, trainer: L.Trainer, model: Ranker) -> N
             raise UserError("config sharding: needs several processes; set trainer.devices=N")
         return
     if config.sharding:
-        device, decay = trainer.strategy.root_device.type, config.optimizer.embedding_weight_decay
+        device, decay = trainer.strategy.root_device.type, config.optimizer.get("embedding_weight_decay", 0.0)
         dim = model.embedding.weight.shape[1]
         check_shardable(model.schema, dim, config.sharding, trainer.world_size, device, decay)
     if config.metrics.scores:

@@ -11,6 +11,7 @@ import csv
 import difflib
 import gzip
 import hashlib
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO, TypeVar, cast
@@ -210,6 +211,9 @@ class Table:
         checked = path.suffix == ".parquet"
         if self.bad.allowed and not checked:
             self._find_ragged(path)
+            checked = True
+        if not checked and _last_byte(path) == self._options(path)["separator"].encode()[-1:]:
+            self._check_widths(path)  # Polars takes no notice of a cell too many that a file ends with
             checked = True
         comments = self._comment_lines(path)
         try:
@@ -505,6 +509,22 @@ def _open_text(path: Path) -> TextIO:
     """A CSV file as lines of text, compressed or not."""
     opener = gzip.open if path.suffix == ".gz" else open
     return cast(TextIO, opener(path, "rt", newline="", encoding="utf-8", errors="replace"))
+
+
+def _last_byte(path: Path) -> bytes:
+    """Of a CSV file, compressed or not; nothing of a broken archive, which is told when it is read."""
+    if path.suffix != ".gz":
+        with path.open("rb") as file:
+            file.seek(max(path.stat().st_size - 1, 0))
+            return file.read(1)
+    last = b""
+    try:
+        with gzip.open(path) as unpacked:
+            while piece := unpacked.read(1 << 20):
+                last = piece[-1:]
+    except (OSError, EOFError, zlib.error):
+        return b""
+    return last
 
 
 def _file_lines(rows: pl.Series, comments: Array) -> pl.Series:
