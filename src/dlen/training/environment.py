@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-LIBRARIES = ("torch", "lightning", "torchmetrics", "numpy", "polars")
+LIBRARIES = ("lightning", "torchmetrics", "numpy", "polars")
 
 
 def environment() -> dict[str, Any]:
     """Flat keys for ``metrics.json``."""
-    found: dict[str, Any] = {"library/python": platform.python_version()}
+    # torch's own word tells the build, which the version of its package need not
+    found: dict[str, Any] = {"library/python": platform.python_version(), "library/torch": str(torch.__version__)}
     found |= {f"library/{name}": version(name) for name in LIBRARIES}
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return found | {"machine/cpu": _cpu(), "machine/threads": torch.get_num_threads(), "machine/gpu": gpu}
