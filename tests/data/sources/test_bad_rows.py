@@ -30,34 +30,34 @@ DAMAGE = {
 }
 
 
-def damaged_table(folder: Path, name: str) -> Path:
-    """The good table with bad rows, and without them."""
+def damaged_table(folder: Path, name: str, blanks: int = 0) -> Path:
+    """The good table with bad rows, and without them, behind some blank lines."""
     content = lines()
     if name == "bad":
         content = [DAMAGE.get(number, line) for number, line in enumerate(content, 1)]
     else:
         content = [line for number, line in enumerate(content, 1) if number not in DAMAGE]
     spec = {**SPEC, "split": {"by": "hash", "column": "when", "validation": 0.2, "test": 0.2}}
-    return make_table(folder / name, spec, text="\n".join(content) + "\n").path
+    return make_table(folder / name, spec, text="\n" * blanks + "\n".join(content) + "\n").path
 
 
 def rows(store: Store) -> list[bytes]:
     return [p.read_bytes() for p in sorted(store.folder.rglob("*.bin"))]
 
 
-@pytest.mark.parametrize("chunk", [7, 1 << 17])
+@pytest.mark.parametrize(("chunk", "blanks"), [(7, 0), (1 << 17, 2)])
 def test_a_table_without_its_bad_rows(
-    chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    chunk: int, blanks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(table, "_CHUNK", chunk)
     for name in ("bad", "clean"):
         (tmp_path / name).mkdir()
-    bad, clean = (damaged_table(tmp_path, name) for name in ("bad", "clean"))
+    bad, clean = (damaged_table(tmp_path, name, blanks) for name in ("bad", "clean"))
     found = prepare(Table(str(bad), bad_rows=len(DAMAGE)), tmp_path / "data")
     assert found.content["notes"]["bad_rows_left_out"] == len(DAMAGE)
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("left out")]
     assert len(said) == 6  # five, and that there are more
-    assert sum(", row 33: 2 columns instead of 5" in line for line in said) == 1
+    assert sum(f", row {33 + blanks}: 2 columns instead of 5" in line for line in said) == 1
     assert said[-1] == "left out: further rows, which are counted and not shown"
     assert rows(found) == rows(prepare(Table(str(clean)), tmp_path / "data"))
     message = refusal(lambda: prepare(Table(str(bad), bad_rows=len(DAMAGE) - 1), tmp_path / "data"))

@@ -158,6 +158,8 @@ def slow_table(content: bytes, store: Store) -> list[list[Any]] | None:
     rows = split_rows(content.decode("utf-8", "replace"))
     if rows is None:
         return None
+    while not any(cell.strip() for cell in rows[0]):  # blank lines before the header
+        del rows[0]
     names = [name.strip() for name in rows[0]]
     users = {str(v): i + 1 for i, v in enumerate(store.vocabulary("user")["value"])}
     tags = {str(v): i + 1 for i, v in enumerate(store.vocabulary("tags")["value"])}

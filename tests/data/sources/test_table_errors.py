@@ -103,6 +103,13 @@ def test_rows_are_counted_as_lines_of_the_file(tmp_path: Path, before: list[str]
     assert f"row {place}:" in message
 
 
+@pytest.mark.parametrize("blank", [1, 3])
+def test_blank_lines_before_the_header_are_counted(tmp_path: Path, blank: int) -> None:
+    content = [*[""] * blank, *lines()]
+    content[59] = content[59].rsplit(",", 2)[0] + ",7,0"
+    assert "row 60:" in refused(tmp_path, SPEC, "\n".join(content) + "\n")
+
+
 @pytest.mark.parametrize("compressed", [False, True])
 @pytest.mark.parametrize(("last", "cells"), [("1,u1", 2), ("1,u1,1600000000,0,0,", 6), ('1,"u1",1600000000,0,0,,', 7)])
 def test_the_last_wrong_row_without_a_newline(tmp_path: Path, last: str, cells: int, compressed: bool) -> None:

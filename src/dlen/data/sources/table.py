@@ -13,6 +13,7 @@ import gzip
 import hashlib
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO, TypeVar, cast
 
@@ -34,6 +35,7 @@ Array = NDArray[Any]
 T = TypeVar("T")
 SPLITS = ("train", "validation", "test")
 _CHUNK = 1 << 17
+_BROKEN = (OSError, EOFError, zlib.error)  # what reading a broken archive may raise
 _KEY = "__joined_by"
 
 
@@ -215,7 +217,7 @@ class Table:
         if not checked and _last_byte(path) == self._options(path)["separator"].encode()[-1:]:
             self._check_widths(path)  # Polars takes no notice of a cell too many that a file ends with
             checked = True
-        comments = self._comment_lines(path)
+        unread = self._unread_lines(path)
         try:
             for frame in self._scan(path).collect_batches(chunk_size=_CHUNK, maintain_order=True):
                 cells = [c for c in frame.columns if c != LINE]
@@ -223,8 +225,8 @@ class Table:
                     # A short row ends in a null, and so does a row whose last cell is empty: look which it is.
                     self._check_widths(path)
                     checked = True
-                if len(comments):
-                    frame = frame.with_columns(_file_lines(frame[LINE], comments))
+                if len(unread):
+                    frame = frame.with_columns(_file_lines(frame[LINE], unread))
                 if self._ragged.get(path):
                     frame = frame.filter(~pl.col(LINE).is_in(self._ragged[path]))
                 blank = frame.select(pl.all_horizontal(pl.col(cells).is_null())).to_series()
@@ -265,12 +267,19 @@ class Table:
             frame = frame.drop(_KEY)
         return frame
 
-    def _comment_lines(self, path: Path) -> Array:
-        """Numbers of the comment lines, which Polars leaves out when it counts rows."""
-        if not self.table.comment or path.suffix == ".parquet":
+    def _unread_lines(self, path: Path) -> Array:
+        """Numbers of the lines that Polars leaves out when it counts rows: comments, and blanks before a header."""
+        if path.suffix == ".parquet" or not (self.table.comment or self.table.header):
             return np.zeros(0, np.int64)
-        with _open_text(path) as file:
-            return np.array([n for n, line in enumerate(file, 1) if line.startswith(self.table.comment)], np.int64)
+        unread, before = [], self.table.header
+        with suppress(*_BROKEN), _open_text(path) as file:
+            for number, line in enumerate(file, 1):
+                before = before and not line.strip("\ufeff\r\n")
+                if before or (self.table.comment and line.startswith(self.table.comment)):
+                    unread.append(number)
+                elif not self.table.comment:
+                    break
+        return np.array(unread, np.int64)
 
     def _find_ragged(self, path: Path) -> None:
         """Of a file that may have bad rows, those with too many or too few columns, once."""
@@ -298,7 +307,7 @@ class Table:
                     width = width or len(self.table.columns) or len(row)
                     if len(row) != width:
                         yield BadRowError(path, [rows.line_num], f"{len(row)} columns instead of {width}")
-            except (csv.Error, OSError, EOFError) as error:  # the latter two from a broken archive
+            except (csv.Error, *_BROKEN) as error:
                 raise UserError(f"{path}, row {rows.line_num}: cannot be read ({error})") from None
 
     def _check_columns(self, path: Path) -> None:
@@ -512,24 +521,21 @@ def _open_text(path: Path) -> TextIO:
 
 
 def _last_byte(path: Path) -> bytes:
-    """Of a CSV file, compressed or not; nothing of a broken archive, which is told when it is read."""
+    """Of a CSV file, compressed or not, as far as it can be read."""
     if path.suffix != ".gz":
         with path.open("rb") as file:
             file.seek(max(path.stat().st_size - 1, 0))
             return file.read(1)
     last = b""
-    try:
-        with gzip.open(path) as unpacked:
-            while piece := unpacked.read(1 << 20):
-                last = piece[-1:]
-    except (OSError, EOFError, zlib.error):
-        return b""
+    with suppress(*_BROKEN), gzip.open(path) as unpacked:
+        while piece := unpacked.read(1 << 20):
+            last = piece[-1:]
     return last
 
 
-def _file_lines(rows: pl.Series, comments: Array) -> pl.Series:
-    """Line numbers in the file from line numbers without the comments."""
-    lines_before = comments - 1 - np.arange(len(comments))  # lines other than comments before each comment
+def _file_lines(rows: pl.Series, unread: Array) -> pl.Series:
+    """Line numbers in the file from line numbers without those that Polars left out."""
+    lines_before = unread - 1 - np.arange(len(unread))  # lines that were read before each of them
     return rows + pl.Series(np.searchsorted(lines_before, rows.to_numpy(), side="left"))
 
 
