@@ -64,6 +64,20 @@ def test_a_table_without_its_bad_rows(
     assert message.endswith("data.bad_rows=5 tolerates no more")
 
 
+def test_a_wrong_width_behind_a_cell_of_two_lines(tmp_path: Path) -> None:
+    """The wrong row is left out, and no other: a row of two lines counts as one."""
+    content = lines()
+    content[10] = '9,"u\n9",1600045000,1,0'
+    clean = [line for number, line in enumerate(content) if number != 30]
+    content[30] += ",9"
+    stores = []
+    for name, text in (("bad", content), ("clean", clean)):
+        spec = {**SPEC, "split": {"by": "hash", "column": "when", "validation": 0.2, "test": 0.2}}
+        path = make_table(tmp_path / name, spec, text="\n".join(text) + "\n").path
+        stores.append(prepare(Table(str(path), bad_rows=1), tmp_path / "data"))
+    assert rows(stores[0]) == rows(stores[1])
+
+
 @pytest.mark.parametrize("block", [300, 1 << 20])
 def test_ali_ccp_without_its_bad_lines(
     block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

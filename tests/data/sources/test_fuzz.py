@@ -10,12 +10,14 @@ import io
 import os
 import random
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from dlen.data.bad_rows import BadRows
 from dlen.data.prepare import prepare
@@ -25,6 +27,7 @@ from dlen.data.sources.aliccp_grammar import MAX_ID, Reader
 from dlen.data.sources.table import Table
 from dlen.data.store import Store
 from dlen.errors import UserError
+from dlen.schema import Kind
 from tests.data.helpers import make_table
 from tests.data.sources.test_aliccp_errors import SKELETON_TRAIN, good
 
@@ -180,8 +183,6 @@ def slow_table(content: bytes, store: Store) -> list[list[Any]] | None:
 
 def read_table(source: Table, path: Path, store: Store) -> list[list[Any]]:
     """The same by the table's reader."""
-    import torch
-
     found, offsets = [], store.schema.offsets
     names = list(offsets)
     for chunk in source.read(path, store, labels=True):
@@ -224,3 +225,40 @@ def test_a_table(seed: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
             assert a[0] == pytest.approx(b[0], rel=1e-5, abs=1e-6), case
             assert [i for i, _ in a[2]] == [i for i, _ in b[2]], case
     assert 50 * FUZZ < read < 580 * FUZZ
+
+
+def rows_of(store: Store) -> Counter[tuple[int, float]]:
+    """Hour and label of every row."""
+    column = [f.name for f in store.schema.of_kind(Kind.ID)].index("when_hour")
+    found: Counter[tuple[int, float]] = Counter()
+    for name in ("train", "validation", "test"):
+        split = store.split(name)
+        batch = split.batch(torch.arange(len(split)))
+        hours = (batch.ids[:, column] - store.schema.offsets["when_hour"] - 1).tolist()
+        found.update(zip(hours, batch.labels[:, 0].tolist(), strict=True))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1 if FUZZ == 1 else 100, 2 if FUZZ == 1 else 101))
+def test_no_good_row_is_left_out_with_the_bad_ones(
+    seed: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a damaged table, every line that is as it was is a row, as often as it is there."""
+    head, *rows = table_text(30).splitlines()
+    rng, read, clean = random.Random(seed), 0, "\n".join(rows).encode()
+    spec = SPEC | {"split": {"by": "hash", "column": "when", "validation": 0.2, "test": 0.2}}
+    for case in range(60 * FUZZ):
+        lines = damaged(clean, rng, b",,,\n\r\x00\xff09.-+eEu:|t \"\"").decode("utf-8", "replace")
+        content = "\n" * rng.randrange(3) + head + "\n" + lines
+        table, data = make_table(tmp_path, spec, text=content.encode()), tmp_path / "data" / str(case)
+        store = outcome(lambda: prepare(Table(str(table.path), bad_rows=20), data), tmp_path / "t.csv")  # noqa: B023
+        capsys.readouterr()
+        if store is None:
+            continue
+        read += 1
+        read_by_csv = csv.reader(line.replace("\r", " ") for line in io.StringIO(lines, newline="\n"))
+        good = [rows.index(line) for cells in read_by_csv if (line := ",".join(cells)) in rows]
+        wanted = Counter(((1_600_000_000 + 5000 * n) // 3600 % 24, n % 2.0) for n in good)
+        assert not wanted - rows_of(store), content
+    assert read > 40 * FUZZ

@@ -298,15 +298,18 @@ class Table:
         """Read a CSV file line by line for rows with too many or too few columns."""
         comment = self.table.comment
         with _open_text(path) as file:
-            rows = csv.reader(file, delimiter=self._options(path)["separator"])
-            width = 0
+            lines = (line.rstrip("\r\n").replace("\r", " ") for line in file)  # as Polars: a lone \r is in a cell
+            rows = csv.reader(lines, delimiter=self._options(path)["separator"])
+            width = before = within = 0  # lines before a row, and line breaks within cells so far
             try:
                 for row in rows:
+                    within += rows.line_num - before - 1
+                    before = rows.line_num
                     if not row or row == [""] or (comment and row[0].startswith(comment)):
                         continue
                     width = width or len(self.table.columns) or len(row)
-                    if len(row) != width:
-                        yield BadRowError(path, [rows.line_num], f"{len(row)} columns instead of {width}")
+                    if len(row) != width:  # numbered as Polars counts, a row of several lines as one
+                        yield BadRowError(path, [before - within], f"{len(row)} columns instead of {width}")
             except (csv.Error, *_BROKEN) as error:
                 raise UserError(f"{path}, row {rows.line_num}: cannot be read ({error})") from None
 
@@ -517,7 +520,7 @@ def _hint(column: str, found: list[str]) -> str:
 def _open_text(path: Path) -> TextIO:
     """A CSV file as lines of text, compressed or not."""
     opener = gzip.open if path.suffix == ".gz" else open
-    return cast(TextIO, opener(path, "rt", newline="", encoding="utf-8", errors="replace"))
+    return cast(TextIO, opener(path, "rt", newline="\n", encoding="utf-8", errors="replace"))
 
 
 def _last_byte(path: Path) -> bytes:
