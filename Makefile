@@ -1,5 +1,6 @@
 # Two commands on a fresh machine: `make train` and `make test`. Each makes .venv when it is missing or out of date.
 PYTHON ?= python3
+JOBS ?= 2
 BIN := .venv/bin
 
 .PHONY: train test test-browser fuzz quality lint bench bench-peers notebook docs serve-demo lock setup clean
@@ -23,8 +24,9 @@ lint: setup
 	$(BIN)/mypy
 	cd bench && ../$(BIN)/mypy --config-file ../pyproject.toml *.py
 
+# JOBS processes of one thread each.
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 # The report in a real browser: Debian's package chromium, or CHROMIUM=/path.
 test-browser: setup

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import textwrap
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import datetime, tzinfo
 from itertools import count
 from pathlib import Path
@@ -19,6 +21,7 @@ from omegaconf import OmegaConf
 from dlen.data.prepare import prepare
 from dlen.data.sources.aliccp_demo import AliCCPDemo
 from dlen.data.store import Store
+from dlen.errors import UserError
 from dlen.training import run
 from tests.conftest import ROOT, Command, run_here, run_program
 
@@ -198,3 +201,56 @@ def test_a_name_is_taken_at_once_and_given_back(tmp_path: Path, monkeypatch: pyt
     refused = run_here("train.py", [*FEED, "balancing=surgery", "model=dlen", "runs_dir=others"], tmp_path)
     assert refused.returncode == 2
     assert not (tmp_path / "others").exists()
+
+
+def test_only_folders_that_were_made_are_taken_back(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for runs_dir in ("mine", "a/b/c"):
+        ran = run_here("train.py", [*FEED, "balancing=surgery", "model=dlen", f"runs_dir={runs_dir}"], tmp_path)
+        assert ran.returncode == 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "mine"]
+
+
+def test_a_runs_dir_that_leads_nowhere(tmp_path: Path) -> None:
+    """A symbolic link to a disk that is not there."""
+    (tmp_path / "runs").symlink_to(tmp_path / "unmounted" / "disk")
+    ran = run_here("train.py", [*FEED, *SMALL], tmp_path)
+    assert ran.returncode == 2
+    assert "cannot be written" in ran.stderr.splitlines()[-1]
+    assert "set runs_dir or run_dir" in ran.stderr.splitlines()[-1]
+
+
+def test_runs_that_begin_and_are_refused_at_once(tmp_path: Path) -> None:
+    """Four at a time under one runs_dir: each has a folder of its own, and nothing is left."""
+    config = OmegaConf.create(
+        {
+            "runs_dir": str(tmp_path / "a" / "runs"),
+            "run_dir": None,
+            "data_name": "feed",
+            "model_name": "mmoe",
+            "seed": 0,
+        }
+    )
+    held: set[Path] = set()
+
+    def begin(_: int) -> None:
+        with suppress(UserError), run._run_folder(config) as folder:
+            assert folder.is_dir()
+            assert folder not in held
+            held.add(folder)
+            held.remove(folder)
+            raise UserError("refused")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(begin, range(400)))
+    assert list(tmp_path.rglob("*-seed0*")) == []
+
+
+def test_a_checkpoint_of_another_optimizer_leaves_nothing(tmp_path: Path) -> None:
+    settings = [*FEED, *SMALL, "trainer.accelerator=cpu", "trainer.max_epochs=1", "data.rows=3000"]
+    assert run_here("train.py", [*settings, "run_dir=adam"], tmp_path).returncode == 0
+    begin = [*settings, "run_dir=other", "ckpt=adam/checkpoints/last.ckpt", "trainer.max_epochs=2"]
+    ran = run_here("train.py", [*begin, "optimizer=adagrad"], tmp_path)
+    assert ran.returncode == 2
+    assert "the checkpoint's optimiser keeps step, first, second of a table" in ran.stderr.splitlines()[-1]
+    assert not (tmp_path / "other").exists()

@@ -150,6 +150,7 @@ def test_a_sharded_run_is_that_of_a_copy_in_each_process(tmp_path: Path) -> None
             ["sharding=rows", "optimizer=adagrad", "trainer.accumulate_grad_batches=2"],
             "set accumulate_grad_batches=1",
         ),
+        (["sharding=rows", "optimizer=adagrad", "trainer.precision=64-true"], "a sharded table is of 32 bits"),
         (["sharding=rows", "optimizer=adagrad", "model.embedding_dim=6"], "has to be a multiple of 4, got 6"),
         (["metrics.scores=true"], "config metrics.scores: is for one process"),
         (["balancing=surgery", "model.likelihood=marginal"], "config balancing: gradient surgery is for one process"),
@@ -159,4 +160,12 @@ def test_what_several_processes_cannot_do(settings: list[str], expected: str, re
     ran = refused("train.py", *FEED, *SMALL, "trainer.devices=2", *settings)
     assert ran.returncode == 2
     assert expected in ran.stderr.splitlines()[-1]
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_torchrun_without_a_run_folder_is_refused_by_every_process(tmp_path: Path) -> None:
+    ran = by_torchrun(tmp_path, 2, [*CASES["feed"], *SMALL])
+    assert ran.returncode != 0
+    assert ran.stderr.count("error: config run_dir: must be set where processes are started by torchrun") >= 1
     assert not (tmp_path / "runs").exists()

@@ -419,6 +419,7 @@ def test_postgresql(postgres: str, tmp_path: Path) -> None:
         ([*SMALL, "sweep.devices_per_trial=2", "sweep.seeds=2"], "config sweep.seeds: with several devices"),
         ([*SMALL, "sweep.devices_per_trial=2", "sweep.confirm=1"], "config sweep.confirm: the test of the best"),
         ([*SMALL, "sweep.name=a/b"], "config sweep.name: 'a/b'"),
+        ([*SMALL, "sharding=rows", "optimizer=adagrad"], "config sharding: needs several processes"),
     ],
 )
 def test_wrong_settings(arguments: list[str], expected: str, tmp_path: Path) -> None:

@@ -66,6 +66,9 @@ def work(rank: int, folder: str, by: str) -> None:
     again = ShardedAdagrad(loaded, settings)
     again.load_state_dict(ends[1])
     found |= {"loaded": loaded.state_dict(), "loaded optimizer": again.state_dict()}
+    other_settings = ends[1] | {"param_groups": [ends[1]["param_groups"][0] | {"weight_decay": 0.7}]}
+    with pytest.raises(UserError, match=r"weight_decay of the table was 0\.7 and is 0\.3 now"):
+        again.load_state_dict(other_settings)
     with pytest.raises(RuntimeError, match="size mismatch for weight: \\(3, 3\\) in the checkpoint"):
         loaded.load_state_dict({"weight": torch.zeros(3, 3)})
     with pytest.raises(RuntimeError, match="Missing key"):
@@ -130,6 +133,12 @@ def test_what_cannot_be_split() -> None:
     check_shardable(make_schema(fields=FIELDS[:1]), DIM, "rows", 2, "cuda", 0.1)
     with pytest.raises(UserError, match="embedding_dim: of a sharded table has to be a multiple of 4, got 6"):
         check_shardable(make_schema(), 6, "rows", 2, "cpu", 0.0)
+    three = (Field("user", Kind.ID, "user", 3),)
+    with pytest.raises(UserError, match="3 ids are too few for 4 processes"):
+        check_shardable(make_schema(fields=three), DIM, "rows", 4, "cpu", 0.0)
+    numbers = (Field("age", Kind.NUMERIC, "user"),)
+    with pytest.raises(UserError, match="the data have no ids"):
+        check_shardable(make_schema(fields=numbers), DIM, "rows", 2, "cpu", 0.0)
     table = EmbeddingTable(make_schema(), DIM)
     with pytest.raises(ValueError, match="set optimizer=adagrad"):
         split(torch.optim.Adam([table.weight]))

@@ -73,7 +73,7 @@ class EmbeddingTable(nn.Module):
         chunks = max(rows // _CHUNK, 1)
         for chunk in range(chunks):
             first, last = chunk * _CHUNK, rows if chunk == chunks - 1 else (chunk + 1) * _CHUNK
-            yield first, torch.empty(last - first, dim).normal_(std=self._std, generator=generator)
+            yield first, torch.empty(last - first, dim, dtype=torch.float32).normal_(std=self._std, generator=generator)
 
     def forward(self, batch: Batch) -> Tensor:
         """(B, out_dim): vectors of single ids, then pooled vectors of multi-valued fields, then numbers."""

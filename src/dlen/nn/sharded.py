@@ -86,12 +86,16 @@ def check_shardable(schema: Schema, dim: int, by: str, world: int, device: str, 
         weight_decay: of the table.
 
     Raises:
-        UserError: there are fewer fields than processes, vectors have a length that FBGEMM does not take, or TorchRec
-            would leave out the weight decay.
+        UserError: there are no ids, too few of them or fewer fields than processes, vectors have a length that FBGEMM
+            does not take, or TorchRec would leave out the weight decay.
     """
     if dim % 4:
         raise UserError(f"config model.embedding_dim: of a sharded table has to be a multiple of 4, got {dim}")
+    if not schema.num_embeddings:
+        raise UserError("config sharding: the data have no ids, so there is no table to split; set sharding=null")
     layout = Layout.of(schema, by, world)
+    if not all(shard.rows for shard in layout.shards):
+        raise UserError(f"config sharding: {schema.num_embeddings} ids are too few for {world} processes")
     if weight_decay and device == "cpu" and any(len(t.features) == 1 for t in layout.tables.values()):
         # FBGEMM has a kernel of its own for these, which knows no decay and does not say so.
         raise UserError(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
+from dlen.errors import UserError
 from dlen.nn.embedding import EmbeddingTable
 from dlen.nn.sharded import ShardedTable
 
@@ -54,6 +55,13 @@ class RowOptimizer(Optimizer):
         defaults: settings of the update.
     """
 
+    kept: tuple[str, ...] = ()  # names of what is kept of each table
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """UserError where it is of another optimiser."""
+        _check_kept(state_dict, self.kept)
+        super().load_state_dict(state_dict)
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update the touched rows."""
@@ -90,6 +98,8 @@ class RowAdam(RowOptimizer):
         eps: added to the root of the second moment.
         weight_decay: times the row's weights joins its gradient, as in ``torch.optim.Adam``; of touched rows alone.
     """
+
+    kept = ("step", "first", "second")
 
     def __init__(
         self,
@@ -129,6 +139,8 @@ class RowAdagrad(RowOptimizer):
         weight_decay: times the row's weights joins its gradient; of touched rows alone.
     """
 
+    kept = ("sum",)
+
     def __init__(self, params: Params, lr: float = 1e-2, eps: float = 1e-8, weight_decay: float = 0.0) -> None:
         super().__init__(params, {"lr": lr, "eps": eps, "weight_decay": weight_decay, "parts": 1})
 
@@ -165,7 +177,14 @@ class ShardedAdagrad(Optimizer):
         return super().state_dict() | {"state": {0: {"sum": self.table.accumulators()}}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The inverse of :meth:`state_dict`."""
+        """The inverse of :meth:`state_dict`; UserError where it is of another optimiser, or of other settings."""
+        _check_kept(state_dict, RowAdagrad.kept)
+        (was,), (now,) = state_dict["param_groups"], self.param_groups
+        for key in ("eps", "weight_decay"):  # which TorchRec was told when the table was made
+            if was[key] != now[key]:
+                raise UserError(
+                    f"config ckpt: {key} of the table was {was[key]} and is {now[key]} now; set optimizer as it was"
+                )
         if state_dict["state"]:
             self.table.load_accumulators(state_dict["state"][0]["sum"])
         super().load_state_dict(state_dict | {"state": {}})
@@ -215,6 +234,15 @@ def split_for_sharding(optimizer: Optimizer) -> tuple[Optimizer, dict[str, Any]]
     if group["parts"] > 1:
         raise ValueError("a table with a part for each task cannot be sharded; choose another model")
     return dense, {key: value for key, value in group.items() if key != "params"}
+
+
+def _check_kept(state_dict: dict[str, Any], kept: tuple[str, ...]) -> None:
+    for state in state_dict["state"].values():
+        if set(state) != set(kept):
+            raise UserError(
+                f"config ckpt: the checkpoint's optimiser keeps {', '.join(state)} of a table, and today's "
+                f"{', '.join(kept)}; set optimizer as it was"
+            )
 
 
 def _check(**rates: float) -> None:

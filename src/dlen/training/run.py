@@ -9,7 +9,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import count
@@ -18,6 +18,8 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
@@ -56,6 +58,8 @@ from dlen.training.size import size_figures
 from dlen.training.targets import Targets
 
 MONITOR = "val/auc/mean"
+_MOST_TRIES = 1000  # for a folder's name
+_SHARDED_PRECISIONS = ("auto", "32-true", "bf16-mixed")  # not 16-mixed, whose scaled gradients update the table
 _RUN_DIR = "DLEN_RUN_DIR"  # tells the processes of one run where its folder is
 _SHOWN = 4096  # rows that a picture of attention is the mean of
 SPLITS = ("train", "validation", "test")
@@ -179,8 +183,9 @@ def fit(
         module = build_module(config, model, make_optimizer, rows, base, by_user, sharding=config.sharding)
         data = RankingDataModule(store, config.loader.batch_size, config.loader.eval_batch_size, config.seed)
         _check_processes(config, trainer, model)
-        earlier = {p: p.read_bytes() for p in (folder / "config.yaml", folder / "schema.json") if p.exists()}
+        earlier: dict[Path, bytes] | None = None  # in the first process, which began before the others
         if trainer.is_global_zero:
+            earlier = {p: p.read_bytes() for p in _start_of(folder) if p.exists()}
             _write_start(config, folder, store)
             print(summary(store), file=sys.stderr)
             print(_describe(config, size, folder), file=sys.stderr, flush=True)
@@ -190,9 +195,12 @@ def fit(
     log_config(loggers, config, {**about, **size})
     try:
         _fit(trainer, module, data, folder, resume)
-    except UserError:  # a resume that is refused leaves the run as it was
-        for path, content in earlier.items():
-            path.write_bytes(content)
+    except UserError:  # a resume that is refused leaves the run as it was, and what never began leaves nothing
+        if earlier is not None:
+            for path, content in earlier.items():
+                path.write_bytes(content)
+            if not earlier:
+                _unwrite_start(folder)
         raise
     metrics: dict[str, Any] = {"model": config.model_name, "data": config.data_name, "seed": config.seed}
     metrics |= about
@@ -450,25 +458,31 @@ def _check_sharding(config: DictConfig) -> None:
         raise UserError(f"config sharding: {config.sharding!r} is neither null nor one of {', '.join(SHARDINGS)}")
     if config.trainer.accumulate_grad_batches != 1:
         raise UserError("config sharding: a sharded table is updated at each batch; set accumulate_grad_batches=1")
+    if config.trainer.precision not in _SHARDED_PRECISIONS:
+        allowed = " or ".join(_SHARDED_PRECISIONS)
+        raise UserError(f"config sharding: a sharded table is of 32 bits; set trainer.precision={allowed}")
     check_torchrec()
 
 
 def _check_processes(config: DictConfig, trainer: L.Trainer, model: Ranker) -> None:
     """What several processes cannot do, and what one cannot."""
-    if trainer.world_size == 1:
-        if config.sharding:
-            raise UserError("config sharding: needs several processes; set trainer.devices=N")
-        return
     if config.sharding:
-        device, decay = trainer.strategy.root_device.type, config.optimizer.get("embedding_weight_decay", 0.0)
-        dim = model.embedding.weight.shape[1]
-        check_shardable(model.schema, dim, config.sharding, trainer.world_size, device, decay)
+        _check_shardable(config, model, trainer.world_size, trainer.strategy.root_device.type)
+    if trainer.world_size == 1:
+        return
     if config.metrics.scores:
         raise UserError(
             "config metrics.scores: is for one process, as each one sees its own rows; set trainer.devices=1"
         )
     if build_balancer(config).on_gradients:
         raise UserError("config balancing: gradient surgery is for one process; set trainer.devices=1")
+
+
+def _check_shardable(config: DictConfig, model: Ranker, processes: int, device: str) -> None:
+    if processes == 1:
+        raise UserError("config sharding: needs several processes; set trainer.devices=N")
+    decay = config.optimizer.get("embedding_weight_decay", 0.0)
+    check_shardable(model.schema, model.embedding.weight.shape[1], config.sharding, processes, device, decay)
 
 
 def _check_by_user(config: DictConfig, store: Store) -> None:
@@ -488,6 +502,9 @@ def check(config: DictConfig, store: Store) -> None:
     with torch.device("meta"):
         model = build_model(config, store)
     _check_optimizer(build(config.optimizer, "optimizer"), model, config.sharding)
+    if config.sharding and isinstance(config.trainer.devices, int):
+        processes = config.trainer.devices * config.trainer.num_nodes
+        _check_shardable(config, model, processes, "cuda" if torch.cuda.is_available() else "cpu")
     build_module(config, model, None, {}, None, False)
 
 
@@ -561,40 +578,46 @@ def _run_folder(config: DictConfig) -> Iterator[Path]:
         if (folder / "config.yaml").exists() and config.ckpt is None and rank() == 0:
             raise UserError(f"config run_dir: {folder} already holds a run; choose another, or resume with ckpt=last")
         yield folder
-    elif rank() != 0:
+    elif rank() != 0 or _one_of_many():
         raise UserError("config run_dir: must be set where processes are started by torchrun or Slurm")
     else:
-        folder = _new_folder(config)
+        folder, made = _new_folder(config)
         try:
             yield folder
         finally:
-            _remove_empty(folder, Path(config.runs_dir))
+            _remove_empty(made)
 
 
-def _new_folder(config: DictConfig) -> Path:
-    """Made so that no other run of the same second has it."""
+def _one_of_many() -> bool:
+    """Whether torchrun or Slurm has started several processes, which would each make up a name."""
+    torchrun, slurm = TorchElasticEnvironment.detect(), SLURMEnvironment.detect()
+    counts = [os.environ.get("WORLD_SIZE", 1)] * torchrun + [os.environ.get("SLURM_NTASKS", 1)] * slurm
+    return any(int(count) > 1 for count in counts)
+
+
+def _new_folder(config: DictConfig) -> tuple[Path, list[Path]]:
+    """Made so that no other run of the same second has it; and all folders that had to be made for it, inner first."""
     name = f"{config.data_name}/{config.model_name}/{datetime.now():%Y%m%d-%H%M%S}-seed{config.seed}"
+    made: list[Path] = []
     for number in count(1):
         folder = Path(config.runs_dir) / (name if number == 1 else f"{name}-{number}")
+        made = [p for p in folder.parents if not p.exists()] or made
         try:
-            folder.mkdir(parents=True)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir()
             break
-        except FileExistsError:
-            continue
         except OSError as error:
-            raise _unwritable(folder, error) from None
-    return folder
+            # taken; or a run beside this one was refused and took its folders back
+            if not isinstance(error, FileExistsError | FileNotFoundError) or number > _MOST_TRIES:
+                raise _unwritable(folder, error) from None
+    return folder, [folder, *made]
 
 
-def _remove_empty(folder: Path, runs_dir: Path) -> None:
-    """A run's folder without files, and those above it up to ``runs_dir``."""
-    for each in (folder, *folder.parents):
-        if not each.is_relative_to(runs_dir):
-            return
-        try:
-            each.rmdir()
-        except OSError:  # not empty
-            return
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Those that are there without anything in them, inner ones first."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _unwritable(folder: Path, error: OSError) -> UserError:
@@ -681,6 +704,18 @@ def _write_start(config: DictConfig, folder: Path, store: Store) -> None:
         raise UserError(f"config run_dir: {folder} was taken by another run just now; choose another") from None
     identity = {"fingerprint": store.fingerprint, "store": str(store.folder)}
     write_json(folder / "schema.json", {**identity, **store.schema.to_dict()})
+
+
+def _start_of(folder: Path) -> tuple[Path, Path]:
+    return folder / "config.yaml", folder / "schema.json"
+
+
+def _unwrite_start(folder: Path) -> None:
+    """The inverse of :func:`_write_start`, unless there is something else by now."""
+    if {p for p in folder.rglob("*") if not p.is_dir()} <= set(_start_of(folder)):
+        for path in _start_of(folder):
+            path.unlink(missing_ok=True)
+        _remove_empty([folder / "checkpoints", folder / "logs", folder])
 
 
 def _describe(config: DictConfig, size: dict[str, float], folder: Path) -> str:

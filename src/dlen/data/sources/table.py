@@ -525,15 +525,20 @@ def _open_text(path: Path) -> TextIO:
 
 def _last_byte(path: Path) -> bytes:
     """Of a CSV file, compressed or not, as far as it can be read."""
-    if path.suffix != ".gz":
-        with path.open("rb") as file:
-            file.seek(max(path.stat().st_size - 1, 0))
-            return file.read(1)
     last = b""
-    with suppress(*_BROKEN), gzip.open(path) as unpacked:
-        while piece := unpacked.read(1 << 20):
-            last = piece[-1:]
-    return last
+    if path.suffix == ".gz":
+        try:
+            with gzip.open(path) as unpacked:
+                while piece := unpacked.read(1 << 20):
+                    last = piece[-1:]
+            return last
+        except gzip.BadGzipFile:  # Polars goes by the content
+            pass
+        except _BROKEN:
+            return last
+    with path.open("rb") as file:
+        file.seek(max(path.stat().st_size - 1, 0))
+        return file.read(1)
 
 
 def _file_lines(rows: pl.Series, unread: Array) -> pl.Series:
