@@ -25,7 +25,8 @@ def on_a_terminal(arguments: list[str], folder: Path, width: int = 120, **enviro
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
     variables = {**os.environ, "TERM": "xterm-256color", "OMP_NUM_THREADS": "1", **environment}
-    variables.pop("DLEN_RUN_DIR", None)
+    for name in ("DLEN_RUN_DIR", "COLUMNS", "LINES"):  # xdist's workers have a width of their own
+        variables.pop(name, None)
     process = subprocess.Popen(
         [sys.executable, str(ROOT / arguments[0]), *arguments[1:]],
         cwd=folder,

@@ -192,7 +192,6 @@ class TerminalProgress(RichProgressBar):
         """A line with the AUCs, above the bar."""
         super().on_validation_end(trainer, pl_module)
         if not trainer.sanity_checking and self.progress is not None:
-            self.refresh(hard=True)  # on a busy machine the thread that draws may not come to it before the end
             self.progress.console.print(_validation_line(trainer, pl_module), markup=False, highlight=False)
 
 
