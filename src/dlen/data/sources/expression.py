@@ -51,7 +51,10 @@ class Expression:
             self.columns, self.numeric = [name], [name]
             self.expr = pl.col(name).cast(pl.Float64)
         else:
-            self.expr = self._boolean(tree).cast(pl.Float64)
+            try:
+                self.expr = self._boolean(tree).cast(pl.Float64)
+            except RecursionError:  # Python 3.13 parses deeper than it walks
+                raise ValueError(f"{text[:40]!r}... is nested too deeply") from None
 
     def _name(self, node: ast.AST) -> str | None:
         if isinstance(node, ast.Name):
