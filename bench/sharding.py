@@ -54,7 +54,7 @@ def work(rank: int, folder: str, how: str, million: float) -> None:
     """What each process does: the steps, then a line with seconds a step and MiB of the table."""
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=WORLD)
-    schema, step = schema_of(million), None
+    schema = schema_of(million)
     feed = batches(schema, rank)
     before = memory(os.getpid())
     step = copied(schema) if how == "copies" else split(schema, how)

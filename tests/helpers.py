@@ -1,12 +1,28 @@
-"""A small schema with fields of every kind, and random batches of it."""
+"""What tests of models share: a small schema with fields of every kind, random batches of it, several processes."""
 
 from __future__ import annotations
 
+import importlib.util
+from datetime import timedelta
+from pathlib import Path
+
 import numpy as np
+import pytest
 import torch
+from torch import distributed
 
 from dlen.batch import Batch
 from dlen.schema import Field, Kind, Pooling, Schema, Task
+
+needs_torchrec = pytest.mark.skipif(importlib.util.find_spec("torchrec") is None, reason="TorchRec is not installed")
+
+
+def join_processes(rank: int, world: int, init: Path) -> None:
+    """Be one of the processes of a test, with one thread, that find each other by the file ``init``."""
+    torch.set_num_threads(1)
+    limit = timedelta(seconds=60)
+    distributed.init_process_group("gloo", init_method=f"file://{init}", rank=rank, world_size=world, timeout=limit)
+
 
 FIELDS = (
     Field("user", Kind.ID, "user", 7),

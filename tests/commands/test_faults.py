@@ -16,7 +16,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from dlen.data.prepare import prepare
 from dlen.data.sources.aliccp_demo import AliCCPDemo
@@ -185,12 +185,16 @@ def test_a_clock_that_goes_back_changes_no_figure(tmp_path: Path, monkeypatch: p
     assert kept[0] == kept[1] == kept[2]
 
 
+def naming(runs_dir: Path) -> DictConfig:
+    """What a run's folder is named by."""
+    named = {"data_name": "feed", "model_name": "mmoe", "seed": 0}
+    return OmegaConf.create({"runs_dir": str(runs_dir), "run_dir": None, **named})
+
+
 def test_a_name_is_taken_at_once_and_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a run that is refused after it has its folder; a run beside it in the same second has another."""
     monkeypatch.setattr(run, "datetime", Stopped)
-    config = OmegaConf.create(
-        {"runs_dir": str(tmp_path / "runs"), "run_dir": None, "data_name": "feed", "model_name": "mmoe", "seed": 0}
-    )
+    config = naming(tmp_path / "runs")
     with run._run_folder(config) as first:
         (first / "config.yaml").write_text("a run\n")
         with run._run_folder(config) as second:
@@ -222,15 +226,7 @@ def test_a_runs_dir_that_leads_nowhere(tmp_path: Path) -> None:
 
 def test_runs_that_begin_and_are_refused_at_once(tmp_path: Path) -> None:
     """Four at a time under one runs_dir: each has a folder of its own, and nothing is left."""
-    config = OmegaConf.create(
-        {
-            "runs_dir": str(tmp_path / "a" / "runs"),
-            "run_dir": None,
-            "data_name": "feed",
-            "model_name": "mmoe",
-            "seed": 0,
-        }
-    )
+    config = naming(tmp_path / "a" / "runs")
     held: set[Path] = set()
 
     def begin(_: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import socket
@@ -15,6 +14,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT, Command, run_command, run_here, run_program
+from tests.helpers import needs_torchrec
 
 SMALL = ["model.embedding_dim=4", "model.tower=[8]", "model.backbone.expert=[8]", "trainer.accelerator=cpu"]
 SMALL += ["trainer.max_epochs=4", "trainer.limit_train_batches=2", "trainer.val_check_interval=1.0", "patience=100"]
@@ -111,7 +111,7 @@ def test_several_processes_train_as_one_with_the_joint_batch(case: str, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("torchrec") is None, reason="TorchRec is not installed")
+@needs_torchrec
 def test_a_sharded_run_is_that_of_a_copy_in_each_process(tmp_path: Path) -> None:
     """Split by rows, interrupted, split by tables; then evaluated by one process, which has no need of TorchRec."""
     adagrad = [*CASES["feed"], *(s for s in SMALL if not s.startswith("optimizer")), "optimizer=adagrad"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import astuple
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ from dlen.metrics import (
     LogLoss,
     NormalizedEntropy,
 )
+from tests.helpers import join_processes
 
 ROWS, TARGETS = 301, 2
 
@@ -58,11 +58,8 @@ def figures(part: slice) -> dict[str, Tensor]:
 
 def work(rank: int, folder: str, first_share: int) -> None:
     """What each process runs."""
-    torch.set_num_threads(1)
+    join_processes(rank, 2, Path(folder) / f"init{first_share}")
     part = slice(0, first_share) if rank == 0 else slice(first_share, ROWS)
-    init = f"file://{folder}/init{first_share}"
-    limit = timedelta(seconds=60)
-    distributed.init_process_group("gloo", init_method=init, rank=rank, world_size=2, timeout=limit)
     torch.save(figures(part), Path(folder) / f"{rank}.pt")
     distributed.destroy_process_group()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from torch.multiprocessing.spawn import spawn
 from dlen.models.predictions import Predictions, task_losses
 from dlen.nn.processes import exchange_rows, total, world_size
 from dlen.training.optimizers import touched_rows
+from tests.helpers import join_processes
 
 WORLD = 3
 ROWS, DIM = 11, 2
@@ -43,9 +43,7 @@ def labels_of(rank: int) -> tuple[Predictions, Tensor, Tensor]:
 
 def work(rank: int, folder: str) -> None:
     """What each process runs."""
-    torch.set_num_threads(1)
-    init, limit = f"file://{folder}/init", timedelta(seconds=60)
-    distributed.init_process_group("gloo", init_method=init, rank=rank, world_size=WORLD, timeout=limit)
+    join_processes(rank, WORLD, Path(folder) / "init")
     assert world_size() == WORLD
     weight = table()
     loss_of(weight, rank).backward()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from dlen.nn.sharded import SHARDINGS, Layout, ShardedTable, check_shardable
 from dlen.schema import Field, Kind
 from dlen.training.optimizers import Combined, RowAdagrad, ShardedAdagrad
 from dlen.training.optimizers import split_for_sharding as split
-from tests.helpers import FIELDS, make_batch, make_schema
+from tests.helpers import FIELDS, join_processes, make_batch, make_schema, needs_torchrec
 
 DIM, WORLD, STEPS = 4, 2, 3
 SETTINGS: dict[str, Any] = {"lr": 0.1, "eps": 1e-8, "weight_decay": 0.3}
@@ -37,9 +35,7 @@ def batch_of(rank: int, step: int, rows: int = 9) -> Any:
 
 def work(rank: int, folder: str, by: str) -> None:
     """What each process runs."""
-    torch.set_num_threads(1)
-    init, limit = f"file://{folder}/init-{by}", timedelta(seconds=120)
-    distributed.init_process_group("gloo", init_method=init, rank=rank, world_size=WORLD, timeout=limit)
+    join_processes(rank, WORLD, Path(folder) / "init")
     torch.manual_seed(7)
     settings = SETTINGS | {"parts": 1}
     with deferred_tables():
@@ -78,7 +74,7 @@ def work(rank: int, folder: str, by: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("torchrec") is None, reason="TorchRec is not installed")
+@needs_torchrec
 @pytest.mark.parametrize("by", SHARDINGS)
 def test_a_split_table_is_as_a_whole_one(by: str, tmp_path: Path) -> None:
     spawn(work, (str(tmp_path), by), nprocs=WORLD)

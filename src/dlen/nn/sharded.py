@@ -13,6 +13,7 @@ from torch import Tensor, distributed, nn
 from dlen.batch import Batch
 from dlen.errors import UserError
 from dlen.nn.embedding import EmbeddingTable, bag_divisors
+from dlen.nn.processes import world_size
 from dlen.schema import Kind, Schema
 
 SHARDINGS = ("rows", "tables")
@@ -132,15 +133,16 @@ class ShardedTable(nn.Module):
         self.out_dim, self.shape = table.out_dim, tuple(table.weight.shape)
         self.register_buffer("mean", table.mean, persistent=False)
         self.mean: Tensor
-        layout = Layout.of(schema, by, distributed.get_world_size())
+        layout = Layout.of(schema, by, world_size())
         self.features, self._shards = layout.features, layout.shards
         self.register_buffer("moved", torch.tensor(layout.moved), persistent=False)
         self.moved: Tensor
         self._engine = [_shard(layout.tables, self.shape[1], device, update)]
         self.learning_rate: Callable[[], float] | None = None  # set by what stands for the optimiser
         self._told = update["lr"]
+        own = self._weights()
         for start, values in table.initial():
-            self._write(self._weights(), start, values)
+            self._write(own, start, values)
 
     def forward(self, batch: Batch) -> Tensor:
         """(B, out_dim): vectors of single ids, then pooled vectors of multi-valued fields, then numbers."""
@@ -327,7 +329,7 @@ def _shard(tables: dict[str, _Table], dim: int, device: torch.device, update: di
         name: row_wise(compute_kernel=kernel) if t.rank is None else table_wise(t.rank, compute_kernel=kernel)
         for name, t in tables.items()
     }
-    world = distributed.get_world_size()
+    world = world_size()
     local = min(world, torch.cuda.device_count() or world)
     plan = construct_module_sharding_plan(
         module, plans, sharder=sharder, local_size=local, world_size=world, device_type=device.type

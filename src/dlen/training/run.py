@@ -59,7 +59,7 @@ from dlen.training.targets import Targets
 
 MONITOR = "val/auc/mean"
 _MOST_TRIES = 1000  # for a folder's name
-_SHARDED_PRECISIONS = ("auto", "32-true", "bf16-mixed")  # not 16-mixed, whose scaled gradients update the table
+_UNSCALED = ("auto", "32-true", "bf16-mixed")  # precisions of 32-bit weights whose gradients are not scaled
 _RUN_DIR = "DLEN_RUN_DIR"  # tells the processes of one run where its folder is
 _SHOWN = 4096  # rows that a picture of attention is the mean of
 SPLITS = ("train", "validation", "test")
@@ -264,7 +264,7 @@ def build_balancer(config: DictConfig) -> Balancer:
     """
     balancer: Balancer = build(config.balancing, "balancing")
     if balancer.on_gradients:
-        for key, allowed in (("accumulate_grad_batches", (1,)), ("precision", ("auto", "32-true", "bf16-mixed"))):
+        for key, allowed in (("accumulate_grad_batches", (1,)), ("precision", _UNSCALED)):
             if config.trainer[key] not in allowed:
                 wanted = " or ".join(str(a) for a in allowed)
                 raise UserError(f"config balancing: gradient surgery needs trainer.{key}={wanted}")
@@ -458,8 +458,8 @@ def _check_sharding(config: DictConfig) -> None:
         raise UserError(f"config sharding: {config.sharding!r} is neither null nor one of {', '.join(SHARDINGS)}")
     if config.trainer.accumulate_grad_batches != 1:
         raise UserError("config sharding: a sharded table is updated at each batch; set accumulate_grad_batches=1")
-    if config.trainer.precision not in _SHARDED_PRECISIONS:
-        allowed = " or ".join(_SHARDED_PRECISIONS)
+    if config.trainer.precision not in _UNSCALED:
+        allowed = " or ".join(_UNSCALED)
         raise UserError(f"config sharding: a sharded table is of 32 bits; set trainer.precision={allowed}")
     check_torchrec()
 
@@ -697,13 +697,14 @@ def _write_start(config: DictConfig, folder: Path, store: Store) -> None:
     except OSError as error:
         raise _unwritable(folder, error) from None
     resolved = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+    config_file, schema_file = _start_of(folder)
     try:
-        with (folder / "config.yaml").open("x" if config.ckpt is None else "w") as file:
+        with config_file.open("x" if config.ckpt is None else "w") as file:
             OmegaConf.save(resolved, file)
     except FileExistsError:
         raise UserError(f"config run_dir: {folder} was taken by another run just now; choose another") from None
     identity = {"fingerprint": store.fingerprint, "store": str(store.folder)}
-    write_json(folder / "schema.json", {**identity, **store.schema.to_dict()})
+    write_json(schema_file, {**identity, **store.schema.to_dict()})
 
 
 def _start_of(folder: Path) -> tuple[Path, Path]:

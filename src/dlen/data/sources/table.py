@@ -63,6 +63,7 @@ class Table:
         self.name = name
         self.bad = BadRows(bad_rows)
         self._ragged: dict[Path, list[int]] = {}  # lines that are too long or too short, of files that may have some
+        self._widths_known: dict[Path, bool] = {}  # of files that were opened, whether their rows' widths were checked
         self.path = Path(spec)
         self.folder = self.path.parent if folder is None else Path(folder)
         self.table: TableSpec = load_spec(self.path) if content is None else content
@@ -145,6 +146,7 @@ class Table:
         for column in columns:
             column.restore(store)
         self.sources, self.bad = {"all": [path]}, BadRows(0)  # every row has a line of output
+        self._ragged, self._widths_known = {}, {}
         self._joined = {name: self._read_join(name) for name in self.joins}
         self._check_inputs(path, labels)
         for frame, _, _ in self._frames(f"scoring {path.name}"):
@@ -210,21 +212,16 @@ class Table:
                     stage.advance(left)
 
     def _chunks(self, path: Path) -> Iterator[pl.DataFrame]:
-        checked = path.suffix == ".parquet"
-        if self.bad.allowed and not checked:
-            self._find_ragged(path)
-            checked = True
-        if not checked and _last_byte(path) == self._options(path)["separator"].encode()[-1:]:
-            self._check_widths(path)  # Polars takes no notice of a cell too many that a file ends with
-            checked = True
+        if path not in self._widths_known:  # files are read several times
+            self._widths_known[path] = self._first_look(path)
         unread = self._unread_lines(path)
         try:
             for frame in self._scan(path).collect_batches(chunk_size=_CHUNK, maintain_order=True):
                 cells = [c for c in frame.columns if c != LINE]
-                if not checked and frame[cells[-1]].null_count():
+                if not self._widths_known[path] and frame[cells[-1]].null_count():
                     # A short row ends in a null, and so does a row whose last cell is empty: look which it is.
                     self._check_widths(path)
-                    checked = True
+                    self._widths_known[path] = True
                 if len(unread):
                     frame = frame.with_columns(_file_lines(frame[LINE], unread))
                 if self._ragged.get(path):
@@ -281,13 +278,24 @@ class Table:
                     break
         return np.array(unread, np.int64)
 
+    def _first_look(self, path: Path) -> bool:
+        """Before a file is read: whether the widths of its rows are known, as they had to be checked, or are equal."""
+        if path.suffix == ".parquet":
+            return True
+        if self.bad.allowed:
+            self._find_ragged(path)
+            return True
+        if _last_byte(path) == self._options(path)["separator"].encode()[-1:]:
+            self._check_widths(path)  # Polars takes no notice of a cell too many that a file ends with
+            return True
+        return False
+
     def _find_ragged(self, path: Path) -> None:
-        """Of a file that may have bad rows, those with too many or too few columns, once."""
-        if path not in self._ragged:
-            self._ragged[path] = []
-            for error in self._wrong_widths(path):
-                self.bad.add(error)
-                self._ragged[path] += error.lines
+        """Of a file that may have bad rows, those with too many or too few columns."""
+        self._ragged[path] = []
+        for error in self._wrong_widths(path):
+            self.bad.add(error)
+            self._ragged[path] += error.lines
 
     def _check_widths(self, path: Path) -> None:
         """Raise the error of the first row with too many or too few columns, if there is one."""
