@@ -38,16 +38,19 @@ class Request(BaseModel):
 
 
 def one(field: dict, value: object) -> float:
-    """The input of a single-valued field; what training did not know, or nothing, is the offset, or the mean."""
+    """The input of a single-valued field; what training did not know is the offset, no number is the mean or its own bucket."""
     if "values" in field:
         return codes[field["name"]].get(str(value), field["offset"])
     if value is None:
-        return field.get("offset", 0.0)
+        return field.get("offset", 0.0) + field.get("statistics", {}).get("absent", 0)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise HTTPException(422, f"{field['name']}: {value!r} is not a number")
     if "edges" in field.get("statistics", {}):
-        return field["offset"] + 1 + int(np.searchsorted(field["statistics"]["edges"], value, side="right"))
+        bucket = int(np.searchsorted(field["statistics"]["edges"], value, side="right"))
+        return field["offset"] + 1 + field["statistics"]["absent"] + bucket
     if "statistics" in field:
+        if field["statistics"].get("transform") == "log1p":
+            value = float(np.sign(value) * np.log1p(abs(value)))
         return (value - field["statistics"]["mean"]) / field["statistics"]["deviation"]
     return field["offset"] + int(value)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -12,10 +13,13 @@ import polars as pl
 import pytest
 import torch
 
+from dlen.data import store as store_module
+from dlen.data.prepare import prepare
+from dlen.data.sources.aliccp_demo import AliCCPDemo
 from dlen.data.store import FORMAT, Columns, ResidentSplit, Store, StoreWriter, replacing
 from dlen.errors import UserError
 from dlen.schema import Field, Kind, Pooling, Schema, Task
-from tests.data.helpers import bags_of, refusal
+from tests.data.helpers import bags_of, refusal, whole
 
 Bag = list[tuple[int, float]]
 
@@ -158,7 +162,9 @@ def test_a_resident_batch_asks_its_device_for_no_value(tmp_path: Path, grouped: 
 
 def test_size_of_a_split_counts_every_array(tmp_path: Path) -> None:
     store = write(tmp_path, 40, grouped=True).store
-    assert store.split("train").bytes == sum(f.stat().st_size for f in tmp_path.rglob("*.bin"))
+    assert store.split("train").bytes == sum(
+        f.stat().st_size for f in tmp_path.rglob("*.bin") if f.name != "counts.bin"
+    )
 
 
 def test_schema_comes_back_whole(tmp_path: Path) -> None:
@@ -262,3 +268,26 @@ def test_replacing_leaves_the_old_one_after_a_failure(tmp_path: Path) -> None:
         (temporary / "a").rename(temporary / "none" / "b")
     assert [p.name for p in tmp_path.rglob("*")] == ["store", "a"]
     assert (target / "a").read_text() == "old"
+
+
+def counted(store: Store, split: str) -> list[int]:
+    """Occurrences of each row of the table, value by value, of a split as models see it."""
+    batch = whole(store.split(split))
+    found = Counter(batch.ids.flatten().tolist()) + Counter(batch.bag_ids.tolist())
+    return [found[i] for i in range(store.schema.num_embeddings)]
+
+
+@pytest.mark.parametrize("piece", [3, 1 << 22])
+def test_counts_of_ids_are_those_of_the_training_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int
+) -> None:
+    """With user groups, whose ids count once for each of their rows, and lists of many values."""
+    monkeypatch.setattr(store_module, "_PIECE", piece)
+    store = prepare(AliCCPDemo(raw_dir=str(tmp_path / "raw"), rows=2000, min_count=3), tmp_path / "data")
+    assert store.counts.tolist() == counted(store, "train")
+    for split, shares in store.unknown.items():
+        occurrences = counted(store, split)
+        for field in (f for f in store.schema.fields if f.vocab_size):
+            own = occurrences[store.schema.offsets[field.name] :][: field.vocab_size]
+            assert shares[field.name] == pytest.approx(own[0] / max(sum(own), 1))
+    assert any(share > 0 for share in store.unknown["validation"].values())

@@ -11,6 +11,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor
 
 from dlen.metrics import ExactAUC, HistogramAUC, MTLGain
+from dlen.metrics.functional import auc_weight
 
 METRICS = [ExactAUC, HistogramAUC]
 
@@ -163,3 +164,18 @@ def test_there_is_no_roc_of_one_class(metric: type[ExactAUC | HistogramAUC], lab
     if label is not None:
         auc.update(torch.tensor([[0.3], [0.1]]), torch.full((2, 1), label))
     assert auc.roc(10)[0].shape == (2, 0)
+
+
+@pytest.mark.parametrize(("positives", "negatives"), [(40, 5000), (300, 900)])
+def test_the_variance_in_a_tasks_weight_is_that_of_scores_that_tell_nothing(positives: int, negatives: int) -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(positives + negatives) < positives
+    found = [roc_auc_score(labels, rng.random(len(labels))) for _ in range(800)]
+    variance = 1 / auc_weight(positives, negatives, spread=0.0)
+    assert variance == pytest.approx(np.var(found), rel=0.15)
+    assert 1 / auc_weight(positives, negatives, spread=0.02) == pytest.approx(variance + 0.0004)
+
+
+@pytest.mark.parametrize(("positives", "negatives"), [(0, 10), (10, 0)])
+def test_a_task_of_one_class_has_no_weight(positives: int, negatives: int) -> None:
+    assert auc_weight(positives, negatives) == 0

@@ -12,6 +12,7 @@ from sklearn.metrics import log_loss, ndcg_score, roc_auc_score
 from dlen.batch import Batch
 from dlen.errors import UserError
 from dlen.metrics import ExactAUC, HistogramAUC
+from dlen.metrics.functional import auc_weight
 from dlen.models.heads import Ranking
 from dlen.models.predictions import Latent, Predictions
 from dlen.schema import Field, Kind, Schema, Task
@@ -95,8 +96,11 @@ def test_figures_of_a_funnel(auc: str) -> None:
     assert figures.values["logloss/labels"] == pytest.approx(observed, rel=1e-5)
     mean = (figures.values["auc/ctr"] + figures.values["auc/cvr"]) / 2
     assert figures.values["auc/mean"] == pytest.approx(mean)
+    weights = [auc_weight(y.sum(), len(y) - y.sum()) for y, _ in (wanted["ctr"], wanted["cvr"])]
+    weighted = np.average([figures.values["auc/ctr"], figures.values["auc/cvr"]], weights=weights)
+    assert figures.values["auc/weighted"] == pytest.approx(weighted)
     keys = {f"{k}/{name}" for k in ("auc", "logloss", "ne", "calibration", "ece") for name in wanted}
-    keys |= {"auc/mean", "logloss/labels"}
+    keys |= {"auc/mean", "auc/weighted", "logloss/labels"}
     assert set(figures.values) == keys
     assert figures.undefined == {}
 

@@ -145,4 +145,16 @@ def summary(store: Store) -> str:
     ]
     lines += [f"  training rate of {t.name}: {t.rate:.4%}" for t in store.schema.tasks]
     lines += [f"  {key.replace('_', ' ')}: {value}" for key, value in content["notes"].items()]
+    lines += [f"  {line}" for line in unknown_lines(store)]
     return "\n".join([*lines, f"  in {store.folder}"])
+
+
+def unknown_lines(store: Store) -> list[str]:
+    """For each field whose ids are not all known, the share of unknown ones by split, largest first."""
+    fields = {name for shares in store.unknown.values() for name, share in shares.items() if share}
+    most = {name: max(shares[name] for shares in store.unknown.values()) for name in fields}
+    ordered = sorted(fields, key=lambda name: (-most[name], name))
+    return [
+        f"unknown {name}: " + ", ".join(f"{shares[name]:.2%} of {split}" for split, shares in store.unknown.items())
+        for name in ordered
+    ]

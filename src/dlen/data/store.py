@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,7 +31,8 @@ from dlen.errors import UserError
 from dlen.files import checksum
 from dlen.schema import Kind, Schema
 
-FORMAT = 2  # 2: checksums
+FORMAT = 3  # 2: checksums; 3: counts of ids
+_PIECE = 1 << 22  # values counted at a time
 Array = NDArray[Any]
 
 
@@ -197,17 +198,64 @@ class StoreWriter:
             arrays |= writer.close()
         shutil.rmtree(self.folder / "scratch", ignore_errors=True)
         splits = {name: {"rows": w.rows, "group": group} for name, (w, group) in self._splits.items()}
+        occurrences = {
+            name: self._occurrences(name, arrays, group, schema) for name, (_, group) in self._splits.items()
+        }
+        counts = _ArrayWriter(self.folder / "counts.bin", "<i8", None)
+        counts.append(occurrences["train"] if "train" in occurrences else np.zeros(schema.num_embeddings, np.int64))
+        arrays["counts"] = counts.close()
         content = {
             "format": FORMAT,
             **identity,
             "schema": schema.to_dict(),
             "splits": splits,
             "notes": self.notes,
+            "unknown": {name: _unknown_shares(found, schema) for name, found in occurrences.items()},
             "statistics": self.statistics,
             "arrays": arrays,
             "vocabularies": {p.stem: checksum(p) for p in sorted((self.folder / "vocabulary").glob("*.parquet"))},
         }
         (self.folder / "store.json").write_text(json.dumps({**content, "crc32": _checksum_of(content)}, indent=1))
+
+    def _occurrences(self, split: str, arrays: Mapping[str, Any], group: str | None, schema: Schema) -> Array:
+        """(num_embeddings,) how often the rows of a split have each id, those of their user groups included."""
+        found = np.zeros(schema.num_embeddings, np.int64)
+        self._count_table(found, split, arrays)
+        if group is not None:
+            rows_of_groups = np.zeros(arrays[f"{group}/bag_lengths"]["shape"][0], np.int64)
+            _add_counts(rows_of_groups, read_vectors(self.folder, split, "group", "<i4"))
+            self._count_table(found, group, arrays, rows_of_groups)
+        return found
+
+    def _count_table(self, into: Array, table: str, arrays: Mapping[str, Any], times: Array | None = None) -> None:
+        """Add the ids of a table's rows, each row as often as ``times`` says."""
+        singles = arrays[f"{table}/ids"]["shape"][1]
+        ids = read_vectors(self.folder, table, "ids", "<i4")
+        _add_counts(into, ids, None if times is None else lambda place: times[place // singles])
+        starts = read_vectors(self.folder, table, "bag_start", "<i8")
+        bag_ids = read_vectors(self.folder, table, "bag_ids", "<i4")
+        _add_counts(
+            into, bag_ids, None if times is None else lambda place: times[np.searchsorted(starts, place, "right") - 1]
+        )
+
+
+def _add_counts(into: Array, ids: Array, times: Callable[[Array], Array] | None = None) -> None:
+    """Count each id, as often as ``times`` says of its place; in pieces, as ``ids`` may be larger than memory."""
+    step = max(len(into), _PIECE)
+    for start in range(0, len(ids), step):
+        piece = ids[start : start + step]
+        weights = None if times is None else times(np.arange(start, start + len(piece)))
+        into += np.bincount(piece, weights, len(into)).astype(np.int64)
+
+
+def _unknown_shares(occurrences: Array, schema: Schema) -> dict[str, float]:
+    """Of each id field, the share of its values that are unknown or absent."""
+    shares = {}
+    for field in schema.fields:
+        if field.vocab_size:
+            own = occurrences[schema.offsets[field.name] :][: field.vocab_size]
+            shares[field.name] = float(own[0] / max(own.sum(), 1))
+    return shares
 
 
 def _checksum_of(content: Mapping[str, Any]) -> int:
@@ -491,6 +539,17 @@ class Store:
             self._array(f"{name}/group"),
             truth if len(truth) else torch.zeros(rows, 0),
         )
+
+    @property
+    def counts(self) -> Tensor:
+        """(num_embeddings,) int64: occurrences of each id in the training rows."""
+        return self._array("counts")
+
+    @property
+    def unknown(self) -> dict[str, dict[str, float]]:
+        """By split and id field, the share of values that are unknown or absent, as training has not seen them."""
+        found: dict[str, dict[str, float]] = self.content["unknown"]
+        return found
 
     def vocabulary(self, field: str) -> pl.DataFrame:
         """Raw values of an id field; row ``i`` has id ``i + 1``."""

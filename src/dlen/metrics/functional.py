@@ -89,6 +89,26 @@ def histogram_auc(negatives: Tensor, positives: Tensor) -> Tensor:
     return (positives * below).sum(-1) / torch.where(pairs > 0, pairs, torch.nan)
 
 
+def auc_weight(positives: float, negatives: float, spread: float = 0.01) -> float:
+    """What a task's AUC counts in a mean that has to tell models apart: 1 / (spread^2 + variance of the AUC).
+
+    These are the weights of a random effects mean (DerSimonian and Laird 1986). Tasks whose AUC is known far better
+    than ``spread`` count alike, and one that is known worse counts less.
+    The variance is that of the rank sum test, (P + N + 1) / (12 P N), which does not depend on the AUC.
+
+    Args:
+        positives: P.
+        negatives: N.
+        spread: standard deviation of the differences of AUC that are to be seen.
+
+    Returns:
+        A weight up to 1 / spread^2; 0 if one class is absent.
+    """
+    if positives <= 0 or negatives <= 0:
+        return 0.0
+    return 1 / (spread**2 + (positives + negatives + 1) / (12 * positives * negatives))
+
+
 def log_odds_bin(log_odds: Tensor) -> Tensor:
     """Bins of equal width in log-odds, 0..BINS-1; what lies beyond ±LIMIT joins the outermost bins.
 

@@ -30,7 +30,7 @@ from dlen.sweeping.spec import Spec
 from dlen.sweeping.study import fail
 from dlen.training.loggers import finish_wandb
 from dlen.training.module import RankingModule
-from dlen.training.run import MONITOR, Fitted, fit
+from dlen.training.run import Fitted, fit
 
 FOLLOWED = "DLEN_TRIAL"  # tells the further processes of a trial what they train
 _MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # how torch's allocators begin
@@ -62,7 +62,6 @@ class Reporter(Callback):
 
     def __init__(self, trial: optuna.Trial | None, key: str, stopping: threading.Event, *, prunable: bool) -> None:
         self.trial, self.key, self.stopping, self.prunable = trial, key, stopping, prunable
-        self.best: dict[str, float] = {}
         self.pruned = False
         self._loss: Tensor | None = None
 
@@ -87,8 +86,6 @@ class Reporter(Callback):
         if self._loss is not None and not math.isfinite(float(self._loss)):
             raise TrialFailedError(f"the training loss is {float(self._loss)} at step {trainer.global_step}")
         figures = {f"val/{key}": value for key, value in pl_module.figures["val"].values.items()}
-        if MONITOR not in self.best or figures[MONITOR] > self.best[MONITOR]:
-            self.best = figures
         if not self.prunable:
             return
         give_up = False
@@ -169,7 +166,7 @@ def _train(
         os.environ[FOLLOWED] = json.dumps(config_overrides)
         fitted = fit(config, lambda folder, reporter=reporter: [reporter], checkpoints=False)  # type: ignore[misc]
         steps += fitted.trainer.global_step
-        figures = fitted.metrics | reporter.best
+        figures = fitted.metrics | fitted.selection.best
         pruned = reporter.pruned
         missing = [key for key in keys if key not in figures]
         if missing:

@@ -23,10 +23,11 @@ from dlen.metrics import (
     NormalizedEntropy,
 )
 from dlen.metrics.by_user import NDCG_AT
-from dlen.metrics.functional import EXACT_ROWS
+from dlen.metrics.functional import EXACT_ROWS, auc_weight
 from dlen.models.heads import Ranking
 from dlen.models.predictions import Predictions
 from dlen.nn.logspace import log1mexp, log_odds
+from dlen.nn.processes import total
 from dlen.schema import Kind, Schema
 from dlen.training.latent import PREFERS, UP, HiddenFigures, LatentMeasures
 from dlen.training.targets import Targets
@@ -70,7 +71,8 @@ class Measures(nn.Module):
     """All metrics of one pass over one split.
 
     Keys: ``auc/T``, ``logloss/T``, ``ne/T``, ``calibration/T``, ``ece/T`` for each target T, ``auc/mean`` over
-    the tasks; ``logloss/labels`` of all labels of a row together, in which the hidden state of DLEN ties them and other
+    the tasks and ``auc/weighted``, in which a task counts by :func:`dlen.metrics.functional.auc_weight`;
+    ``logloss/labels`` of all labels of a row together, in which the hidden state of DLEN ties them and other
     models have them independent; ``gauc/T``, ``ndcg@10/T`` and ``users_without_auc/T`` where ranking within users is
     measured;
     ``gain/T`` and ``gain/mean`` beside a base run; on simulated data ``oracle/T``; for DLEN ``auc_total/T`` or
@@ -189,7 +191,7 @@ class Measures(nn.Module):
         for key, column in columns.items():
             for index, name in enumerate(names):
                 self._put(figures, f"{key}/{name}", float(column[index]), index, counts)
-        self._means(figures)
+        self._means(figures, *(total(c).tolist() for c in counts))
         _put_all(figures, {"logloss/labels": float(self.labels_loss.compute())}, "no rows")
         if self.by_user is not None:
             for name, found in zip(names, self.by_user.compute(), strict=True):
@@ -218,12 +220,21 @@ class Measures(nn.Module):
             what = "no rows" if rows == 0 else "no positives" if positives == 0 else "no negatives"
             figures.undefined[key] = f"{what} among {rows} observed rows"
 
-    def _means(self, figures: Figures) -> None:
+    def _means(self, figures: Figures, rows: list[float], positives: list[float]) -> None:
+        tasks = self.targets.names[: self.num_tasks]
         for measure in ("auc", "gain"):
-            found = [figures.values.get(f"{measure}/{t}") for t in self.targets.names[: self.num_tasks]]
+            found = [figures.values.get(f"{measure}/{t}") for t in tasks]
             defined = [v for v in found if v is not None]
             if defined:
                 figures.values[f"{measure}/mean"] = sum(defined) / len(defined)
+        weights = [auc_weight(p, n - p) for n, p in zip(rows, positives, strict=True)]
+        weighed = [
+            (figures.values[f"auc/{t}"], w)
+            for t, w in zip(tasks, weights, strict=False)
+            if f"auc/{t}" in figures.values
+        ]
+        if weighed:
+            figures.values["auc/weighted"] = sum(v * w for v, w in weighed) / sum(w for _, w in weighed)
 
     def curves(self) -> dict[str, Curves]:
         """Each target's curves, over all processes."""

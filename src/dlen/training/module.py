@@ -15,6 +15,7 @@ from dlen.models.heads import LatentHead
 from dlen.models.predictions import Predictions
 from dlen.models.ranker import Ranker
 from dlen.nn.embedding import EmbeddingTable
+from dlen.nn.id_dropout import IdDropout
 from dlen.nn.logspace import log_odds
 from dlen.nn.processes import exchange_rows
 from dlen.nn.sharded import ShardedTable
@@ -38,6 +39,7 @@ class RankingModule(L.LightningModule):
         balancer: joins the tasks' losses; by default their weighted sum.
         sharding: how the table, which was then made by ``deferred_tables``, is split over the processes: ``rows`` or
             ``tables``; None for a copy in each.
+        id_dropout: replaces rare ids in training batches; None for none.
 
     Raises:
         ValueError: the model has one loss for all tasks, and the balancer needs one for each; or a task is weighed
@@ -54,9 +56,11 @@ class RankingModule(L.LightningModule):
         by_user: bool = False,
         balancer: Balancer | None = None,
         sharding: str | None = None,
+        id_dropout: IdDropout | None = None,
     ) -> None:
         super().__init__()
         self.model = model
+        self.id_dropout = nn.Identity() if id_dropout is None else id_dropout
         self.balancer = Fixed() if balancer is None else balancer
         self.balancer.setup(len(model.schema.tasks))
         check_balanceable(model, self.balancer)
@@ -109,6 +113,7 @@ class RankingModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The head's loss: the tasks' cross entropies, or what a latent head makes of them."""
+        batch = self.id_dropout(batch)  # the one place between a training batch and the table, whatever the model
         labels, mask = self.targets.training_labels(batch.labels), self.targets.trained(batch.labels)
         head = self.model.head
         if isinstance(self.balancer, Fixed):

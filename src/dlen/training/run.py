@@ -37,10 +37,12 @@ from dlen.metrics.by_user import BY_USER_ROWS
 from dlen.models.mran import MRAN
 from dlen.models.ranker import Ranker
 from dlen.nn.embedding import deferred_tables
+from dlen.nn.id_dropout import IdDropout
 from dlen.nn.sharded import SHARDINGS, check_shardable, check_torchrec
 from dlen.reports.plots import plot_attention, plot_hidden_state
 from dlen.reports.terminal import print_figures
 from dlen.schema import Kind
+from dlen.training.advice import base_rate_warnings, unknown_id_warnings
 from dlen.training.balancing import Balancer
 from dlen.training.callbacks import Meter, PlainProgress, ScoreWriter, StepSeed, TerminalProgress
 from dlen.training.conflict import GradientConflict
@@ -54,10 +56,10 @@ from dlen.training.loggers import log_config, log_final, make_loggers, wandb_fin
 from dlen.training.measures import AUC_KINDS, Figures
 from dlen.training.module import RankingModule
 from dlen.training.optimizers import split_for_sharding
+from dlen.training.selection import Selection, monitor_mode
 from dlen.training.size import size_figures
 from dlen.training.targets import Targets
 
-MONITOR = "val/auc/mean"
 _MOST_TRIES = 1000  # for a folder's name
 _UNSCALED = ("auto", "32-true", "bf16-mixed")  # precisions of 32-bit weights whose gradients are not scaled
 _RUN_DIR = "DLEN_RUN_DIR"  # tells the processes of one run where its folder is
@@ -85,6 +87,7 @@ class Fitted:
         data: the batches of its splits.
         gates: what was seen of its gates.
         dashboard: what W&B is shown.
+        selection: the best validation.
         base: figures of the run that gains are measured against; None without one.
         metrics: for ``metrics.json``: what is known before the test.
     """
@@ -96,6 +99,7 @@ class Fitted:
     data: RankingDataModule
     gates: GateMonitor
     dashboard: Dashboard
+    selection: Selection
     base: dict[str, Any] | None
     metrics: dict[str, Any]
 
@@ -121,7 +125,7 @@ def _fit_and_test(config: DictConfig) -> dict[str, Any]:
         print("training ended before the first validation: the last weights are tested", file=sys.stderr)
         trainer.save_checkpoint(best, weights_only=True)
     trainer.test(module, datamodule=fitted.data, ckpt_path=best, weights_only=True, verbose=False)
-    metrics |= _best_validation(trainer)
+    metrics |= fitted.selection.best
     metrics |= flatten(module.figures["test"], "test")
     attention = _attention(module, fitted.store)  # in every process, as the table may be shared out
     if trainer.is_global_zero:
@@ -134,7 +138,8 @@ def _fit_and_test(config: DictConfig) -> dict[str, Any]:
         write_json(
             folder / DIAGNOSTICS.format("test"), diagnostics(module.figures["test"], fitted.gates.last, attention)
         )
-        for line in fitted.gates.warnings():
+        advice = base_rate_warnings(metrics, fitted.store, module.targets, build_id_dropout(config, fitted.store))
+        for line in [*fitted.gates.warnings(), *advice]:
             print(f"warning: {line}", file=sys.stderr)
         keep = bool(OmegaConf.select(config, "logger.wandb.checkpoint"))
         fitted.dashboard.close(metrics, module.targets.names, folder, checkpoint=keep)
@@ -162,6 +167,8 @@ def fit(
     _check_measurable(store)
     _check_interval(config, store)
     _check_by_user(config, store)
+    mode = monitor_mode(config.monitor, store.schema)
+    id_dropout = build_id_dropout(config, store)
     base, resume = _read_base(config.base_run), _resume_from(config)
     _check_same_run(config)
     L.seed_everything(config.seed, workers=True, verbose=False)
@@ -174,13 +181,23 @@ def fit(
         loggers = make_loggers(config, folder, store.fingerprint)
         dashboard = Dashboard(loggers)
         meter, conflict, gates = Meter(), GradientConflict(config.metrics.conflict_every), GateMonitor()
-        callbacks = [StepSeed(config.seed), *_callbacks(config, folder, meter, checkpoints=checkpoints)]
-        callbacks += [conflict, gates, dashboard]
+        selection = Selection(config.monitor, mode)
+        callbacks = [StepSeed(config.seed), *_callbacks(config, folder, meter, mode, checkpoints=checkpoints)]
+        callbacks += [conflict, gates, dashboard, selection]
         callbacks += more(folder)
         trainer: L.Trainer = build_trainer(config, folder, loggers, callbacks, meter)
         rows = {"val": len(store.split("validation")), "test": len(store.split("test"))}
         by_user = _by_user(config, rows["test"])
-        module = build_module(config, model, make_optimizer, rows, base, by_user, sharding=config.sharding)
+        module = build_module(
+            config,
+            model,
+            make_optimizer,
+            rows,
+            base,
+            by_user,
+            sharding=config.sharding,
+            id_dropout=id_dropout,
+        )
         data = RankingDataModule(store, config.loader.batch_size, config.loader.eval_batch_size, config.seed)
         _check_processes(config, trainer, model)
         earlier: dict[Path, bytes] | None = None  # in the first process, which began before the others
@@ -189,6 +206,8 @@ def fit(
             _write_start(config, folder, store)
             print(summary(store), file=sys.stderr)
             print(_describe(config, size, folder), file=sys.stderr, flush=True)
+            for line in unknown_id_warnings(store, id_dropout):
+                print(f"warning: {line}", file=sys.stderr)
     about: dict[str, Any] = {"version": __version__, "code": code_fingerprint(), "data_fingerprint": store.fingerprint}
     about |= {"config_hash": config_hash(config), **environment()}
     about["machine/processes"] = trainer.world_size
@@ -207,7 +226,7 @@ def fit(
     metrics |= {"fit/precision": str(trainer.precision), "fit/steps": trainer.global_step}
     metrics |= size
     metrics |= meter.figures(trainer.world_size) | conflict.figures(store.schema.task_names) | gates.figures()
-    return Fitted(store, folder, trainer, module, data, gates, dashboard, base, metrics)
+    return Fitted(store, folder, trainer, module, data, gates, dashboard, selection, base, metrics)
 
 
 def _show_hidden_state(module: RankingModule, folder: Path) -> None:
@@ -271,6 +290,18 @@ def build_balancer(config: DictConfig) -> Balancer:
     return balancer
 
 
+def build_id_dropout(config: DictConfig, store: Store) -> IdDropout:
+    """The config's replacement of rare ids, by the store's counts.
+
+    Raises:
+        UserError: a setting is wrong.
+    """
+    try:
+        return IdDropout(store.schema, store.counts, **_plain(config.id_dropout))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config id_dropout: {error}") from None
+
+
 def build_module(
     config: DictConfig,
     model: Ranker,
@@ -279,11 +310,14 @@ def build_module(
     base: dict[str, float] | None,
     by_user: bool,
     sharding: str | None = None,
+    id_dropout: IdDropout | None = None,
 ) -> RankingModule:
     """The LightningModule with the config's balancing of tasks."""
     balancer = build_balancer(config)
     try:
-        return RankingModule(model, make_optimizer, config.metrics.auc, rows, base, by_user, balancer, sharding)
+        return RankingModule(
+            model, make_optimizer, config.metrics.auc, rows, base, by_user, balancer, sharding, id_dropout
+        )
     except ValueError as error:
         raise UserError(f"config balancing: {error}") from None
 
@@ -499,13 +533,14 @@ def check(config: DictConfig, store: Store) -> None:
     _check(config)
     _check_interval(config, store)
     _check_by_user(config, store)
+    monitor_mode(config.monitor, store.schema)
     with torch.device("meta"):
         model = build_model(config, store)
     _check_optimizer(build(config.optimizer, "optimizer"), model, config.sharding)
     if config.sharding and isinstance(config.trainer.devices, int):
         processes = config.trainer.devices * config.trainer.num_nodes
         _check_shardable(config, model, processes, "cuda" if torch.cuda.is_available() else "cpu")
-    build_module(config, model, None, {}, None, False)
+    build_module(config, model, None, {}, None, False, id_dropout=build_id_dropout(config, store))
 
 
 def planned_steps(config: DictConfig, store: Store) -> tuple[int, int]:
@@ -643,7 +678,7 @@ def _check_same_run(config: DictConfig) -> None:
     if config.ckpt != "last":
         return
     before, today = _plain(load_run_config(Path(config.run_dir))), _plain(config)
-    for key in ("model", "balancing", "optimizer"):
+    for key in ("model", "balancing", "optimizer", "id_dropout"):
         was, now = before.get(key) or {}, today.get(key) or {}
         changed = [k for k in {**was, **now} if was.get(k) != now.get(k)]
         if was and changed:
@@ -658,22 +693,16 @@ def _plain(config: DictConfig) -> dict[str, Any]:
     return {str(k): v for k, v in found.items()}
 
 
-def _callbacks(config: DictConfig, folder: Path, meter: Meter, *, checkpoints: bool) -> list[Callback]:
-    stop = EarlyStopping(MONITOR, mode="max", patience=config.patience, min_delta=0.0, strict=False)
+def _callbacks(config: DictConfig, folder: Path, meter: Meter, mode: str, *, checkpoints: bool) -> list[Callback]:
+    chosen: dict[str, Any] = {"monitor": config.monitor, "mode": mode}
+    stop = EarlyStopping(**chosen, patience=config.patience, min_delta=0.0, strict=False)
     progress = TerminalProgress(meter) if sys.stderr.isatty() else PlainProgress(meter)
     if not checkpoints:
         return [meter, progress, stop]
     shared: dict[str, Any] = {"dirpath": folder / "checkpoints", "enable_version_counter": False}
-    best = ModelCheckpoint(**shared, filename="best", monitor=MONITOR, mode="max", save_top_k=1, save_weights_only=True)
+    best = ModelCheckpoint(**shared, **chosen, filename="best", save_top_k=1, save_weights_only=True)
     last = ModelCheckpoint(**shared, filename="last", save_top_k=1, save_on_train_epoch_end=False)
     return [meter, progress, stop, best, last]
-
-
-def _best_validation(trainer: L.Trainer) -> dict[str, Any]:
-    checkpoint = trainer.checkpoint_callback
-    assert isinstance(checkpoint, ModelCheckpoint)
-    score = checkpoint.best_model_score
-    return {} if score is None else {MONITOR: float(score)}
 
 
 def _read_base(run: str | None) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from dlen.data.bad_rows import BadRowError
+from dlen.data.buckets import bucket_edges
 from dlen.data.sources.table_spec import TIME_PARTS, FieldSpec
 from dlen.data.store import Store, StoreWriter
 from dlen.errors import UserError
@@ -196,7 +197,7 @@ class IdsColumn(IdColumn):
 
 
 class NumberColumn(TableColumn):
-    """A number, standardised with mean and deviation of the training rows; absent is the mean."""
+    """A number, or its logarithm, standardised with mean and deviation of the training rows; absent is the mean."""
 
     def __init__(self, name: str, spec: FieldSpec) -> None:
         super().__init__(name, spec)
@@ -206,7 +207,7 @@ class NumberColumn(TableColumn):
         numbers(frame, self.spec.column, path)
 
     def observe(self, frame: pl.DataFrame, path: Path) -> None:
-        values = numbers(frame, self.spec.column, path).drop_nulls().to_numpy()
+        values = self._values(frame, path).drop_nulls().to_numpy()
         if not len(values):
             return
         # Chan, Golub and LeVeque (1979): exact moments in one pass over any number of chunks.
@@ -220,7 +221,8 @@ class NumberColumn(TableColumn):
         if not self.count:
             raise UserError(f"field {self.name}: no training row has a number in column {self.spec.column}")
         self.deviation = float(np.sqrt(self.squares / self.count)) or 1.0
-        writer.statistics[self.name] = {"mean": self.mean, "deviation": self.deviation}
+        transform = {"transform": "log1p"} if self.spec.transform == "log1p" else {}
+        writer.statistics[self.name] = {"mean": self.mean, "deviation": self.deviation, **transform}
 
     def restore(self, store: Store) -> None:
         kept = store.content["statistics"][self.name]
@@ -230,41 +232,53 @@ class NumberColumn(TableColumn):
         return [Field(self.name, Kind.NUMERIC, self.spec.side)]
 
     def numbers(self, frame: pl.DataFrame, path: Path) -> list[Array]:
-        values = numbers(frame, self.spec.column, path).fill_null(self.mean).to_numpy()
+        values = self._values(frame, path).fill_null(self.mean).to_numpy()
         return [(values - self.mean) / self.deviation]
+
+    def _values(self, frame: pl.DataFrame, path: Path) -> pl.Series:
+        values = numbers(frame, self.spec.column, path)
+        return values.sign() * values.abs().log1p() if self.spec.transform == "log1p" else values
 
 
 class BucketColumn(TableColumn):
-    """A number as the id of its bucket, with equal shares of the training rows in each; absent is 0."""
+    """A number as the id of its bucket, :func:`bucket_edges`; absent numbers have a bucket of their own.
+
+    Ids: 0 is unknown, which an absent number is where training has none; 1 is absent where training has some; the
+    buckets follow in rising order.
+    """
 
     def __init__(self, name: str, spec: FieldSpec) -> None:
         super().__init__(name, spec)
-        self.sample = Sample()
+        self.sample, self.absent = Sample(), False
 
     def check(self, frame: pl.DataFrame, path: Path) -> None:
         numbers(frame, self.spec.column, path)
 
     def observe(self, frame: pl.DataFrame, path: Path) -> None:
-        self.sample.add(numbers(frame, self.spec.column, path).drop_nulls().to_numpy())
+        values = numbers(frame, self.spec.column, path)
+        self.absent |= values.null_count() > 0
+        self.sample.add(values.drop_nulls().to_numpy())
 
     def freeze(self, writer: StoreWriter) -> None:
         values = self.sample.sorted()
         if not len(values):
             raise UserError(f"field {self.name}: no training row has a number in column {self.spec.column}")
-        places = np.arange(1, self.spec.buckets) * len(values) // self.spec.buckets
-        self.edges = np.unique(values[places])  # equal values share a bucket, so there may be fewer
-        writer.statistics[self.name] = {"edges": self.edges.tolist()}
+        self.edges = bucket_edges(values, self.spec.buckets)
+        writer.statistics[self.name] = {"edges": self.edges.tolist(), "absent": self.absent}
+        if (made := len(self.edges) + 1) < self.spec.buckets:
+            writer.notes[f"buckets_of_{self.name}"] = f"{made} of {self.spec.buckets}, one for each value there is"
 
     def restore(self, store: Store) -> None:
-        self.edges = np.asarray(store.content["statistics"][self.name]["edges"])
+        kept = store.content["statistics"][self.name]
+        self.edges, self.absent = np.asarray(kept["edges"]), bool(kept["absent"])
 
     def fields(self) -> list[Field]:
-        return [Field(self.name, Kind.ID, self.spec.side, len(self.edges) + 2)]
+        return [Field(self.name, Kind.ID, self.spec.side, len(self.edges) + 2 + self.absent)]
 
     def ids(self, frame: pl.DataFrame, path: Path) -> list[Array]:
         values = numbers(frame, self.spec.column, path)
-        bucket = np.searchsorted(self.edges, values.fill_null(0.0).to_numpy(), side="right") + 1
-        return [np.where(values.is_null().to_numpy(), 0, bucket)]
+        bucket = np.searchsorted(self.edges, values.fill_null(0.0).to_numpy(), side="right") + 1 + self.absent
+        return [np.where(values.is_null().to_numpy(), int(self.absent), bucket)]
 
 
 class TimeColumn(TableColumn):

@@ -15,6 +15,7 @@ from dlen.errors import UserError
 from dlen.schema import Pooling
 
 KINDS = ("id", "ids", "numeric", "time")
+TRANSFORMS = ("standardise", "log1p", "quantile")
 TIME_PARTS = {"hour": 24, "weekday": 7, "day": 31, "month": 12}
 T = TypeVar("T")
 
@@ -32,7 +33,8 @@ class FieldSpec:
         weight_separator: ids: between a value and its weight, as in ``red:0.5``.
         max_values: ids: the heaviest stay.
         pooling: ids: mean or sum of the values' vectors.
-        transform: numeric: standardise, or quantile for equal-sized buckets.
+        transform: numeric: standardise; log1p, sign(x) log(1 + abs(x)) standardised, for counts and amounts; or quantile,
+            the id of one of some equal-sized buckets.
         buckets: numeric with quantile: how many.
         format: time: such as ``%Y-%m-%d %H:%M:%S``; without it the column holds numbers since 1970.
         unit: time without format: s or ms.
@@ -265,7 +267,7 @@ def _check(spec: TableSpec, path: Path) -> None:
         key = f"fields.{name}"
         _check_name(name, path, key)
         choose(item.kind, KINDS, path, f"{key}.kind")
-        choose(item.transform, ("standardise", "quantile"), path, f"{key}.transform")
+        choose(item.transform, TRANSFORMS, path, f"{key}.transform")
         choose(item.pooling, tuple(Pooling), path, f"{key}.pooling")
         choose(item.unit, ("s", "ms"), path, f"{key}.unit")
         for part in item.parts:

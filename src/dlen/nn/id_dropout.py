@@ -1,0 +1,102 @@
+"""IdDropout: trains each field's unknown id for what it is used for, by standing in for rare ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from dlen.batch import Batch
+from dlen.schema import Kind, Schema
+
+
+class IdDropout(nn.Module):
+    """Replaces ids by their field's unknown id in training, the more often the rarer they are.
+
+    An id with n occurrences in the training rows is replaced with probability
+
+        min(most, k / (k + n))
+
+    A new id is one of few occurrences, so what the unknown id learns in the place of rare ids is what it has to say
+    about new ones. Frequent ids are left alone: with n = 1000 and k = 3 three in a thousand are replaced. In evaluation
+    the batch is returned as it is. Without it the unknown id has no gradient where every training id is known
+    (``min_count: 1``), and is trained on ids that occur once where rarer ones are unknown.
+
+    The draws come from torch's global generator, one for each id, and no step waits for a device.
+
+    Args:
+        schema: gives the fields.
+        counts: (num_embeddings,) occurrences of each row of the embedding table in the training rows.
+        k: occurrences at which an id is replaced half of the time; 0 replaces none.
+        most: highest probability, in [0, 1).
+        fields: another k for some fields, by name.
+
+    Raises:
+        ValueError: a k is negative, ``most`` is outside [0, 1), a field has no ids, or ``counts`` is of another schema.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        counts: Tensor,
+        *,
+        k: float = 3.0,
+        most: float = 0.5,
+        fields: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__()
+        if len(counts) != schema.num_embeddings:
+            raise ValueError(f"{len(counts)} counts for {schema.num_embeddings} ids")
+        if not _is_number(most) or not 0 <= most < 1:
+            raise ValueError(f"most must be a probability below 1, got {most!r}")
+        of_fields = _of_each_field(schema, k, fields or {})
+        probability = torch.zeros(len(counts))
+        for name, strength in of_fields.items():
+            first = schema.offsets[name]
+            own = slice(first, first + next(f.vocab_size for f in schema.fields if f.name == name))
+            if strength > 0:
+                probability[own] = (strength / (strength + counts[own].double())).clamp(max=most).float()
+        self.register_buffer("probability", probability, persistent=False)
+        self.probability: Tensor
+        for kind, buffer in ((Kind.ID, "unknown"), (Kind.IDS, "unknown_of_bags")):
+            offsets = [schema.offsets[f.name] for f in schema.of_kind(kind)]
+            self.register_buffer(buffer, torch.tensor(offsets, dtype=torch.int32), persistent=False)
+        self.unknown: Tensor
+        self.unknown_of_bags: Tensor
+        self.active = bool((probability > 0).any())
+
+    def forward(self, batch: Batch) -> Batch:
+        """The batch with some ids replaced; its labels, numbers and list lengths stay."""
+        if not self.training or not self.active:
+            return batch
+        ids, bag_ids = batch.ids, batch.bag_ids
+        if ids.numel():
+            ids = torch.where(self._replaced(ids), self.unknown.to(ids.dtype), ids)
+        if bag_ids.numel():
+            of_values = torch.repeat_interleave(
+                self.unknown_of_bags.to(bag_ids.dtype), batch.bag_lengths.sum(1), output_size=len(bag_ids)
+            )
+            bag_ids = torch.where(self._replaced(bag_ids), of_values, bag_ids)
+        return replace(batch, ids=ids, bag_ids=bag_ids)
+
+    def _replaced(self, ids: Tensor) -> Tensor:
+        chance = self.probability.index_select(0, ids.flatten()).view(ids.shape)
+        return torch.rand(ids.shape, device=ids.device) < chance
+
+
+def _of_each_field(schema: Schema, k: float, fields: Mapping[str, float]) -> dict[str, float]:
+    with_ids = [f.name for f in schema.fields if f.kind is not Kind.NUMERIC]
+    for name in fields:
+        if name not in with_ids:
+            raise ValueError(f"fields: {name!r} is no field of ids; those are {', '.join(with_ids)}")
+    found = {name: fields.get(name, k) for name in with_ids}
+    for name, value in {"k": k, **found}.items():
+        if not _is_number(value) or not 0 <= value < float("inf"):
+            raise ValueError(f"{name if name == 'k' else f'fields.{name}'} must be a number from 0, got {value!r}")
+    return found
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,70 @@
+"""Advice: lines that tell a user what a run's figures or data say is wrong, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dlen.data.store import Store
+from dlen.nn.id_dropout import IdDropout
+from dlen.training.targets import Targets
+
+_MORE_UNKNOWN = 0.05  # of a split's values, beyond the share in training
+_RATE_SHIFT = 1.5  # a ratio of rates of positives
+
+
+def unknown_id_warnings(store: Store, id_dropout: IdDropout) -> list[str]:
+    """A line for each field whose unknown id nothing trains though the validation rows have it."""
+    lines = []
+    for field, share in store.unknown["validation"].items():
+        first = store.schema.offsets[field]
+        rows = next(f.vocab_size for f in store.schema.fields if f.name == field)
+        trained = bool((id_dropout.probability[first : first + rows] > 0).any())
+        if share and not store.unknown["train"][field] and not trained:
+            lines.append(
+                f"{share:.1%} of the validation's values of {field} are unknown, and nothing trains the unknown id: "
+                "set id_dropout.k above 0, or a min_count of the field that leaves rare ids unknown"
+            )
+    return lines
+
+
+def base_rate_warnings(metrics: Mapping[str, Any], store: Store, targets: Targets, id_dropout: IdDropout) -> list[str]:
+    """A line for each tested target that predicts worse than its rate of positives alone, with the likely cause.
+
+    Args:
+        metrics: of ``metrics.json``.
+        store: the data.
+        targets: what was measured.
+        id_dropout: of the training.
+    """
+    lines = []
+    for name in targets.names:
+        entropy = metrics.get(f"test/ne/{name}")
+        if entropy is not None and entropy > 1:
+            lines.append(
+                f"{name}: logloss {metrics[f'test/logloss/{name}']:.4f} on the test split is worse than that of its "
+                f"rate of positives alone (normalised entropy {entropy:.2f}): "
+                f"{_cause(metrics, name, store, id_dropout)}"
+            )
+    return lines
+
+
+def _cause(metrics: Mapping[str, Any], name: str, store: Store, id_dropout: IdDropout) -> str:
+    unknown = {f: s - store.unknown["train"][f] for f, s in store.unknown["test"].items()}
+    field = max(unknown, key=lambda f: unknown[f], default=None)
+    if field is not None and unknown[field] > _MORE_UNKNOWN and not id_dropout.active:
+        share = store.unknown["test"][field]
+        return f"{share:.0%} of its values of {field} are new, which nothing trains; set id_dropout.k=3"
+    ratio = metrics.get(f"test/calibration/{name}") or 1.0
+    validation = metrics.get(f"val/ne/{name}", 0.0)
+    if not 1 / _RATE_SHIFT < ratio < _RATE_SHIFT and validation <= 1:
+        return (
+            f"it predicts {ratio:.2f} times the positives there are, and the validation was in order, so the rate has "
+            "changed between the splits; the ranking may still be good, the probabilities are not"
+        )
+    if validation > 1:
+        return (
+            "the validation was worse as well, so training has overfitted this task: lower optimizer.lr or "
+            "trainer.max_epochs, or set monitor=val/logloss/labels"
+        )
+    return "few rows have a positive, or test rows are unlike those of the validation"

@@ -1,0 +1,82 @@
+"""Model selection: which validation figure decides when training stops and which weights are kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import numpy as np
+from lightning.pytorch.callbacks import Callback
+
+from dlen.errors import UserError
+from dlen.schema import Schema
+from dlen.training.module import RankingModule
+from dlen.training.targets import Targets
+
+_MODES = {"auc": "max", "auc_total": "max", "auc_joint": "max", "gain": "max"}
+_MODES |= {"logloss": "min", "ne": "min", "ece": "min"}
+_MEANS = {"auc": ("mean", "weighted"), "gain": ("mean",), "logloss": ("labels",)}
+
+
+def monitor_mode(monitor: Any, schema: Schema) -> str:
+    """``max`` or ``min``: which way a monitored figure gets better.
+
+    Args:
+        monitor: such as ``val/auc/weighted`` or ``val/logloss/click``.
+        schema: gives the tasks.
+
+    Raises:
+        UserError: there is no such figure of the validation.
+    """
+    names = Targets(schema).names
+    stage, _, figure = str(monitor).partition("/")
+    measure, _, target = figure.partition("/")
+    if stage != "val" or measure not in _MODES or target not in (*names, *_MEANS.get(measure, ())):
+        known = [f"val/{m}/{t}" for m in ("auc", "logloss") for t in (*_MEANS[m], *names)]
+        raise UserError(
+            f"config monitor: {monitor!r} is no figure of a validation that can be monitored; such are "
+            f"{', '.join(known)}, and those of {', '.join(m for m in _MODES if m not in ('auc', 'logloss'))}"
+        )
+    return _MODES[measure]
+
+
+class Selection(Callback):
+    """Keeps all figures of the validation that is best by the monitored one, which is the one that is tested.
+
+    Args:
+        monitor: key of the figure.
+        mode: ``max`` or ``min``.
+
+    Attributes:
+        best: figures of the best validation so far, by key; empty before the first.
+    """
+
+    def __init__(self, monitor: str, mode: str) -> None:
+        self.monitor, self.sign = monitor, 1 if mode == "max" else -1
+        self.best: dict[str, float] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best so far."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.best = dict(state_dict["best"])
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Compare as Lightning's checkpoints do: in 32 bits, and the first of equals stays.
+
+        Raises:
+            UserError: the monitored figure is undefined on this validation split.
+        """
+        assert isinstance(pl_module, RankingModule)
+        if trainer.sanity_checking:
+            return
+        found = pl_module.figures["val"]
+        figures = {f"val/{key}": value for key, value in found.values.items()}
+        if self.monitor not in figures:
+            reason = found.undefined.get(self.monitor.removeprefix("val/"), "this model or run has no such figure")
+            raise UserError(f"config monitor: {self.monitor} is undefined ({reason}); choose another figure")
+        now, before = figures[self.monitor], self.best.get(self.monitor)
+        if before is None or np.float32(self.sign * now) > np.float32(self.sign * before):
+            self.best = figures
