@@ -22,6 +22,7 @@ MOST_CANDIDATES, MOST_VALUES = 1000, 500
 schema = json.loads((FOLDER / "schema.json").read_text())
 fields = schema["fields"]
 codes = {f["name"]: {v: f["offset"] + i + 1 for i, v in enumerate(f["values"])} for f in fields if "values" in f}
+rates = {f["name"]: dict(zip(f["rate"]["keys"], f["rate"]["latest"], strict=True)) for f in fields if "rate" in f}
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = 1  # one core for each process: start more of them for more requests
 session = onnxruntime.InferenceSession(str(FOLDER / "model.onnx"), options, providers=["CPUExecutionProvider"])
@@ -55,6 +56,14 @@ def one(field: dict, value: object) -> float:
     return field["offset"] + int(value)
 
 
+def rate(field: dict, row: dict) -> float:
+    """What the log says of the row's key, scaled; as of a new key where it has none."""
+    parts = [row.get(column) for column in field["rate"]["by"]]
+    key = "\x1f".join(map(str, parts))
+    known = rates[field["name"]].get(key, 0.0) if None not in parts else 0.0
+    return (known - field["statistics"]["mean"]) / field["statistics"]["deviation"]
+
+
 def several(field: dict, value: object) -> list[tuple[int, float]]:
     """Ids and weights of a list, the heaviest that training would have kept."""
     if not isinstance(value, list | dict | None):
@@ -72,7 +81,8 @@ async def rank(request: Request) -> JSONResponse:
 
     Async, so that no thread takes turns with the model for the one core.
     """
-    known = {f["name"] for f in fields}
+    keys = {column for f in fields if "rate" in f for column in f["rate"]["by"]}
+    known = {f["name"] for f in fields if "rate" not in f} | keys
     unknown = {k for row in (request.context, *request.candidates) for k in row} - known
     if unknown:
         raise HTTPException(422, f"no field {sorted(unknown)[0]!r}; the fields are {', '.join(sorted(known))}")
@@ -82,7 +92,9 @@ async def rank(request: Request) -> JSONResponse:
         for name in schema["inputs"]
     }
     single = [[one(f, row.get(f["name"])) for f in by_input["ids"]] for row in rows]
-    numeric = [[one(f, row.get(f["name"])) for f in by_input["numeric"]] for row in rows]
+    numeric = [
+        [rate(f, row) if "rate" in f else one(f, row.get(f["name"])) for f in by_input["numeric"]] for row in rows
+    ]
     bags = [[several(f, row.get(f["name"])) for f in by_input["bag_ids"]] for row in rows]
     longest = max((len(bag) for row in bags for bag in row), default=0) or 1
     shape = (len(rows), len(by_input["bag_ids"]), longest)

@@ -40,6 +40,9 @@ fields:
   price: {kind: numeric, transform: quantile, buckets: 5}
   shown: {kind: time, unit: s, parts: [hour, weekday]}
   city: {kind: id, side: user}
+  amount: {kind: numeric, column: price, transform: log1p}
+  city_rate: {rate: {of: [click, hate], by: city}, side: user}
+  pairs: {count: {by: [user, city]}}
 joins:
   cities: {file: cities.csv, by: user}
 tasks: {click: is_click, hate: {label: is_hate, dislike: true}}
@@ -230,7 +233,8 @@ def as_json(row: dict[str, Any]) -> dict[str, Any]:
     tags = {t.split(":")[0]: float(t.split(":")[1]) for t in (row["tags"] or "").split("|") if t}
     city = f"c{int(row['user'][1:]) % 7}"
     parts = {"shown_hour": shown.hour + 1, "shown_weekday": shown.isoweekday()}
-    return {"user": row["user"], "age": row["age"], "price": row["price"], "tags": tags, "city": city, **parts}
+    price = {"price": row["price"], "amount": row["price"]}
+    return {"user": row["user"], "age": row["age"], "tags": tags, "city": city, **price, **parts}
 
 
 def test_the_example_server_gives_the_scores_of_predict(table: Path, client: TestClient) -> None:
@@ -239,6 +243,7 @@ def test_the_example_server_gives_the_scores_of_predict(table: Path, client: Tes
     keys = pl.col("tags").fill_null("").str.split("|").list.eval(pl.element().str.split(":").list.first())
     distinct = rows.filter(keys.list.n_unique() == keys.list.len())
     assert len(distinct) > 50
+    distinct = distinct.with_columns(pl.col("shown") + 52 * 604_800)  # a server knows the log's rates as they are now
     distinct.write_csv(table / "distinct.csv")
     frame = predicted(table, table / "distinct.csv", "fusion.up=0.5")
     answer = client.post("/rank", json={"candidates": [as_json(row) for row in distinct.iter_rows(named=True)]})
@@ -258,7 +263,7 @@ def test_the_example_server_gives_the_scores_of_predict(table: Path, client: Tes
     [
         ({"candidates": []}, "at least 1 item"),
         ({"candidates": [{}] * 1001}, "at most 1000 items"),
-        ({"candidates": [{"usr": 1}]}, "no field 'usr'; the fields are age, city"),
+        ({"candidates": [{"usr": 1}]}, "no field 'usr'; the fields are age, amount, city"),
         ({"candidates": [{"age": "old"}]}, "age: 'old' is not a number"),
         ({"candidates": [{"tags": 3}]}, "tags: 3 is neither a list nor values with weights"),
         ({"candidates": [{"tags": ["x"] * 501}]}, "tags: has 501 values; 500 are the most"),

@@ -156,6 +156,7 @@ class StoreWriter:
         self._splits: dict[str, tuple[SplitWriter, str | None]] = {}
         self.notes: dict[str, Any] = {}  # what a user is told after preparing
         self.statistics: dict[str, Any] = {}  # how numbers were scaled, by field
+        self.histories: dict[str, Any] = {}  # what rates of new rows need beside their files, by field
 
     @property
     def scratch(self) -> Path:
@@ -191,6 +192,12 @@ class StoreWriter:
         frame = pl.DataFrame({"value": values})
         (frame if counts is None else frame.with_columns(count=counts)).write_parquet(path)
 
+    def history(self, field: str) -> Path:
+        """A file for the history of a rate, which is kept."""
+        path = self.folder / "history" / f"{field}.parquet"
+        path.parent.mkdir(exist_ok=True)
+        return path
+
     def finish(self, schema: Schema, identity: Mapping[str, Any]) -> None:
         """Close every file and write ``store.json``; ``identity`` holds the fingerprint and its causes."""
         arrays: dict[str, Any] = {}
@@ -212,10 +219,15 @@ class StoreWriter:
             "notes": self.notes,
             "unknown": {name: _unknown_shares(found, schema) for name, found in occurrences.items()},
             "statistics": self.statistics,
+            "histories": self.histories,
             "arrays": arrays,
-            "vocabularies": {p.stem: checksum(p) for p in sorted((self.folder / "vocabulary").glob("*.parquet"))},
+            "vocabularies": self._checksums("vocabulary"),
+            "history_files": self._checksums("history"),
         }
         (self.folder / "store.json").write_text(json.dumps({**content, "crc32": _checksum_of(content)}, indent=1))
+
+    def _checksums(self, folder: str) -> dict[str, int]:
+        return {p.stem: checksum(p) for p in sorted((self.folder / folder).glob("*.parquet"))}
 
     def _occurrences(self, split: str, arrays: Mapping[str, Any], group: str | None, schema: Schema) -> Array:
         """(num_embeddings,) how often the rows of a split have each id, those of their user groups included."""
@@ -488,10 +500,15 @@ class Store:
             self._check_size(name)
         wanted = {self._path(name): array["crc32"] for name, array in arrays.items()}
         wanted |= {self._vocabulary(field): crc for field, crc in vocabularies.items()}
+        wanted |= {self.history(field): crc for field, crc in self.content["history_files"].items()}
         self._check_content(wanted)
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.bin"
+
+    def history(self, field: str) -> Path:
+        """The file with the history of a rate."""
+        return self.folder / "history" / f"{field}.parquet"
 
     def _vocabulary(self, field: str) -> Path:
         return self.folder / "vocabulary" / f"{field}.parquet"

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dlen.batch import Batch
 from dlen.data.prepare import check_writable
+from dlen.data.rates import kept_rates
 from dlen.data.store import Store
 from dlen.errors import UserError
 from dlen.files import write_json
@@ -204,7 +205,9 @@ def serving_schema(store: Store, serving: Serving) -> dict[str, Any]:
     ``fields``: for each in the order of its input, the position, and the raw values in the order of their ids:
     ``values[i]`` has the id ``offset + i + 1``, anything else ``offset``. Fields that are scaled or cut into buckets
     have ``statistics`` instead, parts of a time neither: their number, such as hour + 1, is added to the offset. Of a
-    list the ``max_values`` heaviest count.
+    list the ``max_values`` heaviest count. Rates and counts of the log have ``rate``: ``by``, the columns of the key
+    (joined by U+001F), and ``keys`` with ``latest``, what a row after all those of the log is told, to be scaled by the
+    statistics; 0 for any other key.
     """
     schema, fields, score = store.schema, [], serving.score
     lengths = _longest_lists(store)
@@ -219,7 +222,9 @@ def serving_schema(store: Store, serving: Serving) -> dict[str, Any]:
             if kept.exists():
                 entry["values"] = pl.read_parquet(kept)["value"].cast(pl.String).to_list()
             if field.name in store.content["statistics"]:
-                entry["statistics"] = store.content["statistics"][field.name]
+                entry["statistics"] = dict(store.content["statistics"][field.name])
+                if "rate" in entry["statistics"]:
+                    entry["rate"] = _latest(store, entry["statistics"].pop("rate"))
             fields.append(entry)
     return {
         "data_fingerprint": store.fingerprint,
@@ -236,6 +241,13 @@ def serving_schema(store: Store, serving: Serving) -> dict[str, Any]:
         },
         "fields": fields,
     }
+
+
+def _latest(store: Store, rate: dict[str, Any]) -> dict[str, Any]:
+    """The rates, or counts, that new rows are told by key."""
+    found = kept_rates(store, rate["history"]).latest()
+    values = found[rate["output"]].cast(pl.Float64).to_list()
+    return {"by": rate["by"], "keys": found["key"].to_list(), "latest": values}
 
 
 def _longest_lists(store: Store) -> list[int]:

@@ -24,7 +24,9 @@ from numpy.typing import NDArray
 from dlen.data.bad_rows import BadRowError, BadRows
 from dlen.data.hashing import fraction
 from dlen.data.ragged import Entries, select_rows, to_columns
-from dlen.data.sources.table_columns import LINE, Sample, TableColumn, make_column, numbers
+from dlen.data.sample import Sample
+from dlen.data.sources.table_columns import LINE, TableColumn, make_column, numbers
+from dlen.data.sources.table_rates import ROW, RateColumn, read_label
 from dlen.data.sources.table_spec import TableSpec, expression, load_spec
 from dlen.data.store import Columns, Split, SplitWriter, Store, StoreWriter, split_of
 from dlen.errors import UserError
@@ -118,7 +120,7 @@ class Table:
         for path in self._own_files():
             self._check_columns(path)
         self._boundaries = self._time_boundaries()
-        columns = [make_column(name, spec) for name, spec in self.table.fields.items()]
+        columns = self._make_columns(writer.scratch)
         tally = self._learn(columns)
         for column in columns:
             column.freeze(writer)
@@ -142,7 +144,7 @@ class Table:
         Raises:
             UserError: a column is missing, or a cell cannot be read.
         """
-        columns = [make_column(name, spec) for name, spec in self.table.fields.items()]
+        columns = self._make_columns()
         for column in columns:
             column.restore(store)
         self.sources, self.bad = {"all": [path]}, BadRows(0)  # every row has a line of output
@@ -153,10 +155,23 @@ class Table:
             happened = self._labels(frame, path) if labels else np.zeros((len(frame), len(store.schema.tasks)))
             yield split_of(_columns(frame, path, columns, store.schema), happened)
 
+    def _make_columns(self, scratch: Path | None = None) -> list[TableColumn]:
+        return [
+            RateColumn(name, spec, self.table, self.path, self.labels, scratch)
+            if spec.kind == "rate"
+            else make_column(name, spec)
+            for name, spec in self.table.fields.items()
+        ]
+
+    def _columns_of_fields(self) -> list[tuple[str, str]]:
+        """Columns that fields are read from, each with the field's name; of rates those that make keys and times."""
+        found = [(spec.column, name) for name, spec in self.table.fields.items() if spec.kind != "rate"]
+        return found + [(c, k.name) for k in self._make_columns() if isinstance(k, RateColumn) for c in k.inputs]
+
     def _check_inputs(self, path: Path, labels: bool) -> None:
         """Every column that a field, or a label, needs exists."""
         found = self._found_columns(path)
-        needed = [(spec.column, f"field {name}") for name, spec in self.table.fields.items()]
+        needed = [(column, f"field {name}") for column, name in self._columns_of_fields()]
         if labels:
             needed += [(c, f"task {name}") for name, parsed in self.labels.items() for c in parsed.columns]
         for column, whom in needed:
@@ -211,6 +226,13 @@ class Table:
                         raise UserError(f"{path}: no rows")
                     stage.advance(left)
 
+    def _numbered(self, label: str) -> Iterator[tuple[pl.DataFrame, Path, str]]:
+        """As :meth:`_frames`, each row with its number in all files, which is the same in every pass."""
+        rows = 0
+        for frame, path, split in self._frames(label):
+            yield frame.with_row_index(ROW, rows), path, split
+            rows += len(frame)
+
     def _chunks(self, path: Path) -> Iterator[pl.DataFrame]:
         if path not in self._widths_known:  # files are read several times
             self._widths_known[path] = self._first_look(path)
@@ -237,7 +259,7 @@ class Table:
     def _read_join(self, name: str) -> pl.DataFrame:
         """The columns of a joined table that a field names, and its key."""
         spec, path = self.table.joins[name], self.joins[name]
-        wanted = {f.column for f in self.table.fields.values()}
+        wanted = {column for column, _ in self._columns_of_fields()}
         try:
             found = self._scan(path)
             columns = [c for c in found.collect_schema().names() if c != LINE]
@@ -324,7 +346,8 @@ class Table:
     def _check_columns(self, path: Path) -> None:
         """Every column the spec names exists, and every column of the file is named or ignored."""
         found = self._found_columns(path)
-        named = {spec.column: f"fields.{name}" for name, spec in self.table.fields.items()}
+        named = {column: f"fields.{name}" for column, name in self._columns_of_fields()}
+        named |= {c: f"fields.{k.name}" for k in self._make_columns() if isinstance(k, RateColumn) for c in k.labelled}
         named |= {c: f"tasks.{name}" for name, e in self.labels.items() for c in e.columns}
         if self.table.split.column:
             named.setdefault(self.table.split.column, "split.column")
@@ -409,22 +432,8 @@ class Table:
 
     def _labels(self, frame: pl.DataFrame, path: Path) -> Array:
         """(n, T) 0 or 1."""
-        columns = []
-        for name, parsed in self.labels.items():
-            # In a frame of its own: another task may compare the same column with text.
-            read = frame.with_columns(numbers(frame, column, path).alias(column) for column in parsed.numeric)
-            values = read.select(label=parsed.expr)["label"]
-            bad = values.is_null() | ~values.is_in([0.0, 1.0])
-            if bad.any():
-                found = read.filter(bad)
-                shown = ", ".join(f"{c} = {found[c][0]!r}" for c in dict.fromkeys(parsed.columns))
-                problem = (
-                    f"task {name}: the label is neither 0 nor 1 ({shown}); "
-                    f"an expression such as `{parsed.columns[0]} > 0` in {self.path} makes it so"
-                )
-                raise BadRowError(path, found[LINE].to_list(), problem)
-            columns.append(values.cast(pl.UInt8).to_numpy())
-        return np.stack(columns, 1)
+        labels = [read_label(frame, path, f"task {name}", p, self.path) for name, p in self.labels.items()]
+        return np.stack(labels, 1)
 
     # Passes
 
@@ -432,7 +441,7 @@ class Table:
         """Show the training rows to every column; returns counts (split, task, label) of observed rows."""
         names = list(self.table.tasks)
         tally = np.zeros((len(SPLITS), len(names), 2), np.int64)
-        for chunk, path, file_split in self._frames("learning vocabularies and statistics"):
+        for chunk, path, file_split in self._numbered("learning vocabularies and statistics"):
 
             def read(frame: pl.DataFrame, path: Path, of: str = file_split) -> tuple[Array, Array]:
                 where, labels = self._assign(frame, path, of), self._labels(frame, path)
@@ -442,12 +451,13 @@ class Table:
 
             frame, (where, labels) = self._readable(chunk, path, read)
             training = frame.filter(pl.Series(where == 0))
+            observed = np.stack([self._observed(labels, name) for name in names], 1)
             for column in columns:
                 column.observe(training, path)
-            for task, name in enumerate(names):
-                seen = self._observed(labels, name)
+                column.show(frame, path, where, labels, observed)
+            for task in range(len(names)):
                 for split in range(len(SPLITS)):
-                    tally[split, task] += np.bincount(labels[(where == split) & seen, task], minlength=2)
+                    tally[split, task] += np.bincount(labels[(where == split) & observed[:, task], task], minlength=2)
         return tally
 
     def _readable(
@@ -502,7 +512,7 @@ class Table:
     def _encode(self, writer: StoreWriter, columns: list[TableColumn], schema: Schema) -> None:
         counts = {kind: len(schema.of_kind(kind)) for kind in Kind}
         splits = [writer.split(name, counts, len(schema.tasks)) for name in SPLITS]
-        for chunk, path, file_split in self._frames("writing the prepared store"):
+        for chunk, path, file_split in self._numbered("writing the prepared store"):
 
             def read(frame: pl.DataFrame, path: Path, of: str = file_split) -> tuple[Array, Array, Columns]:
                 where, labels = self._assign(frame, path, of), self._labels(frame, path)

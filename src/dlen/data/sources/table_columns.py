@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dlen.data.bad_rows import BadRowError
 from dlen.data.buckets import bucket_edges
+from dlen.data.sample import Sample
 from dlen.data.sources.table_spec import TIME_PARTS, FieldSpec
 from dlen.data.store import Store, StoreWriter
 from dlen.errors import UserError
@@ -20,32 +21,7 @@ from dlen.schema import Field, Kind, Pooling
 Array = NDArray[Any]
 LINE = "__line__"  # number of the row in its file
 _PENDING = 1 << 22
-_SAMPLE = 1 << 20
 _LATEST = 7_258_118_400_000_000  # the year 2200, in microseconds since 1970
-
-
-class Sample:
-    """Every 2^k-th value of a stream, with k rising so that at most a million are kept: exact below that."""
-
-    def __init__(self) -> None:
-        self._parts: list[Array] = []
-        self._size = 0
-        self._step = 1
-        self._seen = 0
-
-    def add(self, values: Array) -> None:
-        """Offer the next values."""
-        kept = values[(-self._seen) % self._step :: self._step]
-        self._seen += len(values)
-        self._parts.append(kept)
-        self._size += len(kept)
-        while self._size > _SAMPLE:
-            self._parts = [np.concatenate(self._parts)[::2]]
-            self._size, self._step = len(self._parts[0]), 2 * self._step
-
-    def sorted(self) -> Array:
-        """The kept values in rising order."""
-        return np.sort(np.concatenate(self._parts)) if self._parts else np.zeros(0)
 
 
 class TextVocabulary:
@@ -109,6 +85,9 @@ class TableColumn(ABC):
     def observe(self, frame: pl.DataFrame, path: Path) -> None:
         """Learn from training rows of the file ``path``."""
 
+    def show(self, frame: pl.DataFrame, path: Path, where: Array, labels: Array, observed: Array) -> None:
+        """Rows of all splits with their labels, for what is made of the log itself."""
+
     def freeze(self, writer: StoreWriter) -> None:
         """No more rows will be shown; keep what was learnt in the store."""
 
@@ -140,7 +119,7 @@ class IdColumn(TableColumn):
         self.vocabulary = TextVocabulary(spec.min_count)
 
     def observe(self, frame: pl.DataFrame, path: Path) -> None:
-        self.vocabulary.add(_text(frame[self.spec.column]))
+        self.vocabulary.add(text(frame[self.spec.column]))
 
     def freeze(self, writer: StoreWriter) -> None:
         self.vocabulary.freeze()
@@ -153,7 +132,7 @@ class IdColumn(TableColumn):
         return [Field(self.name, Kind.ID, self.spec.side, len(self.vocabulary))]
 
     def ids(self, frame: pl.DataFrame, path: Path) -> list[Array]:
-        return [self.vocabulary.encode(_text(frame[self.spec.column]))]
+        return [self.vocabulary.encode(text(frame[self.spec.column]))]
 
 
 class IdsColumn(IdColumn):
@@ -179,7 +158,7 @@ class IdsColumn(IdColumn):
     def _values(self, frame: pl.DataFrame, path: Path) -> tuple[Array, pl.Series, Array]:
         cells = frame[self.spec.column]
         if not isinstance(cells.dtype, pl.List):
-            cells = _text(cells).str.split(self.spec.separator)
+            cells = text(cells).str.split(self.spec.separator)
         long = pl.DataFrame({"row": pl.int_range(len(cells), eager=True), "value": cells, LINE: frame[LINE]})
         long = long.explode("value").with_columns(pl.col("value").cast(pl.String).str.strip_chars())
         long = long.filter(pl.col("value").is_not_null() & (pl.col("value") != ""))
@@ -301,6 +280,11 @@ class TimeColumn(TableColumn):
         chosen = frame.select(**{p: part[p].fill_null(0) for p in self.spec.parts})
         return [chosen[p].to_numpy() for p in self.spec.parts]
 
+    def moments(self, frame: pl.DataFrame, path: Path) -> pl.Series:
+        """(n,) local time in microseconds; null where there is none."""
+        stamps = self._stamps(frame, path) + pl.duration(seconds=round(3600 * self.spec.utc_offset))
+        return frame.select(when=stamps.cast(pl.Datetime("us")).cast(pl.Int64))["when"]
+
     def _stamps(self, frame: pl.DataFrame, path: Path) -> pl.Expr:
         column = frame[self.spec.column]
         if column.dtype.is_temporal():
@@ -312,11 +296,11 @@ class TimeColumn(TableColumn):
             _refuse(frame, ~stamps.is_between(0, _LATEST), self.spec.column, path, f"not a time in {unit}")
             moments = stamps.cast(pl.Int64)
             return pl.lit(moments.cast(pl.Datetime("us")))
-        text = _text(column)
-        parsed = text.str.to_datetime(self.spec.format, strict=False, time_unit="us")
+        written = text(column)
+        parsed = written.str.to_datetime(self.spec.format, strict=False, time_unit="us")
         _refuse(
             frame,
-            parsed.is_null() & (text != ""),
+            parsed.is_null() & (written != ""),
             self.spec.column,
             path,
             f"not a time like {self.spec.format}",
@@ -351,5 +335,6 @@ def _refuse(frame: pl.DataFrame, bad: pl.Series, column: str, path: Path, why: s
         raise BadRowError(path, found[LINE].to_list(), f"column {column}: {found[column][0]!r} is {why}")
 
 
-def _text(cells: pl.Series) -> pl.Series:
+def text(cells: pl.Series) -> pl.Series:
+    """Cells of any type as text."""
     return cells if cells.dtype == pl.String else cells.cast(pl.String)

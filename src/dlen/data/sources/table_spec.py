@@ -21,10 +21,46 @@ T = TypeVar("T")
 
 
 @dataclass(slots=True)
+class RateSpec:
+    """A field's ``rate``, or its ``count``, which has ``by`` alone.
+
+    Attributes:
+        of: a task, or an expression as of a label; or a list of tasks. How often it was 1.
+        by: a field or column, or several that make a key together.
+        smoothing: so many rows of the rate over all keys join those of the key.
+    """
+
+    of: Any = field(default_factory=list)
+    by: Any = field(default_factory=list)
+    smoothing: float = 20.0
+
+
+@dataclass(slots=True)
+class RatesSpec:
+    """What all rates and counts have in common.
+
+    Attributes:
+        time: a field of kind time, or a column of rising numbers: a row sees strictly earlier rows alone. By default
+            the first field of kind time, or the column of a split by time; the word ``none``, or neither: training
+            rows see those of other folds, all other rows see the training rows.
+        every: row, or day: a row sees what was known when its day began.
+        rows: all, or train: labels of the other splits are never counted, though they be earlier.
+        folds: how many there are without a time.
+    """
+
+    time: str = ""
+    every: str = "row"
+    rows: str = "all"
+    folds: int = 5
+
+
+@dataclass(slots=True)
 class FieldSpec:
     """One entry of ``fields``.
 
     Attributes:
+        rate: numbers made from the log itself, in place of a column: how often labels were 1 for a key.
+        count: the same: in how many rows a key was.
         kind: id, ids, numeric or time.
         column: its column; by default the field's name.
         side: user, item, cross or context.
@@ -33,8 +69,8 @@ class FieldSpec:
         weight_separator: ids: between a value and its weight, as in ``red:0.5``.
         max_values: ids: the heaviest stay.
         pooling: ids: mean or sum of the values' vectors.
-        transform: numeric: standardise; log1p, sign(x) log(1 + abs(x)) standardised, for counts and amounts; or quantile,
-            the id of one of some equal-sized buckets.
+        transform: numeric: standardise; log1p, sign(x) log(1 + abs(x)) standardised, for counts and amounts; or
+            quantile, the id of one of some equal-sized buckets.
         buckets: numeric with quantile: how many.
         format: time: such as ``%Y-%m-%d %H:%M:%S``; without it the column holds numbers since 1970.
         unit: time without format: s or ms.
@@ -56,6 +92,8 @@ class FieldSpec:
     unit: str = "s"
     utc_offset: float = 0.0
     parts: list[str] = field(default_factory=lambda: ["hour", "weekday"])
+    rate: Any = None
+    count: Any = None
 
 
 @dataclass(slots=True)
@@ -131,6 +169,7 @@ class TableSpec:
         fields: inputs of the models, by name.
         tasks: labels, by name.
         split: how rows are shared out; with files for train and test, how validation is taken from train.
+        rates: how rates and counts are made.
         ignore: columns to leave out; the word ``rest`` leaves out all that are not named.
         separator: of CSV columns; by default by the file's ending.
         header: whether the first line names the columns.
@@ -146,6 +185,7 @@ class TableSpec:
     fields: dict[str, FieldSpec] = field(default_factory=dict)
     tasks: dict[str, TaskSpec] = field(default_factory=dict)
     split: SplitSpec = field(default_factory=SplitSpec)
+    rates: RatesSpec = field(default_factory=RatesSpec)
     ignore: Any = field(default_factory=list)
     separator: str = ""
     header: bool = True
@@ -168,15 +208,27 @@ def load_spec(path: Path) -> TableSpec:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
     spec = _fill(TableSpec, content, path, "")
-    spec.fields = {str(k): _fill(FieldSpec, v, path, f"fields.{k}") for k, v in _mapping(spec.fields, path, "fields")}
+    spec.fields = {str(k): _field(v, path, f"fields.{k}") for k, v in _mapping(spec.fields, path, "fields")}
     spec.tasks = {str(k): _task(v, path, f"tasks.{k}") for k, v in _mapping(spec.tasks, path, "tasks")}
     if spec.joins:
         joins = _mapping(spec.joins, path, "joins")
         spec.joins = {str(k): _join(v, path, f"joins.{k}") for k, v in joins}
     if isinstance(spec.split, Mapping):
         spec.split = _fill(SplitSpec, spec.split, path, "split")
+    if isinstance(spec.rates, Mapping):
+        spec.rates = _fill(RatesSpec, spec.rates, path, "rates")
     _check(spec, path)
     return spec
+
+
+def names_of(name: str, spec: FieldSpec) -> list[str]:
+    """The fields of the schema that one entry of ``fields`` becomes."""
+    if spec.kind == "time":
+        return [f"{name}_{part}" for part in spec.parts]
+    if spec.rate is not None:
+        of = spec.rate.of
+        return [*([name] if len(of) == 1 else [f"{name}_{task}" for task in of]), f"{name}_count"]
+    return [name]
 
 
 def expression(task: TaskSpec, path: Path, name: str) -> Expression:
@@ -210,6 +262,36 @@ def _join(value: Any, path: Path, key: str) -> JoinSpec:
     return spec
 
 
+def _field(value: Any, path: Path, key: str) -> FieldSpec:
+    spec = _fill(FieldSpec, value, path, key)
+    kinds = [k for k in ("rate", "count") if k in value]
+    if not kinds:
+        return spec
+    others = [str(k) for k in value if k not in (kinds[0], "side")]
+    if others:
+        raise UserError(f"{path}: {key}.{others[0]}: does not go with {kinds[0]}, which is made from the log")
+    asked = _fill(RateSpec, value[kinds[0]], path, f"{key}.{kinds[0]}")
+    asked.by, asked.of = _texts(asked.by, path, f"{key}.{kinds[0]}.by"), _texts(asked.of, path, f"{key}.{kinds[0]}.of")
+    if not asked.by:
+        raise UserError(f"{path}: {key}.{kinds[0]}.by: must name a field or column")
+    if bool(asked.of) != (kinds[0] == "rate"):
+        hint = "must name a task, or be an expression" if kinds[0] == "rate" else "a count is of rows; leave it out"
+        raise UserError(f"{path}: {key}.{kinds[0]}.of: {hint}")
+    if not 0 < asked.smoothing < float("inf"):
+        raise UserError(f"{path}: {key}.{kinds[0]}.smoothing: {asked.smoothing!r} is not a number above 0")
+    spec.kind = "rate"
+    setattr(spec, kinds[0], asked)
+    return spec
+
+
+def _texts(value: Any, path: Path, key: str) -> list[str]:
+    """A text, or a list of texts, each once."""
+    texts = value if isinstance(value, list) else [value]
+    if not all(isinstance(t, str) and t for t in texts) or len(set(texts)) < len(texts):
+        raise UserError(f"{path}: {key}: {value!r} is neither a text nor a list of different texts")
+    return texts
+
+
 def _task(value: Any, path: Path, key: str) -> TaskSpec:
     return _fill(TaskSpec, value if isinstance(value, Mapping) else {"label": value}, path, key)
 
@@ -232,7 +314,12 @@ def _fill(kind: type[T], content: Any, path: Path, key: str) -> T:
 
 
 _TYPES = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false"}
-_TYPES |= {"list[str]": "a list of texts", "str | None": "text", "SplitSpec": "a mapping of settings"}
+_TYPES |= {
+    "list[str]": "a list of texts",
+    "str | None": "text",
+    "SplitSpec": "a mapping of settings",
+    "RatesSpec": "a mapping of settings",
+}
 
 
 def _is_of_type(value: Any, wanted: str) -> bool:
@@ -250,7 +337,7 @@ def _is_of_type(value: Any, wanted: str) -> bool:
             return isinstance(value, list) and all(isinstance(item, str) for item in value)
         case "str | None":
             return value is None or isinstance(value, str)
-        case "SplitSpec":
+        case "SplitSpec" | "RatesSpec":
             return isinstance(value, Mapping)
         case _:
             return True
@@ -266,6 +353,8 @@ def _check(spec: TableSpec, path: Path) -> None:
     for name, item in spec.fields.items():
         key = f"fields.{name}"
         _check_name(name, path, key)
+        if item.kind == "rate" and (item.rate or item.count):
+            continue
         choose(item.kind, KINDS, path, f"{key}.kind")
         choose(item.transform, TRANSFORMS, path, f"{key}.transform")
         choose(item.pooling, tuple(Pooling), path, f"{key}.pooling")
@@ -275,11 +364,10 @@ def _check(spec: TableSpec, path: Path) -> None:
         if item.buckets < 2 or not 1 <= item.max_values < 2**15 or item.min_count < 1:
             raise UserError(f"{path}: {key}: buckets is at least 2, max_values 1 to 32767, min_count at least 1")
         item.column = item.column or name
-    made = [n for n, f in spec.fields.items() if f.kind != "time"]
-    made += [f"{n}_{part}" for n, f in spec.fields.items() if f.kind == "time" for part in f.parts]
+    made = [name for n, f in spec.fields.items() for name in names_of(n, f)]
     for name in made:
         if made.count(name) > 1:
-            raise UserError(f"{path}: fields.{name}: this name is also that of a part of a time field")
+            raise UserError(f"{path}: fields.{name}: this name is also that of a part of a time field, or of a rate")
     if len(spec.separator.encode()) > 1:
         raise UserError(f"{path}: separator: {spec.separator!r} is not a single character")
     for name, task in spec.tasks.items():
@@ -293,8 +381,26 @@ def _check(spec: TableSpec, path: Path) -> None:
         if value is not None:
             choose(value, tuple(spec.fields), path, key)
     _check_split(spec.split, path)
+    _check_rates(spec, path)
     if not spec.header and not spec.columns:
         raise UserError(f"{path}: columns: name them, since header is false")
+
+
+def _check_rates(spec: TableSpec, path: Path) -> None:
+    choose(spec.rates.every, ("row", "day"), path, "rates.every")
+    choose(spec.rates.rows, ("all", "train"), path, "rates.rows")
+    if spec.rates.folds < 2:
+        raise UserError(f"{path}: rates.folds: {spec.rates.folds} is fewer than 2")
+    for name, item in spec.fields.items():
+        for of in item.rate.of if item.rate else ():
+            if of in spec.tasks:
+                continue
+            if len(item.rate.of) > 1:
+                choose(of, tuple(spec.tasks), path, f"fields.{name}.rate.of")
+            try:
+                Expression(of)
+            except ValueError as error:
+                raise UserError(f"{path}: fields.{name}.rate.of: neither a task nor an expression: {error}") from None
 
 
 def _check_split(split: SplitSpec, path: Path) -> None:

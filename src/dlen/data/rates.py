@@ -1,0 +1,293 @@
+"""Point-in-time rates: how often a label was 1 for a key, as it was known before each row.
+
+With a time, a row sees rows of strictly earlier periods alone. Without one a training row sees the training rows of
+other folds, and every other row sees all training rows. No row's own label ever enters its features, nor that of a
+later row.
+
+Rows are first parted by key on disk, and then counted part by part, so that memory is that of a part and of the
+distinct keys, not of the log.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from dlen.data.sample import Sample
+from dlen.data.store import Store
+
+Array = NDArray[Any]
+PENDING = 1 << 21  # rows held before they are parted on disk
+_PARTS = 32
+_BINS = 1024  # periods are joined to at most so many for the rate over all keys
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How rates are made.
+
+    Attributes:
+        targets: T, labels that are counted.
+        timed: rows have a period; otherwise folds.
+        smoothing: m, rows that the rate over all keys counts as.
+        training_only: labels of training rows alone are counted, instead of those of all earlier rows.
+    """
+
+    targets: int
+    timed: bool
+    smoothing: float
+    training_only: bool
+
+
+def lift(positives: Array, rows: Array, all_positives: Array, all_rows: Array, smoothing: float) -> Array:
+    """Log-odds of a key's smoothed rate beyond those of the rate over all keys; 0 for a key without rows.
+
+        logit((s + m p) / (n + m)) - logit(p),    p = (S + 1) / (N + 2)
+
+    The difference stays comparable while the overall rate drifts, or while little is known of it.
+
+    Args:
+        positives: s of the key.
+        rows: n of the key.
+        all_positives: S of all keys.
+        all_rows: N of all keys.
+        smoothing: m, above 0.
+    """
+    p = (all_positives + 1) / (all_rows + 2)
+    rate = (positives + smoothing * p) / (rows + smoothing)
+    return np.log(rate / (1 - rate)) - np.log(p / (1 - p))
+
+
+class RateTable:
+    """The history of one kind of key: first shown every row, then asked for the features of each and of new rows.
+
+    Sums are rows n, then for each label the rows on which it counts, then those on which it is 1.
+
+    Args:
+        settings: how.
+        scratch: a folder of its own, not there yet; None to :meth:`restore` a kept history.
+    """
+
+    def __init__(self, settings: Settings, scratch: Path | None = None) -> None:
+        self.settings, self.scratch = settings, scratch
+        self.sums = ["n", *(f"{kind}{t}" for kind in "ns" for t in range(settings.targets))]
+        self._pending: list[pl.DataFrame] = []
+        self._held = self._flushed = self._parts = 0
+        self._sample, self._last = Sample(), -np.inf
+
+    def add(self, row: Array, keys: pl.Series, when: Array, training: Array, labels: Array, observed: Array) -> None:
+        """Show n rows.
+
+        Args:
+            row: (n,) their numbers, each once.
+            keys: (n,) text; null where a row has no key, and so no history.
+            when: (n,) periods, or folds from 0.
+            training: (n,) whether they are training rows.
+            labels: (n, T) 0 or 1.
+            observed: (n, T) whether a label counts.
+        """
+        only = self.settings.training_only or not self.settings.timed
+        counted = training.astype(bool) if only else np.ones(len(row), bool)
+        counts = {f"n{t}": observed[:, t] & counted for t in range(self.settings.targets)}
+        counts |= {f"s{t}": counts[f"n{t}"] & (labels[:, t] == 1) for t in range(self.settings.targets)}
+        told = {"row": row.astype(np.int64), "key": keys, "when": np.asarray(when, np.float64)}
+        frame = pl.DataFrame({**told, "training": training.astype(bool), "n": counted, **counts})
+        frame = frame.filter(pl.col("key").is_not_null())
+        self._sample.add(frame["when"].to_numpy())
+        self._last = max(self._last, float(frame["when"].to_numpy().max(initial=-np.inf)))
+        self._pending.append(frame)
+        self._held += len(frame)
+        if self._held >= PENDING:
+            self._flush(_PARTS)
+
+    def _flush(self, parts: int) -> None:
+        assert self.scratch is not None
+        frame, self._parts = pl.concat(self._pending), max(self._parts, parts)
+        # The parts of one scratch folder are made by one version of Polars, so its hash may be any.
+        place = frame["key"].hash(0) % self._parts if self._parts > 1 else pl.repeat(0, len(frame), eager=True)
+        for (part,), rows in frame.group_by(place.alias("part"), maintain_order=True):
+            folder = self.scratch / f"{part}"
+            folder.mkdir(parents=True, exist_ok=True)
+            rows.write_ipc(folder / f"{self._flushed}.arrow")
+        self._flushed += 1
+        self._pending, self._held = [], 0
+
+    def finish(self, rows: int, history: Path) -> Array:
+        """Count, keep the history that new rows are told from, and return the features of every row.
+
+        Args:
+            rows: R, all numbers of rows are below.
+            history: a Parquet file to write.
+
+        Returns:
+            (R, T + 1) float32, a memory-mapped file of the scratch folder: the :func:`lift` of each label, and
+            log(1 + n) with n the number of the key's rows; zeros for rows without a key.
+        """
+        assert self.scratch is not None
+        self.scratch.mkdir(parents=True, exist_ok=True)
+        if self._pending:
+            self._flush(max(self._parts, 1))
+        parts = [p for p in (self.scratch / f"{n}" for n in range(self._parts)) if p.exists()]
+        self._set_overall(parts)
+        shape = (max(rows, 1), self.settings.targets + 1)
+        features = np.memmap(self.scratch / "features.bin", np.float32, "w+", shape=shape)
+        kept = self.scratch / "history"
+        kept.mkdir()
+        for number, part in enumerate(parts):
+            frame = _read(part)
+            own, before, found = self._timed(frame) if self.settings.timed else self._folded(frame)
+            features[frame["row"].to_numpy()] = self._features(own, before)
+            found.write_parquet(kept / f"{number:04d}.parquet")
+        if not parts:
+            pl.DataFrame(schema=self._schema()).write_parquet(kept / "none.parquet")
+        pl.scan_parquet(kept / "*.parquet").sink_parquet(history)
+        return features
+
+    def close(self) -> None:
+        """Remove the scratch folder."""
+        if self.scratch is not None:
+            shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def kept(self) -> dict[str, Any]:
+        """What :func:`kept_rates` needs beside the history: settings, and sums over all keys."""
+        return {"settings": asdict(self.settings), "edges": self.edges.tolist(), "overall": self.overall.tolist()}
+
+    def restore(self, kept: Mapping[str, Any], history: Path) -> None:
+        """Take the history of a table that has finished."""
+        self.edges = np.asarray(kept["edges"], np.float64)
+        self.overall = np.asarray(kept["overall"], np.int64).reshape(-1, len(self.sums))
+        self.history = pl.read_parquet(history)
+
+    # What is counted
+
+    def _schema(self) -> dict[str, Any]:
+        return {"key": pl.String, "when": pl.Float64} | dict.fromkeys(self.sums, pl.Int64)
+
+    def _set_overall(self, parts: list[Path]) -> None:
+        """Sums over all keys, ``overall`` (E + 1, sums), before each of E edges of periods, and of all rows; or of
+        each fold, and of all rows. Periods are many, so up to 1024 bins of them are counted together.
+        """
+        if self.settings.timed:
+            times = np.unique(self._sample.sorted())
+            first = times[:: max(-(-len(times) // _BINS), 1)]
+            self.edges = np.append(first, np.nextafter(self._last, np.inf)) if len(times) else first
+        else:
+            self.edges = np.arange(1 + max(self._last, -1.0))
+        bins = np.zeros((len(self.edges), len(self.sums)), np.int64)
+        for part in parts:
+            frame = _read(part)
+            place = np.searchsorted(self.edges, frame["when"].to_numpy(), side="right") - 1
+            # Periods are sampled where they are many: what lies before the first edge joins the first bin.
+            bins += _sums_by(np.maximum(place, 0), frame.select(self.sums), len(bins))
+        total = bins.sum(0, keepdims=True)
+        self.overall = np.concatenate([bins.cumsum(0) - bins if self.settings.timed else bins, total])
+
+    def _timed(self, frame: pl.DataFrame) -> tuple[Array, Array, pl.DataFrame]:
+        """Sums of each row's key, and of all keys, in earlier periods; and of each key up to each of its periods."""
+        codes, keys = _codes(frame["key"])
+        when = frame["when"].to_numpy()
+        order = np.lexsort((when, codes))
+        codes, when = codes[order], when[order]
+        new_key = np.append(True, codes[1:] != codes[:-1])
+        first = np.flatnonzero(new_key | np.append(True, when[1:] != when[:-1]))  # of each key and period
+        each = np.add.reduceat(frame.select(self.sums).to_numpy().astype(np.int64)[order], first, axis=0)
+        upto = each.cumsum(0)
+        starts = np.flatnonzero(new_key[first])  # of each key, among its periods
+        earlier = (upto - each)[starts]
+        of_key = np.repeat(earlier, np.diff(np.append(starts, len(first))), axis=0)
+        own = np.empty((len(order), len(self.sums)), np.int64)
+        own[order] = np.repeat(upto - each - of_key, np.diff(np.append(first, len(order))), axis=0)
+        seen = each[:, 0] > 0
+        columns = dict(zip(self.sums, (upto - of_key)[seen].T, strict=True))
+        history = pl.DataFrame({"key": keys.gather(codes[first][seen]), "when": when[first][seen], **columns})
+        return own, self._overall_before(frame["when"].to_numpy()), history
+
+    def _folded(self, frame: pl.DataFrame) -> tuple[Array, Array, pl.DataFrame]:
+        """Sums of each row's key, and of all keys, in other folds; and of each key, whose ``when`` is -1."""
+        codes, keys = _codes(frame["key"])
+        fold, folds = frame["when"].to_numpy().astype(np.int64), len(self.edges)
+        training = frame["training"].to_numpy()[:, None]
+        each = _sums_by(codes * folds + fold, frame.select(self.sums), len(keys) * folds)
+        total = each.reshape(len(keys), folds, -1).sum(1)
+        own = total[codes] - each[codes * folds + fold] * training
+        seen = total[:, 0] > 0
+        columns = dict(zip(self.sums, total[seen].T, strict=True))
+        history = pl.DataFrame({"key": keys.filter(pl.Series(seen)), **columns}).insert_column(
+            1, pl.lit(-1.0).alias("when")
+        )
+        return own, self.overall[-1] - self.overall[fold] * training, history
+
+    def _overall_before(self, when: Array) -> Array:
+        """(n, sums) over all keys in the bins that end before each period."""
+        place = np.searchsorted(self.edges, when, side="right") - 1
+        found: Array = self.overall[np.maximum(place, 0)] * (place >= 0)[:, None]
+        return found
+
+    # What rows are told
+
+    def features(self, keys: pl.Series, when: Array | None) -> Array:
+        """(n, T + 1) features of new rows, by the kept history, as :meth:`finish` gives them.
+
+        Args:
+            keys: (n,) text, null for none.
+            when: (n,) periods; None without time.
+        """
+        asked = pl.DataFrame({"key": keys.fill_null(""), "when": np.full(len(keys), -1.0) if when is None else when})
+        if self.settings.timed:
+            asked = asked.with_row_index("place").sort("key", "when")
+            how: dict[str, Any] = {"strategy": "backward", "allow_exact_matches": False, "check_sortedness": False}
+            found = asked.join_asof(self.history, on="when", by="key", **how).sort("place")
+        else:
+            found = asked.join(self.history, on=["key", "when"], how="left", maintain_order="left")
+        own = found.select(pl.col(self.sums).fill_null(0)).to_numpy().astype(np.int64)
+        overall = np.broadcast_to(self.overall[-1], own.shape) if when is None else self._overall_before(when)
+        told = self._features(own, overall)
+        told[keys.is_null().to_numpy()] = 0
+        return told
+
+    def latest(self) -> pl.DataFrame:
+        """Each key once, with the features of a row after all others: ``0``, ``1``, ... and ``count``."""
+        keys = self.history["key"].unique(maintain_order=True)
+        found = self.features(keys, np.full(len(keys), np.inf) if self.settings.timed else None)
+        columns = {f"{t}": found[:, t] for t in range(self.settings.targets)}
+        return pl.DataFrame({"key": keys, **columns, "count": found[:, -1]})
+
+    def _features(self, own: Array, overall: Array) -> Array:
+        targets = self.settings.targets
+        found = np.empty((len(own), targets + 1), np.float32)
+        for t in range(targets):
+            n, s = 1 + t, 1 + targets + t
+            found[:, t] = lift(own[:, s], own[:, n], overall[:, s], overall[:, n], self.settings.smoothing)
+        found[:, -1] = np.log1p(own[:, 0])
+        return found
+
+
+def kept_rates(store: Store, field: str) -> RateTable:
+    """The table of a field's rates, as a store keeps it."""
+    kept = store.content["histories"][field]
+    table = RateTable(Settings(**kept["settings"]))
+    table.restore(kept, store.history(field))
+    return table
+
+
+def _read(folder: Path) -> pl.DataFrame:
+    """One part."""
+    return pl.concat([pl.read_ipc(path) for path in sorted(folder.glob("*.arrow"))])
+
+
+def _codes(keys: pl.Series) -> tuple[Array, pl.Series]:
+    """(n,) a number for each text, and the texts by their numbers."""
+    distinct = keys.unique()
+    return keys.cast(pl.Enum(distinct)).to_physical().to_numpy().astype(np.int64), distinct
+
+
+def _sums_by(groups: Array, columns: pl.DataFrame, number: int) -> Array:
+    """(number, columns) sums of 0/1 columns by group."""
+    return np.stack([np.bincount(groups[c.to_numpy()], minlength=number) for c in columns], 1)

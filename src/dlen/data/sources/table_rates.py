@@ -1,0 +1,209 @@
+"""Rates and counts of a table: what the log itself says of a user, an item or a pair of them before each row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from dlen.data.bad_rows import BadRowError
+from dlen.data.hashing import fraction
+from dlen.data.rates import RateTable, Settings, kept_rates
+from dlen.data.sources.expression import Expression
+from dlen.data.sources.table_columns import LINE, TableColumn, TimeColumn, numbers, text
+from dlen.data.sources.table_spec import FieldSpec, TableSpec, names_of
+from dlen.data.store import Store, StoreWriter
+from dlen.errors import UserError
+from dlen.schema import Field, Kind
+
+Array = NDArray[Any]
+ROW = "__row__"  # number of the row in all files of the table
+_BETWEEN = "\x1f"  # the values of a key of several columns
+_DAY = 86_400_000_000  # microseconds
+
+
+class Clock:
+    """When a row happened, as far as rates are concerned.
+
+    Args:
+        spec: of the table.
+        path: of the YAML, for messages.
+    """
+
+    def __init__(self, spec: TableSpec, path: Path) -> None:
+        self.spec, self.path = spec.rates, path
+        fields = {name: f for name, f in spec.fields.items() if f.kind == "time"}
+        name = self.spec.time
+        if not name:
+            name = next(iter(fields), spec.split.column if spec.split.by == "time" else "none")
+        self.field = TimeColumn(name, fields[name]) if name in fields else None
+        self.column = None if name == "none" else fields[name].column if self.field else name
+        if self.spec.every == "day" and self.field is None:
+            raise UserError(f"{path}: rates.every: day needs rates.time to name a field of kind time")
+
+    @property
+    def timed(self) -> bool:
+        """Whether there is a time at all."""
+        return self.column is not None
+
+    def periods(self, frame: pl.DataFrame, path: Path, *, new: bool = False) -> Array:
+        """(n,) float64. Without a time a new row is later than all others, and one of the log is a BadRowError."""
+        assert self.column is not None
+        values = self.field.moments(frame, path) if self.field else _times(frame, self.column, path)
+        if values.null_count() and not new:
+            lines = frame.filter(values.is_null())[LINE].to_list()
+            raise BadRowError(path, lines, f"column {self.column}: empty, but rates are told by this time")
+        found = values.cast(pl.Float64).fill_null(np.inf).to_numpy()
+        return np.floor(found / _DAY) if self.spec.every == "day" else found
+
+    def folds(self, row: Array) -> Array:
+        """(n,) the fold of each row by its number."""
+        return np.floor(fraction(row, 0) * self.spec.folds)
+
+
+class RateColumn(TableColumn):
+    """A ``rate`` or ``count`` of a table's YAML, as standardised numbers: one for each label, and the count of rows.
+
+    Args:
+        name: of the field.
+        spec: its settings.
+        table: the whole spec.
+        path: of the YAML, for messages.
+        labels: the parsed label of each task.
+        scratch: a folder for intermediate files; None to restore from a store.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        spec: FieldSpec,
+        table: TableSpec,
+        path: Path,
+        labels: dict[str, Expression],
+        scratch: Path | None = None,
+    ) -> None:
+        super().__init__(name, spec)
+        asked = spec.rate if spec.rate is not None else spec.count
+        assert asked is not None
+        self.clock = Clock(table, path)
+        self.by = [table.fields[b].column if b in table.fields else b for b in asked.by]
+        self.tasks = list(labels)
+        self.of = asked.of
+        self.expressions = {of: Expression(of) for of in asked.of if of not in labels}
+        self.inputs = [*self.by, *([self.clock.column] if self.clock.column else [])]  # columns that new rows need
+        self.labelled = [c for e in self.expressions.values() for c in e.columns]  # and those that the log needs
+        settings = Settings(len(self.of), self.clock.timed, asked.smoothing, table.rates.rows == "train")
+        self.table = RateTable(settings, None if scratch is None else scratch / f"rate-{name}")
+        self._training: list[Array] = []
+        self._features: Array | None = None
+        self._rows = 0
+
+    def check(self, frame: pl.DataFrame, path: Path) -> None:
+        """Raise BadRowError for rows without a time, or with a label that is neither 0 nor 1."""
+        if self.clock.timed:
+            self.clock.periods(frame, path)
+        for expression in self.expressions.values():
+            read_label(frame, path, f"field {self.name}", expression, self.clock.path)
+
+    def show(self, frame: pl.DataFrame, path: Path, where: Array, labels: Array, observed: Array) -> None:
+        """Rows of every split, with their labels (n, T) and whether these count."""
+        row = frame[ROW].to_numpy().astype(np.int64)
+        when = self.clock.periods(frame, path) if self.clock.timed else self.clock.folds(row)
+        counted, known = [], []
+        for of in self.of:
+            if of in self.tasks:
+                counted.append(labels[:, self.tasks.index(of)])
+                known.append(observed[:, self.tasks.index(of)])
+            else:
+                counted.append(read_label(frame, path, f"field {self.name}", self.expressions[of], self.clock.path))
+                known.append(np.ones(len(frame), bool))
+        shape = (len(self.of), len(frame))
+        self.table.add(
+            row,
+            self._keys(frame),
+            when,
+            where == 0,
+            np.array(counted, np.uint8).reshape(shape).T,
+            np.array(known, bool).reshape(shape).T,
+        )
+        self._training.append(row[where == 0])
+        self._rows = max(self._rows, int(row.max(initial=-1)) + 1)
+
+    def freeze(self, writer: StoreWriter) -> None:
+        """Count; then scale by mean and deviation of the training rows."""
+        found = self.table.finish(self._rows, writer.history(self.name))
+        self._features = found
+        rows = sum(map(len, self._training))
+        self.mean = sum(found[part].sum(0, dtype=np.float64) for part in self._training) / rows
+        squares = sum(((found[part] - self.mean) ** 2).sum(0) for part in self._training)
+        deviation = np.sqrt(squares / rows)
+        self.deviation, self._training = np.where(deviation > 0, deviation, 1.0), []
+        for place, name in self._outputs():
+            statistics = {"mean": float(self.mean[place]), "deviation": float(self.deviation[place])}
+            output = "count" if place == len(self.of) else str(place)
+            writer.statistics[name] = statistics | {"rate": {"history": self.name, "output": output, "by": self.by}}
+        writer.histories[self.name] = self.table.kept()
+        told = "earlier rows" if self.clock.timed else f"{self.clock.spec.folds} folds"
+        writer.notes[f"rate_of_{self.name}"] = f"by {', '.join(self.by)}, from {told}"
+
+    def restore(self, store: Store) -> None:
+        """Take the history that a store keeps."""
+        self.table = kept_rates(store, self.name)
+        kept = {name: store.content["statistics"][name] for _, name in self._outputs()}
+        width = len(self.of) + 1
+        self.mean, self.deviation = np.zeros(width), np.ones(width)
+        for place, name in self._outputs():
+            self.mean[place], self.deviation[place] = kept[name]["mean"], kept[name]["deviation"]
+
+    def fields(self) -> list[Field]:
+        """A number for each label, and one for the count."""
+        return [Field(name, Kind.NUMERIC, self.spec.side) for _, name in self._outputs()]
+
+    def numbers(self, frame: pl.DataFrame, path: Path) -> list[Array]:
+        """Of rows that were shown, or of new ones after :meth:`restore`."""
+        if self._features is not None:
+            found = self._features[frame[ROW].to_numpy()]
+        else:
+            found = self.table.features(
+                self._keys(frame), self.clock.periods(frame, path, new=True) if self.clock.timed else None
+            )
+        scaled = (found - self.mean) / self.deviation
+        return [scaled[:, place] for place, _ in self._outputs()]
+
+    def _outputs(self) -> list[tuple[int, str]]:
+        """Place among the features, and name, of each number: a rate's labels and its count, or the count alone."""
+        return list(enumerate(names_of(self.name, self.spec)))
+
+    def _keys(self, frame: pl.DataFrame) -> pl.Series:
+        """(n,) text of the key; null where one of its columns is empty."""
+        cells = [text(frame[column]) for column in self.by]
+        cells = [c.set(c == "", None) for c in cells]
+        return pl.select(pl.concat_str([pl.lit(c) for c in cells], separator=_BETWEEN)).to_series()
+
+
+def _times(frame: pl.DataFrame, column: str, path: Path) -> pl.Series:
+    """A column that is no time field: any rising numbers, or a temporal column in microseconds."""
+    if frame[column].dtype.is_temporal():
+        frame = frame.with_columns(pl.col(column).cast(pl.Datetime("us")).cast(pl.Int64))
+    return numbers(frame, column, path)
+
+
+def read_label(frame: pl.DataFrame, path: Path, whose: str, parsed: Expression, spec: Path) -> Array:
+    """(n,) 0 or 1 by an expression; BadRowError for rows of which it is neither."""
+    # In a frame of its own: another label may compare the same column with text.
+    read = frame.with_columns(numbers(frame, column, path).alias(column) for column in parsed.numeric)
+    values = read.select(label=parsed.expr)["label"]
+    bad = values.is_null() | ~values.is_in([0.0, 1.0])
+    if bad.any():
+        found = read.filter(bad)
+        shown = ", ".join(f"{c} = {found[c][0]!r}" for c in dict.fromkeys(parsed.columns))
+        problem = (
+            f"{whose}: the label is neither 0 nor 1 ({shown}); "
+            f"an expression such as `{parsed.columns[0]} > 0` in {spec} makes it so"
+        )
+        raise BadRowError(path, found[LINE].to_list(), problem)
+    label: Array = values.cast(pl.UInt8).to_numpy()
+    return label

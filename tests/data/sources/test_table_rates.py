@@ -1,0 +1,264 @@
+"""Rates and counts of a table: no row's own label, nor a later one, is in its features; new rows get them too."""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dlen.data.prepare import prepare
+from dlen.data.sources import table as table_module
+from dlen.data.store import Store
+from dlen.schema import Kind
+from tests.data.helpers import make_table, numbers_of, refusal, whole
+
+N = 160
+Row = dict[str, Any]
+SPEC: dict[str, Any] = {
+    "fields": {
+        "n": {"kind": "numeric"},
+        "user": {"kind": "id", "side": "user"},
+        "item": {"kind": "id", "side": "item"},
+        "at": {"kind": "time", "column": "time", "parts": ["hour"]},
+        "item_rate": {"rate": {"of": ["click", "buy"], "by": "item", "smoothing": 4}, "side": "item"},
+        "pair_rate": {"rate": {"of": "seconds > 30", "by": ["user", "city"]}},
+        "user_rows": {"count": {"by": "user"}, "side": "user"},
+    },
+    "tasks": {"click": "click", "buy": {"label": "buy", "observed_where": "click"}},
+    "split": {"by": "time", "column": "time", "validation": 0.2, "test": 0.2},
+    "ignore": [],
+}
+RATES = ["item_rate_click", "item_rate_buy", "item_rate_count", "pair_rate", "pair_rate_count", "user_rows"]
+
+
+def draw(seed: int = 0) -> list[Row]:
+    """A log in no order of time, with ties; n is the number of the row."""
+    rng = random.Random(seed)
+    return [
+        {
+            "n": n,
+            "user": rng.choice(["a", "b", "c", ""]),
+            "item": rng.choice("pqrst"),
+            "city": rng.choice(["x", "y", ""]),
+            "time": 86_400 * 3 + 3_600 * rng.randrange(120),
+            "click": (click := rng.randrange(2)),
+            "buy": click * rng.randrange(2),
+            "seconds": rng.randrange(60),
+        }
+        for n in range(N)
+    ]
+
+
+def spec_of(kind: str, **rates: Any) -> dict[str, Any]:
+    """By time, or ``folds``: the same log without a time."""
+    spec = copy.deepcopy(SPEC)
+    if kind == "folds":
+        spec["split"] = {"by": "fraction", "validation": 0.2, "test": 0.2}
+        rates["time"] = "none"
+    return spec | ({"rates": rates} if rates else {})
+
+
+def store_of(folder: Path, rows: list[Row], spec: dict[str, Any]) -> Store:
+    return prepare(make_table(folder, spec, "t.csv", pl.DataFrame(rows).write_csv()), folder / "data")
+
+
+def features(store: Store, split: str = "") -> dict[int, dict[str, float]]:
+    """By the number of the row, its rates and counts as they were before they were scaled."""
+    found = {}
+    names = [f.name for f in store.schema.of_kind(Kind.NUMERIC)]
+    for name in [split] if split else ["train", "validation", "test"]:
+        numeric = whole(store.split(name)).numeric.double().numpy()
+        for row, values in zip(numbers_of(store, name), numeric, strict=True):
+            kept = {f: store.content["statistics"][f] for f in RATES}
+            found[row] = {f: values[names.index(f)] * kept[f]["deviation"] + kept[f]["mean"] for f in RATES}
+    return found
+
+
+def slow_rate(seen: list[Row], key: tuple[str, ...], by: list[str], of: str, smoothing: float) -> float:
+    def counts(rows: list[Row]) -> tuple[int, int]:
+        rows = [r for r in rows if of != "buy" or r["click"]]
+        return sum(r["seconds"] > 30 if of == "long" else r[of] for r in rows), len(rows)
+
+    seen = [r for r in seen if all(r[b] for b in by)]
+    all_s, all_n = counts(seen)
+    s, n = counts([r for r in seen if tuple(r[b] for b in by) == key])
+    overall = (all_s + 1) / (all_n + 2)
+    rate = (s + smoothing * overall) / (n + smoothing)
+    return math.log(rate / (1 - rate)) - math.log(overall / (1 - overall))
+
+
+def slow_features(rows: list[Row], row: Row, every: int) -> dict[str, float]:
+    """Of a log with a time: what earlier rows say."""
+    seen = [r for r in rows if r["time"] // every < row["time"] // every]
+    item, pair, user = (row["item"],), (row["user"], row["city"]), row["user"]
+    of_pair = [r for r in seen if (r["user"], r["city"]) == pair]
+    return {
+        "item_rate_click": slow_rate(seen, item, ["item"], "click", 4),
+        "item_rate_buy": slow_rate(seen, item, ["item"], "buy", 4),
+        "item_rate_count": math.log1p(sum(r["item"] == row["item"] for r in seen)),
+        "pair_rate": slow_rate(seen, pair, ["user", "city"], "long", 20) if all(pair) else 0.0,
+        "pair_rate_count": math.log1p(len(of_pair)) if all(pair) else 0.0,
+        "user_rows": math.log1p(sum(r["user"] == user for r in seen)) if user else 0.0,
+    }
+
+
+@pytest.mark.parametrize("every", ["row", "day"])
+def test_every_row_of_every_split_sees_earlier_rows(tmp_path: Path, every: str) -> None:
+    rows = draw()
+    store = store_of(tmp_path, rows, spec_of("time", every=every))
+    for n, found in features(store).items():
+        expected = slow_features(rows, rows[n], 1 if every == "row" else 86_400)
+        assert found == pytest.approx(expected, abs=1e-4), n
+
+
+def test_labels_of_training_rows_alone(tmp_path: Path) -> None:
+    """With rates.rows: train, whatever happened in validation and test is in nobody's features."""
+    rows, spec = draw(), spec_of("time", rows="train")
+    store = store_of(tmp_path, rows, spec)
+    training = [rows[n] for n in numbers_of(store, "train")]
+    for n, found in features(store).items():
+        assert found == pytest.approx(slow_features(training, rows[n], 1), abs=1e-4)
+
+
+@pytest.mark.parametrize("chunk", [7, 50])
+def test_small_chunks_give_the_same_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    rows = draw()
+    whole_store = store_of(tmp_path / "whole", rows, SPEC)
+    monkeypatch.setattr(table_module, "_CHUNK", chunk)
+    small = features(store_of(tmp_path / "small", rows, SPEC))
+    for n, found in features(whole_store).items():
+        assert small[n] == pytest.approx(found)
+
+
+@settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 2**20), st.sampled_from(["row", "day", "folds"]))
+def test_no_own_label_and_no_later_one_ever_enters(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, kind: str
+) -> None:
+    """Change what happened in a row and after it: its features, and those of all rows before it, stay to the bit."""
+    rng, rows, folder = random.Random(seed), draw(seed), tmp_path_factory.mktemp("log")
+    spec = spec_of(kind) if kind == "folds" else spec_of("time", every=kind)
+    spec["split"]["allow_one_class"] = True
+    store = store_of(folder / "a", rows, spec)
+    before = features(store)
+    chosen = rng.choice(rows)
+    if kind == "folds":
+        chosen = rows[rng.choice(numbers_of(store, "train"))]
+        changed = [r for r in rows if r is chosen or r["n"] not in numbers_of(store, "train")]
+        same = {chosen["n"]}  # and no row that is tested has a part in anything
+    else:
+        every = 1 if kind == "row" else 86_400
+        changed = [r for r in rows if r["time"] // every >= chosen["time"] // every]
+        same = {r["n"] for r in rows if r["time"] // every <= chosen["time"] // every}
+    other = [dict(r) for r in rows]
+    for r in changed:
+        click = rng.randrange(2)
+        other[r["n"]] |= {"click": click, "buy": click * rng.randrange(2), "seconds": rng.randrange(60)}
+    if all(len({r["click"] for r in other if r["n"] in numbers_of(store, s)}) == 2 for s in ("train",)):
+        after = features(store_of(folder / "b", other, spec))
+        for n in same:
+            assert after[n] == pytest.approx(before[n], abs=2e-5), n
+
+
+def test_folds_give_each_training_row_the_others_and_tested_rows_all(tmp_path: Path) -> None:
+    rows = draw()
+    store = store_of(tmp_path, rows, spec_of("folds"))
+    training = [rows[n] for n in numbers_of(store, "train")]
+    for n, found in features(store, "test").items():
+        expected = slow_rate(training, (rows[n]["item"],), ["item"], "click", 4)
+        assert found["item_rate_click"] == pytest.approx(expected, abs=1e-4)
+    all_rows = {i: sum(r["item"] == i for r in training) for i in "pqrst"}
+    left_out = [
+        all_rows[rows[n]["item"]] - round(math.expm1(found["item_rate_count"]))
+        for n, found in features(store, "train").items()
+    ]
+    assert min(left_out) > 0  # at least the row itself
+    assert np.mean(left_out) == pytest.approx(np.mean(list(all_rows.values())) / 5, rel=0.4)
+
+
+@pytest.mark.parametrize("kind", ["row", "folds"])
+def test_new_rows_are_told_as_those_of_the_log(tmp_path: Path, kind: str) -> None:
+    """The test split's rows, read again from a file of their own without any label."""
+    rows = draw()
+    spec = spec_of(kind) if kind == "folds" else SPEC
+    store = store_of(tmp_path, rows, spec)
+    places = numbers_of(store, "test")
+    path = tmp_path / "new.csv"
+    pl.DataFrame([rows[n] for n in places]).drop("click", "buy", "seconds").write_csv(path)
+    (split,) = list(make_table(tmp_path, spec).read(path, store))
+    np.testing.assert_allclose(whole(split).numeric, whole(store.split("test")).numeric, atol=1e-5)
+    assert whole(split).ids.tolist() == whole(store.split("test")).ids.tolist()
+
+
+def test_a_column_of_rising_numbers_is_a_time_and_parquet_times_are(tmp_path: Path) -> None:
+    rows = draw()
+    spec = copy.deepcopy(SPEC)
+    del spec["fields"]["at"]
+    by_column = features(store_of(tmp_path / "a", rows, spec))
+    frame = pl.DataFrame(rows).with_columns(pl.from_epoch("time", "s"))
+    frame.write_parquet(tmp_path / "t.parquet")
+    made = prepare(make_table(tmp_path, spec | {"files": "t.parquet"}, "t.parquet"), tmp_path / "data")
+    for n, found in features(made).items():
+        assert found == pytest.approx(slow_features(rows, rows[n], 1), abs=1e-4)
+        assert by_column[n] == pytest.approx(found, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"x": {"rate": {"of": "click"}}}, "fields.x.rate.by: must name a field or column"),
+        ({"x": {"rate": {"by": "item"}}}, "fields.x.rate.of: must name a task, or be an expression"),
+        ({"x": {"count": {"by": "item", "of": "click"}}}, "fields.x.count.of: a count is of rows; leave it out"),
+        ({"x": {"rate": {"of": "click", "by": "itme"}}}, "no column 'itme', named by fields.x"),
+        ({"x": {"rate": {"of": "clik == ", "by": "item"}}}, "fields.x.rate.of: neither a task nor an expression"),
+        (
+            {"x": {"rate": {"of": ["click", "clik"], "by": "item"}}},
+            "'clik' is not one of click, buy; did you mean click?",
+        ),
+        ({"x": {"rate": {"of": "clik", "by": "item"}}}, "no column 'clik', named by fields.x"),
+        ({"x": {"rate": {"of": "click", "by": ["item", "item"]}}}, "fields.x.rate.by: ['item', 'item'] is neither"),
+        ({"x": {"rate": {"of": "click", "by": "item", "smoothing": 0}}}, "smoothing: 0 is not a number above 0"),
+        ({"x": {"rate": {"of": "click", "by": "item", "smooth": 3}}}, "there is no such key; did you mean smoothing?"),
+        ({"x": {"rate": {"of": "click", "by": "item"}, "kind": "id"}}, "fields.x.kind: does not go with rate"),
+        ({"x": {"rate": {"of": "click", "by": "item"}, "count": {"by": "item"}}}, "count: does not go with rate"),
+        ({"x": {"rate": "click"}}, "fields.x.rate: must be a mapping of settings"),
+        ({"x": {"kind": "rate"}}, "'rate' is not one of id, ids, numeric, time"),
+        ({"item_rate_click": {"kind": "id", "column": "item"}}, "this name is also that of a part"),
+        ({"x": {"rate": {"of": "seconds", "by": "item"}}}, "field x: the label is neither 0 nor 1 (seconds = "),
+    ],
+)
+def test_wrong_rates(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    spec = copy.deepcopy(SPEC)
+    spec["fields"] |= change
+    assert said in refusal(lambda: store_of(tmp_path, draw(), spec))
+
+
+@pytest.mark.parametrize(
+    ("rates", "said"),
+    [
+        ({"every": "week"}, "rates.every: 'week' is not one of row, day"),
+        ({"rows": "test"}, "rates.rows: 'test' is not one of all, train"),
+        ({"folds": 1}, "rates.folds: 1 is fewer than 2"),
+        ({"time": "tiem"}, "no column 'tiem', named by fields."),
+        ({"time": "time", "every": "day"}, "rates.every: day needs rates.time to name a field of kind time"),
+        ({"times": "at"}, "rates.times: there is no such key; did you mean time?"),
+    ],
+)
+def test_wrong_settings_of_all_rates(tmp_path: Path, rates: dict[str, Any], said: str) -> None:
+    assert said in refusal(lambda: store_of(tmp_path, draw(), SPEC | {"rates": rates}))
+
+
+def test_a_row_without_a_time(tmp_path: Path) -> None:
+    rows = draw()
+    spec = copy.deepcopy(SPEC) | {"split": {"by": "fraction", "validation": 0.2, "test": 0.2}}
+    rows[7]["time"] = None
+    message = refusal(lambda: store_of(tmp_path, rows, spec))
+    assert "t.csv, row 9: column time: empty, but rates are told by this time" in message
