@@ -19,7 +19,7 @@ def unknown_id_warnings(store: Store, id_dropout: IdDropout) -> list[str]:
     for field, share in store.unknown["validation"].items():
         first = store.schema.offsets[field]
         rows = next(f.vocab_size for f in store.schema.fields if f.name == field)
-        trained = bool((id_dropout.probability[first : first + rows] > 0).any())
+        trained = id_dropout.trains(first, rows)
         if share and not store.unknown["train"][field] and not trained:
             lines.append(
                 f"{share:.1%} of the validation's values of {field} are unknown, and nothing trains the unknown id: "

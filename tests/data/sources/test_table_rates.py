@@ -70,6 +70,19 @@ def store_of(folder: Path, rows: list[Row], spec: dict[str, Any]) -> Store:
     return prepare(make_table(folder, spec, "t.csv", pl.DataFrame(rows).write_csv()), folder / "data")
 
 
+def stored(store: Store) -> dict[int, list[float]]:
+    """By the number of the row, its rates and counts as they are in the store."""
+    names = [f.name for f in store.schema.of_kind(Kind.NUMERIC)]
+    columns = [names.index(f) for f in RATES]
+    return {
+        n: values
+        for name in ("train", "validation", "test")
+        for n, values in zip(
+            numbers_of(store, name), whole(store.split(name)).numeric[:, columns].tolist(), strict=True
+        )
+    }
+
+
 def features(store: Store, split: str = "") -> dict[int, dict[str, float]]:
     """By the number of the row, its rates and counts as they were before they were scaled."""
     found = {}
@@ -148,7 +161,7 @@ def test_no_own_label_and_no_later_one_ever_enters(
     spec = spec_of(kind) if kind == "folds" else spec_of("time", every=kind)
     spec["split"]["allow_one_class"] = True
     store = store_of(folder / "a", rows, spec)
-    before = features(store)
+    before = stored(store)
     chosen = rng.choice(rows)
     if kind == "folds":
         chosen = rows[rng.choice(numbers_of(store, "train"))]
@@ -163,9 +176,21 @@ def test_no_own_label_and_no_later_one_ever_enters(
         click = rng.randrange(2)
         other[r["n"]] |= {"click": click, "buy": click * rng.randrange(2), "seconds": rng.randrange(60)}
     if all(len({r["click"] for r in other if r["n"] in numbers_of(store, s)}) == 2 for s in ("train",)):
-        after = features(store_of(folder / "b", other, spec))
-        for n in same:
-            assert after[n] == pytest.approx(before[n], abs=2e-5), n
+        after = stored(store_of(folder / "b", other, spec))
+        assert {n: after[n] for n in same} == {n: before[n] for n in same}
+
+
+def test_a_label_does_enter_the_features_of_later_rows(tmp_path: Path) -> None:
+    """So that the property above is not true of features that nothing enters."""
+    rows = draw()
+    first = min(rows, key=lambda r: r["time"])
+    other = [r | {"click": 1 - r["click"], "buy": 0} if r is first else r for r in rows]
+    before, after = (stored(store_of(tmp_path / name, log, SPEC)) for name, log in (("a", rows), ("b", other)))
+    later = [r["n"] for r in rows if r["time"] > first["time"]]
+    assert (
+        sum(after[n] != before[n] for n in later) > len(later) / 2
+    )  # those of other keys without a history do not move
+    assert {n: v for n, v in after.items() if n not in later} == {n: v for n, v in before.items() if n not in later}
 
 
 def test_folds_give_each_training_row_the_others_and_tested_rows_all(tmp_path: Path) -> None:

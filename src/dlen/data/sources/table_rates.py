@@ -65,7 +65,7 @@ class Clock:
 
 
 class RateColumn(TableColumn):
-    """A ``rate`` or ``count`` of a table's YAML, as standardised numbers: one for each label, and the count of rows.
+    """A ``rate`` or ``count`` of a table's YAML, as numbers: one for each label, and the standardised count of rows.
 
     Args:
         name: of the field.
@@ -135,12 +135,14 @@ class RateColumn(TableColumn):
     def freeze(self, writer: StoreWriter) -> None:
         """Count; then scale by mean and deviation of the training rows."""
         found = self.table.finish(self._rows, writer.history(self.name))
-        self._features = found
+        self._features, count = found, found[:, -1]
+        # A lift is centred, and in log-odds, as it is. The count is scaled, by what depends on no label.
         rows = sum(map(len, self._training))
-        self.mean = sum(found[part].sum(0, dtype=np.float64) for part in self._training) / rows
-        squares = sum(((found[part] - self.mean) ** 2).sum(0) for part in self._training)
-        deviation = np.sqrt(squares / rows)
-        self.deviation, self._training = np.where(deviation > 0, deviation, 1.0), []
+        mean = sum(count[part].sum(dtype=np.float64) for part in self._training) / rows
+        squares = sum(((count[part] - mean) ** 2).sum() for part in self._training)
+        self.mean, self.deviation = np.zeros(found.shape[1]), np.ones(found.shape[1])
+        self.mean[-1], self.deviation[-1] = mean, float(np.sqrt(squares / rows)) or 1.0
+        self._training = []
         for place, name in self._outputs():
             statistics = {"mean": float(self.mean[place]), "deviation": float(self.deviation[place])}
             output = "count" if place == len(self.of) else str(place)

@@ -280,6 +280,8 @@ def _field(value: Any, path: Path, key: str) -> FieldSpec:
     if not 0 < asked.smoothing < float("inf"):
         raise UserError(f"{path}: {key}.{kinds[0]}.smoothing: {asked.smoothing!r} is not a number above 0")
     spec.kind = "rate"
+    if len(asked.by) > 1 and "side" not in value:
+        spec.side = "cross"
     setattr(spec, kinds[0], asked)
     return spec
 

@@ -1,0 +1,55 @@
+"""What count-aware id dropout costs: its seconds as a share of those of a training step.
+
+python bench/id_dropout.py          # about three minutes on 2 cores
+python bench/id_dropout.py rounds=1 rows=200000
+"""
+
+from __future__ import annotations
+
+import sys
+from itertools import islice
+
+from common import in_turn, median_and_spread, ratio, report
+from loops import make_model, ours, repeated, timed
+from shapes import Shape, aliccp_table, feed
+
+from dlen.nn.id_dropout import IdDropout
+
+STEPS = 60
+
+
+def dropout_alone(shape: Shape, batch_size: int) -> float:
+    """Rows a second of the replacement and nothing else, over batches that are there already."""
+    store = shape.store()
+    dropout = IdDropout(store.schema, store.counts)
+    batches = list(islice(repeated(store.split("train"), batch_size), STEPS))
+    return timed(lambda batch: dropout(batch) and None, batches, STEPS - 10)
+
+
+def main() -> None:
+    """Measure both shapes in turn and report."""
+    asked = dict(a.split("=") for a in sys.argv[1:])
+    rounds, count = int(asked.get("rounds", 5)), int(asked.get("rows", 1_000_000))
+    rows = []
+    for shape in (aliccp_table(count), feed(count)):
+        for batch in (1024, 4096):
+            store = shape.store()
+            parts = {
+                "step": lambda s=shape, b=batch, t=store: ours(t, make_model("mmoe", t.schema, s), b, STEPS),
+                "id dropout": lambda s=shape, b=batch: dropout_alone(s, b),
+            }
+            found = in_turn(parts, rounds)
+            rows.append(
+                {
+                    "shape": shape.name,
+                    "batch": batch,
+                    "steps, samples/s": median_and_spread(found["step"]),
+                    "id dropout, samples/s": median_and_spread(found["id dropout"]),
+                    "share of a step": ratio(found["step"], found["id dropout"]),
+                }
+            )
+    report("id_dropout", rows)
+
+
+if __name__ == "__main__":
+    main()
