@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from dlen.models import CGC, DLEN, MRAN, PLE, MMoE, MoE, Ranker, SharedBottom, SingleTask
 from dlen.models.backbones import CGCBackbone, MMoEBackbone, PLEBackbone, SharedBottomBackbone
-from dlen.models.predictions import task_losses
+from dlen.models.predictions import Predictions, task_losses
 from dlen.models.ranker import MakeBackbone
 from dlen.schema import Schema
 from tests.helpers import make_batch, make_schema, tasks_with_rates
@@ -98,3 +99,33 @@ def test_the_paper_model_takes_its_alpha_for_each_task() -> None:
     assert latent is not None
     largest = latent.log_given_not_up.exp().amax(0)
     assert all(value <= limit * (1 + 1e-6) for value, limit in zip(largest.tolist(), alpha.values(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["mmoe", "ple", "shared_bottom", "dlen_mmoe"])
+def test_a_tasks_first_order_numbers_move_its_own_logit_and_no_other(name: str) -> None:
+    """So a rare task has parameters in the table that no other task pulls at."""
+    torch.manual_seed(0)
+    schema = make_schema()
+    model = MODELS[name](schema).eval()
+    batch, task = make_batch(schema, 10), 1
+    before = model(batch)
+    with torch.no_grad():
+        model.embedding.weight[:, 3 + task] += 0.5
+    after, sums = model(batch), model.embedding(batch)[:, model.embedding.out_dim :]
+
+    def logits(predictions: Predictions) -> Tensor:
+        given = predictions.latent
+        if given is None:
+            return predictions.log_p - predictions.log_q
+        return given.log_given_up - given.log_not_given_up
+
+    moved, wanted = logits(after) - logits(before), torch.zeros(10, len(schema.tasks))
+    wanted[:, task] = sums[:, task]
+    assert bool((wanted[:, task] > 0).all())
+    torch.testing.assert_close(moved, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_without_first_order_terms_there_are_none() -> None:
+    model = MMoE(make_schema(), embedding_dim=3, first_order=False)
+    assert model.embedding.weight.shape[1] == 3
+    assert model(make_batch(make_schema(), 4)).log_p.shape == (4, 3)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dlen.batch import Batch
-from dlen.nn.embedding import EmbeddingTable
+from dlen.nn.embedding import EmbeddingTable, deferred_tables
 from dlen.schema import Field, Kind, Pooling, Schema
 from tests.helpers import FIELDS, make_batch, make_schema
 
@@ -116,3 +116,31 @@ def test_fields_do_not_share_rows() -> None:
     assert schema.offsets["tags"] == 7
     assert schema.offsets["item"] == 20
     assert schema.offsets["matches"] == 31
+
+
+@pytest.mark.parametrize("outputs", [1, 3, 5])
+def test_first_order_sums_equal_a_slow_loop_and_stand_behind_the_vectors(outputs: int) -> None:
+    schema = make_schema()
+    batch = make_batch(schema, 20, 1)
+    embedding = EmbeddingTable(schema, DIM, first_order=outputs)
+    assert not embedding.weight[:, DIM:].any()  # they begin at 0
+    assert embedding.weight.shape[1] % 4 == DIM % 4
+    torch.nn.init.normal_(embedding.weight)
+    out = embedding(batch)
+    assert out.shape == (20, embedding.out_dim + outputs)
+    table = embedding.weight.tolist()
+    torch.testing.assert_close(out[:, : embedding.out_dim], slow_output(schema, batch, table), rtol=1e-5, atol=1e-5)
+    sums = [
+        [sum(w * table[i][DIM + o] for part in parts for i, w in part.items()) for o in range(outputs)]
+        for parts in coefficients(schema, batch)
+    ]
+    torch.testing.assert_close(out[:, embedding.out_dim :], torch.tensor(sums), rtol=1e-5, atol=1e-5)
+
+
+def test_a_deferred_table_with_first_order_numbers_is_drawn_as_one_with_memory() -> None:
+    torch.manual_seed(3)
+    whole = EmbeddingTable(make_schema(), DIM, first_order=3).weight
+    torch.manual_seed(3)
+    with deferred_tables():
+        parts = [values for _, values in EmbeddingTable(make_schema(), DIM, first_order=3).initial()]
+    assert torch.equal(torch.cat(parts), whole)

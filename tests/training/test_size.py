@@ -15,7 +15,7 @@ def test_parameters_and_operations_of_a_small_mmoe() -> None:
     gates = width * tasks * experts
     figures = size_figures(model.train())
     assert figures["model/dense_parameters"] == sum(a * b + b for a, b in layers) + gates
-    assert figures["model/embedding_parameters"] == schema.num_embeddings * 3
+    assert figures["model/embedding_parameters"] == schema.num_embeddings * (3 + 4)  # three first-order numbers, padded
     mixing = tasks * experts * 6
     assert figures["model/flops_per_row"] == 2 * (sum(a * b for a, b in layers) + gates + mixing)
     assert model.training

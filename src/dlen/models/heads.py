@@ -65,7 +65,7 @@ class Head(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, representations: Tensor, x: Tensor) -> Predictions:
-        """Probabilities of B rows."""
+        """Probabilities of B rows. Under an embedding with first-order terms, (B, T), they are a third argument."""
 
     def loss(self, predictions: Predictions, labels: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
         """What training minimises: the weighted sum of the tasks' cross entropies.
@@ -145,9 +145,11 @@ class IndependentHead(Head):
         self.towers = Towers(initial_logits(schema), rep_dim, tower, dropout)
         self.match = _match(schema, in_dim, match, len(schema.tasks))
 
-    def forward(self, representations: Tensor, x: Tensor) -> Predictions:
+    def forward(self, representations: Tensor, x: Tensor, first_order: Tensor | None = None) -> Predictions:
         """Sigmoid of each tower's logit."""
         logits = self.towers(representations)[..., 0]
+        if first_order is not None:
+            logits = logits + at_least_float32(first_order)
         if self.match is not None:
             logits = logits + at_least_float32(self.match(x))
         log_p = F.logsigmoid(logits)
@@ -237,9 +239,11 @@ class LatentHead(Head):
         nn.init.constant_(self.hidden_output.bias, logit(up))
         self.match = _match(schema, in_dim, match, 1)
 
-    def forward(self, representations: Tensor, x: Tensor) -> Predictions:
+    def forward(self, representations: Tensor, x: Tensor, first_order: Tensor | None = None) -> Predictions:
         """(T, B, H) representations and the (B, D) input -> Predictions with the hidden state."""
         c, n = self.towers(representations).unbind(2)  # (B, T) each
+        if first_order is not None:
+            c = c + at_least_float32(first_order)
         up = self.hidden_output(x[:, :0] if self.hidden is None else self.hidden(x))[:, 0]
         if self.match is not None:
             up = up + self.match(x)[:, 0]

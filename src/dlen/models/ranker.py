@@ -35,7 +35,7 @@ class Ranker(nn.Module):
 
     Args:
         schema: fields and tasks.
-        embedding: turns a batch into (B, D).
+        embedding: turns a batch into (B, D), and first-order terms behind it if the head takes them.
         backbone: turns (B, D) into (T, B, H).
         head: turns both into Predictions.
     """
@@ -52,8 +52,11 @@ class Ranker(nn.Module):
         return self.predict(self.embedding(batch))
 
     def predict(self, x: Tensor) -> Predictions:
-        """The same from the (B, D) input that the embedding makes."""
-        predictions: Predictions = self.head(self.backbone(x), x)
+        """The same from the (B, D + O) input that the embedding makes."""
+        deep = self.embedding.out_dim
+        first_order = (x[:, deep:],) if self.embedding.first_order else ()
+        x = x[:, :deep]
+        predictions: Predictions = self.head(self.backbone(x), x, *first_order)
         return predictions
 
 
@@ -68,8 +71,9 @@ class IndependentRanker(Ranker):
         tower: Sequence[int],
         dropout: float,
         match: int = 0,
+        first_order: bool = True,
     ) -> None:
-        embedding = EmbeddingTable(schema, embedding_dim)
+        embedding = EmbeddingTable(schema, embedding_dim, first_order=len(schema.tasks) if first_order else 0)
         backbone = make(embedding.out_dim, len(schema.tasks))
         head = IndependentHead(schema, backbone.out_dim, embedding.out_dim, tower=tower, match=match, dropout=dropout)
         super().__init__(schema, embedding, backbone, head)
@@ -83,6 +87,7 @@ class SharedBottom(IndependentRanker):
         embedding_dim: length of each id's vector.
         expert: layers of the shared MLP.
         tower: hidden layers of each tower.
+        first_order: each id has a number of each task's own, whose sum joins the task's logit.
         dropout: everywhere but in the embeddings.
     """
 
@@ -93,10 +98,11 @@ class SharedBottom(IndependentRanker):
         embedding_dim: int = 16,
         expert: Sequence[int] = EXPERT,
         tower: Sequence[int] = TOWER,
+        first_order: bool = True,
         dropout: float = 0.0,
     ) -> None:
         make = partial(SharedBottomBackbone, expert=expert, dropout=dropout)
-        super().__init__(schema, make, embedding_dim, tower, dropout)
+        super().__init__(schema, make, embedding_dim, tower, dropout, first_order=first_order)
 
 
 class MoE(IndependentRanker):
@@ -108,6 +114,7 @@ class MoE(IndependentRanker):
         num_experts: of the mixture.
         expert: layers of each expert.
         tower: hidden layers of each tower.
+        first_order: each id has a number of each task's own, whose sum joins the task's logit.
         dropout: everywhere but in the embeddings.
     """
 
@@ -119,10 +126,11 @@ class MoE(IndependentRanker):
         num_experts: int = 5,
         expert: Sequence[int] = EXPERT,
         tower: Sequence[int] = TOWER,
+        first_order: bool = True,
         dropout: float = 0.0,
     ) -> None:
         make = partial(MoEBackbone, num_experts=num_experts, expert=expert, dropout=dropout)
-        super().__init__(schema, make, embedding_dim, tower, dropout)
+        super().__init__(schema, make, embedding_dim, tower, dropout, first_order=first_order)
 
 
 class MMoE(IndependentRanker):
@@ -134,6 +142,7 @@ class MMoE(IndependentRanker):
         num_experts: 5 in the paper's feed setting, 2 on Ali-CCP.
         expert: layers of each expert.
         tower: hidden layers of each tower.
+        first_order: each id has a number of each task's own, whose sum joins the task's logit.
         match: factors of a dot product of user and item that joins each logit; 0 for none, as in the paper.
         dropout: everywhere but in the embeddings.
     """
@@ -146,11 +155,12 @@ class MMoE(IndependentRanker):
         num_experts: int = 5,
         expert: Sequence[int] = EXPERT,
         tower: Sequence[int] = TOWER,
+        first_order: bool = True,
         match: int = 0,
         dropout: float = 0.0,
     ) -> None:
         make = partial(MMoEBackbone, num_experts=num_experts, expert=expert, dropout=dropout)
-        super().__init__(schema, make, embedding_dim, tower, dropout, match)
+        super().__init__(schema, make, embedding_dim, tower, dropout, match, first_order)
 
 
 class PLE(IndependentRanker):
@@ -164,6 +174,7 @@ class PLE(IndependentRanker):
         task_experts: 2 for each task in the paper's feed setting, 1 on Ali-CCP.
         expert: layers of each expert.
         tower: hidden layers of each tower.
+        first_order: each id has a number of each task's own, whose sum joins the task's logit.
         dropout: everywhere but in the embeddings.
     """
 
@@ -177,6 +188,7 @@ class PLE(IndependentRanker):
         task_experts: int = 2,
         expert: Sequence[int] = EXPERT,
         tower: Sequence[int] = TOWER,
+        first_order: bool = True,
         dropout: float = 0.0,
     ) -> None:
         make = partial(
@@ -187,7 +199,7 @@ class PLE(IndependentRanker):
             expert=expert,
             dropout=dropout,
         )
-        super().__init__(schema, make, embedding_dim, tower, dropout)
+        super().__init__(schema, make, embedding_dim, tower, dropout, first_order=first_order)
 
 
 class CGC(PLE):
@@ -200,6 +212,7 @@ class CGC(PLE):
         task_experts: experts of each task.
         expert: layers of each expert.
         tower: hidden layers of each tower.
+        first_order: each id has a number of each task's own, whose sum joins the task's logit.
         dropout: everywhere but in the embeddings.
     """
 
@@ -212,6 +225,7 @@ class CGC(PLE):
         task_experts: int = 2,
         expert: Sequence[int] = EXPERT,
         tower: Sequence[int] = TOWER,
+        first_order: bool = True,
         dropout: float = 0.0,
     ) -> None:
         super().__init__(
@@ -222,6 +236,7 @@ class CGC(PLE):
             task_experts=task_experts,
             expert=expert,
             tower=tower,
+            first_order=first_order,
             dropout=dropout,
         )
 
@@ -241,6 +256,7 @@ class DLEN(Ranker):
         prediction: what ranks: ``joint``, equation (4), or ``total``, equation (1).
         likelihood: what training fits: ``marginal``, the paper's cross entropies, or ``full``, all labels together.
         tower: hidden layers of each tower.
+        first_order: each id has a number of each task's own, whose sum joins the logit of P(t | UP).
         hidden: layers of the hidden state network; None for one P(UP) for all rows.
         match: factors of the dot product of user and item in P(UP); 0 for none, as in the paper.
         detach_bound: let P(t | not UP) send no gradient into P(t | UP) through the conditional bound.
@@ -276,13 +292,14 @@ class DLEN(Ranker):
         likelihood: Likelihood | str = Likelihood.FULL,
         tower: Sequence[int] = TOWER,
         hidden: Sequence[int] | None = EXPERT,
+        first_order: bool = True,
         match: int = 0,
         detach_bound: bool = False,
         initial_up: float = 0.5,
         initial_leak: float = 0.05,
         dropout: float = 0.0,
     ) -> None:
-        embedding = EmbeddingTable(schema, embedding_dim)
+        embedding = EmbeddingTable(schema, embedding_dim, first_order=len(schema.tasks) if first_order else 0)
         made = backbone(embedding.out_dim, len(schema.tasks))
         head = LatentHead(
             schema,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -13,6 +13,7 @@ from dlen.batch import Batch
 from dlen.schema import Kind, Pooling, Schema
 
 _CHUNK = 1 << 20  # rows drawn at a time; a multiple of 16, torch's step, so that chunks draw what the whole would
+_ALIGNED = 4  # first-order numbers are padded to a multiple, as FBGEMM wants it
 _deferred = False
 
 
@@ -39,21 +40,28 @@ class EmbeddingTable(nn.Module):
         dim: length of each id's vector.
         std: standard deviation of the initial vectors.
         parts: P, equal parts of a vector that belong to different models, and that an optimiser must keep apart.
+        first_order: O, numbers of each id beside its vector, which begin at 0 and are summed over the fields: the
+            first-order terms of O outputs (the wide part of Cheng et al. 2016).
+
+    Attributes:
+        out_dim: D, vectors and numbers; the first-order sums come behind them.
     """
 
-    def __init__(self, schema: Schema, dim: int, std: float = 0.05, parts: int = 1) -> None:
+    def __init__(self, schema: Schema, dim: int, std: float = 0.05, parts: int = 1, first_order: int = 0) -> None:
         super().__init__()
-        self.parts = parts
+        self.parts, self.dim, self.first_order = parts, dim, first_order
         if not isinstance(dim, int) or dim < 1:
             raise ValueError(f"embedding_dim must be at least 1, got {dim}")
         self._std, rows = std, schema.num_embeddings
+        width = dim + -(-first_order // _ALIGNED) * _ALIGNED
         if _deferred:
             self._random = torch.get_rng_state()
-            for _ in self._draw(rows, dim, torch.default_generator):
+            for _ in self._draw(rows, width, torch.default_generator):
                 pass  # other parameters are to be the same as beside a table with memory
-            self.weight = nn.Parameter(torch.empty(rows, dim, device="meta"))
+            self.weight = nn.Parameter(torch.empty(rows, width, device="meta"))
         else:
-            self.weight = nn.Parameter(torch.empty(rows, dim).normal_(std=std))
+            self.weight = nn.Parameter(torch.empty(rows, width).normal_(std=std))
+            self.weight.data[:, dim:] = 0
         bags = schema.of_kind(Kind.IDS)
         self.num_single, self.num_bags = len(schema.of_kind(Kind.ID)), len(bags)
         self.num_numeric = len(schema.of_kind(Kind.NUMERIC))
@@ -73,18 +81,18 @@ class EmbeddingTable(nn.Module):
         chunks = max(rows // _CHUNK, 1)
         for chunk in range(chunks):
             first, last = chunk * _CHUNK, rows if chunk == chunks - 1 else (chunk + 1) * _CHUNK
-            yield first, torch.empty(last - first, dim, dtype=torch.float32).normal_(std=self._std, generator=generator)
+            values = torch.empty(last - first, dim, dtype=torch.float32).normal_(std=self._std, generator=generator)
+            values[:, self.dim :] = 0
+            yield first, values
 
     def forward(self, batch: Batch) -> Tensor:
-        """(B, out_dim): vectors of single ids, then pooled vectors of multi-valued fields, then numbers."""
-        parts = []
+        """(B, D + O): vectors of single ids, pooled vectors of multi-valued fields, numbers, and first-order sums."""
+        vectors = []
         if self.num_single:
-            parts.append(F.embedding(batch.ids, self.weight, sparse=True).flatten(1))
+            vectors.append(F.embedding(batch.ids, self.weight, sparse=True))
         if self.num_bags:
-            parts.append(self._pool(batch).transpose(0, 1).flatten(1))
-        if self.num_numeric:
-            parts.append(batch.numeric)
-        return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+            vectors.append(self._pool(batch).transpose(0, 1))
+        return join_input(vectors, batch.numeric, self.dim, self.first_order)
 
     def _pool(self, batch: Batch) -> Tensor:
         """(M, B, dim): weighted sum or weighted mean of each bag; an empty bag is a zero vector."""
@@ -101,6 +109,26 @@ class EmbeddingTable(nn.Module):
             include_last_offset=True,
         ).view(*batch.bag_lengths.shape, self.weight.shape[1])
         return pooled / bag_divisors(batch, self.mean).to(pooled.dtype)
+
+
+def join_input(vectors: Sequence[Tensor], numeric: Tensor, dim: int, first_order: int) -> Tensor:
+    """The input of a model from what was looked up.
+
+    Args:
+        vectors: of single ids, and of multi-valued fields, (B, F, width) each, those that there are.
+        numeric: (B, K).
+        dim: E, of a vector; first-order numbers come behind it.
+        first_order: O.
+
+    Returns:
+        (B, F E + K + O): vectors, numbers, and the sums of the first-order numbers over the fields.
+    """
+    parts = [v[..., :dim].flatten(1) for v in vectors]
+    parts += [numeric] if numeric.shape[1] else []
+    if first_order:
+        sums = [v[..., dim : dim + first_order].sum(1) for v in vectors]
+        parts.append(sum(sums, numeric.new_zeros(len(numeric), first_order)))
+    return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
 
 
 def bag_divisors(batch: Batch, mean: Tensor) -> Tensor:

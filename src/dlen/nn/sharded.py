@@ -12,7 +12,7 @@ from torch import Tensor, distributed, nn
 
 from dlen.batch import Batch
 from dlen.errors import UserError
-from dlen.nn.embedding import EmbeddingTable, bag_divisors
+from dlen.nn.embedding import EmbeddingTable, bag_divisors, join_input
 from dlen.nn.processes import world_size
 from dlen.schema import Kind, Schema
 
@@ -108,7 +108,7 @@ def check_shardable(schema: Schema, dim: int, by: str, world: int, device: str, 
 class ShardedTable(nn.Module):
     """An :class:`EmbeddingTable` of which each process holds a part.
 
-    The same (B, out_dim) comes out, and ``state_dict`` has the same ``weight``, put together in the first process
+    The same (B, D + O) comes out, and ``state_dict`` has the same ``weight``, put together in the first process
     alone, so that checkpoints do not tell how a table was held. Every process has to take part in each forward pass
     and in ``state_dict``. The table is updated during the backward pass, in which all have the same number of rows.
 
@@ -131,6 +131,7 @@ class ShardedTable(nn.Module):
         super().__init__()
         self.num_single, self.num_bags, self.num_numeric = table.num_single, table.num_bags, table.num_numeric
         self.out_dim, self.shape = table.out_dim, tuple(table.weight.shape)
+        self.dim, self.first_order = table.dim, table.first_order
         self.register_buffer("mean", table.mean, persistent=False)
         self.mean: Tensor
         layout = Layout.of(schema, by, world_size())
@@ -145,7 +146,7 @@ class ShardedTable(nn.Module):
             self._write(own, start, values)
 
     def forward(self, batch: Batch) -> Tensor:
-        """(B, out_dim): vectors of single ids, then pooled vectors of multi-valued fields, then numbers."""
+        """(B, D + O) as an :class:`EmbeddingTable` gives it."""
         from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
         self._tell_learning_rate()
@@ -165,10 +166,10 @@ class ShardedTable(nn.Module):
             by_name = found.to_dict()
             vectors = torch.cat([by_name[name] for name in self.features], 1)
         vectors = vectors.view(rows, len(self.features), self.shape[1])
-        parts = [vectors[:, : self.num_single].flatten(1)]
+        parts = [vectors[:, : self.num_single]]
         if self.num_bags:
-            parts.append((vectors[:, self.num_single :] / bag_divisors(batch, self.mean).transpose(0, 1)).flatten(1))
-        return torch.cat([*parts, batch.numeric], 1)
+            parts.append(vectors[:, self.num_single :] / bag_divisors(batch, self.mean).transpose(0, 1))
+        return join_input(parts, batch.numeric, self.dim, self.first_order)
 
     def accumulators(self) -> Tensor | None:
         """(R, 1) row-wise Adagrad's sums, on the CPU of the first process; None in the others."""

@@ -44,7 +44,8 @@ def task_gradients(model: Ranker, batch: Batch, targets: Targets, rows: int = RO
         rows: use the first S = min(B, rows) rows.
 
     Returns:
-        (T, P) with respect to the parameters that all tasks share, and (S, T, D) with respect to each row's input.
+        (T, P) with respect to the parameters that all tasks share, and (S, T, D) with respect to each row's input, first-order terms
+        left out.
     """
     x, labels = model.embedding(batch).detach()[:rows].requires_grad_(), batch.labels[:rows]
     predictions = model.predict(x)
@@ -54,7 +55,7 @@ def task_gradients(model: Ranker, batch: Batch, targets: Targets, rows: int = RO
     for loss in losses:
         *parameters, row = torch.autograd.grad(loss, [*shared, x], retain_graph=True, materialize_grads=True)
         by_task.append(torch.cat([x.new_zeros(0), *(g.flatten() for g in parameters)]))
-        by_row.append(row)
+        by_row.append(row[:, : model.embedding.out_dim])  # behind it is what each task has of its own
     return torch.stack(by_task), torch.stack(by_row, 1)
 
 

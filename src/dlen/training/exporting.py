@@ -22,6 +22,7 @@ from dlen.errors import UserError
 from dlen.files import write_json
 from dlen.models.heads import LatentHead
 from dlen.models.ranker import Ranker
+from dlen.nn.embedding import join_input
 from dlen.ranking.fusion import Score
 from dlen.schema import Kind, Schema
 from dlen.training.predicting import open_kept_store
@@ -66,14 +67,13 @@ class Serving(nn.Module):
             that has P(UP).
         """
         table = self.model.embedding
-        parts = [table.weight[ids].flatten(1)] if table.num_single else []
+        parts = [table.weight[ids]] if table.num_single else []
         if table.num_bags:
             pooled = (table.weight[bag_ids] * bag_weights[..., None]).sum(2)
             total = bag_weights.sum(2, keepdim=True)
             mean = table.mean[:, 0][None]  # (1, M, 1)
-            parts.append((pooled / torch.where(mean & (total > 0), total, torch.ones_like(total))).flatten(1))
-        parts += [numeric] if table.num_numeric else []
-        predictions = self.model.predict(torch.cat(parts, 1))
+            parts.append(pooled / torch.where(mean & (total > 0), total, torch.ones_like(total)))
+        predictions = self.model.predict(join_input(parts, numeric, table.dim, table.first_order))
         log_p = self.targets.log_probabilities(predictions.log_p)
         log_up = predictions.log_up
         score = self.score(predictions.log_p, log_up)

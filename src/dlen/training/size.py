@@ -25,7 +25,8 @@ def size_figures(model: Ranker) -> dict[str, float]:
     """
     training = model.training
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.eval().predict(torch.zeros(1, model.embedding.out_dim))  # looking up vectors multiplies nothing
+        width = model.embedding.out_dim + model.embedding.first_order
+        model.eval().predict(torch.zeros(1, width))  # looking up vectors multiplies nothing
     model.train(training)
     return {
         "model/dense_parameters": dense_parameters(model),
