@@ -44,8 +44,8 @@ def task_gradients(model: Ranker, batch: Batch, targets: Targets, rows: int = RO
         rows: use the first S = min(B, rows) rows.
 
     Returns:
-        (T, P) with respect to the parameters that all tasks share, and (S, T, D) with respect to each row's input, first-order terms
-        left out.
+        (T, P) with respect to the parameters that all tasks share, and (S, T, D) with respect to each row's input but
+        for first-order terms.
     """
     x, labels = model.embedding(batch).detach()[:rows].requires_grad_(), batch.labels[:rows]
     predictions = model.predict(x)
