@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dlen.data.store import Store
 from dlen.errors import UnfitError, UserError
+from dlen.models.model import Model
 from dlen.models.ranker import Ranker
 from dlen.overrides import compose_train
 from dlen.training.module import check_balanceable
@@ -42,14 +43,14 @@ def fitted(
         store_of: the prepared data of a config.
         skip_unfit: leave a model out, with a line that says why, where its needs are not met.
         match: ``parameters`` scales the width of experts and hidden state network until the number of dense
-            parameters is that of the base; None leaves all sizes as they are.
+            parameters is that of the base, of networks; None leaves all sizes as they are.
 
     Raises:
         UserError: a model cannot be built, or ``match`` is unknown.
     """
     if match not in MATCHES:
         raise UserError(f"config experiment.match: {match!r} is neither null nor parameters")
-    kept, wanted = {}, 0
+    kept, networks, wanted = {}, set(), 0
     for name, own in models.items():
         config = compose_train([*common, *own])
         try:
@@ -61,17 +62,19 @@ def fitted(
             print(f"{name} is left out: {error}", file=sys.stderr)
             continue
         kept[name] = list(own)
-        if name == base:
-            wanted = dense_parameters(model)
+        if isinstance(model, Ranker):
+            networks.add(name)
+        if name == base and match is not None:
+            wanted = _dense_parameters(model)
     if match is None:
         return kept
     for name, own in kept.items():
-        if name != base:
+        if name != base and name in networks:
             kept[name] = [*own, *_widths(name, [*common, *own], store_of, wanted)]
     return kept
 
 
-def _check_balancing(config: DictConfig, model: Ranker) -> None:
+def _check_balancing(config: DictConfig, model: Model) -> None:
     """Raise UnfitError where the model has one loss for all tasks and the balancing needs one for each."""
     try:
         check_balanceable(model, build_balancer(config))
@@ -79,11 +82,17 @@ def _check_balancing(config: DictConfig, model: Ranker) -> None:
         raise UnfitError(f"config balancing: {error}") from None
 
 
-def _build(config: DictConfig, store_of: Callable[[DictConfig], Store]) -> Ranker:
+def _build(config: DictConfig, store_of: Callable[[DictConfig], Store]) -> Model:
     """The model without its memory."""
     store = store_of(config)
     with torch.device("meta"):
         return build_model(config, store)
+
+
+def _dense_parameters(model: Model) -> int:
+    if not isinstance(model, Ranker):
+        raise UserError("config experiment.match: the base model is no network, so it has no size to match; set null")
+    return dense_parameters(model)
 
 
 def _widths(name: str, overrides: list[str], store_of: Callable[[DictConfig], Store], wanted: int) -> list[str]:
@@ -95,7 +104,7 @@ def _widths(name: str, overrides: list[str], store_of: Callable[[DictConfig], St
     for _ in range(_STEPS):
         factor = (low * high) ** 0.5
         scaled = [f"model.{key}={_scaled(value, factor)}" for key, value in sizes.items() if value is not None]
-        found = dense_parameters(_build(compose_train([*overrides, *scaled]), store_of))
+        found = _dense_parameters(_build(compose_train([*overrides, *scaled]), store_of))
         best = min(best, (abs(found - wanted), scaled))
         low, high = (factor, high) if found < wanted else (low, factor)
     if not best[1] or best[0] > _MOST_OFF * wanted:

@@ -18,6 +18,7 @@ import lightning as L
 import optuna
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
 from omegaconf import DictConfig
 from optuna.trial import TrialState
 from torch import Tensor
@@ -89,7 +90,7 @@ class Reporter(Callback):
         figures = {f"val/{key}": value for key, value in pl_module.figures["val"].values.items()}
         if MONITOR not in self.best or figures[MONITOR] > self.best[MONITOR]:
             self.best = figures
-        if not self.prunable:
+        if not self.prunable or trainer.state.fn is not TrainerFn.FITTING:  # a fit in one go is over by now
             return
         give_up = False
         if self.trial is not None and self.key in figures:

@@ -34,6 +34,8 @@ from dlen.data.store import Store
 from dlen.errors import UserError
 from dlen.files import write_json
 from dlen.metrics.by_user import BY_USER_ROWS
+from dlen.models.baseline import Baseline
+from dlen.models.model import Model
 from dlen.models.mran import MRAN
 from dlen.models.ranker import Ranker
 from dlen.nn.embedding import deferred_tables
@@ -42,6 +44,7 @@ from dlen.reports.plots import plot_attention, plot_hidden_state
 from dlen.reports.terminal import print_figures
 from dlen.schema import Kind
 from dlen.training.balancing import Balancer
+from dlen.training.baseline import check_baseline, fit_baseline
 from dlen.training.callbacks import Meter, PlainProgress, ScoreWriter, StepSeed, TerminalProgress
 from dlen.training.conflict import GradientConflict
 from dlen.training.dashboard import Dashboard
@@ -58,6 +61,7 @@ from dlen.training.size import size_figures
 from dlen.training.targets import Targets
 
 MONITOR = "val/auc/mean"
+BEST = "checkpoints/best.ckpt"
 _MOST_TRIES = 1000  # for a folder's name
 _UNSCALED = ("auto", "32-true", "bf16-mixed")  # precisions of 32-bit weights whose gradients are not scaled
 _RUN_DIR = "DLEN_RUN_DIR"  # tells the processes of one run where its folder is
@@ -67,9 +71,9 @@ DIAGNOSTICS = "diagnostics_{}.json"  # of a split: curves, hidden state, gates
 SCORES = "scores_test.npy"  # (rows, targets) log-odds of the test split, in stored order
 
 
-def build_model(config: DictConfig, store: Store) -> Ranker:
+def build_model(config: DictConfig, store: Store) -> Model:
     """The config's model for the store's schema."""
-    model: Ranker = build(config.model, "model", store.schema)
+    model: Model = build(config.model, "model", store.schema)
     return model
 
 
@@ -116,7 +120,7 @@ def train(config: DictConfig) -> dict[str, Any]:
 def _fit_and_test(config: DictConfig) -> dict[str, Any]:
     fitted = fit(config, lambda folder: [ScoreWriter(folder / SCORES)] if config.metrics.scores else [])
     trainer, module, folder, metrics = fitted.trainer, fitted.module, fitted.folder, fitted.metrics
-    best = folder / "checkpoints" / "best.ckpt"
+    best = folder / BEST
     if not best.exists():
         print("training ended before the first validation: the last weights are tested", file=sys.stderr)
         trainer.save_checkpoint(best, weights_only=True)
@@ -168,7 +172,7 @@ def fit(
     with deferred_tables() if config.sharding else nullcontext():
         model = build_model(config, store)
     make_optimizer = build(config.optimizer, "optimizer")
-    _check_optimizer(make_optimizer, model, config.sharding)
+    _check_fitting(config, make_optimizer, model)
     size = size_figures(model)
     with _run_folder(config) as folder:
         loggers = make_loggers(config, folder, store.fingerprint)
@@ -194,7 +198,10 @@ def fit(
     about["machine/processes"] = trainer.world_size
     log_config(loggers, config, {**about, **size})
     try:
-        _fit(trainer, module, data, folder, resume)
+        if isinstance(model, Baseline):
+            size |= fit_baseline(trainer, module, data, meter, folder / BEST if checkpoints else None)
+        else:
+            _fit(trainer, module, data, folder, resume)
     except UserError:  # a resume that is refused leaves the run as it was, and what never began leaves nothing
         if earlier is not None:
             for path, content in earlier.items():
@@ -273,7 +280,7 @@ def build_balancer(config: DictConfig) -> Balancer:
 
 def build_module(
     config: DictConfig,
-    model: Ranker,
+    model: Model,
     make_optimizer: Callable[[nn.Module], Optimizer] | None,
     rows: dict[str, int],
     base: dict[str, float] | None,
@@ -464,12 +471,14 @@ def _check_sharding(config: DictConfig) -> None:
     check_torchrec()
 
 
-def _check_processes(config: DictConfig, trainer: L.Trainer, model: Ranker) -> None:
+def _check_processes(config: DictConfig, trainer: L.Trainer, model: Model) -> None:
     """What several processes cannot do, and what one cannot."""
     if config.sharding:
         _check_shardable(config, model, trainer.world_size, trainer.strategy.root_device.type)
     if trainer.world_size == 1:
         return
+    if isinstance(model, Baseline):
+        raise UserError(f"config trainer.devices: {model.name} is fitted in one process; set trainer.devices=1")
     if config.metrics.scores:
         raise UserError(
             "config metrics.scores: is for one process, as each one sees its own rows; set trainer.devices=1"
@@ -478,7 +487,8 @@ def _check_processes(config: DictConfig, trainer: L.Trainer, model: Ranker) -> N
         raise UserError("config balancing: gradient surgery is for one process; set trainer.devices=1")
 
 
-def _check_shardable(config: DictConfig, model: Ranker, processes: int, device: str) -> None:
+def _check_shardable(config: DictConfig, model: Model, processes: int, device: str) -> None:
+    assert isinstance(model, Ranker)
     if processes == 1:
         raise UserError("config sharding: needs several processes; set trainer.devices=N")
     decay = config.optimizer.get("embedding_weight_decay", 0.0)
@@ -501,7 +511,7 @@ def check(config: DictConfig, store: Store) -> None:
     _check_by_user(config, store)
     with torch.device("meta"):
         model = build_model(config, store)
-    _check_optimizer(build(config.optimizer, "optimizer"), model, config.sharding)
+    _check_fitting(config, build(config.optimizer, "optimizer"), model)
     if config.sharding and isinstance(config.trainer.devices, int):
         processes = config.trainer.devices * config.trainer.num_nodes
         _check_shardable(config, model, processes, "cuda" if torch.cuda.is_available() else "cpu")
@@ -537,11 +547,13 @@ def _check_interval(config: DictConfig, store: Store) -> None:
         )
 
 
-def _check_optimizer(make: Callable[[Ranker], Optimizer], model: Ranker, sharding: str | None) -> None:
+def _check_fitting(config: DictConfig, make: Callable[[Model], Optimizer], model: Model) -> None:
     """Make an optimiser to throw away, so that a wrong setting is told before anything is written."""
+    if isinstance(model, Baseline):
+        return check_baseline(config, model)
     try:
         made = make(model)
-        if sharding:
+        if config.sharding:
             split_for_sharding(made)
     except (TypeError, ValueError) as error:
         raise UserError(f"config optimizer: {error}") from None
@@ -720,6 +732,8 @@ def _unwrite_start(folder: Path) -> None:
 
 
 def _describe(config: DictConfig, size: dict[str, float], folder: Path) -> str:
+    if not size:  # known once it is fitted
+        return f"{config.model_name}; run folder {folder}"
     table, dense = size["model/embedding_parameters"], size["model/dense_parameters"]
     return f"{config.model_name}: {table:,} embedding and {dense:,} dense parameters; run folder {folder}"
 
