@@ -43,7 +43,7 @@ def fitted(
         store_of: the prepared data of a config.
         skip_unfit: leave a model out, with a line that says why, where its needs are not met.
         match: ``parameters`` scales the width of experts and hidden state network until the number of dense
-            parameters is that of the base, of networks; None leaves all sizes as they are.
+            parameters is that of the base; None leaves all sizes as they are.
 
     Raises:
         UserError: a model cannot be built, or ``match`` is unknown.
@@ -64,10 +64,12 @@ def fitted(
         kept[name] = list(own)
         if isinstance(model, Ranker):
             networks.add(name)
-        if name == base and match is not None:
-            wanted = _dense_parameters(model)
+        if name == base:
+            wanted = dense_parameters(model)
     if match is None:
         return kept
+    if base not in networks:
+        raise UserError(f"config experiment.match: {base} is no network, so it has no size to match; set it to null")
     for name, own in kept.items():
         if name != base and name in networks:
             kept[name] = [*own, *_widths(name, [*common, *own], store_of, wanted)]
@@ -89,12 +91,6 @@ def _build(config: DictConfig, store_of: Callable[[DictConfig], Store]) -> Model
         return build_model(config, store)
 
 
-def _dense_parameters(model: Model) -> int:
-    if not isinstance(model, Ranker):
-        raise UserError("config experiment.match: the base model is no network, so it has no size to match; set null")
-    return dense_parameters(model)
-
-
 def _widths(name: str, overrides: list[str], store_of: Callable[[DictConfig], Store], wanted: int) -> list[str]:
     """Overrides of the layer sizes with which the model comes closest to ``wanted`` dense parameters."""
     model = compose_train(overrides).model
@@ -104,7 +100,7 @@ def _widths(name: str, overrides: list[str], store_of: Callable[[DictConfig], St
     for _ in range(_STEPS):
         factor = (low * high) ** 0.5
         scaled = [f"model.{key}={_scaled(value, factor)}" for key, value in sizes.items() if value is not None]
-        found = _dense_parameters(_build(compose_train([*overrides, *scaled]), store_of))
+        found = dense_parameters(_build(compose_train([*overrides, *scaled]), store_of))
         best = min(best, (abs(found - wanted), scaled))
         low, high = (factor, high) if found < wanted else (low, factor)
     if not best[1] or best[0] > _MOST_OFF * wanted:

@@ -55,7 +55,7 @@ class LightGBM(Baseline):
         rounds: int = 1000,
         early_stopping: int = 50,
         min_data_in_leaf: int = 50,
-        feature_fraction: float = 1.0,
+        feature_fraction: float = 0.5,
         categories: int = 256,
         smoothing: float = 20.0,
         folds: int = 5,
@@ -186,7 +186,7 @@ class _Matrix:
         self.binned: Any = None
 
     def bin(self, settings: dict[str, Any], like: _Matrix | None) -> None:
-        """Sort the inputs into LightGBM's bins, once for all tasks; ``like``: the training rows, whose bins are taken."""
+        """Sort the inputs into LightGBM's bins, once for all tasks; ``like``: training rows, whose bins are taken."""
         import lightgbm
 
         self.binned = lightgbm.Dataset(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dlen.batch import Batch
+from dlen.models.baseline import positive, whole
 from dlen.models.examples import Examples, Rows
 from dlen.schema import Kind, Pooling, Schema
 
@@ -37,11 +38,8 @@ class RateEncoder(nn.Module):
 
     def __init__(self, schema: Schema, smoothing: float, folds: int) -> None:
         super().__init__()
-        if isinstance(smoothing, bool) or not isinstance(smoothing, int | float) or not 0 < smoothing < 1e9:
-            raise ValueError(f"smoothing must be a number of rows above 0, got {smoothing!r}")
-        if isinstance(folds, bool) or not isinstance(folds, int) or not 2 <= folds <= 100:
-            raise ValueError(f"folds must be a whole number from 2 to 100, got {folds!r}")
-        self.smoothing, self.folds, self.tasks = float(smoothing), folds, len(schema.tasks)
+        self.smoothing, self.folds = positive("smoothing", smoothing), whole("folds", folds, 2, 100)
+        self.tasks = len(schema.tasks)
         self.num_ids = schema.num_embeddings
         bags = schema.of_kind(Kind.IDS)
         self.summed = [m for m, field in enumerate(bags) if field.pooling is Pooling.SUM]

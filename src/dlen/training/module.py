@@ -93,7 +93,7 @@ class RankingModule(L.LightningModule):
         """Split the table, now that the processes know each other."""
         if self.sharding is None or not isinstance(self.model, Ranker):
             return
-        table = self.model.embedding
+        table: nn.Module = self.model.embedding
         if not isinstance(table, EmbeddingTable):
             return
         dense, settings = split_for_sharding(self._make_optimizer())
@@ -135,6 +135,7 @@ class RankingModule(L.LightningModule):
             loss.backward(*args, **kwargs)
             return
         assert isinstance(self.balancer, Surgery)
+        assert isinstance(self.model, Ranker)
         losses, x, extra = self._graph
         self._graph = None
         self.balancer.backward(self.model, losses, x, extra if extra.requires_grad else None)

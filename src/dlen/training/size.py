@@ -9,9 +9,10 @@ from dlen.models.model import Model
 from dlen.models.ranker import Ranker
 
 
-def dense_parameters(model: Ranker) -> int:
+def dense_parameters(model: Model) -> int:
     """Parameters outside the embedding table."""
-    return sum(p.numel() for p in model.parameters()) - model.embedding.weight.numel()
+    table = model.embedding.weight.numel() if isinstance(model, Ranker) else 0
+    return sum(p.numel() for p in model.parameters()) - table
 
 
 def size_figures(model: Model) -> dict[str, float]:
