@@ -25,6 +25,7 @@ VALUES += ["../../etc/passwd", "${seed}", "${nowhere}", "???", [], [0], [1, "a"]
 # What is not for this test: places, and sizes at which a machine honestly has too little memory.
 LEFT_OUT = ("data_dir", "runs_dir", "run_dir", "logger.", "base_run", "rerun", "ckpt", "_target_", "data.rows", "seed")
 SETTINGS = ("model=dlen", "model=mmoe", "model=ple", "model=mran", "model=mmoe balancing=dwa", "optimizer=adagrad")
+SETTINGS += ("model=lightgbm", "model=logistic")
 
 
 @pytest.mark.slow

@@ -27,7 +27,9 @@ from tests.helpers import FIELDS, make_batch, make_schema
 SMOOTHING, FOLDS, SEED = 3.0, 4, 7
 FUNNEL = (Task("click", 0.5), Task("buy", 0.5, observed_where="click"), Task("cart", 0.3, "click", train_on="all"))
 MODELS: dict[str, Callable[[Schema], Baseline]] = {
-    "lightgbm": lambda schema: LightGBM(schema, rounds=8, min_data_in_leaf=5, learning_rate=0.3),
+    "lightgbm": lambda schema: LightGBM(
+        schema, rounds=8, min_data_in_leaf=5, learning_rate=0.3, min_sum_hessian_in_leaf=1.0
+    ),
     "logistic": lambda schema: Logistic(schema, l2=[10.0, 1.0]),
 }
 
@@ -198,7 +200,7 @@ def test_it_learns_and_a_checkpoint_gives_the_same_predictions(name: str, tmp_pa
 
 def test_lightgbm_gives_the_boosters_own_probabilities() -> None:
     schema = make_schema()
-    model = LightGBM(schema, rounds=20, min_data_in_leaf=5)
+    model = LightGBM(schema, rounds=20, min_data_in_leaf=5, min_sum_hessian_in_leaf=1.0)
     model.fit(rows_of(schema, learnable(schema, 900, 0)), rows_of(schema, learnable(schema, 300, 1)), SEED)
     test = learnable(schema, 200, 9)
     inputs, found = model.inputs(test).numpy(), model(test).log_p.exp()

@@ -35,6 +35,8 @@ class LightGBM(Baseline):
         rounds: most trees of a task.
         early_stopping: rounds without a better log loss after which boosting ends.
         min_data_in_leaf: fewest training rows of a leaf.
+        min_sum_hessian_in_leaf: least sum of p (1 - p) over a leaf's rows, about the positives that a rare task is
+            expected to have there.
         feature_fraction: share of the inputs that each tree may use.
         categories: largest vocabulary, unknown included, of an id field that enters as categories too.
         smoothing: rows at the prior's rate that are added to those of each id.
@@ -55,6 +57,7 @@ class LightGBM(Baseline):
         rounds: int = 1000,
         early_stopping: int = 50,
         min_data_in_leaf: int = 50,
+        min_sum_hessian_in_leaf: float = 5.0,
         feature_fraction: float = 0.5,
         categories: int = 256,
         smoothing: float = 20.0,
@@ -67,6 +70,7 @@ class LightGBM(Baseline):
             "num_leaves": whole("num_leaves", num_leaves, 2, 131_072),
             "learning_rate": positive("learning_rate", learning_rate, 1.0),
             "min_data_in_leaf": whole("min_data_in_leaf", min_data_in_leaf, 1),
+            "min_sum_hessian_in_leaf": positive("min_sum_hessian_in_leaf", min_sum_hessian_in_leaf),
             "feature_fraction": positive("feature_fraction", feature_fraction, 1.0),
         }
         self.encoder = RateEncoder(schema, smoothing, folds)

@@ -64,7 +64,8 @@ def fit_baseline(
     trainer.validate(module, datamodule=data, verbose=False)
     if best is not None:
         trainer.save_checkpoint(best, weights_only=True)
-    return {"val/auc/mean": module.figures["val"].values["auc/mean"], **model.size()}
+    mean = module.figures["val"].values.get("auc/mean")
+    return model.size() | ({} if mean is None else {"val/auc/mean": mean})
 
 
 def _examples(split: Split, targets: Targets, batch_size: int) -> Iterator[Examples]:

@@ -199,7 +199,7 @@ def fit(
     log_config(loggers, config, {**about, **size})
     try:
         if isinstance(model, Baseline):
-            size |= fit_baseline(trainer, module, data, meter, folder / BEST if checkpoints else None)
+            about |= fit_baseline(trainer, module, data, meter, folder / BEST if checkpoints else None)
         else:
             _fit(trainer, module, data, folder, resume)
     except UserError:  # a resume that is refused leaves the run as it was, and what never began leaves nothing
