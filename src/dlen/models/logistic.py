@@ -99,7 +99,9 @@ class Logistic(Baseline):
         """(columns + 1,) float32 coefficients and intercept of the best penalty."""
         from sklearn.linear_model import LogisticRegression
 
-        model = LogisticRegression(max_iter=self.iterations, warm_start=True)
+        # Gradients are of the mean loss: a tolerance that does not fall with the rows would take the last penalty's
+        # coefficients for those of the next, and never look at rare ids.
+        model = LogisticRegression(max_iter=self.iterations, warm_start=True, tol=min(1e-4, 1 / len(labels)))
         best, least = None, math.inf
         for penalty in self.l2:
             with warnings.catch_warnings():
@@ -144,7 +146,7 @@ class Logistic(Baseline):
         weights = batch.bag_weights / torch.repeat_interleave(divisors, lengths.flatten())
         rows = torch.cat([row[:, None].expand_as(batch.ids).flatten(), of_values])
         columns = torch.cat([batch.ids.flatten(), batch.bag_ids])
-        values = torch.cat([torch.ones(batch.ids.numel()), weights]).double()  # L-BFGS stalls in 32 bits
+        values = torch.cat([torch.ones(batch.ids.numel()), weights]).double()  # for gradients that small
         shape = (len(batch), self.schema.num_embeddings)
         return csr_array((values.numpy(), (rows.numpy(), columns.numpy())), shape)
 
