@@ -24,7 +24,8 @@ VALUES: list[Any] = [None, True, False, -1, 0, 1, 2, 7, 1.5, -0.1, 1e400, float(
 VALUES += ["../../etc/passwd", "${seed}", "${nowhere}", "???", [], [0], [1, "a"], {}, {"a": 1}, {"click": 0.2}, "\x00"]
 # What is not for this test: places, and sizes at which a machine honestly has too little memory.
 LEFT_OUT = ("data_dir", "runs_dir", "run_dir", "logger.", "base_run", "rerun", "ckpt", "_target_", "data.rows", "seed")
-SETTINGS = ("model=dlen", "model=mmoe", "model=ple", "model=mran", "model=mmoe balancing=dwa", "optimizer=adagrad")
+SETTINGS = ["model=dlen", "model=mmoe", "model=ple", "model=mran", "model=mmoe balancing=dwa", "optimizer=adagrad"]
+SETTINGS += ["model=lightgbm", "model=logistic"]
 
 
 @pytest.mark.slow

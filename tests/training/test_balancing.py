@@ -81,6 +81,7 @@ def test_upgrad_pulls_against_no_task() -> None:
     found = gradients(made)
     shared = {n: p for n, p in model.named_parameters() if n.startswith("backbone.experts")}
     predictions = model(batch)
+    assert isinstance(model, Ranker)
     losses = model.head.task_losses(predictions, batch.labels, torch.ones_like(batch.labels))
     x_rows = [torch.autograd.grad(loss, list(shared.values()), retain_graph=True) for loss in losses]
     for row in x_rows:  # up to the part of the embeddings, which is not in this product

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dlen.data.store import Store
 from dlen.errors import UnfitError, UserError
+from dlen.models.model import Model
 from dlen.models.ranker import Ranker
 from dlen.overrides import compose_train
 from dlen.training.module import check_balanceable
@@ -49,7 +50,7 @@ def fitted(
     """
     if match not in MATCHES:
         raise UserError(f"config experiment.match: {match!r} is neither null nor parameters")
-    kept, wanted = {}, 0
+    kept, networks, wanted = {}, set(), 0
     for name, own in models.items():
         config = compose_train([*common, *own])
         try:
@@ -61,17 +62,21 @@ def fitted(
             print(f"{name} is left out: {error}", file=sys.stderr)
             continue
         kept[name] = list(own)
+        if isinstance(model, Ranker):
+            networks.add(name)
         if name == base:
             wanted = dense_parameters(model)
     if match is None:
         return kept
+    if base not in networks:
+        raise UserError(f"config experiment.match: {base} is no network, so it has no size to match; set it to null")
     for name, own in kept.items():
-        if name != base:
+        if name != base and name in networks:
             kept[name] = [*own, *_widths(name, [*common, *own], store_of, wanted)]
     return kept
 
 
-def _check_balancing(config: DictConfig, model: Ranker) -> None:
+def _check_balancing(config: DictConfig, model: Model) -> None:
     """Raise UnfitError where the model has one loss for all tasks and the balancing needs one for each."""
     try:
         check_balanceable(model, build_balancer(config))
@@ -79,7 +84,7 @@ def _check_balancing(config: DictConfig, model: Ranker) -> None:
         raise UnfitError(f"config balancing: {error}") from None
 
 
-def _build(config: DictConfig, store_of: Callable[[DictConfig], Store]) -> Ranker:
+def _build(config: DictConfig, store_of: Callable[[DictConfig], Store]) -> Model:
     """The model without its memory."""
     store = store_of(config)
     with torch.device("meta"):

@@ -1,7 +1,11 @@
 """Multi-task rankers. Each is a torch module that takes a schema and its sizes, without Lightning or Hydra."""
 
+from dlen.models.baseline import Baseline
+from dlen.models.boosting import LightGBM
 from dlen.models.funnels import AITM, ESMM
 from dlen.models.heads import Bound, Likelihood, Ranking
+from dlen.models.logistic import Logistic
+from dlen.models.model import Model
 from dlen.models.mran import MRAN
 from dlen.models.pal import PAL
 from dlen.models.predictions import Latent, Predictions
@@ -16,11 +20,15 @@ __all__ = [
     "MRAN",
     "PAL",
     "PLE",
+    "Baseline",
     "Bound",
     "Latent",
+    "LightGBM",
     "Likelihood",
+    "Logistic",
     "MMoE",
     "MoE",
+    "Model",
     "Predictions",
     "Ranker",
     "Ranking",

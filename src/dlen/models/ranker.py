@@ -6,18 +6,20 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from dlen.batch import Batch
 from dlen.models.backbones import (
     EXPERT,
     Backbone,
+    Mixture,
     MMoEBackbone,
     MoEBackbone,
     PLEBackbone,
     SharedBottomBackbone,
 )
 from dlen.models.heads import TOWER, Bound, Head, IndependentHead, LatentHead, Likelihood, Ranking
+from dlen.models.model import Model
 from dlen.models.predictions import Predictions
 from dlen.nn.embedding import EmbeddingTable
 from dlen.schema import Schema
@@ -30,8 +32,8 @@ class MakeBackbone(Protocol):
         """Build it."""
 
 
-class Ranker(nn.Module):
-    """A multi-task ranking model.
+class Ranker(Model):
+    """A network that ranks for several tasks.
 
     Args:
         schema: fields and tasks.
@@ -41,8 +43,7 @@ class Ranker(nn.Module):
     """
 
     def __init__(self, schema: Schema, embedding: EmbeddingTable, backbone: Backbone, head: Head) -> None:
-        super().__init__()
-        self.schema = schema
+        super().__init__(schema)
         self.embedding = embedding
         self.backbone = backbone
         self.head = head
@@ -58,6 +59,15 @@ class Ranker(nn.Module):
         x = x[:, :deep]
         predictions: Predictions = self.head(self.backbone(x), x, *first_order)
         return predictions
+
+    @property
+    def ranking(self) -> Ranking | None:
+        """Which probability ranks, with DLEN's head."""
+        return self.head.prediction if isinstance(self.head, LatentHead) else None
+
+    def mixtures(self) -> list[Mixture]:
+        """Those of the backbone."""
+        return self.backbone.mixtures()
 
 
 class IndependentRanker(Ranker):

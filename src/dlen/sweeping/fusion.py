@@ -24,7 +24,7 @@ from dlen.data.truth import Truth
 from dlen.errors import UserError
 from dlen.files import write_json, write_text
 from dlen.metrics.by_user import NDCG_AT, graded_ndcg
-from dlen.models.ranker import Ranker
+from dlen.models.model import Model
 from dlen.ranking.fusion import Form, Fusion, Score, values_of, worth
 from dlen.ranking.sessions import Behaviour, session_users, simulate
 from dlen.schema import Schema
@@ -162,7 +162,7 @@ class FusionJob:
         log_p = self._scaled(log_p, model, store)
         return FeedSessions(log_p, log_up, truth, asked["sessions"], behaviour, seed, self.figure)
 
-    def _scaled(self, log_p: Tensor, model: Ranker, store: Store) -> Tensor:
+    def _scaled(self, log_p: Tensor, model: Model, store: Store) -> Tensor:
         return calibrate(score(model, store.split("validation")), store.schema)(log_p) if self.calibrate else log_p
 
     def fusion(self, params: Mapping[str, Any]) -> Fusion:

@@ -18,6 +18,7 @@ import lightning as L
 import optuna
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
 from omegaconf import DictConfig
 from optuna.trial import TrialState
 from torch import Tensor
@@ -86,7 +87,7 @@ class Reporter(Callback):
         if self._loss is not None and not math.isfinite(float(self._loss)):
             raise TrialFailedError(f"the training loss is {float(self._loss)} at step {trainer.global_step}")
         figures = {f"val/{key}": value for key, value in pl_module.figures["val"].values.items()}
-        if not self.prunable:
+        if not self.prunable or trainer.state.fn is not TrainerFn.FITTING:  # a fit in one go is over by now
             return
         give_up = False
         if self.trial is not None and self.key in figures:

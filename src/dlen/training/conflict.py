@@ -86,6 +86,7 @@ class GradientConflict(Callback):
         if self.every == 0 or trainer.global_step % self.every or len(pl_module.model.schema.tasks) < 2:
             return
         devices = [pl_module.device] if pl_module.device.type == "cuda" else []
+        assert isinstance(pl_module.model, Ranker)
         with torch.random.fork_rng(devices=devices), torch.enable_grad():
             gradients = task_gradients(pl_module.model, batch, pl_module.targets)
         self.add(*gradients)

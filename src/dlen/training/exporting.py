@@ -117,6 +117,8 @@ def export(config: DictConfig) -> None:
     run_config, store = load_run_config(folder), open_kept_store(folder)
     fusion = read_fusion(config.fusion)
     model = load_model(folder, run_config, store, config.checkpoint)
+    if not isinstance(model, Ranker):
+        raise UserError(f"{folder}: only networks are exported, and {run_config.model_name} is none; use predict.py")
     (score,) = make_scores([fusion], model, store)
     out = folder / "export" if config.output is None else Path(config.output)
     check_writable(out)

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from dlen.models.backbones import Backbone, Mixture
+from dlen.models.backbones import Mixture
 from dlen.reports.plots import plot_gates
 from dlen.training.module import RankingModule
 
@@ -116,12 +116,10 @@ class GateMonitor(Callback):
 
     def _watch(self, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, RankingModule)
-        backbone: Backbone = pl_module.model.backbone
-        self._sums, self._outputs = [_Sums(m) for m in backbone.mixtures()], {}
+        mixtures = pl_module.model.mixtures()
+        self._sums, self._outputs = [_Sums(m) for m in mixtures], {}
         self._handles = [s.mixture.gate.register_forward_hook(s.add) for s in self._sums]
-        experts = {
-            f"level {m.level} {n}": e for m in backbone.mixtures() for n, e in zip(m.names, m.experts, strict=True)
-        }
+        experts = {f"level {m.level} {n}": e for m in mixtures for n, e in zip(m.names, m.experts, strict=True)}
         for name, expert in experts.items():
             self._handles.append(expert.register_forward_hook(self._keep(name)))
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dlen.batch import Batch
-from dlen.models.heads import LatentHead
+from dlen.models.model import Model
 from dlen.models.predictions import Predictions
 from dlen.models.ranker import Ranker
 from dlen.nn.embedding import EmbeddingTable
@@ -48,7 +48,7 @@ class RankingModule(L.LightningModule):
 
     def __init__(
         self,
-        model: Ranker,
+        model: Model,
         make_optimizer: Callable[[nn.Module], Optimizer] | None = None,
         auc: str = "auto",
         rows: Mapping[str, int] | None = None,
@@ -72,14 +72,13 @@ class RankingModule(L.LightningModule):
         weights = torch.tensor([t.weight * factor for t, factor in _factors(model, self.balancer)])
         self.register_buffer("task_weights", weights, persistent=False)
         self.task_weights: Tensor
-        ranking = model.head.prediction if isinstance(model.head, LatentHead) else None
         self.measures = torch.nn.ModuleDict(
             {
                 stage: Measures(
                     model.schema,
                     auc,
                     (rows or {}).get(stage, 0),
-                    ranking,
+                    model.ranking,
                     _base_auc(base, stage, self.targets.names),
                     by_user=by_user and stage == "test",
                 )
@@ -96,8 +95,10 @@ class RankingModule(L.LightningModule):
 
     def configure_model(self) -> None:
         """Split the table, now that the processes know each other."""
-        table = self.model.embedding
-        if self.sharding is None or not isinstance(table, EmbeddingTable):
+        if self.sharding is None or not isinstance(self.model, Ranker):
+            return
+        table: nn.Module = self.model.embedding
+        if not isinstance(table, EmbeddingTable):
             return
         dense, settings = split_for_sharding(self._make_optimizer())
         device = self.trainer.strategy.root_device
@@ -113,6 +114,7 @@ class RankingModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The head's loss: the tasks' cross entropies, or what a latent head makes of them."""
+        assert isinstance(self.model, Ranker)  # a baseline is fitted in one go
         batch = self.id_dropout(batch)  # the one place between a training batch and the table, whatever the model
         labels, mask = self.targets.training_labels(batch.labels), self.targets.trained(batch.labels)
         head = self.model.head
@@ -138,6 +140,7 @@ class RankingModule(L.LightningModule):
             loss.backward(*args, **kwargs)
             return
         assert isinstance(self.balancer, Surgery)
+        assert isinstance(self.model, Ranker)
         losses, x, extra = self._graph
         self._graph = None
         self.balancer.backward(self.model, losses, x, extra if extra.requires_grad else None)
@@ -206,7 +209,7 @@ def _base_auc(base: Mapping[str, float] | None, stage: str, names: list[str]) ->
     return {n: v for n, v in found.items() if v is not None} or None
 
 
-def _factors(model: Ranker, balancer: Balancer) -> list[tuple[Task, float]]:
+def _factors(model: Model, balancer: Balancer) -> list[tuple[Task, float]]:
     """Each task with its factor; ValueError for a factor of no task."""
     tasks = model.schema.tasks
     unknown = [name for name in balancer.weights if name not in model.schema.task_names]
@@ -215,8 +218,11 @@ def _factors(model: Ranker, balancer: Balancer) -> list[tuple[Task, float]]:
     return [(task, float(balancer.weights.get(task.name, 1.0))) for task in tasks]
 
 
-def check_balanceable(model: Ranker, balancer: Balancer) -> None:
+def check_balanceable(model: Model, balancer: Balancer) -> None:
     """Raise ValueError for a head without a loss for each task under a balancer that needs one."""
-    if not isinstance(balancer, Fixed):
-        nothing = torch.zeros(1, len(model.schema.tasks))
-        model.head.task_losses(Predictions(nothing, nothing, nothing, log_joint=nothing - 1), nothing, nothing)
+    if isinstance(balancer, Fixed):
+        return
+    if not isinstance(model, Ranker):
+        raise ValueError("the model has one of its own for each task, so there is nothing to balance; leave it fixed")
+    nothing = torch.zeros(1, len(model.schema.tasks))
+    model.head.task_losses(Predictions(nothing, nothing, nothing, log_joint=nothing - 1), nothing, nothing)

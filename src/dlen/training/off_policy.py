@@ -18,7 +18,7 @@ from dlen.data.prepare import check_writable
 from dlen.data.store import Split
 from dlen.errors import UserError
 from dlen.files import write_json
-from dlen.models.ranker import Ranker
+from dlen.models.model import Model
 from dlen.ranking.fusion import Score
 from dlen.ranking.off_policy import Estimate, Estimator, best_of, swap_items
 from dlen.schema import Kind
@@ -98,7 +98,7 @@ def _settings(node: DictConfig) -> _Settings:
 
 
 def _weigh(
-    chunks: Iterator[Split], model: Ranker, scores: Mapping[str, Score], settings: _Settings
+    chunks: Iterator[Split], model: Model, scores: Mapping[str, Score], settings: _Settings
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """(n, policies) weights, (n, T) labels and (n,) users of some rows after the others.
 

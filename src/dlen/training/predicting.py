@@ -18,7 +18,7 @@ from dlen.data.prepare import RowSource, check_writable
 from dlen.data.store import Split, Store
 from dlen.errors import UserError
 from dlen.files import replacing_file
-from dlen.models.ranker import Ranker
+from dlen.models.model import Model
 from dlen.ranking.fusion import Score
 from dlen.schema import Kind, Schema
 from dlen.training.run import load_run_config, quiet
@@ -92,7 +92,7 @@ def open_kept_store(folder: Path) -> Store:
 
 def _write_parts(
     chunks: Iterator[Split],
-    model: Ranker,
+    model: Model,
     score: Score,
     batch_size: int,
     folder: Path,

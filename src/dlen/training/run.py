@@ -34,6 +34,8 @@ from dlen.data.store import Store
 from dlen.errors import UserError
 from dlen.files import write_json
 from dlen.metrics.by_user import BY_USER_ROWS
+from dlen.models.baseline import Baseline
+from dlen.models.model import Model
 from dlen.models.mran import MRAN
 from dlen.models.ranker import Ranker
 from dlen.nn.embedding import deferred_tables
@@ -44,6 +46,7 @@ from dlen.reports.terminal import print_figures
 from dlen.schema import Kind
 from dlen.training.advice import base_rate_warnings, unknown_id_warnings
 from dlen.training.balancing import Balancer
+from dlen.training.baseline import check_baseline, fit_baseline
 from dlen.training.callbacks import Meter, PlainProgress, ScoreWriter, StepSeed, TerminalProgress
 from dlen.training.conflict import GradientConflict
 from dlen.training.dashboard import Dashboard
@@ -60,6 +63,7 @@ from dlen.training.selection import Selection, monitor_mode
 from dlen.training.size import size_figures
 from dlen.training.targets import Targets
 
+BEST = "checkpoints/best.ckpt"
 _MOST_TRIES = 1000  # for a folder's name
 _UNSCALED = ("auto", "32-true", "bf16-mixed")  # precisions of 32-bit weights whose gradients are not scaled
 _RUN_DIR = "DLEN_RUN_DIR"  # tells the processes of one run where its folder is
@@ -69,9 +73,9 @@ DIAGNOSTICS = "diagnostics_{}.json"  # of a split: curves, hidden state, gates
 SCORES = "scores_test.npy"  # (rows, targets) log-odds of the test split, in stored order
 
 
-def build_model(config: DictConfig, store: Store) -> Ranker:
+def build_model(config: DictConfig, store: Store) -> Model:
     """The config's model for the store's schema."""
-    model: Ranker = build(config.model, "model", store.schema)
+    model: Model = build(config.model, "model", store.schema)
     return model
 
 
@@ -120,7 +124,7 @@ def train(config: DictConfig) -> dict[str, Any]:
 def _fit_and_test(config: DictConfig) -> dict[str, Any]:
     fitted = fit(config, lambda folder: [ScoreWriter(folder / SCORES)] if config.metrics.scores else [])
     trainer, module, folder, metrics = fitted.trainer, fitted.module, fitted.folder, fitted.metrics
-    best = folder / "checkpoints" / "best.ckpt"
+    best = folder / BEST
     if not best.exists():
         print("training ended before the first validation: the last weights are tested", file=sys.stderr)
         trainer.save_checkpoint(best, weights_only=True)
@@ -175,7 +179,7 @@ def fit(
     with deferred_tables() if config.sharding else nullcontext():
         model = build_model(config, store)
     make_optimizer = build(config.optimizer, "optimizer")
-    _check_optimizer(make_optimizer, model, config.sharding)
+    _check_fitting(config, make_optimizer, model)
     size = size_figures(model)
     with _run_folder(config) as folder:
         loggers = make_loggers(config, folder, store.fingerprint)
@@ -206,14 +210,17 @@ def fit(
             _write_start(config, folder, store)
             print(summary(store), file=sys.stderr)
             print(_describe(config, size, folder), file=sys.stderr, flush=True)
-            for line in unknown_id_warnings(store, id_dropout):
+            for line in [] if isinstance(model, Baseline) else unknown_id_warnings(store, id_dropout):
                 print(f"warning: {line}", file=sys.stderr)
     about: dict[str, Any] = {"version": __version__, "code": code_fingerprint(), "data_fingerprint": store.fingerprint}
     about |= {"config_hash": config_hash(config), **environment()}
     about["machine/processes"] = trainer.world_size
     log_config(loggers, config, {**about, **size})
     try:
-        _fit(trainer, module, data, folder, resume)
+        if isinstance(model, Baseline):
+            about |= fit_baseline(trainer, module, data, meter, folder / BEST if checkpoints else None)
+        else:
+            _fit(trainer, module, data, folder, resume)
     except UserError:  # a resume that is refused leaves the run as it was, and what never began leaves nothing
         if earlier is not None:
             for path, content in earlier.items():
@@ -304,7 +311,7 @@ def build_id_dropout(config: DictConfig, store: Store) -> IdDropout:
 
 def build_module(
     config: DictConfig,
-    model: Ranker,
+    model: Model,
     make_optimizer: Callable[[nn.Module], Optimizer] | None,
     rows: dict[str, int],
     base: dict[str, float] | None,
@@ -498,12 +505,14 @@ def _check_sharding(config: DictConfig) -> None:
     check_torchrec()
 
 
-def _check_processes(config: DictConfig, trainer: L.Trainer, model: Ranker) -> None:
+def _check_processes(config: DictConfig, trainer: L.Trainer, model: Model) -> None:
     """What several processes cannot do, and what one cannot."""
     if config.sharding:
         _check_shardable(config, model, trainer.world_size, trainer.strategy.root_device.type)
     if trainer.world_size == 1:
         return
+    if isinstance(model, Baseline):
+        raise UserError(f"config trainer.devices: {model.name} is fitted in one process; set trainer.devices=1")
     if config.metrics.scores:
         raise UserError(
             "config metrics.scores: is for one process, as each one sees its own rows; set trainer.devices=1"
@@ -512,7 +521,8 @@ def _check_processes(config: DictConfig, trainer: L.Trainer, model: Ranker) -> N
         raise UserError("config balancing: gradient surgery is for one process; set trainer.devices=1")
 
 
-def _check_shardable(config: DictConfig, model: Ranker, processes: int, device: str) -> None:
+def _check_shardable(config: DictConfig, model: Model, processes: int, device: str) -> None:
+    assert isinstance(model, Ranker)
     if processes == 1:
         raise UserError("config sharding: needs several processes; set trainer.devices=N")
     decay = config.optimizer.get("embedding_weight_decay", 0.0)
@@ -536,7 +546,7 @@ def check(config: DictConfig, store: Store) -> None:
     monitor_mode(config.monitor, store.schema)
     with torch.device("meta"):
         model = build_model(config, store)
-    _check_optimizer(build(config.optimizer, "optimizer"), model, config.sharding)
+    _check_fitting(config, build(config.optimizer, "optimizer"), model)
     if config.sharding and isinstance(config.trainer.devices, int):
         processes = config.trainer.devices * config.trainer.num_nodes
         _check_shardable(config, model, processes, "cuda" if torch.cuda.is_available() else "cpu")
@@ -572,11 +582,13 @@ def _check_interval(config: DictConfig, store: Store) -> None:
         )
 
 
-def _check_optimizer(make: Callable[[Ranker], Optimizer], model: Ranker, sharding: str | None) -> None:
+def _check_fitting(config: DictConfig, make: Callable[[Model], Optimizer], model: Model) -> None:
     """Make an optimiser to throw away, so that a wrong setting is told before anything is written."""
+    if isinstance(model, Baseline):
+        return check_baseline(config, model)
     try:
         made = make(model)
-        if sharding:
+        if config.sharding:
             split_for_sharding(made)
     except (TypeError, ValueError) as error:
         raise UserError(f"config optimizer: {error}") from None
@@ -749,6 +761,8 @@ def _unwrite_start(folder: Path) -> None:
 
 
 def _describe(config: DictConfig, size: dict[str, float], folder: Path) -> str:
+    if not size:  # known once it is fitted
+        return f"{config.model_name}; run folder {folder}"
     table, dense = size["model/embedding_parameters"], size["model/dense_parameters"]
     return f"{config.model_name}: {table:,} embedding and {dense:,} dense parameters; run folder {folder}"
 

@@ -18,8 +18,7 @@ from dlen.data.loader import BatchLoader
 from dlen.data.sources.feed import Feed
 from dlen.data.store import Split, Store
 from dlen.errors import UserError
-from dlen.models.heads import LatentHead
-from dlen.models.ranker import Ranker
+from dlen.models.model import Model
 from dlen.ranking.calibration import Calibration, fit_calibration
 from dlen.ranking.fusion import Fusion, Score
 from dlen.schema import Kind, Schema
@@ -59,7 +58,7 @@ def score_split(folder: Path, split: str) -> SplitScores:
     return score(load_model(folder, config, store), store.split(split), config.loader.eval_batch_size)
 
 
-def load_model(folder: Path, config: DictConfig, store: Store, name: str = "best") -> Ranker:
+def load_model(folder: Path, config: DictConfig, store: Store, name: str = "best") -> Model:
     """A run's model in evaluation mode, on the CPU.
 
     Args:
@@ -80,7 +79,7 @@ def load_model(folder: Path, config: DictConfig, store: Store, name: str = "best
     return model.eval()
 
 
-def score(model: Ranker, split: Split, batch_size: int = 16384) -> SplitScores:
+def score(model: Model, split: Split, batch_size: int = 16384) -> SplitScores:
     """Predict every row of a split, in evaluation mode. Memory: 8 T + 16 bytes for each row.
 
     Args:
@@ -107,7 +106,7 @@ def score(model: Ranker, split: Split, batch_size: int = 16384) -> SplitScores:
     return SplitScores(torch.cat(log_p), torch.cat(log_up) if log_up else None, torch.cat(labels), of_users, known)
 
 
-def score_pairs(model: Ranker, source: Feed, users: NDArray[Any], hour: int) -> tuple[Tensor, Tensor | None]:
+def score_pairs(model: Model, source: Feed, users: NDArray[Any], hour: int) -> tuple[Tensor, Tensor | None]:
     """Predict every one of U users of a simulator with each of its I items.
 
     Args:
@@ -144,7 +143,7 @@ def read_fusion(node: DictConfig) -> Fusion:
         raise UserError(f"config fusion: {error}") from None
 
 
-def make_scores(fusions: Sequence[Fusion], model: Ranker, store: Store, key: str = "fusion") -> list[Score]:
+def make_scores(fusions: Sequence[Fusion], model: Model, store: Store, key: str = "fusion") -> list[Score]:
     """A model's scores, with probabilities that are calibrated on the validation split where that is asked for.
 
     Args:
@@ -161,7 +160,7 @@ def make_scores(fusions: Sequence[Fusion], model: Ranker, store: Store, key: str
         weights = [f.for_tasks(schema.task_names, [task.dislike for task in schema.tasks]) for f in fusions]
     except ValueError as error:
         raise UserError(f"config {key}: {error}") from None
-    if any(fusion.needs_up for fusion in fusions) and not isinstance(model.head, LatentHead):
+    if any(fusion.needs_up for fusion in fusions) and model.ranking is None:
         raise UserError(f"config {key}.up: the model has no P(UP); set it and {key}.floor to 0")
     calibration = None
     if any(fusion.calibrate for fusion in fusions):

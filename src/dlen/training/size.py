@@ -5,24 +5,29 @@ from __future__ import annotations
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from dlen.models.model import Model
 from dlen.models.ranker import Ranker
 
 
-def dense_parameters(model: Ranker) -> int:
+def dense_parameters(model: Model) -> int:
     """Parameters outside the embedding table."""
-    return sum(p.numel() for p in model.parameters()) - model.embedding.weight.numel()
+    table = model.embedding.weight.numel() if isinstance(model, Ranker) else 0
+    return sum(p.numel() for p in model.parameters()) - table
 
 
-def size_figures(model: Ranker) -> dict[str, float]:
+def size_figures(model: Model) -> dict[str, float]:
     """Keys of ``metrics.json``.
 
     Args:
-        model: any ranker.
+        model: any.
 
     Returns:
         ``model/dense_parameters``, ``model/embedding_parameters``, and ``model/flops_per_row``: multiplications and
-        additions in the matrix products of a forward pass. Training takes three times as many.
+        additions in the matrix products of a forward pass. Training takes three times as many. Nothing for a baseline,
+        whose size is known once it is fitted.
     """
+    if not isinstance(model, Ranker):
+        return {}
     training = model.training
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         width = model.embedding.out_dim + model.embedding.first_order

@@ -1,0 +1,88 @@
+"""Baseline: a model that is fitted in one go instead of trained step by step, and measured as any other."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dlen.batch import Batch
+from dlen.models.examples import Rows
+from dlen.models.model import Model
+from dlen.models.predictions import Predictions
+from dlen.schema import Schema
+
+
+class Baseline(Model):
+    """A model of its own for each task, fitted by a library; what was fitted lies in buffers, so checkpoints hold it.
+
+    Args:
+        schema: fields and tasks.
+
+    Attributes:
+        name: of the model, in messages.
+        library: that fits it.
+
+    Raises:
+        ValueError: the library is not installed.
+    """
+
+    name: str
+    library: str
+
+    def __init__(self, schema: Schema) -> None:
+        super().__init__(schema)
+        try:
+            import_module(self.library)
+        except (ImportError, OSError):
+            raise ValueError(f"{self.name} needs: pip install 'dlen[baselines]'") from None
+
+    @abstractmethod
+    def fit(self, train: Rows, validation: Rows, seed: int) -> None:
+        """Fit every task.
+
+        Args:
+            train: rows to learn from.
+            validation: rows that choose a setting, or end the fit.
+            seed: of whatever is drawn.
+        """
+
+    @abstractmethod
+    def logits(self, batch: Batch) -> Tensor:
+        """(B, T) float32 log-odds."""
+
+    @abstractmethod
+    def size(self) -> dict[str, float]:
+        """How large the fitted model is, under the keys of ``metrics.json``."""
+
+    def forward(self, batch: Batch) -> Predictions:
+        """Probabilities of every task for B rows."""
+        logits = self.logits(batch)
+        log_p = F.logsigmoid(logits)
+        return Predictions(log_p, F.logsigmoid(-logits), log_p)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Take buffers of any size, as that of a fitted model is known to its checkpoint alone."""
+        for name, buffer in self._buffers.items():
+            found = state_dict.get(prefix + name)
+            if buffer is not None and isinstance(found, Tensor) and found.shape != buffer.shape:
+                self._buffers[name] = torch.empty_like(found, device=buffer.device)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def whole(name: str, value: object, least: int, most: int = 2**31 - 1) -> int:
+    """A whole number; ValueError that names the setting for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise ValueError(f"{name} must be a whole number from {least} to {most}, got {value!r}")
+    return value
+
+
+def positive(name: str, value: object, most: float = 1e9) -> float:
+    """A number above 0; ValueError that names the setting for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:
+        raise ValueError(f"{name} must be a number above 0 and at most {most:g}, got {value!r}")
+    return float(value)

@@ -1,0 +1,194 @@
+"""RateEncoder: ids as smoothed rates and counts of the training rows, without a row's own label in its inputs."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dlen.batch import Batch
+from dlen.models.baseline import positive, whole
+from dlen.models.examples import Examples, Rows
+from dlen.schema import Kind, Pooling, Schema
+
+_RATE_LIMITS = (1e-6, 1 - 1e-6)
+_CHUNK = 1 << 18  # ids at a time
+
+
+class RateEncoder(nn.Module):
+    """Turns a batch into (B, F) numbers that a model without embeddings can use.
+
+    An id becomes, for each task, the log-odds of its smoothed rate of positives, (positives + smoothing * prior) /
+    (rows + smoothing), where the prior is the rate of all rows; and log(1 + rows). A multi-valued field becomes the
+    weighted means of these over its values, the number of values and, where it is pooled by its sum, the sum of the
+    weights. A number stays as it is. An id that training did not see has the prior.
+
+    New rows use the rates of all training rows. Training rows are encoded out of fold: a row belongs to one of
+    ``folds`` parts by a hash of its number, and its rates, counts and priors are those of the other parts, so that
+    neither its own label nor that of another row of its part enters its inputs.
+
+    Args:
+        schema: which fields and tasks there are.
+        smoothing: rows at the prior's rate that are added to those of each id.
+        folds: parts of the training rows.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(self, schema: Schema, smoothing: float, folds: int) -> None:
+        super().__init__()
+        self.smoothing, self.folds = positive("smoothing", smoothing), whole("folds", folds, 2, 100)
+        self.tasks = len(schema.tasks)
+        self.num_ids = schema.num_embeddings
+        bags = schema.of_kind(Kind.IDS)
+        self.summed = [m for m, field in enumerate(bags) if field.pooling is Pooling.SUM]
+        self.width = (len(schema.of_kind(Kind.ID)) + len(bags)) * (self.tasks + 1)
+        self.width += len(bags) + len(self.summed) + len(schema.of_kind(Kind.NUMERIC))
+        self.register_buffer("table", torch.zeros(self.num_ids, self.tasks + 1))  # log-odds, log(1 + rows)
+        self.register_buffer("prior", torch.zeros(self.tasks))  # log-odds
+        self.table: Tensor
+        self.prior: Tensor
+
+    def forward(self, batch: Batch) -> Tensor:
+        """(B, F) inputs of rows that are not among those of training."""
+        prior = self.prior.expand(len(batch), -1)
+        return self._join(batch, self.table[batch.ids.long()], self.table[batch.bag_ids.long()], prior)
+
+    def fit(self, rows: Rows, seed: int) -> FoldSums:
+        """Learn the rates of all training rows.
+
+        Args:
+            rows: of training.
+            seed: of the folds.
+
+        Returns:
+            What :meth:`out_of_fold` needs. Memory: 4 (2 T + 1) (folds + 1) bytes for each id.
+        """
+        sums = FoldSums(self.num_ids, self.tasks, self.folds, seed)
+        first = 0
+        for examples in rows():
+            sums.add(examples, first)
+            first += len(examples.batch)
+        prior = self._prior(sums.all_rows.sum(0))
+        self.prior.copy_(_log_odds(prior))
+        for start in range(0, self.num_ids, _CHUNK):
+            self.table[start : start + _CHUNK] = self._encoded(sums.total[start : start + _CHUNK], prior, 1.0)
+        return sums
+
+    def out_of_fold(self, batch: Batch, first: int, sums: FoldSums) -> Tensor:
+        """(B, F) inputs of training rows.
+
+        Args:
+            batch: B rows.
+            first: the number of the first of them among all training rows.
+            sums: of these rows.
+        """
+        fold = sums.fold_of(first, len(batch))  # (B,)
+        prior = self._prior(sums.all_rows.sum(0) - sums.all_rows)[fold]  # (B, T)
+        single = self._others(batch.ids.long(), fold[:, None].expand_as(batch.ids), prior[:, None], sums)
+        row = _row_of_value(batch)
+        values = self._others(batch.bag_ids.long(), fold[row], prior[row], sums)
+        return self._join(batch, single, values, _log_odds(prior))
+
+    def _others(self, ids: Tensor, fold: Tensor, prior: Tensor, sums: FoldSums) -> Tensor:
+        """(..., T + 1) of ids by the rows of the other folds, whose counts are scaled to those of all."""
+        counts = sums.total[ids] - sums.by_fold[fold, ids]
+        return self._encoded(counts, prior, self.folds / (self.folds - 1))
+
+    def _encoded(self, counts: Tensor, prior: Tensor, scale: float) -> Tensor:
+        """(..., 2 T + 1) positives, trained rows, rows -> (..., T + 1) log-odds and log(1 + rows)."""
+        positives, trained, rows = counts.float().split([self.tasks, self.tasks, 1], -1)
+        rates = (positives + self.smoothing * prior) / (trained + self.smoothing)
+        return torch.cat([_log_odds(rates), torch.log1p(rows * scale)], -1)
+
+    def _prior(self, counts: Tensor) -> Tensor:
+        """(..., 2 T + 1) -> (..., T) rates of all rows."""
+        positives, trained, _ = counts.double().split([self.tasks, self.tasks, 1], -1)
+        return (positives / trained.clamp(min=1)).clamp(*_RATE_LIMITS).float()
+
+    def _join(self, batch: Batch, single: Tensor, values: Tensor, prior: Tensor) -> Tensor:
+        """The (B, F) inputs.
+
+        Args:
+            batch: B rows.
+            single: (B, S, T + 1) of its ids.
+            values: (L, T + 1) of its multi-valued fields' values.
+            prior: (B, T) log-odds, for empty lists.
+        """
+        parts = [single.flatten(1)]
+        if batch.bag_lengths.shape[0]:
+            lengths, weights = batch.bag_lengths.flatten(), batch.bag_weights[:, None]
+            total = torch.segment_reduce(weights, "sum", lengths=lengths, unsafe=True)
+            means = torch.segment_reduce(values * weights, "sum", lengths=lengths, unsafe=True) / total
+            empty = torch.nn.functional.pad(prior, (0, 1)).repeat(len(batch.bag_lengths), 1)
+            means = torch.where(total > 0, means, empty)
+            of_bags = torch.cat([means, lengths[:, None].float()], 1).view(len(batch.bag_lengths), len(batch), -1)
+            parts.append(of_bags.transpose(0, 1).flatten(1))
+            parts.append(total.view(len(batch.bag_lengths), len(batch))[self.summed].T)
+        return torch.cat([*parts, batch.numeric], 1)
+
+
+class FoldSums:
+    """Positives and rows of each id in each fold of the training rows.
+
+    Attributes:
+        by_fold: (folds, R, 2 T + 1) int32: positives, rows that train each task, and rows.
+        all_rows: (folds, 2 T + 1) int64, the same of all rows.
+
+    Args:
+        num_ids: R.
+        tasks: T.
+        folds: number of parts.
+        seed: of the parts.
+    """
+
+    def __init__(self, num_ids: int, tasks: int, folds: int, seed: int) -> None:
+        self.folds, self.seed = folds, seed
+        self.by_fold = torch.zeros(folds, num_ids, 2 * tasks + 1, dtype=torch.int32)
+        self.all_rows = torch.zeros(folds, 2 * tasks + 1, dtype=torch.int64)
+        self._total: Tensor | None = None
+
+    @property
+    def total(self) -> Tensor:
+        """(R, 2 T + 1) of all folds."""
+        if self._total is None:
+            self._total = self.by_fold.sum(0, dtype=torch.int32)
+        return self._total
+
+    def fold_of(self, first: int, rows: int) -> Tensor:
+        """(rows,) the folds of the rows from number ``first``: a hash of number and seed."""
+        start = self.seed * 0x9E3779B97F4A7C15 % 2**64
+        mixed = np.arange(first, first + rows, dtype=np.uint64) + np.uint64(start)
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # splitmix64
+            mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+        return torch.from_numpy(((mixed ^ (mixed >> np.uint64(31))) % np.uint64(self.folds)).astype(np.int64))
+
+    def add(self, examples: Examples, first: int) -> None:
+        """Count rows; ``first`` is the number of the first of them among all training rows."""
+        batch = examples.batch
+        trained = (examples.mask > 0).int()
+        counted = torch.cat([examples.labels.int() * trained, trained, torch.ones_like(trained[:, :1])], 1)
+        fold = self.fold_of(first, len(batch))
+        self.all_rows.index_add_(0, fold, counted.long())
+        self._add(batch.ids.long(), fold[:, None], counted[:, None])
+        row = _row_of_value(batch)
+        self._add(batch.bag_ids.long(), fold[row], counted[row])
+        self._total = None
+
+    def _add(self, ids: Tensor, fold: Tensor, counted: Tensor) -> None:
+        # One number at a time: torch adds rows to a matrix many times slower than numbers to a vector.
+        width = self.by_fold.shape[2]
+        place = ((fold * self.by_fold.shape[1] + ids) * width)[..., None] + torch.arange(width)
+        self.by_fold.view(-1).index_add_(0, place.flatten(), counted.expand(place.shape).flatten())
+
+
+def _row_of_value(batch: Batch) -> Tensor:
+    """(L,) the row of each value of the multi-valued fields."""
+    lengths = batch.bag_lengths
+    row = torch.arange(len(batch), device=lengths.device).repeat(len(lengths))
+    return torch.repeat_interleave(row, lengths.flatten())
+
+
+def _log_odds(p: Tensor) -> Tensor:
+    return p.log() - torch.log1p(-p)

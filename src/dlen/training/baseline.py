@@ -1,0 +1,76 @@
+"""Baselines in a run: what they cannot do, and a fit in one go in the place of training."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from omegaconf import DictConfig
+
+from dlen.data.loader import BatchLoader
+from dlen.data.store import Split
+from dlen.errors import UserError
+from dlen.models.baseline import Baseline
+from dlen.models.examples import Examples
+from dlen.training.callbacks import Meter
+from dlen.training.datamodule import RankingDataModule
+from dlen.training.module import RankingModule
+from dlen.training.targets import Targets
+
+
+def check_baseline(config: DictConfig, model: Baseline) -> None:
+    """Raise UserError for settings of training steps that a fit in one go has no use for."""
+    if config.ckpt is not None:
+        raise UserError(f"config ckpt: {model.name} is fitted in one go, so there is nothing to resume; start it again")
+    if config.sharding:
+        raise UserError(f"config sharding: {model.name} has no embedding table to split; leave it out")
+    if config.trainer.limit_train_batches != 1.0:
+        raise UserError(
+            f"config trainer.limit_train_batches: {model.name} is fitted to all training rows; leave it at 1.0"
+        )
+
+
+def fit_baseline(
+    trainer: L.Trainer, module: RankingModule, data: RankingDataModule, meter: Meter, best: Path | None
+) -> dict[str, Any]:
+    """Fit the module's model to all training rows on the CPU, measure the validation rows, and keep it.
+
+    Args:
+        trainer: of the run, in one process.
+        module: of the model.
+        data: the batches of its splits.
+        meter: is told the rows and the seconds of the fit.
+        best: the checkpoint to write; None for none.
+
+    Returns:
+        For ``metrics.json``: the model's size.
+    """
+    model = module.model
+    assert isinstance(model, Baseline)
+    splits = [data.store.split(name) for name in ("train", "validation")]
+    train, validation = (partial(_examples, split, module.targets, data.eval_batch_size) for split in splits)
+    started = time.perf_counter()
+    try:
+        model.fit(train, validation, data.seed)
+    except KeyboardInterrupt:
+        print(f"interrupted: {model.name} is fitted in one go, so start it again", file=sys.stderr)
+        raise SystemExit(130) from None
+    meter.rows, meter.seconds = len(splits[0]), time.perf_counter() - started
+    trainer.validate(module, datamodule=data, verbose=False)
+    if best is not None:
+        trainer.save_checkpoint(best, weights_only=True)
+    return model.size()
+
+
+def _examples(split: Split, targets: Targets, batch_size: int) -> Iterator[Examples]:
+    """A split's rows in stored order, with what trains each task.
+
+    The validation rows too: with ``train_on: all`` a task learns another label, over more rows, than it is measured by.
+    """
+    for batch in BatchLoader(split, batch_size, shuffle=False):
+        yield Examples(batch, targets.training_labels(batch.labels), targets.trained(batch.labels))
