@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -51,44 +50,6 @@ def test_row_adam_equals_torch_sparse_adam(lr: float, betas: tuple[float, float]
         sparse_adam.step()
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
     assert not torch.allclose(ours, table(), atol=lr)
-
-
-@pytest.mark.parametrize("vector", [0, 1, 2])
-def test_first_order_columns_equal_a_slow_loop(vector: int) -> None:
-    """Adam, with the root mean square of single gradients of the column beside eps from the column ``vector`` on."""
-    weight, lr, (beta1, beta2), eps = table(), 0.05, (0.8, 0.95), 1e-8
-    optimizer = RowAdam([{"params": [weight], "vector": vector}], lr=lr, betas=(beta1, beta2), eps=eps)
-    wanted = weight.tolist()
-    first, second, usual = ([[0.0] * DIM for _ in range(n)] for n in (ROWS, ROWS, 1))
-    for step in range(6):
-        values = (set_gradient(weight, step) * 10.0 ** torch.arange(DIM)).tolist()
-        weight.grad = torch.sparse_coo_tensor(ids(step)[None], values, (ROWS, DIM))
-        optimizer.step()
-        for d in range(DIM):
-            square = sum(v[d] ** 2 for v in values) / len(values)
-            usual[0][d] = beta2 * usual[0][d] + (1 - beta2) * square
-        for row in set(ids(step).tolist()):
-            for d in range(DIM):
-                g = sum(v[d] for i, v in zip(ids(step).tolist(), values, strict=True) if i == row)
-                first[row][d] = beta1 * first[row][d] + (1 - beta1) * g
-                second[row][d] = beta2 * second[row][d] + (1 - beta2) * g * g
-                root = math.sqrt(second[row][d]) + eps + (math.sqrt(usual[0][d]) if d >= vector else 0.0)
-                scale = math.sqrt(1 - beta2 ** (step + 1)) / (1 - beta1 ** (step + 1))
-                wanted[row][d] -= lr * scale * first[row][d] / root
-    torch.testing.assert_close(weight.detach(), torch.tensor(wanted), rtol=1e-4, atol=1e-6)
-
-
-def test_many_small_gradients_do_not_move_a_first_order_number_as_a_large_one_does() -> None:
-    """A rare task: an id with forty negatives, of gradient .001 each, and one with a positive, of gradient -1."""
-    weight = nn.Parameter(torch.zeros(2, 2))
-    optimizer = RowAdam([{"params": [weight], "vector": 1}], lr=0.01)
-    for step in range(40):
-        values = torch.tensor([[0.001, 0.001], [-1.0, -1.0]] if step == 0 else [[0.001, 0.001]])
-        weight.grad = torch.sparse_coo_tensor(torch.arange(len(values))[None], values, (2, 2))
-        optimizer.step()
-    plain, first_order = weight[:, 0].tolist(), weight[:, 1].tolist()
-    assert abs(plain[0]) > 10 * abs(plain[1])  # of Adam the positive is hardly seen
-    assert abs(first_order[0]) < abs(first_order[1])
 
 
 def test_row_adagrad_equals_a_slow_loop() -> None:
@@ -198,10 +159,9 @@ def test_adagrad_decays_by_a_slow_loop() -> None:
     torch.testing.assert_close(weight.detach(), wanted, rtol=1e-5, atol=1e-6)
 
 
-def small_ranker(*, first_order: bool = True) -> Ranker:
+def small_ranker() -> Ranker:
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {"num_experts": 2, "expert": (8, 6), "tower": (4,)}
-    return MMoE(make_schema(), embedding_dim=3, first_order=first_order, **sizes)
+    return MMoE(make_schema(), embedding_dim=3, num_experts=2, expert=(8, 6), tower=(4,))
 
 
 def train(model: Ranker, optimizer: Optimizer, steps: range) -> None:
@@ -217,7 +177,7 @@ def same_weights(one: Ranker, other: Ranker) -> bool:
 
 
 def test_combined_equals_its_parts_on_their_own() -> None:
-    together, apart = (small_ranker(first_order=False) for _ in range(2))  # SparseAdam knows no first-order numbers
+    together, apart = small_ranker(), small_ranker()
     train(together, adam(together, lr=0.01, embedding_lr=0.02), range(4))
     dense = [p for p in apart.parameters() if p is not apart.embedding.weight]
     parts = [Adam(dense, lr=0.01, fused=True), SparseAdam([apart.embedding.weight], lr=0.02)]

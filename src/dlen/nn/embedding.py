@@ -40,8 +40,8 @@ class EmbeddingTable(nn.Module):
         dim: length of each id's vector.
         std: standard deviation of the initial vectors.
         parts: P, equal parts of a vector that belong to different models, and that an optimiser must keep apart.
-        first_order: O, numbers of each id beside its vector, which begin at 0 and are summed over the fields: the
-            first-order terms of O outputs (the wide part of Cheng et al. 2016).
+        first_order: O, numbers of each id beside its vector, which begin at 0. Summed over the F fields and divided by
+            the root of F they are the first-order terms of O outputs (the wide part of Cheng et al. 2016).
 
     Attributes:
         out_dim: D, vectors and numbers; the first-order sums come behind them.
@@ -121,13 +121,15 @@ def join_input(vectors: Sequence[Tensor], numeric: Tensor, dim: int, first_order
         first_order: O.
 
     Returns:
-        (B, F E + K + O): vectors, numbers, and the sums of the first-order numbers over the fields.
+        (B, F E + K + O): vectors, numbers, and the sums of the first-order numbers over the fields, over the root of F.
     """
     parts = [v[..., :dim].flatten(1) for v in vectors]
     parts += [numeric] if numeric.shape[1] else []
     if first_order:
         sums = [v[..., dim : dim + first_order].sum(1) for v in vectors]
-        parts.append(sum(sums, numeric.new_zeros(len(numeric), first_order)))
+        # A step of Adam moves the numbers of all fields by as much: by their root, many fields do not overshoot.
+        fields = max(sum(v.shape[1] for v in vectors), 1)
+        parts.append(sum(sums, numeric.new_zeros(len(numeric), first_order)) / fields**0.5)
     return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
 
 

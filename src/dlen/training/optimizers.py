@@ -91,12 +91,6 @@ class RowOptimizer(Optimizer):
 class RowAdam(RowOptimizer):
     """Adam on touched rows; the same update as ``torch.optim.SparseAdam``, in less time.
 
-    Adam moves a weight by its learning rate however small its gradients are, as long as they agree. A first-order
-    number of a rare task would so follow the many negatives of its id, each of which says next to nothing, as fast as
-    it follows a positive. In a parameter group with ``vector``, the columns from there on have the root mean square of
-    a single row's gradient, over all ids of the column, beside ``eps``: a gradient moves them in proportion to what is
-    usual for their task.
-
     Args:
         params: tables (R, D).
         lr: learning rate.
@@ -105,7 +99,7 @@ class RowAdam(RowOptimizer):
         weight_decay: times the row's weights joins its gradient, as in ``torch.optim.Adam``; of touched rows alone.
     """
 
-    kept = ("step", "first", "second", "usual")
+    kept = ("step", "first", "second")
 
     def __init__(
         self,
@@ -115,13 +109,12 @@ class RowAdam(RowOptimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "vector": None})
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     def _update(self, table: Tensor, rows: Tensor, values: Tensor, grad: Tensor, group: dict[str, Any]) -> Tensor:
-        state, vector = self.state[table], group["vector"]
+        state = self.state[table]
         if not state:
             state.update(step=0, first=torch.zeros_like(table), second=torch.zeros_like(table))
-            state["usual"] = table.new_zeros(0 if vector is None else table.shape[1] - vector)
         state["step"] += 1
         beta1, beta2 = group["betas"]
         first = state["first"].index_select(0, rows).lerp_(grad, 1 - beta1)
@@ -130,12 +123,7 @@ class RowAdam(RowOptimizer):
         state["second"].index_copy_(0, rows, second)
         scale1, scale2 = 1 - beta1 ** state["step"], 1 - beta2 ** state["step"]
         # As in SparseAdam: eps joins the root before the bias correction.
-        root = second.sqrt_().add_(group["eps"])
-        if len(state["usual"]):
-            single = table.grad._values()[:, vector:]  # type: ignore[union-attr]
-            usual = state["usual"].lerp_(single.square().mean(0), 1 - beta2)
-            root[:, vector:] += usual.sqrt()
-        return values.addcdiv_(first, root, value=-group["lr"] * scale2**0.5 / scale1)
+        return values.addcdiv_(first, second.sqrt_().add_(group["eps"]), value=-group["lr"] * scale2**0.5 / scale1)
 
 
 class RowAdagrad(RowOptimizer):
@@ -289,7 +277,7 @@ def _with_dense_adam(
         [
             Adam(dense, lr=lr, weight_decay=weight_decay, fused=True),
             rows(
-                [{"params": [t.weight], "parts": t.parts, "vector": t.dim if t.first_order else None} for t in tables],
+                [{"params": [t.weight], "parts": t.parts} for t in tables],
                 lr=embedding_lr,
                 weight_decay=embedding_weight_decay,
             ),
