@@ -129,7 +129,7 @@ def join_input(vectors: Sequence[Tensor], numeric: Tensor, dim: int, first_order
         sums = [v[..., dim : dim + first_order].sum(1) for v in vectors]
         # A step of Adam moves the numbers of all fields by as much: by their root, many fields do not overshoot.
         fields = max(sum(v.shape[1] for v in vectors), 1)
-        parts.append(sum(sums, numeric.new_zeros(len(numeric), first_order)) / fields**0.5)
+        parts.append(sum(sums, numeric.new_zeros(numeric.shape[0], first_order)) / fields**0.5)
     return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
 
 
