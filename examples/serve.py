@@ -58,7 +58,7 @@ def one(field: dict, value: object) -> float:
 
 def rate(field: dict, row: dict) -> float:
     """What the log says of the row's key, scaled; as of a new key where it has none."""
-    parts = [row.get(column) for column in field["rate"]["by"]]
+    parts = ["|".join(map(str, v)) if isinstance(v, list | dict) else v for v in map(row.get, field["rate"]["by"])]
     key = "\x1f".join(map(str, parts))
     known = rates[field["name"]].get(key, 0.0) if None not in parts else 0.0
     return (known - field["statistics"]["mean"]) / field["statistics"]["deviation"]

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
+from torch.utils.data import DataLoader
 from torch_rechub.basic.features import DenseFeature, SequenceFeature, SparseFeature
 from torch_rechub.models.multi_task import MMOE, PLE
 from torch_rechub.trainers import MTLTrainer
-from torch_rechub.utils.data import DataGenerator
+from torch_rechub.utils.data import PredictDataset, TorchDataset
 
 EXPERT, TOWER, DIM, PATIENCE = [256, 128, 64], [64, 32], 16, 3
 
@@ -61,13 +62,8 @@ def main() -> None:
     else:
         net = PLE(features, tasks, 2, own, shared, expert, towers)
     splits = {name: (columns_of(data, name), data[f"{name}_labels"]) for name in ("train", "validation", "test")}
-    train, validation, test = DataGenerator(*splits["train"]).generate_dataloader(
-        x_val=splits["validation"][0],
-        y_val=splits["validation"][1],
-        x_test=splits["test"][0],
-        y_test=splits["test"][1],
-        batch_size=int(batch),
-    )
+    train = DataLoader(TorchDataset(*splits["train"]), batch_size=int(batch), shuffle=True)
+    validation, test = (DataLoader(PredictDataset(splits[s][0]), batch_size=16384) for s in ("validation", "test"))
     trainer = MTLTrainer(net, tasks, n_epoch=int(epochs))
     best, waited, weights = 0.0, 0, None
     for _ in range(int(epochs)):

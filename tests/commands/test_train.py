@@ -423,3 +423,19 @@ def test_a_refused_resume_leaves_the_run_as_it_was(composed: Compose, tmp_path: 
     with pytest.raises(UserError, match=r"cannot resume: loader\.batch_size was 512 and is 256 now"):
         train(composed(*settings, "ckpt=last", "trainer.max_epochs=2", "loader.batch_size=256"))
     assert (tmp_path / "run" / "config.yaml").read_text() == config
+
+
+def test_id_dropout_of_a_field_and_another_monitor(composed: Compose) -> None:
+    settings = ["model=mmoe", *SIZES["mmoe"], *FEED]
+    plain = train(composed(*settings))
+    own = train(composed(*settings, "id_dropout.fields={user: 1000, item: 0}", "monitor=val/logloss/labels"))
+    assert own["test/auc/mean"] != plain["test/auc/mean"]
+    assert {"val/logloss/labels", "val/auc/mean", "val/auc/weighted"} <= own.keys()
+    for change, message in (
+        ("id_dropout.fields={nobody: 10}", "config id_dropout: fields: 'nobody' is no field of ids"),
+        ("id_dropout.fields=3", "config id_dropout: fields must be numbers by the names of fields, got 3"),
+        ("id_dropout.k=-1", "config id_dropout: k must be a number from 0, got -1"),
+        ("monitor=val/auc/likes", "config monitor: 'val/auc/likes' is no figure of a validation"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train(composed(*settings, change))

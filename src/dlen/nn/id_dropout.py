@@ -52,6 +52,8 @@ class IdDropout(nn.Module):
             raise ValueError(f"{len(counts)} counts for {schema.num_embeddings} ids")
         if not _is_number(most) or not 0 <= most < 1:
             raise ValueError(f"most must be a probability below 1, got {most!r}")
+        if fields is not None and not isinstance(fields, Mapping):
+            raise ValueError(f"fields must be numbers by the names of fields, got {fields!r}")
         of_fields = _of_each_field(schema, k, fields or {})
         probability = torch.zeros(len(counts), dtype=torch.float64)
         for name, strength in of_fields.items():

@@ -28,14 +28,16 @@ def unknown_id_warnings(store: Store, id_dropout: IdDropout) -> list[str]:
     return lines
 
 
-def base_rate_warnings(metrics: Mapping[str, Any], store: Store, targets: Targets, id_dropout: IdDropout) -> list[str]:
+def base_rate_warnings(
+    metrics: Mapping[str, Any], store: Store, targets: Targets, id_dropout: IdDropout | None
+) -> list[str]:
     """A line for each tested target that predicts worse than its rate of positives alone, with the likely cause.
 
     Args:
         metrics: of ``metrics.json``.
         store: the data.
         targets: what was measured.
-        id_dropout: of the training.
+        id_dropout: of the training; None of a baseline, which is not trained in steps.
     """
     lines = []
     for name in targets.names:
@@ -49,10 +51,10 @@ def base_rate_warnings(metrics: Mapping[str, Any], store: Store, targets: Target
     return lines
 
 
-def _cause(metrics: Mapping[str, Any], name: str, store: Store, id_dropout: IdDropout) -> str:
+def _cause(metrics: Mapping[str, Any], name: str, store: Store, id_dropout: IdDropout | None) -> str:
     unknown = {f: s - store.unknown["train"][f] for f, s in store.unknown["test"].items()}
     field = max(unknown, key=lambda f: unknown[f], default=None)
-    if field is not None and unknown[field] > _MORE_UNKNOWN and not id_dropout.active:
+    if field is not None and unknown[field] > _MORE_UNKNOWN and id_dropout and not id_dropout.active:
         share = store.unknown["test"][field]
         return f"{share:.0%} of its values of {field} are new, which nothing trains; set id_dropout.k=3"
     ratio = metrics.get(f"test/calibration/{name}") or 1.0
@@ -62,6 +64,8 @@ def _cause(metrics: Mapping[str, Any], name: str, store: Store, id_dropout: IdDr
             f"it predicts {ratio:.2f} times the positives there are, and the validation was in order, so the rate has "
             "changed between the splits; the ranking may still be good, the probabilities are not"
         )
+    if validation > 1 and id_dropout is None:
+        return "the validation was worse as well, so it has too few positives for this model"
     if validation > 1:
         return (
             "the validation was worse as well, so training has overfitted this task: lower optimizer.lr or "

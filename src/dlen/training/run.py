@@ -142,7 +142,8 @@ def _fit_and_test(config: DictConfig) -> dict[str, Any]:
         write_json(
             folder / DIAGNOSTICS.format("test"), diagnostics(module.figures["test"], fitted.gates.last, attention)
         )
-        advice = base_rate_warnings(metrics, fitted.store, module.targets, build_id_dropout(config, fitted.store))
+        dropout = None if isinstance(module.model, Baseline) else build_id_dropout(config, fitted.store)
+        advice = base_rate_warnings(metrics, fitted.store, module.targets, dropout)
         for line in [*fitted.gates.warnings(), *advice]:
             print(f"warning: {line}", file=sys.stderr)
         keep = bool(OmegaConf.select(config, "logger.wandb.checkpoint"))
@@ -303,6 +304,8 @@ def build_id_dropout(config: DictConfig, store: Store) -> IdDropout:
     Raises:
         UserError: a setting is wrong.
     """
+    if not OmegaConf.is_dict(config.id_dropout):
+        raise UserError("config id_dropout: is a group of settings; set id_dropout.k=0 for none")
     try:
         return IdDropout(store.schema, store.counts, **_plain(config.id_dropout))
     except (TypeError, ValueError) as error:

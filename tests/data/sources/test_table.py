@@ -504,3 +504,19 @@ def test_labels_are_those_of_their_rows_in_every_split(tmp_path: Path) -> None:
             [r["label"], r["kind"] == "buy", r["kind"] != "skip"] for r in (rows[n] for n in numbers_of(store, name))
         ]
         np.testing.assert_array_equal(labels.numpy(), np.array(expected, np.float32))
+
+
+@pytest.mark.parametrize("transform", ["standardise", "log1p"])
+@pytest.mark.parametrize("value", ["0.1", "3.3", "1000000000.1", "3"])
+def test_a_constant_in_training_is_not_scaled_by_its_rounding(tmp_path: Path, transform: str, value: str) -> None:
+    """Another value in test is then as far away as it is, and not 1e16 deviations."""
+    parts = ["a"] * 300 + ["b"] * 5 + ["c"] * 5
+    lines = [f"{value if part == 'a' else float(value) + 1},{part},{i % 2}" for i, part in enumerate(parts)]
+    spec = {
+        "fields": {"x": {"kind": "numeric", "transform": transform}},
+        "tasks": {"click": "y"},
+        "split": {"by": "column", "column": "part", "validation": ["b"], "test": ["c"]},
+    }
+    store = prepare(make_table(tmp_path, spec, "t.csv", "x,part,y\n" + "\n".join(lines) + "\n"), tmp_path / "data")
+    assert store.content["statistics"]["x"]["deviation"] == 1.0
+    assert whole(store.split("test")).numeric.abs().max() <= 1.0 + 1e-6

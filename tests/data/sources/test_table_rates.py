@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from dlen.data.prepare import prepare
 from dlen.data.sources import table as table_module
+from dlen.data.sources.table import Table
 from dlen.data.store import Store
 from dlen.schema import Kind
 from tests.data.helpers import make_table, numbers_of, refusal, whole
@@ -250,11 +251,22 @@ def test_a_column_of_rising_numbers_is_a_time_and_parquet_times_are(tmp_path: Pa
         ),
         ({"x": {"rate": {"of": "clik", "by": "item"}}}, "no column 'clik', named by fields.x"),
         ({"x": {"rate": {"of": "click", "by": ["item", "item"]}}}, "fields.x.rate.by: ['item', 'item'] is neither"),
-        ({"x": {"rate": {"of": "click", "by": "item", "smoothing": 0}}}, "smoothing: 0 is not a number above 0"),
+        (
+            {"x": {"rate": {"of": "click", "by": "item", "smoothing": 0}}},
+            "smoothing: 0 is not a number of rows from 0.001 to 1e9",
+        ),
         ({"x": {"rate": {"of": "click", "by": "item", "smooth": 3}}}, "there is no such key; did you mean smoothing?"),
         ({"x": {"rate": {"of": "click", "by": "item"}, "kind": "id"}}, "fields.x.kind: does not go with rate"),
         ({"x": {"rate": {"of": "click", "by": "item"}, "count": {"by": "item"}}}, "count: does not go with rate"),
         ({"x": {"rate": "click"}}, "fields.x.rate: must be a mapping of settings"),
+        ({"x": {"count": {"by": "item", "smoothing": 3}}}, "a count is not smoothed; leave it out"),
+        ({"x": {"rate": {"of": "click", "by": "item", "smoothing": 1e-300}}}, "is not a number of rows from 0.001"),
+        ({"x": {"rate": {"of": "click", "by": "user_rows"}}}, "user_rows, which is a rate or count itself, and no key"),
+        (
+            {"x": {"rate": {"of": "click", "by": ["item", "click"]}}},
+            "click, which task click is made of, can be neither",
+        ),
+        ({"x": {"rate": {"of": "seconds > 3", "by": "seconds"}}}, "seconds, which the rate itself is made of, can be"),
         ({"x": {"kind": "rate"}}, "'rate' is not one of id, ids, numeric, time"),
         ({"item_rate_click": {"kind": "id", "column": "item"}}, "this name is also that of a part"),
         ({"x": {"rate": {"of": "seconds", "by": "item"}}}, "field x: the label is neither 0 nor 1 (seconds = "),
@@ -269,9 +281,10 @@ def test_wrong_rates(tmp_path: Path, change: dict[str, Any], said: str) -> None:
 @pytest.mark.parametrize(
     ("rates", "said"),
     [
+        ({"folds": 10**30}, "is not a whole number from 2 to 1000"),
         ({"every": "week"}, "rates.every: 'week' is not one of row, day"),
         ({"rows": "test"}, "rates.rows: 'test' is not one of all, train"),
-        ({"folds": 1}, "rates.folds: 1 is fewer than 2"),
+        ({"folds": 1}, "rates.folds: 1 is not a whole number from 2 to 1000"),
         ({"time": "tiem"}, "no column 'tiem', named by fields."),
         ({"time": "time", "every": "day"}, "rates.every: day needs rates.time to name a field of kind time"),
         ({"times": "at"}, "rates.times: there is no such key; did you mean time?"),
@@ -287,3 +300,45 @@ def test_a_row_without_a_time(tmp_path: Path) -> None:
     rows[7]["time"] = None
     message = refusal(lambda: store_of(tmp_path, rows, spec))
     assert "t.csv, row 9: column time: empty, but rates are told by this time" in message
+
+
+@pytest.mark.parametrize("bad", [3, N - 1])
+@pytest.mark.parametrize("column", ["seconds", "time"])
+def test_rows_that_are_left_out_are_in_no_split_and_in_no_rate(tmp_path: Path, bad: int, column: str) -> None:
+    """Those that only a rate cannot read, the last of the file too."""
+    rows = draw()
+    spec = copy.deepcopy(SPEC) | {"split": {"by": "hash", "column": "n", "validation": 0.2, "test": 0.2}}
+    del spec["fields"]["at"]
+    spec["rates"] = {"time": "time"}
+    text = pl.DataFrame([{k: str(v) for k, v in r.items()} | ({column: "?"} if r["n"] == bad else {}) for r in rows])
+    make_table(tmp_path, spec, "t.csv", text.write_csv())
+    store = prepare(Table(str(tmp_path / "spec.yaml"), bad_rows=1), tmp_path / "data")
+    kept = [r for r in rows if r["n"] != bad]
+    assert sorted(n for s in ("train", "validation", "test") for n in numbers_of(store, s)) == [r["n"] for r in kept]
+    for n, found in features(store).items():
+        assert found == pytest.approx(slow_features(kept, rows[n], 1), abs=1e-4)
+
+
+def test_lists_are_keys_alike_in_csv_and_parquet(tmp_path: Path) -> None:
+    rows = [r | {"tags": ["a", "b"] if r["item"] in "pq" else ["c"]} for r in draw()]
+    spec = copy.deepcopy(SPEC)
+    spec["fields"]["tags"] = {"kind": "ids"}
+    spec["fields"]["item_rate"]["rate"]["by"] = "tags"
+    frame = pl.DataFrame(rows)
+    as_text = prepare(
+        make_table(tmp_path / "a", spec, "t.csv", frame.with_columns(pl.col("tags").list.join("|")).write_csv()),
+        tmp_path / "data",
+    )
+    table = make_table(tmp_path / "b", spec | {"files": "t.parquet"}, "t.parquet")
+    frame.write_parquet(tmp_path / "b" / "t.parquet")
+    as_lists = prepare(table, tmp_path / "data2")
+    assert stored(as_lists) == stored(as_text)
+
+
+@pytest.mark.parametrize("column", [pl.Series([b"\xff"] * N), pl.Series([1] * N).cast(pl.Duration("us"))])
+def test_what_cannot_be_a_key_is_one_line(tmp_path: Path, column: pl.Series) -> None:
+    spec = copy.deepcopy(SPEC) | {"files": "t.parquet"}
+    spec["fields"]["item_rate"]["rate"]["by"] = "odd"
+    table = make_table(tmp_path, spec, "t.parquet")
+    pl.DataFrame(draw()).with_columns(odd=column).write_parquet(tmp_path / "t.parquet")
+    assert "column odd: holds" in refusal(lambda: prepare(table, tmp_path / "data"))

@@ -516,6 +516,8 @@ class Table:
 
             def read(frame: pl.DataFrame, path: Path, of: str = file_split) -> tuple[Array, Array, Columns]:
                 where, labels = self._assign(frame, path, of), self._labels(frame, path)
+                for column in columns if self.bad.allowed else ():
+                    column.check(frame, path)
                 return where, labels, _columns(frame, path, columns, schema)
 
             _, (where, labels, encoded) = self._readable(chunk, path, read)

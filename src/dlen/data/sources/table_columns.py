@@ -181,6 +181,7 @@ class NumberColumn(TableColumn):
     def __init__(self, name: str, spec: FieldSpec) -> None:
         super().__init__(name, spec)
         self.count, self.mean, self.squares = 0, 0.0, 0.0
+        self.low, self.high = np.inf, -np.inf
 
     def check(self, frame: pl.DataFrame, path: Path) -> None:
         numbers(frame, self.spec.column, path)
@@ -189,6 +190,7 @@ class NumberColumn(TableColumn):
         values = self._values(frame, path).drop_nulls().to_numpy()
         if not len(values):
             return
+        self.low, self.high = min(self.low, float(values.min())), max(self.high, float(values.max()))
         # Chan, Golub and LeVeque (1979): exact moments in one pass over any number of chunks.
         mean, total = float(values.mean()), self.count + len(values)
         shift = mean - self.mean
@@ -199,7 +201,8 @@ class NumberColumn(TableColumn):
     def freeze(self, writer: StoreWriter) -> None:
         if not self.count:
             raise UserError(f"field {self.name}: no training row has a number in column {self.spec.column}")
-        self.deviation = float(np.sqrt(self.squares / self.count)) or 1.0
+        # Of a constant the sum of squares is rounding, which is no scale.
+        self.deviation = float(np.sqrt(self.squares / self.count)) if self.low < self.high else 1.0
         transform = {"transform": "log1p"} if self.spec.transform == "log1p" else {}
         writer.statistics[self.name] = {"mean": self.mean, "deviation": self.deviation, **transform}
 
@@ -321,9 +324,14 @@ def numbers(frame: pl.DataFrame, column: str, path: Path) -> pl.Series:
     cells = frame[column]
     if cells.dtype.is_nested():
         raise UserError(f"{path}: column {column}: holds {cells.dtype}, not numbers")
+    if isinstance(cells.dtype, pl.Categorical | pl.Enum):
+        cells = cells.cast(pl.String)
     if cells.dtype == pl.String:
         cells = cells.set(cells == "", None)
-    values = cells.cast(pl.Float64, strict=False)
+    try:
+        values = cells.cast(pl.Float64, strict=False)
+    except pl.exceptions.PolarsError:
+        raise UserError(f"{path}: column {column}: holds {cells.dtype}, not numbers") from None
     _refuse(frame, cells.is_not_null() & values.is_null(), column, path, "not a number")
     _refuse(frame, values.is_not_null() & ~values.is_finite(), column, path, "not a finite number")
     return values

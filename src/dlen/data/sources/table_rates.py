@@ -23,6 +23,7 @@ Array = NDArray[Any]
 ROW = "__row__"  # number of the row in all files of the table
 _BETWEEN = "\x1f"  # the values of a key of several columns
 _DAY = 86_400_000_000  # microseconds
+_ROUNDING = 1e-6  # of counts in 32 bits
 
 
 class Clock:
@@ -89,17 +90,31 @@ class RateColumn(TableColumn):
         asked = spec.rate if spec.rate is not None else spec.count
         assert asked is not None
         self.clock = Clock(table, path)
+        self.names = asked.by
         self.by = [table.fields[b].column if b in table.fields else b for b in asked.by]
+        self.separators = [table.fields[b].separator if b in table.fields else "|" for b in asked.by]
         self.tasks = list(labels)
         self.of = asked.of
         self.expressions = {of: Expression(of) for of in asked.of if of not in labels}
         self.inputs = [*self.by, *([self.clock.column] if self.clock.column else [])]  # columns that new rows need
         self.labelled = [c for e in self.expressions.values() for c in e.columns]  # and those that the log needs
+        self._check_no_label(labels)
         settings = Settings(len(self.of), self.clock.timed, asked.smoothing, table.rates.rows == "train")
         self.table = RateTable(settings, None if scratch is None else scratch / f"rate-{name}")
         self._training: list[Array] = []
         self._features: Array | None = None
         self._rows = 0
+
+    def _check_no_label(self, labels: dict[str, Expression]) -> None:
+        """A key or time that is made of what happened in the row would put its own label into its features."""
+        happened = {c: f"task {task} is made of" for task, e in labels.items() for c in e.columns}
+        happened |= dict.fromkeys(self.labelled, "the rate itself is made of")
+        for column in self.inputs:
+            if column in happened:
+                raise UserError(
+                    f"{self.clock.path}: fields.{self.name}: {column}, which {happened[column]}, can be neither its "
+                    "key nor its time: a row's own label would be in its features"
+                )
 
     def check(self, frame: pl.DataFrame, path: Path) -> None:
         """Raise BadRowError for rows without a time, or with a label that is neither 0 nor 1."""
@@ -123,7 +138,7 @@ class RateColumn(TableColumn):
         shape = (len(self.of), len(frame))
         self.table.add(
             row,
-            self._keys(frame),
+            self._keys(frame, path),
             when,
             where == 0,
             np.array(counted, np.uint8).reshape(shape).T,
@@ -137,16 +152,19 @@ class RateColumn(TableColumn):
         found = self.table.finish(self._rows, writer.history(self.name))
         self._features, count = found, found[:, -1]
         # A lift is centred, and in log-odds, as it is. The count is scaled, by what depends on no label.
-        rows = sum(map(len, self._training))
+        rows = max(sum(map(len, self._training)), 1)  # a split without training rows is told of later
         mean = sum(count[part].sum(dtype=np.float64) for part in self._training) / rows
         squares = sum(((count[part] - mean) ** 2).sum() for part in self._training)
+        deviation = float(np.sqrt(squares / rows))
         self.mean, self.deviation = np.zeros(found.shape[1]), np.ones(found.shape[1])
-        self.mean[-1], self.deviation[-1] = mean, float(np.sqrt(squares / rows)) or 1.0
+        self.mean[-1] = mean
+        if deviation > _ROUNDING * max(abs(mean), 1.0):
+            self.deviation[-1] = deviation
         self._training = []
         for place, name in self._outputs():
             statistics = {"mean": float(self.mean[place]), "deviation": float(self.deviation[place])}
             output = "count" if place == len(self.of) else str(place)
-            writer.statistics[name] = statistics | {"rate": {"history": self.name, "output": output, "by": self.by}}
+            writer.statistics[name] = statistics | {"rate": {"history": self.name, "output": output, "by": self.names}}
         writer.histories[self.name] = self.table.kept()
         told = "earlier rows" if self.clock.timed else f"{self.clock.spec.folds} folds"
         writer.notes[f"rate_of_{self.name}"] = f"by {', '.join(self.by)}, from {told}"
@@ -170,7 +188,7 @@ class RateColumn(TableColumn):
             found = self._features[frame[ROW].to_numpy()]
         else:
             found = self.table.features(
-                self._keys(frame), self.clock.periods(frame, path, new=True) if self.clock.timed else None
+                self._keys(frame, path), self.clock.periods(frame, path, new=True) if self.clock.timed else None
             )
         scaled = (found - self.mean) / self.deviation
         return [scaled[:, place] for place, _ in self._outputs()]
@@ -179,16 +197,25 @@ class RateColumn(TableColumn):
         """Place among the features, and name, of each number: a rate's labels and its count, or the count alone."""
         return list(enumerate(names_of(self.name, self.spec)))
 
-    def _keys(self, frame: pl.DataFrame) -> pl.Series:
-        """(n,) text of the key; null where one of its columns is empty."""
-        cells = [text(frame[column]) for column in self.by]
+    def _keys(self, frame: pl.DataFrame, path: Path) -> pl.Series:
+        """(n,) text of the key; null where one of its columns is empty. A list is its values, joined as in CSV."""
+        cells = [_key(frame[c], path, s) for c, s in zip(self.by, self.separators, strict=True)]
         cells = [c.set(c == "", None) for c in cells]
         return pl.select(pl.concat_str([pl.lit(c) for c in cells], separator=_BETWEEN)).to_series()
 
 
+def _key(cells: pl.Series, path: Path, separator: str) -> pl.Series:
+    try:
+        if isinstance(cells.dtype, pl.Array):
+            cells = cells.arr.to_list()
+        return cells.cast(pl.List(pl.String)).list.join(separator) if isinstance(cells.dtype, pl.List) else text(cells)
+    except pl.exceptions.PolarsError:
+        raise UserError(f"{path}: column {cells.name}: holds {cells.dtype}, which cannot be a key") from None
+
+
 def _times(frame: pl.DataFrame, column: str, path: Path) -> pl.Series:
     """A column that is no time field: any rising numbers, or a temporal column in microseconds."""
-    if frame[column].dtype.is_temporal():
+    if frame[column].dtype in (pl.Date, pl.Datetime):
         frame = frame.with_columns(pl.col(column).cast(pl.Datetime("us")).cast(pl.Int64))
     return numbers(frame, column, path)
 

@@ -277,8 +277,10 @@ def _field(value: Any, path: Path, key: str) -> FieldSpec:
     if bool(asked.of) != (kinds[0] == "rate"):
         hint = "must name a task, or be an expression" if kinds[0] == "rate" else "a count is of rows; leave it out"
         raise UserError(f"{path}: {key}.{kinds[0]}.of: {hint}")
-    if not 0 < asked.smoothing < float("inf"):
-        raise UserError(f"{path}: {key}.{kinds[0]}.smoothing: {asked.smoothing!r} is not a number above 0")
+    if kinds[0] == "count" and "smoothing" in value["count"]:
+        raise UserError(f"{path}: {key}.count.smoothing: a count is not smoothed; leave it out")
+    if not 1e-3 <= asked.smoothing <= 1e9:
+        raise UserError(f"{path}: {key}.rate.smoothing: {asked.smoothing!r} is not a number of rows from 0.001 to 1e9")
     spec.kind = "rate"
     if len(asked.by) > 1 and "side" not in value:
         spec.side = "cross"
@@ -381,7 +383,7 @@ def _check(spec: TableSpec, path: Path) -> None:
     for key in ("user", "position"):
         value = getattr(spec, key)
         if value is not None:
-            choose(value, tuple(spec.fields), path, key)
+            choose(value, tuple(n for n, f in spec.fields.items() if f.kind != "rate"), path, key)
     _check_split(spec.split, path)
     _check_rates(spec, path)
     if not spec.header and not spec.columns:
@@ -391,9 +393,13 @@ def _check(spec: TableSpec, path: Path) -> None:
 def _check_rates(spec: TableSpec, path: Path) -> None:
     choose(spec.rates.every, ("row", "day"), path, "rates.every")
     choose(spec.rates.rows, ("all", "train"), path, "rates.rows")
-    if spec.rates.folds < 2:
-        raise UserError(f"{path}: rates.folds: {spec.rates.folds} is fewer than 2")
+    if not 2 <= spec.rates.folds <= 1000:
+        raise UserError(f"{path}: rates.folds: {spec.rates.folds} is not a whole number from 2 to 1000")
+    made = [name for name, item in spec.fields.items() if item.kind == "rate"]
     for name, item in spec.fields.items():
+        for by in (item.rate or item.count).by if item.kind == "rate" else ():
+            if by in made:
+                raise UserError(f"{path}: fields.{name}: by {by}, which is a rate or count itself, and no key")
         for of in item.rate.of if item.rate else ():
             if of in spec.tasks:
                 continue
