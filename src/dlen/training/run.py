@@ -529,7 +529,7 @@ def _check_shardable(config: DictConfig, model: Model, processes: int, device: s
     if processes == 1:
         raise UserError("config sharding: needs several processes; set trainer.devices=N")
     decay = config.optimizer.get("embedding_weight_decay", 0.0)
-    check_shardable(model.schema, model.embedding.weight.shape[1], config.sharding, processes, device, decay)
+    check_shardable(model.schema, model.embedding.dim, config.sharding, processes, device, decay)
 
 
 def _check_by_user(config: DictConfig, store: Store) -> None:
