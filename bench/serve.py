@@ -22,7 +22,7 @@ from common import DATA, OUT, ROOT, report
 
 from dlen.batch import Batch
 from dlen.data.store import Store
-from dlen.models.ranker import Ranker
+from dlen.models.model import Model
 from dlen.training.predicting import open_kept_store
 from dlen.training.run import load_run_config
 from dlen.training.scoring import load_model
@@ -74,7 +74,7 @@ def draw(rng: np.random.Generator) -> dict[str, Any]:
     }
 
 
-def wanted(request: dict[str, Any], model: Ranker, store: Store) -> np.ndarray:
+def wanted(request: dict[str, Any], model: Model, store: Store) -> np.ndarray:
     """(B, T) what PyTorch gives."""
     schema = store.schema
     rows = [{**request["context"], **candidate} for candidate in request["candidates"]]
