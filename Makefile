@@ -61,6 +61,8 @@ bench: setup
 	$(BIN)/python bench/load.py
 	$(BIN)/python bench/evaluate.py
 	$(BIN)/python bench/prepare.py
+	$(BIN)/python bench/rates.py
+	$(BIN)/python bench/id_dropout.py
 	$(BIN)/python bench/memory.py
 	$(BIN)/python bench/balancing.py
 	$(BIN)/python bench/scaling.py

@@ -4,14 +4,15 @@ With a time, a row sees rows of strictly earlier periods alone. Without one a tr
 other folds, and every other row sees all training rows. No row's own label ever enters its features, nor that of a
 later row.
 
-Rows are first parted by key on disk, and then counted part by part, so that memory is that of a part and of the
-distinct keys, not of the log.
+Rows are first parted by key on disk, and then counted part by part, so that memory is that of a part, not of the log. A
+key's rows are all in one part.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from dlen.data.sample import Sample
 from dlen.data.store import Store
+from dlen.progress import Stage
 
 Array = NDArray[Any]
 PENDING = 1 << 21  # rows held before they are parted on disk
@@ -73,6 +75,10 @@ class RateTable:
     Args:
         settings: how.
         scratch: a folder of its own, not there yet; None to :meth:`restore` a kept history.
+
+    Attributes:
+        count_sum: of the last feature, log(1 + n), over the training rows, once they are counted.
+        count_squares: of its squares.
     """
 
     def __init__(self, settings: Settings, scratch: Path | None = None) -> None:
@@ -81,6 +87,7 @@ class RateTable:
         self._pending: list[pl.DataFrame] = []
         self._held = self._flushed = self._parts = 0
         self._sample, self._last = Sample(), -np.inf
+        self.count_sum = self.count_squares = 0.0
 
     def add(self, row: Array, keys: pl.Series, when: Array, training: Array, labels: Array, observed: Array) -> None:
         """Show n rows.
@@ -140,10 +147,13 @@ class RateTable:
         features = np.memmap(self.scratch / "features.bin", np.float32, "w+", shape=shape)
         kept = self.scratch / "history"
         kept.mkdir()
-        for number, part in enumerate(parts):
+        for number, part in enumerate(_shown(parts)):
             frame = _read(part)
             own, before, found = self._timed(frame) if self.settings.timed else self._folded(frame)
-            features[frame["row"].to_numpy()] = self._features(own, before)
+            told = self._features(own, before)
+            features[frame["row"].to_numpy()] = told
+            counts = told[frame["training"].to_numpy(), -1].astype(np.float64)
+            self.count_sum, self.count_squares = self.count_sum + counts.sum(), self.count_squares + (counts**2).sum()
             found.write_parquet(kept / f"{number:04d}.parquet")
         if not parts:
             pl.DataFrame(schema=self._schema()).write_parquet(kept / "none.parquet")
@@ -280,6 +290,15 @@ def kept_rates(store: Store, field: str) -> RateTable:
 def _read(folder: Path) -> pl.DataFrame:
     """One part."""
     return pl.concat([pl.read_ipc(path) for path in sorted(folder.glob("*.arrow"))])
+
+
+def _shown(parts: list[Path]) -> Iterator[Path]:
+    """The parts, with progress where there are many."""
+    with Stage("counting rates", len(parts), "parts") if len(parts) > 1 else nullcontext() as stage:
+        for part in parts:
+            yield part
+            if stage is not None:
+                stage.advance(1)
 
 
 def _codes(keys: pl.Series) -> tuple[Array, pl.Series]:

@@ -23,7 +23,7 @@ Array = NDArray[Any]
 ROW = "__row__"  # number of the row in all files of the table
 _BETWEEN = "\x1f"  # the values of a key of several columns
 _DAY = 86_400_000_000  # microseconds
-_ROUNDING = 1e-6  # of counts in 32 bits
+_ROUNDING = 1e-5  # of counts in 32 bits
 
 
 class Clock:
@@ -101,7 +101,7 @@ class RateColumn(TableColumn):
         self._check_no_label(labels)
         settings = Settings(len(self.of), self.clock.timed, asked.smoothing, table.rates.rows == "train")
         self.table = RateTable(settings, None if scratch is None else scratch / f"rate-{name}")
-        self._training: list[Array] = []
+        self._training = 0  # rows
         self._features: Array | None = None
         self._rows = 0
 
@@ -144,23 +144,20 @@ class RateColumn(TableColumn):
             np.array(counted, np.uint8).reshape(shape).T,
             np.array(known, bool).reshape(shape).T,
         )
-        self._training.append(row[where == 0])
+        self._training += int((where == 0).sum())
         self._rows = max(self._rows, int(row.max(initial=-1)) + 1)
 
     def freeze(self, writer: StoreWriter) -> None:
         """Count; then scale by mean and deviation of the training rows."""
         found = self.table.finish(self._rows, writer.history(self.name))
-        self._features, count = found, found[:, -1]
         # A lift is centred, and in log-odds, as it is. The count is scaled, by what depends on no label.
-        rows = max(sum(map(len, self._training)), 1)  # a split without training rows is told of later
-        mean = sum(count[part].sum(dtype=np.float64) for part in self._training) / rows
-        squares = sum(((count[part] - mean) ** 2).sum() for part in self._training)
-        deviation = float(np.sqrt(squares / rows))
+        self._features, rows = found, max(self._training, 1)  # a split without training rows is told of later
+        mean = self.table.count_sum / rows
+        deviation = max(self.table.count_squares / rows - mean**2, 0.0) ** 0.5
         self.mean, self.deviation = np.zeros(found.shape[1]), np.ones(found.shape[1])
         self.mean[-1] = mean
-        if deviation > _ROUNDING * max(abs(mean), 1.0):
+        if deviation > _ROUNDING * max(mean, 1.0):
             self.deviation[-1] = deviation
-        self._training = []
         for place, name in self._outputs():
             statistics = {"mean": float(self.mean[place]), "deviation": float(self.deviation[place])}
             output = "count" if place == len(self.of) else str(place)
