@@ -1,4 +1,4 @@
-"""What count-aware id dropout costs: its seconds as a share of those of a training step.
+"""What id dropout and first-order terms cost: their seconds as a share of those of a training step.
 
 python bench/id_dropout.py          # about three minutes on 2 cores
 python bench/id_dropout.py rounds=1 rows=200000
@@ -11,10 +11,11 @@ from functools import partial
 from itertools import islice
 
 from common import in_turn, median_and_spread, ratio, report
-from loops import make_model, ours, repeated, timed
+from loops import ours, repeated, timed
 from shapes import Shape, aliccp_table, feed
 
 from dlen.batch import Batch
+from dlen.models import MMoE
 from dlen.nn.id_dropout import IdDropout
 
 STEPS = 60
@@ -32,10 +33,11 @@ def dropout_alone(shape: Shape, batch_size: int) -> float:
     return timed(replace, batches, STEPS - 10)
 
 
-def step_alone(shape: Shape, batch_size: int) -> float:
-    """Rows a second of whole steps."""
+def step_alone(shape: Shape, batch_size: int, *, first_order: bool) -> float:
+    """Rows a second of whole steps, without id dropout."""
     store = shape.store()
-    return ours(store, make_model("mmoe", store.schema, shape), batch_size, STEPS)
+    model = MMoE(store.schema, num_experts=shape.experts, first_order=first_order)
+    return ours(store, model, batch_size, STEPS)
 
 
 def main() -> None:
@@ -46,7 +48,8 @@ def main() -> None:
     for shape in (aliccp_table(count), feed(count)):
         for batch in (1024, 4096):
             parts = {
-                "step": partial(step_alone, shape, batch),
+                "step": partial(step_alone, shape, batch, first_order=True),
+                "without": partial(step_alone, shape, batch, first_order=False),
                 "id dropout": partial(dropout_alone, shape, batch),
             }
             found = in_turn(parts, rounds)
@@ -56,7 +59,8 @@ def main() -> None:
                     "batch": batch,
                     "steps, samples/s": median_and_spread(found["step"]),
                     "id dropout, samples/s": median_and_spread(found["id dropout"]),
-                    "share of a step": ratio(found["step"], found["id dropout"]),
+                    "its share of a step": ratio(found["step"], found["id dropout"]),
+                    "speed with first-order terms": ratio(found["step"], found["without"]),
                 }
             )
     report("id_dropout", rows)
