@@ -149,7 +149,9 @@ def main() -> None:
                 plan = with_peers(plan, found[name])
             comparison = summarise(plan)
             print(markdown(comparison), flush=True)
-            write_comparison(comparison, OUT / "accuracy" / name)
+            out = OUT / "accuracy" / name
+            out.mkdir(parents=True, exist_ok=True)
+            write_comparison(comparison, out)
 
 
 if __name__ == "__main__":
