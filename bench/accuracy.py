@@ -7,7 +7,8 @@ python bench/accuracy.py tables=pure pure=DIR seeds=3 'models=LightGBM,MMoE,DLEN
 DIR of adult holds census-income.data and .test, that of pure log.parquet, users.parquet and videos.parquet; kuairand is
 the subset with likes and hates, joined with the features in pure's folder. Every model has its default settings; each
 chooses its weights on the validation rows. torch-rechub runs through its own trainer where `make bench-peers` has
-installed it, with the sizes, batch and epochs of ours, at its best epoch. Differences are paired with LightGBM's.
+installed it (peers=mmoe for one of its models, peers=no for none), with the sizes, batch and epochs of ours, at its
+best epoch. Differences are paired with LightGBM's.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ def arrays(store: Store, config: DictConfig) -> Path:
     return path
 
 
-def with_peers(plan: Plan, settings: list[str]) -> Plan:
+def with_peers(plan: Plan, settings: list[str], peers: dict[str, str]) -> Plan:
     """The plan with runs of torch-rechub, trained now where they are missing."""
     store = next(iter(plan.runs.values())).store
     config = compose_train([*settings, f"data_dir={DATA}"])
@@ -111,14 +112,14 @@ def with_peers(plan: Plan, settings: list[str]) -> Plan:
         print("torch-rechub knows no task that is observed in some rows, so it is left out", file=sys.stderr)
         return plan
     runs = dict(plan.runs)
-    for label, model in PEERS.items():
+    for label, model in peers.items():
         for seed in plan.seeds:
             folder = OUT / "accuracy" / "peers" / f"{store.fingerprint}-{model}-{seed}"
             if not (folder / "metrics.json").exists():
                 print(f"{plan.title}: {label}, seed {seed}", file=sys.stderr, flush=True)
                 run_peer(model, seed, folder, store, config)
             runs[label, seed] = Run(label, seed, (), folder, store)
-    return replace(plan, models=[*plan.models, *PEERS], runs=runs)
+    return replace(plan, models=[*plan.models, *peers], runs=runs)
 
 
 def run_peer(model: str, seed: int, folder: Path, store: Store, config: DictConfig) -> None:
@@ -145,8 +146,9 @@ def main() -> None:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         for name in chosen:
             plan = trained(name, found[name], int(asked.get("seeds", 5)), models)
-            if PEER_PYTHON.exists() and asked.get("peers") != "no":
-                plan = with_peers(plan, found[name])
+            peers = asked.get("peers", ",".join(PEERS.values())).split(",")
+            if PEER_PYTHON.exists() and peers != ["no"]:
+                plan = with_peers(plan, found[name], {label: m for label, m in PEERS.items() if m in peers})
             comparison = summarise(plan)
             print(markdown(comparison), flush=True)
             out = OUT / "accuracy" / name
