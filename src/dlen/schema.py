@@ -129,6 +129,11 @@ class Schema:
         ends = np.cumsum([0, *(f.vocab_size for f in self.fields)])
         return {f.name: int(start) for f, start in zip(self.fields, ends, strict=False)}
 
+    def rows(self, name: str) -> slice:
+        """The rows of the shared embedding table that an id field owns, the first of which is its unknown id."""
+        first = self.offsets[name]
+        return slice(first, first + next(f.vocab_size for f in self.fields if f.name == name))
+
     def task_index(self, name: str) -> int:
         """Position of a task; ``ValueError`` for an unknown name."""
         return self.task_names.index(name)

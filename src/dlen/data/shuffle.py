@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from dlen.data.hashing import mix
+from dlen.hashing import mix
 
 _ROUNDS = 6
 

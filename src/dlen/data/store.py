@@ -265,7 +265,7 @@ def _unknown_shares(occurrences: Array, schema: Schema) -> dict[str, float]:
     shares = {}
     for field in schema.fields:
         if field.vocab_size:
-            own = occurrences[schema.offsets[field.name] :][: field.vocab_size]
+            own = occurrences[schema.rows(field.name)]
             shares[field.name] = float(own[0] / max(own.sum(), 1))
     return shares
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from dlen.batch import Batch
 from dlen.models.baseline import Baseline, positive, whole
 from dlen.models.examples import Rows
-from dlen.models.rates import FoldSums, RateEncoder
+from dlen.models.rates import FoldSums, RateEncoder, row_of_value
 from dlen.nn.embedding import EmbeddingTable, bag_divisors
 from dlen.progress import Stage
 from dlen.schema import Schema
@@ -141,10 +141,9 @@ class Logistic(Baseline):
 
         lengths = batch.bag_lengths
         row = torch.arange(len(batch))
-        of_values = torch.repeat_interleave(row.repeat(len(lengths)), lengths.flatten())
         divisors = bag_divisors(batch, self.ids.mean).flatten() if len(lengths) else torch.ones(0)
         weights = batch.bag_weights / torch.repeat_interleave(divisors, lengths.flatten())
-        rows = torch.cat([row[:, None].expand_as(batch.ids).flatten(), of_values])
+        rows = torch.cat([row[:, None].expand_as(batch.ids).flatten(), row_of_value(batch)])
         columns = torch.cat([batch.ids.flatten(), batch.bag_ids])
         values = torch.cat([torch.ones(batch.ids.numel()), weights]).double()  # for gradients that small
         shape = (len(batch), self.schema.num_embeddings)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dlen.batch import Batch
+from dlen.hashing import mix
 from dlen.models.baseline import positive, whole
 from dlen.models.examples import Examples, Rows
 from dlen.schema import Kind, Pooling, Schema
@@ -87,7 +88,7 @@ class RateEncoder(nn.Module):
         fold = sums.fold_of(first, len(batch))  # (B,)
         prior = self._prior(sums.all_rows.sum(0) - sums.all_rows)[fold]  # (B, T)
         single = self._others(batch.ids.long(), fold[:, None].expand_as(batch.ids), prior[:, None], sums)
-        row = _row_of_value(batch)
+        row = row_of_value(batch)
         values = self._others(batch.bag_ids.long(), fold[row], prior[row], sums)
         return self._join(batch, single, values, _log_odds(prior))
 
@@ -158,11 +159,9 @@ class FoldSums:
 
     def fold_of(self, first: int, rows: int) -> Tensor:
         """(rows,) the folds of the rows from number ``first``: a hash of number and seed."""
-        start = self.seed * 0x9E3779B97F4A7C15 % 2**64
-        mixed = np.arange(first, first + rows, dtype=np.uint64) + np.uint64(start)
-        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # splitmix64
-            mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-        return torch.from_numpy(((mixed ^ (mixed >> np.uint64(31))) % np.uint64(self.folds)).astype(np.int64))
+        key = np.uint64(self.seed * 0x9E3779B97F4A7C15 % 2**64)
+        mixed = mix(np.arange(first, first + rows, dtype=np.uint64), key)
+        return torch.from_numpy((mixed % np.uint64(self.folds)).astype(np.int64))
 
     def add(self, examples: Examples, first: int) -> None:
         """Count rows; ``first`` is the number of the first of them among all training rows."""
@@ -172,7 +171,7 @@ class FoldSums:
         fold = self.fold_of(first, len(batch))
         self.all_rows.index_add_(0, fold, counted.long())
         self._add(batch.ids.long(), fold[:, None], counted[:, None])
-        row = _row_of_value(batch)
+        row = row_of_value(batch)
         self._add(batch.bag_ids.long(), fold[row], counted[row])
         self._total = None
 
@@ -183,7 +182,7 @@ class FoldSums:
         self.by_fold.view(-1).index_add_(0, place.flatten(), counted.expand(place.shape).flatten())
 
 
-def _row_of_value(batch: Batch) -> Tensor:
+def row_of_value(batch: Batch) -> Tensor:
     """(L,) the row of each value of the multi-valued fields."""
     lengths = batch.bag_lengths
     row = torch.arange(len(batch), device=lengths.device).repeat(len(lengths))

@@ -57,8 +57,7 @@ class IdDropout(nn.Module):
         of_fields = _of_each_field(schema, k, fields or {})
         probability = torch.zeros(len(counts), dtype=torch.float64)
         for name, strength in of_fields.items():
-            first = schema.offsets[name]
-            own = slice(first, first + next(f.vocab_size for f in schema.fields if f.name == name))
+            own = schema.rows(name)
             if strength > 0:
                 probability[own] = (strength / (strength + counts[own].double())).clamp(max=most)
         # A draw of 16 bits with a sign is below the limit with the id's probability.
@@ -70,7 +69,7 @@ class IdDropout(nn.Module):
             self.register_buffer(buffer, torch.tensor(offsets, dtype=torch.int32), persistent=False)
         self.unknown: Tensor
         self.unknown_of_bags: Tensor
-        self.active = bool((self.limits > -(2**15)).any())
+        self.active = self.trains(slice(None))
 
     def forward(self, batch: Batch) -> Batch:
         """The batch with some ids replaced; its labels, numbers and list lengths stay."""
@@ -86,9 +85,9 @@ class IdDropout(nn.Module):
             bag_ids = self._replaced(bag_ids, of_values)
         return replace(batch, ids=ids, bag_ids=bag_ids)
 
-    def trains(self, first: int, rows: int) -> bool:
+    def trains(self, rows: slice) -> bool:
         """Whether any of some rows of the table may give way to the unknown id."""
-        return bool((self.limits[first : first + rows] > -(2**15)).any())
+        return bool((self.limits[rows] > -(2**15)).any())
 
     def _replaced(self, ids: Tensor, unknown: Tensor) -> Tensor:
         limits = self.limits.index_select(0, ids.flatten()).view(ids.shape)

@@ -17,10 +17,7 @@ def unknown_id_warnings(store: Store, id_dropout: IdDropout) -> list[str]:
     """A line for each field whose unknown id nothing trains though the validation rows have it."""
     lines = []
     for field, share in store.unknown["validation"].items():
-        first = store.schema.offsets[field]
-        rows = next(f.vocab_size for f in store.schema.fields if f.name == field)
-        trained = id_dropout.trains(first, rows)
-        if share and not store.unknown["train"][field] and not trained:
+        if share and not store.unknown["train"][field] and not id_dropout.trains(store.schema.rows(field)):
             lines.append(
                 f"{share:.1%} of the validation's values of {field} are unknown, and nothing trains the unknown id: "
                 "set id_dropout.k above 0, or a min_count of the field that leaves rare ids unknown"

@@ -60,7 +60,7 @@ class RankingModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.model = model
-        self.id_dropout = nn.Identity() if id_dropout is None else id_dropout
+        self.id_dropout = id_dropout
         self.balancer = Fixed() if balancer is None else balancer
         self.balancer.setup(len(model.schema.tasks))
         check_balanceable(model, self.balancer)
@@ -115,7 +115,8 @@ class RankingModule(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The head's loss: the tasks' cross entropies, or what a latent head makes of them."""
         assert isinstance(self.model, Ranker)  # a baseline is fitted in one go
-        batch = self.id_dropout(batch)  # the one place between a training batch and the table, whatever the model
+        if self.id_dropout is not None:
+            batch = self.id_dropout(batch)  # the one place between a training batch and the table, whatever the model
         labels, mask = self.targets.training_labels(batch.labels), self.targets.trained(batch.labels)
         head = self.model.head
         if isinstance(self.balancer, Fixed):

@@ -142,7 +142,7 @@ def _fit_and_test(config: DictConfig) -> dict[str, Any]:
         write_json(
             folder / DIAGNOSTICS.format("test"), diagnostics(module.figures["test"], fitted.gates.last, attention)
         )
-        dropout = None if isinstance(module.model, Baseline) else build_id_dropout(config, fitted.store)
+        dropout = None if isinstance(module.model, Baseline) else module.id_dropout
         advice = base_rate_warnings(metrics, fitted.store, module.targets, dropout)
         for line in [*fitted.gates.warnings(), *advice]:
             print(f"warning: {line}", file=sys.stderr)

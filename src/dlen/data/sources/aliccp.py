@@ -21,7 +21,6 @@ import polars as pl
 from numpy.typing import NDArray
 
 from dlen.data.bad_rows import BadRowError, BadRows
-from dlen.data.hashing import fraction
 from dlen.data.ragged import Entries, field_of_values, rows_of_values, select_rows, to_columns
 from dlen.data.sources.aliccp_grammar import Block, Reader
 from dlen.data.sources.by_field import rows_by_field
@@ -38,6 +37,7 @@ from dlen.data.store import (
 )
 from dlen.data.vocabulary import IdCounter, IdVocabulary
 from dlen.errors import UserError
+from dlen.hashing import fraction
 from dlen.progress import Stage
 from dlen.schema import Field, Kind, Pooling, Schema, Task
 

@@ -22,14 +22,14 @@ import polars as pl
 from numpy.typing import NDArray
 
 from dlen.data.bad_rows import BadRowError, BadRows
-from dlen.data.hashing import fraction
 from dlen.data.ragged import Entries, select_rows, to_columns
 from dlen.data.sample import Sample
-from dlen.data.sources.table_columns import LINE, TableColumn, make_column, numbers
+from dlen.data.sources.table_columns import LINE, TableColumn, make_column, rising_numbers
 from dlen.data.sources.table_rates import ROW, RateColumn, read_label
 from dlen.data.sources.table_spec import TableSpec, expression, load_spec
 from dlen.data.store import Columns, Split, SplitWriter, Store, StoreWriter, split_of
 from dlen.errors import UserError
+from dlen.hashing import fraction
 from dlen.progress import Stage
 from dlen.schema import Field, Kind, Schema, Task
 
@@ -165,8 +165,7 @@ class Table:
 
     def _columns_of_fields(self) -> list[tuple[str, str]]:
         """Columns that fields are read from, each with the field's name; of rates those that make keys and times."""
-        found = [(spec.column, name) for name, spec in self.table.fields.items() if spec.kind != "rate"]
-        return found + [(c, k.name) for k in self._make_columns() if isinstance(k, RateColumn) for c in k.inputs]
+        return [(column, field.name) for field in self._make_columns() for column in field.inputs]
 
     def _check_inputs(self, path: Path, labels: bool) -> None:
         """Every column that a field, or a label, needs exists."""
@@ -347,7 +346,7 @@ class Table:
         """Every column the spec names exists, and every column of the file is named or ignored."""
         found = self._found_columns(path)
         named = {column: f"fields.{name}" for column, name in self._columns_of_fields()}
-        named |= {c: f"fields.{k.name}" for k in self._make_columns() if isinstance(k, RateColumn) for c in k.labelled}
+        named |= {column: f"fields.{field.name}" for field in self._make_columns() for column in field.happened}
         named |= {c: f"tasks.{name}" for name, e in self.labels.items() for c in e.columns}
         if self.table.split.column:
             named.setdefault(self.table.split.column, "split.column")
@@ -398,9 +397,7 @@ class Table:
 
     def _times(self, frame: pl.DataFrame, path: Path) -> Array:
         column = self.table.split.column
-        if frame[column].dtype.is_temporal():
-            frame = frame.with_columns(pl.col(column).cast(pl.Datetime("us")).cast(pl.Int64))
-        values = numbers(frame, column, path)
+        values = rising_numbers(frame, column, path)
         if values.null_count():
             lines = frame.filter(values.is_null())[LINE].to_list()
             raise BadRowError(path, lines, f"column {column}: empty, but the split is by this time")

@@ -79,6 +79,16 @@ class TableColumn(ABC):
     def __init__(self, name: str, spec: FieldSpec) -> None:
         self.name, self.spec = name, spec
 
+    @property
+    def inputs(self) -> list[str]:
+        """The columns that every row needs, new ones too."""
+        return [self.spec.column]
+
+    @property
+    def happened(self) -> list[str]:
+        """The further columns that rows of the log need, as they say what happened."""
+        return []
+
     def check(self, frame: pl.DataFrame, path: Path) -> None:
         """Raise BadRowError for rows whose cell cannot be read; an error in ``observe`` would come half-way."""
 
@@ -335,6 +345,13 @@ def numbers(frame: pl.DataFrame, column: str, path: Path) -> pl.Series:
     _refuse(frame, cells.is_not_null() & values.is_null(), column, path, "not a number")
     _refuse(frame, values.is_not_null() & ~values.is_finite(), column, path, "not a finite number")
     return values
+
+
+def rising_numbers(frame: pl.DataFrame, column: str, path: Path) -> pl.Series:
+    """A column that orders rows in time: any :func:`numbers`, or a date or time stamp in microseconds."""
+    if frame[column].dtype in (pl.Date, pl.Datetime):
+        frame = frame.with_columns(pl.col(column).cast(pl.Datetime("us")).cast(pl.Int64))
+    return numbers(frame, column, path)
 
 
 def _refuse(frame: pl.DataFrame, bad: pl.Series, column: str, path: Path, why: str) -> None:

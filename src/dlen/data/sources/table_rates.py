@@ -10,13 +10,13 @@ import polars as pl
 from numpy.typing import NDArray
 
 from dlen.data.bad_rows import BadRowError
-from dlen.data.hashing import fraction
 from dlen.data.rates import RateTable, Settings, kept_rates
 from dlen.data.sources.expression import Expression
-from dlen.data.sources.table_columns import LINE, TableColumn, TimeColumn, numbers, text
+from dlen.data.sources.table_columns import LINE, TableColumn, TimeColumn, numbers, rising_numbers, text
 from dlen.data.sources.table_spec import FieldSpec, TableSpec, names_of
 from dlen.data.store import Store, StoreWriter
 from dlen.errors import UserError
+from dlen.hashing import fraction
 from dlen.schema import Field, Kind
 
 Array = NDArray[Any]
@@ -53,7 +53,7 @@ class Clock:
     def periods(self, frame: pl.DataFrame, path: Path, *, new: bool = False) -> Array:
         """(n,) float64. Without a time a new row is later than all others, and one of the log is a BadRowError."""
         assert self.column is not None
-        values = self.field.moments(frame, path) if self.field else _times(frame, self.column, path)
+        values = self.field.moments(frame, path) if self.field else rising_numbers(frame, self.column, path)
         if values.null_count() and not new:
             lines = frame.filter(values.is_null())[LINE].to_list()
             raise BadRowError(path, lines, f"column {self.column}: empty, but rates are told by this time")
@@ -96,8 +96,6 @@ class RateColumn(TableColumn):
         self.tasks = list(labels)
         self.of = asked.of
         self.expressions = {of: Expression(of) for of in asked.of if of not in labels}
-        self.inputs = [*self.by, *([self.clock.column] if self.clock.column else [])]  # columns that new rows need
-        self.labelled = [c for e in self.expressions.values() for c in e.columns]  # and those that the log needs
         self._check_no_label(labels)
         settings = Settings(len(self.of), self.clock.timed, asked.smoothing, table.rates.rows == "train")
         self.table = RateTable(settings, None if scratch is None else scratch / f"rate-{name}")
@@ -105,10 +103,20 @@ class RateColumn(TableColumn):
         self._features: Array | None = None
         self._rows = 0
 
+    @property
+    def inputs(self) -> list[str]:
+        """The columns of its key, and of the time."""
+        return [*self.by, *([self.clock.column] if self.clock.column else [])]
+
+    @property
+    def happened(self) -> list[str]:
+        """The columns of its expressions."""
+        return [c for e in self.expressions.values() for c in e.columns]
+
     def _check_no_label(self, labels: dict[str, Expression]) -> None:
         """A key or time that is made of what happened in the row would put its own label into its features."""
         happened = {c: f"task {task} is made of" for task, e in labels.items() for c in e.columns}
-        happened |= dict.fromkeys(self.labelled, "the rate itself is made of")
+        happened |= dict.fromkeys(self.happened, "the rate itself is made of")
         for column in self.inputs:
             if column in happened:
                 raise UserError(
@@ -208,13 +216,6 @@ def _key(cells: pl.Series, path: Path, separator: str) -> pl.Series:
         return cells.cast(pl.List(pl.String)).list.join(separator) if isinstance(cells.dtype, pl.List) else text(cells)
     except pl.exceptions.PolarsError:
         raise UserError(f"{path}: column {cells.name}: holds {cells.dtype}, which cannot be a key") from None
-
-
-def _times(frame: pl.DataFrame, column: str, path: Path) -> pl.Series:
-    """A column that is no time field: any rising numbers, or a temporal column in microseconds."""
-    if frame[column].dtype in (pl.Date, pl.Datetime):
-        frame = frame.with_columns(pl.col(column).cast(pl.Datetime("us")).cast(pl.Int64))
-    return numbers(frame, column, path)
 
 
 def read_label(frame: pl.DataFrame, path: Path, whose: str, parsed: Expression, spec: Path) -> Array:
