@@ -72,17 +72,3 @@ class Baseline(Model):
             if buffer is not None and isinstance(found, Tensor) and found.shape != buffer.shape:
                 self._buffers[name] = torch.empty_like(found, device=buffer.device)
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def whole(name: str, value: object, least: int, most: int = 2**31 - 1) -> int:
-    """A whole number; ValueError that names the setting for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise ValueError(f"{name} must be a whole number from {least} to {most}, got {value!r}")
-    return value
-
-
-def positive(name: str, value: object, most: float = 1e9) -> float:
-    """A number above 0; ValueError that names the setting for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:
-        raise ValueError(f"{name} must be a number above 0 and at most {most:g}, got {value!r}")
-    return float(value)

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dlen.batch import Batch
-from dlen.models.baseline import Baseline, positive, whole
+from dlen.checks import positive, whole
+from dlen.models.baseline import Baseline
 from dlen.models.examples import Rows
 from dlen.models.rates import FoldSums, RateEncoder
 from dlen.progress import Stage

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from dlen.batch import Batch
-from dlen.models.baseline import Baseline, positive, whole
+from dlen.checks import positive, whole
+from dlen.models.baseline import Baseline
 from dlen.models.examples import Rows
 from dlen.models.rates import FoldSums, RateEncoder, row_of_value
 from dlen.nn.embedding import EmbeddingTable, bag_divisors

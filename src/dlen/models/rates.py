@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from dlen.batch import Batch
+from dlen.checks import positive, whole
 from dlen.hashing import mix
-from dlen.models.baseline import positive, whole
 from dlen.models.examples import Examples, Rows
 from dlen.schema import Kind, Pooling, Schema
 

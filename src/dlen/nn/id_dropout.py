@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dlen.batch import Batch
+from dlen.checks import from_zero, is_number
 from dlen.schema import Kind, Schema
 
 
@@ -50,7 +51,7 @@ class IdDropout(nn.Module):
         super().__init__()
         if len(counts) != schema.num_embeddings:
             raise ValueError(f"{len(counts)} counts for {schema.num_embeddings} ids")
-        if not _is_number(most) or not 0 <= most < 1:
+        if not is_number(most) or not 0 <= most < 1:
             raise ValueError(f"most must be a probability below 1, got {most!r}")
         if fields is not None and not isinstance(fields, Mapping):
             raise ValueError(f"fields must be numbers by the names of fields, got {fields!r}")
@@ -102,11 +103,5 @@ def _of_each_field(schema: Schema, k: float, fields: Mapping[str, float]) -> dic
         if name not in with_ids:
             raise ValueError(f"fields: {name!r} is no field of ids; those are {', '.join(with_ids)}")
     found = {name: fields.get(name, k) for name in with_ids}
-    for name, value in {"k": k, **found}.items():
-        if not _is_number(value) or not 0 <= value < float("inf"):
-            raise ValueError(f"{name if name == 'k' else f'fields.{name}'} must be a number from 0, got {value!r}")
+    from_zero(k=k, **{f"fields.{name}": value for name, value in found.items()})
     return found
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
+from dlen.checks import from_zero
 from dlen.errors import UserError
 from dlen.nn.embedding import EmbeddingTable
 from dlen.nn.sharded import ShardedTable
@@ -245,13 +246,6 @@ def _check_kept(state_dict: dict[str, Any], kept: tuple[str, ...]) -> None:
             )
 
 
-def _check(**rates: float) -> None:
-    """Raise ValueError for a learning rate or decay that is no number or below 0."""
-    for name, value in rates.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
-            raise ValueError(f"{name} must be a number from 0, got {value!r}")
-
-
 def _tables_and_dense(model: nn.Module) -> tuple[list[EmbeddingTable], list[nn.Parameter]]:
     tables = [m for m in model.modules() if isinstance(m, EmbeddingTable)]
     known = {id(t.weight) for t in tables}
@@ -266,7 +260,7 @@ def _with_dense_adam(
     weight_decay: float,
     embedding_weight_decay: float,
 ) -> Optimizer:
-    _check(
+    from_zero(
         lr=lr,
         embedding_lr=embedding_lr,
         weight_decay=weight_decay,

@@ -1,0 +1,31 @@
+"""Checks of numbers that a user sets: each names the setting, and the range that it must be in."""
+
+from __future__ import annotations
+
+from typing import TypeGuard
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether a value is a number, which true and false are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def whole(name: str, value: object, least: int, most: int = 2**31 - 1) -> int:
+    """A whole number; ValueError that names the setting for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise ValueError(f"{name} must be a whole number from {least} to {most}, got {value!r}")
+    return value
+
+
+def positive(name: str, value: object, most: float = 1e9) -> float:
+    """A number above 0; ValueError that names the setting for anything else."""
+    if not is_number(value) or not 0 < value <= most:
+        raise ValueError(f"{name} must be a number above 0 and at most {most:g}, got {value!r}")
+    return float(value)
+
+
+def from_zero(**values: object) -> None:
+    """Raise ValueError for the first of some settings that is no finite number from 0."""
+    for name, value in values.items():
+        if not is_number(value) or not 0 <= value < float("inf"):
+            raise ValueError(f"{name} must be a number from 0, got {value!r}")
