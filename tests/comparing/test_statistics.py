@@ -108,15 +108,29 @@ def test_interval_over_rows_of_one_seed_is_normal() -> None:
     found = paired([0.8], [0.79], 0.004**2)
     assert (found.low, found.high) == pytest.approx((0.01 - 1.959964 * 0.004, 0.01 + 1.959964 * 0.004), rel=1e-5)
     assert math.isnan(found.seed_error)
-    assert found.clear
+    assert not found.clear  # nobody has seen what another seed gives
 
 
-def test_both_sources_widen_the_interval() -> None:
+@pytest.mark.parametrize("seeds", [2, 3, 5, 10])
+@pytest.mark.parametrize("ratio", [0, 0.25, 0.5, 1, 2, 3, 5, 10])
+def test_interval_of_equal_models_holds_zero_as_often_as_it_says(seeds: int, ratio: float) -> None:
+    """Whatever the seeds' spread is beside that of the rows."""
+    random, row, draws = np.random.default_rng([seeds, int(4 * ratio)]), 0.001, 3000
+    held = 0
+    for _ in range(draws):
+        differences = random.normal(0, row) + random.normal(0, ratio * row * math.sqrt(seeds), seeds)
+        found = paired(differences.tolist(), [0.0] * seeds, row**2)
+        held += found.low <= 0 <= found.high
+    chance = 3.5 * math.sqrt(0.05 * 0.95 / draws)
+    assert 0.94 - chance < held / draws < 0.97 + chance
+
+
+def test_interval_meets_those_of_one_source_alone() -> None:
+    """As the rows' chance vanishes it becomes Student's, as the seeds' does the normal one."""
     model, base = [0.80, 0.81, 0.805], [0.79, 0.795, 0.80]
-    seeds, both = paired(model, base), paired(model, base, 0.002**2)
-    error = math.hypot(seeds.seed_error, 0.002)
-    freedom = 2 * (error / seeds.seed_error) ** 4  # Welch and Satterthwaite, no freedom lost to the rows
-    assert both.high - both.mean == pytest.approx(stats.t.ppf(0.975, freedom) * error)
+    assert paired(model, base, 1e-16).high == pytest.approx(paired(model, base).high)
+    same = paired([0.81, 0.81], [0.8, 0.8], 0.002**2)
+    assert same.high - same.mean == pytest.approx(1.959964 * 0.002, rel=1e-5)
 
 
 def test_one_seed_without_rows_has_no_interval() -> None:

@@ -2,7 +2,7 @@
 
 Two sources of chance are kept apart. Another seed trains other weights: that spread is seen over runs. Another test
 split has other rows: that spread is estimated from the rows themselves. A difference counts as clear when zero lies
-outside the interval that joins both.
+outside the interval that joins both, which takes two seeds: one says nothing of what another would give.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ Floats = NDArray[np.float64]
 Array = NDArray[Any]
 _CHUNK = 1 << 18
 LEVEL = 0.95
+_TURN = 0.06  # where the few seeds take over from the rows, see `half_width`
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +49,14 @@ class Difference:
 
     @property
     def clear(self) -> bool:
-        """Zero lies outside the interval."""
-        return self.low > 0 or self.high < 0
+        """Zero lies outside the interval, and there was more than one seed to see their spread."""
+        return self.seeds > 1 and (self.low > 0 or self.high < 0)
 
 
 def paired(model: Sequence[float], base: Sequence[float], row_variance: float = math.nan) -> Difference:
     """Mean difference of paired figures with an interval over seeds and rows.
 
-    The variances of the two sources add up, and Welch and Satterthwaite's rule gives the degrees of freedom, with
-    infinitely many for the rows. With one seed only the rows speak; without row variance only the seeds.
+    With one seed only the rows speak; without row variance only the seeds.
 
     Args:
         model: a figure for each seed.
@@ -66,18 +67,46 @@ def paired(model: Sequence[float], base: Sequence[float], row_variance: float = 
     n = len(differences)
     mean = float(differences.mean())
     seed_variance = float(differences.var(ddof=1)) / n if n > 1 else math.nan
-    known = [v for v in (seed_variance, row_variance) if not math.isnan(v)]
-    total = sum(known)
-    if not known:
-        half = math.nan
-    elif total == 0:
-        half = 0.0
-    else:
-        freedom = (
-            math.inf if math.isnan(seed_variance) or seed_variance == 0 else (n - 1) * (total / seed_variance) ** 2
-        )
-        half = float(stats.t.ppf((1 + LEVEL) / 2, freedom)) * math.sqrt(total)
+    half = half_width(seed_variance, n, row_variance)
     return Difference(mean, n, math.sqrt(seed_variance), math.sqrt(row_variance), mean - half, mean + half)
+
+
+def half_width(seed_variance: float, seeds: int, row_variance: float) -> float:
+    """Half of a 95 % interval for a sum of two normal sources: one with an estimated variance, one with a known one.
+
+    With s the variance from the seeds, r that from the rows, z and t the two quantiles and q = s / r, its square is
+
+        z^2 (r + s) + (t^2 - z^2) s q^2 / (q^2 + .06),
+
+    which is the normal interval where the rows decide, Student's where the seeds do, and between them covers 94.2 to
+    96.7 % at 2 seeds and 94.9 to 96.5 % from 3 seeds on, whatever the ratio (``bench/intervals.py``). Welch's and
+    Satterthwaite's degrees of freedom, which are meant for more than a few seeds, cover 87 % at 2.
+
+    Args:
+        seed_variance: of the mean over seeds, estimated from them; nan for one seed.
+        seeds: how many there are.
+        row_variance: of the rows; nan where it is not known.
+
+    Returns:
+        nan where neither is known.
+    """
+    normal = _quantile(math.inf)
+    if math.isnan(seed_variance):
+        return normal * math.sqrt(row_variance)
+    student = _quantile(seeds - 1)
+    if math.isnan(row_variance) or row_variance == 0:
+        return student * math.sqrt(seed_variance)
+    ratio = (seed_variance / row_variance) ** 2
+    share = 1.0 if math.isinf(ratio) else ratio / (ratio + _TURN)
+    return math.sqrt(
+        normal**2 * (row_variance + seed_variance) + (student**2 - normal**2) * seed_variance * share
+    )
+
+
+@cache
+def _quantile(freedom: float) -> float:
+    """Student's, of half the chance that the interval leaves on each side; the normal one for infinite freedom."""
+    return float(stats.t.ppf((1 + LEVEL) / 2, freedom))
 
 
 class Placements:
