@@ -23,8 +23,7 @@ from common import DATA, OUT, ROOT, report
 from dlen.batch import Batch
 from dlen.data.store import Store
 from dlen.models.model import Model
-from dlen.training.predicting import open_kept_store
-from dlen.training.run import load_run_config
+from dlen.training.run import open_run
 from dlen.training.scoring import load_model
 
 CANDIDATES, RATE = 200, 20
@@ -105,8 +104,8 @@ def latencies(client: httpx.Client, seconds: int, rng: np.random.Generator) -> n
 
 def wrong_scores(client: httpx.Client, requests: int, rng: np.random.Generator) -> tuple[int, float]:
     """Requests with a probability that is off by more than 1e-5 or out of order, and the largest difference."""
-    store = open_kept_store(RUN)
-    model = load_model(RUN, load_run_config(RUN), store)
+    config, store = open_run(RUN)
+    model = load_model(RUN, config, store)
     wrong, worst = 0, 0.0
     for number in range(requests):
         request = draw(rng)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
+
+
+def _nobody() -> Tensor:
+    return torch.zeros(0, dtype=torch.int32)
 
 
 @dataclass(slots=True)
@@ -21,8 +25,9 @@ class Batch:
         bag_lengths: (M, B) int64, number of values in each bag.
         bag_ids: (L,) int32 with L the sum of ``bag_lengths``.
         bag_weights: (L,) float32.
-        labels: (B, T) float32, 0 or 1 as logged, whether observed or not.
+        labels: (B, T) float32, 0 or 1 as logged, whether observed or not; nan where the log does not say.
         truth: (B, R) float32, a simulator's own probabilities; R = 0 on real logs.
+        users: (B,) int32, whose row each is, 0 for nobody's; empty where users are told apart by their ids.
     """
 
     ids: Tensor
@@ -32,6 +37,7 @@ class Batch:
     bag_weights: Tensor
     labels: Tensor
     truth: Tensor
+    users: Tensor = field(default_factory=_nobody)
 
     @classmethod
     def of_ids(cls, ids: Tensor, labels: Tensor) -> Batch:

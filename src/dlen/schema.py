@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
@@ -84,7 +84,8 @@ class Schema:
         position: name of the field with the place on the page.
 
     Raises:
-        ValueError: names repeat, or ``observed_where`` names an unknown or circular parent.
+        ValueError: names repeat or are those of other figures, or ``observed_where`` names an unknown or circular
+            parent.
 
     Example:
         >>> fields = (Field("user", Kind.ID, "user", 100), Field("tags", Kind.IDS, "item", 50))
@@ -108,6 +109,7 @@ class Schema:
                 raise ValueError(f"{what} names repeat: {', '.join(sorted(repeated))}")
         for task in self.tasks:
             list(self.chain(task.name))
+        check_targets([(t.name, t.joint, t.dislike) for t in self.tasks])
 
     @property
     def task_names(self) -> list[str]:
@@ -164,3 +166,21 @@ class Schema:
         )
         tasks = tuple(Task(**t) for t in data["tasks"])
         return cls(fields, tasks, tuple(data["truth"]), data["user"], data["position"])
+
+
+def check_targets(tasks: Sequence[tuple[str, str, bool]]) -> None:
+    """Names of tasks and joint events become keys of figures, such as ``test/auc/click``, so each has to be its own.
+
+    Args:
+        tasks: the name, the joint event (or an empty text) and whether it is a dislike, of each.
+
+    Raises:
+        ValueError: a name is that of another target, or of a figure that is no target's.
+    """
+    taken = dict.fromkeys(("mean", "weighted", "labels", "up_any", "up_truth"), "a figure over all tasks")
+    taken |= {f"up_{name}": f"a figure of P(UP) against {name}" for name, _, dislike in tasks if dislike}
+    for kind, names in (("task", [t[0] for t in tasks]), ("joint event", [t[1] for t in tasks if t[1]])):
+        for name in names:
+            if name in taken:
+                raise ValueError(f"{kind} {name}: this name is that of {taken[name]}; choose another")
+            taken[name] = f"another {kind}"

@@ -19,8 +19,7 @@ from dlen.overrides import compose_train
 from dlen.schema import Kind
 from dlen.training import exporting
 from dlen.training.exporting import INPUTS, dense, export
-from dlen.training.predicting import open_kept_store
-from dlen.training.run import train
+from dlen.training.run import open_run, train
 from dlen.training.scoring import calibrate, score_split
 from tests.conftest import ROOT, run_command
 from tests.helpers import make_batch, make_schema
@@ -70,7 +69,7 @@ def test_every_row_of_the_test_split_has_the_runs_scores(case: str, tmp_path: Pa
     calibrates = case == "dlen on a feed"  # the demo's few conversions are too few to be ranked in the right order
     up = ["fusion.up=0.5", f"fusion.calibrate={calibrates}"] if "dlen" in case else []
     export(export_config(f"run={run}", "check_rows=64", *up))
-    store, known = open_kept_store(run), score_split(run, "test")
+    store, known = open_run(run)[1], score_split(run, "test")
     split = store.split("test")
     batch = split.batch(torch.arange(len(split)))
     names = json.loads((run / "export" / "schema.json").read_text())["outputs"]["p"]
@@ -94,7 +93,7 @@ def test_every_row_of_the_test_split_has_the_runs_scores(case: str, tmp_path: Pa
 def test_the_schema_turns_raw_values_into_inputs(tmp_path: Path, raw: Path) -> None:
     run = trained(tmp_path, raw, CASES["dlen on a funnel with lists"])
     export(export_config(f"run={run}", "check_rows=64"))
-    store = open_kept_store(run)
+    _, store = open_run(run)
     fields = json.loads((run / "export" / "schema.json").read_text())["fields"]
     assert [f["name"] for f in fields if f["input"] == "ids"] == [f.name for f in store.schema.of_kind(Kind.ID)]
     assert sorted(f["position"] for f in fields if f["input"] == "bag_ids") == list(range(9))

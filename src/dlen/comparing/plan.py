@@ -115,7 +115,20 @@ def plan_runs(
     for model, overrides in models.items():
         for seed in seeds:
             runs[model, seed] = _plan_run(model, seed, (*overrides, f"seed={seed}", "metrics.scores=true"), stores)
+    _check_same_rows(base, runs)
     return Plan(title, base, list(models), list(seeds), runs, paper or {})
+
+
+def _check_same_rows(base: str, runs: Mapping[tuple[str, int], Run]) -> None:
+    """All runs are tested on the same rows, as differences are paired by them."""
+    wanted = next(run.store.labels_identity("test") for run in runs.values() if run.model == base)
+    for run in runs.values():
+        found = run.store.labels_identity("test")
+        if found != wanted:
+            raise UserError(
+                f"config models: {run.model}, seed {run.seed}, is tested on other rows ({found}) than {base} "
+                f"({wanted}), so their figures cannot be compared; give all models the same data"
+            )
 
 
 def _chosen(models: dict[str, list[str]], names: Sequence[str] | None) -> dict[str, list[str]]:
@@ -139,6 +152,8 @@ def parse_seeds(value: Any) -> list[int]:
 
 def _plan_run(model: str, seed: int, overrides: Sequence[str], stores: dict[str, Store]) -> Run:
     config = compose_train(overrides)
+    if config.trainer.get("limit_test_batches", 1.0) != 1.0:
+        raise UserError("config trainer.limit_test_batches: a comparison is of all test rows; leave it out")
     store = _store_of(config, stores)
     causes = {**settings_of(config), "fingerprint": store.fingerprint, "version": __version__}
     fingerprint = hashlib.sha256(json.dumps(causes, sort_keys=True).encode()).hexdigest()[:16]

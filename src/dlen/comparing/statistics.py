@@ -98,9 +98,7 @@ def half_width(seed_variance: float, seeds: int, row_variance: float) -> float:
         return student * math.sqrt(seed_variance)
     ratio = (seed_variance / row_variance) ** 2
     share = 1.0 if math.isinf(ratio) else ratio / (ratio + _TURN)
-    return math.sqrt(
-        normal**2 * (row_variance + seed_variance) + (student**2 - normal**2) * seed_variance * share
-    )
+    return math.sqrt(normal**2 * (row_variance + seed_variance) + (student**2 - normal**2) * seed_variance * share)
 
 
 @cache

@@ -9,15 +9,17 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from dlen.data.store import FORMAT, Split, Store, StoreWriter, replacing
 from dlen.errors import UserError
+from dlen.files import write_json
 from dlen.schema import Schema
 
-_SAMPLE = 1 << 20  # bytes hashed at the start, middle and end of each source file
+_BLOCK = 1 << 22
+_SETTLED = 2_000_000_000  # nanoseconds after which a file that changes has another time stamp on any file system
 
 
 class Source(Protocol):
@@ -50,28 +52,69 @@ class RowSource(Protocol):
         """
 
 
-def describe_file(path: Path) -> dict[str, Any]:
-    """Name, size and a hash of three samples: what a changed file would change, without reading 20 GB."""
-    size = path.stat().st_size
+class Files:
+    """What raw files hold, read once for each time that they change.
+
+    A file is known by a hash of all it holds, so that no change goes unseen and a copy is the same data. The hashes are
+    kept beside the prepared data and hold as long as the system's own record of the file (its size, number and both of
+    its time stamps, of which a program can set but one) is the same.
+
+    Args:
+        data_dir: where the hashes are kept, if it can be written.
+    """
+
+    def __init__(self, data_dir: Path) -> None:
+        self.path = data_dir / ".files.json"
+        try:
+            kept = json.loads(self.path.read_text())
+        except (OSError, ValueError):
+            kept = {}
+        self.kept: dict[str, Any] = kept if isinstance(kept, dict) else {}
+
+    def describe(self, path: Path) -> dict[str, Any]:
+        """Name, size and hash of a file."""
+        key, found = str(path.absolute()), record(path)
+        kept = self.kept.get(key)
+        if not isinstance(kept, dict) or kept.get("record") != found:
+            hashed_at = time.time_ns()
+            kept = {"record": found, "sha256": _hash(path)}
+            if max(found[2:4]) + _SETTLED < hashed_at and record(path) == found:
+                self.kept[key] = kept
+                self._keep()
+        return {"name": path.name, "size": found[0], "sha256": kept["sha256"]}
+
+    def _keep(self) -> None:
+        with suppress(OSError):  # it is read again the next time
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self.path, self.kept)
+
+
+def record(path: Path) -> list[int]:
+    """What the system says of a file: size, number, and when its content and its record changed."""
+    found = path.stat()
+    return [found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns]
+
+
+def _hash(path: Path) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for start in (0, max(size // 2 - _SAMPLE // 2, 0), max(size - _SAMPLE, 0)):
-            file.seek(start)
-            digest.update(file.read(_SAMPLE))
-    return {
-        "name": path.name,
-        "size": size,
-        "modified": path.stat().st_mtime_ns,
-        "sample": digest.hexdigest(),
-    }
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
 
 
-def identify(source: Source) -> dict[str, Any]:
-    """The source's settings and files, and their joint fingerprint."""
+def identify(source: Source, data_dir: Path) -> dict[str, Any]:
+    """The source's settings and files, and their joint fingerprint.
+
+    Args:
+        source: the raw log.
+        data_dir: where hashes of files are kept, see :class:`Files`.
+    """
+    files = Files(data_dir)
     causes = {
         "name": source.name,
         "settings": source.settings(),
-        "files": [describe_file(p) for p in source.files()],
+        "files": [files.describe(p) for p in source.files()],
     }
     text = json.dumps({"format": FORMAT, **causes}, sort_keys=True)
     return {"fingerprint": hashlib.sha256(text.encode()).hexdigest()[:16], **causes}
@@ -109,14 +152,15 @@ def prepare(source: Source, data_dir: Path) -> Store:
     Raises:
         UserError: files are missing or wrong, or the folder cannot be written.
     """
-    identity = identify(source)
+    before = {path: record(path) for path in source.files()}
+    identity = identify(source, data_dir)
     folder = data_dir / source.name / identity["fingerprint"]
     if folder.exists():
         return _open(folder, identity)
     check_writable(folder)
     with locked(data_dir / source.name / ".lock", "preparing this data"):
         if not folder.exists():
-            _write(source, folder, identity)
+            _write(source, folder, identity, before)
     return _open(folder, identity)
 
 
@@ -127,11 +171,14 @@ def _open(folder: Path, identity: dict[str, Any]) -> Store:
     return store
 
 
-def _write(source: Source, folder: Path, identity: dict[str, Any]) -> None:
+def _write(source: Source, folder: Path, identity: dict[str, Any], before: dict[Path, list[int]]) -> None:
     started = time.monotonic()
     with replacing(folder) as temporary:
         writer = StoreWriter(temporary)
         schema = source.write(writer)
+        for path, found in before.items():
+            if record(path) != found:
+                raise UserError(f"{path}: changed while it was read, so what was read is thrown away; prepare again")
         writer.notes["prepare_seconds"] = round(time.monotonic() - started, 2)
         writer.finish(schema, identity)
 

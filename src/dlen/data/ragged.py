@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,16 @@ from numpy.typing import NDArray
 from dlen.data.store import Columns
 
 Array = NDArray[Any]
+
+
+class Keep(StrEnum):
+    """Which values stay of a list that is cut."""
+
+    HEAVIEST = "heaviest"  # of equal weights the first
+    FIRST = "first"
+    LAST = "last"
+
+
 ABSENT = -1  # a single-valued field without an entry, before encoding
 
 
@@ -58,14 +69,29 @@ def heaviest(row: Array, values: Array, lengths: Array, cap: int) -> Array:
     return order[rank < cap]
 
 
-def to_columns(entries: Entries, single: Sequence[int], bags: Sequence[int], caps: Sequence[int]) -> Columns:
+def kept_values(row: Array, values: Array, lengths: Array, cap: int, keep: Keep) -> Array:
+    """Where the values stand that stay of each row; arguments as :func:`heaviest`."""
+    if keep is Keep.HEAVIEST or lengths.max(initial=0) <= cap:
+        return heaviest(row, values, lengths, cap)
+    rank = np.arange(len(row)) - (np.cumsum(lengths) - lengths)[row]
+    return np.flatnonzero(rank < cap if keep is Keep.FIRST else rank >= lengths[row] - cap)
+
+
+def to_columns(
+    entries: Entries,
+    single: Sequence[int],
+    bags: Sequence[int],
+    caps: Sequence[int],
+    keep: Sequence[Keep] | None = None,
+) -> Columns:
     """Split entries by field and cap the multi-valued ones.
 
     Args:
         entries: of n rows.
         single: numbers of the S single-valued fields; of a repeated value the first counts.
         bags: numbers of the M multi-valued fields.
-        caps: (M,) most values of each multi-valued field in one row; the heaviest stay.
+        caps: (M,) most values of each multi-valued field in one row.
+        keep: (M,) which ones stay; by default the heaviest.
 
     Returns:
         Columns with raw ids, :data:`ABSENT` where a single-valued field has none.
@@ -77,11 +103,11 @@ def to_columns(entries: Entries, single: Sequence[int], bags: Sequence[int], cap
         ids[entries.row[where], column] = entries.ids[where]
     lengths = np.zeros((n, len(bags)), np.int64)
     kept = []
-    for column, (field, cap) in enumerate(zip(bags, caps, strict=True)):
+    for column, (field, cap, which) in enumerate(zip(bags, caps, keep or [Keep.HEAVIEST] * len(caps), strict=True)):
         where = np.flatnonzero(entries.field == field)
         row = entries.row[where]
         full = np.bincount(row, minlength=n)
-        kept.append(where[heaviest(row, entries.values[where], full, cap)])
+        kept.append(where[kept_values(row, entries.values[where], full, cap, which)])
         lengths[:, column] = np.minimum(full, cap)
     starts = (np.cumsum(lengths) - lengths.ravel()).reshape(lengths.shape)
     total = int(lengths.sum())

@@ -31,7 +31,8 @@ from dlen.errors import UserError
 from dlen.files import checksum
 from dlen.schema import Kind, Schema
 
-FORMAT = 3  # 2: checksums; 3: counts of ids
+FORMAT = 4  # 2: checksums; 3: counts of ids; 4: users, labels that are missing
+MISSING = 255  # a label that the log does not say
 _PIECE = 1 << 22  # values counted at a time
 Array = NDArray[Any]
 
@@ -113,7 +114,7 @@ class TableWriter:
 
 
 class SplitWriter:
-    """Writes one split: a table plus labels, group numbers and a simulator's truth."""
+    """Writes one split: a table plus labels, users, group numbers and a simulator's truth."""
 
     def __init__(self, folder: Path, name: str, counts: Mapping[Kind, int], num_tasks: int, num_truth: int) -> None:
         self.table = TableWriter(folder, name, counts)
@@ -121,12 +122,33 @@ class SplitWriter:
             "labels": _ArrayWriter(folder / name / "labels.bin", "u1", num_tasks),
             "group": _ArrayWriter(folder / name / "group.bin", "<i4", None),
             "truth": _ArrayWriter(folder / name / "truth.bin", "<f4", num_truth),
+            "users": _ArrayWriter(folder / name / "users.bin", "<i4", None),
         }
+        self.missing = np.zeros(num_tasks, np.int64)
 
-    def append(self, columns: Columns, labels: Array, group: Array | None = None, truth: Array | None = None) -> None:
-        """Add rows at the end. ``labels`` (n, T) 0 or 1; ``group`` (n,) rows of the group table."""
+    def append(
+        self,
+        columns: Columns,
+        labels: Array,
+        group: Array | None = None,
+        truth: Array | None = None,
+        users: Array | None = None,
+    ) -> None:
+        """Add rows at the end.
+
+        Args:
+            columns: of n rows.
+            labels: (n, T) 0, 1 or :data:`MISSING`.
+            group: (n,) rows of the group table.
+            truth: (n, R) a simulator's probabilities.
+            users: (n,) whose row each is, the same number for all rows of a user in all splits, 0 for nobody's. Without
+                them users are told apart by their ids, so that those whom training has not seen are nobody.
+        """
         self.table.append(columns)
         self.arrays["labels"].append(labels)
+        self.missing += (labels == MISSING).sum(axis=0)
+        if users is not None:
+            self.arrays["users"].append(users)
         if group is not None:
             self.arrays["group"].append(group)
         if truth is not None:
@@ -217,6 +239,7 @@ class StoreWriter:
             "schema": schema.to_dict(),
             "splits": splits,
             "notes": self.notes,
+            "missing_labels": {name: w.missing.tolist() for name, (w, _) in self._splits.items()},
             "unknown": {name: _unknown_shares(found, schema) for name, found in occurrences.items()},
             "statistics": self.statistics,
             "histories": self.histories,
@@ -370,8 +393,19 @@ class Split:
     """A memory-mapped split; ``split.batch(index)`` joins rows with their user groups."""
 
     def __init__(
-        self, rows: int, table: Table, groups: Table | None, labels: Tensor, group: Tensor, truth: Tensor
+        self,
+        rows: int,
+        table: Table,
+        groups: Table | None,
+        labels: Tensor,
+        group: Tensor,
+        truth: Tensor,
+        users: Tensor,
+        *,
+        complete: bool,
     ) -> None:
+        self.complete = complete  # no label is missing
+        self.users = users
         self.rows = rows
         self.table = table
         self.groups = groups
@@ -403,15 +437,20 @@ class Split:
             ids,
             numeric,
             *bags,
-            self.labels.index_select(0, index).float(),
+            self.logged(self.labels.index_select(0, index)),
             self.truth.index_select(0, index),
+            self.users.index_select(0, index) if len(self.users) else self.users,
         )
+
+    def logged(self, labels: Tensor) -> Tensor:
+        """Stored labels as float32, nan where one is missing."""
+        return labels.float() if self.complete else torch.where(labels == MISSING, torch.nan, labels.float())
 
     @property
     def bytes(self) -> int:
         """Size of all arrays, user groups included."""
         tables = [self.table] if self.groups is None else [self.table, self.groups]
-        arrays = [self.labels, self.group, self.truth, *(a for t in tables for a in vars(t).values())]
+        arrays = [self.labels, self.group, self.truth, self.users, *(a for t in tables for a in vars(t).values())]
         return sum(a.nbytes for a in arrays)
 
 
@@ -420,7 +459,7 @@ def split_of(columns: Columns, labels: Array, groups: Table | None = None, group
 
     Args:
         columns: of n rows.
-        labels: (n, T) 0 or 1.
+        labels: (n, T) 0, 1 or :data:`MISSING`.
         groups: the table that the rows join.
         group: (n,) rows of it.
     """
@@ -436,7 +475,9 @@ def split_of(columns: Columns, labels: Array, groups: Table | None = None, group
     }
     table = Table({name: torch.from_numpy(values) for name, values in arrays.items()})
     of_group = torch.zeros(0, dtype=torch.int32) if group is None else torch.from_numpy(group.astype(np.int32))
-    return Split(n, table, groups, torch.from_numpy(labels.astype(np.uint8)), of_group, torch.zeros(n, 0))
+    logged, nobody = torch.from_numpy(labels.astype(np.uint8)), torch.zeros(0, dtype=torch.int32)
+    complete = not bool((labels == MISSING).any())
+    return Split(n, table, groups, logged, of_group, torch.zeros(n, 0), nobody, complete=complete)
 
 
 class ResidentSplit:
@@ -454,8 +495,8 @@ class ResidentSplit:
         self.host = split
         self.device = device
         groups = None if split.groups is None else split.groups.to(device)
-        arrays = (a.to(device) for a in (split.labels, split.group, split.truth))
-        self.copy = Split(split.rows, split.table.to(device), groups, *arrays)
+        arrays = (a.to(device) for a in (split.labels, split.group, split.truth, split.users))
+        self.copy = Split(split.rows, split.table.to(device), groups, *arrays, complete=split.complete)
 
     def __len__(self) -> int:
         return self.host.rows
@@ -555,7 +596,17 @@ class Store:
             self._array(f"{name}/labels"),
             self._array(f"{name}/group"),
             truth if len(truth) else torch.zeros(rows, 0),
+            self._array(f"{name}/users"),
+            complete=not any(self.content["missing_labels"][name]),
         )
+
+    def labels_identity(self, split: str) -> str:
+        """What the rows of a split are known by, whatever was learnt from the others: their number and their labels.
+
+        Figures of two runs can be compared where it is the same.
+        """
+        found = self.content["arrays"][f"{split}/labels"]
+        return f"{found['shape'][0]} rows, {found['crc32']:08x}"
 
     @property
     def counts(self) -> Tensor:

@@ -55,12 +55,22 @@ class FunnelHead(Head):
         return torch.stack([labels[:, chain].prod(1) for chain in self.chains], 1)
 
     def task_losses(self, predictions: Predictions, labels: Tensor, mask: Tensor) -> Tensor:
-        """(T,) cross entropies of the joint events, each over all rows; the mask is not needed."""
+        """(T,) cross entropies of the joint events, each over all rows but those whose labels do not tell."""
         assert predictions.log_joint is not None
         log_p = predictions.log_joint
         wanted = self.joint_labels(labels)
         nll = -torch.where(wanted.bool(), log_p, log1mexp(log_p))
-        return nll.mean(0)
+        return (nll * self._told(wanted, mask)).mean(0)
+
+    def _told(self, wanted: Tensor, mask: Tensor) -> Tensor:
+        """(B, T) 1 where the labels say whether a joint event happened: all are there, or one did not happen."""
+        told = []
+        for chain in self.chains:
+            known = mask[:, chain[-1]]
+            for parent, task in zip(reversed(chain[1:]), reversed(chain[:-1]), strict=True):
+                known = known * torch.maximum(1 - wanted[:, parent], mask[:, task])
+            told.append(known)
+        return torch.stack(told, 1)
 
 
 class ESMMHead(FunnelHead):

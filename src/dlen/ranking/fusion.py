@@ -154,7 +154,7 @@ class Score(nn.Module):
 
 def worth(labels: Tensor, values: Sequence[float]) -> Tensor:
     """(B, T) labels -> (B,) what the impressions were worth: the values of what happened, and at least 0."""
-    return (labels * torch.tensor(values, dtype=labels.dtype)).sum(1).clamp(min=0)
+    return (labels.nan_to_num() * torch.tensor(values, dtype=labels.dtype)).sum(1).clamp(min=0)
 
 
 def values_of(asked: Mapping[str, float] | None, tasks: Sequence[str], dislikes: Sequence[bool]) -> list[float]:

@@ -25,7 +25,11 @@ _KINDS = {"other": "another", "silent": "silent", "detest": "detest"}
 
 
 def print_figures(
-    metrics: Mapping[str, Any], split: str, targets: list[str], base: Mapping[str, Any] | None = None
+    metrics: Mapping[str, Any],
+    split: str,
+    targets: list[str],
+    base: Mapping[str, Any] | None = None,
+    rows_of_split: int = 0,
 ) -> None:
     """Print one row for each target, and below them what is undefined and why.
 
@@ -34,6 +38,7 @@ def print_figures(
         split: the prefix of its keys.
         targets: tasks and joint events, in order.
         base: the same of the run that gains are measured against, whose AUC stands beside.
+        rows_of_split: how many it has; where fewer were measured the title says so.
     """
     if base is not None:
         metrics = {
@@ -45,6 +50,8 @@ def print_figures(
     left_out = () if base is None else ("auc_total", "auc_joint", "gauc")  # would not fit beside the base run's
     used = [m for m in _COLUMNS if m not in left_out and any(f"{split}/{m}/{row}" in metrics for row in rows)]
     title = f"{metrics['model']} on {metrics['data']}, {split} split, seed {metrics['seed']}"
+    measured = metrics.get(f"{split}/rows", rows_of_split)
+    title += f"; {measured:,} of its {rows_of_split:,} rows" if measured < rows_of_split else ""
     title += f"; base: {base['model']}, seed {base['seed']}" if base is not None else ""
     table = Table(title=escape(title))  # brackets in names are no markup
     table.add_column("target")

@@ -11,7 +11,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.callbacks import Callback, EarlyStopping, RichProgressBar
 
 from dlen.progress import format_count
 from dlen.training.checkpoints import CheckpointFiles
@@ -111,6 +111,14 @@ class Meter(Callback):
         }
 
 
+class Patience(EarlyStopping):
+    """Early stopping whose patience is the one that is set, also where a run goes on that had another."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take what was seen so far, and not the setting."""
+        super().load_state_dict({**state_dict, "patience": self.patience})
+
+
 class ScoreWriter(Callback):
     """Writes the test split's scores as a memory-mapped array, row by row in stored order, for paired comparisons.
 
@@ -143,11 +151,20 @@ class ScoreWriter(Callback):
         self._next += len(scores)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Give the file its name, now that it is whole."""
+        """Give the file its name if it is whole; scores of some rows are no scores of the split."""
         if self._array is not None:
+            whole = self._next == len(self._array)
             self._array.flush()
             self._array = None
-            self._temporary().replace(self.path)
+            if whole:
+                self._temporary().replace(self.path)
+            else:
+                self._temporary().unlink()
+                print(
+                    f"warning: {self._next:,} rows were tested alone (trainer.limit_test_batches), so {self.path.name} is "
+                    "not written",
+                    file=sys.stderr,
+                )
 
     def _temporary(self) -> Path:
         return self.path.with_name(f".{self.path.name}.writing")

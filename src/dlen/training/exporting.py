@@ -25,8 +25,7 @@ from dlen.models.ranker import Ranker
 from dlen.nn.embedding import join_input
 from dlen.ranking.fusion import Score
 from dlen.schema import Kind, Schema
-from dlen.training.predicting import open_kept_store
-from dlen.training.run import load_run_config, quiet
+from dlen.training.run import open_run, quiet
 from dlen.training.scoring import load_model, make_scores, read_fusion
 from dlen.training.targets import Targets
 
@@ -114,7 +113,7 @@ def export(config: DictConfig) -> None:
     if not isinstance(config.check_rows, int) or config.check_rows < 1:
         raise UserError(f"config check_rows: {config.check_rows!r} is not a positive whole number")
     folder = Path(config.run)
-    run_config, store = load_run_config(folder), open_kept_store(folder)
+    run_config, store = open_run(folder)
     fusion = read_fusion(config.fusion)
     model = load_model(folder, run_config, store, config.checkpoint)
     if not isinstance(model, Ranker):

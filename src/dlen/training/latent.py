@@ -65,34 +65,43 @@ class LatentMeasures(nn.Module):
         self.ratio = CalibrationRatio(1) if self.has_truth else None
         self.ece = CalibrationError(1) if self.has_truth else None
 
-    def any_interaction(self, labels: Tensor) -> Tensor:
-        """(B, T) labels -> (B, 1) whether any interaction happened; a dislike is none."""
+    def any_interaction(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T) labels -> (B, 1) whether any interaction happened, a dislike is none; and (B, 1) whether they tell.
+
+        One that happened tells, though others are missing.
+        """
         if not self.interactions:
-            return torch.zeros_like(labels[:, :1])
-        return labels[:, self.interactions].amax(1, keepdim=True)
+            return torch.zeros_like(labels[:, :1]), torch.ones_like(labels[:, :1])
+        chosen = labels[:, self.interactions]
+        happened = (chosen == 1).any(1, keepdim=True)
+        told = happened | ~chosen.isnan().any(1, keepdim=True)
+        return happened.to(labels.dtype), told.to(labels.dtype)
 
     def update(self, latent: Latent, batch: Batch) -> None:
         """Add the rows of one batch."""
         labels, mask = self.targets.training_labels(batch.labels), self.targets.trained(batch.labels)
-        up, interacts = latent.log_up.exp(), self.any_interaction(batch.labels)
+        up, (interacts, told) = latent.log_up.exp(), self.any_interaction(batch.labels)
         posterior = latent.posterior_log_odds(labels, mask).sigmoid()
         given = torch.stack([latent.log_given_up, latent.log_given_not_up], 2).exp()
         pattern = interacts[:, 0].long()
         if self.dislikes:
-            pattern = torch.where(batch.labels[:, self.dislikes].amax(1) > 0, 2, pattern)
+            pattern = torch.where((batch.labels[:, self.dislikes] == 1).any(1), 2, pattern)
         prefers = batch.truth[:, self.prefers] if self.has_truth else None
         self.state.update(up, posterior, given, labels, mask, pattern, prefers)
         log_odds = (latent.log_up - latent.log_not_up)[:, None]
-        against = [(log_odds, interacts), *((-log_odds, batch.labels[:, [i]]) for i in self.dislikes)]
+        against = [(log_odds, interacts, told)]
+        for i in self.dislikes:
+            disliked = batch.labels[:, [i]]
+            against.append((-log_odds, disliked.nan_to_num(), (~disliked.isnan()).to(disliked.dtype)))
         if self.corr is not None and self.ratio is not None and self.ece is not None:
             truth = batch.truth[:, [self.prefers]]
-            against.append((log_odds, truth))
+            against.append((log_odds, truth, torch.ones_like(truth)))
             self.corr.update(up, batch.truth[:, self.up])
             everywhere, log_up = torch.ones_like(truth), latent.log_up[:, None]
             self.ratio.update(log_up, truth, everywhere)
             self.ece.update(log_up, truth, everywhere)
-        scores, wanted = (torch.cat(columns, 1) for columns in zip(*against, strict=True))
-        self.auc.update(scores, wanted)
+        scores, wanted, counted = (torch.cat(columns, 1) for columns in zip(*against, strict=True))
+        self.auc.update(scores, wanted, counted)
 
     def compute(self) -> tuple[dict[str, float], HiddenFigures]:
         """All figures so far, nan where undefined, and what a picture needs."""

@@ -139,8 +139,11 @@ class Measures(nn.Module):
         self.ece.update(log_p, labels, mask)
         self.entropy.update(log_p, log_q, labels, mask)
         if self.by_user is not None:
-            users = batch.ids[:, self.user_column]  # all unknown ones have the same id, and are nobody
-            self.by_user.update(scores, labels, mask * (users != self.unknown_user)[:, None], users)
+            if len(batch.users):
+                users, nobody = batch.users, 0
+            else:  # all whom training has not seen have the same id
+                users, nobody = batch.ids[:, self.user_column], self.unknown_user
+            self.by_user.update(scores, labels, mask * (users != nobody)[:, None], users)
         if predictions.latent is not None:
             assert self.latent is not None
             assert self.other_auc is not None
@@ -195,8 +198,8 @@ class Measures(nn.Module):
         _put_all(figures, {"logloss/labels": float(self.labels_loss.compute())}, "no rows")
         if self.by_user is not None:
             for name, found in zip(names, self.by_user.compute(), strict=True):
-                _put_all(figures, {f"gauc/{name}": found.gauc}, "no known user has both classes")
-                _put_all(figures, {f"ndcg@{NDCG_AT}/{name}": found.ndcg}, "no known user has a positive")
+                _put_all(figures, {f"gauc/{name}": found.gauc}, "no user has both classes")
+                _put_all(figures, {f"ndcg@{NDCG_AT}/{name}": found.ndcg}, "no user has a positive")
                 figures.values[f"users_without_auc/{name}"] = found.left_out / max(found.users, 1)
         if self.latent is not None:
             values, figures.hidden = self.latent.compute()

@@ -114,6 +114,8 @@ def _weigh(
             for index in torch.arange(len(chunk)).split(size):
                 others = torch.randint(len(chunk), (len(index), settings.draws), generator=generator)
                 own = chunk.batch(index)
+                if own.labels.isnan().any():
+                    raise UserError(f"{settings.log}: a label is empty; what a policy earns needs every label of a row")
                 context = chunk.batch(index.repeat_interleave(settings.draws))
                 drawn = model(swap_items(context, chunk.batch(others.flatten()), schema))
                 logged = model(own)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +20,7 @@ from dlen.files import replacing_file
 from dlen.models.model import Model
 from dlen.ranking.fusion import Score
 from dlen.schema import Kind, Schema
-from dlen.training.run import load_run_config, quiet
+from dlen.training.run import open_run, quiet
 from dlen.training.scoring import load_model, make_scores, read_fusion
 from dlen.training.targets import Targets
 
@@ -70,24 +69,11 @@ def open_row_source(folder: Path) -> tuple[DictConfig, Store, RowSource]:
     Raises:
         UserError: the folder is no run, its data are gone, or have no way to read new rows.
     """
-    config, store = load_run_config(folder), open_kept_store(folder)
+    config, store = open_run(folder)
     source = build(config.data, "data")
     if not isinstance(source, RowSource):
         raise UserError(f"{folder}: its data ({config.data_name}) have no way to read new rows")
     return config, store, source
-
-
-def open_kept_store(folder: Path) -> Store:
-    """The prepared data that a run was trained on, by the place that it remembers: the raw log may be gone.
-
-    Raises:
-        UserError: they are gone, or others are there.
-    """
-    kept = json.loads((folder / "schema.json").read_text())
-    store = Store(Path(kept["store"]))
-    if store.fingerprint != kept["fingerprint"]:
-        raise UserError(f"{store.folder}: holds data {store.fingerprint}; the run was trained on {kept['fingerprint']}")
-    return store
 
 
 def _write_parts(

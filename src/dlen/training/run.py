@@ -21,7 +21,7 @@ import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -47,7 +47,7 @@ from dlen.schema import Kind
 from dlen.training.advice import base_rate_warnings, unknown_id_warnings
 from dlen.training.balancing import Balancer
 from dlen.training.baseline import check_baseline, fit_baseline
-from dlen.training.callbacks import Meter, PlainProgress, ScoreWriter, StepSeed, TerminalProgress
+from dlen.training.callbacks import Meter, Patience, PlainProgress, ScoreWriter, StepSeed, TerminalProgress
 from dlen.training.conflict import GradientConflict
 from dlen.training.dashboard import Dashboard
 from dlen.training.datamodule import RankingDataModule
@@ -67,6 +67,8 @@ BEST = "checkpoints/best.ckpt"
 _MOST_TRIES = 1000  # for a folder's name
 _UNSCALED = ("auto", "32-true", "bf16-mixed")  # precisions of 32-bit weights whose gradients are not scaled
 _RUN_DIR = "DLEN_RUN_DIR"  # tells the processes of one run where its folder is
+# What a run keeps from its first step to its last: a change of it would be half another run, or not be used at all.
+_LASTING = ("model", "balancing", "optimizer", "id_dropout", "seed", "monitor", "loader.batch_size")
 _SHOWN = 4096  # rows that a picture of attention is the mean of
 SPLITS = ("train", "validation", "test")
 DIAGNOSTICS = "diagnostics_{}.json"  # of a split: curves, hidden state, gates
@@ -131,10 +133,11 @@ def _fit_and_test(config: DictConfig) -> dict[str, Any]:
     trainer.test(module, datamodule=fitted.data, ckpt_path=best, weights_only=True, verbose=False)
     metrics |= fitted.selection.best
     metrics |= flatten(module.figures["test"], "test")
+    metrics["test/rows"] = tested_rows(trainer, fitted.data)
     attention = _attention(module, fitted.store)  # in every process, as the table may be shared out
     if trainer.is_global_zero:
         write_json(folder / "metrics.json", metrics)
-        print_figures(metrics, "test", module.targets.names, fitted.base)
+        print_figures(metrics, "test", module.targets.names, fitted.base, len(fitted.store.split("test")))
         _show_hidden_state(module, folder)
         if attention:
             plot_attention(attention).savefig(folder / "attention.png")
@@ -174,8 +177,9 @@ def fit(
     _check_by_user(config, store)
     mode = monitor_mode(config.monitor, store.schema)
     id_dropout = build_id_dropout(config, store)
-    base, resume = _read_base(config.base_run), _resume_from(config)
+    base, resume = _read_base(config.base_run, store), _resume_from(config)
     _check_same_run(config)
+    _check_same_data(resume, store)
     L.seed_everything(config.seed, workers=True, verbose=False)
     with deferred_tables() if config.sharding else nullcontext():
         model = build_model(config, store)
@@ -214,6 +218,7 @@ def fit(
             for line in [] if isinstance(model, Baseline) else unknown_id_warnings(store, id_dropout):
                 print(f"warning: {line}", file=sys.stderr)
     about: dict[str, Any] = {"version": __version__, "code": code_fingerprint(), "data_fingerprint": store.fingerprint}
+    about |= {"data_test": store.labels_identity("test")}
     about |= {"config_hash": config_hash(config), **environment()}
     about["machine/processes"] = trainer.world_size
     log_config(loggers, config, {**about, **size})
@@ -390,7 +395,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     if config.split not in SPLITS:
         raise UserError(f"config split: {config.split!r} is not one of {', '.join(SPLITS)}")
     run_config, store = open_run(folder)
-    rows, base = {"test": len(store.split(config.split))}, _read_base(run_config.base_run)
+    rows, base = {"test": len(store.split(config.split))}, _read_base(run_config.base_run, store)
     by_user = _by_user(run_config, rows["test"])
     module = build_module(run_config, build_model(run_config, store), None, rows, base, by_user)
     loader = run_config.loader
@@ -412,11 +417,12 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         "data_fingerprint": store.fingerprint,
     }
     metrics |= flatten(module.figures["test"], config.split)
+    metrics[f"{config.split}/rows"] = tested_rows(trainer, data)
     if trainer.is_global_zero:
         write_json(folder / f"metrics_{config.split}.json", metrics)
         found = diagnostics(module.figures["test"], gates.last, _attention(module, store))
         write_json(folder / DIAGNOSTICS.format(config.split), found)
-        print_figures(metrics, config.split, module.targets.names, base)
+        print_figures(metrics, config.split, module.targets.names, base, rows["test"])
     return metrics
 
 
@@ -427,11 +433,26 @@ def open_run(folder: Path) -> tuple[DictConfig, Store]:
         UserError: the folder is no run, or the data are not those of the run.
     """
     config = load_run_config(folder)
-    store = open_store(config)
-    recorded = json.loads((folder / "schema.json").read_text())["fingerprint"]
-    if recorded != store.fingerprint:
-        raise UserError(f"{folder}: trained on data {recorded}, but the files now give {store.fingerprint}")
-    return config, store
+    return config, open_kept_store(folder, config)
+
+
+def open_kept_store(folder: Path, config: DictConfig) -> Store:
+    """The prepared data that a run was trained on, by the place that it remembers: the raw log may be gone or another.
+
+    Where they are gone they are prepared again, if the raw log still gives the same.
+
+    Raises:
+        UserError: they are gone, and what the raw log gives now is something else.
+    """
+    kept = json.loads((folder / "schema.json").read_text())
+    place, wanted = Path(kept["store"]), kept["fingerprint"]
+    store = Store(place) if (place / "store.json").exists() else open_store(config)
+    if store.fingerprint != wanted:
+        raise UserError(
+            f"{folder}: was trained on data {wanted}, which are no longer in {place}, and the raw files now give "
+            f"{store.fingerprint}"
+        )
+    return store
 
 
 def load_run_config(folder: Path) -> DictConfig:
@@ -601,9 +622,11 @@ def _check_measurable(store: Store) -> None:
     """Every task can be learnt, and as models are selected by validation AUC, at least one task has one."""
     targets = Targets(store.schema)
     counts = torch.zeros(len(store.schema.tasks), 2)
-    for labels in store.split("validation").labels.split(1 << 17):
-        mask = targets.measured(labels.float())
-        counts += torch.stack([((1 - labels) * mask).sum(0), (labels * mask).sum(0)], 1)
+    validation = store.split("validation")
+    for stored in validation.labels.split(1 << 17):
+        labels, mask = targets.labels(validation.logged(stored))
+        both = torch.stack([((1 - labels) * mask).sum(0), (labels * mask).sum(0)], 1)
+        counts += both[: len(counts)]  # joint events come after the tasks
     for task in store.schema.tasks:
         if not 0 < task.rate < 1:
             what = f"{len(store.split('train'))} training rows have no {'negatives' if task.rate else 'positives'}"
@@ -693,12 +716,36 @@ def _check_same_run(config: DictConfig) -> None:
     if config.ckpt != "last":
         return
     before, today = _plain(load_run_config(Path(config.run_dir))), _plain(config)
-    for key in ("model", "balancing", "optimizer", "id_dropout"):
-        was, now = before.get(key) or {}, today.get(key) or {}
+    for key in _LASTING:
+        was, now = _below(before, key), _below(today, key)
         changed = [k for k in {**was, **now} if was.get(k) != now.get(k)]
         if was and changed:
-            shown = ", ".join(f"{key}.{k} was {was.get(k)} and is {now.get(k)} now" for k in changed)
+            shown = ", ".join(f"{k} was {was.get(k)} and is {now.get(k)} now" for k in changed)
             raise UserError(f"cannot resume: {shown}; set it as it was")
+
+
+def _below(config: dict[str, Any], key: str) -> dict[str, Any]:
+    """A setting, or those of a group, by their keys; empty where a run did not have it yet."""
+    group, _, rest = key.partition(".")
+    found = config.get(group)
+    if rest:
+        return _below(found, rest) if isinstance(found, dict) else {}
+    if isinstance(found, dict):
+        return {f"{group}.{k}": v for k, v in found.items()}
+    return {} if found is None else {key: found}
+
+
+def _check_same_data(resume: Path | None, store: Store) -> None:
+    """A run goes on with the data it began with, also where a checkpoint is gone on with in another folder."""
+    begun = None if resume is None else resume.parent.parent / "schema.json"
+    if begun is None or not begun.exists():
+        return
+    was = json.loads(begun.read_text()).get("fingerprint")
+    if was != store.fingerprint:
+        raise UserError(
+            f"cannot resume: {begun.parent} was trained on data {was}, and the data are {store.fingerprint} now; bring "
+            "back the files and data settings that it began with, or start a new run"
+        )
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:
@@ -710,7 +757,7 @@ def _plain(config: DictConfig) -> dict[str, Any]:
 
 def _callbacks(config: DictConfig, folder: Path, meter: Meter, mode: str, *, checkpoints: bool) -> list[Callback]:
     chosen: dict[str, Any] = {"monitor": config.monitor, "mode": mode}
-    stop = EarlyStopping(**chosen, patience=config.patience, min_delta=0.0, strict=False)
+    stop = Patience(**chosen, patience=config.patience, min_delta=0.0, strict=False)
     progress = TerminalProgress(meter) if sys.stderr.isatty() else PlainProgress(meter)
     if not checkpoints:
         return [meter, progress, stop]
@@ -720,18 +767,46 @@ def _callbacks(config: DictConfig, folder: Path, meter: Meter, mode: str, *, che
     return [meter, progress, stop, best, last]
 
 
-def _read_base(run: str | None) -> dict[str, Any] | None:
-    """Figures of the run that gains are measured against."""
+def _read_base(run: str | None, store: Store) -> dict[str, Any] | None:
+    """Figures of the run that gains are measured against, which are of the same test rows."""
     if run is None:
         return None
     path = Path(run) / "metrics.json"
     try:
         content: dict[str, Any] = json.loads(path.read_text())
-        if not {"model", "seed"} <= content.keys():
+        if not {"model", "seed", "data_fingerprint"} <= content.keys():
             raise ValueError("not the figures of a run")
-    except (OSError, ValueError, AttributeError) as error:
+        for key, value in content.items():
+            if key.startswith(("val/", "test/")) and not _is_figure(value):
+                raise ValueError(f"{key} is {value!r}, and no number")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"config base_run: {path} cannot be read ({error})") from None
+    own = {"data_test": store.labels_identity("test"), "data_fingerprint": store.fingerprint}
+    key = "data_test" if "data_test" in content else "data_fingerprint"
+    if content[key] != own[key]:
+        raise UserError(
+            f"config base_run: {run} was tested on other rows ({content[key]}) than this run is ({own[key]}), so no "
+            "difference of their figures is a gain; train the base on the same data"
+        )
+    if content.get("test/rows", len(store.split("test"))) != len(store.split("test")):
+        raise UserError(f"config base_run: {run} was tested on {content['test/rows']} rows of the test split alone")
     return content
+
+
+def _is_figure(value: Any) -> bool:
+    """A finite number, or null for a figure that is not defined."""
+    if value is None:
+        return True
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number of 400 digits
+        return False
+
+
+def tested_rows(trainer: L.Trainer, data: RankingDataModule) -> int:
+    """How many rows of the split the test pass read: ``trainer.limit_test_batches`` may have left some out."""
+    read = int(trainer.num_test_batches[0]) * data.eval_batch_size * trainer.world_size
+    return min(read, len(data.store.split(data.test_split)))
 
 
 def _write_start(config: DictConfig, folder: Path, store: Store) -> None:
@@ -747,7 +822,7 @@ def _write_start(config: DictConfig, folder: Path, store: Store) -> None:
             OmegaConf.save(resolved, file)
     except FileExistsError:
         raise UserError(f"config run_dir: {folder} was taken by another run just now; choose another") from None
-    identity = {"fingerprint": store.fingerprint, "store": str(store.folder)}
+    identity = {"fingerprint": store.fingerprint, "store": str(store.folder.absolute())}
     write_json(schema_file, {**identity, **store.schema.to_dict()})
 
 

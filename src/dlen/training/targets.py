@@ -23,32 +23,46 @@ class Targets:
         self.names = [*schema.task_names, *(t.joint for t in self.joints)]
 
     def measured(self, labels: Tensor) -> Tensor:
-        """(B, T) labels -> (B, T) 1 where a row measures a task."""
-        columns = []
-        for task in self.schema.tasks:
+        """(B, T) labels -> (B, T) 1 where a row measures a task: its label is there, and those above it are 1."""
+        happened, columns = labels == 1, []
+        for index, task in enumerate(self.schema.tasks):
             parents = list(self.schema.chain(task.name))[1:]
-            columns.append(labels[:, parents].prod(1) if parents else torch.ones_like(labels[:, 0]))
-        return torch.stack(columns, 1)
+            columns.append(~labels[:, index].isnan() & happened[:, parents].all(1))
+        return torch.stack(columns, 1).to(labels.dtype)
 
     def trained(self, labels: Tensor) -> Tensor:
         """(B, T) labels -> (B, T) 1 where a row trains a task."""
         everywhere = torch.tensor([t.train_on == "all" for t in self.schema.tasks], device=labels.device)
-        return torch.where(everywhere, 1.0, self.measured(labels))
+        told = torch.stack([self._joint(labels, t.name)[1] for t in self.schema.tasks], 1)
+        return torch.where(everywhere, told, self.measured(labels))
 
     def training_labels(self, labels: Tensor) -> Tensor:
-        """(B, T) labels -> (B, T) what each head learns: with ``train_on: all``, the task together with its parents."""
+        """(B, T) labels -> (B, T) what each head learns: with ``train_on: all``, the task together with its parents.
+
+        0 where a label is missing, which trains nothing.
+        """
         columns = [
-            labels[:, list(self.schema.chain(t.name))].prod(1) if t.train_on == "all" else labels[:, i]
+            self._joint(labels, t.name)[0] if t.train_on == "all" else labels[:, i].nan_to_num()
             for i, t in enumerate(self.schema.tasks)
         ]
         return torch.stack(columns, 1)
 
     def labels(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T) labels -> (B, K) labels and (B, K) mask of all measured targets."""
-        joint = [labels[:, list(self.schema.chain(t.name))].prod(1) for t in self.joints]
-        mask = self.measured(labels)
-        every = torch.ones(len(labels), len(joint), device=labels.device)
-        return torch.stack([*labels.unbind(1), *joint], 1), torch.cat([mask, every], 1)
+        joint = [self._joint(labels, t.name) for t in self.joints]
+        wanted = torch.stack([*labels.nan_to_num().unbind(1), *(event for event, _ in joint)], 1)
+        mask = torch.stack([*self.measured(labels).unbind(1), *(told for _, told in joint)], 1)
+        return wanted, mask
+
+    def _joint(self, labels: Tensor, name: str) -> tuple[Tensor, Tensor]:
+        """(B,) 1 where a task and all that it is observed under happened, and (B,) 1 where the labels tell.
+
+        One of them that did not happen tells, though others are missing.
+        """
+        chain = labels[:, list(self.schema.chain(name))]
+        happened = (chain == 1).all(1)
+        told = happened | (chain == 0).any(1)
+        return happened.to(labels.dtype), told.to(labels.dtype)
 
     def log_probabilities(self, log_p: Tensor) -> Tensor:
         """(B, T) log-probabilities of the tasks -> (B, K) of all measured targets.

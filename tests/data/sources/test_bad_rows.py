@@ -10,7 +10,7 @@ import pytest
 
 from dlen.data.bad_rows import BadRowError, BadRows
 from dlen.data.prepare import prepare
-from dlen.data.sources import aliccp_grammar, table
+from dlen.data.sources import aliccp_grammar, table_file
 from dlen.data.sources.aliccp import AliCCP
 from dlen.data.sources.table import Table
 from dlen.data.store import Store
@@ -49,7 +49,7 @@ def rows(store: Store) -> list[bytes]:
 def test_a_table_without_its_bad_rows(
     chunk: int, blanks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(table, "_CHUNK", chunk)
+    monkeypatch.setattr(table_file, "CHUNK", chunk)
     for name in ("bad", "clean"):
         (tmp_path / name).mkdir()
     bad, clean = (damaged_table(tmp_path, name, blanks) for name in ("bad", "clean"))

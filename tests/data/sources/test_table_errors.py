@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from dlen.data.prepare import prepare
-from dlen.data.sources import table
+from dlen.data.sources import table_file
 from tests.data.helpers import left_in, make_table, refusal
 
 SPEC: dict[str, Any] = {
@@ -72,7 +72,7 @@ def test_the_good_table_is_read(tmp_path: Path) -> None:
 def test_a_wrong_cell(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, column: str, cell: str, named: str, row: int, chunk: int
 ) -> None:
-    monkeypatch.setattr(table, "_CHUNK", chunk)
+    monkeypatch.setattr(table_file, "CHUNK", chunk)
     message = wrong_cell(tmp_path, row, column, cell)
     assert f"{tmp_path / 't.csv'}, row {row}:" in message
     assert named in message

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dlen.data.prepare import prepare
-from dlen.data.sources import table as table_module
+from dlen.data.sources import table_file
 from dlen.data.sources.table import Table
 from dlen.data.store import Store
 from dlen.schema import Kind
@@ -146,7 +146,7 @@ def test_labels_of_training_rows_alone(tmp_path: Path) -> None:
 def test_small_chunks_give_the_same_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     rows = draw()
     whole_store = store_of(tmp_path / "whole", rows, SPEC)
-    monkeypatch.setattr(table_module, "_CHUNK", chunk)
+    monkeypatch.setattr(table_file, "CHUNK", chunk)
     small = features(store_of(tmp_path / "small", rows, SPEC))
     for n, found in features(whole_store).items():
         assert small[n] == pytest.approx(found)

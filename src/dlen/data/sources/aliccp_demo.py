@@ -82,8 +82,12 @@ class AliCCPDemo(AliCCP):
             raise UserError(f"{folder}: exists and was not written by aliccp_demo; set data.raw_dir to a new folder")
         check_writable(folder)
         with locked(folder.with_name(f".{folder.name}.lock"), "drawing this data"):
-            if not marker.exists() or json.loads(marker.read_text()) != wanted:
+            if not folder.exists():
                 self._draw(folder, wanted)
+            elif _read_marker(marker) != wanted:  # stores and runs were made of what is there
+                raise UserError(
+                    f"{folder}: holds rows of other settings or another version; set data.raw_dir to a new folder"
+                )
         return super().files()
 
     def _draw(self, folder: Path, wanted: dict[str, int]) -> None:
@@ -91,6 +95,13 @@ class AliCCPDemo(AliCCP):
             for split, rows in (("train", self.rows), ("test", self.rows // 4)):
                 _write_pair(temporary, split, max(rows, _ROWS_PER_GROUP), self.demo_seed)
             (temporary / "demo.json").write_text(json.dumps(wanted))
+
+
+def _read_marker(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
 
 
 class _World:

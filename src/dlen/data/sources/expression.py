@@ -2,7 +2,7 @@
 
 Grammar: column names (``col("native-country")`` where a name is no identifier), numbers, quoted strings,
 ``== != < <= > >=``, ``in [..]``, ``not in [..]``, ``and``, ``or``, ``not`` and parentheses. A column compared with a
-number is read as a number, with a string as text.
+number is read as a number, with a string as the text of an id. Where a cell that decides is empty, so is the result.
 """
 
 from __future__ import annotations
@@ -10,9 +10,12 @@ from __future__ import annotations
 import ast
 import operator
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import polars as pl
+
+from dlen.data.sources.cells import id_text
 
 _COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Eq: operator.eq,
@@ -32,7 +35,7 @@ class Expression:
 
     Attributes:
         columns: names of the columns it reads.
-        numeric: those of them that are read as numbers.
+        numeric: those of them that are read as numbers; the others are read as the text of an id.
 
     Raises:
         ValueError: the text is not in the grammar above.
@@ -97,7 +100,8 @@ class Expression:
     def _column(self, name: str, values: list[float | str]) -> pl.Expr:
         self.columns.append(name)
         if all(isinstance(v, str) for v in values):
-            return pl.col(name).cast(pl.String)
+            # Another part of the expression may read the column as a number.
+            return pl.col(name).cast(pl.String).str.replace(r"^([+-]?\d+)\.0+$", "$1")
         if any(isinstance(v, str) for v in values):
             raise ValueError(f"{self.text!r}: {name} is compared with both numbers and text")
         self.numeric.append(name)
@@ -112,7 +116,7 @@ class Expression:
             if isinstance(node.value, bool | int | float):
                 return float(node.value)
             if isinstance(node.value, str):
-                return node.value
+                return id_text(pl.Series([node.value]), Path())[0] or ""
         raise self._error(node)
 
     def _error(self, node: ast.AST) -> ValueError:

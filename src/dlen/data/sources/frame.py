@@ -51,7 +51,9 @@ def frame_source(frame: pl.DataFrame, spec: Mapping[str, Any], folder: Path, nam
         raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
     except (pl.exceptions.PolarsError, TypeError) as error:
         raise UserError(f"the frame cannot be kept as Parquet ({str(error).splitlines()[0]})") from None
-    return Table(str(folder / f"{name}.yaml"), name)
+    source = Table(str(folder / f"{name}.yaml"), name)
+    _ = source.table  # what is wrong with the spec is told here
+    return source
 
 
 def _keep_if_same(old: Path, new: Path) -> None:

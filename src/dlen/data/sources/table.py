@@ -7,27 +7,29 @@ tables that are joined.
 
 from __future__ import annotations
 
-import csv
 import difflib
-import gzip
 import hashlib
-import zlib
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from datetime import date
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TextIO, TypeVar, cast
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from dlen.data.bad_rows import BadRowError, BadRows
-from dlen.data.ragged import Entries, select_rows, to_columns
+from dlen.data.ragged import Entries, Keep, select_rows, to_columns
 from dlen.data.sample import Sample
-from dlen.data.sources.table_columns import LINE, TableColumn, make_column, rising_numbers
+from dlen.data.sources.cells import LINE, id_text, moments, rising
+from dlen.data.sources.expression import Expression
+from dlen.data.sources.table_columns import IdColumn, TableColumn, make_column
+from dlen.data.sources.table_file import Form, TableFile, csv_bytes
 from dlen.data.sources.table_rates import ROW, RateColumn, read_label
-from dlen.data.sources.table_spec import TableSpec, expression, load_spec
-from dlen.data.store import Columns, Split, SplitWriter, Store, StoreWriter, split_of
+from dlen.data.sources.table_spec import TableSpec, expression, parse_spec, read_spec
+from dlen.data.store import MISSING, Columns, Split, SplitWriter, Store, StoreWriter, split_of
 from dlen.errors import UserError
 from dlen.hashing import fraction
 from dlen.progress import Stage
@@ -36,8 +38,7 @@ from dlen.schema import Field, Kind, Schema, Task
 Array = NDArray[Any]
 T = TypeVar("T")
 SPLITS = ("train", "validation", "test")
-_CHUNK = 1 << 17
-_BROKEN = (OSError, EOFError, zlib.error)  # what reading a broken archive may raise
+_ENDINGS = (".csv", ".tsv", ".tab", ".csv.gz", ".tsv.gz", ".tab.gz", ".parquet", ".pq")  # of a folder's files
 _KEY = "__joined_by"
 
 
@@ -45,7 +46,7 @@ class Table:
     """A user's own table as a data source.
 
     Args:
-        spec: the YAML that describes it.
+        spec: the YAML that describes it, read when it is first needed.
         name: of the data set.
         files: overrides the spec's ``files``; relative to the working folder.
         folder: where the spec's ``files`` and ``joins`` lie, in place of the spec's own folder.
@@ -64,19 +65,44 @@ class Table:
     ) -> None:
         self.name = name
         self.bad = BadRows(bad_rows)
-        self._ragged: dict[Path, list[int]] = {}  # lines that are too long or too short, of files that may have some
-        self._widths_known: dict[Path, bool] = {}  # of files that were opened, whether their rows' widths were checked
         self.path = Path(spec)
         self.folder = self.path.parent if folder is None else Path(folder)
-        self.table: TableSpec = load_spec(self.path) if content is None else content
-        self.joins = {name: _matches(self.folder, join.file)[0] for name, join in self.table.joins.items()}
+        self._files_setting = files
+        if content is not None:
+            self.table = content
+        self._opened: dict[Path, TableFile] = {}
+        self._scratch = Path()  # for unpacked copies, while rows are read
         self._joined: dict[str, pl.DataFrame] = {}  # what is joined, by the name of the join
-        self._unmatched = dict.fromkeys(self.joins, 0)
-        self.labels = {task: expression(t, self.path, task) for task, t in self.table.tasks.items()}
-        self.sources = self._sources(files)
+        self._unmatched: dict[str, int] = {}
 
-    def _sources(self, override: Any) -> dict[str, list[Path]]:
+    @cached_property
+    def _text(self) -> str:
+        return read_spec(self.path)
+
+    @cached_property
+    def table(self) -> TableSpec:
+        """What the YAML says."""
+        return parse_spec(self._text, self.path)
+
+    @cached_property
+    def labels(self) -> dict[str, Expression]:
+        """The parsed label of each task."""
+        return {task: expression(t, self.path, task) for task, t in self.table.tasks.items()}
+
+    @cached_property
+    def observed(self) -> dict[str, Expression]:
+        """The parsed ``observed`` of each task that has one."""
+        return {n: expression(t, self.path, n, "observed") for n, t in self.table.tasks.items() if t.observed}
+
+    @cached_property
+    def joins(self) -> dict[str, Path]:
+        """The file of each join."""
+        return {name: _matches(self.folder, join.file)[0] for name, join in self.table.joins.items()}
+
+    @cached_property
+    def sources(self) -> dict[str, list[Path]]:
         """Paths by split; ``all`` where one table is to be split."""
+        override = self._files_setting
         given = self.table.files if override is None else override
         folder = self.folder if override is None else Path()
         if given is None:
@@ -87,17 +113,22 @@ class Table:
         split = self.table.split
         if split.by == "column" and set(by_split) != set(SPLITS) and not split.validation:
             raise UserError(f"{self.path}: split.validation: with by: column, list the values that make this split")
-        return {
+        found = {
             name: [match for p in (paths if isinstance(paths, list) else [paths]) for match in _matches(folder, str(p))]
             for name, paths in by_split.items()
         }
+        every = [p for paths in found.values() for p in paths]
+        for path in every:
+            if every.count(path) > 1:
+                raise UserError(f"{self.path}: files: {path} is named twice, so its rows would count twice")
+        return found
 
     def settings(self) -> dict[str, Any]:
-        """The spec's text."""
+        """The spec's text, which the store keeps: new rows are read by it, whatever the file says by then."""
         files = {split: [str(p) for p in paths] for split, paths in self.sources.items()}
         files |= {f"joins.{name}": [str(path)] for name, path in self.joins.items()}
         tolerated = {"bad_rows": self.bad.allowed} if self.bad.allowed else {}
-        return {"spec": self.path.read_text(), "files": files, **tolerated}
+        return {"spec": self._text, "files": files, **tolerated}
 
     def files(self) -> list[Path]:
         """The table's files, and those that are joined."""
@@ -115,6 +146,7 @@ class Table:
 
     def write(self, writer: StoreWriter) -> Schema:
         """Split, learn from the training rows, encode."""
+        self._scratch, self._opened = writer.scratch, {}
         self.files()
         self._joined = {name: self._read_join(name) for name in self.joins}
         for path in self._own_files():
@@ -122,19 +154,26 @@ class Table:
         self._boundaries = self._time_boundaries()
         columns = self._make_columns(writer.scratch)
         tally = self._learn(columns)
+        self._check_all_found()
         for column in columns:
             column.freeze(writer)
         self._check_tally(tally)
         fields = [f for kind in Kind for c in columns for f in c.fields() if f.kind is kind]
         schema = Schema(tuple(fields), self._tasks(tally), user=self.table.user, position=self.table.position)
-        self._unmatched = dict.fromkeys(self.joins, 0)
         self._encode(writer, columns, schema)
+        rows = max(self._rows, 1)
         writer.notes |= {f"rows_without_{name}": n for name, n in self._unmatched.items() if n}
         writer.notes |= {"bad_rows_left_out": len(self.bad)} if len(self.bad) else {}
+        for name, n in zip(self.table.tasks, self._missing, strict=True):
+            writer.notes |= {f"rows_without_a_label_of_{name}": f"{n:,} ({n / rows:.2%})"} if n else {}
+        for column in columns:
+            writer.notes |= column.notes()
         return schema
 
     def read(self, path: Path, store: Store, labels: bool = False) -> Iterator[Split]:
         """Rows of another file of the same columns, encoded as those of a store.
+
+        What the columns are is read from the store, which keeps the YAML that it was made by.
 
         Args:
             path: a table.
@@ -144,16 +183,20 @@ class Table:
         Raises:
             UserError: a column is missing, or a cell cannot be read.
         """
+        kept = store.content["settings"]
+        if "spec" in kept:
+            self.table = parse_spec(kept["spec"], self.path)
         columns = self._make_columns()
         for column in columns:
             column.restore(store)
-        self.sources, self.bad = {"all": [path]}, BadRows(0)  # every row has a line of output
-        self._ragged, self._widths_known = {}, {}
-        self._joined = {name: self._read_join(name) for name in self.joins}
-        self._check_inputs(path, labels)
-        for frame, _, _ in self._frames(f"scoring {path.name}"):
-            happened = self._labels(frame, path) if labels else np.zeros((len(frame), len(store.schema.tasks)))
-            yield split_of(_columns(frame, path, columns, store.schema), happened)
+        self.sources, self.bad, self._opened = {"all": [path]}, BadRows(0), {}  # every row has a line of output
+        with TemporaryDirectory() as scratch:
+            self._scratch = Path(scratch)
+            self._joined = {name: self._read_join(name) for name in self.joins}
+            self._check_inputs(path, labels)
+            for frame, _, _ in self._frames(f"scoring {path.name}"):
+                happened = self._labels(frame, path) if labels else np.zeros((len(frame), len(store.schema.tasks)))
+                yield split_of(_columns(frame, path, columns, store.schema), happened)
 
     def _make_columns(self, scratch: Path | None = None) -> list[TableColumn]:
         return [
@@ -167,45 +210,35 @@ class Table:
         """Columns that fields are read from, each with the field's name; of rates those that make keys and times."""
         return [(column, field.name) for field in self._make_columns() for column in field.inputs]
 
+    def _columns_of_tasks(self) -> list[tuple[str, str]]:
+        """Columns that labels are made of, and those that say whether there is one, each with the task's name."""
+        parsed = [*self.labels.items(), *self.observed.items()]
+        return [(column, name) for name, made in parsed for column in made.columns]
+
     def _check_inputs(self, path: Path, labels: bool) -> None:
         """Every column that a field, or a label, needs exists."""
         found = self._found_columns(path)
         needed = [(column, f"field {name}") for column, name in self._columns_of_fields()]
         if labels:
-            needed += [(c, f"task {name}") for name, parsed in self.labels.items() for c in parsed.columns]
+            needed += [(column, f"task {name}") for column, name in self._columns_of_tasks()]
         for column, whom in needed:
             if column not in found:
                 raise UserError(f"{path}: no column {column!r}, which {whom} needs; {_hint(column, found)}")
 
     def _found_columns(self, path: Path) -> list[str]:
         """Of a file, and those that join it."""
-        try:
-            found = [c for c in self._scan(path).collect_schema().names() if c != LINE]
-        except (pl.exceptions.PolarsError, OSError) as error:
-            raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
-        return self._with_joined_columns(found, path)
+        return self._with_joined_columns(self._open(path).names, path)
 
     # Reading
 
-    def _options(self, path: Path) -> dict[str, Any]:
-        ending = "".join(path.suffixes[-2:] if path.suffix == ".gz" else path.suffixes[-1:])
-        default = "\t" if ending.startswith((".tsv", ".tab")) else ","
-        return {"separator": self.table.separator or default, "comment_prefix": self.table.comment or None}
-
-    def _scan(self, path: Path) -> pl.LazyFrame:
-        if path.suffix == ".parquet":
-            return pl.scan_parquet(path).with_row_index(LINE, offset=1)
-        frame = pl.scan_csv(
-            path,
-            has_header=self.table.header,
-            new_columns=self.table.columns or None,
-            infer_schema=False,
-            encoding="utf8-lossy",
-            truncate_ragged_lines=path in self._ragged,
-            **self._options(path),
-        )
-        stripped = frame.with_columns(pl.all().str.strip_chars())
-        return stripped.with_row_index(LINE, offset=2 if self.table.header else 1)
+    def _open(self, path: Path) -> TableFile:
+        """A file, which is looked through once however often it is read."""
+        if path not in self._opened:
+            t = self.table
+            absent = tuple(t.null_values)
+            form = Form(t.separator, t.header, tuple(t.columns), t.comment, t.encoding, t.quote, absent, self.path)
+            self._opened[path] = TableFile(path, form, self.bad, self._scratch)
+        return self._opened[path]
 
     def _frames(self, label: str) -> Iterator[tuple[pl.DataFrame, Path, str]]:
         """Chunks of all files, with their file and its split, without blank lines."""
@@ -213,12 +246,12 @@ class Table:
         with Stage(label, total, "B") as stage:
             for split, paths in self.sources.items():
                 for path in paths:
-                    rows, left = 0, path.stat().st_size
-                    for frame in self._chunks(path):
+                    opened = self._open(path)
+                    rows, left = 0, opened.size
+                    for frame in opened.chunks():
                         rows += len(frame)
-                        yield frame, path, split
-                        joined = [c for n, t in self._joined.items() for c in t.columns if c != self.table.joins[n].by]
-                        size = min(_csv_bytes(frame.drop(joined)), left) if path.suffix != ".parquet" else 0
+                        size = 0 if opened.parquet else min(csv_bytes(frame), left)
+                        yield self._join(frame), path, split
                         stage.advance(size)
                         left -= size
                     if rows == 0:
@@ -231,123 +264,43 @@ class Table:
         for frame, path, split in self._frames(label):
             yield frame.with_row_index(ROW, rows), path, split
             rows += len(frame)
-
-    def _chunks(self, path: Path) -> Iterator[pl.DataFrame]:
-        if path not in self._widths_known:  # files are read several times
-            self._widths_known[path] = self._first_look(path)
-        unread = self._unread_lines(path)
-        try:
-            for frame in self._scan(path).collect_batches(chunk_size=_CHUNK, maintain_order=True):
-                cells = [c for c in frame.columns if c != LINE]
-                if not self._widths_known[path] and frame[cells[-1]].null_count():
-                    # A short row ends in a null, and so does a row whose last cell is empty: look which it is.
-                    self._check_widths(path)
-                    self._widths_known[path] = True
-                if len(unread):
-                    frame = frame.with_columns(_file_lines(frame[LINE], unread))
-                if self._ragged.get(path):
-                    frame = frame.filter(~pl.col(LINE).is_in(self._ragged[path]))
-                blank = frame.select(pl.all_horizontal(pl.col(cells).is_null())).to_series()
-                skipped = blank.any() and path.suffix != ".parquet"  # a row of nulls is a row, a blank line is none
-                yield self._join(frame.filter(~blank) if skipped else frame)
-        except pl.exceptions.PolarsError as error:
-            if path.suffix != ".parquet":
-                self._check_widths(path)
-            raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
+        self._rows = rows
 
     def _read_join(self, name: str) -> pl.DataFrame:
         """The columns of a joined table that a field names, and its key."""
         spec, path = self.table.joins[name], self.joins[name]
         wanted = {column for column, _ in self._columns_of_fields()}
-        try:
-            found = self._scan(path)
-            columns = [c for c in found.collect_schema().names() if c != LINE]
-            if spec.key not in columns:
-                raise UserError(f"{path}: no column {spec.key!r}, the key of joins.{name} in {self.path}")
-            chosen = [pl.col(c) for c in columns if c in wanted and c != spec.key]
-            table = found.select(pl.col(spec.key).cast(pl.String).alias(spec.by), *chosen).drop_nulls(spec.by).collect()
-        except pl.exceptions.PolarsError as error:
-            raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
+        opened = self._open(path)
+        if spec.key not in opened.names:
+            raise UserError(f"{path}: no column {spec.key!r}, the key of joins.{name} in {self.path}")
+        chosen = [c for c in opened.names if c in wanted and c != spec.key]
+        table = pl.concat([frame.select(spec.key, *chosen) for frame in opened.chunks()])
+        table = table.with_columns(id_text(table[spec.key], path).alias(spec.key)).rename({spec.key: spec.by})
+        table = table.drop_nulls(spec.by)
         twice = table[spec.by].is_duplicated()
         if twice.any():
             value = table[spec.by].filter(twice)[0]
             raise UserError(f"{path}: {spec.key} {value} occurs more than once, so rows cannot be joined to it")
+        self._unmatched[name] = 0
         return table
 
     def _join(self, frame: pl.DataFrame) -> pl.DataFrame:
         """A chunk with the columns of the joined tables; a key that they do not have gives empty cells."""
         for name, table in self._joined.items():
             by = self.table.joins[name].by
-            keys = frame[by].cast(pl.String)
-            self._unmatched[name] += int((~keys.is_in(table[by].implode())).sum())
+            keys = id_text(frame[by], self.joins[name])
+            self._unmatched[name] += int((~keys.is_in(table[by].implode()).fill_null(False)).sum())
             side = table.rename({by: _KEY})
             frame = frame.with_columns(keys.alias(_KEY)).join(side, on=_KEY, how="left", maintain_order="left")
             frame = frame.drop(_KEY)
         return frame
-
-    def _unread_lines(self, path: Path) -> Array:
-        """Numbers of the lines that Polars leaves out when it counts rows: comments, and blanks before a header."""
-        if path.suffix == ".parquet" or not (self.table.comment or self.table.header):
-            return np.zeros(0, np.int64)
-        unread, before = [], self.table.header
-        with suppress(*_BROKEN), _open_text(path) as file:
-            for number, line in enumerate(file, 1):
-                before = before and not line.strip("\ufeff\r\n")
-                if before or (self.table.comment and line.startswith(self.table.comment)):
-                    unread.append(number)
-                elif not self.table.comment:
-                    break
-        return np.array(unread, np.int64)
-
-    def _first_look(self, path: Path) -> bool:
-        """Before a file is read: whether the widths of its rows are known, as they had to be checked, or are equal."""
-        if path.suffix == ".parquet":
-            return True
-        if self.bad.allowed:
-            self._find_ragged(path)
-            return True
-        if _last_byte(path) == self._options(path)["separator"].encode()[-1:]:
-            self._check_widths(path)  # Polars takes no notice of a cell too many that a file ends with
-            return True
-        return False
-
-    def _find_ragged(self, path: Path) -> None:
-        """Of a file that may have bad rows, those with too many or too few columns."""
-        self._ragged[path] = []
-        for error in self._wrong_widths(path):
-            self.bad.add(error)
-            self._ragged[path] += error.lines
-
-    def _check_widths(self, path: Path) -> None:
-        """Raise the error of the first row with too many or too few columns, if there is one."""
-        for error in self._wrong_widths(path):
-            raise error
-
-    def _wrong_widths(self, path: Path) -> Iterator[BadRowError]:
-        """Read a CSV file line by line for rows with too many or too few columns."""
-        comment = self.table.comment
-        with _open_text(path) as file:
-            lines = (line.rstrip("\r\n").replace("\r", " ") for line in file)  # as Polars: a lone \r is in a cell
-            rows = csv.reader(lines, delimiter=self._options(path)["separator"])
-            width = before = within = 0  # lines before a row, and line breaks within cells so far
-            try:
-                for row in rows:
-                    within += rows.line_num - before - 1
-                    before = rows.line_num
-                    if not row or row == [""] or (comment and row[0].startswith(comment)):
-                        continue
-                    width = width or len(self.table.columns) or len(row)
-                    if len(row) != width:  # numbered as Polars counts, a row of several lines as one
-                        yield BadRowError(path, [before - within], f"{len(row)} columns instead of {width}")
-            except (csv.Error, *_BROKEN) as error:
-                raise UserError(f"{path}, row {rows.line_num}: cannot be read ({error})") from None
 
     def _check_columns(self, path: Path) -> None:
         """Every column the spec names exists, and every column of the file is named or ignored."""
         found = self._found_columns(path)
         named = {column: f"fields.{name}" for column, name in self._columns_of_fields()}
         named |= {column: f"fields.{field.name}" for field in self._make_columns() for column in field.happened}
-        named |= {c: f"tasks.{name}" for name, e in self.labels.items() for c in e.columns}
+        named |= {column: f"tasks.{name}" for column, name in self._columns_of_tasks()}
         if self.table.split.column:
             named.setdefault(self.table.split.column, "split.column")
         ignore = self.table.ignore if isinstance(self.table.ignore, list) else [self.table.ignore]
@@ -358,8 +311,9 @@ class Table:
                 raise UserError(f"{path}: no column {column!r}, named by {key} in {self.path}; {hint}")
         unnamed = [c for c in found if c not in named]
         if unnamed and "rest" not in ignore:
+            listed = ", ".join(c or "'' (without a name: the index that pandas writes)" for c in unnamed)
             raise UserError(
-                f"{self.path}: columns of {path.name} that it does not name: {', '.join(unnamed)}; "
+                f"{self.path}: columns of {path.name} that it does not name: {listed}; "
                 "make them fields, or list them (or the word rest) under ignore"
             )
 
@@ -384,7 +338,7 @@ class Table:
         if split.by != "time" or set(self.sources) == set(SPLITS):
             return None
         if split.test_from is not None:
-            return np.array([float(split.validation_from), float(split.test_from)])
+            return np.array([self._from("validation_from"), self._from("test_from")])
         sample = Sample()
         for frame, path, file_split in self._frames("finding the split by time"):
             if file_split != "test":
@@ -395,12 +349,29 @@ class Table:
         ends = [times[p] if p < len(times) else np.inf for p in places]
         return np.array(ends, np.float64)
 
+    def _from(self, key: str) -> float:
+        """Where a split begins, in the units of the column: a number, or the microseconds of a time."""
+        value = getattr(self.table.split, key)
+        if isinstance(value, str | date):
+            frame = pl.DataFrame({LINE: [0], key: [value.isoformat() if isinstance(value, date) else value]})
+            try:
+                return float(moments(frame, key, self.path)[0])
+            except BadRowError as error:
+                raise UserError(f"{self.path}: split.{key}: {error.problem.partition(': ')[2]}") from None
+        return float(value)
+
     def _times(self, frame: pl.DataFrame, path: Path) -> Array:
-        column = self.table.split.column
-        values = rising_numbers(frame, column, path)
+        split = self.table.split
+        values, dated = rising(frame, split.column, path)
+        if split.test_from is not None and dated != isinstance(split.test_from, str | date):
+            held, example = ("times", "2023-11-14") if dated else ("numbers", "1700000000")
+            raise UserError(
+                f"{self.path}: split.test_from: {split.test_from!r}, but column {split.column} of {path.name} holds "
+                f"{held}; write it, and validation_from, such as {example}"
+            )
         if values.null_count():
             lines = frame.filter(values.is_null())[LINE].to_list()
-            raise BadRowError(path, lines, f"column {column}: empty, but the split is by this time")
+            raise BadRowError(path, lines, f"column {split.column}: empty, but the split is by this time")
         return values.to_numpy()
 
     def _assign(self, frame: pl.DataFrame, path: Path, file_split: str) -> Array:
@@ -410,27 +381,33 @@ class Table:
             return np.full(len(frame), SPLITS.index(file_split))
         test = split.test if file_split == "all" else 0.0
         if split.by == "column":
-            cells = frame[split.column].cast(pl.String)
-            chosen = [cells.is_in(values).to_numpy() for values in (split.validation, split.test)]
+            cells = id_text(frame[split.column], path)
+            self._seen_values |= set(cells.unique().drop_nulls())
+            chosen = [cells.is_in(values).fill_null(False).to_numpy() for values in (split.validation, split.test)]
             return np.where(chosen[1], 2, np.where(chosen[0], 1, 0))
         if split.by == "time":
             assert self._boundaries is not None
             place = np.searchsorted(self._boundaries, self._times(frame, path), side="right")
             return np.minimum(place, 2 if file_split == "all" else 1)
+        # Each row by itself, also rows without a value of the column: those are nobody's, and no group.
+        keys = frame[LINE].to_numpy().astype(np.int64) + (self._own_files().index(path) << 40)
         if split.by == "hash":
-            keys = _hash_texts(frame[split.column].cast(pl.String).fill_null(""))
-        else:
-            every = self._own_files()
-            keys = frame[LINE].to_numpy().astype(np.int64) + (every.index(path) << 40)
+            cells = id_text(frame[split.column], path)
+            keys = np.where(cells.is_null(), keys, _hash_texts(cells.fill_null("")))
         where = fraction(keys, split.seed)
         return np.where(where < test, 2, np.where(where < test + split.validation, 1, 0))
 
     # Labels
 
     def _labels(self, frame: pl.DataFrame, path: Path) -> Array:
-        """(n, T) 0 or 1."""
+        """(n, T) 0, 1 or MISSING."""
         labels = [read_label(frame, path, f"task {name}", p, self.path) for name, p in self.labels.items()]
-        return np.stack(labels, 1)
+        found = np.stack(labels, 1)
+        for place, name in enumerate(self.labels):
+            if name in self.observed:
+                told = read_label(frame, path, f"tasks.{name}.observed", self.observed[name], self.path)
+                found[told != 1, place] = MISSING
+        return found
 
     # Passes
 
@@ -438,6 +415,10 @@ class Table:
         """Show the training rows to every column; returns counts (split, task, label) of observed rows."""
         names = list(self.table.tasks)
         tally = np.zeros((len(SPLITS), len(names), 2), np.int64)
+        self._missing = np.zeros(len(names), np.int64)
+        self._joint_rows = np.zeros(len(names), np.int64)
+        self._seen_values: set[str] = set()
+        self._unmatched = dict.fromkeys(self.joins, 0)
         for chunk, path, file_split in self._numbered("learning vocabularies and statistics"):
 
             def read(frame: pl.DataFrame, path: Path, of: str = file_split) -> tuple[Array, Array]:
@@ -452,6 +433,8 @@ class Table:
             for column in columns:
                 column.observe(training, path)
                 column.show(frame, path, where, labels, observed)
+            self._missing += (labels == MISSING).sum(axis=0)
+            self._joint_rows += self._told(labels[where == 0]).sum(axis=0)
             for task in range(len(names)):
                 for split in range(len(SPLITS)):
                     tally[split, task] += np.bincount(labels[(where == split) & observed[:, task], task], minlength=2)
@@ -469,9 +452,9 @@ class Table:
                 frame = frame.filter(~pl.col(LINE).is_in(error.lines))
 
     def _observed(self, labels: Array, name: str) -> Array:
-        """(n,) whether a row measures a task."""
+        """(n,) whether a row measures a task: its label is there, and those that it is observed under are 1."""
         names = list(self.table.tasks)
-        seen = np.ones(len(labels), bool)
+        seen = labels[:, names.index(name)] != MISSING
         parent, walked = self.table.tasks[name].observed_where, {name}
         while parent is not None:
             if parent in walked:
@@ -480,6 +463,34 @@ class Table:
             seen &= labels[:, names.index(parent)] == 1
             parent = self.table.tasks[parent].observed_where
         return seen
+
+    def _told(self, labels: Array) -> Array:
+        """(n, T) whether the labels say if a task and all that it is observed under happened."""
+        names, columns = list(self.table.tasks), []
+        for name in names:
+            chain = [name]
+            while (parent := self.table.tasks[chain[-1]].observed_where) is not None:
+                chain.append(parent)
+            own = labels[:, [names.index(n) for n in chain]]
+            columns.append((own == 1).all(1) | (own == 0).any(1))
+        return np.stack(columns, 1)
+
+    def _check_all_found(self) -> None:
+        """Every value that a split by column lists occurs, and every join finds something."""
+        split = self.table.split
+        if split.by == "column" and set(self.sources) != set(SPLITS):
+            for key in ("validation", "test"):
+                for value in getattr(split, key):
+                    if value not in self._seen_values and not (key == "test" and "test" in self.sources):
+                        near = difflib.get_close_matches(value, self._seen_values, 1)
+                        hint = f"; did you mean {near[0]}?" if near else ""
+                        raise UserError(f"{self.path}: split.{key}: {value!r} is in no row of {split.column}{hint}")
+        for name, unmatched in self._unmatched.items():
+            if unmatched == self._rows:
+                join = self.table.joins[name]
+                raise UserError(
+                    f"{self.path}: joins.{name}: no row has a {join.by} that is a {join.key} of {self.joins[name]}"
+                )
 
     def _check_tally(self, tally: Array) -> None:
         for split, counts in zip(SPLITS, tally, strict=True):
@@ -501,7 +512,7 @@ class Table:
         for (name, spec), (negatives, positives) in zip(self.table.tasks.items(), observed, strict=True):
             rate = positives / (negatives + positives)
             if spec.train_on == "all" and spec.observed_where:
-                rate = positives / observed.sum(axis=1).max()
+                rate = positives / self._joint_rows[list(self.table.tasks).index(name)]
             rules = (spec.observed_where, spec.train_on, spec.joint, spec.weight, spec.dislike)
             tasks.append(Task(name, float(rate), *rules))
         return tuple(tasks)
@@ -509,6 +520,7 @@ class Table:
     def _encode(self, writer: StoreWriter, columns: list[TableColumn], schema: Schema) -> None:
         counts = {kind: len(schema.of_kind(kind)) for kind in Kind}
         splits = [writer.split(name, counts, len(schema.tasks)) for name in SPLITS]
+        users = _Users(next((c for c in columns if c.name == schema.user and isinstance(c, IdColumn)), None))
         for chunk, path, file_split in self._numbered("writing the prepared store"):
 
             def read(frame: pl.DataFrame, path: Path, of: str = file_split) -> tuple[Array, Array, Columns]:
@@ -517,15 +529,62 @@ class Table:
                     column.check(frame, path)
                 return where, labels, _columns(frame, path, columns, schema)
 
-            _, (where, labels, encoded) = self._readable(chunk, path, read)
+            frame, (where, labels, encoded) = self._readable(chunk, path, read)
+            whose = users.of(frame, path)
             for number, split in enumerate(splits):
-                _append(split, encoded, labels, where == number)
+                _append(split, encoded, labels, where == number, whose)
+
+
+class _Users:
+    """Whose row each is, as numbers that all splits share: 0 for nobody's, then those of the vocabulary, then new ones.
+
+    A user whom training has not seen, or too seldom, has no vector, and is somebody all the same.
+
+    Args:
+        column: the user's, frozen; None where the table names no single id.
+    """
+
+    def __init__(self, column: IdColumn | None) -> None:
+        self.column = column
+        self._new: dict[str, int] = {}
+
+    def of(self, frame: pl.DataFrame, path: Path) -> Array | None:
+        """(n,) int32; the work in Python is for each distinct new user, not for each row."""
+        if self.column is None or self.column.fields()[0].kind is not Kind.ID:
+            return None
+        cells = id_text(frame[self.column.spec.column], path)
+        codes = self.column.vocabulary.encode(cells)
+        new = (codes == 0) & cells.is_not_null().to_numpy()
+        if not new.any():
+            return codes
+        first = len(self.column.vocabulary)
+        texts = cells.filter(pl.Series(new))
+        for value in texts.unique(maintain_order=True):
+            self._new.setdefault(value, first + len(self._new))
+        found = codes.copy()
+        distinct = texts.unique()
+        numbered = pl.DataFrame({"text": distinct, "code": [self._new[value] for value in distinct]})
+        joined = pl.DataFrame({"text": texts}).join(numbered, on="text", how="left", maintain_order="left")
+        found[new] = joined["code"].to_numpy()
+        return found
 
 
 def _matches(folder: Path, pattern: str) -> list[Path]:
-    """Files by a pattern, in order; the pattern itself where nothing matches, to be named in a message."""
+    """Files by a path, a pattern or a folder, in order; where nothing matches the path itself, for a message.
+
+    A path that exists is that path, whatever characters are in it; ``*`` is anything in a name and ``**`` any folders.
+    """
     path = folder / pattern
-    return (sorted(path.parent.glob(path.name)) or [path]) if "*" in path.name else [path]
+    if path.is_dir():
+        found = [p for p in path.iterdir() if p.is_file() and p.name.lower().endswith(_ENDINGS)]
+        return sorted(p for p in found if not p.name.startswith((".", "_"))) or [path]
+    if path.exists() or "*" not in pattern:
+        return [path]
+    literal, parts = folder, list(Path(pattern).parts)
+    while "*" not in parts[0]:
+        literal /= parts.pop(0)
+    escaped = "/".join(part.replace("[", "[[]").replace("?", "[?]") for part in parts)
+    return sorted(p for p in literal.glob(escaped) if p.is_file()) or [path]
 
 
 def _hint(column: str, found: list[str]) -> str:
@@ -534,46 +593,9 @@ def _hint(column: str, found: list[str]) -> str:
     return f"did you mean {near[0]}?" if near else f"its columns are {', '.join(found)}"
 
 
-def _open_text(path: Path) -> TextIO:
-    """A CSV file as lines of text, compressed or not."""
-    opener = gzip.open if path.suffix == ".gz" else open
-    return cast(TextIO, opener(path, "rt", newline="\n", encoding="utf-8", errors="replace"))
-
-
-def _last_byte(path: Path) -> bytes:
-    """Of a CSV file, compressed or not, as far as it can be read."""
-    last = b""
-    if path.suffix == ".gz":
-        try:
-            with gzip.open(path) as unpacked:
-                while piece := unpacked.read(1 << 20):
-                    last = piece[-1:]
-            return last
-        except gzip.BadGzipFile:  # Polars goes by the content
-            pass
-        except _BROKEN:
-            return last
-    with path.open("rb") as file:
-        file.seek(max(path.stat().st_size - 1, 0))
-        return file.read(1)
-
-
-def _file_lines(rows: pl.Series, unread: Array) -> pl.Series:
-    """Line numbers in the file from line numbers without those that Polars left out."""
-    lines_before = unread - 1 - np.arange(len(unread))  # lines that were read before each of them
-    return rows + pl.Series(np.searchsorted(lines_before, rows.to_numpy(), side="left"))
-
-
-def _csv_bytes(frame: pl.DataFrame) -> int:
-    """About how many bytes of the file a chunk took."""
-    cells = frame.drop(LINE)
-    lengths = cells.select(pl.all().str.len_bytes().sum()).row(0)
-    return sum(n or 0 for n in lengths) + cells.width * cells.height
-
-
-def _append(split: SplitWriter, columns: Columns, labels: Array, mask: Array) -> None:
+def _append(split: SplitWriter, columns: Columns, labels: Array, mask: Array, users: Array | None) -> None:
     if mask.any():
-        split.append(select_rows(columns, mask), labels[mask])
+        split.append(select_rows(columns, mask), labels[mask], users=None if users is None else users[mask])
 
 
 def _columns(frame: pl.DataFrame, path: Path, columns: list[TableColumn], schema: Schema) -> Columns:
@@ -593,8 +615,8 @@ def _columns(frame: pl.DataFrame, path: Path, columns: list[TableColumn], schema
         for number, (column, (row, code, weight)) in enumerate(bags)
     ]
     parts = [np.concatenate(part) for part in zip(*flat, strict=True)] or [np.zeros(0, np.int64)] * 4
-    caps = [column.spec.max_values for column, _ in bags]
-    ragged = to_columns(Entries(n, *parts), [], range(len(bags)), caps)
+    caps, keep = [c.spec.max_values for c, _ in bags], [Keep(c.spec.keep) for c, _ in bags]
+    ragged = to_columns(Entries(n, *parts), [], range(len(bags)), caps, keep)
     return Columns(
         stacked(ids, np.int32),
         stacked(scaled, np.float32),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,15 @@ from numpy.typing import NDArray
 from dlen.data.bad_rows import BadRowError
 from dlen.data.buckets import bucket_edges
 from dlen.data.sample import Sample
+from dlen.data.sources.cells import LARGEST, LINE, id_text, list_of_cells, moments, numbers, refuse, text_of
 from dlen.data.sources.table_spec import TIME_PARTS, FieldSpec
 from dlen.data.store import Store, StoreWriter
 from dlen.errors import UserError
 from dlen.schema import Field, Kind, Pooling
 
 Array = NDArray[Any]
-LINE = "__line__"  # number of the row in its file
 _PENDING = 1 << 22
-_LATEST = 7_258_118_400_000_000  # the year 2200, in microseconds since 1970
+_ROUNDING = 1e-12  # of a deviation beside the numbers it is that of: no scale, but what 64 bits leave of a constant
 
 
 class TextVocabulary:
@@ -34,8 +36,8 @@ class TextVocabulary:
         self.frame = pl.DataFrame(schema={"value": pl.String, "count": pl.Int64})
 
     def add(self, values: pl.Series) -> None:
-        """Count a chunk; nulls and empty strings are absent."""
-        frame = pl.DataFrame({"value": values}).filter(pl.col("value").is_not_null() & (pl.col("value") != ""))
+        """Count a chunk; nulls are absent."""
+        frame = pl.DataFrame({"value": values}).drop_nulls()
         self._parts.append(frame.group_by("value").agg(pl.len().cast(pl.Int64).alias("count")))
         self._pending += len(self._parts[-1])
         if self._pending > _PENDING:
@@ -104,6 +106,10 @@ class TableColumn(ABC):
     def restore(self, store: Store) -> None:
         """Take what was learnt from the store in which it was kept, instead of learning."""
 
+    def notes(self) -> dict[str, str]:
+        """What a user is told of rows that were encoded."""
+        return {}
+
     @abstractmethod
     def fields(self) -> list[Field]:
         """The schema's fields that this one becomes."""
@@ -129,7 +135,7 @@ class IdColumn(TableColumn):
         self.vocabulary = TextVocabulary(spec.min_count)
 
     def observe(self, frame: pl.DataFrame, path: Path) -> None:
-        self.vocabulary.add(text(frame[self.spec.column]))
+        self.vocabulary.add(id_text(frame[self.spec.column], path))
 
     def freeze(self, writer: StoreWriter) -> None:
         self.vocabulary.freeze()
@@ -142,11 +148,23 @@ class IdColumn(TableColumn):
         return [Field(self.name, Kind.ID, self.spec.side, len(self.vocabulary))]
 
     def ids(self, frame: pl.DataFrame, path: Path) -> list[Array]:
-        return [self.vocabulary.encode(text(frame[self.spec.column]))]
+        return [self.vocabulary.encode(id_text(frame[self.spec.column], path))]
 
 
 class IdsColumn(IdColumn):
     """Several ids in one cell, perhaps with weights, or a Parquet list of them."""
+
+    def __init__(self, name: str, spec: FieldSpec) -> None:
+        super().__init__(name, spec)
+        self._cut = self._rows = 0
+
+    def notes(self) -> dict[str, str]:
+        if not self._cut:
+            return {}
+        which = "first" if self.spec.keep == "heaviest" and not self.spec.weight_separator else self.spec.keep
+        hint = "; keep: last would keep the newest of a history" if which == "first" else ""
+        said = f"{self._cut / self._rows:.2%} have more than {self.spec.max_values} values and keep the {which}{hint}"
+        return {f"lists_of_{self.name}": said}
 
     def check(self, frame: pl.DataFrame, path: Path) -> None:
         self._values(frame, path)
@@ -163,17 +181,20 @@ class IdsColumn(IdColumn):
 
     def bag(self, frame: pl.DataFrame, path: Path) -> tuple[Array, Array, Array]:
         row, values, weights = self._values(frame, path)
+        self._rows += len(frame)
+        self._cut += int((np.bincount(row, minlength=1) > self.spec.max_values).sum())
         return row, self.vocabulary.encode(values), weights
 
     def _values(self, frame: pl.DataFrame, path: Path) -> tuple[Array, pl.Series, Array]:
-        cells = frame[self.spec.column]
-        if not isinstance(cells.dtype, pl.List):
-            cells = text(cells).str.split(self.spec.separator)
-        long = pl.DataFrame({"row": pl.int_range(len(cells), eager=True), "value": cells, LINE: frame[LINE]})
-        long = long.explode("value").with_columns(pl.col("value").cast(pl.String).str.strip_chars())
-        long = long.filter(pl.col("value").is_not_null() & (pl.col("value") != ""))
+        """Row (L,), text of the id (L,) and weight (L,) of each value that is there, in the order of the cells."""
+        lists = list_of_cells(frame, self.spec.column, self.spec.separator, path)
+        long = pl.DataFrame({"row": pl.int_range(len(lists), eager=True), "value": lists, LINE: frame[LINE]})
+        long = long.explode("value")
         if not self.spec.weight_separator:
+            long = long.with_columns(id_text(long["value"].alias(self.spec.column), path).alias("value"))
+            long = long.drop_nulls("value")
             return long["row"].to_numpy(), long["value"], np.ones(len(long), np.float32)
+        long = long.with_columns(text_of(long["value"]).alias("value")).drop_nulls("value")
         parts = long["value"].str.splitn(self.spec.weight_separator, 2).struct.unnest()
         weights = parts["field_1"].cast(pl.Float32, strict=False)
         bad = weights.is_null() | ~weights.is_finite()
@@ -182,7 +203,9 @@ class IdsColumn(IdColumn):
             shape = f"id{self.spec.weight_separator}weight"
             problem = f"field {self.name}: {found['value'][0]!r} is not {shape} with a number"
             raise BadRowError(path, found[LINE].unique(maintain_order=True).to_list(), problem)
-        return long["row"].to_numpy(), parts["field_0"], weights.to_numpy()
+        ids = id_text(parts["field_0"].alias(self.spec.column), path)
+        known = ids.is_not_null()
+        return long["row"].filter(known).to_numpy(), ids.filter(known), weights.filter(known).to_numpy()
 
 
 class NumberColumn(TableColumn):
@@ -211,8 +234,8 @@ class NumberColumn(TableColumn):
     def freeze(self, writer: StoreWriter) -> None:
         if not self.count:
             raise UserError(f"field {self.name}: no training row has a number in column {self.spec.column}")
-        # Of a constant the sum of squares is rounding, which is no scale.
-        self.deviation = float(np.sqrt(self.squares / self.count)) if self.low < self.high else 1.0
+        deviation = float(np.sqrt(self.squares / self.count))
+        self.deviation = deviation if deviation > _ROUNDING * max(abs(self.low), abs(self.high)) else 1.0
         transform = {"transform": "log1p"} if self.spec.transform == "log1p" else {}
         writer.statistics[self.name] = {"mean": self.mean, "deviation": self.deviation, **transform}
 
@@ -224,8 +247,9 @@ class NumberColumn(TableColumn):
         return [Field(self.name, Kind.NUMERIC, self.spec.side)]
 
     def numbers(self, frame: pl.DataFrame, path: Path) -> list[Array]:
-        values = self._values(frame, path).fill_null(self.mean).to_numpy()
-        return [(values - self.mean) / self.deviation]
+        scaled = (self._values(frame, path).fill_null(self.mean) - self.mean) / self.deviation
+        refuse(frame, scaled.abs() > LARGEST, self.spec.column, path, "too far from all that training has seen")
+        return [scaled.to_numpy()]
 
     def _values(self, frame: pl.DataFrame, path: Path) -> pl.Series:
         values = numbers(frame, self.spec.column, path)
@@ -276,14 +300,30 @@ class BucketColumn(TableColumn):
 class TimeColumn(TableColumn):
     """Parts of a time stamp, each an id field of its own; an absent stamp is 0."""
 
+    def __init__(self, name: str, spec: FieldSpec) -> None:
+        super().__init__(name, spec)
+        self._first, self._last = math.inf, -math.inf
+
+    def observe(self, frame: pl.DataFrame, path: Path) -> None:
+        found = self.moments(frame, path).drop_nulls()
+        if len(found):
+            self._first, self._last = min(self._first, found.min()), max(self._last, found.max())  # type: ignore[type-var]
+
+    def notes(self) -> dict[str, str]:
+        if self._last < self._first:
+            return {}
+        first, last = (datetime.fromtimestamp(t / 1e6, UTC) for t in (self._first, self._last))
+        asked = "; all in 1970: is the unit right?" if last.year == 1970 else ""
+        return {f"training_times_of_{self.name}": f"{first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M}{asked}"}
+
     def check(self, frame: pl.DataFrame, path: Path) -> None:
-        self._stamps(frame, path)
+        self.moments(frame, path)
 
     def fields(self) -> list[Field]:
         return [Field(f"{self.name}_{p}", Kind.ID, self.spec.side, TIME_PARTS[p] + 1) for p in self.spec.parts]
 
     def ids(self, frame: pl.DataFrame, path: Path) -> list[Array]:
-        stamps = self._stamps(frame, path) + pl.duration(seconds=round(3600 * self.spec.utc_offset))
+        stamps = pl.lit(self.moments(frame, path).cast(pl.Datetime("us")))
         part = {
             "hour": stamps.dt.hour().cast(pl.Int32) + 1,
             "weekday": stamps.dt.weekday().cast(pl.Int32),
@@ -295,30 +335,8 @@ class TimeColumn(TableColumn):
 
     def moments(self, frame: pl.DataFrame, path: Path) -> pl.Series:
         """(n,) local time in microseconds; null where there is none."""
-        stamps = self._stamps(frame, path) + pl.duration(seconds=round(3600 * self.spec.utc_offset))
-        return frame.select(when=stamps.cast(pl.Datetime("us")).cast(pl.Int64))["when"]
-
-    def _stamps(self, frame: pl.DataFrame, path: Path) -> pl.Expr:
-        column = frame[self.spec.column]
-        if column.dtype.is_temporal():
-            return pl.lit(column.cast(pl.Datetime("us")))
-        if not self.spec.format:
-            scale = 1_000_000 if self.spec.unit == "s" else 1000
-            stamps = numbers(frame, self.spec.column, path) * scale
-            unit = f"{self.spec.unit} since 1970 before the year 2200 (is the unit right?)"
-            _refuse(frame, ~stamps.is_between(0, _LATEST), self.spec.column, path, f"not a time in {unit}")
-            moments = stamps.cast(pl.Int64)
-            return pl.lit(moments.cast(pl.Datetime("us")))
-        written = text(column)
-        parsed = written.str.to_datetime(self.spec.format, strict=False, time_unit="us")
-        _refuse(
-            frame,
-            parsed.is_null() & (written != ""),
-            self.spec.column,
-            path,
-            f"not a time like {self.spec.format}",
-        )
-        return pl.lit(parsed)
+        found = moments(frame, self.spec.column, path, self.spec.unit, self.spec.format)
+        return found + round(3_600_000_000 * self.spec.utc_offset)
 
 
 def make_column(name: str, spec: FieldSpec) -> TableColumn:
@@ -327,39 +345,3 @@ def make_column(name: str, spec: FieldSpec) -> TableColumn:
     if spec.kind == "numeric":
         return BucketColumn(name, spec) if spec.transform == "quantile" else NumberColumn(name, spec)
     return kinds[spec.kind](name, spec)
-
-
-def numbers(frame: pl.DataFrame, column: str, path: Path) -> pl.Series:
-    """A column as finite floats, null where the cell is empty; BadRowError for any other cell."""
-    cells = frame[column]
-    if cells.dtype.is_nested():
-        raise UserError(f"{path}: column {column}: holds {cells.dtype}, not numbers")
-    if isinstance(cells.dtype, pl.Categorical | pl.Enum):
-        cells = cells.cast(pl.String)
-    if cells.dtype == pl.String:
-        cells = cells.set(cells == "", None)
-    try:
-        values = cells.cast(pl.Float64, strict=False)
-    except pl.exceptions.PolarsError:
-        raise UserError(f"{path}: column {column}: holds {cells.dtype}, not numbers") from None
-    _refuse(frame, cells.is_not_null() & values.is_null(), column, path, "not a number")
-    _refuse(frame, values.is_not_null() & ~values.is_finite(), column, path, "not a finite number")
-    return values
-
-
-def rising_numbers(frame: pl.DataFrame, column: str, path: Path) -> pl.Series:
-    """A column that orders rows in time: any :func:`numbers`, or a date or time stamp in microseconds."""
-    if frame[column].dtype in (pl.Date, pl.Datetime):
-        frame = frame.with_columns(pl.col(column).cast(pl.Datetime("us")).cast(pl.Int64))
-    return numbers(frame, column, path)
-
-
-def _refuse(frame: pl.DataFrame, bad: pl.Series, column: str, path: Path, why: str) -> None:
-    if bad.any():
-        found = frame.filter(bad)
-        raise BadRowError(path, found[LINE].to_list(), f"column {column}: {found[column][0]!r} is {why}")
-
-
-def text(cells: pl.Series) -> pl.Series:
-    """Cells of any type as text."""
-    return cells if cells.dtype == pl.String else cells.cast(pl.String)

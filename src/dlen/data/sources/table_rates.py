@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from dlen.data.bad_rows import BadRowError
 from dlen.data.rates import RateTable, Settings, kept_rates
+from dlen.data.sources.cells import LINE, id_text, list_of_cells, numbers, rising
 from dlen.data.sources.expression import Expression
-from dlen.data.sources.table_columns import LINE, TableColumn, TimeColumn, numbers, rising_numbers, text
+from dlen.data.sources.table_columns import TableColumn, TimeColumn
 from dlen.data.sources.table_spec import FieldSpec, TableSpec, names_of
-from dlen.data.store import Store, StoreWriter
+from dlen.data.store import MISSING, Store, StoreWriter
 from dlen.errors import UserError
 from dlen.hashing import fraction
 from dlen.schema import Field, Kind
@@ -53,7 +54,7 @@ class Clock:
     def periods(self, frame: pl.DataFrame, path: Path, *, new: bool = False) -> Array:
         """(n,) float64. Without a time a new row is later than all others, and one of the log is a BadRowError."""
         assert self.column is not None
-        values = self.field.moments(frame, path) if self.field else rising_numbers(frame, self.column, path)
+        values = self.field.moments(frame, path) if self.field else rising(frame, self.column, path)[0]
         if values.null_count() and not new:
             lines = frame.filter(values.is_null())[LINE].to_list()
             raise BadRowError(path, lines, f"column {self.column}: empty, but rates are told by this time")
@@ -142,7 +143,7 @@ class RateColumn(TableColumn):
                 known.append(observed[:, self.tasks.index(of)])
             else:
                 counted.append(read_label(frame, path, f"field {self.name}", self.expressions[of], self.clock.path))
-                known.append(np.ones(len(frame), bool))
+                known.append(counted[-1] != MISSING)
         shape = (len(self.of), len(frame))
         self.table.add(
             row,
@@ -204,26 +205,30 @@ class RateColumn(TableColumn):
 
     def _keys(self, frame: pl.DataFrame, path: Path) -> pl.Series:
         """(n,) text of the key; null where one of its columns is empty. A list is its values, joined as in CSV."""
-        cells = [_key(frame[c], path, s) for c, s in zip(self.by, self.separators, strict=True)]
-        cells = [c.set(c == "", None) for c in cells]
+        cells = [_key(frame, c, s, path) for c, s in zip(self.by, self.separators, strict=True)]
         return pl.select(pl.concat_str([pl.lit(c) for c in cells], separator=_BETWEEN)).to_series()
 
 
-def _key(cells: pl.Series, path: Path, separator: str) -> pl.Series:
+def _key(frame: pl.DataFrame, column: str, separator: str, path: Path) -> pl.Series:
+    cells = frame[column]
+    if not cells.dtype.is_nested():
+        return id_text(cells, path)
     try:
-        if isinstance(cells.dtype, pl.Array):
-            cells = cells.arr.to_list()
-        return cells.cast(pl.List(pl.String)).list.join(separator) if isinstance(cells.dtype, pl.List) else text(cells)
+        lists = list_of_cells(frame, column, separator, path).cast(pl.List(pl.String))
     except pl.exceptions.PolarsError:
-        raise UserError(f"{path}: column {cells.name}: holds {cells.dtype}, which cannot be a key") from None
+        raise UserError(f"{path}: column {column}: holds {cells.dtype}, which cannot be a key") from None
+    joined = lists.list.join(separator)
+    return joined.set(joined == "", None)
 
 
 def read_label(frame: pl.DataFrame, path: Path, whose: str, parsed: Expression, spec: Path) -> Array:
-    """(n,) 0 or 1 by an expression; BadRowError for rows of which it is neither."""
+    """(n,) 0 or 1 by an expression, MISSING where it is empty; BadRowError for rows of which it is something else."""
     # In a frame of its own: another label may compare the same column with text.
-    read = frame.with_columns(numbers(frame, column, path).alias(column) for column in parsed.numeric)
+    read = frame.with_columns(
+        (numbers(frame, c, path) if c in parsed.numeric else id_text(frame[c], path)).alias(c) for c in parsed.columns
+    )
     values = read.select(label=parsed.expr)["label"]
-    bad = values.is_null() | ~values.is_in([0.0, 1.0])
+    bad = values.is_not_null() & ~values.is_in([0.0, 1.0])
     if bad.any():
         found = read.filter(bad)
         shown = ", ".join(f"{c} = {found[c][0]!r}" for c in dict.fromkeys(parsed.columns))
@@ -232,5 +237,5 @@ def read_label(frame: pl.DataFrame, path: Path, whose: str, parsed: Expression, 
             f"an expression such as `{parsed.columns[0]} > 0` in {spec} makes it so"
         )
         raise BadRowError(path, found[LINE].to_list(), problem)
-    label: Array = values.cast(pl.UInt8).to_numpy()
+    label: Array = values.fill_null(MISSING).cast(pl.UInt8).to_numpy()
     return label

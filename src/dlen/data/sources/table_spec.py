@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,10 +14,11 @@ import yaml
 
 from dlen.data.sources.expression import Expression
 from dlen.errors import UserError
-from dlen.schema import Pooling
+from dlen.schema import Pooling, check_targets
 
 KINDS = ("id", "ids", "numeric", "time")
 TRANSFORMS = ("standardise", "log1p", "quantile")
+KEPT = ("heaviest", "first", "last")
 TIME_PARTS = {"hour": 24, "weekday": 7, "day": 31, "month": 12}
 T = TypeVar("T")
 
@@ -67,14 +70,16 @@ class FieldSpec:
         min_count: id, ids: rarer values are unknown.
         separator: ids: between values.
         weight_separator: ids: between a value and its weight, as in ``red:0.5``.
-        max_values: ids: the heaviest stay.
+        max_values: ids: so many stay of a longer list.
+        keep: ids: which ones: heaviest (of equal weights the first), first or last.
         pooling: ids: mean or sum of the values' vectors.
         transform: numeric: standardise; log1p, sign(x) log(1 + abs(x)) standardised, for counts and amounts; or
             quantile, the id of one of some equal-sized buckets.
         buckets: numeric with quantile: how many.
-        format: time: such as ``%Y-%m-%d %H:%M:%S``; without it the column holds numbers since 1970.
-        unit: time without format: s or ms.
-        utc_offset: time: hours added before the parts are taken.
+        format: time: such as ``%d.%m.%Y %H:%M``; without it the column holds dates, time stamps, ISO 8601 text such as
+            ``2023-11-14T10:00:00+08:00``, or numbers since 1970.
+        unit: of such numbers: s or ms.
+        utc_offset: time: hours added before the parts are taken; a stamp with a zone is in UTC until then.
         parts: time: hour, weekday, day, month; each becomes an id field.
     """
 
@@ -85,6 +90,7 @@ class FieldSpec:
     separator: str = "|"
     weight_separator: str = ""
     max_values: int = 20
+    keep: str = "heaviest"
     pooling: str = "mean"
     transform: str = "standardise"
     buckets: int = 20
@@ -102,6 +108,7 @@ class TaskSpec:
 
     Attributes:
         label: a column that is 0 or 1, or an expression such as ``label == 0``.
+        observed: a column that is 0 or 1, or an expression: where it is 0 the label is unknown, as where it is empty.
         observed_where: the task counts only where this other task is positive.
         train_on: observed (the default) or all.
         joint: name of "this and its parents happened", measured over all rows.
@@ -110,6 +117,7 @@ class TaskSpec:
     """
 
     label: str = ""
+    observed: str = ""
     observed_where: str | None = None
     train_on: str = "observed"
     joint: str = ""
@@ -126,7 +134,8 @@ class SplitSpec:
         column: for hash, time and column.
         validation: a share; with ``by: column`` a list of values.
         test: a share; with ``by: column`` a list of values.
-        validation_from: with ``by: time``: the first value of validation, instead of a share.
+        validation_from: with ``by: time``: the first value of validation, instead of a share; a number, or a time
+            where the column holds times.
         test_from: with ``by: time``: the first value of test, instead of a share.
         seed: of the hash.
         allow_one_class: do not insist on both classes of every task in validation and test.
@@ -163,7 +172,7 @@ class TableSpec:
 
     Attributes:
         files: a path, or paths for train, test and perhaps validation; relative to the YAML. ``*`` stands for
-            anything in a file's name.
+            anything in a name, ``**`` for any folders; a folder for all CSV, TSV and Parquet files in it.
         joins: tables that are joined to the rows by a key, by name.
         obtain: where the files come from, for the message when one is missing.
         fields: inputs of the models, by name.
@@ -175,6 +184,9 @@ class TableSpec:
         header: whether the first line names the columns.
         columns: their names where there is no header.
         comment: lines that begin with this are skipped.
+        encoding: of CSV files that are not UTF-8, such as gb18030, latin-1 or utf-16.
+        quote: what CSV cells may stand in; empty for none. By default ``"``, unless it is seen to swallow rows.
+        null_values: texts of CSV cells that mean an empty one, such as ``\\N``.
         user: the field that says whose row it is.
         position: the field with the place on the page.
     """
@@ -191,21 +203,49 @@ class TableSpec:
     header: bool = True
     columns: list[str] = field(default_factory=list)
     comment: str = ""
+    encoding: str = ""
+    quote: str | None = None
+    null_values: list[str] = field(default_factory=list)
     user: str | None = None
     position: str | None = None
 
 
-def load_spec(path: Path) -> TableSpec:
-    """Read and check a spec.
-
-    Raises:
-        UserError: the file is missing, is no YAML, or has a key or value that it may not have.
-    """
+def read_spec(path: Path) -> str:
+    """The text of a spec; UserError if it cannot be read."""
     try:
-        content = yaml.safe_load(path.read_text())
+        return path.read_text()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); data.spec names the YAML of a table") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not valid YAML ({error})") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that occurs twice, of which YAML would take the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} occurs twice", key.start_mark)
+            if isinstance(key.value, str):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def parse_spec(text: str, path: Path) -> TableSpec:
+    """Read and check the text of a spec.
+
+    Args:
+        text: YAML.
+        path: where it stood, for messages.
+
+    Raises:
+        UserError: it is no YAML, or has a key or value that it may not have.
+    """
+    try:
+        content = yaml.load(text, _Loader)  # a SafeLoader
+    except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
     spec = _fill(TableSpec, content, path, "")
     spec.fields = {str(k): _field(v, path, f"fields.{k}") for k, v in _mapping(spec.fields, path, "fields")}
@@ -231,12 +271,12 @@ def names_of(name: str, spec: FieldSpec) -> list[str]:
     return [name]
 
 
-def expression(task: TaskSpec, path: Path, name: str) -> Expression:
-    """The parsed label of a task; UserError with its place in the YAML."""
+def expression(task: TaskSpec, path: Path, name: str, key: str = "label") -> Expression:
+    """The parsed label of a task, or its ``observed``; UserError with its place in the YAML."""
     try:
-        return Expression(str(task.label))
+        return Expression(str(getattr(task, key)))
     except ValueError as error:
-        raise UserError(f"{path}: tasks.{name}.label: {error}") from None
+        raise UserError(f"{path}: tasks.{name}.{key}: {error}") from None
 
 
 def choose(value: Any, choices: tuple[str, ...], path: Path, key: str) -> None:
@@ -363,6 +403,7 @@ def _check(spec: TableSpec, path: Path) -> None:
         choose(item.transform, TRANSFORMS, path, f"{key}.transform")
         choose(item.pooling, tuple(Pooling), path, f"{key}.pooling")
         choose(item.unit, ("s", "ms"), path, f"{key}.unit")
+        choose(item.keep, KEPT, path, f"{key}.keep")
         for part in item.parts:
             choose(part, tuple(TIME_PARTS), path, f"{key}.parts")
         if item.buckets < 2 or not 1 <= item.max_values < 2**15 or item.min_count < 1:
@@ -372,14 +413,26 @@ def _check(spec: TableSpec, path: Path) -> None:
     for name in made:
         if made.count(name) > 1:
             raise UserError(f"{path}: fields.{name}: this name is also that of a part of a time field, or of a rate")
-    if len(spec.separator.encode()) > 1:
-        raise UserError(f"{path}: separator: {spec.separator!r} is not a single character")
+    for key, character in (("separator", spec.separator), ("quote", spec.quote or "")):
+        if len(character.encode()) > 1:
+            raise UserError(f"{path}: {key}: {character!r} is not a single character")
+    _check_encoding(spec.encoding, path)
+    for name in spec.columns:
+        if spec.columns.count(name) > 1:
+            raise UserError(f"{path}: columns: {name!r} occurs twice")
     for name, task in spec.tasks.items():
         _check_name(name, path, f"tasks.{name}")
         choose(task.train_on, ("observed", "all"), path, f"tasks.{name}.train_on")
         if task.observed_where is not None:
             choose(task.observed_where, tuple(spec.tasks), path, f"tasks.{name}.observed_where")
         expression(task, path, name)
+        if task.observed:
+            expression(task, path, name, "observed")
+    try:
+        check_targets([(name, task.joint, task.dislike) for name, task in spec.tasks.items()])
+    except ValueError as error:
+        raise UserError(f"{path}: tasks: {error}") from None
+    _check_no_label(spec, path)
     for key in ("user", "position"):
         value = getattr(spec, key)
         if value is not None:
@@ -388,6 +441,28 @@ def _check(spec: TableSpec, path: Path) -> None:
     _check_rates(spec, path)
     if not spec.header and not spec.columns:
         raise UserError(f"{path}: columns: name them, since header is false")
+
+
+def _check_encoding(encoding: str, path: Path) -> None:
+    try:
+        text = not encoding or codecs.lookup(encoding)._is_text_encoding
+    except (LookupError, ValueError):
+        text = False
+    if not text:
+        raise UserError(f"{path}: encoding: {encoding!r} is none that is known, such as gb18030, latin-1 or utf-16")
+
+
+def _check_no_label(spec: TableSpec, path: Path) -> None:
+    """A field of what a label is made of is told the answer."""
+    made = {
+        column: f"tasks.{name}" for name, task in spec.tasks.items() for column in expression(task, path, name).columns
+    }
+    for name, item in spec.fields.items():
+        if item.column in made:
+            raise UserError(
+                f"{path}: fields.{name}: column {item.column} is what the label of {made[item.column]} is made of, so "
+                "a model would be told the answer; take it out of fields"
+            )
 
 
 def _check_rates(spec: TableSpec, path: Path) -> None:
@@ -430,9 +505,10 @@ def _check_split(split: SplitSpec, path: Path) -> None:
     starts = [split.validation_from, split.test_from]
     if split.test_from is not None:
         for start in starts:
-            if isinstance(start, bool) or not isinstance(start, int | float):
+            if isinstance(start, bool) or not isinstance(start, int | float | str | date):
                 raise UserError(
-                    f"{path}: split.validation_from, test_from: {start!r} is not a number in units of {split.column}"
+                    f"{path}: split.validation_from, test_from: {start!r} is neither a number in units of "
+                    f"{split.column} nor a date or time"
                 )
-        if starts[0] > starts[1]:
+        if type(starts[0]) is type(starts[1]) and starts[0] > starts[1]:
             raise UserError(f"{path}: split.validation_from: {starts[0]} is later than test_from, {starts[1]}")

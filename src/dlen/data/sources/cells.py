@@ -1,0 +1,218 @@
+"""What a cell of any type reads as: the one text of an id, a finite number, or a moment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from dlen.data.bad_rows import BadRowError
+from dlen.errors import UserError
+
+LINE = "__line__"  # number of the row in its file
+LARGEST = 3.4e38  # of 32 bits, in which numbers reach a model
+_LATEST = 7_258_118_400_000_000  # the year 2200, in microseconds since 1970
+_SECONDS = (631_152_000, 7_258_118_400)  # of the years 1990 and 2200: as milliseconds they would be days of 1970
+_EXACT: dict[Any, int] = {
+    pl.Float64: 2**53,
+    pl.Float32: 2**24,
+}  # up to which a float tells every whole number from the next
+_ISO = (
+    r"^(?<date>\d{4}[-/]\d{2}[-/]\d{2})(?:[ T](?<time>\d{2}:\d{2})(?::(?<second>\d{2}(?:\.\d+)?))?)?"
+    r"\s*(?:Z|UTC|(?<sign>[+-])(?<hours>\d{2}):?(?<minutes>\d{2}))?$"
+)
+_MARKS = ("\\N", "null", "na", "n/a", "nan", "none", "nil", "-")  # what absent values are often written as
+
+
+def id_text(cells: pl.Series, path: Path) -> pl.Series:
+    """The text of each id, null where there is none: 12, 12.0, "12", "12.0" and " 12" are one id.
+
+    pandas makes floats of whole numbers beside an empty cell, and writes True where Polars writes true; a file of each
+    must not give two ids.
+
+    Args:
+        cells: of any type but lists.
+        path: of the file, for messages.
+
+    Raises:
+        UserError: cells are lists, or floats in which neighbouring ids are the same number.
+    """
+    kind = cells.dtype
+    if kind.is_nested():
+        raise UserError(f"{path}: column {cells.name}: holds {kind}, not one id in each cell; kind: ids takes lists")
+    if kind.is_float():
+        cells = _whole(cells.fill_nan(None), path)
+    try:
+        text = cells.cast(pl.String).str.strip_chars()
+    except pl.exceptions.PolarsError:
+        raise UserError(f"{path}: column {cells.name}: holds {kind}, which cannot be an id") from None
+    if text.str.contains(".0", literal=True).any():
+        text = text.str.replace(r"^([+-]?\d+)\.0+$", "$1")
+    if text.str.contains(r"^(?i:true|false)$").any():
+        lower = text.str.to_lowercase()
+        text = text.zip_with(~lower.is_in(["true", "false"]), lower)
+    return text.set(text == "", None)
+
+
+def _whole(cells: pl.Series, path: Path) -> pl.Series:
+    """Floats as text, the whole ones as whole numbers."""
+    whole = cells.is_finite() & (cells == cells.floor())
+    merged = whole & (cells.abs() > _EXACT.get(type(cells.dtype), 2**11))
+    if merged.any():
+        value = cells.filter(merged)[0]
+        raise UserError(
+            f"{path}: column {cells.name}: {value!r} is a float ({cells.dtype}), in which ids as large as this merge; "
+            "write the column as whole numbers or as text"
+        )
+    texts = cells.cast(pl.String)
+    return texts.zip_with(~whole.fill_null(False), cells.set(~whole, None).cast(pl.Int64).cast(pl.String))
+
+
+def numbers(frame: pl.DataFrame, column: str, path: Path) -> pl.Series:
+    """A column as finite floats, null where the cell is empty; BadRowError for any other cell. True is 1."""
+    cells = frame[column]
+    if cells.dtype.is_nested() or cells.dtype.is_temporal():
+        hint = "; kind: time takes it" if cells.dtype in (pl.Date, pl.Datetime) else ""
+        raise UserError(f"{path}: column {column}: holds {cells.dtype}, not numbers{hint}")
+    try:
+        if cells.dtype == pl.String:
+            cells = cells.str.strip_chars()
+            cells = cells.set(cells == "", None)
+        values = cells.cast(pl.Float64, strict=False)
+        if cells.dtype == pl.String and (words := cells.is_not_null() & values.is_null()).any():
+            values = values.zip_with(~words, cells.str.to_lowercase().replace_strict(_TRUTH, default=None))
+    except pl.exceptions.PolarsError:
+        raise UserError(f"{path}: column {column}: holds {cells.dtype}, not numbers") from None
+    unread = cells.is_not_null() & values.is_null()
+    if unread.any():
+        first = str(cells.filter(unread)[0])
+        hint = f"; null_values: [{first!r}] makes it empty" if first.lower() in map(str.lower, _MARKS) else ""
+        refuse(frame, unread, column, path, f"not a number{hint}")
+    refuse(frame, values.is_not_null() & ~values.is_finite(), column, path, "not a finite number")
+    refuse(frame, values.abs() > LARGEST, column, path, f"not a number of 32 bits (up to {LARGEST:g})")
+    return values
+
+
+_TRUTH = {"true": 1.0, "false": 0.0}
+
+
+def moments(frame: pl.DataFrame, column: str, path: Path, unit: str = "s", format: str = "") -> pl.Series:
+    """A column as microseconds since 1970, null where the cell is empty; BadRowError for what is no time.
+
+    Time stamps with a zone are their instant in UTC; without one they are taken as they are.
+
+    Args:
+        frame: rows.
+        column: dates, time stamps, numbers since 1970, or text of these.
+        path: of the file, for messages.
+        unit: of numbers: s or ms.
+        format: of text; without one it is ISO 8601, such as 2023-11-14 or 2023-11-14T10:00:00+08:00.
+    """
+    cells = frame[column]
+    if cells.dtype in (pl.Date, pl.Datetime):
+        return cells.cast(pl.Datetime("us")).cast(pl.Int64)
+    if cells.dtype.is_temporal() or cells.dtype.is_nested():
+        raise UserError(f"{path}: column {column}: holds {cells.dtype}, not times")
+    if format:
+        written = text_of(cells)
+        parsed = _parse(written, format)
+        refuse(frame, parsed.is_null() & written.is_not_null(), column, path, f"not a time like {format}")
+        return parsed
+    dated = _dated(cells)
+    if dated is not None:
+        parsed = _iso(text_of(cells))
+        bad = dated & parsed.is_null()
+        refuse(frame, bad, column, path, "neither a number nor a time such as 2023-11-14 10:00:00; set format")
+        frame = frame.with_columns(cells.set(dated, None))
+    stamps = numbers(frame, column, path)
+    if unit == "ms":
+        refuse(frame, stamps.is_between(*_SECONDS), column, path, "a time of 1970 in ms (is the unit right? unit: s)")
+    stamps = stamps * (1_000_000 if unit == "s" else 1000)
+    said = f"a time in {unit} since 1970 before the year 2200 (is the unit right?)"
+    refuse(frame, ~stamps.is_between(0, _LATEST), column, path, f"not {said}")
+    found = stamps.cast(pl.Int64)
+    return found if dated is None else found.zip_with(~dated, parsed)
+
+
+def rising(frame: pl.DataFrame, column: str, path: Path) -> tuple[pl.Series, bool]:
+    """A column that orders rows in time, as floats: any numbers, or times in microseconds; and whether it holds times.
+
+    Null where the cell is empty; BadRowError for what is neither.
+    """
+    cells = frame[column]
+    if cells.dtype not in (pl.Date, pl.Datetime) and _dated(cells) is None:
+        return numbers(frame, column, path), False
+    return moments(frame, column, path).cast(pl.Float64), True
+
+
+def text_of(cells: pl.Series) -> pl.Series:
+    """Cells as text without blanks around it, null where there is none."""
+    text = cells.cast(pl.String).str.strip_chars()
+    return text.set(text == "", None)
+
+
+def list_of_cells(frame: pl.DataFrame, column: str, separator: str, path: Path) -> pl.Series:
+    """A column as lists: a Parquet list, ``[1, 2, 3]`` as Python and JSON write it, or values between separators.
+
+    Raises:
+        BadRowError: values in quotes cannot be told apart, as one holds a comma.
+    """
+    cells = frame[column]
+    if isinstance(cells.dtype, pl.Array):
+        return cells.arr.to_list()
+    if isinstance(cells.dtype, pl.List):
+        return cells
+    text = id_text(cells, path)
+    written = text.str.starts_with("[") & text.str.ends_with("]")
+    if not written.any():
+        return text.str.split(separator)
+    inner = text.str.slice(1, text.str.len_chars() - 2).str.strip_chars()
+    # numpy writes no commas
+    inner = inner.zip_with(inner.str.contains(",", literal=True), inner.str.replace_all(r"\s+", ","))
+    values = inner.str.split(",")
+    torn = values.list.eval(_torn(pl.element().str.strip_chars())).list.any() & written
+    refuse(frame, torn.fill_null(False), column, path, "a list with a comma in a value; write it as a Parquet list")
+    plain = values.list.eval(pl.element().str.strip_chars().str.strip_chars("'\""))
+    return plain.zip_with(written.fill_null(False), text.str.split(separator))
+
+
+def _torn(value: pl.Expr) -> pl.Expr:
+    """Whether a value begins or ends with a quote, and not with the same on both sides."""
+    begins, ends = (cut.is_in(["'", '"']) for cut in (value.str.slice(0, 1), value.str.slice(-1)))
+    same = (value.str.slice(0, 1) == value.str.slice(-1)) & (value.str.len_chars() > 1)
+    return (begins | ends) & ~same
+
+
+def refuse(frame: pl.DataFrame, bad: pl.Series, column: str, path: Path, why: str) -> None:
+    """Raise BadRowError for the rows where ``bad`` is true, if there are any."""
+    if bad.any():
+        found = frame.filter(bad)
+        raise BadRowError(path, found[LINE].to_list(), f"column {column}: {found[column][0]!r} is {why}")
+
+
+def _dated(cells: pl.Series) -> pl.Series | None:
+    """Where text is neither empty nor a number; None where there is no such text."""
+    if cells.dtype != pl.String:
+        return None
+    text = text_of(cells)
+    found = text.is_not_null() & text.cast(pl.Float64, strict=False).is_null()
+    return found if found.any() else None
+
+
+def _iso(written: pl.Series) -> pl.Series:
+    """ISO 8601 in microseconds since 1970; null for other text."""
+    part = written.str.extract_groups(_ISO).struct.unnest()
+    date = part["date"].str.replace_all("/", "-", literal=True)
+    whole = date + " " + part["time"].fill_null("00:00") + ":" + part["second"].fill_null("00")
+    offset = part.select(
+        ((60 * pl.col("hours").cast(pl.Int64) + pl.col("minutes").cast(pl.Int64)) * 60_000_000)
+        .mul(pl.when(pl.col("sign") == "-").then(-1).otherwise(1))
+        .fill_null(0)
+    ).to_series()
+    return _parse(whole, "%Y-%m-%d %H:%M:%S%.f") - offset
+
+
+def _parse(written: pl.Series, format: str) -> pl.Series:
+    parsed = written.str.to_datetime(format, strict=False, time_unit="us")
+    return parsed.cast(pl.Datetime("us")).cast(pl.Int64)

@@ -1,0 +1,414 @@
+"""One raw file of a table, streamed as chunks of rows: recognised by its content, and held against its own lines.
+
+A CSV file is looked through once before Polars reads it: for bytes that are no text of its encoding, for what is no
+CSV at all, and to count its lines. A file in another encoding, or packed in a way that Polars does not read, is
+unpacked into a scratch folder.
+"""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import csv
+import gzip
+import io
+import lzma
+import shutil
+import zlib
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO, cast
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from dlen.data.bad_rows import BadRowError, BadRows
+from dlen.data.sources.cells import LINE
+from dlen.errors import UserError
+
+Array = NDArray[Any]
+CHUNK = 1 << 17
+_BLOCK = 1 << 22
+_BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError)  # what reading a broken archive may raise
+_PACKED: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+_NO_TABLE = {  # what begins so, and what to do
+    b"PK\x03\x04": "a zip archive (or an Excel file); unpack it, or write it as CSV or Parquet",
+    b"\x28\xb5\x2f\xfd": "compressed with Zstandard; unpack it, or compress it with gzip",
+    b"ARROW1": "an Arrow or Feather file; write it as Parquet",
+    b"ORC": "an ORC file; write it as Parquet",
+    b"Obj\x01": "an Avro file; write it as Parquet",
+    b"\x89HDF": "an HDF5 file; write it as Parquet",
+    b"SQLite format 3": "a SQLite database; write the table as CSV or Parquet",
+    b"\x80\x04": "a pickle, which is not opened as it may run code; write it as Parquet",
+    b"\x80\x05": "a pickle, which is not opened as it may run code; write it as Parquet",
+    b"{\\rtf": "a text document; write it as CSV",
+    b"%PDF": "a PDF; write the table as CSV",
+}
+_MARKS = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How the CSV files of a table are written; the settings of its YAML.
+
+    Attributes:
+        separator: of columns; empty to go by the file's ending.
+        header: whether the first line names the columns.
+        columns: their names where there is no header.
+        comment: lines that begin with this are skipped.
+        encoding: of the text; empty for UTF-8.
+        quote: what cells may stand in; empty for none, None for ``"`` unless it swallows rows.
+        null_values: texts that mean an empty cell.
+        said: the YAML, for messages.
+    """
+
+    separator: str
+    header: bool
+    columns: tuple[str, ...]
+    comment: str
+    encoding: str
+    quote: str | None
+    null_values: tuple[str, ...]
+    said: Path
+
+
+class TableFile:
+    """A CSV, TSV or Parquet file.
+
+    Args:
+        path: of the file.
+        form: how it is written, if it is no Parquet.
+        bad: counts rows that cannot be read.
+        scratch: for an unpacked copy.
+
+    Raises:
+        UserError: it is no table, or not written as is said.
+    """
+
+    def __init__(self, path: Path, form: Form, bad: BadRows, scratch: Path) -> None:
+        self.path, self.form, self.bad = path, form, bad
+        with path.open("rb") as file:
+            start = file.read(1 << 16)
+        self.parquet = start[:4] == b"PAR1"
+        self.size = path.stat().st_size
+        self._left_out: list[int] = []  # lines that are not read, as they are no text or of the wrong width
+        self._widths_known = True
+        self._empty_rows: list[int] | None = None  # lines of empty cells, once they are asked for
+        self._lines, self._last_byte = -1, b""
+        self._text = path
+        self.names: list[str] = []
+        if not self.parquet:
+            self._text = self._as_text(start, scratch)
+            self._look_through()
+            self._check_header()
+            self._widths_known = self._first_look()
+        self.names = self._read_names()
+
+    # What Polars reads
+
+    @property
+    def _separator(self) -> str:
+        suffixes = [s for s in self.path.suffixes if s not in (".gz", ".bz2", ".xz")]
+        default = "\t" if suffixes and suffixes[-1] in (".tsv", ".tab") else ","
+        return self.form.separator or default
+
+    @property
+    def _quote(self) -> str | None:
+        return '"' if self.form.quote is None else self.form.quote or None
+
+    def scan(self) -> pl.LazyFrame:
+        """All rows with their line, text without blanks around it, every kind of text as text."""
+        if self.parquet:
+            frame = pl.scan_parquet(self.path, glob=False)
+            plain = [_plain(name, kind) for name, kind in frame.collect_schema().items()]
+            return frame.with_columns(p for p in plain if p is not None).with_row_index(LINE, offset=1)
+        frame = pl.scan_csv(
+            self._text,
+            has_header=self.form.header,
+            new_columns=list(self.form.columns) or None,
+            infer_schema=False,
+            encoding="utf8-lossy",  # what is no UTF-8 was found before, and is not among the rows
+            truncate_ragged_lines=bool(self._left_out),
+            separator=self._separator,
+            comment_prefix=self.form.comment or None,
+            quote_char=self._quote,
+            glob=False,
+        )
+        stripped = frame.with_columns(pl.all().str.strip_chars())
+        if self.form.null_values:
+            absent = list(self.form.null_values)
+            stripped = stripped.with_columns(pl.when(~pl.all().is_in(absent)).then(pl.all()).name.keep())
+        return stripped.with_row_index(LINE, offset=2 if self.form.header else 1)
+
+    def _read_names(self) -> list[str]:
+        try:
+            return [c for c in self.scan().collect_schema().names() if c != LINE]
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise UserError(f"{self.path}: cannot be read ({str(error).splitlines()[0]})") from None
+
+    def chunks(self) -> Iterator[pl.DataFrame]:
+        """All rows but blank lines.
+
+        Raises:
+            UserError: the file is damaged, or a row has too many or too few columns.
+        """
+        unread = self._unread_lines()
+        last = 0
+        try:
+            for frame in self.scan().collect_batches(chunk_size=CHUNK, maintain_order=True):
+                if not self._widths_known and frame[self.names[-1]].null_count():
+                    # A short row ends in a null, and so does a row whose last cell is empty: look which it is.
+                    self._check_widths()
+                    self._widths_known = True
+                if len(unread):
+                    frame = frame.with_columns(_file_lines(frame[LINE], unread))
+                last = frame[LINE][-1] if len(frame) else last
+                if self._left_out:
+                    frame = frame.filter(~pl.col(LINE).is_in(self._left_out))
+                yield frame if self.parquet else self._without_blank_lines(frame)
+        except pl.exceptions.PolarsError as error:
+            if not self.parquet:
+                self._check_widths()
+            raise UserError(f"{self.path}: cannot be read ({str(error).splitlines()[0]})") from None
+        if not self.parquet and last != self._lines:  # cells with line breaks, or a quote that swallowed rows
+            self._check_quotes()
+            self._lines = last
+
+    def _without_blank_lines(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """A blank line is no row; a line with a separator in it is one, though all of its cells are empty."""
+        blank = frame.select(pl.all_horizontal(pl.col(self.names).is_null())).to_series()
+        if not blank.any():
+            return frame
+        if self._empty_rows is None:
+            self._empty_rows = [number for number, row in self._rows() if self._says_nothing(row)]
+        return frame.filter(~blank | pl.col(LINE).is_in(self._empty_rows))
+
+    def _says_nothing(self, row: list[str]) -> bool:
+        empty = {"", *self.form.null_values}
+        return (len(row) > 1 or row[0].strip() != "") and all(cell.strip() in empty for cell in row)
+
+    # Looking at the text itself
+
+    def _as_text(self, start: bytes, scratch: Path) -> Path:
+        """The file as Polars reads it, UTF-8 and perhaps gzip; a copy where it is neither."""
+        for magic, what in _NO_TABLE.items():
+            if start.startswith(magic):
+                raise UserError(f"{self.path}: is {what}")
+        opener = next((o for magic, o in _PACKED.items() if start.startswith(magic)), open)
+        try:
+            with opener(self.path, "rb") as file:
+                begin: bytes = file.read(1 << 16)
+        except _BROKEN as error:
+            raise UserError(f"{self.path}: cannot be unpacked ({error}); fetch it again") from None
+        marked = next((name for mark, name in _MARKS.items() if begin.startswith(mark)), "")
+        encoding = self.form.encoding
+        if not encoding:
+            if marked:
+                raise UserError(f"{self.path}: is text in UTF-16; set encoding: {marked} in {self.form.said}")
+            if b"\0" in begin:
+                raise UserError(
+                    f"{self.path}: has bytes of zero, so it is no CSV; if it is UTF-16, set encoding: utf-16-le "
+                    f"or utf-16-be in {self.form.said}"
+                )
+        elif codecs.lookup(encoding).name != "utf-8":
+            return self._recoded(opener, encoding, scratch)
+        return self.path if opener in (open, gzip.open) else self._unpacked(opener, scratch)
+
+    @staticmethod
+    def _copy(scratch: Path) -> Path:
+        return scratch / f"text-{len(list(scratch.glob('text-*')))}"
+
+    def _unpacked(self, opener: Any, scratch: Path) -> Path:
+        copy = self._copy(scratch)
+        try:
+            with opener(self.path, "rb") as file, copy.open("wb") as out:
+                shutil.copyfileobj(file, out, _BLOCK)
+        except _BROKEN as error:
+            raise UserError(f"{self.path}: cannot be unpacked ({error}); fetch it again") from None
+        return copy
+
+    def _recoded(self, opener: Any, encoding: str, scratch: Path) -> Path:
+        copy = self._copy(scratch)
+        lines = 1
+        try:
+            with opener(self.path, "rt", encoding=encoding, newline="") as file, copy.open("wb") as out:
+                while text := file.read(_BLOCK):
+                    out.write(text.removeprefix("\ufeff").encode() if lines == 1 else text.encode())
+                    lines += text.count("\n")
+        except UnicodeError as error:
+            said = f"after line {lines}: is not text in {encoding} ({error.args[-1]})"
+            raise UserError(f"{self.path}, {said}; set encoding in {self.form.said}") from None
+        except _BROKEN as error:
+            raise UserError(f"{self.path}: cannot be unpacked ({error}); fetch it again") from None
+        return copy
+
+    def _open(self) -> BinaryIO:
+        with self._text.open("rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"
+        return cast(BinaryIO, gzip.open(self._text) if packed else self._text.open("rb"))
+
+    def _open_text(self) -> TextIO:
+        return io.TextIOWrapper(self._open(), encoding="utf-8", errors="replace", newline="\n")
+
+    def _look_through(self) -> None:
+        """Count the lines, and find those that are no UTF-8."""
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        lines, last = 0, b"\n"
+        try:
+            with self._open() as file:
+                while block := file.read(_BLOCK):
+                    decoder.decode(block)
+                    lines += block.count(b"\n")
+                    last = block[-1:]
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError:
+            self._find_undecodable()
+            return
+        except _BROKEN as error:
+            raise UserError(f"{self.path}: cannot be unpacked ({error}); fetch it again") from None
+        self._lines, self._last_byte = lines + (last != b"\n"), last
+
+    def _find_undecodable(self) -> None:
+        """Lines that are no UTF-8: bad rows."""
+        with self._open() as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    line.decode()
+                except UnicodeDecodeError as error:
+                    byte = line[error.start]
+                    problem = (
+                        f"byte {error.start + 1} of the line (0x{byte:02x}) is no UTF-8; set encoding in "
+                        f"{self.form.said}, such as gb18030, latin-1 or cp1252"
+                    )
+                    if number == 1 and self.form.header:
+                        raise UserError(f"{self.path}, row 1: {problem}") from None
+                    self.bad.add(BadRowError(self.path, [number], problem))
+                    self._left_out.append(number)
+                self._lines, self._last_byte = number, line[-1:]
+
+    def _check_header(self) -> None:
+        """No two columns have one name: one would be read as the other."""
+        names = list(self.form.columns)
+        if self.form.header:
+            names = next((row for _, row in self._rows()), [])
+            names = [name.strip() for name in names]
+        for name in names:
+            if names.count(name) > 1:
+                raise UserError(f"{self.path}: two columns are called {name!r}; rename or drop one")
+
+    def _first_look(self) -> bool:
+        """Whether the widths of the rows are known, as they had to be checked, or are equal."""
+        if self.bad.allowed:
+            for error in self._wrong_widths():
+                if not set(error.lines) <= set(self._left_out):
+                    self.bad.add(error)
+                    self._left_out += error.lines
+            return True
+        if self._last_byte == self._separator.encode()[-1:]:
+            self._check_widths()  # Polars takes no notice of a cell too many that a file ends with
+            return True
+        return False
+
+    def _check_widths(self) -> None:
+        """Raise the error of the first row with too many or too few columns, if there is one."""
+        for error in self._wrong_widths():
+            raise error
+
+    def _wrong_widths(self) -> Iterator[BadRowError]:
+        """Rows with too many or too few columns."""
+        width = len(self.form.columns)
+        for number, row in self._rows():
+            width = width or len(row)
+            if len(row) != width:
+                yield BadRowError(self.path, [number], f"{len(row)} columns instead of {width}")
+
+    def _rows(self) -> Iterator[tuple[int, list[str]]]:
+        """Cells of each line that is neither blank nor a comment, numbered as Polars counts: several lines as one."""
+        before = within = 0  # lines before a row, and line breaks within cells so far
+        with self._open_text() as file:
+            lines = (line.rstrip("\r\n").replace("\r", " ") for line in file)  # as Polars: a lone \r is in a cell
+            rows = csv.reader(_without_mark(lines), **self._dialect())
+            try:
+                for row in rows:
+                    within += rows.line_num - before - 1
+                    before = rows.line_num
+                    if row and row != [""] and not (self.form.comment and row[0].startswith(self.form.comment)):
+                        yield before - within, row
+            except (csv.Error, *_BROKEN) as error:
+                raise UserError(f"{self.path}, row {rows.line_num}: cannot be read ({error})") from None
+
+    def _dialect(self) -> dict[str, Any]:
+        if self._quote is None:
+            return {"delimiter": self._separator, "quoting": csv.QUOTE_NONE, "quotechar": None}
+        return {"delimiter": self._separator, "quotechar": self._quote}
+
+    def _check_quotes(self) -> None:
+        """A row of several lines each of which would be a row: a quote that begins one cell and ends another's."""
+        if self.form.quote is not None:  # said, so meant
+            return
+        own: list[str] = []  # lines of a row
+
+        def kept(file: TextIO) -> Iterator[str]:
+            for line in file:
+                own.append(line.rstrip("\r\n"))
+                yield own[-1].replace("\r", " ")
+
+        with self._open_text() as file, suppress(csv.Error):
+            rows, width, before = csv.reader(kept(file), **self._dialect()), len(self.form.columns), 0
+            for row in rows:
+                width = width or len(row)
+                if len(own) > 1 and width > 1 and all(line.count(self._separator) == width - 1 for line in own):
+                    raise UserError(
+                        f"{self.path}, row {before + 1}: a quote opens here and closes in row {rows.line_num}: "
+                        f"{len(own)} rows become one; set quote: '' in {self.form.said} if quotes are text, or "
+                        "quote: '\"' if cells really hold line breaks"
+                    )
+                own.clear()
+                before = rows.line_num
+
+    def _unread_lines(self) -> Array:
+        """Numbers of the lines that Polars leaves out when it counts rows: comments, and blanks before a header."""
+        if self.parquet or not (self.form.comment or self.form.header):
+            return np.zeros(0, np.int64)
+        unread, before = [], self.form.header
+        with suppress(*_BROKEN), self._open_text() as file:
+            for number, line in enumerate(file, 1):
+                before = before and not line.strip("\ufeff\r\n")
+                if before or (self.form.comment and line.startswith(self.form.comment)):
+                    unread.append(number)
+                elif not self.form.comment:
+                    break
+        return np.array(unread, np.int64)
+
+
+def _plain(name: str, kind: pl.DataType) -> pl.Expr | None:
+    """What makes a Parquet column one that CSV could hold; None where it is one."""
+    column = pl.col(name)
+    if kind == pl.String:
+        return column.str.strip_chars()
+    if isinstance(kind, pl.Categorical | pl.Enum):
+        return column.cast(pl.String).str.strip_chars()
+    if isinstance(kind, pl.Array):
+        return column.arr.to_list()
+    return None
+
+
+def _without_mark(lines: Iterator[str]) -> Iterator[str]:
+    for number, line in enumerate(lines):
+        yield line if number else line.removeprefix("\ufeff")
+
+
+def _file_lines(rows: pl.Series, unread: Array) -> pl.Series:
+    """Line numbers in the file from line numbers without those that Polars left out."""
+    lines_before = unread - 1 - np.arange(len(unread))  # lines that were read before each of them
+    return rows + pl.Series(np.searchsorted(lines_before, rows.to_numpy(), side="left"))
+
+
+def csv_bytes(frame: pl.DataFrame) -> int:
+    """About how many bytes of the file a chunk took."""
+    cells = frame.drop(LINE)
+    lengths = cells.select(pl.all().cast(pl.String, strict=False).str.len_bytes().sum()).row(0)
+    return sum(n or 0 for n in lengths) + cells.width * cells.height
