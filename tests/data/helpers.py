@@ -266,7 +266,9 @@ def make_table(folder: Path, spec: Mapping[str, Any] | str, name: str = "t.csv",
         (folder / name).write_bytes(text.encode() if isinstance(text, str) else text)
     path = folder / "spec.yaml"
     path.write_text(spec if isinstance(spec, str) else yaml.safe_dump({"files": name, **spec}, sort_keys=False))
-    return Table(str(path))
+    source = Table(str(path))
+    _ = source.table  # what is wrong with the YAML is told here
+    return source
 
 
 def numbers_of(store: Store, split: str, name: str = "n") -> list[int]:

@@ -85,9 +85,8 @@ def rerun(config: DictConfig, said: Sequence[str]) -> bool:
         found[key] = None if key == "rerun" else config[key]
     found.run_dir = str(_beside(folder)) if found.run_dir is None else found.run_dir
     was: dict[str, Any] = json.loads(path.read_text())
-    fingerprint = identify(build(found.data, "data"), Path(found.data_dir))[
-        "fingerprint"
-    ]  # training opens and checks the data itself
+    # Training opens and checks the data itself.
+    fingerprint = identify(build(found.data, "data"), Path(found.data_dir))["fingerprint"]
     if fingerprint != was["data_fingerprint"]:
         raise UserError(f"{folder}: was trained on data {was['data_fingerprint']}, but they are {fingerprint} now")
     now = train(found)

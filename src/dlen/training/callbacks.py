@@ -161,8 +161,8 @@ class ScoreWriter(Callback):
             else:
                 self._temporary().unlink()
                 print(
-                    f"warning: {self._next:,} rows were tested alone (trainer.limit_test_batches), so {self.path.name} is "
-                    "not written",
+                    f"warning: no more than {self._next:,} rows were tested (trainer.limit_test_batches), so "
+                    f"{self.path.name} is not written",
                     file=sys.stderr,
                 )
 

@@ -28,6 +28,7 @@ from tests.data.helpers import (
     impressions_with,
     only_known,
     read_pair,
+    refusal,
     skeleton_line,
     slow_row,
     write_raw,
@@ -284,17 +285,20 @@ def test_impressions_of_validation_and_impossible_ones_do_not_count(tmp_path: Pa
     assert half.vocabulary("101")["value"].to_list() == sorted(users)
 
 
-def test_demo_is_drawn_once_and_again_for_other_settings(tmp_path: Path) -> None:
-    def content(rows: int, seed: int = 0) -> dict[str, bytes]:
-        paths = AliCCPDemo(raw_dir=str(tmp_path / "raw"), rows=rows, demo_seed=seed).files()
+def test_demo_is_drawn_once_and_never_replaced(tmp_path: Path) -> None:
+    """Stores and runs remember the files that they were made of."""
+
+    def content(rows: int, seed: int = 0, folder: str = "raw") -> dict[str, bytes]:
+        paths = AliCCPDemo(raw_dir=str(tmp_path / folder), rows=rows, demo_seed=seed).files()
         return {p.name: p.read_bytes() for p in paths}
 
     first = content(200)
     stamp = (tmp_path / "raw" / "demo.json").stat().st_mtime_ns
     assert content(200) == first
     assert (tmp_path / "raw" / "demo.json").stat().st_mtime_ns == stamp
-    assert content(300) != first
-    assert content(200, 1) != first
+    for rows, seed in ((300, 0), (200, 1)):
+        assert "raw_dir" in refusal(lambda rows=rows, seed=seed: content(rows, seed))
+        assert content(rows, seed, f"{rows}-{seed}") != first
     assert content(200) == first
     assert first["sample_skeleton_train.csv"].count(b"\n") == 200
     assert first["common_features_train.csv"].count(b"\n") == 3

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
 import gzip
 import io
+import lzma
 import math
 import random
 from collections import Counter
@@ -487,12 +489,16 @@ def test_a_changed_spec_makes_another_store(tmp_path: Path) -> None:
     assert first.folder == again.folder != other.folder
 
 
-def test_bytes_that_are_no_utf8(tmp_path: Path) -> None:
-    text = b"n,label,c\n" + b"".join(b"%d,%d,caf\xe9%d\n" % (n, n % 2, n % 2) for n in range(600))
+@pytest.mark.parametrize(("encoding", "letters"), [("latin-1", "éèü"), ("gb18030", "京海汉"), ("utf-16", "é京ж")])
+@pytest.mark.parametrize("packed", [lambda b: b, gzip.compress, bz2.compress, lzma.compress])
+def test_another_encoding_is_told_and_read(tmp_path: Path, encoding: str, letters: str, packed: Any) -> None:
+    lines = "".join(f"{n},{n % 2},caf{letters[n % 3]}\n" for n in range(600))
+    text = packed(f"n,label,c\n{lines}".encode(encoding))
     spec = {"fields": {"n": {"kind": "numeric"}, "c": {"kind": "id"}}, "tasks": {"t": "label"}}
-    store = prepare(make_table(tmp_path, spec, text=text), tmp_path / "data")
-    assert store.vocabulary("c")["value"].str.contains("caf").all()
-    assert len(store.vocabulary("c")) == 2
+    with pytest.raises(UserError, match="encoding"):
+        prepare(make_table(tmp_path, spec, text=text), tmp_path / "data")
+    store = prepare(make_table(tmp_path, spec | {"encoding": encoding}, text=text), tmp_path / "data")
+    assert sorted(store.vocabulary("c")["value"]) == sorted(f"caf{letter}" for letter in letters)
 
 
 def test_labels_are_those_of_their_rows_in_every_split(tmp_path: Path) -> None:

@@ -305,9 +305,9 @@ class TimeColumn(TableColumn):
         self._first, self._last = math.inf, -math.inf
 
     def observe(self, frame: pl.DataFrame, path: Path) -> None:
-        found = self.moments(frame, path).drop_nulls()
+        found = self.moments(frame, path).drop_nulls().to_numpy()
         if len(found):
-            self._first, self._last = min(self._first, found.min()), max(self._last, found.max())  # type: ignore[type-var]
+            self._first, self._last = min(self._first, int(found.min())), max(self._last, int(found.max()))
 
     def notes(self) -> dict[str, str]:
         if self._last < self._first:

@@ -225,7 +225,8 @@ def read_label(frame: pl.DataFrame, path: Path, whose: str, parsed: Expression, 
     """(n,) 0 or 1 by an expression, MISSING where it is empty; BadRowError for rows of which it is something else."""
     # In a frame of its own: another label may compare the same column with text.
     read = frame.with_columns(
-        (numbers(frame, c, path) if c in parsed.numeric else id_text(frame[c], path)).alias(c) for c in parsed.columns
+        (numbers(frame, c, path) if c in parsed.numeric else id_text(frame[c], path)).alias(c)
+        for c in dict.fromkeys(parsed.columns)
     )
     values = read.select(label=parsed.expr)["label"]
     bad = values.is_not_null() & ~values.is_in([0.0, 1.0])

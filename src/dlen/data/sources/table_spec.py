@@ -10,8 +10,10 @@ from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
 
+import polars as pl
 import yaml
 
+from dlen.data.sources.cells import id_text
 from dlen.data.sources.expression import Expression
 from dlen.errors import UserError
 from dlen.schema import Pooling, check_targets
@@ -495,7 +497,8 @@ def _check_split(split: SplitSpec, path: Path) -> None:
         if split.by == "column":
             # The defaults are shares; without values there may still be a file for this split.
             values = [] if isinstance(value, float) or value is None else value
-            setattr(split, key, [str(v) for v in (values if isinstance(values, list) else [values])])
+            texts = [str(v) for v in (values if isinstance(values, list) else [values])]
+            setattr(split, key, id_text(pl.Series(texts, dtype=pl.String), path).to_list())
         elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
             raise UserError(f"{path}: split.{key}: {value!r} is not a share between 0 and 1")
     if split.by != "column" and split.validation + split.test >= 1:
