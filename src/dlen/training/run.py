@@ -726,12 +726,11 @@ def _check_same_run(config: DictConfig) -> None:
 
 def _below(config: dict[str, Any], key: str) -> dict[str, Any]:
     """A setting, or those of a group, by their keys; empty where a run did not have it yet."""
-    group, _, rest = key.partition(".")
-    found = config.get(group)
-    if rest:
-        return _below(found, rest) if isinstance(found, dict) else {}
+    found: Any = config
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, dict) else None
     if isinstance(found, dict):
-        return {f"{group}.{k}": v for k, v in found.items()}
+        return {f"{key}.{k}": v for k, v in found.items()}
     return {} if found is None else {key: found}
 
 

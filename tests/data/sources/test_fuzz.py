@@ -170,7 +170,7 @@ def slow_table(content: bytes, store: Store) -> list[list[Any]] | None:
     scale = store.content["statistics"]["n"]
     found = []
     for row in rows[1:]:
-        if not any(cell.strip() for cell in row):
+        if len(row) < 2:  # a blank line; a row of empty cells is a row
             continue
         cells = dict(zip(names, (cell.strip() for cell in row), strict=True))
         number = float(cells["n"]) if cells["n"] else scale["mean"]
@@ -178,7 +178,7 @@ def slow_table(content: bytes, store: Store) -> list[list[Any]] | None:
         pairs = [tag.strip().split(":", 1) for tag in cells["tags"].split("|") if tag.strip()]
         bag = sorted((tags.get(tag, 0), float(weight)) for tag, weight in pairs)
         scaled = (number - scale["mean"]) / scale["deviation"]
-        found.append([scaled, users.get(cells["user"], 0), bag, hour, float(cells["click"])])
+        found.append([scaled, users.get(cells["user"], 0), bag, hour, float(cells["click"] or -1)])
     return found
 
 
@@ -197,7 +197,8 @@ def read_table(source: Table, path: Path, store: Store) -> list[list[Any]]:
             end = start + int(batch.bag_lengths[0, row])
             pairs = zip(batch.bag_ids[start:end].tolist(), batch.bag_weights[start:end].tolist(), strict=True)
             bag = sorted((i - offsets["tags"], weight) for i, weight in pairs)
-            found.append([float(batch.numeric[row, 0]), user, bag, hour, float(batch.labels[row, 0])])
+            label = float(batch.labels[row, 0].nan_to_num(-1))  # a label that is missing
+            found.append([float(batch.numeric[row, 0]), user, bag, hour, label])
             start = end
     return found
 

@@ -203,9 +203,7 @@ class IdsColumn(IdColumn):
             shape = f"id{self.spec.weight_separator}weight"
             problem = f"field {self.name}: {found['value'][0]!r} is not {shape} with a number"
             raise BadRowError(path, found[LINE].unique(maintain_order=True).to_list(), problem)
-        ids = id_text(parts["field_0"].alias(self.spec.column), path)
-        known = ids.is_not_null()
-        return long["row"].filter(known).to_numpy(), ids.filter(known), weights.filter(known).to_numpy()
+        return long["row"].to_numpy(), id_text(parts["field_0"].alias(self.spec.column), path), weights.to_numpy()
 
 
 class NumberColumn(TableColumn):
