@@ -52,14 +52,17 @@ def predict(config: DictConfig) -> None:
     unseen: dict[str, int] = {}
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as parts, torch.inference_mode():
-        rows = _write_parts(source.read(path, store), model, score, config.batch_size, Path(parts), unseen)
+        rows = _write_parts(source.read(path, store), model, score, config.batch_size, Path(parts), unseen, path)
         if not rows:
             raise UserError(f"{path}: no rows")
         with replacing_file(out) as temporary:
             # Parts and not one frame, as Polars appends to no Parquet file: memory is that of a chunk.
             pl.scan_parquet(Path(parts) / "*.parquet").sink_parquet(temporary)
     for field, count in unseen.items():
-        print(f"{field}: {count:,} of {rows:,} rows have a value that training did not know, or none", file=sys.stderr)
+        said = f"{field}: {count:,} of {rows:,} rows have a value that training did not know, or none"
+        if count == rows:
+            said = f"warning: {said}; if they should be known, compare how {field} is written here and in the log"
+        print(said, file=sys.stderr)
     print(f"{rows:,} rows: {out}")
 
 
@@ -83,8 +86,9 @@ def _write_parts(
     batch_size: int,
     folder: Path,
     unseen: dict[str, int],
+    said: Path,
 ) -> int:
-    """A Parquet file for each chunk, in order; returns the number of rows."""
+    """A Parquet file for each chunk of the input ``said``, in order; returns the number of rows."""
     targets = Targets(model.schema)
     rows = 0
     for number, chunk in enumerate(chunks):
@@ -98,6 +102,13 @@ def _write_parts(
             columns = {f"p_{name}": p[:, i] for i, name in enumerate(targets.names) if targets.is_probability()[i]}
             columns |= {} if log_up is None else {"up": log_up.exp().numpy()}
             fused = score(predictions.log_p, log_up)
+            broken = ~(fused.isfinite() & predictions.log_p.isfinite().all(1))
+            if broken.any():
+                first = rows + int(index[broken][0]) + 1
+                raise UserError(
+                    f"{said}, row {first} of those that are scored: the score is not a number; a number of the row is "
+                    "too far from all that training has seen, or the training has diverged"
+                )
             frames.append(pl.DataFrame({**columns, "score": fused.numpy()}))
         if frames:
             pl.concat(frames).write_parquet(folder / f"{number:08d}.parquet")

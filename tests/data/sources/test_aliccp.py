@@ -93,6 +93,16 @@ def test_every_field_of_every_row(tmp_path: Path, raw: Path, max_values: int, mi
     check(store, raw, max_values, min_count)
 
 
+def test_users_are_told_apart_by_their_own_ids(tmp_path: Path, raw: Path) -> None:
+    """Also those whom training has not seen, or seldom, who have no vector."""
+    store, pair = prepare(AliCCP(str(raw), min_count=5), tmp_path), read_pair(raw, "test")
+    split = store.split("test")
+    wanted = [(pair.user(group) or -1) + 1 for _, _, group, _ in pair.rows]
+    assert split.batch(torch.arange(len(split))).users.tolist() == wanted
+    known = {int(v) + 1 for v in store.vocabulary("101")["value"]}
+    assert set(wanted) - known - {0}
+
+
 def test_validation_is_made_of_whole_users(tmp_path: Path, raw: Path) -> None:
     store = prepare(AliCCP(str(raw), validation=0.4), tmp_path)
     pair = read_pair(raw, "train")

@@ -21,7 +21,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from dlen.data.bad_rows import BadRowError, BadRows
-from dlen.data.ragged import Entries, field_of_values, rows_of_values, select_rows, to_columns
+from dlen.data.ragged import ABSENT, Entries, field_of_values, rows_of_values, select_rows, to_columns
 from dlen.data.sources.aliccp_grammar import Block, Reader
 from dlen.data.sources.by_field import rows_by_field
 from dlen.data.store import (
@@ -272,7 +272,8 @@ class AliCCP:
         if self.validation_by == "row":
             return lambda group, first: fraction(np.arange(first, first + len(group)), self.seed) < self.validation
         users = read_scratch(scratch, "common_train", COMMON.counts).columns.ids[:, COMMON.names.index(USER)]
-        of_group = fraction(users, self.seed) < self.validation
+        whose = np.where(users == ABSENT, -2 - np.arange(len(users)), users)  # nobody's rows are no group
+        of_group = fraction(whose, self.seed) < self.validation
         return lambda group, first: of_group[group]
 
     def _count(self, scratch: Path, held_out: HeldOut, groups: int) -> dict[str, IdVocabulary]:
@@ -302,13 +303,15 @@ class AliCCP:
         """Write train and validation; returns the training positives of both labels."""
         group = read_vectors(scratch, "train", "group", "<i4")
         labels = read_vectors(scratch, "train", "labels", "u1").reshape(-1, 2)
+        users = _users(read_scratch(scratch, "common_train", COMMON.counts).columns)
         positives = np.zeros(2, np.int64)
         for part, start in _walk(scratch, "train", "vocabularies applied to training rows"):
             encoded = _encode(part, SKELETON, vocabularies, offsets)
             rows = slice(start, start + len(part.ids))
             out = held_out(group[rows], start)
             for name, mask in (("train", ~out), ("validation", out)):
-                splits[name].append(select_rows(encoded, mask), labels[rows][mask], group[rows][mask])
+                own = group[rows][mask]
+                splits[name].append(select_rows(encoded, mask), labels[rows][mask], own, users=users[own])
             positives += labels[rows][~out].sum(axis=0, dtype=np.int64)
         return positives
 
@@ -317,11 +320,18 @@ class AliCCP:
     ) -> int:
         table = writer.table("common_test", COMMON.counts)
         path = self.path("common_features", "test")
-        index = self._write_common(path, table, lambda columns: _encode(columns, COMMON, vocabularies, offsets))
+        seen: list[NDArray[np.int32]] = []
+
+        def encode(columns: Columns) -> Columns:
+            seen.append(_users(columns))
+            return _encode(columns, COMMON, vocabularies, offsets)
+
+        index = self._write_common(path, table, encode)
+        users = np.concatenate(seen)
         split = writer.split("test", SKELETON.counts, 2, group="common_test")
         dropped = 0
         for columns, labels, group, impossible in self._possible_blocks("test", index):
-            split.append(_encode(columns, SKELETON, vocabularies, offsets), labels, group)
+            split.append(_encode(columns, SKELETON, vocabularies, offsets), labels, group, users=users[group])
             dropped += impossible
         return dropped
 
@@ -374,6 +384,12 @@ def _count_columns(counters: Mapping[str, IdCounter], part: Columns, side: _Side
     for column, name in enumerate(side.bags):
         where = (field == column) & used[row]
         counters[name].add(part.bag_ids[where], weights[row[where]])
+
+
+def _users(common: Columns) -> NDArray[np.int32]:
+    """(n,) whose each group of raw ids is: the user's id + 1, which all splits share, and 0 for nobody's."""
+    found: NDArray[np.int32] = common.ids[:, COMMON.names.index(USER)] + 1
+    return found
 
 
 def _offsets(vocabularies: Mapping[str, IdVocabulary]) -> dict[str, int]:
