@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from dlen.data.prepare import prepare
 from dlen.data.sources import aliccp, aliccp_grammar
@@ -97,7 +98,8 @@ def test_users_are_told_apart_by_their_own_ids(tmp_path: Path, raw: Path) -> Non
     """Also those whom training has not seen, or seldom, who have no vector."""
     store, pair = prepare(AliCCP(str(raw), min_count=5), tmp_path), read_pair(raw, "test")
     split = store.split("test")
-    wanted = [(pair.user(group) or -1) + 1 for _, _, group, _ in pair.rows]
+    found = [pair.user(group) for _, _, group, _ in pair.rows]
+    wanted = [0 if user is None else user + 1 for user in found]
     assert split.batch(torch.arange(len(split))).users.tolist() == wanted
     known = {int(v) + 1 for v in store.vocabulary("101")["value"]}
     assert set(wanted) - known - {0}
