@@ -96,7 +96,7 @@ def test_every_field_of_every_row(tmp_path: Path, raw: Path, max_values: int, mi
 
 def test_users_are_told_apart_by_their_own_ids(tmp_path: Path, raw: Path) -> None:
     """Also those whom training has not seen, or seldom, who have no vector."""
-    store, pair = prepare(AliCCP(str(raw), min_count=5), tmp_path), read_pair(raw, "test")
+    store, pair = prepare(AliCCP(str(raw), min_count=60), tmp_path), read_pair(raw, "test")
     split = store.split("test")
     found = [pair.user(group) for _, _, group, _ in pair.rows]
     wanted = [0 if user is None else user + 1 for user in found]
