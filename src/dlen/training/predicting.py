@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,7 +20,7 @@ from dlen.files import replacing_file
 from dlen.models.model import Model
 from dlen.ranking.fusion import Score
 from dlen.schema import Kind, Schema
-from dlen.training.run import load_run_config, quiet
+from dlen.training.run import load_run_config, quiet, read_identity
 from dlen.training.scoring import load_model, make_scores, read_fusion
 from dlen.training.targets import Targets
 
@@ -46,7 +45,7 @@ def predict(config: DictConfig) -> None:
     if out.exists() and out.samefile(path):
         raise UserError(f"config output: {out} is the input itself")
     check_writable(out.parent)
-    run_config, store, source = open_row_source(folder)
+    run_config, store, source = open_row_source(folder, config.trust)
     fusion = read_fusion(config.fusion)
     model = load_model(folder, run_config, store, config.checkpoint)
     (score,) = make_scores([fusion], model, store)
@@ -64,13 +63,17 @@ def predict(config: DictConfig) -> None:
     print(f"{rows:,} rows: {out}")
 
 
-def open_row_source(folder: Path) -> tuple[DictConfig, Store, RowSource]:
+def open_row_source(folder: Path, trust: Sequence[str] = ()) -> tuple[DictConfig, Store, RowSource]:
     """A run's config, the data that it was trained on, and what reads new rows of their form.
+
+    Args:
+        folder: of the run.
+        trust: packages whose classes its config may name beside those of dlen.
 
     Raises:
         UserError: the folder is no run, its data are gone, or have no way to read new rows.
     """
-    config, store = load_run_config(folder), open_kept_store(folder)
+    config, store = load_run_config(folder, trust), open_kept_store(folder)
     source = build(config.data, "data")
     if not isinstance(source, RowSource):
         raise UserError(f"{folder}: its data ({config.data_name}) have no way to read new rows")
@@ -83,7 +86,7 @@ def open_kept_store(folder: Path) -> Store:
     Raises:
         UserError: they are gone, or others are there.
     """
-    kept = json.loads((folder / "schema.json").read_text())
+    kept = read_identity(folder)
     store = Store(Path(kept["store"]))
     if store.fingerprint != kept["fingerprint"]:
         raise UserError(f"{store.folder}: holds data {store.fingerprint}; the run was trained on {kept['fingerprint']}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -28,11 +27,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from dlen import __version__
-from dlen.config import build, code_fingerprint, config_hash, open_store
+from dlen.config import build, code_fingerprint, config_hash, open_store, read_config
 from dlen.data.prepare import summary
 from dlen.data.store import Store
 from dlen.errors import UserError
-from dlen.files import write_json
+from dlen.files import check_links, read_figures, read_mapping, write_json, write_text
 from dlen.metrics.by_user import BY_USER_ROWS
 from dlen.models.baseline import Baseline
 from dlen.models.model import Model
@@ -269,11 +268,8 @@ def _fit(trainer: L.Trainer, module: RankingModule, data: RankingDataModule, fol
     """Train; Ctrl-C exits with 130 and a line that says how to go on."""
     os.environ[_RUN_DIR] = str(folder)
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
-    except RuntimeError as error:
-        if resume is None or "state_dict" not in str(error):
-            raise
-        raise UserError(f"config ckpt: {resume} is of another model or balancing, and cannot be gone on with") from None
+        with _restoring(trainer, f"config ckpt: {resume}"):
+            trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     except SystemExit:  # how Lightning ends after Ctrl-C
         if not trainer.interrupted:
             raise
@@ -281,6 +277,18 @@ def _fit(trainer: L.Trainer, module: RankingModule, data: RankingDataModule, fol
         raise SystemExit(130) from None
     finally:
         del os.environ[_RUN_DIR]
+
+
+@contextmanager
+def _restoring(trainer: L.Trainer, checkpoint: str) -> Iterator[None]:
+    """Tell in one line that a checkpoint does not fit, of which Lightning says whatever it stumbles over."""
+    try:
+        yield
+    except (RuntimeError, LookupError, TypeError, AttributeError, ValueError) as error:
+        if not trainer._checkpoint_connector._loaded_checkpoint:  # it has been restored, or there is none
+            raise
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"{checkpoint} is of another model or balancing than config.yaml says ({why})") from None
 
 
 def build_balancer(config: DictConfig) -> Balancer:
@@ -389,7 +397,8 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     folder = Path(config.run)
     if config.split not in SPLITS:
         raise UserError(f"config split: {config.split!r} is not one of {', '.join(SPLITS)}")
-    run_config, store = open_run(folder)
+    run_config, store = open_run(folder, config.trust)
+    check_links(folder)
     rows, base = {"test": len(store.split(config.split))}, _read_base(run_config.base_run)
     by_user = _by_user(run_config, rows["test"])
     module = build_module(run_config, build_model(run_config, store), None, rows, base, by_user)
@@ -403,7 +412,8 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     gates = GateMonitor()
     progress: list[Callback] = [TerminalProgress(meter)] if sys.stderr.isatty() else []
     trainer = build_trainer(run_config, folder, [], [*progress, gates], meter)
-    trainer.test(module, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False)
+    with _restoring(trainer, str(checkpoint)):
+        trainer.test(module, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False)
     metrics: dict[str, Any] = {
         "model": run_config.model_name,
         "data": run_config.data_name,
@@ -420,28 +430,52 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     return metrics
 
 
-def open_run(folder: Path) -> tuple[DictConfig, Store]:
+def open_run(folder: Path, trust: Sequence[str] = ()) -> tuple[DictConfig, Store]:
     """The resolved config of a run folder, and its data.
+
+    Args:
+        folder: of the run.
+        trust: packages whose classes its config may name beside those of dlen.
 
     Raises:
         UserError: the folder is no run, or the data are not those of the run.
     """
-    config = load_run_config(folder)
+    config, recorded = load_run_config(folder, trust), read_identity(folder)["fingerprint"]
     store = open_store(config)
-    recorded = json.loads((folder / "schema.json").read_text())["fingerprint"]
     if recorded != store.fingerprint:
         raise UserError(f"{folder}: trained on data {recorded}, but the files now give {store.fingerprint}")
     return config, store
 
 
-def load_run_config(folder: Path) -> DictConfig:
-    """The resolved config of a run folder; :class:`UserError` if it is none."""
+def load_run_config(folder: Path, trust: Sequence[str] = ()) -> DictConfig:
+    """The resolved config of a run folder.
+
+    Args:
+        folder: of the run.
+        trust: packages whose classes it may name beside those of dlen.
+
+    Raises:
+        UserError: the folder is no run, or its config names other code.
+    """
     path = folder / "config.yaml"
     if not path.exists():
         raise UserError(f"{folder}: not a run folder (no config.yaml); set run=DIR")
-    loaded = OmegaConf.load(path)
-    assert isinstance(loaded, DictConfig)
-    return loaded
+    return read_config(path, trust)
+
+
+def read_identity(folder: Path) -> dict[str, str]:
+    """Which data a run was trained on, and where they were prepared: ``fingerprint`` and ``store``.
+
+    Raises:
+        UserError: its schema.json does not say so.
+    """
+    path = folder / "schema.json"
+    content = read_mapping(path)
+    found = {key: content.get(key) for key in ("fingerprint", "store")}
+    for key, value in found.items():
+        if not isinstance(value, str) or "\0" in value:
+            raise UserError(f"{path}: {key} is {value!r}, and no text")
+    return {key: str(value) for key, value in found.items()}
 
 
 def flatten(figures: Figures, split: str) -> dict[str, Any]:
@@ -627,6 +661,7 @@ def _run_folder(config: DictConfig) -> Iterator[Path]:
         folder = Path(config.run_dir)
         if (folder / "config.yaml").exists() and config.ckpt is None and rank() == 0:
             raise UserError(f"config run_dir: {folder} already holds a run; choose another, or resume with ckpt=last")
+        check_links(folder)
         yield folder
     elif rank() != 0 or _one_of_many():
         raise UserError("config run_dir: must be set where processes are started by torchrun or Slurm")
@@ -692,7 +727,7 @@ def _check_same_run(config: DictConfig) -> None:
     """A run that goes on has the model, balancing and optimiser it began with."""
     if config.ckpt != "last":
         return
-    before, today = _plain(load_run_config(Path(config.run_dir))), _plain(config)
+    before, today = _plain(load_run_config(Path(config.run_dir), config.trust)), _plain(config)
     for key in ("model", "balancing", "optimizer", "id_dropout"):
         was, now = before.get(key) or {}, today.get(key) or {}
         changed = [k for k in {**was, **now} if was.get(k) != now.get(k)]
@@ -726,10 +761,10 @@ def _read_base(run: str | None) -> dict[str, Any] | None:
         return None
     path = Path(run) / "metrics.json"
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
+        content = read_figures(path)
         if not {"model", "seed"} <= content.keys():
-            raise ValueError("not the figures of a run")
-    except (OSError, ValueError, AttributeError) as error:
+            raise UserError("not the figures of a run")
+    except UserError as error:
         raise UserError(f"config base_run: {path} cannot be read ({error})") from None
     return content
 
@@ -740,11 +775,14 @@ def _write_start(config: DictConfig, folder: Path, store: Store) -> None:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _unwritable(folder, error) from None
-    resolved = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+    text = OmegaConf.to_yaml(OmegaConf.create(OmegaConf.to_container(config, resolve=True)))
     config_file, schema_file = _start_of(folder)
     try:
-        with config_file.open("x" if config.ckpt is None else "w") as file:
-            OmegaConf.save(resolved, file)
+        if config.ckpt is not None:
+            write_text(config_file, text)
+        else:
+            with config_file.open("x") as file:
+                file.write(text)
     except FileExistsError:
         raise UserError(f"config run_dir: {folder} was taken by another run just now; choose another") from None
     identity = {"fingerprint": store.fingerprint, "store": str(store.folder)}
