@@ -32,6 +32,7 @@ from dlen.files import read_yaml
 from dlen.overrides import leaves, register_resolvers, written
 from dlen.trust import check_config, packages
 
+_NOT_OF_BEST = ("hydra", "trust", "run_dir", "ckpt", "rerun")
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -78,6 +79,8 @@ def command(run: Callable[[DictConfig], Any], config_name: str, conf: Path) -> N
         sys.argv[1:] = _with_best(sys.argv[1:])
     except UserError as error:
         _fail(str(error))
+    except HydraException as error:
+        _fail(_one_line(error))
     hydrated = hydra.main(version_base="1.3", config_path=str(conf.absolute()), config_name=config_name)(guarded)
     try:
         hydrated()
@@ -137,7 +140,10 @@ def _overrides_of(content: dict[str, Any]) -> list[str]:
                 raise UserError(f"{key}={value} is no choice of a group")
             group = key.removeprefix("override ").lstrip("/")
             overrides.append(f"{'' if key.startswith('override ') else '+'}{group}={value}")
-    for key, value in leaves(content):
+    for path, value in leaves(content, "\0"):
+        if not all(re.fullmatch(r"[\w-]+", part) for part in path.split("\0")):  # a dot would lead around the checks
+            raise UserError(f"{path}: is no name of a setting; write groups as mappings in each other")
+        key = path.replace("\0", ".")
         _check_key(key)
         override = f"++{key}={written(value, quote=True)}"
         if OverridesParser.create().parse_override(override).value() != value:
@@ -147,9 +153,9 @@ def _overrides_of(content: dict[str, Any]) -> list[str]:
 
 
 def _check_key(key: str) -> None:
-    """Raise UserError for what no study searches: Hydra's own settings, and whose code is trusted."""
+    """Raise UserError for what no study searches: Hydra's own settings, whose code is trusted, which run it is."""
     name = key.removeprefix("override ").lstrip("/")
-    if not re.fullmatch(r"\w+([./-]\w+)*", name) or re.split(r"\W", name)[0] in ("hydra", "trust"):
+    if not re.fullmatch(r"\w+([./-]\w+)*", name) or re.split(r"\W", name)[0] in _NOT_OF_BEST:
         raise UserError(f"{key}: is not for a best.yaml to set; delete it there, and say it on the command line")
 
 

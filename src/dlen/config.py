@@ -72,11 +72,9 @@ def read_config(path: Path, trust: Sequence[str]) -> DictConfig:
             raise UserError(f"{path}: config {key}._target_: is missing, so this is no config of a run")
     config: DictConfig = OmegaConf.create(content)
     for key in (*_TEXTS, *_NUMBERS):
-        value = OmegaConf.select(config, key)
+        value, what = OmegaConf.select(config, key), "text" if key in _TEXTS else "whole number from 0"
         if not (isinstance(value, str) if key in _TEXTS else is_whole(value) and value >= 0):
-            raise UserError(
-                f"{path}: config {key}: {value!r} is no {'text' if key in _TEXTS else 'whole number from 0'}"
-            )
+            raise UserError(f"{path}: config {key}: {value!r} is no {what}")
     return config
 
 

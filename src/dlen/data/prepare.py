@@ -109,6 +109,7 @@ def prepare(source: Source, data_dir: Path) -> Store:
     Raises:
         UserError: files are missing or wrong, or the folder cannot be written.
     """
+    check_plain_name(source.name)
     identity = identify(source)
     folder = data_dir / source.name / identity["fingerprint"]
     if folder.exists():
@@ -118,6 +119,12 @@ def prepare(source: Source, data_dir: Path) -> Store:
         if not folder.exists():
             _write(source, folder, identity)
     return _open(folder, identity)
+
+
+def check_plain_name(name: object, key: str = "data.name") -> None:
+    """Raise UserError unless a name at a config key can be that of a folder, and of no other place."""
+    if not isinstance(name, str) or not name or name.startswith(".") or not name.isprintable() or "/" in name:
+        raise UserError(f"config {key}: {name!r} is no name of a folder; write it without slashes and dots in front")
 
 
 def _open(folder: Path, identity: dict[str, Any]) -> Store:

@@ -85,7 +85,7 @@ class CheckpointFiles(TorchCheckpointIO):
         """Read one file, as :func:`read_checkpoint` does, with what Lightning looks at before anything else."""
         content = read_checkpoint(Path(path))
         wrong = [key for key, kind in _KINDS.items() if key in content and not isinstance(content[key], kind)]
-        if wrong or not re.fullmatch(r"2\.\d+\.[\w.+]+", str(content.get("pytorch-lightning_version", "2.0.0"))):
+        if wrong or not re.fullmatch(r"2\.\d+\.[\w.+]+", str(content.get("pytorch-lightning_version"))):
             what = ", ".join(wrong) or "its version"
             raise UserError(f"{path}: is no checkpoint of a run: {what} is not what it should be")
         return content

@@ -28,7 +28,7 @@ from torch.optim import Optimizer
 
 from dlen import __version__
 from dlen.config import build, code_fingerprint, config_hash, open_store, read_config
-from dlen.data.prepare import summary
+from dlen.data.prepare import check_plain_name, summary
 from dlen.data.store import Store
 from dlen.errors import UserError
 from dlen.files import check_links, read_figures, read_mapping, write_json, write_text
@@ -683,6 +683,8 @@ def _one_of_many() -> bool:
 def _new_folder(config: DictConfig) -> tuple[Path, list[Path]]:
     """Made so that no other run of the same second has it; and all folders that had to be made for it, inner first."""
     name = f"{config.data_name}/{config.model_name}/{datetime.now():%Y%m%d-%H%M%S}-seed{config.seed}"
+    for key in ("data_name", "model_name"):
+        check_plain_name(config[key], key)
     made: list[Path] = []
     for number in count(1):
         folder = Path(config.runs_dir) / (name if number == 1 else f"{name}-{number}")
