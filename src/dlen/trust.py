@@ -78,10 +78,7 @@ def _check_node(key: str, node: dict[Any, Any], trust: Sequence[str], path: Path
         _check_target(key, target, trust, path)
     if partial is not None and (partial is not True or not (key in _MADE_IN_PART or _is_of(target, trust))):
         raise UserError(f"{path}: config {_join(key, _PARTIAL)}: is no setting of {key or 'a config'}; delete it")
-    if target in _IN_FOLDER or key in (
-        "logger.csv",
-        "logger.tensorboard",
-    ):  # whose texts become names of folders and files
+    if target in _IN_FOLDER or key in ("logger.csv", "logger.tensorboard"):  # its texts become names of folders
         for name, value in node.items():
             if isinstance(value, str) and not re.fullmatch(r"(?!\.)[\w.-]*", value):
                 raise UserError(f"{path}: config {key}.{name}: {value!r} is no plain name; write it without slashes")

@@ -9,18 +9,23 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import optuna
 import pytest
 import torch
 import yaml
 from omegaconf import DictConfig, OmegaConf
+from optuna.distributions import CategoricalDistribution, IntDistribution
 
 from dlen.cli import _with_best
 from dlen.config import read_config
 from dlen.data.prepare import check_plain_name
 from dlen.errors import UserError
 from dlen.files import check_links, read_figures, read_json, read_yaml, replacing_file, write_json
+from dlen.sweeping.run import _best
+from dlen.sweeping.space import parse_space
 from dlen.training.checkpoints import CheckpointFiles, read_checkpoint
 from dlen.trust import check_config
 from tests.conftest import ROOT, run_here
@@ -269,6 +274,22 @@ def test_a_best_yaml_is_said_word_for_word(tmp_path: Path) -> None:
         _with_best(best(tmp_path, own))
     with pytest.raises(UserError, match=r"my_own.Model cannot be imported"):
         _with_best([*best(tmp_path, own), "trust=[my_own]"])
+
+
+def test_a_value_that_is_not_searched_becomes_no_setting() -> None:
+    """Whoever writes into a study's storage could name a group's file, or a class."""
+    space = parse_space({"model/backbone": {"choices": ["mmoe", "ple"]}, "seed": {"low": 0, "high": 3}}, [])
+    plan: Any = SimpleNamespace(space=space, spec=SimpleNamespace(objectives={"auc": "maximize"}), folder=Path("study"))
+    study = optuna.create_study(direction="maximize")
+    for value, backbone in enumerate(("mmoe", "../../../tmp/evil")):
+        kinds: dict[str, Any] = {"model/backbone": CategoricalDistribution([backbone]), "seed": IntDistribution(0, 3)}
+        params = {"model/backbone": backbone, "seed": 1}
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=kinds, value=float(value)))
+    found = _best(study.trials[:1], plan)
+    assert found is not None
+    assert found.number == 0
+    with pytest.raises(UserError, match=r"study: its best trial has model/backbone='\.\./\.\."):
+        _best(study.trials, plan)
 
 
 def endless(path: Path) -> None:

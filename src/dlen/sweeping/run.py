@@ -315,12 +315,13 @@ def _best(trials: Sequence[FrozenTrial], plan: Plan) -> FrozenTrial | None:
         UserError: it has a value that the study does not search.
     """
     top = best_trial(trials, plan.spec.objectives)
-    for parameter in plan.space.parameters if top is not None else ():
-        value = top.params.get(parameter.name) if top is not None else None
-        if top is not None and parameter.name in top.params and not parameter.contains(value):
+    params = {} if top is None else top.params
+    for parameter in plan.space.parameters:
+        name = parameter.name
+        if name in params and not parameter.contains(params[name]):
             raise UserError(
-                f"{plan.folder}: trial {top.number} has {parameter.name}={value!r}, which sweep.space does not have; "
-                "name another study with sweep.name=NAME"
+                f"{plan.folder}: its best trial has {name}={params[name]!r}, which sweep.space does not have; name another "
+                "study with sweep.name=NAME"
             )
     return top
 
