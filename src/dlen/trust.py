@@ -39,7 +39,7 @@ def packages(value: Any) -> tuple[str, ...]:
     wanted = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else None
     if wanted is None or not all(isinstance(name, str) and name.isidentifier() for name in wanted):
         raise UserError(f"config trust: {value!r} is no list of packages, such as [my_models]")
-    return tuple(wanted)
+    return tuple(name for name in wanted if name != _OWN)  # of which there is always less than all
 
 
 def check_config(content: Any, trust: Sequence[str], path: Path) -> None:
@@ -71,7 +71,7 @@ def _nodes(key: str, value: Any) -> Iterator[tuple[str, Any]]:
 def _check_node(key: str, node: dict[Any, Any], trust: Sequence[str], path: Path) -> None:
     for name in node:
         special = str(name).startswith("_") and str(name).endswith("_") and name not in (_TARGET, _PARTIAL)
-        if not isinstance(name, str) or special or "${" in name:
+        if special or "${" in str(name):
             raise UserError(f"{path}: config {_join(key, name)}: is no setting; delete it")
     target, partial = node.get(_TARGET), node.get(_PARTIAL)
     if target is not None:
@@ -90,23 +90,19 @@ def _check_target(key: str, target: Any, trust: Sequence[str], path: Path) -> No
         raise UserError(f"{where}: {str(target)[:80]!r} is no class of dlen")
     package = target.split(".")[0]
     slot = "logger" if re.fullmatch(r"logger\.\w+", key) else key
-    if package in trust and package != _OWN:
-        found = _located(where, target)
-        if _package(found) not in (*trust, _OWN) or not callable(found):
-            raise UserError(f"{where}: {target} is not defined in {package}, which is what you trust")
-    elif target in _NAMES.get(slot, ()):
+    if target in _NAMES.get(slot, ()):
         return
-    elif package != _OWN:
+    if package not in (_OWN, *trust):
         own = slot in _KINDS or slot in _NAMES  # where a user's own class can stand
         hint = f"; if you trust this folder, say trust=[{package}]" if own else ""
         raise UserError(f"{where}: {target} is no class of dlen{hint}")
-    elif slot not in _KINDS:
-        raise UserError(f"{where}: {target} is no {slot if slot in _NAMES else 'setting'} of dlen")
-    else:
-        found = _located(where, target)
-        what, fits = _KINDS[slot]
-        if not isinstance(found, type) or _package(found) not in (*trust, _OWN) or not fits(found):
-            raise UserError(f"{where}: {target} is no {what} of dlen")
+    what, fits = _KINDS.get(slot, (slot if slot in _NAMES else "setting", lambda found: False))
+    found = _located(where, target)
+    defined = str(getattr(found, "__module__", "")).split(".")[0]  # wherever it was found
+    if defined == _OWN and isinstance(found, type) and fits(found):
+        return
+    if defined not in trust or not callable(found):
+        raise UserError(f"{where}: {target} is no {what} of {' or '.join((_OWN, *trust))}")
 
 
 def _is_of(target: Any, trust: Sequence[str]) -> bool:
@@ -115,11 +111,6 @@ def _is_of(target: Any, trust: Sequence[str]) -> bool:
 
 def _join(key: str, name: Any) -> str:
     return f"{key}.{name}" if key else str(name)
-
-
-def _package(found: Any) -> str:
-    """The top-level package that defines an object, wherever it was found."""
-    return str(getattr(found, "__module__", "")).split(".")[0]
 
 
 def _located(where: str, target: str) -> Any:

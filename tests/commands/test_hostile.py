@@ -44,7 +44,8 @@ COMMANDS = {
 }
 REPORT = ["report.py", "runs=run", "out=report.html"]
 EVIL = "from pathlib import Path\nfrom os import system\nPath('sentinel').touch()\n"
-OWN = "import torch\nfrom os import system\nfrom dlen.models import DLEN\n\n\nclass Mine(DLEN):\n    pass\n"
+OWN = "import dlen.files, torch\nfrom os import system\nfrom dlen.config import build\n"
+OWN += "from dlen.models import DLEN\n\n\nclass Mine(DLEN):\n    pass\n"
 
 
 @pytest.fixture(scope="module")
@@ -215,10 +216,10 @@ def test_a_class_of_ones_own_is_trusted_by_its_package(
     assert "trust:\n- my_models" in path.read_text()
     with pytest.raises(UserError, match="no class of dlen"):  # a config cannot vouch for itself
         read_config(path, [])
-    for target in ("my_models.system", "my_models.torch.load", "my_models.Nothing", "my_modelsx.Mine"):
-        put(path, "model._target_", target)
+    for name in ("system", "torch.load", "Nothing", "build", "dlen.files.write_text", "dlen.models.PLE.mixtures"):
+        put(path, "model._target_", f"my_models.{name}")
         with pytest.raises(UserError, match=r"model\._target_"):
-            read_config(path, ["my_models"])
+            read_config(path, ["my_models", "dlen"])
     put(path, "model._target_", "my_models.DLEN")
     read_config(path, ["my_models"])
 

@@ -120,7 +120,7 @@ def summarise(plan: Plan) -> Comparison:
     first = metrics[plan.base, plan.seeds[0]]
     oracle = {n: float(first[f"test/oracle/{n}"]) for n in targets.names if first.get(f"test/oracle/{n}") is not None}
     positives = {t.name: round(t.rate * len(store.split("train"))) for t in store.schema.tasks}
-    identity = {"data": first["data"], "data_fingerprint": store.fingerprint, "test_rows": len(store.split("test"))}
+    identity = {"data": first.get("data"), "data_fingerprint": store.fingerprint, "test_rows": len(store.split("test"))}
     identity["training_positives"] = positives
     return Comparison(
         plan.title, plan.base, targets.names, tasks, plan.seeds, rows, oracle, plan.paper, identity, _folders(plan)

@@ -81,7 +81,7 @@ def identify(source: Source) -> dict[str, Any]:
 def locked(path: Path, doing: str, *, quiet: bool = False) -> Iterator[None]:
     """One process at a time; the others wait, and say so unless ``quiet``. The system frees a dead process's lock."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    with path.open("a") as file:  # which empties nothing, should it be a link
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -320,8 +320,8 @@ def _best(trials: Sequence[FrozenTrial], plan: Plan) -> FrozenTrial | None:
         name = parameter.name
         if name in params and not parameter.contains(params[name]):
             raise UserError(
-                f"{plan.folder}: its best trial has {name}={params[name]!r}, which sweep.space does not have; name another "
-                "study with sweep.name=NAME"
+                f"{plan.folder}: its best trial has {name}={params[name]!r}, which sweep.space does not have; "
+                "name another study with sweep.name=NAME"
             )
     return top
 
