@@ -70,6 +70,8 @@ def read_config(path: Path, trust: Sequence[str]) -> DictConfig:
     for key in _MADE:
         if not (content.get(key) or {}).get("_target_"):
             raise UserError(f"{path}: config {key}._target_: is missing, so this is no config of a run")
+    if not isinstance(content.get("base_run"), str | None):
+        raise UserError(f"{path}: config base_run: {content['base_run']!r} is neither a folder nor null")
     config: DictConfig = OmegaConf.create(content)
     for key in (*_TEXTS, *_NUMBERS):
         value, what = OmegaConf.select(config, key), "text" if key in _TEXTS else "whole number from 0"

@@ -160,6 +160,7 @@ def test_every_slot_takes_its_own_classes_alone(slot: str, place: Path) -> None:
         ("seed", "0"),
         ("loader.batch_size", True),
         ("data_dir", 5),
+        ("base_run", []),
     ],
 )
 def test_what_no_run_has_written_is_refused(key: str, value: Any, made: Path, tmp_path: Path) -> None:
