@@ -21,7 +21,6 @@ from dlen.trust import check_config, packages
 
 _PLACES = ("data", "data_dir", "data_name", "runs_dir", "run_dir", "ckpt", "rerun", "base_run", "logger", "model_name")
 _FREE = (*_PLACES, "trust")
-
 _MADE = ("data", "model", "balancing", "optimizer")  # groups whose objects are made
 _GROUPS = (*_MADE, "trainer", "loader", "metrics", "id_dropout", "logger")
 _TEXTS = ("data_dir", "data_name", "model_name")
