@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
-import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
@@ -28,8 +28,11 @@ from omegaconf.errors import (
 )
 
 from dlen.errors import UserError
+from dlen.files import read_yaml
 from dlen.overrides import leaves, register_resolvers, written
+from dlen.trust import check_config, packages
 
+_NOT_OF_BEST = ("hydra", "trust", "run_dir", "ckpt", "rerun")
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -72,7 +75,12 @@ def command(run: Callable[[DictConfig], Any], config_name: str, conf: Path) -> N
                 raise
             _fail(line)
 
-    sys.argv[1:] = _with_best(sys.argv[1:])
+    try:
+        sys.argv[1:] = _with_best(sys.argv[1:])
+    except UserError as error:
+        _fail(str(error))
+    except HydraException as error:
+        _fail(_one_line(error))
     hydrated = hydra.main(version_base="1.3", config_path=str(conf.absolute()), config_name=config_name)(guarded)
     try:
         hydrated()
@@ -92,6 +100,9 @@ def _with_best(arguments: Sequence[str]) -> list[str]:
 
     Args:
         arguments: of the command line.
+
+    Raises:
+        UserError: it is no best.yaml, or one that does more than set what a study can search.
     """
     found: list[str] = []
     rest = [a for a in arguments if not a.startswith("+best=")]
@@ -100,24 +111,52 @@ def _with_best(arguments: Sequence[str]) -> list[str]:
             path = Path(argument.removeprefix("+best=").strip("'\""))
             path = path / "best.yaml" if path.is_dir() else path
             try:
-                content = yaml.safe_load(path.read_text())
+                content = read_yaml(path)
+                check_config(content, _trusted(rest), path)
                 found += _overrides_of(content)
-            except FileNotFoundError:
-                _fail(f"config +best: {path}: there is no such file")
-            except (OSError, ValueError, LookupError, AttributeError, TypeError, yaml.YAMLError):
-                _fail(f"config +best: {path}: is not the best.yaml of a study that trains")
+            except UserError as error:
+                raise UserError(f"config +best: {error}") from None
+            except (ValueError, LookupError, AttributeError, TypeError):
+                raise UserError(f"config +best: {path}: is not the best.yaml of a study that trains") from None
     # Hydra's own flags, which begin with a dash, may stand anywhere.
     return [*found, *rest]
+
+
+def _trusted(arguments: Sequence[str]) -> tuple[str, ...]:
+    """What the command line itself says of ``trust``."""
+    said = [argument for argument in arguments if argument.lstrip("+").startswith("trust=")]
+    return packages(OverridesParser.create().parse_override(said[-1]).value()) if said else ()
 
 
 def _overrides_of(content: dict[str, Any]) -> list[str]:
     """The groups and values of a best.yaml; ValueError if it is none."""
     choices = content.pop("defaults")
-    groups = [next(iter(choice.items())) for choice in choices if choice != "_self_"]
-    overrides = [
-        f"{'' if k.startswith('override ') else '+'}{k.removeprefix('override ').lstrip('/')}={v}" for k, v in groups
-    ]
-    return overrides + [f"++{key}={written(value, quote=True)}" for key, value in leaves(content)]
+    overrides = []
+    for choice in choices:
+        if choice != "_self_":
+            ((key, value),) = choice.items()
+            _check_key(key)
+            if not re.fullmatch(r"\w[\w.-]*", str(value)):  # not a path to a file elsewhere
+                raise UserError(f"{key}={value} is no choice of a group")
+            group = key.removeprefix("override ").lstrip("/")
+            overrides.append(f"{'' if key.startswith('override ') else '+'}{group}={value}")
+    for path, value in leaves(content, "\0"):
+        if not all(re.fullmatch(r"[\w-]+", part) for part in path.split("\0")):  # a dot would lead around the checks
+            raise UserError(f"{path}: is no name of a setting; write groups as mappings in each other")
+        key = path.replace("\0", ".")
+        _check_key(key)
+        override = f"++{key}={written(value, quote=True)}"
+        if OverridesParser.create().parse_override(override).value() != value:
+            raise UserError(f"{key}: cannot be said on a command line")  # such as a comma in a key of a mapping
+        overrides.append(override)
+    return overrides
+
+
+def _check_key(key: str) -> None:
+    """Raise UserError for what no study searches: Hydra's own settings, whose code is trusted, which run it is."""
+    name = key.removeprefix("override ").lstrip("/")
+    if not re.fullmatch(r"\w+([./-]\w+)*", name) or re.split(r"\W", name)[0] in _NOT_OF_BEST:
+        raise UserError(f"{key}: is not for a best.yaml to set; delete it there, and say it on the command line")
 
 
 def _fail(line: str) -> NoReturn:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,19 @@ import hydra
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
+from dlen.checks import is_whole
 from dlen.data.prepare import Source, prepare
 from dlen.data.store import Store
 from dlen.errors import UnfitError, UnmetNeedError, UserError
+from dlen.files import read_yaml
+from dlen.trust import check_config, packages
 
 _PLACES = ("data", "data_dir", "data_name", "runs_dir", "run_dir", "ckpt", "rerun", "base_run", "logger", "model_name")
+_FREE = (*_PLACES, "trust")
+_MADE = ("data", "model", "balancing", "optimizer")  # groups whose objects are made
+_GROUPS = (*_MADE, "trainer", "loader", "metrics", "id_dropout", "logger")
+_TEXTS = ("data_dir", "data_name", "model_name")
+_NUMBERS = ("seed", "loader.batch_size", "loader.eval_batch_size")
 
 
 def build(node: DictConfig, key: str, *args: Any) -> Any:
@@ -40,6 +49,36 @@ def build(node: DictConfig, key: str, *args: Any) -> Any:
         raise
 
 
+def read_config(path: Path, trust: Sequence[str]) -> DictConfig:
+    """The resolved config of a run, from a file that may be a stranger's.
+
+    Args:
+        path: of the ``config.yaml``.
+        trust: the config key ``trust``: packages whose classes it may name beside those of dlen.
+
+    Raises:
+        UserError: it is no config of a run, or names other code.
+    """
+    content = read_yaml(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: is no config of a run")
+    check_config(content, packages(trust), path)
+    for key in _GROUPS:
+        if content.get(key) is not None and not isinstance(content[key], dict):
+            raise UserError(f"{path}: config {key}: is no group of settings")
+    for key in _MADE:
+        if not (content.get(key) or {}).get("_target_"):
+            raise UserError(f"{path}: config {key}._target_: is missing, so this is no config of a run")
+    if not isinstance(content.get("base_run"), str | None):
+        raise UserError(f"{path}: config base_run: {content['base_run']!r} is neither a folder nor null")
+    config: DictConfig = OmegaConf.create(content)
+    for key in (*_TEXTS, *_NUMBERS):
+        value, what = OmegaConf.select(config, key), "text" if key in _TEXTS else "whole number from 0"
+        if not (isinstance(value, str) if key in _TEXTS else is_whole(value) and value >= 0):
+            raise UserError(f"{path}: config {key}: {value!r} is no {what}")
+    return config
+
+
 def open_store(config: DictConfig) -> Store:
     """The prepared store of a config's data, prepared now if it is not there."""
     source: Source = build(config.data, "data")
@@ -55,10 +94,10 @@ def code_fingerprint() -> str:
 
 
 def settings_of(config: DictConfig) -> dict[str, Any]:
-    """All that a run's figures depend on beside its data: the resolved config without places and names."""
+    """All that a run's figures depend on beside its data: the resolved config without places, names and ``trust``."""
     settings = OmegaConf.to_container(config, resolve=True)
     assert isinstance(settings, dict)
-    return {str(k): v for k, v in settings.items() if k not in _PLACES}
+    return {str(k): v for k, v in settings.items() if k not in _FREE}
 
 
 def config_hash(config: DictConfig) -> str:

@@ -11,13 +11,17 @@ class UserError(Exception):
     The commands print it without a traceback and exit with code 2.
 
     Args:
-        message: line breaks in it, such as those of a cell that is quoted, are shown as such.
+        message: what cannot be printed in it, such as a line break of a cell that is quoted or what would move a
+            terminal's cursor, is shown as its escape.
         details: lines below it, such as a list of what differs.
     """
 
     def __init__(self, message: str, details: Sequence[str] = ()) -> None:
-        shown = str(message).replace("\r", "\\r").replace("\n", "\\n")
-        super().__init__("\n".join([shown, *details]))
+        super().__init__("\n".join(map(_printable, [str(message), *details])))
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class UnfitError(UserError):

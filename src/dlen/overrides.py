@@ -9,6 +9,7 @@ from typing import Any
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
 
@@ -25,7 +26,7 @@ def written(value: Any, *, quote: bool = False) -> str:
         return "{" + ",".join(f"{key}:{written(item, quote=quote)}" for key, item in value.items()) + "}"
     if value is None or isinstance(value, bool):
         return json.dumps(value)
-    return "'" + str(value).replace("'", "\\'") + "'" if quote and isinstance(value, str) else str(value)
+    return QuotedString(value, Quote.single).with_quotes() if quote and isinstance(value, str) else str(value)
 
 
 def leaves(content: Mapping[str, Any], separator: str = ".", prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -90,9 +91,9 @@ def test_what_is_refused(arguments: list[str], expected: str, folder: Path) -> N
     assert (folder / "run" / "config.yaml").read_bytes() == before
 
 
-def test_an_unfinished_run_cannot_be_repeated(tmp_path: Path, refused: Command) -> None:
+def test_an_unfinished_run_cannot_be_repeated(folder: Path, tmp_path: Path, refused: Command) -> None:
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.yaml").write_text("model: {}\n")
+    shutil.copy(folder / "run" / "config.yaml", tmp_path / "run")
     ran = refused("train.py", "rerun=run")
     assert ran.returncode == 2
     assert "has not ended" in ran.stderr.splitlines()[-1]

@@ -147,7 +147,7 @@ def test_best_yaml_trains_the_best(done: Path) -> None:
         assert config["trainer"]["max_epochs"] == 2  # the command line wins
     wrong = run_command("train.py", ["+best=nowhere.yaml"], done)
     assert wrong.returncode == 2
-    assert "nowhere.yaml: there is no such file" in wrong.stderr
+    assert "config +best: nowhere.yaml: no such file" in wrong.stderr
 
 
 def test_the_best_is_tested_beside_the_default_on_fresh_seeds(done: Path) -> None:

@@ -39,6 +39,11 @@ def test_a_model_takes_one_file_and_one_yaml(tmp_path: Path) -> None:
     assert metrics["model"] == "my_model"
     assert 0.4 < metrics["test/auc/mean"] < 1
     assert 0 <= metrics["train/conflict/share"] <= 1
+    again = re.search(r"`PYTHONPATH=\. python evaluate\.py run=DIR '(trust=.*?)'`", PAGE)
+    assert again
+    command = [sys.executable, str(ROOT / "evaluate.py"), "run=run", again[1]]
+    ran = run_program(command, tmp_path, {"PYTHONPATH": "."})
+    assert ran.returncode == 0, ran.stderr
     wrong = train(tmp_path, "model.wdith=8")
     assert wrong.returncode == 2
     assert "wdith" in wrong.stderr

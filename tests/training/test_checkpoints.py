@@ -19,7 +19,7 @@ CONTENT = {"state_dict": {"table": torch.arange(600.0), "bias": torch.ones(3)}, 
 
 def test_a_failed_write_leaves_the_file_before(tmp_path: Path) -> None:
     files, path = CheckpointFiles(), tmp_path / "new" / "last.ckpt"
-    content = {"state_dict": {"table": torch.arange(6.0)}, "epoch": 3}
+    content = {"state_dict": {"table": torch.arange(6.0)}, "epoch": 3, "pytorch-lightning_version": "2.6.0"}
     files.save_checkpoint(content, path)
     with pytest.raises(AttributeError, match="local object"):
         files.save_checkpoint({"state_dict": lambda: None}, path)

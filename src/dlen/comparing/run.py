@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from dlen.config import code_fingerprint
 from dlen.data.prepare import check_writable
 from dlen.devices import number_of_workers
 from dlen.errors import UserError
+from dlen.files import check_links, check_regular, read_figures
 from dlen.reports.comparison import Comparison, Row, markdown, print_markdown, write_comparison
 from dlen.reports.sessions import sessions_markdown, write_sessions
 from dlen.reports.surface import Surface
@@ -53,6 +53,7 @@ def compare(config: DictConfig) -> None:
     name = f"{HydraConfig.get().runtime.choices['experiment']}-{config.data_name}"
     out = Path(config.out) if config.out is not None else Path(config.runs_dir) / "compare" / name
     check_writable(out)
+    check_links(out)
     asked = config.experiment.get("sessions")
     sessions = None if asked is None or grid else parse_sessions(asked)
     train_missing(runs, workers, name, "compare")
@@ -119,7 +120,7 @@ def summarise(plan: Plan) -> Comparison:
     first = metrics[plan.base, plan.seeds[0]]
     oracle = {n: float(first[f"test/oracle/{n}"]) for n in targets.names if first.get(f"test/oracle/{n}") is not None}
     positives = {t.name: round(t.rate * len(store.split("train"))) for t in store.schema.tasks}
-    identity = {"data": first["data"], "data_fingerprint": store.fingerprint, "test_rows": len(store.split("test"))}
+    identity = {"data": first.get("data"), "data_fingerprint": store.fingerprint, "test_rows": len(store.split("test"))}
     identity["training_positives"] = positives
     return Comparison(
         plan.title, plan.base, targets.names, tasks, plan.seeds, rows, oracle, plan.paper, identity, _folders(plan)
@@ -131,8 +132,7 @@ def _folders(plan: Plan) -> dict[str, str]:
 
 
 def _read(run: Run) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((run.folder / "metrics.json").read_text())
-    return content
+    return read_figures(run.folder / "metrics.json")
 
 
 def _figure(metrics: Mapping[str, Any], key: str) -> float:
@@ -141,7 +141,17 @@ def _figure(metrics: Mapping[str, Any], key: str) -> float:
 
 
 def _scores(run: Run) -> Any:
-    return np.load(run.folder / SCORES, mmap_mode="r")
+    """(N, K) log-odds of the measured targets of the test split, mapped."""
+    path = run.folder / SCORES
+    check_regular(path)
+    wanted = (len(run.store.split("test")), len(Targets(run.store.schema).names))
+    try:
+        found = np.lib.format.open_memmap(path, mode="r")
+    except ValueError as error:
+        raise UserError(f"{path}: is no array of scores ({error}); delete {run.folder}") from None
+    if found.dtype != np.float32 or found.shape != wanted:
+        raise UserError(f"{path}: is of {found.dtype} {found.shape} instead of {wanted}; delete {run.folder}")
+    return found
 
 
 def _labels_and_mask(plan: Plan, targets: Targets) -> tuple[Any, Any]:

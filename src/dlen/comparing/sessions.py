@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
@@ -19,10 +18,11 @@ from dlen.config import build
 from dlen.data.sources.feed import Feed
 from dlen.data.truth import Truth
 from dlen.errors import UserError
+from dlen.files import read_yaml
+from dlen.overrides import compose_train
 from dlen.progress import Stage
 from dlen.ranking.fusion import Fusion, Score
 from dlen.ranking.sessions import Behaviour, Outcome, session_users, simulate
-from dlen.training.run import load_run_config
 from dlen.training.scoring import load_model, make_scores, score_pairs
 
 Array = NDArray[Any]
@@ -141,8 +141,8 @@ def _best(model: str, path: str) -> Fusion:
     if not Path(path).is_file():
         raise UserError(f"{said}: no such file; give the best.yaml that sweep=fusion wrote")
     try:
-        return Fusion(**yaml.safe_load(Path(path).read_text())["fusion"])
-    except (KeyError, TypeError, ValueError, yaml.YAMLError, UnicodeDecodeError) as error:
+        return Fusion(**read_yaml(Path(path))["fusion"])
+    except (UserError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{said}: is no best.yaml of sweep=fusion ({str(error).splitlines()[0]})") from None
 
 
@@ -158,7 +158,7 @@ def run_sessions(plan: Plan, settings: SessionPlan, paper: Mapping[str, Any]) ->
         UserError: the data are no simulated feed, or a weight is of no task.
     """
     first = next(iter(plan.runs.values()))
-    source = build(load_run_config(first.folder).data, "data")
+    source = build(compose_train(first.overrides).data, "data")
     if not isinstance(source, Feed) or source.positions:
         raise UserError("config experiment.sessions: need the simulated feed (data=feed, without data.positions)")
     users = session_users(source.users, settings.users, settings.seed)
@@ -173,7 +173,7 @@ def run_sessions(plan: Plan, settings: SessionPlan, paper: Mapping[str, Any]) ->
     scores: dict[str, list[Array | None]] = {RANDOM: [None]}
     with Stage(f"scoring {len(users)} users with {len(plan.runs)} models", len(plan.runs), "models") as stage:
         for (name, _), run in plan.runs.items():
-            model = load_model(run.folder, load_run_config(run.folder), run.store)
+            model = load_model(run.folder, compose_train(run.overrides), run.store)
             log_p, log_up = score_pairs(model, source, users, settings.hour)
             policies = [(name, settings.fusion)]
             policies += [] if log_up is None else [(WITH_UP.format(name), with_up)]

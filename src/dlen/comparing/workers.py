@@ -103,6 +103,7 @@ class _Pool:
             shutil.rmtree(run.folder, ignore_errors=True)
         log = run.folder.with_name(f"{run.folder.name}.log")
         names = {**self.names, "WANDB_NAME": f"{run.model}-seed{run.seed}"}
+        log.unlink(missing_ok=True)  # it may be a link
         with log.open("wb") as output:
             process = subprocess.Popen(
                 arguments, env={**names, **os.environ, **place}, stdin=subprocess.DEVNULL, stdout=output, stderr=output

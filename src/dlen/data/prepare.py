@@ -124,7 +124,7 @@ def identify(source: Source, data_dir: Path) -> dict[str, Any]:
 def locked(path: Path, doing: str, *, quiet: bool = False) -> Iterator[None]:
     """One process at a time; the others wait, and say so unless ``quiet``. The system frees a dead process's lock."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    with path.open("a") as file:  # which empties nothing, should it be a link
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -152,6 +152,7 @@ def prepare(source: Source, data_dir: Path) -> Store:
     Raises:
         UserError: files are missing or wrong, or the folder cannot be written.
     """
+    check_plain_name(source.name)
     before = {path: record(path) for path in source.files()}
     identity = identify(source, data_dir)
     folder = data_dir / source.name / identity["fingerprint"]
@@ -162,6 +163,12 @@ def prepare(source: Source, data_dir: Path) -> Store:
         if not folder.exists():
             _write(source, folder, identity, before)
     return _open(folder, identity)
+
+
+def check_plain_name(name: object, key: str = "data.name") -> None:
+    """Raise UserError unless a name at a config key can be that of a folder, and of no other place."""
+    if not isinstance(name, str) or not name or name.startswith(".") or not name.isprintable() or "/" in name:
+        raise UserError(f"config {key}: {name!r} is no name of a folder; write it without slashes and dots in front")
 
 
 def _open(folder: Path, identity: dict[str, Any]) -> Store:

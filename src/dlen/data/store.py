@@ -28,7 +28,7 @@ from torch import Tensor
 
 from dlen.batch import Batch
 from dlen.errors import UserError
-from dlen.files import checksum
+from dlen.files import check_regular, checksum
 from dlen.schema import Kind, Schema
 
 FORMAT = 4  # 2: checksums; 3: counts of ids; 4: users, labels that are missing
@@ -519,11 +519,13 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         path = folder / "store.json"
+        if path.exists():
+            check_regular(path)
         try:
             self.content: dict[str, Any] = json.loads(path.read_text())
         except FileNotFoundError:
             raise UserError(f"{folder}: not a prepared store (no store.json); run prepare.py") from None
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RecursionError) as error:
             raise UserError(f"{path}: unreadable ({error}); delete {folder} and run prepare.py") from None
         found = self.content.get("format") if isinstance(self.content, dict) else None
         if found != FORMAT:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -206,13 +205,4 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
         for seed, value, other in zip(comparison.seeds, values, base.auc[target], strict=True)
     ]
     write_csv(folder / "table.csv", ["model", "target", "seed", "auc", "base_auc", "difference"], lines)
-    write_json(folder / "table.json", plain(asdict(comparison)))
-
-
-def plain(value: Any) -> Any:
-    """The same with null for what is not a number, as JSON has no nan."""
-    if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [plain(v) for v in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+    write_json(folder / "table.json", asdict(comparison))

@@ -17,6 +17,7 @@ from dlen import __version__
 from dlen.comparing.statistics import Difference
 from dlen.data.prepare import check_writable
 from dlen.errors import UserError
+from dlen.files import read_json, read_mapping
 from dlen.reports.page import Cell, Plot, RunRow, Runs, Section, Table, check, write_page
 from dlen.reports.run_figures import (
     auc_bars,
@@ -226,13 +227,13 @@ def _other_sections(found: Found) -> list[Section]:
 
 def _study_sections(folder: Path) -> list[Section]:
     """What ``study.html`` shows."""
-    content = json.loads((folder / "study.json").read_text())
+    content = read_mapping(folder / "study.json")
     return [Section.from_dict(part) for part in content["sections"]]
 
 
 def _comparison_sections(folder: Path) -> list[Section]:
     """The table and the gains of one comparison, as ``compare.py`` wrote them."""
-    content = json.loads((folder / "table.json").read_text())
+    content = read_mapping(folder / "table.json")
     targets, rows = [*content["targets"], "mean"], content["rows"]
     header = ["model", *targets]
     cells: list[list[Any]] = [[row["model"], *(_mean(row["auc"][t]) for t in targets)] for row in rows]
@@ -261,7 +262,7 @@ def _session_sections(folder: Path) -> list[Section]:
     path = folder / "sessions.json"
     if not path.exists():
         return []
-    content = json.loads(path.read_text())
+    content = read_mapping(path)
     measures = list(content["rows"][0]["levels"])
     rows: list[list[Cell]] = [
         [row["name"], *(row["changes"][m]["mean"] for m in measures)] for row in content["rows"] if row["changes"]
@@ -287,7 +288,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def _surface_sections(folder: Path) -> list[Section]:
     """The gain over a grid of data settings."""
-    cells = json.loads((folder / "surface.json").read_text())
+    cells = read_json(folder / "surface.json")
     axes = list(cells[0]["cell"])
     rows: list[list[Any]] = []
     for cell in cells:

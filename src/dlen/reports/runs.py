@@ -5,22 +5,23 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from glob import glob
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-import yaml
 
 from dlen.errors import UserError
+from dlen.files import check_regular, read_figures, read_mapping, read_yaml
 from dlen.overrides import leaves
 
 _CURVES = ("val/auc/", "val/logloss/labels", "train/loss", "train/conflict/share", "train/conflict/rows")
 # What two runs of one setting may differ in: the seed, and where things lie.
-_FREE = ("seed", "run_dir", "runs_dir", "data_dir", "ckpt", "base_run", "logger", "metrics.scores")
+_FREE = ("seed", "run_dir", "runs_dir", "data_dir", "ckpt", "base_run", "logger", "metrics.scores", "trust")
 _MOST_KEYS = 3  # of a label
+_LOG_BYTES = 1 << 28  # of a log; a thousand validations have a million
 
 
 @dataclass(slots=True)
@@ -166,11 +167,11 @@ def _is_study(folder: Path) -> bool:
 def _runs_of(comparison: Path) -> list[tuple[str, Path]]:
     """A comparison's runs with the names of their models; none where the table cannot be read."""
     try:
-        content = json.loads((comparison / "table.json").read_text())
+        content = read_mapping(comparison / "table.json")
         named = {str(name).rsplit(", seed ", 1)[0]: [] for name in content["folders"]}  # type: dict[str, list[str]]
         for name, folder in content["folders"].items():
             named[str(name).rsplit(", seed ", 1)[0]].append(Path(str(folder)).name)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (UserError, KeyError, TypeError, AttributeError):
         return []
     caches = [parent / "compare" / "cache" for parent in comparison.resolve().parents]
     cache = next((c for c in caches if c.is_dir()), comparison)
@@ -187,15 +188,7 @@ def read_runs(found: Found) -> list[RunRecord]:
     for folder in found.runs:
         try:
             records.append(read_run(folder, f"r{len(records)}"))
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            yaml.YAMLError,
-            pl.exceptions.PolarsError,
-        ) as e:
+        except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError, pl.exceptions.PolarsError) as e:
             found.unreadable.append(f"{folder}: is left out, as it cannot be read ({' '.join(str(e).split())[:200]})")
     _name_data(records)
     _label(records, found.names)
@@ -207,17 +200,17 @@ def read_run(folder: Path, key: str = "") -> RunRecord:
     """Read one run folder, without a label.
 
     Raises:
-        OSError, ValueError, KeyError, TypeError, AttributeError, YAMLError, PolarsError: a file is missing or broken.
+        UserError, OSError, ValueError, KeyError, TypeError, AttributeError, PolarsError: a file is missing or broken.
     """
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    schema = json.loads((folder / "schema.json").read_text())
+    config = read_yaml(folder / "config.yaml")
+    schema = read_mapping(folder / "schema.json")
     tasks = [str(task["name"]) for task in schema["tasks"]]
     targets = [*tasks, *(str(task["joint"]) for task in schema["tasks"] if task.get("joint"))]
     curves, logged = _read_logs(folder / "logs" / "metrics.csv")
     return RunRecord(
         key,
         folder,
-        _json(folder / "metrics.json"),
+        _found(folder / "metrics.json", read_figures),
         dict(leaves(config)),
         str(config["data_name"]),
         str(schema["fingerprint"]),
@@ -225,26 +218,23 @@ def read_run(folder: Path, key: str = "") -> RunRecord:
         targets,
         curves,
         logged,
-        _json(folder / "diagnostics_test.json"),
+        _found(folder / "diagnostics_test.json", read_mapping),
         int(config["seed"]),
         (folder / "config.yaml").stat().st_mtime,
     )
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _found(path: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
     """A mapping; empty where there is no file."""
-    if not path.exists():
-        return {}
-    content = json.loads(path.read_text())
-    if not isinstance(content, dict):
-        raise ValueError(f"{path.name} is no mapping")
-    return content
+    return read(path) if path.exists() else {}
 
 
 def _read_logs(path: Path) -> tuple[dict[str, tuple[list[int], list[float]]], list[str]]:
     """Steps and values of the logged keys that are drawn, and all keys."""
     if not path.exists():
         return {}, []
+    if check_regular(path) > _LOG_BYTES:
+        raise UserError(f"{path}: is larger than {_LOG_BYTES:,} bytes, which no log of a run is")
     frame = pl.read_csv(path, infer_schema=False, glob=False)
     if "step" not in frame.columns:
         return {}, []

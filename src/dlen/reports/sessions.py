@@ -12,7 +12,7 @@ import numpy as np
 from dlen.comparing.sessions import Sessions
 from dlen.comparing.statistics import LEVEL, Difference
 from dlen.files import write_csv, write_json, write_text
-from dlen.reports.comparison import markdown_table, plain
+from dlen.reports.comparison import markdown_table
 from dlen.reports.plots import DPI
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def write_sessions(found: Sessions, folder: Path) -> None:
     write_csv(folder / "sessions.csv", ["ranking", "measure", "level", "change", "low", "high"], lines)
     content = asdict(found)
     content["sensitivity"] = [{"detest": d, "changes": c} for d, c in content["sensitivity"].items()]
-    write_json(folder / "sessions.json", plain(content))
+    write_json(folder / "sessions.json", content)
     if found.sensitivity:
         plot_sensitivity(found.sensitivity, found.base).savefig(folder / "sessions.png")
 

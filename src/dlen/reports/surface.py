@@ -10,7 +10,7 @@ import numpy as np
 from dlen.comparing.grid import Cell, Grid
 from dlen.comparing.statistics import Difference
 from dlen.files import write_csv, write_json, write_text
-from dlen.reports.comparison import Comparison, Row, markdown_table, plain
+from dlen.reports.comparison import Comparison, Row, markdown_table
 from dlen.reports.plots import HeatMap, plot_heat_maps
 
 
@@ -89,7 +89,7 @@ class Surface:
         """``surface.md``, ``.csv``, ``.json`` and ``.png``."""
         write_text(folder / "surface.md", self.markdown())
         content = [{"cell": dict(c), **asdict(x)} for c, x in zip(self.cells, self.comparisons, strict=True)]
-        write_json(folder / "surface.json", plain(content))
+        write_json(folder / "surface.json", content)
         lines = []
         for cell in self.cells:
             gain = self.gain(cell)

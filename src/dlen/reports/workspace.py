@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlen.errors import UserError
-from dlen.files import write_json
+from dlen.files import read_mapping, write_json
 from dlen.reports.runs import RunRecord, differing
 
 if TYPE_CHECKING:
@@ -198,10 +198,10 @@ def publish(workspace: ws.Workspace, path: Path) -> str:
 def _remember(workspace: ws.Workspace, path: Path) -> None:
     """A workspace that was created before is brought up to date and not made a second time."""
     try:
-        before = json.loads(path.read_text())
+        before = read_mapping(path)
         if (before["entity"], before["project"]) == (workspace.entity, workspace.project):
             workspace._internal_name, workspace._internal_id = str(before["name"]), str(before["id"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (UserError, KeyError):
         return
 
 

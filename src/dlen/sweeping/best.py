@@ -33,6 +33,8 @@ def write_best(overrides: Sequence[str], said: str, path: Path) -> None:
         key, value = override.key_or_group, override.value()
         if override.is_delete():
             continue  # a config can put something on top of another, and take nothing away
+        if key == "trust":
+            continue  # whose code runs is for the user of the file to say
         if loader.get_group_options(key):
             groups[key if override.is_add() else f"override /{key}"] = value
         else:

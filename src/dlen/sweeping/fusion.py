@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -130,13 +130,17 @@ class FusionJob:
         """For the workers."""
         return asdict(self)
 
-    def audience(self, split: str) -> Audience:
+    def audience(self, split: str, trust: Sequence[str]) -> Audience:
         """Whom the trials are measured by (``validation``), or their best (``test``): other rows, or other users.
+
+        Args:
+            split: one of the two.
+            trust: packages whose classes the run's config may name beside those of dlen.
 
         Raises:
             UserError: the data name no user, or have no truth for sessions.
         """
-        config, store = open_run(Path(self.run))
+        config, store = open_run(Path(self.run), trust)
         model = load_model(Path(self.run), config, store)
         if self.figure == NDCG:
             logged = score(model, store.split(split), config.loader.eval_batch_size)
@@ -251,18 +255,19 @@ def run_fusion(study: optuna.Study, trial: optuna.Trial, space: Space, job: Fusi
     study.tell(trial, float(found.mean()), TrialState.COMPLETE)
 
 
-def confirm(job: FusionJob, params: Mapping[str, Any], folder: Path) -> str:
+def confirm(job: FusionJob, params: Mapping[str, Any], folder: Path, trust: Sequence[str]) -> str:
     """The best weights beside equal ones without P(UP), once on the test split, or on users without part in the search.
 
     Args:
         job: of the study.
         params: of the best trial.
         folder: of the study, for ``confirm.json``.
+        trust: packages whose classes the run's config may name beside those of dlen.
 
     Returns:
         A line that tells it.
     """
-    audience = job.audience("test")
+    audience = job.audience("test", trust)
     best, default = job.by_user(audience, params), job.by_user(audience, {})
     listed = ~np.isnan(best)
     gain = paired(best[listed].tolist(), default[listed].tolist())

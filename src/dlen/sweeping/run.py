@@ -14,7 +14,7 @@ from typing import Any
 import optuna
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from dlen.comparing.plan import plan_runs
 from dlen.comparing.run import summarise
@@ -24,7 +24,7 @@ from dlen.data.prepare import check_writable, locked
 from dlen.data.store import Store
 from dlen.devices import number_of_workers
 from dlen.errors import UserError
-from dlen.files import write_text
+from dlen.files import check_links, write_text
 from dlen.overrides import compose_train, conf_of_this_command, said_overrides
 from dlen.reports.comparison import markdown, print_markdown, write_comparison
 from dlen.reports.live import StudyTable, describe
@@ -100,6 +100,7 @@ def sweep(config: DictConfig) -> None:
     spec, options = plan.spec, config.sweep
     workers = number_of_workers(options.workers, spec.trials, "sweep.workers", options.devices_per_trial)
     check_writable(plan.folder)
+    check_links(plan.folder)
     storage = connect(plan.storage)
     study = open_study(storage, spec.name, spec.objectives, plan.identity)
     if not study.get_trials(deepcopy=False) and any((plan.folder / "trials").glob("*")):
@@ -168,7 +169,7 @@ def make_plan(config: DictConfig) -> Plan:
         job, base = None, compose_train(common)
         store = open_store(base)
     else:
-        base, store = open_run(Path(plain["run"]))
+        base, store = open_run(Path(plain["run"]), config.trust)
         job = make_job({str(key): value for key, value in plain.items()}, store.schema, asked)
     name = str(plain["name"] or f"{hydra.runtime.choices['sweep']}-{base.data_name}")
     if not re.fullmatch(r"\w[\w.-]*", name):
@@ -206,6 +207,7 @@ def make_plan(config: DictConfig) -> Plan:
         retries=plain["retries"],
         devices=plain["devices_per_trial"],
         fusion=None if job is None else job.plain(),
+        trust=list(config.trust),
         until=None if plain["hours"] is None else time.time() + 3600 * plain["hours"],
     )
     make_sampler(*spec.sampler, seed=spec.seed, worker="", trials=0)
@@ -297,7 +299,7 @@ def _write(study: optuna.Study, plan: Plan) -> None:
         return
     write_trials(trials, plan.spec.objectives, plan.folder / "trials.parquet")
     write_study(study, plan.title, trials, plan.spec.objectives, plan.folder)
-    top = best_trial(trials, plan.spec.objectives)
+    top = _best(trials, plan)
     if top is not None:
         said = f"trial {top.number} of the study {plan.spec.name}"
         if plan.job is not None:
@@ -306,10 +308,28 @@ def _write(study: optuna.Study, plan: Plan) -> None:
         write_best([*plan.spec.common, *plan.space.overrides(top.params)], said, plan.folder / "best.yaml")
 
 
+def _best(trials: Sequence[FrozenTrial], plan: Plan) -> FrozenTrial | None:
+    """The best trial, whose values become overrides: they are not those of whoever else wrote into the storage.
+
+    Raises:
+        UserError: it has a value that the study does not search.
+    """
+    top = best_trial(trials, plan.spec.objectives)
+    params = {} if top is None else top.params
+    for parameter in plan.space.parameters:
+        name = parameter.name
+        if name in params and not parameter.contains(params[name]):
+            raise UserError(
+                f"{plan.folder}: its best trial has {name}={params[name]!r}, which sweep.space does not have; "
+                "name another study with sweep.name=NAME"
+            )
+    return top
+
+
 def _answer(study: optuna.Study, plan: Plan, asked: int, workers: int) -> None:
     """Say which trial is best, and train it and the default on fresh seeds, each tested once."""
     trials = own_trials(study)
-    top = best_trial(trials, plan.spec.objectives)
+    top = _best(trials, plan)
     if top is None:
         print("no trial is complete, so there is no best", file=sys.stderr)
         return
@@ -319,7 +339,7 @@ def _answer(study: optuna.Study, plan: Plan, asked: int, workers: int) -> None:
     if plan.job is not None:
         print(f"{len(done)} trials\n{best}")
         if asked:
-            print(confirm(plan.job, top.params, plan.folder))
+            print(confirm(plan.job, top.params, plan.folder, plan.spec.trust))
         print(f"Study: {plan.folder}/trials.parquet, study.html, best.yaml")
         return
     steps = sum(int(t.user_attrs.get("steps", 0)) for t in done)

@@ -29,6 +29,7 @@ class Spec:
         retries: how often a trial that died is tried again.
         devices: of each trial, one process for each.
         fusion: a finished run whose ranking score is searched, and how; None where trials train.
+        trust: packages whose classes the config of that run may name beside those of dlen.
         until: no trial begins after this time, in seconds since the epoch; None for no limit.
     """
 
@@ -49,6 +50,7 @@ class Spec:
     retries: int
     devices: int
     fusion: dict[str, Any] | None
+    trust: list[str]
     until: float | None
 
     def to_json(self) -> str:

@@ -31,6 +31,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from dlen.data.prepare import locked
 from dlen.errors import UserError
+from dlen.files import check_regular
 from dlen.overrides import leaves
 from dlen.sweeping.trials import own_trials, retried, used
 
@@ -63,12 +64,14 @@ def connect(storage: str) -> BaseStorage:
     """
     if "://" not in storage:
         path = Path(storage)
+        if path.exists():
+            check_regular(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             return JournalStorage(JournalFileBackend(str(path)))
         except OSError as error:
             raise UserError(f"config sweep.storage: {path} cannot be written ({error.strerror})") from None
-        except ValueError:
+        except (ValueError, LookupError, TypeError, AttributeError):  # whatever is replayed
             raise UserError(f"config sweep.storage: {path} is no journal file; SQLite is sqlite:///{path}") from None
     try:
         return _open_database(storage)

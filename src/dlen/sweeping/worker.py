@@ -5,7 +5,6 @@ It stays warm between trials, so that Python, torch and the data's memory maps a
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -19,6 +18,7 @@ import optuna
 from hydra import initialize_config_dir
 from omegaconf import DictConfig
 
+from dlen.files import read_mapping
 from dlen.overrides import compose_train
 from dlen.sweeping.fusion import FusionJob, run_fusion
 from dlen.sweeping.space import parse_space
@@ -60,7 +60,7 @@ def work(spec: Spec, name: str, number: int, watch: bool) -> None:
     study.pruner = make_pruner(*spec.pruner, first=spec.first, steps=spec.steps)
     space = parse_space(spec.space, spec.tasks)
     job = None if spec.fusion is None else FusionJob(**spec.fusion)
-    audience = None if job is None else job.audience("validation")
+    audience = None if job is None else job.audience("validation", spec.trust)
     with initialize_config_dir(spec.conf, version_base="1.3"):
         while not stopping.is_set() and (spec.until is None or time.time() < spec.until):
             trial = claim(study, spec.trials, Path(spec.folder), name)
@@ -79,7 +79,7 @@ def work(spec: Spec, name: str, number: int, watch: bool) -> None:
 
 def work_from(path: str, name: str, number: int) -> None:
     """As :func:`work`, for a job that has the spec as a file and nobody at its standard input."""
-    work(Spec(**json.loads(Path(path).read_text())), name, number, watch=False)
+    work(Spec(**read_mapping(Path(path))), name, number, watch=False)
 
 
 def composer(spec: Spec, trial: int | None) -> Callable[[list[str]], DictConfig]:
@@ -129,4 +129,4 @@ def _wait_for_end_of_input(stopping: threading.Event) -> None:
 
 
 if __name__ == "__main__":
-    work(Spec(**json.loads(Path(sys.argv[1]).read_text())), sys.argv[2], int(sys.argv[3]), watch=True)
+    work(Spec(**read_mapping(Path(sys.argv[1]))), sys.argv[2], int(sys.argv[3]), watch=True)

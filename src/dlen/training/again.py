@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,10 +13,11 @@ from omegaconf import DictConfig, OmegaConf
 from dlen.config import build
 from dlen.data.prepare import identify
 from dlen.errors import UserError
+from dlen.files import read_figures
 from dlen.training.checkpoints import read_checkpoint
 from dlen.training.run import load_run_config, rank, train
 
-_PLACES = ("rerun", "run_dir", "runs_dir", "data_dir", "logger")  # what a repetition may be told
+_PLACES = ("rerun", "run_dir", "runs_dir", "data_dir", "logger", "trust")  # what a repetition may be told
 _CAUSES = ("version", "code", "library/", "machine/")
 _SHOWN = 5  # differences that are told one by one
 
@@ -34,7 +34,7 @@ def continued(config: DictConfig, said: Sequence[str]) -> DictConfig:
     """
     if not (Path(config.run_dir) / "checkpoints" / "last.ckpt").exists():
         return config  # which is refused, as there is nothing to go on with
-    before = load_run_config(Path(config.run_dir))
+    before = load_run_config(Path(config.run_dir), config.trust)
     found = _of_the_run(before, config)
     for override in said:
         key, _, value = override.lstrip("+~").partition("=")
@@ -51,8 +51,8 @@ def continued(config: DictConfig, said: Sequence[str]) -> DictConfig:
 
 
 def _of_the_run(before: DictConfig, config: DictConfig) -> DictConfig:
-    """A run's own config, with today's for keys that it did not have yet."""
-    found = OmegaConf.create({key: before[key] if key in before else config[key] for key in config})
+    """A run's own config, with today's for keys that it did not have yet, and for whom the user trusts."""
+    found = OmegaConf.create({k: before[k] if k in before and k != "trust" else config[k] for k in config})
     assert isinstance(found, DictConfig)
     return found
 
@@ -75,7 +75,7 @@ def rerun(config: DictConfig, said: Sequence[str]) -> bool:
         key = override.lstrip("+~").partition("=")[0]
         if key.split(".")[0].split("/")[0] not in _PLACES:
             raise UserError(f"config {key}: a rerun is as its run was; leave it out, or train without rerun")
-    before, path = load_run_config(folder), folder / "metrics.json"
+    before, path = load_run_config(folder, config.trust), folder / "metrics.json"
     if not path.exists():
         raise UserError(f"{folder}: the run has no metrics.json, so it has not ended and cannot be compared with")
     found = _of_the_run(before, config)
@@ -84,11 +84,11 @@ def rerun(config: DictConfig, said: Sequence[str]) -> bool:
         key = override.lstrip("+~").partition("=")[0].split(".")[0].split("/")[0]
         found[key] = None if key == "rerun" else config[key]
     found.run_dir = str(_beside(folder)) if found.run_dir is None else found.run_dir
-    was: dict[str, Any] = json.loads(path.read_text())
+    was = read_figures(path)
     # Training opens and checks the data itself.
     fingerprint = identify(build(found.data, "data"), Path(found.data_dir))["fingerprint"]
-    if fingerprint != was["data_fingerprint"]:
-        raise UserError(f"{folder}: was trained on data {was['data_fingerprint']}, but they are {fingerprint} now")
+    if fingerprint != was.get("data_fingerprint"):
+        raise UserError(f"{folder}: was trained on data {was.get('data_fingerprint')}, but they are {fingerprint} now")
     now = train(found)
     return _tell(folder, Path(found.run_dir), was, now)
 

@@ -63,8 +63,8 @@ class Meter(Callback):
         """Go on from there."""
         counted = dict(state_dict)
         self.checkpoints.seconds = counted.pop("checkpoint_seconds")
-        for name, value in counted.items():
-            setattr(self, name, value)
+        self.rows, self.seconds = counted["rows"], counted["seconds"]
+        self.validation_seconds = counted["validation_seconds"]
 
     def _clock(self) -> float:
         """Seconds of a clock that stands still while a checkpoint is written."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import pickle
+import re
 import time
 import zipfile
 import zlib
@@ -14,17 +15,24 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from dlen.errors import UserError
-from dlen.files import replacing_file
+from dlen.files import check_regular, replacing_file
+
+_KINDS: dict[str, type] = {"epoch": int, "global_step": int, "loops": dict, "callbacks": dict, "optimizer_states": list}
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint's content, on the CPU. Nothing in it is executed.
 
     Raises:
-        UserError: the file is damaged, or holds other things than tensors and plain values.
+        UserError: the file is damaged, holds other things than tensors and plain values, or is made to fill memory.
     """
+    size = check_regular(path)
     try:
         with zipfile.ZipFile(path) as file:  # torch itself reads past wrong checksums
+            entries = file.infolist()
+            packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+            if packed or sum(entry.file_size for entry in entries) > size:
+                raise UserError(f"{path}: is no checkpoint of a run: it unpacks to more than its own size")
             broken = file.testzip()
         if broken is not None:
             raise UserError(
@@ -40,7 +48,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path}: damaged ({str(error).splitlines()[0]}); use another checkpoint, or train again"
         ) from None
+    state = content.get("state_dict") if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(_is_weight(k, v) for k, v in state.items()):
+        raise UserError(f"{path}: is no checkpoint of a run: its state_dict is no mapping of names to tensors")
     return content
+
+
+def _is_weight(name: Any, value: Any) -> bool:
+    return isinstance(name, str) and isinstance(value, torch.Tensor) and value.layout == torch.strided
 
 
 class CheckpointFiles(TorchCheckpointIO):
@@ -67,5 +82,16 @@ class CheckpointFiles(TorchCheckpointIO):
         self.seconds += time.perf_counter() - started
 
     def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
-        """Read one file, as :func:`read_checkpoint` does."""
-        return read_checkpoint(Path(path))
+        """Read one file, as :func:`read_checkpoint` does, with what Lightning looks at before anything else."""
+        content = read_checkpoint(Path(path))
+        wrong = [key for key, kind in _KINDS.items() if key in content and not isinstance(content[key], kind)]
+        if wrong or not re.fullmatch(r"2\.\d+\.[\w.+]+", str(content.get("pytorch-lightning_version"))):
+            what = ", ".join(wrong) or "its version"
+            raise UserError(f"{path}: is no checkpoint of a run: {what} is not what it should be")
+        return content
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Delete one file. Which one a run that goes on has from its checkpoint, where anything can stand."""
+        found = Path(path)
+        if ".." not in found.parts and found.is_file():
+            found.unlink()

@@ -19,7 +19,7 @@ from dlen.data.prepare import check_writable
 from dlen.data.rates import kept_rates
 from dlen.data.store import Store
 from dlen.errors import UserError
-from dlen.files import write_json
+from dlen.files import check_links, write_json
 from dlen.models.heads import LatentHead
 from dlen.models.ranker import Ranker
 from dlen.nn.embedding import join_input
@@ -113,12 +113,14 @@ def export(config: DictConfig) -> None:
     if not isinstance(config.check_rows, int) or config.check_rows < 1:
         raise UserError(f"config check_rows: {config.check_rows!r} is not a positive whole number")
     folder = Path(config.run)
-    run_config, store = open_run(folder)
+    run_config, store = open_run(folder, config.trust)
     fusion = read_fusion(config.fusion)
     model = load_model(folder, run_config, store, config.checkpoint)
     if not isinstance(model, Ranker):
         raise UserError(f"{folder}: only networks are exported, and {run_config.model_name} is none; use predict.py")
     (score,) = make_scores([fusion], model, store)
+    if config.output is None:
+        check_links(folder)
     out = folder / "export" if config.output is None else Path(config.output)
     check_writable(out)
     out.mkdir(parents=True, exist_ok=True)

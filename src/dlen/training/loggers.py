@@ -21,6 +21,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from dlen.config import build
+from dlen.errors import UserError
 from dlen.files import write_csv
 from dlen.overrides import leaves
 
@@ -59,18 +60,22 @@ class _ContinuedWriter(ExperimentWriter):
     def _cut(self) -> None:
         """Leave out what the run logs again: rows after its first new one, and at that step those of the same keys."""
         path = Path(self.metrics_file_path)
-        with path.open(newline="") as file:
-            reader = csv.DictReader(file)
-            header = list(reader.fieldnames or [])
-            rows = [row for row in reader if None not in row and None not in row.values()]  # a torn line is none
+        try:
+            with path.open(newline="") as file:
+                reader = csv.DictReader(file)
+                header = list(reader.fieldnames or [])
+                rows = [row for row in reader if None not in row and None not in row.values()]  # a torn line is none
+            steps = [int(row["step"] or 0) for row in rows]
+        except (ValueError, LookupError, csv.Error) as error:
+            raise UserError(f"{path}: is no log of a run ({error}); delete it, or train again") from None
         first = min(int(row["step"]) for row in self.metrics)
         again = {key for row in self.metrics if int(row["step"]) == first for key in row} - {"step", "epoch"}
-
-        def stays(row: dict[str, str]) -> bool:
-            step = int(row["step"] or 0)
-            return step < first or (step == first and not any(row.get(key) for key in again))
-
-        write_csv(path, header, [[row[key] for key in header] for row in rows if stays(row)])
+        kept = [
+            row
+            for row, step in zip(rows, steps, strict=True)
+            if step < first or (step == first and not any(row.get(key) for key in again))
+        ]
+        write_csv(path, header, [[row[key] for key in header] for row in kept])
         self.metrics_keys = header
 
 

@@ -17,7 +17,7 @@ from rich.table import Table
 from dlen.data.prepare import check_writable
 from dlen.data.store import Split
 from dlen.errors import UserError
-from dlen.files import write_json
+from dlen.files import check_links, write_json
 from dlen.models.model import Model
 from dlen.ranking.fusion import Score
 from dlen.ranking.off_policy import Estimate, Estimator, best_of, swap_items
@@ -62,7 +62,8 @@ def check_off_policy(config: DictConfig) -> dict[str, Any]:
     quiet()
     settings, folder = _settings(config.off_policy), Path(config.run)
     check_writable(folder)
-    run_config, store, source = open_row_source(folder)
+    run_config, store, source = open_row_source(folder, config.trust)
+    check_links(folder)
     schema = store.schema
     if schema.user is None:
         raise UserError(f"{folder}: its data name no user, whose rows the intervals would keep together")

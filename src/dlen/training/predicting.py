@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -45,7 +45,7 @@ def predict(config: DictConfig) -> None:
     if out.exists() and out.samefile(path):
         raise UserError(f"config output: {out} is the input itself")
     check_writable(out.parent)
-    run_config, store, source = open_row_source(folder)
+    run_config, store, source = open_row_source(folder, config.trust)
     fusion = read_fusion(config.fusion)
     model = load_model(folder, run_config, store, config.checkpoint)
     (score,) = make_scores([fusion], model, store)
@@ -66,13 +66,17 @@ def predict(config: DictConfig) -> None:
     print(f"{rows:,} rows: {out}")
 
 
-def open_row_source(folder: Path) -> tuple[DictConfig, Store, RowSource]:
+def open_row_source(folder: Path, trust: Sequence[str] = ()) -> tuple[DictConfig, Store, RowSource]:
     """A run's config, the data that it was trained on, and what reads new rows of their form.
+
+    Args:
+        folder: of the run.
+        trust: packages whose classes its config may name beside those of dlen.
 
     Raises:
         UserError: the folder is no run, its data are gone, or have no way to read new rows.
     """
-    config, store = open_run(folder)
+    config, store = open_run(folder, trust)
     source = build(config.data, "data")
     if not isinstance(source, RowSource):
         raise UserError(f"{folder}: its data ({config.data_name}) have no way to read new rows")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -28,11 +27,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from dlen import __version__
-from dlen.config import build, code_fingerprint, config_hash, open_store
-from dlen.data.prepare import summary
+from dlen.config import build, code_fingerprint, config_hash, open_store, read_config
+from dlen.data.prepare import check_plain_name, summary
 from dlen.data.store import Store
 from dlen.errors import UserError
-from dlen.files import write_json
+from dlen.files import check_links, read_figures, read_mapping, write_json, write_text
 from dlen.metrics.by_user import BY_USER_ROWS
 from dlen.models.baseline import Baseline
 from dlen.models.model import Model
@@ -274,11 +273,8 @@ def _fit(trainer: L.Trainer, module: RankingModule, data: RankingDataModule, fol
     """Train; Ctrl-C exits with 130 and a line that says how to go on."""
     os.environ[_RUN_DIR] = str(folder)
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
-    except RuntimeError as error:
-        if resume is None or "state_dict" not in str(error):
-            raise
-        raise UserError(f"config ckpt: {resume} is of another model or balancing, and cannot be gone on with") from None
+        with _restoring(trainer, f"config ckpt: {resume}"):
+            trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     except SystemExit:  # how Lightning ends after Ctrl-C
         if not trainer.interrupted:
             raise
@@ -286,6 +282,18 @@ def _fit(trainer: L.Trainer, module: RankingModule, data: RankingDataModule, fol
         raise SystemExit(130) from None
     finally:
         del os.environ[_RUN_DIR]
+
+
+@contextmanager
+def _restoring(trainer: L.Trainer, checkpoint: str) -> Iterator[None]:
+    """Tell in one line that a checkpoint does not fit, of which Lightning says whatever it stumbles over."""
+    try:
+        yield
+    except (RuntimeError, LookupError, TypeError, AttributeError, ValueError) as error:
+        if not trainer._checkpoint_connector._loaded_checkpoint:  # it has been restored, or there is none
+            raise
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"{checkpoint} is of another model or balancing than config.yaml says ({why})") from None
 
 
 def build_balancer(config: DictConfig) -> Balancer:
@@ -394,7 +402,8 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     folder = Path(config.run)
     if config.split not in SPLITS:
         raise UserError(f"config split: {config.split!r} is not one of {', '.join(SPLITS)}")
-    run_config, store = open_run(folder)
+    run_config, store = open_run(folder, config.trust)
+    check_links(folder)
     rows, base = {"test": len(store.split(config.split))}, _read_base(run_config.base_run, store)
     by_user = _by_user(run_config, rows["test"])
     module = build_module(run_config, build_model(run_config, store), None, rows, base, by_user)
@@ -408,7 +417,8 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     gates = GateMonitor()
     progress: list[Callback] = [TerminalProgress(meter)] if sys.stderr.isatty() else []
     trainer = build_trainer(run_config, folder, [], [*progress, gates], meter)
-    trainer.test(module, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False)
+    with _restoring(trainer, str(checkpoint)):
+        trainer.test(module, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False)
     metrics: dict[str, Any] = {
         "model": run_config.model_name,
         "data": run_config.data_name,
@@ -426,13 +436,17 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     return metrics
 
 
-def open_run(folder: Path) -> tuple[DictConfig, Store]:
+def open_run(folder: Path, trust: Sequence[str] = ()) -> tuple[DictConfig, Store]:
     """The resolved config of a run folder, and its data.
+
+    Args:
+        folder: of the run.
+        trust: packages whose classes its config may name beside those of dlen.
 
     Raises:
         UserError: the folder is no run, or the data are not those of the run.
     """
-    config = load_run_config(folder)
+    config = load_run_config(folder, trust)
     return config, open_kept_store(folder, config)
 
 
@@ -444,7 +458,7 @@ def open_kept_store(folder: Path, config: DictConfig) -> Store:
     Raises:
         UserError: they are gone, and what the raw log gives now is something else.
     """
-    kept = json.loads((folder / "schema.json").read_text())
+    kept = read_identity(folder)
     place, wanted = Path(kept["store"]), kept["fingerprint"]
     store = Store(place) if (place / "store.json").exists() else open_store(config)
     if store.fingerprint != wanted:
@@ -455,14 +469,35 @@ def open_kept_store(folder: Path, config: DictConfig) -> Store:
     return store
 
 
-def load_run_config(folder: Path) -> DictConfig:
-    """The resolved config of a run folder; :class:`UserError` if it is none."""
+def load_run_config(folder: Path, trust: Sequence[str] = ()) -> DictConfig:
+    """The resolved config of a run folder.
+
+    Args:
+        folder: of the run.
+        trust: packages whose classes it may name beside those of dlen.
+
+    Raises:
+        UserError: the folder is no run, or its config names other code.
+    """
     path = folder / "config.yaml"
     if not path.exists():
         raise UserError(f"{folder}: not a run folder (no config.yaml); set run=DIR")
-    loaded = OmegaConf.load(path)
-    assert isinstance(loaded, DictConfig)
-    return loaded
+    return read_config(path, trust)
+
+
+def read_identity(folder: Path) -> dict[str, str]:
+    """Which data a run was trained on, and where they were prepared: ``fingerprint`` and ``store``.
+
+    Raises:
+        UserError: its schema.json does not say so.
+    """
+    path = folder / "schema.json"
+    content = read_mapping(path)
+    found = {key: content.get(key) for key in ("fingerprint", "store")}
+    for key, value in found.items():
+        if not isinstance(value, str) or "\0" in value:
+            raise UserError(f"{path}: {key} is {value!r}, and no text")
+    return {key: str(value) for key, value in found.items()}
 
 
 def flatten(figures: Figures, split: str) -> dict[str, Any]:
@@ -650,6 +685,7 @@ def _run_folder(config: DictConfig) -> Iterator[Path]:
         folder = Path(config.run_dir)
         if (folder / "config.yaml").exists() and config.ckpt is None and rank() == 0:
             raise UserError(f"config run_dir: {folder} already holds a run; choose another, or resume with ckpt=last")
+        check_links(folder)
         yield folder
     elif rank() != 0 or _one_of_many():
         raise UserError("config run_dir: must be set where processes are started by torchrun or Slurm")
@@ -671,6 +707,8 @@ def _one_of_many() -> bool:
 def _new_folder(config: DictConfig) -> tuple[Path, list[Path]]:
     """Made so that no other run of the same second has it; and all folders that had to be made for it, inner first."""
     name = f"{config.data_name}/{config.model_name}/{datetime.now():%Y%m%d-%H%M%S}-seed{config.seed}"
+    for key in ("data_name", "model_name"):
+        check_plain_name(config[key], key)
     made: list[Path] = []
     for number in count(1):
         folder = Path(config.runs_dir) / (name if number == 1 else f"{name}-{number}")
@@ -715,7 +753,7 @@ def _check_same_run(config: DictConfig) -> None:
     """A run that goes on has the model, balancing and optimiser it began with."""
     if config.ckpt != "last":
         return
-    before, today = _plain(load_run_config(Path(config.run_dir))), _plain(config)
+    before, today = _plain(load_run_config(Path(config.run_dir), config.trust)), _plain(config)
     for key in _LASTING:
         was, now = _below(before, key), _below(today, key)
         changed = [k for k in {**was, **now} if was.get(k) != now.get(k)]
@@ -736,13 +774,13 @@ def _below(config: dict[str, Any], key: str) -> dict[str, Any]:
 
 def _check_same_data(resume: Path | None, store: Store) -> None:
     """A run goes on with the data it began with, also where a checkpoint is gone on with in another folder."""
-    begun = None if resume is None else resume.parent.parent / "schema.json"
-    if begun is None or not begun.exists():
+    folder = None if resume is None else resume.parent.parent
+    if folder is None or not (folder / "schema.json").exists():
         return
-    was = json.loads(begun.read_text()).get("fingerprint")
+    was = read_identity(folder)["fingerprint"]
     if was != store.fingerprint:
         raise UserError(
-            f"cannot resume: {begun.parent} was trained on data {was}, and the data are {store.fingerprint} now; bring "
+            f"cannot resume: {folder} was trained on data {was}, and the data are {store.fingerprint} now; bring "
             "back the files and data settings that it began with, or start a new run"
         )
 
@@ -772,13 +810,10 @@ def _read_base(run: str | None, store: Store) -> dict[str, Any] | None:
         return None
     path = Path(run) / "metrics.json"
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
+        content = read_figures(path)
         if not {"model", "seed", "data_fingerprint"} <= content.keys():
-            raise ValueError("not the figures of a run")
-        for key, value in content.items():
-            if key.startswith(("val/", "test/")) and not _is_figure(value):
-                raise ValueError(f"{key} is {value!r}, and no number")
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
+            raise UserError("not the figures of a run")
+    except UserError as error:
         raise UserError(f"config base_run: {path} cannot be read ({error})") from None
     own = {"data_test": store.labels_identity("test"), "data_fingerprint": store.fingerprint}
     key = "data_test" if "data_test" in content else "data_fingerprint"
@@ -790,16 +825,6 @@ def _read_base(run: str | None, store: Store) -> dict[str, Any] | None:
     if content.get("test/rows", len(store.split("test"))) != len(store.split("test")):
         raise UserError(f"config base_run: {run} was tested on {content['test/rows']} rows of the test split alone")
     return content
-
-
-def _is_figure(value: Any) -> bool:
-    """A finite number, or null for a figure that is not defined."""
-    if value is None:
-        return True
-    try:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:  # a whole number of 400 digits
-        return False
 
 
 def tested_rows(trainer: L.Trainer, data: RankingDataModule) -> int:
@@ -814,11 +839,14 @@ def _write_start(config: DictConfig, folder: Path, store: Store) -> None:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _unwritable(folder, error) from None
-    resolved = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+    text = OmegaConf.to_yaml(OmegaConf.create(OmegaConf.to_container(config, resolve=True)))
     config_file, schema_file = _start_of(folder)
     try:
-        with config_file.open("x" if config.ckpt is None else "w") as file:
-            OmegaConf.save(resolved, file)
+        if config.ckpt is not None:
+            write_text(config_file, text)
+        else:
+            with config_file.open("x") as file:
+                file.write(text)
     except FileExistsError:
         raise UserError(f"config run_dir: {folder} was taken by another run just now; choose another") from None
     identity = {"fingerprint": store.fingerprint, "store": str(store.folder.absolute())}

@@ -75,8 +75,16 @@ def load_model(folder: Path, config: DictConfig, store: Store, name: str = "best
         raise UserError(f"{checkpoint}: no such checkpoint; the run has not ended")
     model = build_model(config, store)
     state = read_checkpoint(checkpoint)["state_dict"]
-    model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
+    try:
+        model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
+    except RuntimeError as error:
+        raise UserError(f"{checkpoint}: is of another model than config.yaml says ({_first(error)})") from None
     return model.eval()
+
+
+def _first(error: Exception) -> str:
+    """What is wrong first, of all that torch lists."""
+    return " ".join(str(error).split())[:200]
 
 
 def score(model: Model, split: Split, batch_size: int = 16384) -> SplitScores:

@@ -1,0 +1,153 @@
+"""What a config that lies in a folder may name: a stranger's folder must not say which code runs.
+
+Hydra makes objects of everything that a config calls ``_target_``, whatever it is. The configs that a user composes are
+the user's own; those of a run, a study or a best.yaml are checked here first.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.utils import _locate
+
+from dlen.errors import UserError
+
+_OWN = "dlen"
+_TARGET, _PARTIAL = "_target_", "_partial_"
+_MADE_IN_PART = ("model.backbone", "optimizer")  # slots whose object takes further arguments later
+_NAMES = {
+    "optimizer": ("dlen.training.optimizers.adam", "dlen.training.optimizers.adagrad"),
+    "logger": (
+        "dlen.training.loggers.ContinuedCSVLogger",
+        "dlen.training.loggers.mlflow_logger",
+        "dlen.training.loggers.wandb_logger",
+        "lightning.pytorch.loggers.TensorBoardLogger",
+    ),
+}
+_IN_FOLDER = ("dlen.training.loggers.ContinuedCSVLogger", "lightning.pytorch.loggers.TensorBoardLogger")
+
+
+def packages(value: Any) -> tuple[str, ...]:
+    """The config key ``trust``: packages whose classes a folder may name beside those of dlen.
+
+    Raises:
+        UserError: it is no list of top-level packages.
+    """
+    wanted = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else None
+    if wanted is None or not all(isinstance(name, str) and name.isidentifier() for name in wanted):
+        raise UserError(f"config trust: {value!r} is no list of packages, such as [my_models]")
+    return tuple(name for name in wanted if name != _OWN)  # of which there is always less than all
+
+
+def check_config(content: Any, trust: Sequence[str], path: Path) -> None:
+    """Raise UserError unless a config from a file makes nothing but objects of trusted classes, in their places.
+
+    Args:
+        content: plain values.
+        trust: packages beside dlen.
+        path: where it comes from.
+    """
+    for key, node in _nodes("", content):
+        if isinstance(node, str) and "${" in node:
+            raise UserError(f"{path}: {key} refers to something else ({node[:50]!r}); write the value itself")
+        if isinstance(node, dict):
+            _check_node(key, node, trust, path)
+
+
+def _nodes(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Every part of nested values, under its dotted key."""
+    yield key, value
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _nodes(f"{key}.{name}" if key else str(name), inner)
+    if isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from _nodes(f"{key}[{number}]", inner)
+
+
+def _check_node(key: str, node: dict[Any, Any], trust: Sequence[str], path: Path) -> None:
+    for name in node:
+        special = str(name).startswith("_") and str(name).endswith("_") and name not in (_TARGET, _PARTIAL)
+        if special or "${" in str(name):
+            raise UserError(f"{path}: config {_join(key, name)}: is no setting; delete it")
+    target, partial = node.get(_TARGET), node.get(_PARTIAL)
+    if target is not None:
+        _check_target(key, target, trust, path)
+    if partial is not None and (partial is not True or not (key in _MADE_IN_PART or _is_of(target, trust))):
+        raise UserError(f"{path}: config {_join(key, _PARTIAL)}: is no setting of {key or 'a config'}; delete it")
+    if target in _IN_FOLDER or key in ("logger.csv", "logger.tensorboard"):  # its texts become names of folders
+        for name, value in node.items():
+            if isinstance(value, str) and not re.fullmatch(r"(?!\.)[\w.-]*", value):
+                raise UserError(f"{path}: config {key}.{name}: {value!r} is no plain name; write it without slashes")
+
+
+def _check_target(key: str, target: Any, trust: Sequence[str], path: Path) -> None:
+    where = f"{path}: config {_join(key, _TARGET)}"
+    if not isinstance(target, str) or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", target):
+        raise UserError(f"{where}: {str(target)[:80]!r} is no class of dlen")
+    package = target.split(".")[0]
+    slot = "logger" if re.fullmatch(r"logger\.\w+", key) else key
+    if target in _NAMES.get(slot, ()):
+        return
+    if package not in (_OWN, *trust):
+        own = slot in _KINDS or slot in _NAMES  # where a user's own class can stand
+        hint = f"; if you trust this folder, say trust=[{package}]" if own else ""
+        raise UserError(f"{where}: {target} is no class of dlen{hint}")
+    what, fits = _KINDS.get(slot, (slot if slot in _NAMES else "setting", lambda found: False))
+    found = _located(where, target)
+    defined = str(getattr(found, "__module__", "")).split(".")[0]  # wherever it was found
+    if defined == _OWN and isinstance(found, type) and fits(found):
+        return
+    if defined not in trust or not callable(found):
+        raise UserError(f"{where}: {target} is no {what} of {' or '.join((_OWN, *trust))}")
+
+
+def _is_of(target: Any, trust: Sequence[str]) -> bool:
+    return isinstance(target, str) and target.split(".")[0] in trust
+
+
+def _join(key: str, name: Any) -> str:
+    return f"{key}.{name}" if key else str(name)
+
+
+def _located(where: str, target: str) -> Any:
+    try:
+        return _locate(target)  # as Hydra's own instantiate finds it
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{where}: {target} cannot be imported ({str(error).splitlines()[-1]})") from None
+
+
+def _is_model(found: type) -> bool:
+    from dlen.models.model import Model
+
+    return issubclass(found, Model)
+
+
+def _is_backbone(found: type) -> bool:
+    from dlen.models.backbones import Backbone
+
+    return issubclass(found, Backbone)
+
+
+def _is_balancer(found: type) -> bool:
+    from dlen.training.balancing import Balancer
+
+    return issubclass(found, Balancer)
+
+
+def _is_source(found: type) -> bool:
+    return found.__module__.startswith("dlen.data.sources.") and all(
+        hasattr(found, method) for method in ("settings", "files", "write")
+    )
+
+
+# What a class of dlen has to be at each place; imported late, as they need torch.
+_KINDS: dict[str, tuple[str, Callable[[type], bool]]] = {
+    "data": ("data source", _is_source),
+    "model": ("model", _is_model),
+    "model.backbone": ("backbone", _is_backbone),
+    "balancing": ("balancing", _is_balancer),
+}
