@@ -150,6 +150,7 @@ class AliCCP:
         offsets = _offsets(vocabularies)
         for name, vocabulary in vocabularies.items():
             writer.vocabulary(name, pl.Series(vocabulary.ids), pl.Series(vocabulary.counts))
+        writer.statistics |= {n: {"max_values": self.max_values} for n in (*SKELETON.bags, *COMMON.bags)}
         table = writer.table("common_train", COMMON.counts)
         for part, _ in _walk(scratch, "common_train", "vocabularies applied to common features"):
             table.append(_encode(part, COMMON, vocabularies, offsets))

@@ -154,6 +154,10 @@ class IdsColumn(IdColumn):
     def observe(self, frame: pl.DataFrame, path: Path) -> None:
         self.vocabulary.add(self._values(frame, path)[1])
 
+    def freeze(self, writer: StoreWriter) -> None:
+        super().freeze(writer)
+        writer.statistics[self.name] = {"max_values": self.spec.max_values}
+
     def fields(self) -> list[Field]:
         pooling = Pooling(self.spec.pooling)
         return [Field(self.name, Kind.IDS, self.spec.side, len(self.vocabulary), pooling)]
@@ -278,6 +282,11 @@ class TimeColumn(TableColumn):
 
     def check(self, frame: pl.DataFrame, path: Path) -> None:
         self._stamps(frame, path)
+
+    def freeze(self, writer: StoreWriter) -> None:
+        for part in self.spec.parts:
+            first = int(part != "hour")  # of days and months the first is 1
+            writer.statistics[f"{self.name}_{part}"] = {"range": [first, first + TIME_PARTS[part] - 1]}
 
     def fields(self) -> list[Field]:
         return [Field(f"{self.name}_{p}", Kind.ID, self.spec.side, TIME_PARTS[p] + 1) for p in self.spec.parts]
