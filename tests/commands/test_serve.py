@@ -205,7 +205,7 @@ def test_an_export_whose_schema_gives_other_inputs_is_not_written(
         return coding
 
     monkeypatch.setattr(codings, "_coding", wrong)
-    with pytest.raises(UserError, match="field liked: raw values through schema[.]json give other inputs"):
+    with pytest.raises(UserError, match=r"field liked: raw values through schema\.json give other inputs"):
         write_export(run, f"output={tmp_path / 'out'}", "check_rows=300")
     assert not list((tmp_path / "out").iterdir())
 
