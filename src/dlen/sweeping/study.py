@@ -26,12 +26,12 @@ from optuna.samplers import (
     TPESampler,
 )
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from dlen.data.prepare import locked
 from dlen.errors import UserError
 from dlen.overrides import leaves
+from dlen.sweeping.journal import Journal
 from dlen.sweeping.trials import own_trials, retried, used
 
 STORAGE = "DLEN_STORAGE"  # tells a worker where the study is kept: a URL can hold a password, so it stays out of files
@@ -65,11 +65,11 @@ def connect(storage: str) -> BaseStorage:
         path = Path(storage)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            return JournalStorage(JournalFileBackend(str(path)))
+            return JournalStorage(Journal(path))
         except OSError as error:
             raise UserError(f"config sweep.storage: {path} cannot be written ({error.strerror})") from None
-        except ValueError:
-            raise UserError(f"config sweep.storage: {path} is no journal file; SQLite is sqlite:///{path}") from None
+        except ValueError as error:
+            raise UserError(f"config sweep.storage: {path} {error}") from None
     try:
         return _open_database(storage)
     except ImportError:
