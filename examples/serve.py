@@ -3,26 +3,97 @@
 python export.py run=DIR output=DIR/export
 EXPORT=DIR/export uvicorn --app-dir examples serve:app
 curl -d '{"context": {"user": 3, "hour": 12}, "candidates": [{"item": 7}, {"item": 9}]}' localhost:8000/rank
+
+A request that it cannot read or score as predict.py would is refused with 422, a body beyond 16 MiB with 413.
 """
 
 import json
 import math
 import os
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import onnxruntime
-from fastapi import FastAPI, HTTPException
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 FOLDER = Path(os.environ.get("EXPORT", "export"))
-MOST_CANDIDATES, MOST_VALUES = 1000, 500
+MOST_BYTES, MOST_CANDIDATES, MOST_VALUES = 16 << 20, 1000, 500
+LARGEST = float(np.finfo(np.float32).max)
+WHOLE = re.compile(r"([+-]?[0-9]+)\.0+")
+
+
+class Candidates(BaseModel):
+    """Values that all candidates share, and those of each; a list is ``[value, ...]`` or ``{value: weight}``."""
+
+    model_config = ConfigDict(extra="forbid")
+    context: dict[str, Any] = {}
+    candidates: list[dict[str, Any]] = Field(min_length=1, max_length=MOST_CANDIDATES)
+
+
+def refuse(problem: str) -> NoReturn:
+    """Answer 422; text that is no Unicode is escaped, as a body cannot have it."""
+    raise HTTPException(422, problem.encode("ascii", "backslashreplace").decode())
+
+
+def canonical(name: str, value: object) -> str:
+    """An id as text, one for all its spellings: 12, 12.0, "12" and " 12 "; empty where there is none."""
+    if isinstance(value, list | dict) or (isinstance(value, float) and not math.isfinite(value)):
+        refuse(f"{name}: {shown(value)} is no id")
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    text = "" if value is None else str(value).strip()
+    if text.lower() in ("true", "false"):
+        return text.lower()
+    return WHOLE.sub(r"\1", text) if WHOLE.fullmatch(text) else text
+
+
+def shown(value: object) -> str:
+    """A value in a message; one that holds others may be too large, or too deep, to be shown."""
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "an object"
+    return text if len(text := repr(value)) <= 60 else f"{text[:60]}..."
+
+
+def finite(name: str, value: object) -> float:
+    """A number as JSON has it."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        refuse(f"{name}: {shown(value)} is not a number")
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number of JSON may have any size
+        number = math.inf
+    return number if math.isfinite(number) else refuse(f"{name}: {shown(value)} is too large")
+
+
+def in_32_bits(number: float, name: str, value: object) -> float:
+    """A number that is finite in 32 bits as well; ``value`` is what the request has in its place."""
+    return number if abs(number) <= LARGEST else refuse(f"{name}: {shown(value)} is too large")
+
+
+def is_coded(field: dict) -> bool:
+    """Whether the schema says how the field is coded, which that of an older export may not."""
+    if field["input"] == "bag_ids":
+        return {"values", "max_values"} <= set(field)
+    return bool({"values", "range", "statistics"} & set(field)) and "separators" in field.get(
+        "rate", {"separators": []}
+    )
+
+
 schema = json.loads((FOLDER / "schema.json").read_text())
 fields = schema["fields"]
+uncoded = [f["name"] for f in fields if not is_coded(f)]
+if uncoded:
+    raise SystemExit(f"{FOLDER}: does not say how {uncoded[0]} is coded, as an older export.py wrote it; export again")
+by_input = {
+    name: sorted((f for f in fields if f["input"] == name), key=lambda f: f["position"]) for name in schema["inputs"]
+}
 codes = {f["name"]: {v: f["offset"] + i + 1 for i, v in enumerate(f["values"])} for f in fields if "values" in f}
 rates = {f["name"]: dict(zip(f["rate"]["keys"], f["rate"]["latest"], strict=True)) for f in fields if "rate" in f}
+known = {f["name"] for f in fields if "rate" not in f} | {by for f in fields if "rate" in f for by in f["rate"]["by"]}
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = 1  # one core for each process: start more of them for more requests
 session = onnxruntime.InferenceSession(str(FOLDER / "model.onnx"), options, providers=["CPUExecutionProvider"])
@@ -31,84 +102,115 @@ outputs = [o.name for o in session.get_outputs()]
 app = FastAPI(title="dlen scorer")
 
 
-class Request(BaseModel):
-    """Values that all candidates share, and those of each; a list is ``[value, ...]`` or ``{value: weight}``."""
-
-    context: dict[str, Any] = {}
-    candidates: list[dict[str, Any]] = Field(min_length=1, max_length=MOST_CANDIDATES)
-
-
-def one(field: dict, value: object) -> float:
-    """The input of a single-valued field; what training did not know is the offset, no number is the mean or its own bucket."""
+def code(field: dict, value: object) -> int:
+    """The id of a single value: what training did not know is the offset, no number as well or a bucket of its own."""
+    name, offset = field["name"], field["offset"]
     if "values" in field:
-        return codes[field["name"]].get(str(value), field["offset"])
+        return codes[name].get(canonical(name, value), offset)
     if value is None:
-        return field.get("offset", 0.0) + field.get("statistics", {}).get("absent", 0)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise HTTPException(422, f"{field['name']}: {value!r} is not a number")
-    if "edges" in field.get("statistics", {}):
-        bucket = int(np.searchsorted(field["statistics"]["edges"], value, side="right"))
-        return field["offset"] + 1 + field["statistics"]["absent"] + bucket
-    if "statistics" in field:
-        if field["statistics"].get("transform") == "log1p":
-            value = float(np.sign(value) * np.log1p(abs(value)))
-        return (value - field["statistics"]["mean"]) / field["statistics"]["deviation"]
-    return field["offset"] + int(value)
+        return offset + field.get("statistics", {}).get("absent", 0)
+    number = in_32_bits(finite(name, value), name, value)
+    if "range" in field:
+        first, last = field["range"]
+        if not number.is_integer() or not first <= number <= last:
+            refuse(f"{name}: {shown(value)} is not a whole number from {first} to {last}")
+        return offset + 1 + int(number) - first
+    bucket = int(np.searchsorted(field["statistics"]["edges"], number, side="right"))
+    return offset + field["statistics"]["absent"] + 1 + bucket
 
 
-def rate(field: dict, row: dict) -> float:
-    """What the log says of the row's key, scaled; as of a new key where it has none."""
-    parts = ["|".join(map(str, v)) if isinstance(v, list | dict) else v for v in map(row.get, field["rate"]["by"])]
-    key = "\x1f".join(map(str, parts))
-    known = rates[field["name"]].get(key, 0.0) if None not in parts else 0.0
-    return (known - field["statistics"]["mean"]) / field["statistics"]["deviation"]
+def number(field: dict, row: dict) -> float:
+    """A number, scaled; none is the mean. A rate is what the log says of the row's key, or of a new key."""
+    name, scale = field["name"], field["statistics"]
+    if "rate" in field:
+        told = value = rates[name].get(key(field["rate"], row), 0.0)
+    elif (told := row.get(name)) is None:
+        return 0.0
+    else:
+        value = in_32_bits(finite(name, told), name, told)
+        value = math.copysign(math.log1p(abs(value)), value) if scale.get("transform") == "log1p" else value
+    return in_32_bits((value - scale["mean"]) / scale["deviation"], name, told)
+
+
+def key(rate: dict, row: dict) -> str:
+    """What a rate is of in this row; empty where a part of it is absent."""
+    parts = []
+    for by, separator in zip(rate["by"], rate["separators"], strict=True):
+        value = row.get(by)
+        texts = [canonical(by, v) for v in value] if isinstance(value, list) else [canonical(by, value)]
+        parts.append(separator.join(texts))
+    return "\x1f".join(parts) if all(parts) else ""
 
 
 def several(field: dict, value: object) -> list[tuple[int, float]]:
-    """Ids and weights of a list, the heaviest that training would have kept."""
+    """Ids and weights of a list, those that predict.py would keep."""
+    name = field["name"]
     if not isinstance(value, list | dict | None):
-        raise HTTPException(422, f"{field['name']}: {value!r} is neither a list nor values with weights")
+        refuse(f"{name}: {shown(value)} is neither a list nor values with weights")
     items = list(value.items()) if isinstance(value, dict) else [(v, 1.0) for v in value or []]
     if len(items) > MOST_VALUES:
-        raise HTTPException(422, f"{field['name']}: has {len(items)} values; {MOST_VALUES} are the most")
-    kept = sorted(items, key=lambda item: -item[1])[: field["max_values"]]
-    return [(codes[field["name"]].get(str(v), field["offset"]), w) for v, w in kept]
+        refuse(f"{name}: has {len(items)} values; {MOST_VALUES} are the most")
+    weighed = [(canonical(name, v), float(np.float32(in_32_bits(finite(name, w), name, w)))) for v, w in items]
+    kept, cap, keep = [(v, w) for v, w in weighed if v], field["max_values"], field.get("keep", "heaviest")
+    if keep == "heaviest":
+        kept = sorted(kept, key=lambda item: -item[1])
+    kept = kept[-cap:] if keep == "last" else kept[:cap]
+    return [(codes[name].get(v, field["offset"]), w) for v, w in kept]
 
 
-@app.post("/rank")
-async def rank(request: Request) -> JSONResponse:
-    """Candidates by falling score: their place in the request, score, P(UP) and the probability of each task.
+async def read(request: Request) -> Candidates:
+    """The body, as JSON of the right form."""
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > MOST_BYTES:
+            raise HTTPException(413, f"the body has more than {MOST_BYTES} bytes")
+    try:
+        content = json.loads(body, parse_constant=lambda name: refuse(f"{name} is no JSON"))
+    except RecursionError:
+        refuse("the body is too deep")
+    except ValueError as error:
+        refuse(f"the body is no JSON: {error}")
+    try:
+        return Candidates.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        refuse(f"{'.'.join(map(str, first['loc'])) or 'the body'}: {first['msg']}")
 
-    Async, so that no thread takes turns with the model for the one core.
-    """
-    keys = {column for f in fields if "rate" in f for column in f["rate"]["by"]}
-    known = {f["name"] for f in fields if "rate" not in f} | keys
-    unknown = {k for row in (request.context, *request.candidates) for k in row} - known
-    if unknown:
-        raise HTTPException(422, f"no field {sorted(unknown)[0]!r}; the fields are {', '.join(sorted(known))}")
-    rows = [{**request.context, **candidate} for candidate in request.candidates]
-    by_input = {
-        name: sorted((f for f in fields if f["input"] == name), key=lambda f: f["position"])
-        for name in schema["inputs"]
-    }
-    single = [[one(f, row.get(f["name"])) for f in by_input["ids"]] for row in rows]
-    numeric = [
-        [rate(f, row) if "rate" in f else one(f, row.get(f["name"])) for f in by_input["numeric"]] for row in rows
-    ]
+
+def inputs_of(rows: list[dict]) -> dict[str, np.ndarray]:
+    """Raw values as the inputs of the model."""
+    singles = [[code(f, row.get(f["name"])) for f in by_input["ids"]] for row in rows]
+    numbers = [[number(f, row) for f in by_input["numeric"]] for row in rows]
     bags = [[several(f, row.get(f["name"])) for f in by_input["bag_ids"]] for row in rows]
     longest = max((len(bag) for row in bags for bag in row), default=0) or 1
     shape = (len(rows), len(by_input["bag_ids"]), longest)
     ids, weights = np.zeros(shape, np.int64), np.zeros(shape, np.float32)
     for place in np.ndindex(shape[:2]):
-        for i, (code, weight) in enumerate(bags[place[0]][place[1]]):
-            ids[*place, i], weights[*place, i] = code, weight
-    inputs = {
-        "ids": np.array(single, np.int64),
-        "numeric": np.array(numeric, np.float32),
-        "bag_ids": ids,
-        "bag_weights": weights,
-    }
+        for i, (value, weight) in enumerate(bags[place[0]][place[1]]):
+            ids[*place, i], weights[*place, i] = value, weight
+    singles, numbers = np.array(singles, np.int64), np.array(numbers, np.float32)
+    return {"ids": singles, "numeric": numbers, "bag_ids": ids, "bag_weights": weights}
+
+
+@app.post(
+    "/rank",
+    openapi_extra={"requestBody": {"content": {"application/json": {"schema": Candidates.model_json_schema()}}}},
+)
+async def rank(request: Request) -> JSONResponse:
+    """Candidates by falling score: their place in the request, score, P(UP) and the probability of each task.
+
+    Async, so that no thread takes turns with the model for the one core.
+    """
+    asked = await read(request)
+    unknown = {k for row in (asked.context, *asked.candidates) for k in row} - known
+    if unknown:
+        refuse(f"no field {sorted(unknown)[0]!r}; the fields are {', '.join(sorted(known))}")
+    inputs = inputs_of([{**asked.context, **candidate} for candidate in asked.candidates])
     found = dict(zip(outputs, session.run(outputs, {k: v for k, v in inputs.items() if k in taken}), strict=True))
+    scored = np.isfinite(found["score"]) & np.isfinite(found["p"]).all(1)
+    if not scored.all():
+        refuse(f"candidate {int(scored.argmin())}: its numbers or weights are too large for the model")
     names = schema["outputs"]["p"]
     ranked = [
         {"place": int(i), "score": float(found["score"][i]), "p": dict(zip(names, found["p"][i].tolist(), strict=True))}

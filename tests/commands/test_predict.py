@@ -232,7 +232,7 @@ def as_json(row: dict[str, Any]) -> dict[str, Any]:
     shown = datetime.fromtimestamp(row["shown"], tz=UTC)
     tags = {t.split(":")[0]: float(t.split(":")[1]) for t in (row["tags"] or "").split("|") if t}
     city = f"c{int(row['user'][1:]) % 7}"
-    parts = {"shown_hour": shown.hour + 1, "shown_weekday": shown.isoweekday()}
+    parts = {"shown_hour": shown.hour, "shown_weekday": shown.isoweekday()}
     price = {"price": row["price"], "amount": row["price"]}
     return {"user": row["user"], "age": row["age"], "tags": tags, "city": city, **price, **parts}
 

@@ -177,7 +177,7 @@ class StoreWriter:
         self._writers: list[TableWriter | SplitWriter] = []
         self._splits: dict[str, tuple[SplitWriter, str | None]] = {}
         self.notes: dict[str, Any] = {}  # what a user is told after preparing
-        self.statistics: dict[str, Any] = {}  # how numbers were scaled, by field
+        self.statistics: dict[str, Any] = {}  # by field: scale, buckets, range or cap, for whoever encodes new values
         self.histories: dict[str, Any] = {}  # what rates of new rows need beside their files, by field
 
     @property

@@ -26,13 +26,13 @@ from optuna.samplers import (
     TPESampler,
 )
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from dlen.data.prepare import locked
 from dlen.errors import UserError
 from dlen.files import check_regular
 from dlen.overrides import leaves
+from dlen.sweeping.journal import Journal
 from dlen.sweeping.trials import own_trials, retried, used
 
 STORAGE = "DLEN_STORAGE"  # tells a worker where the study is kept: a URL can hold a password, so it stays out of files
@@ -68,10 +68,12 @@ def connect(storage: str) -> BaseStorage:
             check_regular(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            return JournalStorage(JournalFileBackend(str(path)))
+            return JournalStorage(Journal(path))
         except OSError as error:
             raise UserError(f"config sweep.storage: {path} cannot be written ({error.strerror})") from None
-        except (ValueError, LookupError, TypeError, AttributeError):  # whatever is replayed
+        except ValueError as error:
+            raise UserError(f"config sweep.storage: {path} {error}") from None
+        except (LookupError, TypeError, AttributeError):  # whatever is replayed
             raise UserError(f"config sweep.storage: {path} is no journal file; SQLite is sqlite:///{path}") from None
     try:
         return _open_database(storage)

@@ -1,7 +1,8 @@
-"""export: a finished run as an ONNX model and a torch.export program, checked row by row against the run itself."""
+"""export: a finished run as an ONNX model and a torch.export program, checked against the run, from raw values too."""
 
 from __future__ import annotations
 
+import json
 import logging
 import warnings
 from pathlib import Path
@@ -9,14 +10,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import polars as pl
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from dlen.batch import Batch
 from dlen.data.prepare import check_writable
-from dlen.data.rates import kept_rates
 from dlen.data.store import Store
 from dlen.errors import UserError
 from dlen.files import check_links, write_json
@@ -25,11 +24,13 @@ from dlen.models.ranker import Ranker
 from dlen.nn.embedding import join_input
 from dlen.ranking.fusion import Score
 from dlen.schema import Kind, Schema
+from dlen.training.codings import different_field, encoded, field_codings, raw_rows
 from dlen.training.run import open_run, quiet
 from dlen.training.scoring import load_model, make_scores, read_fusion
 from dlen.training.targets import Targets
 
 INPUTS = ("ids", "numeric", "bag_ids", "bag_weights")
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
 _TOLERANCE = 1e-5
 _GRAPH_BYTES = 1 << 30  # a graph with its weights in one file ends at 2 GiB
 _EXAMPLE = 3  # rows of the example that the graph is traced with
@@ -80,7 +81,7 @@ class Serving(nn.Module):
         return found if log_up is None else (*found, log_up.exp())
 
 
-def dense(batch: Batch, schema: Schema, length: int | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def dense(batch: Batch, schema: Schema, length: int | None = None) -> Inputs:
     """A batch as the inputs of :class:`Serving`.
 
     Args:
@@ -127,17 +128,37 @@ def export(config: DictConfig) -> None:
     serving = Serving(model, score).eval()
     batches = _check_batches(store, config.check_rows)
     with TemporaryDirectory(dir=out, prefix=".writing-") as made:
-        onnx, program = Path(made) / "model.onnx", Path(made) / "model.pt2"
-        write_export(serving, dense(batches[0], store.schema), onnx, program)
-        worst = max(check_export(serving, batches, store.schema, onnx, program))
-        if not worst <= _TOLERANCE:
-            raise UserError(f"{folder}: the exported model differs from the run by {worst:.2g}; nothing was written")
+        write_json(Path(made) / "schema.json", serving_schema(store, serving))
+        write_export(serving, dense(batches[0], store.schema), Path(made) / "model.onnx", Path(made) / "model.pt2")
+        worst = _check_all(folder, serving, store, batches, Path(made))
         for path in Path(made).iterdir():  # a large table has a file of its own beside the graph
             path.replace(out / path.name)
-    write_json(out / "schema.json", serving_schema(store, serving))
     rows = sum(map(len, batches))
-    print(f"{rows:,} rows give the run's own scores in ONNX Runtime and torch.export, to {worst:.1e}")
+    print(f"{rows:,} rows give the run's own scores in ONNX Runtime and torch.export, to {worst:.1e};")
+    print(f"so do {len(batches[0]):,} rows of raw values through schema.json")
     print(f"Export: {out}/model.onnx, model.pt2, schema.json")
+
+
+def _check_all(run: Path, serving: Serving, store: Store, batches: list[Batch], made: Path) -> float:
+    """The largest difference of what was made from the run, on some batches and on raw values of the first.
+
+    Raises:
+        UserError: it is too large, or raw values give other inputs than the data.
+    """
+    fields = json.loads((made / "schema.json").read_text())["fields"]
+    rows, wanted = raw_rows(store, batches[0])
+    told = encoded(fields, rows)
+    cases = [*((dense(batch, store.schema), batch) for batch in batches), (told, wanted)]
+    *plain, raw = check_export(serving, cases, made / "model.onnx", made / "model.pt2")
+    name = different_field(fields, told, dense(wanted, store.schema))
+    worst = float(np.max(plain if name else [*plain, raw]))
+    if not worst <= _TOLERANCE:
+        raise UserError(f"{run}: the exported model differs from the run by {worst:.2g}; nothing was written")
+    if name:
+        raise UserError(
+            f"{run}: field {name}: raw values through schema.json give other inputs than the data; nothing was written"
+        )
+    return worst
 
 
 def _check_batches(store: Store, rows: int) -> list[Batch]:
@@ -181,8 +202,8 @@ def write_export(serving: Serving, example: tuple[Tensor, ...], onnx: Path, prog
         )
 
 
-def check_export(serving: Serving, batches: list[Batch], schema: Schema, onnx: Path, program: Path) -> list[float]:
-    """The largest difference of each batch, of probabilities and of scores."""
+def check_export(serving: Serving, cases: list[tuple[Inputs, Batch]], onnx: Path, program: Path) -> list[float]:
+    """The largest difference of the exported models on some inputs from the run on a batch, for each pair of these."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(onnx), providers=["CPUExecutionProvider"])
@@ -190,45 +211,38 @@ def check_export(serving: Serving, batches: list[Batch], schema: Schema, onnx: P
     loaded = torch.export.load(program).module()
     found = []
     with torch.inference_mode():
-        for batch in batches:
-            inputs = dense(batch, schema)
+        for inputs, batch in cases:
             predictions = serving.model(batch)
-            wanted = serving.targets.log_probabilities(predictions.log_p)[:, serving.kept].exp()
+            wanted = serving.targets.log_probabilities(predictions.log_p)[:, serving.kept].exp().numpy()
+            wanted_score = serving.score(predictions.log_p, predictions.log_up).numpy()
             feed = {name: part.numpy() for name, part in zip(INPUTS, inputs, strict=True) if name in taken}
-            p, score, *_ = session.run(serving.outputs, feed)
-            own_p, own_score, *_ = (part.numpy() for part in loaded(*inputs))
-            found += [float(np.abs(values - wanted.numpy()).max()) for values in (p, own_p)]
-            found.append(float((np.abs(score - own_score) / (1 + np.abs(own_score))).max()))  # a logarithm, of any size
+            worst = 0.0
+            for p, score, *_ in (session.run(serving.outputs, feed), [part.numpy() for part in loaded(*inputs)]):
+                off = np.abs(score - wanted_score) / (1 + np.abs(wanted_score))  # a logarithm, of any size
+                worst = np.max([worst, np.abs(p - wanted).max(), off.max()])  # nan where there is one
+            found.append(float(worst))
     return found
 
 
 def serving_schema(store: Store, serving: Serving) -> dict[str, Any]:
     """What a server needs to turn raw values into inputs and outputs into names, without this package.
 
-    ``fields``: for each in the order of its input, the position, and the raw values in the order of their ids:
-    ``values[i]`` has the id ``offset + i + 1``, anything else ``offset``. Fields that are scaled or cut into buckets
-    have ``statistics`` instead, parts of a time neither: their number, such as hour + 1, is added to the offset. Of a
-    list the ``max_values`` heaviest count. Rates and counts of the log have ``rate``: ``by``, the columns of the key
-    (joined by U+001F), and ``keys`` with ``latest``, what a row after all those of the log is told, to be scaled by the
-    statistics; 0 for any other key.
+    ``fields``: for each in the order of its input, the position, and one of these.
+
+    - ``values``, the raw values in the order of their ids: ``values[i]`` has the id ``offset + i + 1``, anything else
+      ``offset``. An id has one spelling: text without blanks around it, of a whole number without a decimal point, and
+      ``true`` or ``false``. Of a list the ``max_values`` heaviest count, the first ones where weights are equal.
+    - ``range``, the first and last number of a part of a time, such as an hour from 0 to 23: ``offset + 1`` is the id
+      of the first, ``offset`` that of no time.
+    - ``statistics`` with ``edges``: the id is ``offset + 1 + absent + bucket``, where the bucket is how many edges are
+      not above the number; without a number ``offset + absent``.
+    - ``statistics`` with ``mean`` and ``deviation`` scale a number, ``transform: log1p`` after
+      sign(x) log(1 + abs(x)); without a number 0.
+    - ``rate``, of a rate or count of the log: ``by``, the columns of the key (joined by U+001F; a list is its values
+      joined by its one of ``separators``), and ``keys`` with ``latest``, what a row after all those of the log is told,
+      to be scaled by the statistics; 0 for any other key.
     """
-    schema, fields, score = store.schema, [], serving.score
-    lengths = _longest_lists(store)
-    for kind in Kind:
-        for position, field in enumerate(schema.of_kind(kind)):
-            entry: dict[str, Any] = {"name": field.name, "input": _input(kind), "position": position}
-            if kind is not Kind.NUMERIC:
-                entry["offset"] = schema.offsets[field.name]
-            if kind is Kind.IDS:
-                entry["max_values"] = lengths[position]
-            kept = store.folder / "vocabulary" / f"{field.name}.parquet"
-            if kept.exists():
-                entry["values"] = pl.read_parquet(kept)["value"].cast(pl.String).to_list()
-            if field.name in store.content["statistics"]:
-                entry["statistics"] = dict(store.content["statistics"][field.name])
-                if "rate" in entry["statistics"]:
-                    entry["rate"] = _latest(store, entry["statistics"].pop("rate"))
-            fields.append(entry)
+    schema, score = store.schema, serving.score
     return {
         "data_fingerprint": store.fingerprint,
         "inputs": {name: _shape(name) for name in INPUTS},
@@ -242,28 +256,8 @@ def serving_schema(store: Store, serving: Serving) -> dict[str, Any]:
             task: {"slope": slope, "offset": offset}
             for task, slope, offset in zip(schema.task_names, score.slope.tolist(), score.offset.tolist(), strict=True)
         },
-        "fields": fields,
+        "fields": field_codings(store),
     }
-
-
-def _latest(store: Store, rate: dict[str, Any]) -> dict[str, Any]:
-    """The rates, or counts, that new rows are told by key."""
-    found = kept_rates(store, rate["history"]).latest()
-    values = found[rate["output"]].cast(pl.Float64).to_list()
-    return {"by": rate["by"], "keys": found["key"].to_list(), "latest": values}
-
-
-def _longest_lists(store: Store) -> list[int]:
-    """Of each list field, the most values in a training row: what the data's own cap has left."""
-    split = store.split("train")
-    tables = [split.table] + ([] if split.groups is None else [split.groups])
-    return [
-        int(most) for table in tables for most in (table.bag_lengths.amax(0).tolist() if len(table.bag_lengths) else [])
-    ]
-
-
-def _input(kind: Kind) -> str:
-    return {Kind.ID: "ids", Kind.IDS: "bag_ids", Kind.NUMERIC: "numeric"}[kind]
 
 
 def _shape(name: str) -> str:

@@ -115,7 +115,7 @@ class LatentMeasures(nn.Module):
         names = self.targets.schema.task_names
         tasks = [names[i] for i in self.interactions]
         # A dislike's leak runs from UP: how often it happens to a user who prefers the item.
-        ratio = [1 / r if i in self.dislikes else r for i, r in enumerate(state["ratio"].tolist())]
+        ratio = [1 / r if i in self.dislikes else r for i, r in enumerate(state["ratio"].reshape(-1).tolist())]
         values |= {f"leak/{n}": r for n, r in zip(names, ratio, strict=True)}
         for prefix, key in (("negatives", "kinds"), ("negatives_true", "true_kinds")):
             if key == "kinds" or self.has_truth:

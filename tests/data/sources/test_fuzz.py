@@ -176,7 +176,7 @@ def slow_table(content: bytes, store: Store) -> list[list[Any]] | None:
         number = float(cells["n"]) if cells["n"] else scale["mean"]
         hour = 1 + int(float(cells["when"]) // 3600) % 24 if cells["when"] else 0
         pairs = [tag.strip().split(":", 1) for tag in cells["tags"].split("|") if tag.strip()]
-        bag = sorted((tags.get(tag.strip(), 0), float(weight)) for tag, weight in pairs)
+        bag = sorted((tags.get(tag.strip(), 0), float(weight)) for tag, weight in pairs if tag.strip())
         scaled = (number - scale["mean"]) / scale["deviation"]
         found.append([scaled, users.get(cells["user"], 0), bag, hour, float(cells["click"] or -1)])
     return found

@@ -150,6 +150,7 @@ class AliCCP:
         offsets = _offsets(vocabularies)
         for name, vocabulary in vocabularies.items():
             writer.vocabulary(name, pl.Series(vocabulary.ids), pl.Series(vocabulary.counts))
+        writer.statistics |= {n: {"max_values": self.max_values} for n in (*SKELETON.bags, *COMMON.bags)}
         table = writer.table("common_train", COMMON.counts)
         for part, _ in _walk(scratch, "common_train", "vocabularies applied to common features"):
             table.append(_encode(part, COMMON, vocabularies, offsets))
@@ -207,10 +208,26 @@ class AliCCP:
     def _write_common(self, path: Path, table: TableWriter, encode: Callable[[Columns], Columns]) -> pl.Enum:
         """Common features as a table; returns the index of its rows."""
         seen: list[pl.Series] = []
-        for columns, head in self._common_blocks(path):
-            table.append(encode(columns))
-            seen.append(head["common_feature_index"])
-        return _index(path, seen)
+        lines: list[Array] = []
+        for block in _progress(
+            Reader(path, ["common_feature_index"], [], COMMON.names, partial(self._columns, COMMON), self.bad)
+        ):
+            table.append(encode(block.columns))
+            seen.append(block.head["common_feature_index"])
+            lines.append(block.lines)
+        return self._index(path, pl.concat(seen), np.concatenate(lines))
+
+    def _index(self, path: Path, values: pl.Series, lines: Array) -> pl.Enum:
+        """The order of the common features' rows, by their index; of an index that is there twice the first counts."""
+        again = ~values.is_first_distinct()
+        if again.any():
+            for value, line in zip(values.filter(again), lines[again.to_numpy()].tolist(), strict=True):
+                problem = f"common_feature_index {value!r} is there already"
+                self.bad.add(BadRowError(path, [line], problem, "line"))
+            # The later row stays in the table, under a name that no line can have.
+            placeholders = "\n" + pl.int_range(len(values), eager=True).cast(pl.String)
+            values = values.zip_with(~again, placeholders)
+        return pl.Enum(values)
 
     def _spill_common(self, split: str, folder: Path) -> pl.Enum:
         """The same into scratch, with raw ids."""
@@ -218,11 +235,6 @@ class AliCCP:
         index = self._write_common(self.path("common_features", split), table, lambda columns: columns)
         table.close()
         return index
-
-    def _common_blocks(self, path: Path) -> Iterator[tuple[Columns, pl.DataFrame]]:
-        reader = Reader(path, ["common_feature_index"], [], COMMON.names, partial(self._columns, COMMON), self.bad)
-        for block in _progress(reader):
-            yield block.columns, block.head
 
     def _possible_blocks(
         self, split: str, index: pl.Enum
@@ -354,16 +366,6 @@ def _progress(reader: Reader) -> Iterator[Block]:
         for block in reader:
             yield block
             stage.advance(block.size)
-
-
-def _index(path: Path, seen: list[pl.Series]) -> pl.Enum:
-    """The order of the common features' rows, by their index."""
-    values = pl.concat(seen)
-    repeated = values.is_duplicated()
-    if repeated.any():
-        line = int((repeated & ~values.is_first_distinct()).arg_max() or 0) + 1
-        raise UserError(f"{path}, line {line}: common_feature_index {values[line - 1]!r} is there already")
-    return pl.Enum(values)
 
 
 def _walk(scratch: Path, table: str, label: str) -> Iterator[tuple[Columns, int]]:

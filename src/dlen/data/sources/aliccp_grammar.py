@@ -1,8 +1,9 @@
 r"""The raw grammar of Ali-CCP: blocks of lines to arrays, and the exact words for a line that breaks it.
 
 A line is ``head,...,head,feature_num,feature_list``; the list is ``field \x02 id \x03 value`` joined by ``\x01``.
-The fast path treats a block of lines as one array of bytes and leaves the parsing of numbers to Polars' CSV reader.
-Only where its checks fail is the block read again line by line, to say what is wrong and where.
+A block of lines is treated as one array of bytes, and the parsing of numbers is left to Polars' CSV reader. A block
+that fails is halved until the lines that fail stand alone: there is one parser, whatever the size of a block, and words
+for what it has refused.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,19 +22,19 @@ from numpy.typing import NDArray
 from dlen.data.bad_rows import BadRowError, BadRows
 from dlen.data.ragged import Entries
 from dlen.data.store import Columns
-from dlen.errors import UserError
 
 BLOCK = 8 << 20
 _THREADS = min(4, len(os.sched_getaffinity(0)))  # each has one block in work and one done
 MAX_ID = 2**31 - 2
 _MAX_VALUE = float(np.finfo(np.float32).max)
 _NEWLINE, _COMMA = ord("\n"), ord(",")
+_MARK = "\ufeff".encode()  # of byte order
 _TO_CSV = bytes.maketrans(b"\x01\x02\x03", b"\n,,")
 Bytes = NDArray[np.uint8]
 
 
 class _MalformedError(Exception):
-    """The fast path met something it does not take; the slow path finds out what."""
+    """A line of the block is none; halving finds out which."""
 
 
 @dataclass(slots=True)
@@ -102,27 +103,35 @@ class Reader:
 
     def _checked(self, raw: bytes, line: int) -> Block:
         lines = np.arange(line, line + raw.count(b"\n"))
-        try:
-            return self._parse(raw, lines, [])
-        except (_MalformedError, pl.exceptions.PolarsError):
-            kept, bad = self._sort_out(raw, line)
-            if len(bad) > self.bad.allowed:
-                raise self.bad.too_many(bad[-1]) from None
-            try:
-                if not bad:
-                    raise _MalformedError
-                keep = np.ones(len(lines), bool)
-                keep[[error.lines[0] - line for error in bad]] = False
-                return self._parse(kept, lines[keep], bad)
-            except (_MalformedError, pl.exceptions.PolarsError):
-                raise UserError(f"{self.path}: lines {line} to {lines[-1]} cannot be read") from None
+        block = self._try(raw, lines)
+        if block is not None:
+            return block
+        kept: list[bytes] = []
+        bad: list[BadRowError] = []
+        self._sort_out([part + b"\n" for part in raw.split(b"\n")[:-1]], line, kept, bad)
+        if len(bad) > self.bad.allowed:
+            raise self.bad.too_many(bad[-1])
+        keep = np.ones(len(lines), bool)
+        keep[[error.lines[0] - line for error in bad]] = False
+        return replace(self._parse(b"".join(kept), lines[keep]), bad=bad)
 
-    def _parse(self, raw: bytes, lines: NDArray[np.int64], bad: list[BadRowError]) -> Block:
-        if b"\r" in raw:  # Polars would take it for the end of a value
+    def _try(self, raw: bytes, lines: NDArray[np.int64]) -> Block | None:
+        try:
+            return self._parse(raw, lines)
+        except (_MalformedError, UnicodeDecodeError, pl.exceptions.PolarsError):
+            return None
+
+    def _parse(self, raw: bytes, lines: NDArray[np.int64]) -> Block:
+        # Polars would take a carriage return for the end of a value, and leave out a mark where a block begins with it.
+        if b"\r" in raw or _MARK in raw:
             raise _MalformedError
+        if not raw.isascii():
+            raw.decode()
         heads, features, counts = self._split(raw)
-        names = [*self.head, "feature_num"]
-        head = pl.read_csv(heads, has_header=False, quote_char=None, schema=dict.fromkeys(names, pl.String))
+        schema = dict.fromkeys([*self.head, "feature_num"], pl.String)
+        head = (
+            pl.read_csv(heads, has_header=False, quote_char=None, schema=schema) if heads else pl.DataFrame({}, schema)
+        )
         numbers = head["feature_num"].cast(pl.Int64, strict=False)
         if len(head) != len(counts) or any(head.null_count().row(0)) or numbers.null_count():
             raise _MalformedError
@@ -132,7 +141,7 @@ class Reader:
             raise _MalformedError
         row = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
         columns = self.convert(self._entries(features, row, len(counts)))
-        return Block(lines, head.drop("feature_num"), columns, len(raw), bad)
+        return Block(lines, head.drop("feature_num"), columns, len(raw), [])
 
     def _split(self, raw: bytes) -> tuple[bytes, bytes, NDArray[np.int64]]:
         """A block of lines -> its head columns as CSV, its features as CSV, and the features of each line."""
@@ -188,21 +197,34 @@ class Reader:
             raise _MalformedError
         return Entries(rows, row, field.to_numpy(), ids.cast(pl.Int32).to_numpy(), values.to_numpy())
 
-    def _sort_out(self, raw: bytes, first_line: int) -> tuple[bytes, list[BadRowError]]:
-        """The lines that keep the grammar, and the errors of the others: at most one more than are tolerated."""
-        kept: list[bytes] = []
-        bad: list[BadRowError] = []
-        for number, line in enumerate(raw.split(b"\n")[:-1], first_line):
-            problem = self._problem(line.decode("utf-8", "replace")) if len(bad) <= self.bad.allowed else None
-            if problem is None:
-                kept.append(line + b"\n")
+    def _sort_out(self, lines: list[bytes], first: int, kept: list[bytes], bad: list[BadRowError]) -> None:
+        """Share out lines of which one or more cannot be read, until one more is bad than is tolerated."""
+        if len(lines) == 1:
+            bad.append(BadRowError(self.path, [first], self._problem(lines[0][:-1]), "line"))
+            return
+        half = len(lines) // 2
+        for part, number in ((lines[:half], first), (lines[half:], first + half)):
+            if len(bad) > self.bad.allowed:
+                return
+            if self._try(b"".join(part), np.arange(number, number + len(part))) is not None:
+                kept += part
             else:
-                bad.append(BadRowError(self.path, [number], problem, "line"))
-        return b"".join(kept), bad
+                self._sort_out(part, number, kept, bad)
 
-    def _problem(self, line: str) -> str | None:
+    def _problem(self, raw: bytes) -> str:
+        """What is wrong with a line that cannot be read."""
+        try:
+            line = raw.decode()
+        except UnicodeDecodeError:
+            line = raw.decode("utf-8", "replace")
+            return self._problem_of(line) or "bytes that are not UTF-8"
+        return self._problem_of(line) or "a number is written in a way that is not read"
+
+    def _problem_of(self, line: str) -> str | None:
         if "\r" in line:
             return "a carriage return inside the line"
+        if "\ufeff" in line:
+            return "a byte order mark inside the line"
         expected = f"{', '.join(self.head)}, feature_num, feature_list separated by commas"
         columns = line.split(",")
         if len(columns) != len(self.head) + 2:
@@ -213,6 +235,8 @@ class Reader:
                 return f"{name} is {value!r}, not 0 or 1"
             if not value:
                 return f"{name} is empty"
+            if {"\x01", "\x02", "\x03"} & set(value):
+                return f"{name} holds a separator of features"
         entries = features.split("\x01") if features else []
         for entry in entries:
             problem = self._entry_problem(entry)
@@ -240,17 +264,18 @@ class Reader:
 
 
 def _blocks(path: Path) -> Iterator[bytes]:
-    """Whole lines, about BLOCK bytes at a time; the last one gets the newline it may lack."""
-    rest = b""
+    """Whole lines, about BLOCK bytes at a time; the last one gets the newline it may lack, the first loses its mark."""
+    rest, mark = b"", _MARK
     with path.open("rb") as file:
         while chunk := file.read(BLOCK):
             chunk = rest + chunk
             end = chunk.rfind(b"\n") + 1
             rest = chunk[end:]
             if end:
-                yield _unix(chunk[:end])
+                yield _unix(chunk[:end].removeprefix(mark))
+                mark = b""
     if rest:
-        yield _unix(rest + b"\n")
+        yield _unix(rest.removeprefix(mark) + b"\n")
 
 
 def _unix(lines: bytes) -> bytes:

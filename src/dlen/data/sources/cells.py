@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from dlen.data.bad_rows import BadRowError
 from dlen.errors import UserError
 
 LINE = "__line__"  # number of the row in its file
-LARGEST = 3.4e38  # of 32 bits, in which numbers reach a model
+LARGEST = float(np.finfo(np.float32).max)  # of 32 bits, in which numbers reach a model
 _LATEST = 7_258_118_400_000_000  # the year 2200, in microseconds since 1970
 _SECONDS = (631_152_000, 7_258_118_400)  # of the years 1990 and 2200: as milliseconds they would be days of 1970
 _EXACT: dict[Any, int] = {
@@ -90,7 +91,7 @@ def numbers(frame: pl.DataFrame, column: str, path: Path) -> pl.Series:
         hint = f"; null_values: [{first!r}] makes it empty" if first.lower() in map(str.lower, _MARKS) else ""
         refuse(frame, unread, column, path, f"not a number{hint}")
     refuse(frame, values.is_not_null() & ~values.is_finite(), column, path, "not a finite number")
-    refuse(frame, values.abs() > LARGEST, column, path, f"not a number of 32 bits (up to {LARGEST:g})")
+    refuse(frame, values.abs() > LARGEST, column, path, f"not a number of 32 bits (up to {LARGEST:.3g})")
     return values
 
 

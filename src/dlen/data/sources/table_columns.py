@@ -172,6 +172,11 @@ class IdsColumn(IdColumn):
     def observe(self, frame: pl.DataFrame, path: Path) -> None:
         self.vocabulary.add(self._values(frame, path)[1])
 
+    def freeze(self, writer: StoreWriter) -> None:
+        super().freeze(writer)
+        keep = {} if self.spec.keep == "heaviest" else {"keep": self.spec.keep}
+        writer.statistics[self.name] = {"max_values": self.spec.max_values, **keep}
+
     def fields(self) -> list[Field]:
         pooling = Pooling(self.spec.pooling)
         return [Field(self.name, Kind.IDS, self.spec.side, len(self.vocabulary), pooling)]
@@ -203,7 +208,9 @@ class IdsColumn(IdColumn):
             shape = f"id{self.spec.weight_separator}weight"
             problem = f"field {self.name}: {found['value'][0]!r} is not {shape} with a number"
             raise BadRowError(path, found[LINE].unique(maintain_order=True).to_list(), problem)
-        return long["row"].to_numpy(), id_text(parts["field_0"].alias(self.spec.column), path), weights.to_numpy()
+        ids = id_text(parts["field_0"].alias(self.spec.column), path)
+        there = ids.is_not_null()
+        return long["row"].filter(there).to_numpy(), ids.filter(there), weights.filter(there).to_numpy()
 
 
 class NumberColumn(TableColumn):
@@ -316,6 +323,11 @@ class TimeColumn(TableColumn):
 
     def check(self, frame: pl.DataFrame, path: Path) -> None:
         self.moments(frame, path)
+
+    def freeze(self, writer: StoreWriter) -> None:
+        for part in self.spec.parts:
+            first = int(part != "hour")  # of days and months the first is 1
+            writer.statistics[f"{self.name}_{part}"] = {"range": [first, first + TIME_PARTS[part] - 1]}
 
     def fields(self) -> list[Field]:
         return [Field(f"{self.name}_{p}", Kind.ID, self.spec.side, TIME_PARTS[p] + 1) for p in self.spec.parts]

@@ -170,7 +170,8 @@ class RateColumn(TableColumn):
         for place, name in self._outputs():
             statistics = {"mean": float(self.mean[place]), "deviation": float(self.deviation[place])}
             output = "count" if place == len(self.of) else str(place)
-            writer.statistics[name] = statistics | {"rate": {"history": self.name, "output": output, "by": self.names}}
+            key = {"by": self.names, "separators": self.separators}
+            writer.statistics[name] = statistics | {"rate": {"history": self.name, "output": output, **key}}
         writer.histories[self.name] = self.table.kept()
         told = "earlier rows" if self.clock.timed else f"{self.clock.spec.folds} folds"
         writer.notes[f"rate_of_{self.name}"] = f"by {', '.join(self.by)}, from {told}"

@@ -1,0 +1,90 @@
+"""A study's journal file, as Optuna writes it, of which a record that was not written to its end is no part."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from optuna.storages.journal import BaseJournalBackend, JournalFileSymlinkLock
+
+_BEGIN = b'{"op_code"'  # of every record
+
+
+class Journal(BaseJournalBackend):
+    """One record in each line, of any number of processes.
+
+    Optuna's own class appends to whatever the file ends with, so a line that a full disk or a kill has torn takes the
+    next record with it, and the study is lost. Here the writer, who has the lock, first cuts the file after its last
+    whole record; readers stop there.
+
+    Args:
+        path: of the file, made where there is none.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = JournalFileSymlinkLock(str(path))
+        self._ends = [0]  # where the file's first n records end
+        path.open("ab").close()
+
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
+        """Records from this number on.
+
+        Raises:
+            ValueError: the file is no journal, or a line that is no record has records behind it.
+        """
+        number = min(log_number_from, len(self._ends) - 1)
+        size, end, torn = self._path.stat().st_size, self._ends[number], False
+        with self._path.open("rb") as file:
+            file.seek(end)
+            for line in file:
+                end += len(line)
+                if end > size:  # is being written
+                    return
+                record = _record(line)
+                if record is None:
+                    if number == 0 and not torn and line[: len(_BEGIN)] != _BEGIN[: len(line)]:
+                        raise ValueError(f"is no journal file; SQLite is sqlite:///{self._path}")
+                    torn = True
+                    continue
+                if torn:
+                    raise ValueError(f"is damaged: line {number + 1} is no record, and others follow it")
+                number += 1
+                self._ends[number:] = [end]
+                if number > log_number_from:
+                    yield record
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Write records behind the last whole one."""
+        content = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
+        self._lock.acquire()
+        try:
+            deque(self.read_logs(len(self._ends) - 1), maxlen=0)
+            with self._path.open("r+b") as file:
+                file.truncate(self._ends[-1])
+                file.seek(self._ends[-1])
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        finally:
+            self._lock.release()
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """What a line says; None for what was torn. Another program may have written a record behind a torn one."""
+    begins = {0, max(line.rfind(_BEGIN), 0)} if line.endswith(b"\n") else set()
+    for begin in sorted(begins):
+        try:
+            found = json.loads(line[begin:])
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(found, dict) and "op_code" in found:
+            return found
+    return None

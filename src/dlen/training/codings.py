@@ -1,0 +1,280 @@
+"""Codings: what an export's schema.json says of each field, and raw values by which that is checked.
+
+A server has nothing but ``schema.json``. So rows of the test split are turned back into the raw values that they may
+have come from, by what the store knows, and into inputs again, by ``schema.json`` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dlen.batch import Batch
+from dlen.data.rates import kept_rates
+from dlen.data.store import Store
+from dlen.errors import UserError
+from dlen.schema import Field, Kind
+
+Array = NDArray[Any]
+Row = dict[str, Any]  # raw values by field, or column of a rate's key: None, text, a number, or [[value, weight], ...]
+_INPUTS = {Kind.ID: "ids", Kind.IDS: "bag_ids", Kind.NUMERIC: "numeric"}
+_BETWEEN = "\x1f"  # the parts of a rate's key
+_ROUNDING = 1e-4  # of numbers that are scaled, told and scaled again in 32 bits
+
+
+def field_codings(store: Store) -> list[dict[str, Any]]:
+    """How the raw values of each field become inputs, in the order of the inputs.
+
+    Raises:
+        UserError: the store, which an earlier version has written, does not say it of a field.
+    """
+    codings = []
+    for kind in Kind:
+        for position, field in enumerate(store.schema.of_kind(kind)):
+            coding: dict[str, Any] = {"name": field.name, "input": _INPUTS[kind], "position": position}
+            if kind is not Kind.NUMERIC:
+                coding["offset"] = store.schema.offsets[field.name]
+            codings.append(coding | _coding(store, field))
+    return codings
+
+
+def _coding(store: Store, field: Field) -> dict[str, Any]:
+    kept = dict(store.content["statistics"].get(field.name, {}))
+    coding: dict[str, Any] = {key: kept.pop(key) for key in ("max_values", "keep", "range") if key in kept}
+    if field.name in store.content["vocabularies"]:
+        coding["values"] = store.vocabulary(field.name)["value"].cast(pl.String).to_list()
+    if "rate" in kept:
+        coding["rate"] = _latest(store, kept.pop("rate"))
+    if kept:
+        coding["statistics"] = kept
+    wanted = {"values", "max_values"} if field.kind is Kind.IDS else {"values", "range", "statistics"} & set(coding)
+    if not wanted or not wanted <= set(coding):
+        raise UserError(
+            f"{store.folder}: does not say how field {field.name} is coded, as an earlier version wrote it; "
+            "delete it and train again"
+        )
+    return coding
+
+
+def _latest(store: Store, rate: Mapping[str, Any]) -> dict[str, Any]:
+    """The rates, or counts, that new rows are told by key."""
+    found = kept_rates(store, rate["history"]).latest()
+    values = found[rate["output"]].cast(pl.Float64).to_list()
+    key = {"by": rate["by"], "separators": rate["separators"]}
+    return {**key, "keys": found["key"].to_list(), "latest": values}
+
+
+# From a store's rows to raw values, by the store
+
+
+def raw_rows(store: Store, batch: Batch) -> tuple[list[Row], Batch]:
+    """Raw values that rows of a store may have come from, and the rows as a server has to see them.
+
+    They differ from those of the store in rates, which a server knows as they are after the log's last row. A list that
+    the data have cut, or might have, has a further value that must be cut again.
+
+    Raises:
+        UserError: a rate's key is a list with weights, which is text that no request has.
+    """
+    rows: list[Row] = [{} for _ in range(len(batch))]
+    for position, field in enumerate(store.schema.of_kind(Kind.ID)):
+        codes, values = (batch.ids[:, position] - store.schema.offsets[field.name]).tolist(), _values(store, field.name)
+        _fill(rows, field.name, [values[code] for code in codes])
+    for position, field in enumerate(store.schema.of_kind(Kind.IDS)):
+        _fill(rows, field.name, _lists(store, field.name, batch, position))
+    numeric = batch.numeric.clone()
+    for position, field in enumerate(store.schema.of_kind(Kind.NUMERIC)):
+        kept = store.content["statistics"][field.name]
+        if "rate" not in kept:
+            _fill(rows, field.name, [_unscaled(kept, value) for value in batch.numeric[:, position].tolist()])
+            continue
+        told = _rates(store, field.name, kept, rows)
+        numeric[:, position] = torch.from_numpy((told - kept["mean"]) / kept["deviation"])
+    return rows, replace(batch, numeric=numeric)
+
+
+def _fill(rows: list[Row], name: str, values: Sequence[Any]) -> None:
+    for row, value in zip(rows, values, strict=True):
+        row[name] = value
+
+
+def _values(store: Store, name: str) -> list[Any]:
+    """A raw value for each code of a field; None for 0, which is absent or unknown."""
+    kept = store.content["statistics"].get(name, {})
+    if name in store.content["vocabularies"]:
+        return [None, *store.vocabulary(name)["value"].cast(pl.String)]
+    if "range" in kept:
+        return [None, *range(kept["range"][0], kept["range"][1] + 1)]
+    edges = np.asarray(kept["edges"], np.float64)
+    lowest = np.nextafter(edges[:1], -np.inf) if len(edges) else np.zeros(1)
+    return [None, *[None] * kept["absent"], *lowest.tolist(), *edges.tolist()]
+
+
+def _lists(store: Store, name: str, batch: Batch, position: int) -> list[list[list[Any]]]:
+    """[[value, weight], ...] for each row; a list of as many as the data keep has one more, which is to be cut."""
+    kept, values = store.content["statistics"][name], _values(store, name)
+    cap, keep = kept["max_values"], kept.get("keep", "heaviest")
+    ends = batch.bag_lengths.flatten().cumsum(0).view(batch.bag_lengths.shape)[position].tolist()
+    found = []
+    for row, (end, length) in enumerate(zip(ends, batch.bag_lengths[position].tolist(), strict=True)):
+        codes = (batch.bag_ids[end - length : end] - store.schema.offsets[name]).tolist()
+        weights = batch.bag_weights[end - length : end].tolist()
+        told = [values[c] or f"{name} {row}.{i}, which is not known" for i, c in enumerate(codes)]
+        pairs = [[value, weight] for value, weight in zip(told, weights, strict=True)]
+        if length == cap and keep != "heaviest":
+            pairs = [[values[-1], 1.0], *pairs] if keep == "last" else [*pairs, [values[-1], 1.0]]
+        elif length == cap:  # as light as the lightest and behind it, or lighter than the others
+            light = min(weights)
+            lighter = row % 2 and set(weights) != {1.0}
+            pairs = [[values[-1], light - 1 - abs(light)], *pairs] if lighter else [*pairs, [values[-1], light]]
+        found.append(pairs)
+    return found
+
+
+def _unscaled(kept: Mapping[str, Any], value: float) -> float | None:
+    if value == 0:
+        return None  # absent is the mean
+    number = value * kept["deviation"] + kept["mean"]
+    if kept.get("transform") != "log1p":
+        return number
+    with np.errstate(over="ignore"):
+        return float(np.sign(number) * min(np.expm1(abs(number)), np.finfo(np.float64).max))
+
+
+def _rates(store: Store, name: str, kept: Mapping[str, Any], rows: list[Row]) -> Array:
+    """(n,) what the store's own history tells rows after its last; columns of keys are set where rows have none yet."""
+    table, rate = kept_rates(store, kept["rate"]["history"]), kept["rate"]
+    known = table.history["key"].head(len(rows)).to_list()
+    keys = []
+    for number, row in enumerate(rows):
+        parts = known[number % len(known)].split(_BETWEEN) if known else [""] * len(rate["by"])
+        for by, part in zip(rate["by"], parts, strict=False):
+            row.setdefault(by, part)
+        keys.append(_key(name, rate, row))
+    when = np.full(len(rows), np.inf) if table.settings.timed else None
+    found = table.features(pl.Series(keys, dtype=pl.String), when)
+    return found[:, -1 if rate["output"] == "count" else int(rate["output"])].astype(np.float64)
+
+
+# From raw values to inputs, by schema.json
+
+
+def encoded(fields: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Raw values as inputs of the exported model, by what ``schema.json`` says alone.
+
+    Args:
+        fields: of ``schema.json``.
+        rows: as of :func:`raw_rows`.
+
+    Returns:
+        The four inputs, as of :func:`~dlen.training.exporting.dense`.
+    """
+    of_input = {name: [f for f in fields if f["input"] == name] for name in _INPUTS.values()}
+    singles = [[_single(f, code, row) for row in rows] for f, code in _with_codes(of_input["ids"])]
+    numbers = [[_number(f, latest, row) for row in rows] for f, latest in _with_latest(of_input["numeric"])]
+    bags = [[_kept(f, code, row) for row in rows] for f, code in _with_codes(of_input["bag_ids"])]
+    longest = max((len(bag) for column in bags for bag in column), default=0) or 1
+    ids, weights = np.zeros((len(rows), len(bags), longest), np.int64), np.zeros((len(rows), len(bags), longest))
+    for position, column in enumerate(bags):
+        for row, bag in enumerate(column):
+            for place, (value, weight) in enumerate(bag):
+                ids[row, position, place], weights[row, position, place] = value, weight
+
+    def stacked(columns: list[list[Any]], kind: type) -> Tensor:
+        return torch.from_numpy(np.array(columns, kind).reshape(len(columns), len(rows)).T.copy())
+
+    return (
+        stacked(singles, np.int64),
+        stacked(numbers, np.float32),
+        torch.from_numpy(ids),
+        torch.from_numpy(weights.astype(np.float32)),
+    )
+
+
+def _with_codes(fields: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], dict[str, int]]]:
+    """Fields with the id of each raw value, where they have a vocabulary."""
+    return [(f, {v: f["offset"] + i + 1 for i, v in enumerate(f.get("values", ()))}) for f in fields]
+
+
+def _with_latest(fields: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], dict[str, float]]]:
+    """Fields with the latest value of each key, where they are rates."""
+    rates = [f.get("rate", {"keys": (), "latest": ()}) for f in fields]
+    return [(f, dict(zip(r["keys"], r["latest"], strict=True))) for f, r in zip(fields, rates, strict=True)]
+
+
+def _single(field: Mapping[str, Any], codes: Mapping[str, int], row: Row) -> int:
+    value, offset = row[field["name"]], int(field["offset"])
+    if "values" in field:
+        return codes.get(value, offset)
+    if "range" in field:
+        return offset if value is None else offset + 1 + value - field["range"][0]
+    absent, edges = field["statistics"]["absent"], field["statistics"]["edges"]
+    return offset + absent + (0 if value is None else 1 + int(np.searchsorted(edges, value, side="right")))
+
+
+def _number(field: Mapping[str, Any], latest: Mapping[str, float], row: Row) -> float:
+    scale = field["statistics"]
+    if "rate" in field:
+        value = latest.get(_key(field["name"], field["rate"], row) or "", 0.0)
+    elif row[field["name"]] is None:
+        return 0.0
+    else:
+        value = row[field["name"]]
+        value = np.sign(value) * np.log1p(abs(value)) if scale.get("transform") == "log1p" else value
+    return float((value - scale["mean"]) / scale["deviation"])
+
+
+def _kept(field: Mapping[str, Any], codes: Mapping[str, int], row: Row) -> list[tuple[int, float]]:
+    pairs, cap, keep = row[field["name"]], field["max_values"], field.get("keep", "heaviest")
+    if keep == "heaviest":
+        pairs = sorted(pairs, key=lambda pair: -pair[1])
+    pairs = pairs[-cap:] if keep == "last" else pairs[:cap]
+    return [(codes.get(value, field["offset"]), weight) for value, weight in pairs]
+
+
+def _key(name: str, rate: Mapping[str, Any], row: Row) -> str | None:
+    """The key of a rate or count; None where a part of it is absent."""
+    parts = []
+    for by, separator in zip(rate["by"], rate["separators"], strict=True):
+        part = row[by]
+        if isinstance(part, list):
+            if any(weight != 1 for _, weight in part):
+                raise UserError(f"field {name}: by {by}, a list with weights, which no request can tell; leave it out")
+            part = separator.join(value for value, _ in part)
+        if part is None or part == "":
+            return None
+        parts.append(str(part))
+    return _BETWEEN.join(parts)
+
+
+def different_field(
+    fields: Sequence[Mapping[str, Any]], found: tuple[Tensor, ...], wanted: tuple[Tensor, ...]
+) -> str | None:
+    """The first field whose inputs are not those that are wanted; the order of a list does not matter."""
+    for field in fields:
+        (ids, numeric, bag_ids, weights), (own_ids, own_numeric, own_bag_ids, own_weights) = found, wanted
+        at = field["position"]
+        if field["input"] == "ids":
+            same = torch.equal(ids[:, at], own_ids[:, at])
+        elif field["input"] == "numeric":
+            same = torch.allclose(numeric[:, at], own_numeric[:, at], _ROUNDING, _ROUNDING)
+        else:
+            same = _bags(bag_ids[:, at], weights[:, at]) == _bags(own_bag_ids[:, at], own_weights[:, at])
+        if not same:
+            return str(field["name"])
+    return None
+
+
+def _bags(ids: Tensor, weights: Tensor) -> list[list[tuple[int, float]]]:
+    """Of each row the ids that count, with their weights, in one order."""
+    return [
+        sorted((i, w) for i, w in zip(row, of_row, strict=True) if w)
+        for row, of_row in zip(ids.tolist(), weights.tolist(), strict=True)
+    ]

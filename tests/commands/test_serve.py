@@ -1,0 +1,378 @@
+"""The export's schema.json and the example server: raw values give the scores of predict, and nothing gives a 500."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from fastapi.testclient import TestClient
+from hydra import compose, initialize_config_dir
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dlen.errors import UserError
+from dlen.overrides import compose_train
+from dlen.training import codings
+from dlen.training.exporting import dense, export
+from dlen.training.predicting import open_kept_store, predict
+from dlen.training.run import train
+from tests.conftest import ROOT
+
+SPEC = """
+files: {train: train.csv, validation: validation.csv, test: test.csv}
+fields:
+  user: {kind: id, side: user}
+  tags: {kind: ids, side: item, max_values: 6}
+  liked: {kind: ids, side: item, weight_separator: ":", max_values: 3, pooling: sum}
+  price: {kind: numeric, transform: quantile, buckets: 5}
+  amount: {kind: numeric, transform: log1p}
+  age: {kind: numeric}
+  shown: {kind: time, column: ts, parts: [hour, weekday, day, month]}
+  user_rate: {rate: {of: click, by: user}}
+  shelf_count: {count: {by: [shelf, tags]}}
+tasks: {click: click, like: like}
+"""
+FIELDS = ["user", "tags", "liked", "price", "amount", "age"]
+PARTS = {"shown_hour": (0, 23), "shown_weekday": (1, 7), "shown_day": (1, 31), "shown_month": (1, 12)}
+
+
+def rows(rng: np.random.Generator, n: int, most: int) -> pl.DataFrame:
+    """Lists of up to ``most`` values; one cell in twenty is empty."""
+
+    def some(values: list[str]) -> list[str | None]:
+        return [v if rng.random() > 0.05 else None for v in values]
+
+    tags = ["|".join(f"t{t}" for t in rng.integers(0, 12, rng.integers(1, most + 1))) for _ in range(n)]
+    liked = [rng.permutation(12)[: rng.integers(1, most + 1)] for _ in range(n)]
+    users = rng.integers(0, 30, n)
+    chance = 1 / (1 + np.exp(-rng.normal(size=30)[users] + 0.5))
+    return pl.DataFrame(
+        {
+            "user": some([str(u) for u in users]),
+            "tags": some(tags),
+            "liked": some(["|".join(f"l{v}:{rng.choice([0.5, 1.0, 2.5, -1.0])}" for v in row) for row in liked]),
+            "price": some([f"{p:.1f}" for p in rng.lognormal(size=n)]),
+            "amount": some([f"{a:.3f}" for a in rng.normal(size=n) * 100]),
+            "age": some([str(a) for a in rng.integers(18, 80, n)]),
+            "ts": 1_600_000_000 + np.sort(rng.integers(0, 40_000_000, n)),
+            "shelf": rng.choice(["a", "b"], n),
+            "click": (rng.random(n) < chance).astype(int),
+            "like": (rng.random(n) < 0.3).astype(int),
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run whose training lists are all short and whose test lists are not."""
+    folder, rng = tmp_path_factory.mktemp("serve"), np.random.default_rng(0)
+    for name, n, most in (("train", 1200, 2), ("validation", 200, 2), ("test", 300, 10)):
+        rows(rng, n, most).write_csv(folder / f"{name}.csv")
+    (folder / "log.yaml").write_text(SPEC)
+    places = [f"data_dir={folder / 'data'}", f"runs_dir={folder / 'runs'}", f"run_dir={folder / 'run'}"]
+    small = ["model=mmoe", "model.expert=[8]", "model.tower=[8]", "model.embedding_dim=4", "trainer.max_epochs=2"]
+    data = ["data=table", f"data.spec={folder / 'log.yaml'}", "loader.batch_size=128", "optimizer.embedding_lr=0.05"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        train(compose_train([*places, *data, *small]))
+    write_export(folder / "run")
+    return folder / "run"
+
+
+def write_export(run: Path, *overrides: str) -> None:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        export(compose("export", [f"run={run}", *overrides]))
+
+
+@pytest.fixture(scope="module")
+def client(run: Path) -> Iterator[TestClient]:
+    """What is not caught in the server fails the test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EXPORT", str(run / "export"))
+        server = runpy.run_path(str(ROOT / "examples" / "serve.py"))
+    with TestClient(server["app"]) as found:
+        yield found
+
+
+def as_json(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of the table as a client sends it."""
+    shown = datetime.fromtimestamp(row["ts"], tz=UTC)
+    tags = [t for t in (row["tags"] or "").split("|") if t]
+    pairs = [pair.split(":") for pair in (row["liked"] or "").split("|") if pair]
+    parts = {"shown_hour": shown.hour, "shown_weekday": shown.isoweekday()}
+    parts |= {"shown_day": shown.day, "shown_month": shown.month}
+    numbers = {name: row[name] for name in ("price", "amount", "age", "user", "shelf")}
+    return {**numbers, **parts, "tags": tags, "liked": {value: float(weight) for value, weight in pairs}}
+
+
+def test_the_server_gives_the_scores_of_predict_whatever_the_length_of_a_list(run: Path, client: TestClient) -> None:
+    frame = rows(np.random.default_rng(1), 400, 12).with_columns(pl.col("ts") + 100_000_000)
+    frame.write_csv(run / "new.csv")
+    arguments = [f"run={run}", f"input={run / 'new.csv'}", f"output={run / 'scores.parquet'}"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        predict(compose("predict", arguments))
+    wanted = pl.read_parquet(run / "scores.parquet")
+    asked = [as_json(row) for row in pl.read_csv(run / "new.csv").iter_rows(named=True)]
+    answer = client.post("/rank", json={"candidates": asked})
+    assert answer.status_code == 200, answer.text
+    for row in answer.json():
+        known = wanted.row(row["place"], named=True)
+        assert row["p"]["click"] == pytest.approx(known["p_click"], abs=1e-5)
+        assert row["p"]["like"] == pytest.approx(known["p_like"], abs=1e-5)
+
+
+def test_the_caps_are_those_of_the_data_and_not_of_the_longest_training_row(run: Path) -> None:
+    fields = {f["name"]: f for f in json.loads((run / "export" / "schema.json").read_text())["fields"]}
+    assert (fields["tags"]["max_values"], fields["liked"]["max_values"]) == (6, 3)
+    assert {name: tuple(fields[name]["range"]) for name in PARTS} == PARTS
+
+
+def _shorter(coding: dict[str, Any]) -> None:
+    coding["max_values"] -= 1
+
+
+def _longer(coding: dict[str, Any]) -> None:
+    coding["max_values"] += 1
+
+
+def _other_order(coding: dict[str, Any]) -> None:
+    coding["values"] = coding["values"][::-1]
+
+
+def _shifted(coding: dict[str, Any]) -> None:
+    coding["range"] = [coding["range"][0] + 1, coding["range"][1] + 1]
+
+
+def _other_edge(coding: dict[str, Any]) -> None:
+    coding["statistics"]["edges"][0] += 1
+
+
+def _other_scale(coding: dict[str, Any]) -> None:
+    coding["statistics"]["deviation"] *= 1.01
+
+
+def _other_transform(coding: dict[str, Any]) -> None:
+    coding["statistics"].pop("transform")
+
+
+def _earlier(coding: dict[str, Any]) -> None:
+    coding["rate"]["latest"] = [value + 0.1 for value in coding["rate"]["latest"]]
+
+
+DAMAGES = {
+    "shorter": ("tags", _shorter),
+    "longer": ("liked", _longer),
+    "order of an id": ("user", _other_order),
+    "order of a list": ("tags", _other_order),
+    "hour": ("shown_hour", _shifted),
+    "month": ("shown_month", _shifted),
+    "edge": ("price", _other_edge),
+    "scale": ("age", _other_scale),
+    "transform": ("amount", _other_transform),
+    "rate": ("user_rate", _earlier),
+    "count": ("shelf_count", _earlier),
+}
+
+
+@pytest.mark.parametrize("damage", list(DAMAGES))
+def test_a_schema_that_gives_other_inputs_is_known_by_the_field(damage: str, run: Path) -> None:
+    name, change = DAMAGES[damage]
+    store = open_kept_store(run)
+    told, wanted = codings.raw_rows(store, store.split("test").batch(torch.arange(300)))
+    fields, inputs = codings.field_codings(store), dense(wanted, store.schema)
+    assert codings.different_field(fields, codings.encoded(fields, told), inputs) is None
+    change(next(field for field in fields if field["name"] == name))
+    assert codings.different_field(fields, codings.encoded(fields, told), inputs) == name
+
+
+def test_an_export_whose_schema_gives_other_inputs_is_not_written(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = codings._coding
+
+    def wrong(store: Any, field: Any) -> dict[str, Any]:
+        coding = right(store, field)
+        if field.name == "liked":
+            coding["max_values"] += 1
+        return coding
+
+    monkeypatch.setattr(codings, "_coding", wrong)
+    with pytest.raises(UserError, match=r"field liked: raw values through schema\.json give other inputs"):
+        write_export(run, f"output={tmp_path / 'out'}", "check_rows=300")
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("name", ["tags", "shown_day", "price", "user_rate"])
+def test_a_store_of_an_earlier_version_is_refused_by_the_field(name: str, run: Path) -> None:
+    store = open_kept_store(run)
+    del store.content["statistics"][name]
+    with pytest.raises(UserError, match=f"does not say how field {name} is coded"):
+        codings.field_codings(store)
+
+
+ROW: dict[str, Any] = {"user": "3", "tags": ["t1"], "liked": {"l1": 1.0}, "price": 2.0, "amount": 1.5, "age": 40}
+ROW |= {name: last for name, (_, last) in PARTS.items()} | {"shelf": "a"}
+
+
+def answer(client: TestClient, **changes: Any) -> Any:
+    return client.post(
+        "/rank",
+        content=json.dumps({"candidates": [{**ROW, **changes}]}),
+        headers={"content-type": "application/json"},
+    )
+
+
+def score(client: TestClient, **changes: Any) -> float:
+    found = answer(client, **changes)
+    assert found.status_code == 200, found.text
+    return float(found.json()[0]["score"])
+
+
+def test_an_id_has_one_meaning_in_every_spelling(client: TestClient) -> None:
+    known = score(client)
+    assert known != score(client, user="4")
+    for spelling in (3, 3.0, "3", " 3 ", "3.0", "3.00"):
+        assert score(client, user=spelling) == known
+    absent = score(client, user=None)
+    for spelling in ("", "  ", "nobody"):
+        assert score(client, user=spelling, shelf=None) == score(client, user=None, shelf=None)
+    assert absent != known
+    known = score(client, shelf=None)  # without the key of which tags are a part
+    for tags in (["t1", None, "", " "], [" t1 "]):
+        assert score(client, tags=tags, shelf=None) == known
+
+
+def test_true_and_false_are_ids_like_others(tmp_path: Path, run: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EXPORT", str(run / "export"))
+        canonical = runpy.run_path(str(ROOT / "examples" / "serve.py"))["canonical"]
+    assert {canonical("x", v) for v in (True, "True", "TRUE", " true ")} == {"true"}
+    assert {canonical("x", v) for v in (False, "False", "false")} == {"false"}
+    assert [canonical("x", v) for v in (1, 1.5, "1.50", -2.0, "-2.0", 1e20, "v1.0")] == [
+        "1",
+        "1.5",
+        "1.50",
+        "-2",
+        "-2",
+        "100000000000000000000",
+        "v1.0",
+    ]
+
+
+@pytest.mark.parametrize("name", list(PARTS))
+def test_a_part_of_a_time_is_within_its_range(name: str, client: TestClient) -> None:
+    first, last = PARTS[name]
+    assert len({score(client, **{name: part}) for part in (None, *range(first, last + 1))}) > 3
+    assert score(client, **{name: float(last)}) == score(client, **{name: last})
+    for wrong in (first - 1, last + 1, -5, 1000, 2**63, -(2**63), first + 0.5, str(first), True, [first], 10**400):
+        found = answer(client, **{name: wrong})
+        assert found.status_code == 422
+        assert name in found.json()["detail"]
+
+
+HOSTILE = [
+    ("amount", 10**400),
+    ("amount", -(10**400)),
+    ("age", 1e300),
+    ("price", "5"),
+    ("price", True),
+    ("age", [1]),
+    ("user", [1]),
+    ("user", {"a": 1}),
+    ("tags", "t1"),
+    ("tags", [["t1"]]),
+    ("tags", [{"a": 1}]),
+    ("tags", {"t1": "x"}),
+    ("tags", {"t1": None}),
+    ("tags", {"t1": True}),
+    ("tags", {"t1": [1]}),
+    ("liked", {"l1": 1e39}),
+    ("liked", {"l1": -(10**400)}),
+    ("liked", {f"l{i}": 1.0 for i in range(501)}),
+    ("shelf", {"a": 1}),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), HOSTILE)
+def test_what_cannot_be_scored_is_refused_by_its_name(name: str, value: Any, client: TestClient) -> None:
+    found = answer(client, **{name: value})
+    assert found.status_code == 422, found.text
+    assert re.search(f"{name}|candidate 0: its numbers", found.json()["detail"])
+
+
+BODIES = {
+    "nothing": b"",
+    "no JSON": b"{",
+    "a list": b"[]",
+    "a number": b"1",
+    "NaN": b'{"candidates": [{"age": NaN}]}',
+    "infinite weight": b'{"candidates": [{"liked": {"l1": Infinity}}]}',
+    "a float beyond 64 bits": b'{"candidates": [{"age": 1e999}]}',
+    "an id beyond 64 bits": b'{"candidates": [{"user": 1e999}]}',
+    "many digits": b'{"candidates": [{"age": ' + b"9" * 5000 + b"}]}",
+    "deep": b'{"candidates": [{"user": ' + b"[" * 50_000 + b"]" * 50_000 + b"}]}",
+    "deep context": b'{"context": {"user": ' + b'{"a":' * 900 + b"1" + b"}" * 900 + b'}, "candidates": [{}]}',
+    "deep in place of a row": b'{"candidates": [' + b"[" * 900 + b"]" * 900 + b"]}",
+    "no UTF-8": b'{"candidates": [{"user": "\xff"}]}',
+    "a key that is no Unicode": b'{"candidates": [{"\\ud800": 1}]}',
+    "a key beside": b'{"candidates": [{}], "\\ud800": 1}',
+    "a context that is no Unicode": b'{"context": "\\ud800", "candidates": [{}]}',
+    "a value that is no Unicode": b'{"candidates": [{"age": "\\ud800"}]}',
+}
+
+
+@pytest.mark.parametrize("body", list(BODIES))
+def test_a_body_of_another_form_is_refused(body: str, client: TestClient) -> None:
+    found = client.post("/rank", content=BODIES[body])
+    assert found.status_code == 422
+    assert found.json()["detail"]
+
+
+def test_a_body_that_is_too_large_is_refused(client: TestClient) -> None:
+    assert client.post("/rank", content=b'{"context": {"user": "' + b"x" * (17 << 20)).status_code == 413
+
+
+def test_what_is_odd_and_can_be_scored_is(client: TestClient) -> None:
+    surrogate, twice = b'{"candidates": [{"user": "\\ud800"}]}', b'{"candidates": [{"age": 1, "age": 2}]}'
+    for body in (surrogate, twice):
+        assert client.post("/rank", content=body).status_code == 200
+    assert score(client, price=-1e308) == score(client, price=0)  # both in the first bucket
+    assert client.get("/openapi.json").json()["paths"]["/rank"]["post"]["requestBody"]
+
+
+ODD = st.sampled_from([10**400, 1e38, -0.0, "\ud800"])
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | ODD,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
+    max_leaves=8,
+)
+KEYS = st.sampled_from([*FIELDS, *PARTS, "shelf"])
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    context=st.dictionaries(KEYS, JSON, max_size=3),
+    candidates=st.lists(st.dictionaries(KEYS | st.text(max_size=3), JSON, max_size=4), max_size=3),
+)
+def test_no_request_gives_an_error_of_the_server(client: TestClient, context: Any, candidates: Any) -> None:
+    found = client.post("/rank", content=json.dumps({"context": context, "candidates": candidates}))
+    assert found.status_code in (200, 422)
+    if found.status_code == 200:
+        assert [np.isfinite([*row["p"].values(), row["score"]]).all() for row in found.json()]
+
+
+def test_an_export_of_an_earlier_version_is_refused(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = json.loads((run / "export" / "schema.json").read_text())
+    next(f for f in content["fields"] if f["name"] == "shown_hour").pop("range")
+    (tmp_path / "schema.json").write_text(json.dumps(content))
+    monkeypatch.setenv("EXPORT", str(tmp_path))
+    with pytest.raises(SystemExit, match="does not say how shown_hour is coded"):
+        runpy.run_path(str(ROOT / "examples" / "serve.py"))
