@@ -23,8 +23,8 @@ from dlen.errors import UserError
 from dlen.overrides import compose_train
 from dlen.training import codings
 from dlen.training.exporting import dense, export
-from dlen.training.predicting import open_kept_store, predict
-from dlen.training.run import train
+from dlen.training.predicting import predict
+from dlen.training.run import open_run, train
 from tests.conftest import ROOT
 
 SPEC = """
@@ -185,7 +185,7 @@ DAMAGES = {
 @pytest.mark.parametrize("damage", list(DAMAGES))
 def test_a_schema_that_gives_other_inputs_is_known_by_the_field(damage: str, run: Path) -> None:
     name, change = DAMAGES[damage]
-    store = open_kept_store(run)
+    store = open_run(run)[1]
     told, wanted = codings.raw_rows(store, store.split("test").batch(torch.arange(300)))
     fields, inputs = codings.field_codings(store), dense(wanted, store.schema)
     assert codings.different_field(fields, codings.encoded(fields, told), inputs) is None
@@ -212,7 +212,7 @@ def test_an_export_whose_schema_gives_other_inputs_is_not_written(
 
 @pytest.mark.parametrize("name", ["tags", "shown_day", "price", "user_rate"])
 def test_a_store_of_an_earlier_version_is_refused_by_the_field(name: str, run: Path) -> None:
-    store = open_kept_store(run)
+    store = open_run(run)[1]
     del store.content["statistics"][name]
     with pytest.raises(UserError, match=f"does not say how field {name} is coded"):
         codings.field_codings(store)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -309,7 +310,7 @@ def test_demo_is_drawn_once_and_never_replaced(tmp_path: Path) -> None:
     assert content(200) == first
     assert (tmp_path / "raw" / "demo.json").stat().st_mtime_ns == stamp
     for rows, seed in ((300, 0), (200, 1)):
-        assert "raw_dir" in refusal(lambda rows=rows, seed=seed: content(rows, seed))
+        assert "raw_dir" in refusal(partial(content, rows, seed))
         assert content(rows, seed, f"{rows}-{seed}") != first
     assert content(200) == first
     assert first["sample_skeleton_train.csv"].count(b"\n") == 200
