@@ -108,7 +108,8 @@ def with_peers(plan: Plan, settings: list[str], peers: dict[str, str]) -> Plan:
     """The plan with runs of torch-rechub, trained now where they are missing."""
     store = next(iter(plan.runs.values())).store
     config = compose_train([*settings, f"data_dir={DATA}"])
-    if any(task.observed_where for task in store.schema.tasks):
+    missing = any(any(counts) for counts in store.content["missing_labels"].values())
+    if missing or any(task.observed_where for task in store.schema.tasks):
         print("torch-rechub knows no task that is observed in some rows, so it is left out", file=sys.stderr)
         return plan
     runs = dict(plan.runs)

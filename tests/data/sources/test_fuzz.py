@@ -28,7 +28,8 @@ from dlen.data.sources.table import Table
 from dlen.data.store import Store
 from dlen.errors import UserError
 from dlen.schema import Kind
-from tests.data.helpers import make_table
+from tests.data.helpers import arrays, make_table
+from tests.data.sources import test_table_alike as alike
 from tests.data.sources.test_aliccp_errors import SKELETON_TRAIN, good
 
 FUZZ = int(os.environ.get("FUZZ", "1"))
@@ -264,3 +265,18 @@ def test_no_good_row_is_left_out_with_the_bad_ones(
         wanted = Counter(((1_600_000_000 + 5000 * n) // 3600 % 24, n % 2.0) for n in good)
         assert not wanted - rows_of(store), content
     assert read > 40 * FUZZ
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [SEED])
+def test_random_logs_in_random_forms(seed: int, tmp_path: Path) -> None:
+    """The same store, to the bit, however the log is written."""
+    rng = random.Random(seed)
+    for case in range(3 * FUZZ):
+        frame, form = alike.log(1000 * seed + case, rng.randrange(200, 600)), rng.choice(list(alike.FORMS))
+        stores = []
+        for name in ("csv", form):
+            folder = tmp_path / f"{case}-{len(stores)}"
+            folder.mkdir()
+            stores.append(arrays(alike.made(folder, alike.FORMS[name](folder, frame))))
+        assert stores[0] == stores[1], form
