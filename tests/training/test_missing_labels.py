@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 
@@ -55,7 +56,7 @@ def test_what_a_row_tells_of_a_funnel(train_on: str, ctr: float, cvr: float) -> 
 
 
 @pytest.mark.parametrize("model", [MMoE, DLEN, ESMM])
-def test_a_missing_label_moves_no_gradient(model: type[Ranker]) -> None:
+def test_a_missing_label_moves_no_gradient(model: Callable[..., Ranker]) -> None:
     """As if it were the other class; and other labels of the row count."""
     schema = funnel()
     torch.manual_seed(0)
