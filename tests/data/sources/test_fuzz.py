@@ -274,7 +274,7 @@ def test_random_logs_in_random_forms(seed: int, tmp_path: Path) -> None:
     rng = random.Random(seed)
     for case in range(3 * FUZZ):
         frame, form = alike.log(1000 * seed + case, rng.randrange(200, 600)), rng.choice(list(alike.FORMS))
-        stores = []
+        stores: list[dict[str, bytes]] = []
         for name in ("csv", form):
             folder = tmp_path / f"{case}-{len(stores)}"
             folder.mkdir()
