@@ -96,11 +96,13 @@ def markdown(comparison: Comparison) -> str:
     seeds = f"{len(c.seeds)} seed{'s' if len(c.seeds) > 1 else ''}"
     parts = [f"## {c.title}", f"Data `{c.identity['data']}` ({c.identity['test_rows']:,} test rows), {seeds}."]
     parts.append(_auc_table(c))
-    spread = "± is the standard deviation over seeds" if len(c.seeds) > 1 else "One seed tells nothing of the spread"
-    parts.append(
-        f"AUC on the test split; {spread}. In brackets the paired difference to {c.base}; * marks those whose "
-        f"{LEVEL:.0%} interval, over seeds and test rows together, is clear of zero."
-    )
+    said = f"AUC on the test split. In brackets the paired difference to {c.base}"
+    if len(c.seeds) > 1:
+        said += "; ± is the standard deviation over seeds, * marks those whose "
+        said += f"{LEVEL:.0%} interval, over seeds and test rows together, is clear of zero."
+    else:
+        said += ". One seed tells nothing of the spread: intervals are over test rows alone, and nothing is clear."
+    parts.append(said)
     if len(c.rows) > 1:
         parts += ["### Paired differences", _difference_table(c)]
     if any(row.extras for row in c.rows):

@@ -48,20 +48,21 @@ class Surface:
         return min(counts), sum(counts)
 
     def rule(self) -> str:
-        """From how many positives on the gain was always clear, and up to how many never."""
+        """From how many positives on the gain was always above zero, interval and all, and up to how many never."""
         found = sorted((self.positives(c)[1], self.gain(c)) for c in self.cells) if self.cells else []
-        losses = [n for n, gain in found if not (gain.clear and gain.mean > 0)]
-        gains = [n for n, gain in found if gain.clear and gain.mean > 0]
-        worse = sum(gain.clear and gain.mean < 0 for _, gain in found)
+        losses = [n for n, gain in found if not gain.low > 0]
+        gains = [n for n, gain in found if gain.low > 0]
+        worse = sum(gain.high < 0 for _, gain in found)
+        clear = "clear of zero" if len(self.comparisons[0].seeds) > 1 else "above zero, over test rows alone,"
         if not gains:
-            return f"The gain is clear of zero in none of the {len(found)} cells ({worse} are clear losses)."
+            return f"The gain is {clear} in none of the {len(found)} cells ({worse} are losses as much)."
         if not losses:
-            return f"The gain is clear of zero in all {len(found)} cells, from {min(gains):,} training positives on."
+            return f"The gain is {clear} in all {len(found)} cells, from {min(gains):,} training positives on."
         always = min((n for n in gains if n > max(losses)), default=None)
         above = f"always from {always:,}" if always is not None else "not always, however many there are"
         return (
-            f"The gain is clear of zero in {len(gains)} of {len(found)} cells ({worse} are clear losses). By training "
-            f"positives of all tasks together: {above}; the fewest with a clear gain are {min(gains):,}, the most "
+            f"The gain is {clear} in {len(gains)} of {len(found)} cells ({worse} are losses as much). By training "
+            f"positives of all tasks together: {above}; the fewest with such a gain are {min(gains):,}, the most "
             f"without one {max(losses):,}."
         )
 
@@ -82,7 +83,7 @@ class Surface:
             cells += [f"{row.wins(tasks)[0]} of {len(tasks)}", f"{self.correlation(cell):.2f}"]
             rows.append([*(label for _, label in cell), *cells])
         seeds = f"{len(first.seeds)} seed{'s' if len(first.seeds) > 1 else ''}"
-        text = f"{first.rows[-1].model} against {first.base}, {seeds} in each cell; * clear of zero."
+        text = f"{first.rows[-1].model} against {first.base}, {seeds} in each cell; * clear of zero (never by one seed)."
         return "\n\n".join([f"## {self.title}", text, markdown_table(header, rows), self.rule()]) + "\n"
 
     def write(self, folder: Path) -> None:
