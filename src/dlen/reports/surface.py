@@ -83,7 +83,7 @@ class Surface:
             cells += [f"{row.wins(tasks)[0]} of {len(tasks)}", f"{self.correlation(cell):.2f}"]
             rows.append([*(label for _, label in cell), *cells])
         seeds = f"{len(first.seeds)} seed{'s' if len(first.seeds) > 1 else ''}"
-        text = f"{first.rows[-1].model} against {first.base}, {seeds} in each cell; * clear of zero (never by one seed)."
+        text = f"{first.rows[-1].model} against {first.base}, {seeds} in each cell; * clear of zero, never by one."
         return "\n\n".join([f"## {self.title}", text, markdown_table(header, rows), self.rule()]) + "\n"
 
     def write(self, folder: Path) -> None:
