@@ -31,6 +31,7 @@ SPEC: dict[str, Any] = {
         "shown": {"kind": "time", "column": "ts"},
         "user_click": {"rate": {"of": "click", "by": "user_id"}},
         "pairs": {"count": {"by": ["user_id", "item"]}},
+        "tags_click": {"rate": {"of": "click", "by": "tags"}},
     },
     "tasks": {"click": "click", "like": {"label": "like", "observed": "asked"}, "kind": "kind in ['a', '7']"},
     "split": {"by": "column", "column": "day", "validation": ["3"], "test": ["4"]},

@@ -25,6 +25,9 @@ SPEC: dict[str, Any] = {
 }
 
 
+LATE = {"by": "time", "column": "n", "validation_from": "2023-11-16", "test_from": "2023-11-15T00:00:00Z"}
+
+
 def rows(count: int = 200) -> list[str]:
     """Lines of a CSV file, the first the header."""
     return ["u,n,day,click", *(f"u{i % 9},{i},{i % 5},{i // 5 % 2}" for i in range(count))]
@@ -284,3 +287,147 @@ def test_a_zip_in_a_gz_is_still_no_table(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "z.zip", "w") as file:
         file.writestr("a.csv", "\n".join(rows()))
     assert "zip" in refusal(lambda: prepare(source(tmp_path, (tmp_path / "z.zip").read_bytes()), tmp_path / "data"))
+
+
+# Found by an attack
+
+
+def test_a_bad_row_behind_a_cell_with_a_line_break(tmp_path: Path) -> None:
+    """Rows are counted alike by whoever finds a bad one and by whoever leaves it out."""
+    lines = ("\n".join(rows()) + "\n").encode().split(b"\n")
+    lines[3] = b'"x\ny",2,2,0'
+    lines[31] = lines[31].replace(b"u", b"\xff")
+    source(tmp_path, b"\n".join(lines), fields={"u": {}, "n": {"kind": "numeric"}})
+    store = prepare(Table(str(tmp_path / "s.yaml"), bad_rows=1), tmp_path / "data")
+    assert total(store) == 199
+    assert not [v for v in store.vocabulary("u")["value"] if "\ufffd" in v]
+
+
+def test_times_and_numbers_are_not_put_in_one_order(tmp_path: Path) -> None:
+    early = ["u,ts,click", *(f"u{i % 9},2023-01-01T00:{i % 60:02d}:00,{i % 2}" for i in range(100))]
+    late = ["u,ts,click", *(f"u{i % 9},{1_700_000_000 + i},{i % 2}" for i in range(100))]
+    (tmp_path / "b.csv").write_text("\n".join(late))
+    split = {"by": "time", "column": "ts", "validation": 0.2, "test": 0.2}
+    spec = {"files": ["t.csv", "b.csv"], "fields": {"u": {}}, "split": split}
+    assert "holds numbers, and times elsewhere" in told(tmp_path, early, **spec)
+    rates = {"u": {}, "r": {"rate": {"of": "click", "by": "u"}}}
+    store = made(tmp_path, late, files="b.csv", fields=rates, split=split)
+    new = pl.DataFrame({"u": ["u1"], "ts": ["2023-11-14T22:13:21"]})
+    new.write_csv(tmp_path / "new.csv")
+    message = refusal(lambda: list(Table(str(tmp_path / "s.yaml")).read(tmp_path / "new.csv", store)))
+    assert "holds times, where other rows of the log have numbers" in message
+
+
+def test_a_join_of_several_files(tmp_path: Path) -> None:
+    (tmp_path / "users").mkdir()
+    for part in range(2):
+        names = [f"u{i}" for i in range(9) if i % 2 == part]
+        pl.DataFrame({"u": names, "city": [f"c{n}" for n in names]}).write_csv(tmp_path / "users" / f"users_{part}.csv")
+    for file in ("users", "users/users_*.csv"):
+        joins = {"users": {"file": file, "by": "u"}}
+        store = made(tmp_path, rows(), joins=joins, fields={"u": {}, "city": {}})
+        assert len(store.vocabulary("city")) == 9
+        assert "rows_without_users" not in store.content["notes"]
+
+
+def test_files_that_are_one_file(tmp_path: Path) -> None:
+    source(tmp_path, rows())
+    (tmp_path / "latest.csv").symlink_to(tmp_path / "t.csv")
+    for files in ("*.csv", ["t.csv", str(tmp_path / "t.csv")], ["t.csv", "./t.csv"]):
+        (tmp_path / "s.yaml").write_text(yaml.safe_dump({"files": files, **SPEC}))
+        assert "twice" in refusal(lambda: prepare(Table(str(tmp_path / "s.yaml")), tmp_path / "data"))
+
+
+def test_reading_new_rows_leaves_the_source_as_it_was(tmp_path: Path) -> None:
+    table = source(tmp_path, rows())
+    store = prepare(table, tmp_path / "data")
+    (tmp_path / "new.csv").write_text("\n".join(rows(50)))
+    assert [len(chunk) for chunk in table.read(tmp_path / "new.csv", store)] == [50]
+    assert prepare(table, tmp_path / "data").folder == store.folder
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"tasks": {"click": "click == 9007199254740993"}}, "beyond what numbers tell apart"),
+        ({"tasks": {"click": {"label": "click", "weight": float("nan")}}}, "weight"),
+        ({"tasks": {"click": {"label": "click", "weight": -1.0}}}, "weight"),
+        ({"split": {"by": "column", "column": "day", "validation": [2, 3], "test": [3, 4]}}, "'3' is listed for"),
+        ({"split": {"by": "column", "column": "day", "validation": [""], "test": [4]}}, "empty value"),
+        ({"split": {"by": "fraction", "seed": -1}}, "split.seed"),
+        ({"fields": {"ts": {"kind": "time", "column": "n", "utc_offset": float("inf")}}}, "utc_offset"),
+        ({"fields": {"u" * 300: {"column": "u"}}}, "cannot be a name"),
+        ({"files": "part**.csv"}, "whole folders"),
+        (
+            {
+                "split": {
+                    "by": "time",
+                    "column": "n",
+                    "validation_from": "2023-11-16",
+                    "test_from": "2023-11-15T00:00:00Z",
+                }
+            },
+            "later than test_from",
+        ),
+    ],
+)
+def test_what_no_spec_can_mean(tmp_path: Path, change: dict[str, Any], named: str) -> None:
+    assert named in told(tmp_path, rows(), **change)
+
+
+@pytest.mark.parametrize(
+    "text", ["files: {{path}}", "? [a]\n: 1", "split: {validation_from: 2023-02-30}", "x: !!int y"]
+)
+def test_yaml_that_python_cannot_hold(tmp_path: Path, text: str) -> None:
+    (tmp_path / "s.yaml").write_text(text)
+    assert "not valid YAML" in refusal(lambda: Table(str(tmp_path / "s.yaml")).table)
+
+
+def test_no_joins_at_all(tmp_path: Path) -> None:
+    assert total(made(tmp_path, rows(), joins=None)) == 200
+
+
+@pytest.mark.parametrize(
+    ("cell", "wanted"),
+    [
+        ("['Sci Fi']", ["Sci Fi"]),
+        ("['Sci Fi', 'A']", ["Sci Fi", "A"]),
+        ("[1, None, nan]", ["1"]),
+        ("[1 2]", ["1", "2"]),
+        ("[]", []),
+        ("[a]|[b]", ["[a]", "[b]"]),
+        ('["a"]', ["a"]),
+    ],
+)
+def test_lists_as_they_are_written(tmp_path: Path, cell: str, wanted: list[str]) -> None:
+    frame = pl.DataFrame(
+        {"t": [cell] * 60 + ["other"] * 60, "click": [0, 1] * 60, "day": [0, 1, 2, 3, 4, 3, 4, 0] * 15}
+    )
+    frame.write_csv(tmp_path / "t.csv")
+    spec = {"files": "t.csv", **SPEC, "fields": {"t": {"kind": "ids"}}}
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(spec))
+    store = prepare(Table(str(tmp_path / "s.yaml")), tmp_path / "data")
+    assert set(store.vocabulary("t")["value"]) - {"other"} == set(wanted)
+
+
+def test_everyday_files_are_read(tmp_path: Path) -> None:
+    lines = [line.replace(",", ", ") for line in rows()]
+    assert total(made(tmp_path, lines)) == 200  # blanks behind the separator, in the header too
+    content = "\n".join(rows()).replace(",", "\t").encode()
+    assert total(prepare(source(tmp_path, content, "P.TSV"), tmp_path / "data")) == 200
+    long = [line + "," if i else line + ",note" for i, line in enumerate(rows())]
+    long[5] += "x" * 200_000
+    assert total(made(tmp_path, long)) == 200
+    stamps = ["2023-11-14 10:00:00+08", "2023-11-14 10:00:00,123", "9999-12-31 23:59:59", "0001-01-01"]
+    timed = [f'{line},"{stamps[i % 4]}"' if i else f"{line},ts" for i, line in enumerate(rows())]
+    fields = {"u": {}, "ts": {"kind": "time", "utc_offset": 8}}
+    assert total(made(tmp_path, timed, fields=fields)) == 200
+    quoted = rows()
+    quoted[9] = '1,5" tv,3,1'
+    assert "quote: ''" in told(tmp_path, quoted)
+
+
+def test_a_long_expression(tmp_path: Path) -> None:
+    label = " or ".join(f"n == {i}" for i in range(0, 1500, 2))
+    store = made(tmp_path, rows(), fields={"u": {}}, tasks={"even": label})
+    assert store.schema.tasks[0].rate == pytest.approx(0.5, abs=0.1)

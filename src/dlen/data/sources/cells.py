@@ -20,8 +20,8 @@ _EXACT: dict[Any, int] = {
     pl.Float32: 2**24,
 }  # up to which a float tells every whole number from the next
 _ISO = (
-    r"^(?<date>\d{4}[-/]\d{2}[-/]\d{2})(?:[ T](?<time>\d{2}:\d{2})(?::(?<second>\d{2}(?:\.\d+)?))?)?"
-    r"\s*(?:Z|UTC|(?<sign>[+-])(?<hours>\d{2}):?(?<minutes>\d{2}))?$"
+    r"^(?<date>\d{4}[-/]\d{2}[-/]\d{2})(?:[ T](?<time>\d{2}:\d{2})(?::(?<second>\d{2}(?:[.,]\d+)?))?)?"
+    r"\s*(?:Z|UTC|(?<sign>[+-])(?<hours>\d{2}):?(?<minutes>\d{2})?)?$"
 )
 _MARKS = ("\\N", "null", "na", "n/a", "nan", "none", "nil", "-")  # what absent values are often written as
 
@@ -48,8 +48,10 @@ def id_text(cells: pl.Series, path: Path) -> pl.Series:
         text = cells.cast(pl.String).str.strip_chars()
     except pl.exceptions.PolarsError:
         raise UserError(f"{path}: column {cells.name}: holds {kind}, which cannot be an id") from None
+    if isinstance(kind, pl.Decimal):
+        text = text.str.replace(r"(\.\d*?)0+$", "$1").str.strip_chars_end(".")
     if text.str.contains(".0", literal=True).any():
-        text = text.str.replace(r"^([+-]?\d+)\.0+$", "$1")
+        text = text.str.replace(r"^[+-]?0+\.0+$", "0").str.replace(r"^([+-]?\d+)\.0+$", "$1")
     if text.str.contains(r"^(?i:true|false)$").any():
         lower = text.str.to_lowercase()
         text = text.zip_with(~lower.is_in(["true", "false"]), lower)
@@ -165,16 +167,20 @@ def list_of_cells(frame: pl.DataFrame, column: str, separator: str, path: Path) 
     if isinstance(cells.dtype, pl.List):
         return cells
     text = id_text(cells, path)
-    written = text.str.starts_with("[") & text.str.ends_with("]")
+    inner = text.str.slice(1, text.str.len_chars() - 2).str.strip_chars()
+    written = text.str.starts_with("[") & text.str.ends_with("]") & ~inner.str.contains(r"[\[\]]")
     if not written.any():
         return text.str.split(separator)
-    inner = text.str.slice(1, text.str.len_chars() - 2).str.strip_chars()
-    # numpy writes no commas
-    inner = inner.zip_with(inner.str.contains(",", literal=True), inner.str.replace_all(r"\s+", ","))
+    # numpy writes blanks in the place of commas
+    blanks = inner.str.contains(r"^[^,'\"]*$")
+    inner = inner.zip_with(~blanks, inner.str.replace_all(r"\s+", ","))
     values = inner.str.split(",")
     torn = values.list.eval(_torn(pl.element().str.strip_chars())).list.any() & written
+    torn |= inner.str.contains(r"['\"]\s+['\"]") & written
     refuse(frame, torn.fill_null(False), column, path, "a list with a comma in a value; write it as a Parquet list")
-    plain = values.list.eval(pl.element().str.strip_chars().str.strip_chars("'\""))
+    value = pl.element().str.strip_chars()
+    absent = value.is_in(["None", "null", "nan", "NaN"])
+    plain = values.list.eval(pl.when(~absent).then(value.str.strip_chars("'\"")))
     return plain.zip_with(written.fill_null(False), text.str.split(separator))
 
 
@@ -205,9 +211,9 @@ def _iso(written: pl.Series) -> pl.Series:
     """ISO 8601 in microseconds since 1970; null for other text."""
     part = written.str.extract_groups(_ISO).struct.unnest()
     date = part["date"].str.replace_all("/", "-", literal=True)
-    whole = date + " " + part["time"].fill_null("00:00") + ":" + part["second"].fill_null("00")
+    whole = date + " " + part["time"].fill_null("00:00") + ":" + part["second"].fill_null("00").str.replace(",", ".")
     offset = part.select(
-        ((60 * pl.col("hours").cast(pl.Int64) + pl.col("minutes").cast(pl.Int64)) * 60_000_000)
+        ((60 * pl.col("hours").cast(pl.Int64) + pl.col("minutes").cast(pl.Int64).fill_null(0)) * 60_000_000)
         .mul(pl.when(pl.col("sign") == "-").then(-1).otherwise(1))
         .fill_null(0)
     ).to_series()

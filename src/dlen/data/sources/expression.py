@@ -71,10 +71,10 @@ class Expression:
         if isinstance(node, ast.BoolOp):
             parts = [self._boolean(value) for value in node.values]
             join = operator.and_ if isinstance(node.op, ast.And) else operator.or_
-            result = parts[0]
-            for part in parts[1:]:
-                result = join(result, part)
-            return result
+            while len(parts) > 1:  # in pairs: a chain of thousands would be as deep
+                pairs = zip(parts[::2], parts[1::2], strict=False)
+                parts = [*(join(a, b) for a, b in pairs), *(parts[-1:] if len(parts) % 2 else [])]
+            return parts[0]
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
             return ~self._boolean(node.operand)
         if isinstance(node, ast.Compare) and len(node.ops) == 1:
@@ -114,6 +114,9 @@ class Expression:
                 return -value
         if isinstance(node, ast.Constant):
             if isinstance(node.value, bool | int | float):
+                if abs(node.value) > 2**53:
+                    said = f"{node.value} is beyond what numbers tell apart; compare with text, '{node.value}'"
+                    raise ValueError(f"{self.text!r}: {said}")
                 return float(node.value)
             if isinstance(node.value, str):
                 return id_text(pl.Series([node.value]), Path())[0] or ""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 from collections.abc import Callable, Iterator
+from copy import copy
 from datetime import date
 from functools import cached_property
 from pathlib import Path
@@ -38,7 +39,8 @@ from dlen.schema import Field, Kind, Schema, Task
 Array = NDArray[Any]
 T = TypeVar("T")
 SPLITS = ("train", "validation", "test")
-_ENDINGS = (".csv", ".tsv", ".tab", ".csv.gz", ".tsv.gz", ".tab.gz", ".parquet", ".pq")  # of a folder's files
+_ENDINGS = tuple(f".{kind}{p}" for kind in ("csv", "tsv", "tab", "txt") for p in ("", ".gz", ".bz2", ".xz"))
+_ENDINGS += (".parquet", ".pq")  # of the files of a folder that are read
 _KEY = "__joined_by"
 
 
@@ -73,6 +75,7 @@ class Table:
         self._opened: dict[Path, TableFile] = {}
         self._scratch = Path()  # for unpacked copies, while rows are read
         self._joined: dict[str, pl.DataFrame] = {}  # what is joined, by the name of the join
+        self._clocks: dict[str, tuple[bool, Path]] = {}  # whether a column that orders rows holds times, and where
         self._unmatched: dict[str, int] = {}
 
     @cached_property
@@ -95,9 +98,9 @@ class Table:
         return {n: expression(t, self.path, n, "observed") for n, t in self.table.tasks.items() if t.observed}
 
     @cached_property
-    def joins(self) -> dict[str, Path]:
-        """The file of each join."""
-        return {name: _matches(self.folder, join.file)[0] for name, join in self.table.joins.items()}
+    def joins(self) -> dict[str, list[Path]]:
+        """The files of each join."""
+        return {name: _matches(self.folder, join.file) for name, join in self.table.joins.items()}
 
     @cached_property
     def sources(self) -> dict[str, list[Path]]:
@@ -117,22 +120,24 @@ class Table:
             name: [match for p in (paths if isinstance(paths, list) else [paths]) for match in _matches(folder, str(p))]
             for name, paths in by_split.items()
         }
-        every = [p for paths in found.values() for p in paths]
-        for path in every:
-            if every.count(path) > 1:
-                raise UserError(f"{self.path}: files: {path} is named twice, so its rows would count twice")
+        seen: dict[Path, Path] = {}
+        for path in (p for paths in found.values() for p in paths):
+            other = seen.setdefault(path.resolve(), path)
+            if other is not path:
+                also = "" if other == path else f", also as {other}"
+                raise UserError(f"{self.path}: files: {path} is named twice{also}, so its rows would count twice")
         return found
 
     def settings(self) -> dict[str, Any]:
         """The spec's text, which the store keeps: new rows are read by it, whatever the file says by then."""
         files = {split: [str(p) for p in paths] for split, paths in self.sources.items()}
-        files |= {f"joins.{name}": [str(path)] for name, path in self.joins.items()}
+        files |= {f"joins.{name}": [str(p) for p in paths] for name, paths in self.joins.items()}
         tolerated = {"bad_rows": self.bad.allowed} if self.bad.allowed else {}
         return {"spec": self._text, "files": files, **tolerated}
 
     def files(self) -> list[Path]:
         """The table's files, and those that are joined."""
-        paths = [*self._own_files(), *self.joins.values()]
+        paths = [*self._own_files(), *(p for paths in self.joins.values() for p in paths)]
         for path in paths:
             if not path.is_file():
                 hint = self.table.obtain or f"set it with files in {self.path} or data.files=FILE"
@@ -146,7 +151,7 @@ class Table:
 
     def write(self, writer: StoreWriter) -> Schema:
         """Split, learn from the training rows, encode."""
-        self._scratch, self._opened = writer.scratch, {}
+        self._scratch, self._opened, self._clocks = writer.scratch, {}, {}
         self.files()
         self._joined = {name: self._read_join(name) for name in self.joins}
         for path in self._own_files():
@@ -183,13 +188,19 @@ class Table:
         Raises:
             UserError: a column is missing, or a cell cannot be read.
         """
+        own = copy(self)  # this one may prepare its own files afterwards
         kept = store.content["settings"]
         if "spec" in kept:
-            self.table = parse_spec(kept["spec"], self.path)
+            own.table = parse_spec(kept["spec"], self.path)
+            for parsed in ("labels", "observed", "joins"):  # of the YAML as it is now
+                own.__dict__.pop(parsed, None)
+        own.sources, own.bad, own._opened = {"all": [path]}, BadRows(0), {}  # every row has a line of output
+        yield from own._read(path, store, labels)
+
+    def _read(self, path: Path, store: Store, labels: bool) -> Iterator[Split]:
         columns = self._make_columns()
         for column in columns:
             column.restore(store)
-        self.sources, self.bad, self._opened = {"all": [path]}, BadRows(0), {}  # every row has a line of output
         with TemporaryDirectory() as scratch:
             self._scratch = Path(scratch)
             self._joined = {name: self._read_join(name) for name in self.joins}
@@ -268,15 +279,22 @@ class Table:
 
     def _read_join(self, name: str) -> pl.DataFrame:
         """The columns of a joined table that a field names, and its key."""
-        spec, path = self.table.joins[name], self.joins[name]
+        spec, path = self.table.joins[name], self.joins[name][0]
         wanted = {column for column, _ in self._columns_of_fields()}
-        opened = self._open(path)
-        if spec.key not in opened.names:
-            raise UserError(f"{path}: no column {spec.key!r}, the key of joins.{name} in {self.path}")
-        chosen = [c for c in opened.names if c in wanted and c != spec.key]
-        table = pl.concat([frame.select(spec.key, *chosen) for frame in opened.chunks()])
-        table = table.with_columns(id_text(table[spec.key], path).alias(spec.key)).rename({spec.key: spec.by})
-        table = table.drop_nulls(spec.by)
+        parts = []
+        for each in self.joins[name]:
+            opened = self._open(each)
+            if spec.key not in opened.names:
+                raise UserError(f"{each}: no column {spec.key!r}, the key of joins.{name} in {self.path}")
+            chosen = [c for c in opened.names if c in wanted and c != spec.key]
+            for frame in opened.chunks():
+                keys = id_text(frame[spec.key], each).alias(spec.by)
+                parts.append(frame.select(chosen).with_columns(keys).drop_nulls(spec.by))
+        try:
+            table = pl.concat(parts)
+        except pl.exceptions.PolarsError as error:
+            said = str(error).splitlines()[0]
+            raise UserError(f"{path}: its parts have other columns, or other types of one ({said})") from None
         twice = table[spec.by].is_duplicated()
         if twice.any():
             value = table[spec.by].filter(twice)[0]
@@ -288,7 +306,7 @@ class Table:
         """A chunk with the columns of the joined tables; a key that they do not have gives empty cells."""
         for name, table in self._joined.items():
             by = self.table.joins[name].by
-            keys = id_text(frame[by], self.joins[name])
+            keys = id_text(frame[by], self.joins[name][0])
             self._unmatched[name] += int((~keys.is_in(table[by].implode()).fill_null(False)).sum())
             side = table.rename({by: _KEY})
             frame = frame.with_columns(keys.alias(_KEY)).join(side, on=_KEY, how="left", maintain_order="left")
@@ -338,7 +356,10 @@ class Table:
         if split.by != "time" or set(self.sources) == set(SPLITS):
             return None
         if split.test_from is not None:
-            return np.array([self._from("validation_from"), self._from("test_from")])
+            starts = [self._from("validation_from"), self._from("test_from")]
+            if starts[0] > starts[1]:
+                raise UserError(f"{self.path}: split.validation_from: is later than test_from")
+            return np.array(starts)
         sample = Sample()
         for frame, path, file_split in self._frames("finding the split by time"):
             if file_split != "test":
@@ -363,6 +384,14 @@ class Table:
     def _times(self, frame: pl.DataFrame, path: Path) -> Array:
         split = self.table.split
         values, dated = rising(frame, split.column, path)
+        if len(values) > values.null_count():
+            before, other = self._clocks.setdefault(split.column, (dated, path))
+            if before != dated:
+                now, then = ("times", "numbers") if dated else ("numbers", "times")
+                raise UserError(
+                    f"{path}: column {split.column}: holds {now}, and {then} elsewhere ({other}), so rows cannot be put "
+                    "in order; write it in one form"
+                )
         if split.test_from is not None and dated != isinstance(split.test_from, str | date):
             held, example = ("times", "2023-11-14") if dated else ("numbers", "1700000000")
             raise UserError(
@@ -489,7 +518,7 @@ class Table:
             if unmatched == self._rows:
                 join = self.table.joins[name]
                 raise UserError(
-                    f"{self.path}: joins.{name}: no row has a {join.by} that is a {join.key} of {self.joins[name]}"
+                    f"{self.path}: joins.{name}: no row has a {join.by} that is a {join.key} of {self.joins[name][0]}"
                 )
 
     def _check_tally(self, tally: Array) -> None:
@@ -584,7 +613,10 @@ def _matches(folder: Path, pattern: str) -> list[Path]:
     while "*" not in parts[0]:
         literal /= parts.pop(0)
     escaped = "/".join(part.replace("[", "[[]").replace("?", "[?]") for part in parts)
-    return sorted(p for p in literal.glob(escaped) if p.is_file()) or [path]
+    try:
+        return sorted(p for p in literal.glob(escaped) if p.is_file()) or [path]
+    except ValueError:
+        raise UserError(f"{path}: ** stands for whole folders, as in logs/**/part-*.csv") from None
 
 
 def _hint(column: str, found: list[str]) -> str:

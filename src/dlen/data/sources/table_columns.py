@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -199,7 +198,13 @@ class IdsColumn(IdColumn):
             long = long.with_columns(id_text(long["value"].alias(self.spec.column), path).alias("value"))
             long = long.drop_nulls("value")
             return long["row"].to_numpy(), long["value"], np.ones(len(long), np.float32)
-        long = long.with_columns(text_of(long["value"]).alias("value")).drop_nulls("value")
+        try:
+            long = long.with_columns(text_of(long["value"]).alias("value")).drop_nulls("value")
+        except pl.exceptions.PolarsError:
+            kind = long["value"].dtype
+            raise UserError(
+                f"{path}: column {self.spec.column}: holds lists of {kind}, not of ids and weights"
+            ) from None
         parts = long["value"].str.splitn(self.spec.weight_separator, 2).struct.unnest()
         weights = parts["field_1"].cast(pl.Float32, strict=False)
         bad = weights.is_null() | ~weights.is_finite()
@@ -317,9 +322,9 @@ class TimeColumn(TableColumn):
     def notes(self) -> dict[str, str]:
         if self._last < self._first:
             return {}
-        first, last = (datetime.fromtimestamp(t / 1e6, UTC) for t in (self._first, self._last))
-        asked = "; all in 1970: is the unit right?" if last.year == 1970 else ""
-        return {f"training_times_of_{self.name}": f"{first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M}{asked}"}
+        first, last = (str(np.datetime64(int(t), "us")) for t in (self._first, self._last))
+        asked = "; all in 1970: is the unit right?" if last.startswith("1970") else ""
+        return {f"training_times_of_{self.name}": f"{first[:16]} to {last[:16]}{asked}".replace("T", " ")}
 
     def check(self, frame: pl.DataFrame, path: Path) -> None:
         self.moments(frame, path)

@@ -13,7 +13,9 @@ import csv
 import gzip
 import io
 import lzma
+import re
 import shutil
+import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
@@ -47,6 +49,7 @@ _NO_TABLE = {  # what begins so, and what to do
     b"{\\rtf": "a text document; write it as CSV",
     b"%PDF": "a PDF; write the table as CSV",
 }
+csv.field_size_limit(sys.maxsize)  # of a cell, as Polars has none
 _MARKS = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 
@@ -111,8 +114,8 @@ class TableFile:
 
     @property
     def _separator(self) -> str:
-        suffixes = [s for s in self.path.suffixes if s not in (".gz", ".bz2", ".xz")]
-        default = "\t" if suffixes and suffixes[-1] in (".tsv", ".tab") else ","
+        suffixes = [s for s in self.path.name.lower().split(".")[1:] if s not in ("gz", "bz2", "xz")]
+        default = "\t" if suffixes and suffixes[-1] in ("tsv", "tab") else ","
         return self.form.separator or default
 
     @property
@@ -137,7 +140,8 @@ class TableFile:
             quote_char=self._quote,
             glob=False,
         )
-        stripped = frame.with_columns(pl.all().str.strip_chars())
+        padded = {name: name.strip() for name in frame.collect_schema().names() if name != name.strip()}
+        stripped = frame.rename(padded).with_columns(pl.all().str.strip_chars())
         if self.form.null_values:
             absent = list(self.form.null_values)
             stripped = stripped.with_columns(pl.when(~pl.all().is_in(absent)).then(pl.all()).name.keep())
@@ -172,7 +176,8 @@ class TableFile:
         except pl.exceptions.PolarsError as error:
             if not self.parquet:
                 self._check_widths()
-            raise UserError(f"{self.path}: cannot be read ({str(error).splitlines()[0]})") from None
+            hint = self._quote_hint() if "malformed" in str(error) else ""
+            raise UserError(f"{self.path}: cannot be read ({str(error).splitlines()[0]}){hint}") from None
         if not self.parquet and last != self._lines:  # cells with line breaks, or a quote that swallowed rows
             self._check_quotes()
             self._lines = last
@@ -250,44 +255,40 @@ class TableFile:
             packed = file.read(2) == b"\x1f\x8b"
         return cast(BinaryIO, gzip.open(self._text) if packed else self._text.open("rb"))
 
-    def _open_text(self) -> TextIO:
-        return io.TextIOWrapper(self._open(), encoding="utf-8", errors="replace", newline="\n")
+    def _open_text(self, errors: str = "replace") -> TextIO:
+        return io.TextIOWrapper(self._open(), encoding="utf-8", errors=errors, newline="\n")
 
     def _look_through(self) -> None:
         """Count the lines, and find those that are no UTF-8."""
-        decoder = codecs.getincrementaldecoder("utf-8")()
+        decoder: codecs.IncrementalDecoder | None = codecs.getincrementaldecoder("utf-8")()
         lines, last = 0, b"\n"
         try:
             with self._open() as file:
                 while block := file.read(_BLOCK):
-                    decoder.decode(block)
+                    decoder = _decoded(decoder, block)
                     lines += block.count(b"\n")
                     last = block[-1:]
-            decoder.decode(b"", final=True)
-        except UnicodeDecodeError:
-            self._find_undecodable()
-            return
         except _BROKEN as error:
             raise UserError(f"{self.path}: cannot be unpacked ({error}); fetch it again") from None
         self._lines, self._last_byte = lines + (last != b"\n"), last
+        if _decoded(decoder, b"", final=True) is None:
+            self._find_undecodable()
 
     def _find_undecodable(self) -> None:
-        """Lines that are no UTF-8: bad rows."""
-        with self._open() as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    line.decode()
-                except UnicodeDecodeError as error:
-                    byte = line[error.start]
-                    problem = (
-                        f"byte {error.start + 1} of the line (0x{byte:02x}) is no UTF-8; set encoding in "
-                        f"{self.form.said}, such as gb18030, latin-1 or cp1252"
-                    )
-                    if number == 1 and self.form.header:
-                        raise UserError(f"{self.path}, row 1: {problem}") from None
-                    self.bad.add(BadRowError(self.path, [number], problem))
-                    self._left_out.append(number)
-                self._lines, self._last_byte = number, line[-1:]
+        """Rows that are no UTF-8: bad rows."""
+        first = self.form.header
+        for number, row in self._rows("surrogateescape"):
+            escaped = next((c for cell in row for c in cell if "\udc80" <= c <= "\udcff"), None)
+            if escaped is not None:
+                problem = (
+                    f"the byte 0x{ord(escaped) - 0xDC00:02x} is no UTF-8; set encoding in {self.form.said}, such as "
+                    "gb18030, latin-1 or cp1252"
+                )
+                if first:
+                    raise UserError(f"{self.path}, row {number}: {problem}")
+                self.bad.add(BadRowError(self.path, [number], problem))
+                self._left_out.append(number)
+            first = False
 
     def _check_header(self) -> None:
         """No two columns have one name: one would be read as the other."""
@@ -325,10 +326,10 @@ class TableFile:
             if len(row) != width:
                 yield BadRowError(self.path, [number], f"{len(row)} columns instead of {width}")
 
-    def _rows(self) -> Iterator[tuple[int, list[str]]]:
+    def _rows(self, errors: str = "replace") -> Iterator[tuple[int, list[str]]]:
         """Cells of each line that is neither blank nor a comment, numbered as Polars counts: several lines as one."""
         before = within = 0  # lines before a row, and line breaks within cells so far
-        with self._open_text() as file:
+        with self._open_text(errors) as file:
             lines = (line.rstrip("\r\n").replace("\r", " ") for line in file)  # as Polars: a lone \r is in a cell
             rows = csv.reader(_without_mark(lines), **self._dialect())
             try:
@@ -369,6 +370,16 @@ class TableFile:
                 own.clear()
                 before = rows.line_num
 
+    def _quote_hint(self) -> str:
+        """The first row with a quote within a cell, where it is neither its beginning nor its end."""
+        if self.parquet or not self._quote:
+            return ""
+        inside = re.compile(f"[^{re.escape(self._separator)}{self._quote}]{self._quote}[^{re.escape(self._separator)}]")
+        with self._open_text() as file:
+            number = next((n for n, line in enumerate(file, 1) if inside.search(line.rstrip("\r\n"))), None)
+        where = "" if number is None else f" (row {number} has one within a cell)"
+        return f"; set quote: '' in {self.form.said} if quotes are part of the text{where}"
+
     def _unread_lines(self) -> Array:
         """Numbers of the lines that Polars leaves out when it counts rows: comments, and blanks before a header."""
         if self.parquet or not (self.form.comment or self.form.header):
@@ -382,6 +393,18 @@ class TableFile:
                 elif not self.form.comment:
                     break
         return np.array(unread, np.int64)
+
+
+def _decoded(
+    decoder: codecs.IncrementalDecoder | None, block: bytes, *, final: bool = False
+) -> codecs.IncrementalDecoder | None:
+    """The decoder after a block; None once something was no text of its encoding."""
+    try:
+        if decoder is not None:
+            decoder.decode(block, final)
+        return decoder
+    except UnicodeDecodeError:
+        return None
 
 
 def _plain(name: str, kind: pl.DataType) -> pl.Expr | None:

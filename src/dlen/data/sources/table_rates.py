@@ -43,6 +43,7 @@ class Clock:
             name = next(iter(fields), spec.split.column if spec.split.by == "time" else "none")
         self.field = TimeColumn(name, fields[name]) if name in fields else None
         self.column = None if name == "none" else fields[name].column if self.field else name
+        self.dated: bool | None = None  # whether the column holds times, once a row was seen
         if self.spec.every == "day" and self.field is None:
             raise UserError(f"{path}: rates.every: day needs rates.time to name a field of kind time")
 
@@ -54,12 +55,26 @@ class Clock:
     def periods(self, frame: pl.DataFrame, path: Path, *, new: bool = False) -> Array:
         """(n,) float64. Without a time a new row is later than all others, and one of the log is a BadRowError."""
         assert self.column is not None
-        values = self.field.moments(frame, path) if self.field else rising(frame, self.column, path)[0]
+        values = self.field.moments(frame, path) if self.field else self._rising(frame, path)
         if values.null_count() and not new:
             lines = frame.filter(values.is_null())[LINE].to_list()
             raise BadRowError(path, lines, f"column {self.column}: empty, but rates are told by this time")
         found = values.cast(pl.Float64).fill_null(np.inf).to_numpy()
         return np.floor(found / _DAY) if self.spec.every == "day" else found
+
+    def _rising(self, frame: pl.DataFrame, path: Path) -> pl.Series:
+        """Of a column in one form: numbers and times would be far apart."""
+        assert self.column is not None
+        values, dated = rising(frame, self.column, path)
+        if len(values) > values.null_count():
+            self.dated = dated if self.dated is None else self.dated
+            if self.dated != dated:
+                held = ("times", "numbers") if dated else ("numbers", "times")
+                raise UserError(
+                    f"{path}: column {self.column}: holds {held[0]}, where other rows of the log have {held[1]}; write "
+                    "it in one form, or make it a field of kind time, which takes both"
+                )
+        return values
 
     def folds(self, row: Array) -> Array:
         """(n,) the fold of each row by its number."""
@@ -94,6 +109,8 @@ class RateColumn(TableColumn):
         self.names = asked.by
         self.by = [table.fields[b].column if b in table.fields else b for b in asked.by]
         self.separators = [table.fields[b].separator if b in table.fields else "|" for b in asked.by]
+        fields = [table.fields.get(b) for b in asked.by]
+        self.lists = [f is not None and f.kind == "ids" and not f.weight_separator for f in fields]
         self.tasks = list(labels)
         self.of = asked.of
         self.expressions = {of: Expression(of) for of in asked.of if of not in labels}
@@ -172,13 +189,14 @@ class RateColumn(TableColumn):
             output = "count" if place == len(self.of) else str(place)
             key = {"by": self.names, "separators": self.separators}
             writer.statistics[name] = statistics | {"rate": {"history": self.name, "output": output, **key}}
-        writer.histories[self.name] = self.table.kept()
+        writer.histories[self.name] = {**self.table.kept(), "dated": self.clock.dated}
         told = "earlier rows" if self.clock.timed else f"{self.clock.spec.folds} folds"
         writer.notes[f"rate_of_{self.name}"] = f"by {', '.join(self.by)}, from {told}"
 
     def restore(self, store: Store) -> None:
         """Take the history that a store keeps."""
         self.table = kept_rates(store, self.name)
+        self.clock.dated = store.content["histories"][self.name]["dated"]
         kept = {name: store.content["statistics"][name] for _, name in self._outputs()}
         width = len(self.of) + 1
         self.mean, self.deviation = np.zeros(width), np.ones(width)
@@ -206,20 +224,24 @@ class RateColumn(TableColumn):
 
     def _keys(self, frame: pl.DataFrame, path: Path) -> pl.Series:
         """(n,) text of the key; null where one of its columns is empty. A list is its values, joined as in CSV."""
-        cells = [_key(frame, c, s, path) for c, s in zip(self.by, self.separators, strict=True)]
+        parts = zip(self.by, self.separators, self.lists, strict=True)
+        cells = [_key(frame, column, separator, path, is_list) for column, separator, is_list in parts]
         return pl.select(pl.concat_str([pl.lit(c) for c in cells], separator=_BETWEEN)).to_series()
 
 
-def _key(frame: pl.DataFrame, column: str, separator: str, path: Path) -> pl.Series:
+def _key(frame: pl.DataFrame, column: str, separator: str, path: Path, is_list: bool) -> pl.Series:
+    """(n,) text of a cell; of a list its values, each as the text of an id."""
     cells = frame[column]
-    if not cells.dtype.is_nested():
+    if not is_list and not cells.dtype.is_nested():
         return id_text(cells, path)
-    try:
-        lists = list_of_cells(frame, column, separator, path).cast(pl.List(pl.String))
-    except pl.exceptions.PolarsError:
-        raise UserError(f"{path}: column {column}: holds {cells.dtype}, which cannot be a key") from None
-    joined = lists.list.join(separator)
-    return joined.set(joined == "", None)
+    lists = list_of_cells(frame, column, separator, path)
+    if not isinstance(lists.dtype, pl.List):
+        raise UserError(f"{path}: column {column}: holds {cells.dtype}, which cannot be a key")
+    long = pl.DataFrame({"row": pl.int_range(len(lists), eager=True), "value": lists}).explode("value")
+    long = long.with_columns(id_text(long["value"].alias(column), path).alias("value")).drop_nulls("value")
+    joined = long.group_by("row").agg(pl.col("value").str.join(separator))
+    rows = pl.DataFrame({"row": pl.int_range(len(lists), eager=True)})
+    return rows.join(joined, on="row", how="left", maintain_order="left")["value"]
 
 
 def read_label(frame: pl.DataFrame, path: Path, whose: str, parsed: Expression, spec: Path) -> Array:

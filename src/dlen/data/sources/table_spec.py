@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import date
@@ -247,14 +248,13 @@ def parse_spec(text: str, path: Path) -> TableSpec:
     """
     try:
         content = yaml.load(text, _Loader)  # a SafeLoader
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:  # a date such as 2023-02-30; {{template}}
         raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
     spec = _fill(TableSpec, content, path, "")
     spec.fields = {str(k): _field(v, path, f"fields.{k}") for k, v in _mapping(spec.fields, path, "fields")}
     spec.tasks = {str(k): _task(v, path, f"tasks.{k}") for k, v in _mapping(spec.tasks, path, "tasks")}
-    if spec.joins:
-        joins = _mapping(spec.joins, path, "joins")
-        spec.joins = {str(k): _join(v, path, f"joins.{k}") for k, v in joins}
+    joins = _mapping(spec.joins, path, "joins") if spec.joins else []
+    spec.joins = {str(k): _join(v, path, f"joins.{k}") for k, v in joins}
     if isinstance(spec.split, Mapping):
         spec.split = _fill(SplitSpec, spec.split, path, "split")
     if isinstance(spec.rates, Mapping):
@@ -391,8 +391,8 @@ def _is_of_type(value: Any, wanted: str) -> bool:
 
 def _check_name(name: str, path: Path, key: str) -> None:
     """Names become file names and ends of metric keys."""
-    if not name or name.startswith(".") or "/" in name or "\0" in name:
-        raise UserError(f"{path}: {key}: {name!r} cannot be a name (no slash, and no full stop in front)")
+    if not name or name.startswith(".") or "/" in name or "\0" in name or len(name.encode()) > 200:
+        raise UserError(f"{path}: {key}: {name[:80]!r} cannot be a name (no slash, no full stop in front, 200 bytes)")
 
 
 def _check(spec: TableSpec, path: Path) -> None:
@@ -406,6 +406,8 @@ def _check(spec: TableSpec, path: Path) -> None:
         choose(item.pooling, tuple(Pooling), path, f"{key}.pooling")
         choose(item.unit, ("s", "ms"), path, f"{key}.unit")
         choose(item.keep, KEPT, path, f"{key}.keep")
+        if not abs(item.utc_offset) <= 24:
+            raise UserError(f"{path}: {key}.utc_offset: {item.utc_offset!r} is not a number of hours up to 24")
         for part in item.parts:
             choose(part, tuple(TIME_PARTS), path, f"{key}.parts")
         if item.buckets < 2 or not 1 <= item.max_values < 2**15 or item.min_count < 1:
@@ -428,6 +430,8 @@ def _check(spec: TableSpec, path: Path) -> None:
         if task.observed_where is not None:
             choose(task.observed_where, tuple(spec.tasks), path, f"tasks.{name}.observed_where")
         expression(task, path, name)
+        if not 0 <= task.weight < math.inf:
+            raise UserError(f"{path}: tasks.{name}.weight: {task.weight!r} is not a number from 0")
         if task.observed:
             expression(task, path, name, "observed")
     try:
@@ -498,9 +502,16 @@ def _check_split(split: SplitSpec, path: Path) -> None:
             # The defaults are shares; without values there may still be a file for this split.
             values = [] if isinstance(value, float) or value is None else value
             texts = [str(v) for v in (values if isinstance(values, list) else [values])]
-            setattr(split, key, id_text(pl.Series(texts, dtype=pl.String), path).to_list())
+            found = id_text(pl.Series(texts, dtype=pl.String), path).to_list()
+            if None in found:
+                raise UserError(f"{path}: split.{key}: an empty value; rows without one are trained on")
+            setattr(split, key, found)
         elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
             raise UserError(f"{path}: split.{key}: {value!r} is not a share between 0 and 1")
+    if split.by == "column" and (both := set(split.validation) & set(split.test)):
+        raise UserError(f"{path}: split: {min(both)!r} is listed for validation and for test")
+    if split.seed < 0:
+        raise UserError(f"{path}: split.seed: {split.seed} is not a whole number from 0")
     if split.by != "column" and split.validation + split.test >= 1:
         raise UserError(f"{path}: split: validation and test leave no rows to train on")
     if (split.validation_from is None) != (split.test_from is None):
@@ -513,5 +524,5 @@ def _check_split(split: SplitSpec, path: Path) -> None:
                     f"{path}: split.validation_from, test_from: {start!r} is neither a number in units of "
                     f"{split.column} nor a date or time"
                 )
-        if type(starts[0]) is type(starts[1]) and starts[0] > starts[1]:
+        if all(isinstance(start, int | float) for start in starts) and starts[0] > starts[1]:
             raise UserError(f"{path}: split.validation_from: {starts[0]} is later than test_from, {starts[1]}")
