@@ -401,7 +401,7 @@ def test_no_joins_at_all(tmp_path: Path) -> None:
 )
 def test_lists_as_they_are_written(tmp_path: Path, cell: str, wanted: list[str]) -> None:
     frame = pl.DataFrame(
-        {"t": [cell] * 60 + ["other"] * 60, "click": [0, 1] * 60, "day": [0, 1, 2, 3, 4, 3, 4, 0] * 15}
+        {"t": [cell] * 60 + ["other"] * 60, "click": [i // 5 % 2 for i in range(120)], "day": [0, 1, 2, 3, 4] * 24}
     )
     frame.write_csv(tmp_path / "t.csv")
     spec = {"files": "t.csv", **SPEC, "fields": {"t": {"kind": "ids"}}}

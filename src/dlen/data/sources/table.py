@@ -389,8 +389,8 @@ class Table:
             if before != dated:
                 now, then = ("times", "numbers") if dated else ("numbers", "times")
                 raise UserError(
-                    f"{path}: column {split.column}: holds {now}, and {then} elsewhere ({other}), so rows cannot be put "
-                    "in order; write it in one form"
+                    f"{path}: column {split.column}: holds {now}, and {then} elsewhere ({other}), so there is no order "
+                    "of the rows; write it in one form"
                 )
         if split.test_from is not None and dated != isinstance(split.test_from, str | date):
             held, example = ("times", "2023-11-14") if dated else ("numbers", "1700000000")
