@@ -62,8 +62,9 @@ def exported(folder: Path) -> dict[str, str]:
     serving = Serving(model, Score(Fusion(up=1.0), torch.ones(2))).eval()
     batch = _rows()
     started = time.perf_counter()
-    write_export(serving, dense(batch, schema), folder / "model.onnx", folder / "model.pt2")
-    worst = max(check_export(serving, [batch], schema, folder / "model.onnx", folder / "model.pt2"))
+    inputs = dense(batch, schema)
+    write_export(serving, inputs, folder / "model.onnx", folder / "model.pt2")
+    worst = max(check_export(serving, [(inputs, batch)], folder / "model.onnx", folder / "model.pt2"))
     assert worst < 1e-5, worst
     sizes = ", ".join(f"{p.name} {p.stat().st_size / 2**20:,.0f} MiB" for p in sorted(folder.iterdir()))
     return {"what": f"export {LARGE_IDS:,} ids", "file, MiB": sizes, "seconds": f"{time.perf_counter() - started:.0f}"}
