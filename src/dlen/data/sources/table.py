@@ -549,6 +549,7 @@ class Table:
     def _encode(self, writer: StoreWriter, columns: list[TableColumn], schema: Schema) -> None:
         counts = {kind: len(schema.of_kind(kind)) for kind in Kind}
         splits = [writer.split(name, counts, len(schema.tasks)) for name in SPLITS]
+        self._unmatched = dict.fromkeys(self.joins, 0)  # counted in each pass
         users = _Users(next((c for c in columns if c.name == schema.user and isinstance(c, IdColumn)), None))
         for chunk, path, file_split in self._numbered("writing the prepared store"):
 
