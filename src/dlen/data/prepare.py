@@ -70,6 +70,7 @@ class Files:
         except (OSError, ValueError):
             kept = {}
         self.kept: dict[str, Any] = kept if isinstance(kept, dict) else {}
+        self._changed = False
 
     def describe(self, path: Path) -> dict[str, Any]:
         """Name, size and hash of a file."""
@@ -80,10 +81,13 @@ class Files:
             kept = {"record": found, "sha256": _hash(path)}
             if max(found[2:4]) + _SETTLED < hashed_at and record(path) == found:
                 self.kept[key] = kept
-                self._keep()
+                self._changed = True
         return {"name": path.name, "size": found[0], "sha256": kept["sha256"]}
 
-    def _keep(self) -> None:
+    def keep(self) -> None:
+        """Write what is new."""
+        if not self._changed:
+            return
         with suppress(OSError):  # it is read again the next time
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_json(self.path, self.kept)
@@ -116,6 +120,7 @@ def identify(source: Source, data_dir: Path) -> dict[str, Any]:
         "settings": source.settings(),
         "files": [files.describe(p) for p in source.files()],
     }
+    files.keep()
     text = json.dumps({"format": FORMAT, **causes}, sort_keys=True)
     return {"fingerprint": hashlib.sha256(text.encode()).hexdigest()[:16], **causes}
 

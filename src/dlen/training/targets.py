@@ -32,9 +32,12 @@ class Targets:
 
     def trained(self, labels: Tensor) -> Tensor:
         """(B, T) labels -> (B, T) 1 where a row trains a task."""
-        everywhere = torch.tensor([t.train_on == "all" for t in self.schema.tasks], device=labels.device)
-        told = torch.stack([self._joint(labels, t.name)[1] for t in self.schema.tasks], 1)
-        return torch.where(everywhere, told, self.measured(labels))
+        measured = self.measured(labels).unbind(1)
+        columns = [
+            self._joint(labels, t.name)[1] if t.train_on == "all" else own
+            for t, own in zip(self.schema.tasks, measured, strict=True)
+        ]
+        return torch.stack(columns, 1)
 
     def training_labels(self, labels: Tensor) -> Tensor:
         """(B, T) labels -> (B, T) what each head learns: with ``train_on: all``, the task together with its parents.
