@@ -65,15 +65,20 @@ def heaviest(row: Array, values: Array, lengths: Array, cap: int) -> Array:
     bits = (values[long].astype(np.float32) + 0.0).view(np.int32).astype(np.int64)
     rising = np.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
     order[cut] = long[((row[long].astype(np.int64) << 32) - rising).argsort(kind="stable")]
-    rank = np.arange(len(row)) - (np.cumsum(lengths) - lengths)[row]
-    return order[rank < cap]
+    return order[_rank(row, lengths) < cap]
+
+
+def _rank(row: Array, lengths: Array) -> Array:
+    """(L,) how many values of its row each value has before it."""
+    rank: Array = np.arange(len(row)) - (np.cumsum(lengths) - lengths)[row]
+    return rank
 
 
 def kept_values(row: Array, values: Array, lengths: Array, cap: int, keep: Keep) -> Array:
     """Where the values stand that stay of each row; arguments as :func:`heaviest`."""
     if keep is Keep.HEAVIEST or lengths.max(initial=0) <= cap:
         return heaviest(row, values, lengths, cap)
-    rank = np.arange(len(row)) - (np.cumsum(lengths) - lengths)[row]
+    rank = _rank(row, lengths)
     return np.flatnonzero(rank < cap if keep is Keep.FIRST else rank >= lengths[row] - cap)
 
 

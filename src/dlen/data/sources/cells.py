@@ -15,10 +15,9 @@ LINE = "__line__"  # number of the row in its file
 LARGEST = float(np.finfo(np.float32).max)  # of 32 bits, in which numbers reach a model
 _LATEST = 7_258_118_400_000_000  # the year 2200, in microseconds since 1970
 _SECONDS = (631_152_000, 7_258_118_400)  # of the years 1990 and 2200: as milliseconds they would be days of 1970
-_EXACT: dict[Any, int] = {
-    pl.Float64: 2**53,
-    pl.Float32: 2**24,
-}  # up to which a float tells every whole number from the next
+# Up to which a float tells every whole number from the next.
+_EXACT: dict[Any, int] = {pl.Float64: 2**53, pl.Float32: 2**24}
+_TRUTH = {"true": 1.0, "false": 0.0}
 _ISO = (
     r"^(?<date>\d{4}[-/]\d{2}[-/]\d{2})(?:[ T](?<time>\d{2}:\d{2})(?::(?<second>\d{2}(?:[.,]\d+)?))?)?"
     r"\s*(?:Z|UTC|(?<sign>[+-])(?<hours>\d{2}):?(?<minutes>\d{2})?)?$"
@@ -42,6 +41,8 @@ def id_text(cells: pl.Series, path: Path) -> pl.Series:
     kind = cells.dtype
     if kind.is_nested():
         raise UserError(f"{path}: column {cells.name}: holds {kind}, not one id in each cell; kind: ids takes lists")
+    if kind.is_integer():
+        return cells.cast(pl.String)
     if kind.is_float():
         cells = _whole(cells.fill_nan(None), path)
     try:
@@ -97,9 +98,6 @@ def numbers(frame: pl.DataFrame, column: str, path: Path) -> pl.Series:
     return values
 
 
-_TRUTH = {"true": 1.0, "false": 0.0}
-
-
 def moments(frame: pl.DataFrame, column: str, path: Path, unit: str = "s", format: str = "") -> pl.Series:
     """A column as microseconds since 1970, null where the cell is empty; BadRowError for what is no time.
 
@@ -138,15 +136,41 @@ def moments(frame: pl.DataFrame, column: str, path: Path, unit: str = "s", forma
     return found if dated is None else found.zip_with(~dated, parsed)
 
 
-def rising(frame: pl.DataFrame, column: str, path: Path) -> tuple[pl.Series, bool]:
-    """A column that orders rows in time, as floats: any numbers, or times in microseconds; and whether it holds times.
+class Rising:
+    """Reads a column that orders rows in time, and refuses it where it is in two forms, which are far apart.
 
-    Null where the cell is empty; BadRowError for what is neither.
+    Args:
+        column: its name.
+        why: what to say of ``{now}`` and ``{then}`` (times and numbers, or the reverse) and ``{other}``, the file that
+            was read before.
+
+    Attributes:
+        dated: whether it holds times; None until a cell was read.
     """
-    cells = frame[column]
-    if cells.dtype not in (pl.Date, pl.Datetime) and _dated(cells) is None:
-        return numbers(frame, column, path), False
-    return moments(frame, column, path).cast(pl.Float64), True
+
+    def __init__(self, column: str, why: str) -> None:
+        self.column, self.why = column, why
+        self.dated: bool | None = None
+        self._other = Path()
+
+    def read(self, frame: pl.DataFrame, path: Path) -> tuple[pl.Series, bool]:
+        """Floats, any numbers or times in microseconds, null where the cell is empty; and whether these are times.
+
+        Raises:
+            UserError: they are in another form than before; BadRowError for what is neither.
+        """
+        cells = frame[self.column]
+        dated = cells.dtype in (pl.Date, pl.Datetime) or _dated(cells) is not None
+        found = moments(frame, self.column, path).cast(pl.Float64) if dated else numbers(frame, self.column, path)
+        if len(found) > found.null_count():
+            if self.dated is None:
+                self.dated, self._other = dated, path
+            if self.dated != dated:
+                now, then = ("times", "numbers") if dated else ("numbers", "times")
+                raise UserError(
+                    f"{path}: column {self.column}: " + self.why.format(now=now, then=then, other=self._other)
+                )
+        return found, dated
 
 
 def text_of(cells: pl.Series) -> pl.Series:

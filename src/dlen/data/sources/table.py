@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from dlen.data.bad_rows import BadRowError, BadRows
 from dlen.data.ragged import Entries, Keep, select_rows, to_columns
 from dlen.data.sample import Sample
-from dlen.data.sources.cells import LINE, id_text, moments, rising
+from dlen.data.sources.cells import LINE, Rising, id_text, moments
 from dlen.data.sources.expression import Expression
 from dlen.data.sources.table_columns import IdColumn, TableColumn, make_column
 from dlen.data.sources.table_file import Form, TableFile, csv_bytes
@@ -42,6 +42,7 @@ SPLITS = ("train", "validation", "test")
 _ENDINGS = tuple(f".{kind}{p}" for kind in ("csv", "tsv", "tab", "txt") for p in ("", ".gz", ".bz2", ".xz"))
 _ENDINGS += (".parquet", ".pq")  # of the files of a folder that are read
 _KEY = "__joined_by"
+_TWO_FORMS = "holds {now}, and {then} elsewhere ({other}), so there is no order of the rows; write it in one form"
 
 
 class Table:
@@ -75,8 +76,7 @@ class Table:
         self._opened: dict[Path, TableFile] = {}
         self._scratch = Path()  # for unpacked copies, while rows are read
         self._joined: dict[str, pl.DataFrame] = {}  # what is joined, by the name of the join
-        self._clocks: dict[str, tuple[bool, Path]] = {}  # whether a column that orders rows holds times, and where
-        self._unmatched: dict[str, int] = {}
+        self._unmatched: dict[str, int] = {}  # rows of this pass, by the name of the join
 
     @cached_property
     def _text(self) -> str:
@@ -151,7 +151,8 @@ class Table:
 
     def write(self, writer: StoreWriter) -> Schema:
         """Split, learn from the training rows, encode."""
-        self._scratch, self._opened, self._clocks = writer.scratch, {}, {}
+        self._scratch, self._opened = writer.scratch, {}
+        self._rising = Rising(self.table.split.column, _TWO_FORMS)
         self.files()
         self._joined = {name: self._read_join(name) for name in self.joins}
         for path in self._own_files():
@@ -254,6 +255,7 @@ class Table:
     def _frames(self, label: str) -> Iterator[tuple[pl.DataFrame, Path, str]]:
         """Chunks of all files, with their file and its split, without blank lines."""
         total = sum(p.stat().st_size for p in self._own_files())
+        self._unmatched = dict.fromkeys(self._joined, 0)
         with Stage(label, total, "B") as stage:
             for split, paths in self.sources.items():
                 for path in paths:
@@ -299,7 +301,6 @@ class Table:
         if twice.any():
             value = table[spec.by].filter(twice)[0]
             raise UserError(f"{path}: {spec.key} {value} occurs more than once, so rows cannot be joined to it")
-        self._unmatched[name] = 0
         return table
 
     def _join(self, frame: pl.DataFrame) -> pl.DataFrame:
@@ -383,15 +384,7 @@ class Table:
 
     def _times(self, frame: pl.DataFrame, path: Path) -> Array:
         split = self.table.split
-        values, dated = rising(frame, split.column, path)
-        if len(values) > values.null_count():
-            before, other = self._clocks.setdefault(split.column, (dated, path))
-            if before != dated:
-                now, then = ("times", "numbers") if dated else ("numbers", "times")
-                raise UserError(
-                    f"{path}: column {split.column}: holds {now}, and {then} elsewhere ({other}), so there is no order "
-                    "of the rows; write it in one form"
-                )
+        values, dated = self._rising.read(frame, path)
         if split.test_from is not None and dated != isinstance(split.test_from, str | date):
             held, example = ("times", "2023-11-14") if dated else ("numbers", "1700000000")
             raise UserError(
@@ -447,7 +440,6 @@ class Table:
         self._missing = np.zeros(len(names), np.int64)
         self._joint_rows = np.zeros(len(names), np.int64)
         self._seen_values: set[str] = set()
-        self._unmatched = dict.fromkeys(self.joins, 0)
         for chunk, path, file_split in self._numbered("learning vocabularies and statistics"):
 
             def read(frame: pl.DataFrame, path: Path, of: str = file_split) -> tuple[Array, Array]:
@@ -458,7 +450,7 @@ class Table:
 
             frame, (where, labels) = self._readable(chunk, path, read)
             training = frame.filter(pl.Series(where == 0))
-            observed = np.stack([self._observed(labels, name) for name in names], 1)
+            observed = self._observed(labels)
             for column in columns:
                 column.observe(training, path)
                 column.show(frame, path, where, labels, observed)
@@ -480,29 +472,24 @@ class Table:
                 self.bad.add(error)
                 frame = frame.filter(~pl.col(LINE).is_in(error.lines))
 
-    def _observed(self, labels: Array, name: str) -> Array:
-        """(n,) whether a row measures a task: its label is there, and those that it is observed under are 1."""
-        names = list(self.table.tasks)
-        seen = labels[:, names.index(name)] != MISSING
-        parent, walked = self.table.tasks[name].observed_where, {name}
-        while parent is not None:
-            if parent in walked:
+    def _chain(self, name: str) -> list[int]:
+        """Columns of a task and of those that it is observed under, nearest first."""
+        names, found = list(self.table.tasks), [name]
+        while (parent := self.table.tasks[found[-1]].observed_where) is not None:
+            if parent in found:
                 raise UserError(f"{self.path}: tasks.{name}.observed_where goes in a circle")
-            walked.add(parent)
-            seen &= labels[:, names.index(parent)] == 1
-            parent = self.table.tasks[parent].observed_where
-        return seen
+            found.append(parent)
+        return [names.index(n) for n in found]
+
+    def _observed(self, labels: Array) -> Array:
+        """(n, T) whether a row measures a task: its label is there, and those that it is observed under are 1."""
+        chains = [self._chain(name) for name in self.table.tasks]
+        return np.stack([(labels[:, own] != MISSING) & (labels[:, above] == 1).all(1) for own, *above in chains], 1)
 
     def _told(self, labels: Array) -> Array:
         """(n, T) whether the labels say if a task and all that it is observed under happened."""
-        names, columns = list(self.table.tasks), []
-        for name in names:
-            chain = [name]
-            while (parent := self.table.tasks[chain[-1]].observed_where) is not None:
-                chain.append(parent)
-            own = labels[:, [names.index(n) for n in chain]]
-            columns.append((own == 1).all(1) | (own == 0).any(1))
-        return np.stack(columns, 1)
+        chains = [labels[:, self._chain(name)] for name in self.table.tasks]
+        return np.stack([(chain == 1).all(1) | (chain == 0).any(1) for chain in chains], 1)
 
     def _check_all_found(self) -> None:
         """Every value that a split by column lists occurs, and every join finds something."""
@@ -549,8 +536,7 @@ class Table:
     def _encode(self, writer: StoreWriter, columns: list[TableColumn], schema: Schema) -> None:
         counts = {kind: len(schema.of_kind(kind)) for kind in Kind}
         splits = [writer.split(name, counts, len(schema.tasks)) for name in SPLITS]
-        self._unmatched = dict.fromkeys(self.joins, 0)  # counted in each pass
-        users = _Users(next((c for c in columns if c.name == schema.user and isinstance(c, IdColumn)), None))
+        users = _Users(columns, schema)
         for chunk, path, file_split in self._numbered("writing the prepared store"):
 
             def read(frame: pl.DataFrame, path: Path, of: str = file_split) -> tuple[Array, Array, Columns]:
@@ -560,7 +546,7 @@ class Table:
                 return where, labels, _columns(frame, path, columns, schema)
 
             frame, (where, labels, encoded) = self._readable(chunk, path, read)
-            whose = users.of(frame, path)
+            whose = users.of(frame, path, encoded.ids)
             for number, split in enumerate(splits):
                 _append(split, encoded, labels, where == number, whose)
 
@@ -571,31 +557,32 @@ class _Users:
     A user whom training has not seen, or too seldom, has no vector, and is somebody all the same.
 
     Args:
-        column: the user's, frozen; None where the table names no single id.
+        columns: of the table, frozen.
+        schema: names the user's field, and where its ids begin.
     """
 
-    def __init__(self, column: IdColumn | None) -> None:
-        self.column = column
+    def __init__(self, columns: list[TableColumn], schema: Schema) -> None:
+        ids = [f.name for f in schema.of_kind(Kind.ID)]
+        whose = (c for c in columns if isinstance(c, IdColumn) and c.name == schema.user)
+        self.column = next((c for c in whose if c.name in ids), None)
+        if self.column is not None:
+            self._place, self._rows = ids.index(self.column.name), schema.rows(self.column.name)
         self._new: dict[str, int] = {}
 
-    def of(self, frame: pl.DataFrame, path: Path) -> Array | None:
-        """(n,) int32; the work in Python is for each distinct new user, not for each row."""
-        if self.column is None or self.column.fields()[0].kind is not Kind.ID:
+    def of(self, frame: pl.DataFrame, path: Path, ids: Array) -> Array | None:
+        """(n,) int32 of rows with these (n, S) ids; the work in Python is for each distinct new user alone."""
+        if self.column is None:
             return None
-        cells = id_text(frame[self.column.spec.column], path)
-        codes = self.column.vocabulary.encode(cells)
-        new = (codes == 0) & cells.is_not_null().to_numpy()
-        if not new.any():
-            return codes
-        first = len(self.column.vocabulary)
-        texts = cells.filter(pl.Series(new))
-        for value in texts.unique(maintain_order=True):
-            self._new.setdefault(value, first + len(self._new))
-        found = codes.copy()
-        distinct = texts.unique()
-        numbered = pl.DataFrame({"text": distinct, "code": [self._new[value] for value in distinct]})
-        joined = pl.DataFrame({"text": texts}).join(numbered, on="text", how="left", maintain_order="left")
-        found[new] = joined["code"].to_numpy()
+        found: Array = ids[:, self._place] - self._rows.start
+        unknown = found == 0
+        if unknown.any():
+            texts = id_text(frame[self.column.spec.column].filter(pl.Series(unknown)), path)
+            distinct = texts.drop_nulls().unique(maintain_order=True)
+            size = self._rows.stop - self._rows.start
+            codes = [self._new.setdefault(value, size + len(self._new)) for value in distinct]
+            numbered = pl.DataFrame({"text": distinct, "code": pl.Series(codes, dtype=pl.Int32)})
+            joined = pl.DataFrame({"text": texts}).join(numbered, on="text", how="left", maintain_order="left")
+            found[unknown] = joined["code"].fill_null(0).to_numpy()
         return found
 
 

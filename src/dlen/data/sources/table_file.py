@@ -18,7 +18,7 @@ import shutil
 import sys
 import zlib
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
@@ -102,13 +102,12 @@ class TableFile:
         self._empty_rows: list[int] | None = None  # lines of empty cells, once they are asked for
         self._lines, self._last_byte = -1, b""
         self._text = path
-        self.names: list[str] = []
         if not self.parquet:
             self._text = self._as_text(start, scratch)
             self._look_through()
             self._check_header()
             self._widths_known = self._first_look()
-        self.names = self._read_names()
+        self.names: list[str] = self._read_names()
 
     # What Polars reads
 
@@ -203,11 +202,8 @@ class TableFile:
             if start.startswith(magic):
                 raise UserError(f"{self.path}: is {what}")
         opener = next((o for magic, o in _PACKED.items() if start.startswith(magic)), open)
-        try:
-            with opener(self.path, "rb") as file:
-                begin: bytes = file.read(1 << 16)
-        except _BROKEN as error:
-            raise UserError(f"{self.path}: cannot be unpacked ({error}); fetch it again") from None
+        with self._unpacking(), opener(self.path, "rb") as file:
+            begin: bytes = file.read(1 << 16)
         marked = next((name for mark, name in _MARKS.items() if begin.startswith(mark)), "")
         encoding = self.form.encoding
         if not encoding:
@@ -222,32 +218,36 @@ class TableFile:
             return self._recoded(opener, encoding, scratch)
         return self.path if opener in (open, gzip.open) else self._unpacked(opener, scratch)
 
+    @contextmanager
+    def _unpacking(self) -> Iterator[None]:
+        """Tell what a broken archive raises as one line."""
+        try:
+            yield
+        except _BROKEN as error:
+            raise UserError(f"{self.path}: cannot be unpacked ({error}); fetch it again") from None
+
     @staticmethod
     def _copy(scratch: Path) -> Path:
         return scratch / f"text-{len(list(scratch.glob('text-*')))}"
 
     def _unpacked(self, opener: Any, scratch: Path) -> Path:
         copy = self._copy(scratch)
-        try:
-            with opener(self.path, "rb") as file, copy.open("wb") as out:
-                shutil.copyfileobj(file, out, _BLOCK)
-        except _BROKEN as error:
-            raise UserError(f"{self.path}: cannot be unpacked ({error}); fetch it again") from None
+        with self._unpacking(), opener(self.path, "rb") as file, copy.open("wb") as out:
+            shutil.copyfileobj(file, out, _BLOCK)
         return copy
 
     def _recoded(self, opener: Any, encoding: str, scratch: Path) -> Path:
         copy = self._copy(scratch)
         lines = 1
         try:
-            with opener(self.path, "rt", encoding=encoding, newline="") as file, copy.open("wb") as out:
+            opened = opener(self.path, "rt", encoding=encoding, newline="")
+            with self._unpacking(), opened as file, copy.open("wb") as out:
                 while text := file.read(_BLOCK):
                     out.write(text.removeprefix("\ufeff").encode() if lines == 1 else text.encode())
                     lines += text.count("\n")
         except UnicodeError as error:
             said = f"after line {lines}: is not text in {encoding} ({error.args[-1]})"
             raise UserError(f"{self.path}, {said}; set encoding in {self.form.said}") from None
-        except _BROKEN as error:
-            raise UserError(f"{self.path}: cannot be unpacked ({error}); fetch it again") from None
         return copy
 
     def _open(self) -> BinaryIO:
@@ -262,14 +262,11 @@ class TableFile:
         """Count the lines, and find those that are no UTF-8."""
         decoder: codecs.IncrementalDecoder | None = codecs.getincrementaldecoder("utf-8")()
         lines, last = 0, b"\n"
-        try:
-            with self._open() as file:
-                while block := file.read(_BLOCK):
-                    decoder = _decoded(decoder, block)
-                    lines += block.count(b"\n")
-                    last = block[-1:]
-        except _BROKEN as error:
-            raise UserError(f"{self.path}: cannot be unpacked ({error}); fetch it again") from None
+        with self._unpacking(), self._open() as file:
+            while block := file.read(_BLOCK):
+                decoder = _decoded(decoder, block)
+                lines += block.count(b"\n")
+                last = block[-1:]
         self._lines, self._last_byte = lines + (last != b"\n"), last
         if _decoded(decoder, b"", final=True) is None:
             self._find_undecodable()

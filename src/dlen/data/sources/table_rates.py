@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dlen.data.bad_rows import BadRowError
 from dlen.data.rates import RateTable, Settings, kept_rates
-from dlen.data.sources.cells import LINE, id_text, list_of_cells, numbers, rising
+from dlen.data.sources.cells import LINE, Rising, id_text, list_of_cells, numbers
 from dlen.data.sources.expression import Expression
 from dlen.data.sources.table_columns import TableColumn, TimeColumn
 from dlen.data.sources.table_spec import FieldSpec, TableSpec, names_of
@@ -24,6 +24,10 @@ Array = NDArray[Any]
 ROW = "__row__"  # number of the row in all files of the table
 _BETWEEN = "\x1f"  # the values of a key of several columns
 _DAY = 86_400_000_000  # microseconds
+_TWO_FORMS = (
+    "holds {now}, where other rows of the log have {then}; write it in one form, or make it a field of kind time, "
+    "which takes both"
+)
 _ROUNDING = 1e-5  # of counts in 32 bits
 
 
@@ -43,7 +47,7 @@ class Clock:
             name = next(iter(fields), spec.split.column if spec.split.by == "time" else "none")
         self.field = TimeColumn(name, fields[name]) if name in fields else None
         self.column = None if name == "none" else fields[name].column if self.field else name
-        self.dated: bool | None = None  # whether the column holds times, once a row was seen
+        self.rising = Rising(str(self.column), _TWO_FORMS)
         if self.spec.every == "day" and self.field is None:
             raise UserError(f"{path}: rates.every: day needs rates.time to name a field of kind time")
 
@@ -55,26 +59,12 @@ class Clock:
     def periods(self, frame: pl.DataFrame, path: Path, *, new: bool = False) -> Array:
         """(n,) float64. Without a time a new row is later than all others, and one of the log is a BadRowError."""
         assert self.column is not None
-        values = self.field.moments(frame, path) if self.field else self._rising(frame, path)
+        values = self.field.moments(frame, path) if self.field else self.rising.read(frame, path)[0]
         if values.null_count() and not new:
             lines = frame.filter(values.is_null())[LINE].to_list()
             raise BadRowError(path, lines, f"column {self.column}: empty, but rates are told by this time")
         found = values.cast(pl.Float64).fill_null(np.inf).to_numpy()
         return np.floor(found / _DAY) if self.spec.every == "day" else found
-
-    def _rising(self, frame: pl.DataFrame, path: Path) -> pl.Series:
-        """Of a column in one form: numbers and times would be far apart."""
-        assert self.column is not None
-        values, dated = rising(frame, self.column, path)
-        if len(values) > values.null_count():
-            self.dated = dated if self.dated is None else self.dated
-            if self.dated != dated:
-                held = ("times", "numbers") if dated else ("numbers", "times")
-                raise UserError(
-                    f"{path}: column {self.column}: holds {held[0]}, where other rows of the log have {held[1]}; write "
-                    "it in one form, or make it a field of kind time, which takes both"
-                )
-        return values
 
     def folds(self, row: Array) -> Array:
         """(n,) the fold of each row by its number."""
@@ -189,14 +179,14 @@ class RateColumn(TableColumn):
             output = "count" if place == len(self.of) else str(place)
             key = {"by": self.names, "separators": self.separators}
             writer.statistics[name] = statistics | {"rate": {"history": self.name, "output": output, **key}}
-        writer.histories[self.name] = {**self.table.kept(), "dated": self.clock.dated}
+        writer.histories[self.name] = {**self.table.kept(), "dated": self.clock.rising.dated}
         told = "earlier rows" if self.clock.timed else f"{self.clock.spec.folds} folds"
         writer.notes[f"rate_of_{self.name}"] = f"by {', '.join(self.by)}, from {told}"
 
     def restore(self, store: Store) -> None:
         """Take the history that a store keeps."""
         self.table = kept_rates(store, self.name)
-        self.clock.dated = store.content["histories"][self.name]["dated"]
+        self.clock.rising.dated = store.content["histories"][self.name]["dated"]
         kept = {name: store.content["statistics"][name] for _, name in self._outputs()}
         width = len(self.of) + 1
         self.mean, self.deviation = np.zeros(width), np.ones(width)

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import polars as pl
 import yaml
 
+from dlen.data.ragged import Keep
 from dlen.data.sources.cells import id_text
 from dlen.data.sources.expression import Expression
 from dlen.errors import UserError
@@ -21,7 +22,6 @@ from dlen.schema import Pooling, check_targets
 
 KINDS = ("id", "ids", "numeric", "time")
 TRANSFORMS = ("standardise", "log1p", "quantile")
-KEPT = ("heaviest", "first", "last")
 TIME_PARTS = {"hour": 24, "weekday": 7, "day": 31, "month": 12}
 T = TypeVar("T")
 
@@ -405,7 +405,7 @@ def _check(spec: TableSpec, path: Path) -> None:
         choose(item.transform, TRANSFORMS, path, f"{key}.transform")
         choose(item.pooling, tuple(Pooling), path, f"{key}.pooling")
         choose(item.unit, ("s", "ms"), path, f"{key}.unit")
-        choose(item.keep, KEPT, path, f"{key}.keep")
+        choose(item.keep, tuple(Keep), path, f"{key}.keep")
         if not abs(item.utc_offset) <= 24:
             raise UserError(f"{path}: {key}.utc_offset: {item.utc_offset!r} is not a number of hours up to 24")
         for part in item.parts:
