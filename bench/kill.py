@@ -27,7 +27,7 @@ from dlen.training.checkpoints import read_checkpoint
 
 SETTINGS = ["model=dlen", "data=feed", "data.rows=60000", "loader.batch_size=128", "trainer.max_epochs=3"]
 SETTINGS += ["trainer.val_check_interval=0.1", "patience=1000", "metrics.conflict_every=7", f"data_dir={DATA}"]
-SETTINGS += ["model.embedding_dim=8", "model.dropout=0.1"]
+SETTINGS += ["model.embedding.dim=8", "model.dropout=0.1"]
 
 
 def start(folder: Path, *more: str) -> subprocess.Popen[bytes]:

@@ -17,7 +17,7 @@ from common import DATA, OUT, ROOT, report
 from matplotlib.figure import Figure
 
 TRUTHS = (0.05, 0.1, 0.3)
-SPACE = "sweep.space={model.alpha: {low: 0.02, high: 0.8}, model.bound: {choices: [conditional]}}"
+SPACE = "sweep.space={model.head.alpha: {low: 0.02, high: 0.8}, model.head.bound: {choices: [conditional]}}"
 SETTINGS = ["data.rows=200000", "trainer.max_epochs=3", "sweep.sampler=gp", "sweep.pruner=none", "sweep.confirm=0"]
 
 
@@ -35,9 +35,11 @@ def draw(found: dict[float, pl.DataFrame], path: Path) -> None:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for colour, (truth, table) in zip(("#4477aa", "#228833", "#ee6677"), found.items(), strict=True):
-        table = table.sort("param/model.alpha")
+        table = table.sort("param/model.head.alpha")
         loss = table["val/logloss/labels"].to_numpy()
-        axes.plot(table["param/model.alpha"].to_numpy(), loss - loss.min(), "o-", color=colour, label=f"leak {truth}")
+        axes.plot(
+            table["param/model.head.alpha"].to_numpy(), loss - loss.min(), "o-", color=colour, label=f"leak {truth}"
+        )
         axes.axvline(truth, color=colour, linestyle=":")
     axes.set(
         xscale="log", xlabel="alpha", ylabel="loss of all labels of a row, above the best (nats)", ylim=(-0.001, 0.04)
@@ -56,7 +58,7 @@ def main() -> None:
     found = {truth: sweep(truth, trials) for truth in TRUTHS}
     rows: list[dict[str, Any]] = []
     for truth, table in found.items():
-        best = table.filter("best")["param/model.alpha"].item()
+        best = table.filter("best")["param/model.head.alpha"].item()
         auc = table.sort("auc/mean", descending=True)
         spread = np.ptp(table["auc/mean"].to_numpy())
         rows.append(
@@ -64,7 +66,7 @@ def main() -> None:
                 "planted leak": truth,
                 "best alpha": f"{best:.3f}",
                 "factor": f"{math.exp(abs(math.log(best / truth))):.2f}",
-                "alpha of the best AUC": f"{auc['param/model.alpha'][0]:.3f}",
+                "alpha of the best AUC": f"{auc['param/model.head.alpha'][0]:.3f}",
                 "spread of mean AUC": f"{spread:.4f}",
             }
         )

@@ -35,7 +35,13 @@ RANDOM_CONTEXT = {"hour": 24, "user": 4100, "age": 7, "gender": 2, "city": 60}  
 def prepare() -> None:
     """A run with the default sizes of data=feed, exported."""
     if not (RUN / "metrics.json").exists():
-        settings = ["model=dlen", "model/variant=match", "trainer.max_epochs=1", f"data_dir={DATA}", f"run_dir={RUN}"]
+        settings = [
+            "model=dlen",
+            "model/head=latent_match",
+            "trainer.max_epochs=1",
+            f"data_dir={DATA}",
+            f"run_dir={RUN}",
+        ]
         subprocess.run([sys.executable, "train.py", *settings], cwd=ROOT, check=True)
     subprocess.run([sys.executable, "export.py", f"run={RUN}"], cwd=ROOT, check=True)
 

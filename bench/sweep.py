@@ -24,7 +24,7 @@ DATA_SET = ["data=feed", f"data_dir={DATA}"]
 LEARNING = [
     "~sweep.space",
     "+sweep.space={optimizer.lr: {low: 0.0001, high: 0.02, log: true}, optimizer.embedding_lr: "
-    "{low: 0.0003, high: 0.03, log: true}, model.dropout: {low: 0.0, high: 0.5}, model.match: {choices: [0, 8]}}",
+    "{low: 0.0003, high: 0.03, log: true}, model.dropout: {low: 0.0, high: 0.5}, model.head.match: {choices: [0, 8]}}",
     "sweep.start=[]",
 ]
 
@@ -71,7 +71,7 @@ def cost(trials: int = 3) -> dict[str, Any]:
         each = [(after - before).total_seconds() for before, after in itertools.pairwise(ends)]
         fits, whole = [], []
         for row in table.iter_rows(named=True):
-            fixed = ["model=dlen", "model.likelihood=marginal", "model.initial_leak=0.9", *settings]
+            fixed = ["model=dlen", "model.head.likelihood=marginal", "model.head.initial_leak=0.9", *settings]
             metrics, seconds = train(Path(folder) / f"run{row['number']}", [*fixed, *row["overrides"].split()])
             assert metrics["fit/steps"] == row["steps"]
             fits.append(metrics["fit/seconds"] + metrics["fit/validation_seconds"])

@@ -16,7 +16,8 @@ COMMANDS = ("train", "base", "prepare", "evaluate", "predict", "export", "compar
 GROUPS = (
     "model",
     "model/backbone",
-    "model/variant",
+    "model/embedding",
+    "model/head",
     "data",
     "optimizer",
     "trainer",
@@ -136,7 +137,7 @@ def page(conf: Path) -> str:
     """The reference as Markdown."""
     parts = [
         "# Every config key",
-        "Made from `conf/` and `sweeps/`. A key is set as it stands here: `python train.py model.alpha=0.3`.",
+        "Made from `conf/` and `sweeps/`. A key is set as it stands here: `python train.py model.head.alpha=0.3`.",
         "A group is exchanged by its name: `python train.py model=mmoe data=aliccp`.",
         "`python train.py --help` shows the whole config.",
     ]

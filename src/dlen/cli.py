@@ -30,6 +30,7 @@ from omegaconf.errors import (
 from dlen.errors import UserError
 from dlen.files import read_yaml
 from dlen.overrides import leaves, register_resolvers, written
+from dlen.renamed import present_overrides
 from dlen.trust import check_config, packages
 
 _NOT_OF_BEST = ("hydra", "trust", "run_dir", "ckpt", "rerun")
@@ -76,7 +77,7 @@ def command(run: Callable[[DictConfig], Any], config_name: str, conf: Path) -> N
             _fail(line)
 
     try:
-        sys.argv[1:] = _with_best(sys.argv[1:])
+        sys.argv[1:] = present_overrides(_with_best(sys.argv[1:]))
     except UserError as error:
         _fail(str(error))
     except HydraException as error:
@@ -180,7 +181,7 @@ def _of_the_machine(error: BaseException) -> str | None:
             found = re.search(r"allocate ([\d.]+ ?\w+)", text)
             asked = f" ({found[1]} were asked for at once)" if found else ""
             return (
-                f"out of memory{asked}; lower loader.batch_size, loader.eval_batch_size or model.embedding_dim, or "
+                f"out of memory{asked}; lower loader.batch_size, loader.eval_batch_size or model.embedding.dim, or "
                 "raise the data's min_count, which makes the embedding table smaller"
             )
         seen = seen.__cause__ or seen.__context__

@@ -17,6 +17,7 @@ from dlen.data.prepare import Source, prepare
 from dlen.data.store import Store
 from dlen.errors import UnfitError, UnmetNeedError, UserError
 from dlen.files import read_yaml
+from dlen.renamed import present_model
 from dlen.trust import check_config, packages
 
 _PLACES = ("data", "data_dir", "data_name", "runs_dir", "run_dir", "ckpt", "rerun", "base_run", "logger", "model_name")
@@ -62,6 +63,8 @@ def read_config(path: Path, trust: Sequence[str]) -> DictConfig:
     content = read_yaml(path)
     if not isinstance(content, dict):
         raise UserError(f"{path}: is no config of a run")
+    if isinstance(content.get("model"), dict):
+        content["model"] = present_model(content["model"])
     check_config(content, packages(trust), path)
     for key in _GROUPS:
         if content.get(key) is not None and not isinstance(content[key], dict):

@@ -12,6 +12,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
+from dlen.renamed import present_overrides
+
 
 def written(value: Any, *, quote: bool = False) -> str:
     """A plain value in the grammar of Hydra's overrides.
@@ -64,7 +66,7 @@ def register_resolvers() -> None:
 def compose_train(overrides: Sequence[str]) -> DictConfig:
     """The resolved config of ``train.py``, outside of its command; Hydra must have been initialised."""
     register_resolvers()
-    composed = compose("train", list(overrides), return_hydra_config=True)
+    composed = compose("train", present_overrides(overrides), return_hydra_config=True)
     state, before = HydraConfig.instance(), HydraConfig.instance().cfg
     state.set_config(composed)  # for the interpolations of Hydra's own part, which goes
     own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])

@@ -17,7 +17,12 @@ from dlen.errors import UserError
 
 _OWN = "dlen"
 _TARGET, _PARTIAL = "_target_", "_partial_"
-_MADE_IN_PART = ("model.backbone", "optimizer")  # slots whose object takes further arguments later
+_MADE_IN_PART = (
+    "model.embedding",
+    "model.backbone",
+    "model.head",
+    "optimizer",
+)  # slots whose object takes further arguments later
 _NAMES = {
     "optimizer": ("dlen.training.optimizers.adam", "dlen.training.optimizers.adagrad"),
     "logger": (
@@ -132,6 +137,18 @@ def _is_backbone(found: type) -> bool:
     return issubclass(found, Backbone)
 
 
+def _is_embedding(found: type) -> bool:
+    from dlen.nn.embedding import EmbeddingTable
+
+    return issubclass(found, EmbeddingTable)
+
+
+def _is_head(found: type) -> bool:
+    from dlen.models.heads import Head
+
+    return issubclass(found, Head)
+
+
 def _is_balancer(found: type) -> bool:
     from dlen.training.balancing import Balancer
 
@@ -148,6 +165,8 @@ def _is_source(found: type) -> bool:
 _KINDS: dict[str, tuple[str, Callable[[type], bool]]] = {
     "data": ("data source", _is_source),
     "model": ("model", _is_model),
+    "model.embedding": ("embedding table", _is_embedding),
     "model.backbone": ("backbone", _is_backbone),
+    "model.head": ("head", _is_head),
     "balancing": ("balancing", _is_balancer),
 }

@@ -13,7 +13,13 @@ from omegaconf import OmegaConf
 from dlen.training.checkpoints import CheckpointFiles, read_checkpoint
 from tests.conftest import Command, run_here
 
-SETTINGS = ["model=mmoe", "model.embedding_dim=4", "model.tower=[8]", "model.expert=[8]", "loader.batch_size=256"]
+SETTINGS = [
+    "model=mmoe",
+    "model.embedding.dim=4",
+    "model.head.tower=[8]",
+    "model.backbone.expert=[8]",
+    "loader.batch_size=256",
+]
 SETTINGS += ["data=feed", "data.rows=6000", "data.users=60", "data.items=40", "trainer.max_epochs=1", "seed=5"]
 
 
@@ -79,7 +85,10 @@ def test_a_run_goes_on_with_its_own_settings(folder: Path) -> None:
         (["rerun=nowhere"], "nowhere: not a run folder"),
         (["run_dir=run", "ckpt=last", "model=dlen"], "cannot resume: model was mmoe and is dlen now"),
         (["run_dir=run", "ckpt=last", "data=aliccp_demo"], "cannot resume: data was feed and is aliccp_demo now"),
-        (["run_dir=run", "ckpt=last", "model.tower=[9]"], "cannot resume: model.tower was [8] and is [9] now"),
+        (
+            ["run_dir=run", "ckpt=last", "model.head.tower=[9]"],
+            "cannot resume: model.head.tower was [8] and is [9] now",
+        ),
         (["run_dir=run", "ckpt=last", "loader.batch_size=100"], "loader.batch_size was 256 and is 100 now"),
     ],
 )

@@ -135,7 +135,7 @@ def test_wrong_settings(settings: list[str], expected: str, refused: Command, tm
 @pytest.mark.slow
 def test_compare_pairs_baselines_with_networks(tmp_path: Path) -> None:
     models = {"LightGBM": SETTINGS["lightgbm"][:3], "logistic": SETTINGS["logistic"][:2]}
-    models["MMoE"] = ["model=mmoe", "model.embedding_dim=4", "model.tower=[8]", "model.expert=[8]"]
+    models["MMoE"] = ["model=mmoe", "model.embedding.dim=4", "model.head.tower=[8]", "model.backbone.expert=[8]"]
     settings = [f"experiment.models.{name}=[{','.join(map(repr, own))}]" for name, own in models.items()]
     settings += [f"models=[{','.join(models)}]", "seeds=2", "workers=1", "trainer.max_epochs=1"]
     ran = run_here("compare.py", ["experiment=baselines", *FEED, *settings], tmp_path)

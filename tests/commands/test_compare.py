@@ -102,7 +102,13 @@ def test_a_run_that_fails_is_one_line(tmp_path: Path) -> None:
 def test_a_comparison_that_is_ended_ends_its_runs_and_goes_on(tmp_path: Path) -> None:
     """SIGTERM: nothing trains on, and the next call resumes the run from its last checkpoint."""
     arguments = ["experiment=table1", "models=[MMoE]", "seeds=1", "data.rows=15000", "loader.batch_size=64"]
-    arguments += ["data.users=40", "data.items=30", "model.embedding_dim=4", "model.tower=[8]", "trainer.max_epochs=2"]
+    arguments += [
+        "data.users=40",
+        "data.items=30",
+        "model.embedding.dim=4",
+        "model.head.tower=[8]",
+        "trainer.max_epochs=2",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "compare.py"), *arguments], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL

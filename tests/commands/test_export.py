@@ -24,14 +24,25 @@ from dlen.training.scoring import calibrate, score_split
 from tests.conftest import ROOT, run_command
 from tests.helpers import make_batch, make_schema
 
-MODEL = ["model.embedding_dim=4", "model.tower=[8]", "loader.batch_size=512", "trainer.max_epochs=1"]
+MODEL = ["model.embedding.dim=4", "model.head.tower=[8]", "loader.batch_size=512", "trainer.max_epochs=1"]
 FEED = ["data=feed", "data.rows=3000", "data.users=40", "data.items=30"]
 CASES = {
-    "dlen on a feed": [*FEED, "model=dlen", "model/variant=match", "model.hidden=[8]", "model.backbone.expert=[16,8]"],
-    "single task": [*FEED, "model=single_task", "model.expert=[16,8]"],
-    "dlen on a funnel with lists": ["data=aliccp_demo", "model=dlen", "model.hidden=[8]", "model.backbone.expert=[8]"],
-    "esmm": ["data=aliccp_demo", "model=esmm", "model.expert=[8]"],
-    "mran": ["data=aliccp_demo", "model=mran", "model.expert=[8]"],
+    "dlen on a feed": [
+        *FEED,
+        "model=dlen",
+        "model/head=latent_match",
+        "model.head.hidden=[8]",
+        "model.backbone.expert=[16,8]",
+    ],
+    "single task": [*FEED, "model=single_task", "model.backbone.expert=[16,8]"],
+    "dlen on a funnel with lists": [
+        "data=aliccp_demo",
+        "model=dlen",
+        "model.head.hidden=[8]",
+        "model.backbone.expert=[8]",
+    ],
+    "esmm": ["data=aliccp_demo", "model=esmm", "model.backbone.expert=[8]"],
+    "mran": ["data=aliccp_demo", "model=mran", "model.backbone.expert=[8]"],
 }
 
 

@@ -26,7 +26,13 @@ from dlen.training import run
 from tests.conftest import ROOT, Command, run_here, run_program
 
 FEED = ["data.rows=20000", "data.users=200", "data.items=100"]
-SMALL = ["model=mmoe", "model.embedding_dim=4", "model.tower=[8]", "model.expert=[8]", "loader.batch_size=512"]
+SMALL = [
+    "model=mmoe",
+    "model.embedding.dim=4",
+    "model.head.tower=[8]",
+    "model.backbone.expert=[8]",
+    "loader.batch_size=512",
+]
 
 
 def script(text: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -128,10 +134,10 @@ def test_a_small_or_read_only_file_system(options: str, expected: str, tmp_path:
 
 
 def test_too_little_memory_is_explained(refused: Command, tmp_path: Path) -> None:
-    ran = refused("train.py", *SMALL, *FEED, "model.embedding_dim=100000000000", "run_dir=run")
+    ran = refused("train.py", *SMALL, *FEED, "model.embedding.dim=100000000000", "run_dir=run")
     assert ran.returncode == 2
     assert "out of memory (296400000023712 bytes were asked for at once)" in ran.stderr.splitlines()[-1]
-    assert "model.embedding_dim" in ran.stderr.splitlines()[-1]
+    assert "model.embedding.dim" in ran.stderr.splitlines()[-1]
     assert not (tmp_path / "run").exists()
 
 

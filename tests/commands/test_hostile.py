@@ -30,7 +30,13 @@ from dlen.training.checkpoints import CheckpointFiles, read_checkpoint
 from dlen.trust import check_config
 from tests.conftest import ROOT, run_here
 
-SETTINGS = ["model=dlen", "model.embedding_dim=4", "model.tower=[8]", "model.hidden=[8]", "model.backbone.expert=[8]"]
+SETTINGS = [
+    "model=dlen",
+    "model.embedding.dim=4",
+    "model.head.tower=[8]",
+    "model.head.hidden=[8]",
+    "model.backbone.expert=[8]",
+]
 SETTINGS += ["loader.batch_size=256", "data.rows=3000", "data.users=60", "data.items=40", "trainer.max_epochs=1"]
 SETTINGS += ["paper.feed.num_experts=2", "trainer.accelerator=cpu"]
 COMMANDS = {
@@ -146,7 +152,7 @@ def test_every_slot_takes_its_own_classes_alone(slot: str, place: Path) -> None:
         ("model._target_", "dlen.data.sources.feed.Feed"),
         ("model.backbone._target_", "dlen.models.DLEN"),
         ("balancing._target_", "dlen.models.DLEN"),
-        ("model.tower", [{"_target_": "dlen.models.DLEN"}]),
+        ("model.head.tower", [{"_target_": "dlen.models.DLEN"}]),
         ("model._partial_", True),
         ("model.backbone._partial_", False),
         ("model._args_", [1]),
@@ -182,7 +188,7 @@ def choices(group: str) -> list[str]:
 NEEDED = {"table": ["data.spec=spec.yaml"]} | {
     name: ["data.raw_dir=raw"] for name in ("kuairand", "census", "aliexpress", "tenrec", "tenrec_article", "wechat")
 }
-GROUPS = ("model", "model/backbone", "model/variant", "balancing", "optimizer", "logger", "data")
+GROUPS = ("model", "model/backbone", "model/head", "balancing", "optimizer", "logger", "data")
 
 
 @pytest.mark.parametrize("group", GROUPS)

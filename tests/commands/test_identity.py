@@ -25,7 +25,13 @@ from dlen.training.run import _check_same_run
 from tests.conftest import Compose, run_here
 from tests.data.helpers import refusal
 
-SMALL = ["model=mmoe", "model.embedding_dim=4", "model.tower=[8]", "model.expert=[8]", "loader.batch_size=64"]
+SMALL = [
+    "model=mmoe",
+    "model.embedding.dim=4",
+    "model.head.tower=[8]",
+    "model.backbone.expert=[8]",
+    "loader.batch_size=64",
+]
 SMALL += ["trainer.max_epochs=2", "metrics.conflict_every=0", "data_dir=data", "loader.eval_batch_size=32"]
 FEED = ["data=feed", "data.rows=3000", "data.users=40", "data.items=30"]
 SPEC = """

@@ -16,7 +16,7 @@ from tests.conftest import Compose, run_command
 from tests.wandb_files import WandbRun, read_wandb
 
 FEED = ["data.rows=6000", "data.users=50", "data.items=40", "loader.batch_size=512", "trainer.max_epochs=1"]
-MODEL = ["model.embedding_dim=4", "model.tower=[8]", "model.hidden=[16,8]", "model.backbone.expert=[16,8]"]
+MODEL = ["model.embedding.dim=4", "model.head.tower=[8]", "model.head.hidden=[16,8]", "model.backbone.expert=[16,8]"]
 VALIDATIONS = 5  # of an epoch of 10 batches
 KEY = "0123456789abcdef" * 2 + "deadbeef"  # of the form that W&B's keys have
 SETTINGS = [*FEED, *MODEL, "metrics.conflict_every=3"]
@@ -132,7 +132,7 @@ def test_a_run_has_an_id_of_its_own(composed: Compose, tmp_path: Path) -> None:
         run_id(config, tmp_path / "b", "data"),
         run_id(config, tmp_path / "a", "other data"),
         run_id(composed(*SETTINGS, "seed=1"), tmp_path / "a", "data"),
-        run_id(composed(*SETTINGS, "model.alpha=0.3"), tmp_path / "a", "data"),
+        run_id(composed(*SETTINGS, "model.head.alpha=0.3"), tmp_path / "a", "data"),
     ]
     assert len(set(ids)) == len(ids)
     same = run_id(composed(*SETTINGS, "patience=9", "trainer.accelerator=cpu"), tmp_path / "a", "data")
@@ -149,7 +149,7 @@ def test_tensorboard_holds_the_curves_and_the_settings(composed: Compose, tmp_pa
     assert events.Scalars("test/auc/mean")[0].value == pytest.approx(metrics["test/auc/mean"])
     assert events.Scalars("fit/samples_per_second")[0].value == pytest.approx(metrics["fit/samples_per_second"])
     hparams: Any = OmegaConf.load(tmp_path / "run" / "tensorboard" / "hparams.yaml")
-    assert hparams["model.alpha"] == 1.0
+    assert hparams["model.head.alpha"] == 1.0
 
 
 def test_mlflow_holds_the_curves_and_the_settings(composed: Compose, tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_mlflow_holds_the_curves_and_the_settings(composed: Compose, tmp_path: P
     assert run.info.run_name == "dlen-seed0"
     assert run.data.metrics["test/auc/mean"] == pytest.approx(metrics["test/auc/mean"])
     assert run.data.metrics["fit/samples_per_second"] == metrics["fit/samples_per_second"]
-    assert run.data.params["model.alpha"] == "1.0"
+    assert run.data.params["model.head.alpha"] == "1.0"
     assert len(client.get_metric_history(run.info.run_id, "val/auc/mean")) == VALIDATIONS
 
 

@@ -21,7 +21,7 @@ from dlen.training.scoring import load_model, make_scores, read_fusion, score_pa
 from tests.conftest import ROOT, Command, run_here
 
 WORLD = ["data=feed", "data.exposure=uniform", "data.rows=40000", "data.users=60", "data.items=40", "data.test=0.5"]
-MODEL = ["model=dlen", "model.embedding_dim=4", "model.tower=[8]", "model.hidden=[16,8]"]
+MODEL = ["model=dlen", "model.embedding.dim=4", "model.head.tower=[8]", "model.head.hidden=[16,8]"]
 MODEL += ["model.backbone.expert=[16,8]", "loader.batch_size=256", "trainer.max_epochs=3"]
 ITEMS, CANDIDATES = 40, 5
 

@@ -30,8 +30,8 @@ from dlen.training.run import load_run_config, train
 from dlen.training.scoring import score_split
 from tests.conftest import ROOT, run_command
 
-MODEL = ["model.embedding_dim=4", "model.tower=[8]", "loader.batch_size=256", "trainer.max_epochs=1"]
-DLEN = [*MODEL, "model=dlen", "model.hidden=[16,8]", "model.backbone.expert=[16,8]"]
+MODEL = ["model.embedding.dim=4", "model.head.tower=[8]", "loader.batch_size=256", "trainer.max_epochs=1"]
+DLEN = [*MODEL, "model=dlen", "model.head.hidden=[16,8]", "model.backbone.expert=[16,8]"]
 TABLE = """
 fields:
   user: {kind: id, side: user}
@@ -202,7 +202,7 @@ def test_ali_ccp_in_its_own_two_files_with_every_row(tmp_path: Path) -> None:
 
 def test_a_simulated_feed_by_its_fields(tmp_path: Path) -> None:
     settings = ["data=feed", "data.rows=4000", "data.users=50", "data.items=40"]
-    train(run_config(tmp_path, *settings, *MODEL, "model=mmoe", "model.expert=[16,8]"))
+    train(run_config(tmp_path, *settings, *MODEL, "model=mmoe", "model.backbone.expert=[16,8]"))
     store = open_store(load_run_config(tmp_path / "run"))
     batch = store.split("test").batch(torch.arange(len(store.split("test"))))
     names = list(store.schema.offsets)

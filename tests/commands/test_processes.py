@@ -16,14 +16,20 @@ import torch
 from tests.conftest import ROOT, Command, run_command, run_here, run_program
 from tests.helpers import needs_torchrec
 
-SMALL = ["model.embedding_dim=4", "model.tower=[8]", "model.backbone.expert=[8]", "trainer.accelerator=cpu"]
+SMALL = ["model.embedding.dim=4", "model.head.tower=[8]", "model.backbone.expert=[8]", "trainer.accelerator=cpu"]
 SMALL += ["trainer.max_epochs=4", "trainer.limit_train_batches=2", "trainer.val_check_interval=1.0", "patience=100"]
 SMALL += ["trainer.precision=32-true", "optimizer.embedding_lr=0.01"]
 SMALL += ["id_dropout.k=0"]  # each process draws for its own rows, as with dropout, so a joint batch has other draws
 FEED = ["data.rows=3001", "data.users=40", "data.items=30"]
 CASES = {
-    "feed": ["model=dlen", "model.match=4", *FEED],
-    "funnel": ["model=dlen", "model.likelihood=marginal", "data=aliccp_demo", "data.rows=6000", "data.min_count=2"],
+    "feed": ["model=dlen", "model.head.match=4", *FEED],
+    "funnel": [
+        "model=dlen",
+        "model.head.likelihood=marginal",
+        "data=aliccp_demo",
+        "data.rows=6000",
+        "data.min_count=2",
+    ],
     "reweighted": ["model=mmoe", "balancing=dwa", *FEED],
 }
 
@@ -82,7 +88,7 @@ def test_several_processes_train_as_one_with_the_joint_batch(case: str, tmp_path
     """However they are started; the reweighted one is interrupted and goes on. Every row is measured once."""
     settings = [*CASES[case], *(s for s in SMALL if case != "reweighted" or not s.startswith("model.backbone"))]
     if case == "reweighted":
-        settings += ["model.expert=[8]"]
+        settings += ["model.backbone.expert=[8]"]
     processes, start = STARTS[case]
     together = [*settings, f"loader.batch_size={256 // processes}", "run_dir=together"]
     if case == "reweighted":
@@ -152,9 +158,12 @@ def test_a_sharded_run_is_that_of_a_copy_in_each_process(tmp_path: Path) -> None
             "set accumulate_grad_batches=1",
         ),
         (["sharding=rows", "optimizer=adagrad", "trainer.precision=64-true"], "a sharded table is of 32 bits"),
-        (["sharding=rows", "optimizer=adagrad", "model.embedding_dim=6"], "has to be a multiple of 4, got 6"),
+        (["sharding=rows", "optimizer=adagrad", "model.embedding.dim=6"], "has to be a multiple of 4, got 6"),
         (["metrics.scores=true"], "config metrics.scores: is for one process"),
-        (["balancing=surgery", "model.likelihood=marginal"], "config balancing: gradient surgery is for one process"),
+        (
+            ["balancing=surgery", "model.head.likelihood=marginal"],
+            "config balancing: gradient surgery is for one process",
+        ),
     ],
 )
 def test_what_several_processes_cannot_do(settings: list[str], expected: str, refused: Command, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from tests.conftest import ROOT, run_command, run_here
 
 PAGES = ["README.md", *(f"docs/{name}.md" for name in ("index", "commands", "reports", "sweeps", "datasets", "models"))]
 TEXT = {name: (ROOT / name).read_text() for name in PAGES}
-MODEL = ["model.embedding_dim=4"]
+MODEL = ["model.embedding.dim=4"]
 RUN = "first"
 TASKS = ("click", "like", "share", "follow", "comment")
 

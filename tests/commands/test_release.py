@@ -14,7 +14,14 @@ import yaml
 import dlen
 from tests.conftest import ROOT, run_program
 
-SMALL = ["data.rows=4000", "data.users=50", "data.items=30", "model=mmoe", "model.expert=[8]", "model.tower=[8]"]
+SMALL = [
+    "data.rows=4000",
+    "data.users=50",
+    "data.items=30",
+    "model=mmoe",
+    "model.backbone.expert=[8]",
+    "model.head.tower=[8]",
+]
 
 
 def run(command: list[str], folder: Path, **environment: str) -> str:

@@ -79,7 +79,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows(rng, n, most).write_csv(folder / f"{name}.csv")
     (folder / "log.yaml").write_text(SPEC)
     places = [f"data_dir={folder / 'data'}", f"runs_dir={folder / 'runs'}", f"run_dir={folder / 'run'}"]
-    small = ["model=mmoe", "model.expert=[8]", "model.tower=[8]", "model.embedding_dim=4", "trainer.max_epochs=2"]
+    small = [
+        "model=mmoe",
+        "model.backbone.expert=[8]",
+        "model.head.tower=[8]",
+        "model.embedding.dim=4",
+        "trainer.max_epochs=2",
+    ]
     data = ["data=table", f"data.spec={folder / 'log.yaml'}", "loader.batch_size=128", "optimizer.embedding_lr=0.05"]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         train(compose_train([*places, *data, *small]))

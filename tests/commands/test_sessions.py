@@ -20,7 +20,7 @@ from dlen.reports.report import report
 from tests.conftest import ROOT, Compose, run_command
 
 SMALL = ["data.rows=6000", "data.users=60", "data.items=50", "loader.batch_size=256", "trainer.max_epochs=2", "seeds=2"]
-SMALL += ["models=[MMoE,DLEN]", "model.embedding_dim=4", "model.tower=[8]", "workers=1"]
+SMALL += ["models=[MMoE,DLEN]", "model.embedding.dim=4", "model.head.tower=[8]", "workers=1"]
 SESSIONS = ["experiment.sessions.users=40", "experiment.sessions.sessions=20", "experiment.sessions.detest=[0.0,0.2]"]
 
 

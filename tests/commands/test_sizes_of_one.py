@@ -24,10 +24,10 @@ TABLES = {
     "one user": (["user", "one"], TWO, "one"),
     "one task of one user with one value": (["one"], "{click: click}", "one"),
 }
-SMALL = ["model.expert=[8]", "model.tower=[8]"]
+SMALL = ["model.backbone.expert=[8]", "model.head.tower=[8]"]
 MODELS = {
-    "dlen": ["model.backbone.expert=[8]", "model.hidden=[8]", "model.tower=[8]"],
-    "dlen without a network for P(UP)": ["model=dlen", "model.hidden=null", "model.tower=[8]"],
+    "dlen": ["model.backbone.expert=[8]", "model.head.hidden=[8]", "model.head.tower=[8]"],
+    "dlen without a network for P(UP)": ["model=dlen", "model.head.hidden=null", "model.head.tower=[8]"],
     "mmoe": SMALL,
     "single_task": SMALL,
     "mran": SMALL,

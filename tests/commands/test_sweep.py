@@ -37,9 +37,9 @@ DATA = ["data.rows=3000", "data.users=40", "data.items=30"]
 MODEL = [
     "loader.batch_size=256",
     "trainer.max_epochs=1",
-    "model.embedding_dim=4",
-    "model.tower=[8]",
-    "model.hidden=[8]",
+    "model.embedding.dim=4",
+    "model.head.tower=[8]",
+    "model.head.hidden=[8]",
 ]
 MODEL += ["model.backbone.expert=[8]", "model.backbone.num_experts=2", "optimizer.embedding_lr=0.02"]
 SMALL = ["sweep=alpha", "sweep.maximize=[val/auc/mean]", "sweep.minimize=[]", *DATA, *MODEL, "sweep.workers=2"]
@@ -118,8 +118,8 @@ def test_what_a_study_leaves(done: Path) -> None:
         assert metrics["state"] == "complete"
         assert not [key for key in metrics if key.startswith("test/")]  # a trial never sees the test split
         config = yaml.safe_load((folder / "trials" / f"{row['number']:04d}" / "config.yaml").read_text())
-        assert config["model"]["alpha"] == row["param/model.alpha"]
-        assert config["model"]["bound"] == row["param/model.bound"]
+        assert config["model"]["alpha"] == row["param/model.head.alpha"]
+        assert config["model"]["bound"] == row["param/model.head.bound"]
     page = (folder / "study.html").read_text()
     for title in ("History of val/auc/mean", "AUC of each task by parameter", "Parallel coordinates", "Workers"):
         assert title in page
@@ -128,7 +128,13 @@ def test_what_a_study_leaves(done: Path) -> None:
 
 def test_a_trial_is_the_same_training_as_train_py(done: Path) -> None:
     row = pl.read_parquet(folder_of(done) / "trials.parquet").row(2, named=True)
-    settings = [*row["overrides"].split(), "model.likelihood=marginal", "model.initial_leak=0.9", *DATA, *MODEL]
+    settings = [
+        *row["overrides"].split(),
+        "model.head.likelihood=marginal",
+        "model.head.initial_leak=0.9",
+        *DATA,
+        *MODEL,
+    ]
     ran = run_command("train.py", [*settings, "run_dir=r"], done)
     assert ran.returncode == 0, ran.stderr
     metrics = json.loads((done / "r" / "metrics.json").read_text())
@@ -141,7 +147,7 @@ def test_best_yaml_trains_the_best(done: Path) -> None:
         ran = run_command("train.py", [f"+best={path}", f"run_dir={path.name}-run", "trainer.max_epochs=2"], done)
         assert ran.returncode == 0, ran.stderr
         config = yaml.safe_load((done / f"{path.name}-run" / "config.yaml").read_text())
-        assert config["model"]["alpha"] == best["param/model.alpha"]
+        assert config["model"]["alpha"] == best["param/model.head.alpha"]
         assert config["model"]["likelihood"] == "marginal"
         assert config["data"]["rows"] == 3000
         assert config["trainer"]["max_epochs"] == 2  # the command line wins
@@ -173,10 +179,10 @@ def test_a_done_study_is_not_run_again_and_can_be_made_longer(done: Path) -> Non
 
 
 def test_a_changed_space_is_refused_with_a_diff(done: Path) -> None:
-    ran = run_command("sweep.py", [*SMALL, "sweep.space={model.alpha: {high: 0.6}}", "sweep.trials=9"], done)
+    ran = run_command("sweep.py", [*SMALL, "sweep.space={model.head.alpha: {high: 0.6}}", "sweep.trials=9"], done)
     assert ran.returncode == 2
     assert "begun with other settings" in ran.stderr
-    assert "! space model.alpha attributes high: was 0.5, is 0.6" in ran.stderr
+    assert "! space model.head.alpha attributes high: was 0.5, is 0.6" in ran.stderr
     assert "Traceback" not in ran.stderr
 
 
@@ -407,16 +413,16 @@ def test_postgresql(postgres: str, tmp_path: Path) -> None:
         ([*SMALL, "sweep.trials=0"], "config sweep.trials: 0"),
         ([*SMALL, "sweep.hours=-1"], "config sweep.hours: -1"),
         ([*SMALL, "sweep.launcher=k8s"], "config sweep.launcher: 'k8s'"),
-        ([*SMALL, "model.alpha=0.3"], "config model.alpha: is searched by the study"),
+        ([*SMALL, "model.head.alpha=0.3"], "config model.head.alpha: is searched by the study"),
         ([*SMALL, "+sweep.space={modle.alpha: {low: 0.1, high: 0.5}}"], "modle"),
         ([*SMALL, "+sweep.space={model/backbone: {choices: [mmoe, plee]}}"], "plee: there is no such choice"),
-        ([*SMALL, "sweep.space={model.alpha: {high: 1.5}}"], "model.alpha=1.5: config model: "),
+        ([*SMALL, "sweep.space={model.head.alpha: {high: 1.5}}"], "model.head.alpha=1.5: config model: "),
         ([*SMALL, "+sweep.space={loader.seed: {low: 1, high: 5}}"], "config loader.seed: there is no such key"),
         ([*SMALL, "+sweep.space={data.users: {low: 1, high: 5}}"], "data.users is the same for all trials"),
         ([*SMALL, "sweep.minimize=[val/auc/clik]"], "config sweep.minimize: there is no val/auc/clik"),
         ([*SMALL, "sweep.minimize=val/auc/mean"], "config sweep.minimize: 'val/auc/mean' is no list"),
-        ([*SMALL, "sweep.start=[{model.alpha: 0.9}]"], "config sweep.start: model.alpha=0.9 lies outside"),
-        ([*SMALL, "sweep.start=[{model.match: 0}]"], "config sweep.start: model.match is not searched"),
+        ([*SMALL, "sweep.start=[{model.head.alpha: 0.9}]"], "config sweep.start: model.head.alpha=0.9 lies outside"),
+        ([*SMALL, "sweep.start=[{model.head.match: 0}]"], "config sweep.start: model.head.match is not searched"),
         ([*SMALL, "sweep.devices_per_trial=2", "sweep.seeds=2"], "config sweep.seeds: with several devices"),
         ([*SMALL, "sweep.devices_per_trial=2", "sweep.confirm=1"], "config sweep.confirm: the test of the best"),
         ([*SMALL, "sweep.name=a/b"], "config sweep.name: 'a/b'"),

@@ -17,7 +17,7 @@ import pytest
 from tests.conftest import ROOT
 
 SETTINGS = ["data.rows=6000", "data.users=50", "data.items=40", "loader.batch_size=512", "trainer.max_epochs=1"]
-SETTINGS += ["model.embedding_dim=4", "run_dir=run"]
+SETTINGS += ["model.embedding.dim=4", "run_dir=run"]
 
 
 def on_a_terminal(arguments: list[str], folder: Path, width: int = 120, **environment: str) -> str:

@@ -31,8 +31,8 @@ from dlen.training.run import evaluate, train
 from tests.conftest import ROOT, Compose, run_command
 
 FEED = ["data.rows=6000", "data.users=50", "data.items=40", "loader.batch_size=512", "trainer.max_epochs=1"]
-SMALL = ["model.embedding_dim=4", "model.tower=[8]"]
-EXPERT, BACKBONE = ["model.expert=[16,8]"], ["model.hidden=[16,8]", "model.backbone.expert=[16,8]"]
+SMALL = ["model.embedding.dim=4", "model.head.tower=[8]"]
+EXPERT, BACKBONE = ["model.backbone.expert=[16,8]"], ["model.head.hidden=[16,8]", "model.backbone.expert=[16,8]"]
 SIZES = {
     "dlen": [*SMALL, *BACKBONE],
     "mmoe": [*SMALL, *EXPERT],
@@ -109,7 +109,7 @@ def test_pal_takes_the_planted_position_bias_out(composed: Compose, tmp_path: Pa
     settings = [*data, "loader.batch_size=512", "trainer.max_epochs=3", "metrics.scores=true", *SMALL, *EXPERT]
     correlations = {}
     for model in ("mmoe", "pal"):  # both without first-order terms, which PAL does not have
-        own = ["model.first_order=false"] if model == "mmoe" else []
+        own = ["model.embedding.first_order=false"] if model == "mmoe" else []
         config = composed(f"model={model}", f"run_dir={tmp_path / model}", *settings, *own)
         train(config)
         split = open_store(config).split("test")
@@ -146,7 +146,7 @@ def test_a_run_goes_on_with_what_it_began_with(composed: Compose, tmp_path: Path
             ["balancing=uncertainty"],
             r"cannot resume: balancing\._target_ was .*DynamicWeightAverage and is .*Uncertainty",
         ),
-        (["balancing=dwa", "model.num_experts=2"], r"cannot resume: model\.num_experts was 5 and is 2 now"),
+        (["balancing=dwa", "model.backbone.num_experts=2"], r"cannot resume: model\.num_experts was 5 and is 2 now"),
     ):
         with pytest.raises(UserError, match=message):
             train(composed("model=mmoe", *change, *settings, "ckpt=last", "trainer.max_epochs=2"))
@@ -177,8 +177,8 @@ def test_what_cannot_be_balanced_is_one_line(composed: Compose, tmp_path: Path) 
 @pytest.mark.parametrize("bound", ["conditional", "prior", "absolute"])
 @pytest.mark.parametrize("prediction", ["joint", "total"])
 def test_dlen_bounds_and_predictions(bound: str, prediction: str, composed: Compose) -> None:
-    alpha = "model.alpha={click: 0.1, like: 0.2, share: 0.3, follow: 0.4, comment: 0.5}"
-    settings = [f"model.bound={bound}", f"model.prediction={prediction}", alpha]
+    alpha = "model.head.alpha={click: 0.1, like: 0.2, share: 0.3, follow: 0.4, comment: 0.5}"
+    settings = [f"model.head.bound={bound}", f"model.head.prediction={prediction}", alpha]
     metrics = train(composed(*settings, *SIZES["dlen"], *FEED))
     other = "auc_total" if prediction == "joint" else "auc_joint"
     assert 0 < metrics[f"test/{other}/click"] < 1
@@ -186,11 +186,11 @@ def test_dlen_bounds_and_predictions(bound: str, prediction: str, composed: Comp
 
 @pytest.mark.parametrize("data", ["feed", "aliccp_demo"])
 def test_the_papers_variant_and_ours(data: str, composed: Compose, tmp_path: Path) -> None:
-    paper = composed("model=dlen", "model/variant=paper").model
+    paper = composed("model=dlen", "model/head=latent_paper").model
     assert (paper.prediction, paper.likelihood, paper.match) == ("joint", "marginal", 0)
     ours = composed("model=dlen").model
     assert (ours.prediction, ours.likelihood, ours.match) == ("total", "full", 0)
-    match = composed("model=dlen", "model/variant=match").model
+    match = composed("model=dlen", "model/head=latent_match").model
     assert (match.prediction, match.likelihood, match.match) == ("total", "full", 8)
     assert (paper.alpha, ours.alpha, match.alpha) == (0.1, 1.0, 1.0)
     signature = inspect.signature(DLEN).parameters
@@ -198,10 +198,10 @@ def test_the_papers_variant_and_ours(data: str, composed: Compose, tmp_path: Pat
         assert ours[key] == signature[key].default, key
     settings = [*SIZES["dlen"], *data_settings(data, tmp_path)]
     for extra in (
-        ["model/variant=paper"],
-        ["model/variant=match"],
-        ["model.hidden=null", "model.match=0"],
-        ["model.detach_bound=true"],
+        ["model/head=latent_paper"],
+        ["model/head=latent_match"],
+        ["model.head.hidden=null", "model.head.match=0"],
+        ["model.head.detach_bound=true"],
     ):
         metrics = train(composed("model=dlen", *settings, *extra))
         assert 0 < metrics["test/auc/mean"] < 1
@@ -223,7 +223,7 @@ def test_hidden_state_and_conflict_are_measured(composed: Compose, tmp_path: Pat
 
 
 def test_a_constant_hidden_state_is_warned_of(composed: Compose, capsys: pytest.CaptureFixture[str]) -> None:
-    train(composed(*SIZES["dlen"], *FEED, "model.hidden=null", "model.match=0"))
+    train(composed(*SIZES["dlen"], *FEED, "model.head.hidden=null", "model.head.match=0"))
     assert "warning: P(UP) is nearly constant" in capsys.readouterr().err
 
 

@@ -56,7 +56,7 @@ def test_a_fingerprint_depends_on_settings_and_data_and_not_on_places(tmp_path: 
     table = ["experiment=table1", "seeds=1", "models=[MMoE]", *SMALL]
     first = folders(planned(tmp_path / "a", *table))
     assert folders(planned(tmp_path / "b", *table)) == first
-    for change in ("trainer.max_epochs=2", "optimizer.lr=0.002", "data.seed=5", "model.tower=[8]", "patience=1"):
+    for change in ("trainer.max_epochs=2", "optimizer.lr=0.002", "data.seed=5", "model.head.tower=[8]", "patience=1"):
         assert folders(planned(tmp_path / "a", *table, change)) != first
     assert folders(planned(tmp_path / "a", *table, "logger=tensorboard")) == first
 
@@ -159,13 +159,13 @@ def test_what_cannot_be_balanced_is_left_out_and_wrong_sizes_are_not(tmp_path: P
     some = "models=[MMoE,DLEN,DLEN paper]"
     plan = planned(tmp_path, "experiment=field", "seeds=1", "balancing=uncertainty", some, *SMALL)
     assert plan.models == ["MMoE", "DLEN paper"]
-    wrong = 'experiment.models.MRAN=["model=mran","model.heads=0"]'
+    wrong = 'experiment.models.MRAN=["model=mran","model.backbone.heads=0"]'
     with pytest.raises(UserError, match="mran needs at least one head"):
         planned(tmp_path, "experiment=field", "seeds=1", wrong, "models=[MMoE,MRAN]", *SMALL)
 
 
 def test_a_size_that_cannot_be_had_is_told(tmp_path: Path) -> None:
-    tiny = 'experiment.models.MMoE=["model=mmoe","model.expert=[4]","model.tower=[4]","model.num_experts=1"]'
+    tiny = 'experiment.models.MMoE=["model=mmoe","model.backbone.expert=[4]","model.head.tower=[4]","model.backbone.num_experts=1"]'
     with pytest.raises(UserError, match=r"experiment\.match: PLE cannot have about"):
         planned(
             tmp_path, "experiment=field", "seeds=1", "experiment.match=parameters", tiny, "models=[MMoE,PLE]", *SMALL

@@ -70,7 +70,7 @@ def test_keys_are_read_with_their_comments_and_docstrings(tmp_path: Path) -> Non
     )
     choice = read_choice(tmp_path / "one.yaml", "group")
     assert (choice.name, choice.about, choice.target) == ("group=one", "What it is.", "dlen.models.DLEN")
-    assert choice.keys[:1] == [Key("model.alpha", "0.1", "mine")]
+    assert choice.keys[:1] == [Key("model.head.alpha", "0.1", "mine")]
     assert choice.keys[1].about.startswith("what alpha multiplies")
     assert choice.keys[2:] == [Key("experiment.models", "...", "names"), Key("list", "[1, 2]", "")]
 
@@ -78,4 +78,4 @@ def test_keys_are_read_with_their_comments_and_docstrings(tmp_path: Path) -> Non
 def test_the_page_is_a_table_for_each_choice() -> None:
     text = page(ROOT / "conf")
     assert "### `model=dlen`" in text
-    assert "| `model.initial_leak` | `0.05` | P(t \\| not UP) over P(t \\| UP) at the first step |" in text
+    assert "| `model.head.initial_leak` | `0.05` | P(t \\| not UP) over P(t \\| UP) at the first step |" in text

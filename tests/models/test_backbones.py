@@ -8,17 +8,19 @@ from itertools import combinations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dlen.models.backbones import Backbone, CGCBackbone, CGCLevel, MMoEBackbone, PLEBackbone, SharedBottomBackbone
+from dlen.models.features import Features, FeatureSpec
 from dlen.nn.mlp import MLP
 
 Vector = list[float]
 D, B, EXPERT = 4, 5, (6, 3)
+SPEC = FeatureSpec((), (), tuple(f"n{i}" for i in range(D)), dim=1)
 
 
-def batch() -> Tensor:
-    return torch.randn(B, D, generator=torch.Generator().manual_seed(0))
+def batch() -> Features:
+    return Features(torch.randn(B, D, generator=torch.Generator().manual_seed(0)), SPEC)
 
 
 def linear(weight: Sequence[Vector], x: Vector) -> Vector:
@@ -73,12 +75,12 @@ def slow_ple(module: PLEBackbone, x: Vector) -> list[Vector]:
 @pytest.mark.parametrize(("tasks", "experts"), [(1, 1), (2, 3), (3, 2), (4, 5)])
 def test_mmoe_equals_the_definition(tasks: int, experts: int) -> None:
     torch.manual_seed(1)
-    module = MMoEBackbone(D, tasks, num_experts=experts, expert=EXPERT)
+    module = MMoEBackbone(SPEC, tasks, num_experts=experts, expert=EXPERT)
     x = batch()
     out = module(x)
     assert out.shape == (tasks, B, EXPERT[-1])
     assert module.out_dim == EXPERT[-1]
-    wanted = torch.tensor([slow_mmoe(module, row) for row in x.tolist()]).transpose(0, 1)
+    wanted = torch.tensor([slow_mmoe(module, row) for row in x.flat.tolist()]).transpose(0, 1)
     torch.testing.assert_close(out, wanted, rtol=1e-5, atol=1e-5)
 
 
@@ -86,31 +88,31 @@ def test_mmoe_equals_the_definition(tasks: int, experts: int) -> None:
 @pytest.mark.parametrize(("tasks", "shared", "own"), [(2, 1, 1), (3, 2, 1), (2, 1, 3)])
 def test_ple_equals_the_definition(levels: int, tasks: int, shared: int, own: int) -> None:
     torch.manual_seed(2)
-    module = PLEBackbone(D, tasks, levels=levels, shared_experts=shared, task_experts=own, expert=EXPERT)
+    module = PLEBackbone(SPEC, tasks, levels=levels, shared_experts=shared, task_experts=own, expert=EXPERT)
     x = batch()
     out = module(x)
     assert out.shape == (tasks, B, EXPERT[-1])
     assert len(module.levels) == levels
-    wanted = torch.tensor([slow_ple(module, row) for row in x.tolist()]).transpose(0, 1)
+    wanted = torch.tensor([slow_ple(module, row) for row in x.flat.tolist()]).transpose(0, 1)
     torch.testing.assert_close(out, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_cgc_equals_the_definition_and_ple_with_one_level() -> None:
     torch.manual_seed(3)
-    cgc = CGCBackbone(D, 3, shared_experts=2, task_experts=2, expert=EXPERT)
-    ple = PLEBackbone(D, 3, levels=1, shared_experts=2, task_experts=2, expert=EXPERT)
+    cgc = CGCBackbone(SPEC, 3, shared_experts=2, task_experts=2, expert=EXPERT)
+    ple = PLEBackbone(SPEC, 3, levels=1, shared_experts=2, task_experts=2, expert=EXPERT)
     x = batch()
     assert not torch.equal(cgc(x), ple(x))
     ple.load_state_dict(cgc.state_dict())
     assert torch.equal(cgc(x), ple(x))
-    wanted = torch.tensor([slow_ple(cgc, row) for row in x.tolist()]).transpose(0, 1)
+    wanted = torch.tensor([slow_ple(cgc, row) for row in x.flat.tolist()]).transpose(0, 1)
     torch.testing.assert_close(cgc(x), wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_shared_bottom_gives_every_task_the_same() -> None:
-    module = SharedBottomBackbone(D, 3, expert=EXPERT)
+    module = SharedBottomBackbone(SPEC, 3, expert=EXPERT)
     x = batch()
-    wanted = torch.tensor([slow_mlp(module.bottom, row) for row in x.tolist()])
+    wanted = torch.tensor([slow_mlp(module.bottom, row) for row in x.flat.tolist()])
     assert module(x).shape == (3, B, EXPERT[-1])
     for representation in module(x):
         torch.testing.assert_close(representation, wanted, rtol=1e-5, atol=1e-5)
@@ -118,7 +120,7 @@ def test_shared_bottom_gives_every_task_the_same() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    [MMoEBackbone(D, 2, num_experts=4, expert=EXPERT), PLEBackbone(D, 2, levels=2, expert=EXPERT)],
+    [MMoEBackbone(SPEC, 2, num_experts=4, expert=EXPERT), PLEBackbone(SPEC, 2, levels=2, expert=EXPERT)],
 )
 def test_experts_differ_after_initialisation(module: Backbone) -> None:
     first_weights = [next(m.parameters()) for m in module.modules() if isinstance(m, MLP)]
@@ -134,7 +136,7 @@ def total_gradient(module: nn.Module) -> float:
 @pytest.mark.parametrize("task", [0, 1, 2])
 def test_own_experts_learn_from_their_task_alone(task: int) -> None:
     torch.manual_seed(4)
-    module = CGCBackbone(D, 3, shared_experts=2, task_experts=2, expert=(32, 16))
+    module = CGCBackbone(SPEC, 3, shared_experts=2, task_experts=2, expert=(32, 16))
     module(batch())[task].square().sum().backward()
     level = module.levels[0]
     assert isinstance(level, CGCLevel)
@@ -147,7 +149,7 @@ def test_own_experts_learn_from_their_task_alone(task: int) -> None:
 
 def test_lower_levels_of_ple_learn_from_every_task() -> None:
     torch.manual_seed(5)
-    module = PLEBackbone(D, 2, levels=2, shared_experts=1, task_experts=1, expert=(32, 16))
+    module = PLEBackbone(SPEC, 2, levels=2, shared_experts=1, task_experts=1, expert=(32, 16))
     module(batch())[0].square().sum().backward()
     lower, upper = module.levels
     assert isinstance(lower, CGCLevel)
@@ -158,11 +160,11 @@ def test_lower_levels_of_ple_learn_from_every_task() -> None:
 
 def test_ple_without_levels_is_refused() -> None:
     with pytest.raises(ValueError, match="levels must be at least 1"):
-        PLEBackbone(D, 2, levels=0)
+        PLEBackbone(SPEC, 2, levels=0)
 
 
 def test_a_slip_of_the_hand_is_refused_before_it_builds_for_hours() -> None:
     with pytest.raises(ValueError, match="num_experts must be at most 1024, got 100000000"):
-        MMoEBackbone(4, 2, num_experts=100_000_000, expert=[4])
+        MMoEBackbone(SPEC, 2, num_experts=100_000_000, expert=[4])
     with pytest.raises(ValueError, match="levels must be at most 1024"):
-        PLEBackbone(4, 2, levels=10**30, shared_experts=1, task_experts=1, expert=[4])
+        PLEBackbone(SPEC, 2, levels=10**30, shared_experts=1, task_experts=1, expert=[4])

@@ -59,7 +59,7 @@ def test_aitm_is_the_slow_loop_of_its_paper() -> None:
     model = make(AITM)
     head: Any = model.head
     batch = make_batch(model.schema, 5)
-    q = model.backbone(model.embedding(batch))
+    q = model.backbone(model.features(batch))
     z: dict[int, Any] = {}
     for task, parent in ((1, None), (2, 1), (3, 1), (0, 2)):
         rows = []

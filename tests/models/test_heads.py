@@ -15,8 +15,11 @@ from hypothesis import strategies as st
 from sklearn.metrics import log_loss
 from torch import Tensor, nn
 
-from dlen.models.heads import Bound, IndependentHead, LatentHead, Ranking
-from dlen.models.predictions import Latent, Predictions, joint_loss, task_losses
+from dlen.models.dlen import Bound, LatentHead, joint_loss
+from dlen.models.features import Features, FeatureSpec
+from dlen.models.heads import IndependentHead, Ranking
+from dlen.models.predictions import Latent, Predictions, task_losses
+from dlen.nn.embedding import EmbeddingTable
 from dlen.schema import Task
 from tests.helpers import FIELDS, make_schema, tasks_with_rates
 
@@ -24,6 +27,7 @@ RATES = (0.3, 0.1, 0.02)
 TASKS = ("t0", "t1", "t2")
 ALPHAS: list[float | dict[str, float]] = [0.3, {"t0": 0.05, "t1": 0.5, "t2": 1.0}]
 BOUNDS = list(Bound)
+SPEC = FeatureSpec((), (), ("a", "b", "c", "d"), dim=1)
 
 
 def latent_head(
@@ -37,7 +41,7 @@ def latent_head(
     return LatentHead(
         schema,
         3,
-        4,
+        SPEC,
         alpha=alpha,
         bound=bound,
         prediction=prediction,
@@ -183,12 +187,12 @@ def test_extreme_logits_stay_finite(bound: Bound, alpha: float, size: float, dty
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("size", [80.0, -200.0])
 def test_half_precision_heads_predict_in_float32(dtype: torch.dtype, size: float) -> None:
-    for head in (latent_head(Bound.CONDITIONAL), IndependentHead(make_schema(), 3, 4, tower=(5,))):
+    for head in (latent_head(Bound.CONDITIONAL), IndependentHead(make_schema(), 3, SPEC, tower=(5,))):
         for layer in head.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.constant_(layer.bias, size)
         head.to(dtype)
-        predictions = head(torch.ones(3, 2, 3, dtype=dtype), torch.ones(2, 4, dtype=dtype))
+        predictions = head(torch.ones(3, 2, 3, dtype=dtype), Features(torch.ones(2, 4, dtype=dtype), SPEC))
         task_losses(predictions, torch.ones(2, 3), torch.ones(2, 3)).sum().backward()
         assert predictions.log_p.dtype == torch.float32
         assert_finite(predictions)
@@ -264,7 +268,7 @@ def test_full_likelihood_sums_the_hidden_state_out(bound: Bound) -> None:
 
 
 def test_full_likelihood_of_one_task_is_its_cross_entropy() -> None:
-    head = LatentHead(make_schema(tasks_with_rates(0.2)), 3, 4, tower=(5,), hidden=(6,), likelihood="full")
+    head = LatentHead(make_schema(tasks_with_rates(0.2)), 3, SPEC, tower=(5,), hidden=(6,), likelihood="full")
     c, n, up = logits(30)
     predictions = head.mixture(c[:, :1], n[:, :1], up)
     labels, ones = (c[:, 1:2] > 0).double(), torch.ones(30, 1)
@@ -281,7 +285,7 @@ def test_unobserved_labels_leave_the_full_likelihood_alone() -> None:
 
 def test_a_dislike_turns_the_two_states_round() -> None:
     tasks = (Task("like", 0.1), Task("hate", 0.02, dislike=True))
-    head = LatentHead(make_schema(tasks), 3, 4, alpha=0.2, tower=(5,), hidden=(6,))
+    head = LatentHead(make_schema(tasks), 3, SPEC, alpha=0.2, prediction="joint", tower=(5,), hidden=(6,))
     c, n, up = logits(25)
     predictions = head.mixture(c[:, :2], n[:, :2], up)
     latent = latent_of(predictions)
@@ -300,28 +304,29 @@ def test_a_dislike_turns_the_two_states_round() -> None:
 
 def test_match_joins_the_logit_of_the_hidden_state() -> None:
     schema = make_schema()
-    in_dim = 4 * 4 + 2  # two single ids, two multi-valued fields, two numbers
-    head = LatentHead(schema, 3, in_dim, tower=(5,), hidden=(6,), match=2)
-    plain = LatentHead(schema, 3, in_dim, tower=(5,), hidden=(6,))
+    spec = FeatureSpec.of(schema, EmbeddingTable(schema, 4))
+    head = LatentHead(schema, 3, spec, tower=(5,), hidden=(6,), match=2)
+    plain = LatentHead(schema, 3, spec, tower=(5,), hidden=(6,))
     plain.load_state_dict({k: v for k, v in head.state_dict().items() if not k.startswith("match.")})
-    x = torch.randn(7, in_dim)
+    x = Features(torch.randn(7, spec.width), spec)
     assert head.match is not None
     assert head.match.users == [0]  # of user, item, tags, matches
     both = [latent_of(h(torch.ones(3, 7, 3), x)) for h in (head, plain)]
     odds = [latent.log_up - latent.log_not_up for latent in both]
-    torch.testing.assert_close(odds[0] - odds[1], head.match(x)[:, 0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(odds[0] - odds[1], head.match(x.fields)[:, 0], rtol=1e-4, atol=1e-5)
 
 
 def test_a_log_without_users_has_no_match() -> None:
     fields = tuple(f for f in FIELDS if f.side != "user")
-    assert LatentHead(make_schema(fields=fields), 3, 4 * 3 + 1, match=8).match is None
+    schema = make_schema(fields=fields)
+    assert LatentHead(schema, 3, FeatureSpec.of(schema, EmbeddingTable(schema, 4)), match=8).match is None
 
 
 def biases_only(head: IndependentHead | LatentHead) -> Predictions:
     for layer in head.modules():
         if isinstance(layer, nn.Linear):
             nn.init.zeros_(layer.weight)
-    predictions: Predictions = head(torch.ones(len(head.towers.outputs), 1, 3), torch.ones(1, 4))
+    predictions: Predictions = head(torch.ones(len(head.towers.outputs), 1, 3), Features(torch.ones(1, 4), SPEC))
     return predictions
 
 
@@ -361,7 +366,7 @@ def test_an_impossible_first_leak_is_refused(leak: float) -> None:
 
 @pytest.mark.parametrize("rates", RATE_SETS)
 def test_independent_head_starts_at_the_training_rates(rates: tuple[float, ...]) -> None:
-    predictions = biases_only(IndependentHead(make_schema(tasks_with_rates(*rates)), 3, 4, tower=(5,)))
+    predictions = biases_only(IndependentHead(make_schema(tasks_with_rates(*rates)), 3, SPEC, tower=(5,)))
     assert predictions.log_p.exp()[0].tolist() == pytest.approx(rates, rel=1e-4)
     assert predictions.log_q.exp()[0].tolist() == pytest.approx([1 - r for r in rates], rel=1e-4)
     assert predictions.latent is None
@@ -371,7 +376,7 @@ def test_each_tower_reads_its_own_representation() -> None:
     head = latent_head(Bound.CONDITIONAL)
     generator = torch.Generator().manual_seed(0)
     representations = torch.randn(3, 4, 3, generator=generator)
-    x = torch.randn(4, 4, generator=generator)
+    x = Features(torch.randn(4, 4, generator=generator), SPEC)
     before = latent_of(head(representations, x))
     changed = representations.clone()
     changed[1] += 1.0
@@ -394,4 +399,4 @@ def test_alpha_by_task_must_name_every_task() -> None:
 
 def test_unknown_bound_is_refused() -> None:
     with pytest.raises(ValueError, match="bound must be one of conditional, prior, absolute"):
-        LatentHead(make_schema(), 3, 4, bound="tight")
+        LatentHead(make_schema(), 3, SPEC, bound="tight")

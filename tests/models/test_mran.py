@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dlen.models import MRAN
-from dlen.models.mran import MRANBackbone
+from dlen.models.backbones import MRANBackbone
 from tests.helpers import make_batch, make_schema
 
 HEADS, WIDTH, DIM = 2, 4, 3
@@ -58,14 +58,15 @@ def slow(net: MRANBackbone, x: Tensor) -> Tensor:
 
 def test_representations_equal_a_slow_loop() -> None:
     net, batch = model(), make_batch(make_schema(), 6)
-    x = net.embedding(batch)
+    features = net.features(batch)
     assert isinstance(net.backbone, MRANBackbone)
-    wanted = torch.stack([slow(net.backbone, row) for row in x], 1)
-    torch.testing.assert_close(net.backbone(x), wanted, rtol=1e-4, atol=1e-6)
+    wanted = torch.stack([slow(net.backbone, row) for row in features.flat], 1)
+    torch.testing.assert_close(net.backbone(features), wanted, rtol=1e-4, atol=1e-6)
 
 
 def test_attention_maps_are_distributions() -> None:
-    maps = model().attention(make_batch(make_schema(), 6))
+    net = model()
+    maps = net.backbone.attention(net.features(make_batch(make_schema(), 6)))
     shapes = {"fields": (6, HEADS, 6, 6), "tasks": (6, HEADS, 3, 6), "transfer": (6, 3, 3)}
     for name, shape in shapes.items():
         weights = getattr(maps, name)

@@ -67,9 +67,14 @@ def test_a_planted_position_bias_goes_into_its_factor() -> None:
         optimizer.step(), table.step()
     one_of_each = make_batch(SCHEMA, 11)
     one_of_each.ids[:, 1] = torch.arange(11) + start
-    found = net.log_seen(net.embedding(one_of_each))[:, 0].exp()
+    found = net.log_seen(net.features(one_of_each))[:, 0].exp()
     torch.testing.assert_close(found / found[0], planted, rtol=0.25, atol=0.05)
     biased, unbiased = net.train()(batch).log_p[:, 0].exp(), net.eval()(batch).log_p[:, 0].exp()
     with_bias, without = (torch.corrcoef(torch.stack([s, relevance]))[0, 1] for s in (biased, unbiased))
     assert without > 0.8
     assert without > with_bias + 0.2
+
+
+def test_first_order_terms_would_let_the_position_rank() -> None:
+    with pytest.raises(ValueError, match="first_order"):
+        PAL(SCHEMA, first_order=True)

@@ -111,7 +111,8 @@ def test_a_tasks_first_order_numbers_move_its_own_logit_and_no_other(name: str) 
     before = model(batch)
     with torch.no_grad():
         model.embedding.weight[:, 3 + task] += 0.5
-    after, sums = model(batch), model.embedding(batch)[:, model.embedding.out_dim :]
+    after, sums = model(batch), model.features(batch).first_order
+    assert sums is not None
 
     def logits(predictions: Predictions) -> Tensor:
         given = predictions.latent

@@ -43,11 +43,11 @@ def test_each_task_is_its_network_on_its_own_parts_of_the_vectors() -> None:
     x = net.embedding(batch)
     vectors, numbers = x[:, : 4 * 3 * DIM].view(8, 4, 3, DIM), x[:, 4 * 3 * DIM :]
     backbone: Any = net.backbone
-    representations = backbone(x)
+    representations = backbone(net.features(batch))
     for task in range(3):
         for row in range(8):
             parts = [vectors[row, field, task] for field in range(4)]
-            alone = backbone.networks.networks[task](torch.cat([*parts, numbers[row]])[None])[0]
+            alone = backbone.networks[task](torch.cat([*parts, numbers[row]])[None])[0]
             torch.testing.assert_close(representations[task, row], alone)
 
 

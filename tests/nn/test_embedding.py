@@ -11,7 +11,7 @@ from torch import Tensor
 from dlen.batch import Batch
 from dlen.nn.embedding import EmbeddingTable, deferred_tables
 from dlen.schema import Field, Kind, Pooling, Schema
-from tests.helpers import FIELDS, make_batch, make_schema
+from tests.helpers import FIELDS, make_batch, make_schema, tasks_with_rates
 
 DIM = 3
 
@@ -120,9 +120,9 @@ def test_fields_do_not_share_rows() -> None:
 
 @pytest.mark.parametrize("outputs", [1, 3, 5])
 def test_first_order_sums_equal_a_slow_loop_and_stand_behind_the_vectors(outputs: int) -> None:
-    schema = make_schema()
+    schema = make_schema(tasks_with_rates(*[0.1] * outputs))
     batch = make_batch(schema, 20, 1)
-    embedding = EmbeddingTable(schema, DIM, first_order=outputs)
+    embedding = EmbeddingTable(schema, DIM, first_order=True)
     assert not embedding.weight[:, DIM:].any()  # they begin at 0
     assert embedding.weight.shape[1] % 4 == DIM % 4
     torch.nn.init.normal_(embedding.weight)
@@ -141,8 +141,8 @@ def test_first_order_sums_equal_a_slow_loop_and_stand_behind_the_vectors(outputs
 
 def test_a_deferred_table_with_first_order_numbers_is_drawn_as_one_with_memory() -> None:
     torch.manual_seed(3)
-    whole = EmbeddingTable(make_schema(), DIM, first_order=3).weight
+    whole = EmbeddingTable(make_schema(), DIM, first_order=True).weight
     torch.manual_seed(3)
     with deferred_tables():
-        parts = [values for _, values in EmbeddingTable(make_schema(), DIM, first_order=3).initial()]
+        parts = [values for _, values in EmbeddingTable(make_schema(), DIM, first_order=True).initial()]
     assert torch.equal(torch.cat(parts), whole)

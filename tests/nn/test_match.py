@@ -12,10 +12,9 @@ def test_match_is_the_weighted_product_of_both_sides() -> None:
     torch.manual_seed(0)
     match = Match([0, 3], [1, 2], dim=4, factors=3, outputs=2)
     match.weight.data.normal_()
-    x = torch.randn(5, 4 * 4 + 2)
+    x = torch.randn(5, 4, 4)
     found = match(x)
-    for row in range(5):
-        vectors = x[row, :16].view(4, 4)
+    for row, vectors in enumerate(x):
         for output in range(2):
             wanted = 0.0
             for factor in range(3):

@@ -17,7 +17,7 @@ from dlen.reports.study import write_study
 from dlen.training.run import train
 from tests.conftest import ROOT
 
-SMALL = ["data.rows=4000", "data.users=60", "data.items=40", "model.embedding_dim=4", "loader.batch_size=512"]
+SMALL = ["data.rows=4000", "data.users=60", "data.items=40", "model.embedding.dim=4", "loader.batch_size=512"]
 SMALL += ["trainer.max_epochs=1", "metrics.conflict_every=2", "trainer.log_every_n_steps=2"]
 CACHE = "runs/compare/cache"
 RUNS = {
@@ -25,7 +25,7 @@ RUNS = {
     f"{CACHE}/feed-1": ["model=mmoe", "seed=1"],
     f"{CACHE}/feed-2": ["model=dlen", "seed=0"],
     f"{CACHE}/feed-3": ["model=dlen", "seed=1"],
-    "runs/feed/dlen/alpha": ["model=dlen", "model.alpha=0.5"],
+    "runs/feed/dlen/alpha": ["model=dlen", "model.head.alpha=0.5"],
     "runs/aliccp_demo/mran/one": ["model=mran", "data=aliccp_demo", "data.rows=8000"],
 }
 
@@ -75,7 +75,7 @@ def _write_study(folder: Path) -> None:
     study = optuna.create_study(direction="maximize", study_name="small-feed")
 
     def objective(trial: optuna.Trial) -> float:
-        alpha = trial.suggest_float("model.alpha", 0.1, 0.9)
+        alpha = trial.suggest_float("model.head.alpha", 0.1, 0.9)
         trial.set_user_attr("auc", {"mean": [alpha]})
         return alpha
 

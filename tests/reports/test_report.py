@@ -163,7 +163,7 @@ def test_a_run_alone_shows_its_hidden_state_gates_conflict_and_attention(page: P
     assert sum(named) == rows
     stacked = np.sum([t["y"] for t in figures["What a negative means"]["data"][:3]], axis=0)
     assert np.allclose(stacked, 1, atol=1e-3)
-    assert "model.alpha: 1.0" in of["feed-2"]["config"]
+    assert "model.head.alpha: 1.0" in of["feed-2"]["config"]
 
 
 def test_a_comparison_shows_its_own_intervals(page: Page) -> None:
@@ -182,7 +182,7 @@ def test_a_comparison_shows_its_own_intervals(page: Page) -> None:
 def test_config_differences_mark_what_most_do_not_have(page: Page) -> None:
     start = next(i for i, row in enumerate(page.rows) if row and row[0].startswith("setting"))
     table = {row[0]: row[1:] for row in page.rows[start + 1 :]}
-    assert table["model.alpha"].count("0.5") == 1
+    assert table["model.head.alpha"].count("0.5") == 1
     assert "seed" not in table
     assert "run_dir" not in table
 
@@ -231,11 +231,11 @@ def test_a_seed_that_was_run_twice_is_one_observation(made: Path, tmp_path: Path
 def test_labels_name_what_most_runs_do_not_have(made: Path, tmp_path: Path) -> None:
     ple = {"model.backbone._target_": "dlen.models.backbones.PLEBackbone", "model.backbone.levels": 2}
     changes: dict[str, dict[str, Any]] = {
-        "usual": {"model.alpha": 1.0},
-        "again": {"model.alpha": 1.0, "seed": 4},
-        "other": {"model.alpha": 1.0, "loader.batch_size": 77},
-        "alpha": {"model.alpha": 0.2},
-        "ple": {"model.alpha": 1.0, **ple, "optimizer._target_": "dlen.training.optimizers.adagrad"},
+        "usual": {"model.head.alpha": 1.0},
+        "again": {"model.head.alpha": 1.0, "seed": 4},
+        "other": {"model.head.alpha": 1.0, "loader.batch_size": 77},
+        "alpha": {"model.head.alpha": 0.2},
+        "ple": {"model.head.alpha": 1.0, **ple, "optimizer._target_": "dlen.training.optimizers.adagrad"},
     }
     labels = {r.folder.name: r.label for r in read_feed(made, tmp_path, **changes)}
     assert labels["usual"] == labels["again"] == "dlen"

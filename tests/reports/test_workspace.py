@@ -38,7 +38,7 @@ def test_sections_and_their_panels(records: list[RunRecord]) -> None:
     assert "val/gates/level1/click/weight/expert0" in first.y
     parallel: Any = next(s for s in workspace.sections if s.name == "Sweep").panels[0]
     accessors = [c.metric.name for c in parallel.columns]
-    assert "model.alpha" in accessors
+    assert "model.head.alpha" in accessors
     assert accessors[-1] == "val/auc/mean"
 
 

@@ -15,9 +15,9 @@ SPACE: dict[str, Any] = {
     "model/backbone": {"choices": ["mmoe", "ple"]},
     "model.backbone.levels": {"low": 1, "high": 3, "when": {"model/backbone": ["ple"]}},
     "model.backbone.expert": {"choices": [[64, 32], [16]]},
-    "model.alpha": {"low": 0.1, "high": 0.5, "each_task": True},
+    "model.head.alpha": {"low": 0.1, "high": 0.5, "each_task": True},
     "optimizer.lr": {"low": 1e-4, "high": 1e-2, "log": True},
-    "model.hidden": {"choices": [None, [8]]},
+    "model.head.hidden": {"choices": [None, [8]]},
 }
 
 
@@ -29,8 +29,8 @@ def test_a_trial_has_the_parameters_whose_conditions_hold() -> None:
         params = space.suggest(study.ask())
         seen.add(params["model/backbone"])
         assert ("model.backbone.levels" in params) == (params["model/backbone"] == "ple")
-        assert 0.1 <= float(params["model.alpha.click"] or 0) <= 0.5
-        assert params["model.alpha.click"] != params["model.alpha.like"]
+        assert 0.1 <= float(params["model.head.alpha.click"] or 0) <= 0.5
+        assert params["model.head.alpha.click"] != params["model.head.alpha.like"]
         assert 1e-4 <= float(params["optimizer.lr"] or 0) <= 1e-2
     assert seen == {"mmoe", "ple"}
 
@@ -41,18 +41,18 @@ def test_overrides_are_hydras() -> None:
         "model/backbone": "ple",
         "model.backbone.levels": 2,
         "model.backbone.expert": "[64,32]",
-        "model.alpha.click": 0.25,
-        "model.alpha.like": 0.5,
+        "model.head.alpha.click": 0.25,
+        "model.head.alpha.like": 0.5,
         "optimizer.lr": 1e-05,
-        "model.hidden": None,
+        "model.head.hidden": None,
     }
     assert space.overrides(params) == [
         "model/backbone=ple",
         "model.backbone.levels=2",
         "model.backbone.expert=[64,32]",
         "optimizer.lr=1e-05",
-        "model.hidden=null",
-        "model.alpha={click:0.25,like:0.5}",
+        "model.head.hidden=null",
+        "model.head.alpha={click:0.25,like:0.5}",
     ]
 
 

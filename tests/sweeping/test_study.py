@@ -32,7 +32,7 @@ from dlen.sweeping.study import (
 from dlen.sweeping.trials import best_trial, own_trials, pareto_front, retried, used
 
 ONE = {"val/auc/mean": "maximize"}
-IDENTITY: dict[str, Any] = {"space": {"model.alpha": {"high": 0.5}}, "seeds": 1}
+IDENTITY: dict[str, Any] = {"space": {"model.head.alpha": {"high": 0.5}}, "seeds": 1}
 
 
 def new(tmp_path: Path, storage: str = "journal.log", **objectives: str) -> optuna.Study:
@@ -150,11 +150,11 @@ def test_points_are_queued_once(tmp_path: Path) -> None:
 
 def test_a_changed_study_is_refused_with_what_changed(tmp_path: Path) -> None:
     new(tmp_path)
-    changed = {"space": {"model.alpha": {"high": 0.3}, "model.match": {"low": 0}}, "seeds": 1}
+    changed = {"space": {"model.head.alpha": {"high": 0.3}, "model.head.match": {"low": 0}}, "seeds": 1}
     with pytest.raises(UserError, match="begun with other settings") as caught:
         open_study(connect(str(tmp_path / "journal.log")), "s", ONE, changed)
     lines = str(caught.value).splitlines()[1:]
-    assert lines == ["  ! space model.alpha high: was 0.5, is 0.3", "  + space model.match low: 0"]
+    assert lines == ["  ! space model.head.alpha high: was 0.5, is 0.3", "  + space model.head.match low: 0"]
     new(tmp_path)  # the same goes on
 
 

@@ -12,11 +12,13 @@ import torch
 
 from dlen.models import DLEN, MMoE, Ranker, SharedBottom
 from dlen.models.backbones import CGCBackbone, MMoEBackbone, PLEBackbone, SharedBottomBackbone
+from dlen.models.features import Features, FeatureSpec
 from dlen.models.predictions import task_losses
 from dlen.training.conflict import GradientConflict, cosines, task_gradients
 from dlen.training.targets import Targets
 from tests.helpers import FIELDS, make_batch, make_schema
 
+SPEC = FeatureSpec((), (), ("a", "b", "c", "d", "e"), dim=1)
 SMALL: dict[str, Any] = {"embedding_dim": 3, "tower": (4,)}
 
 
@@ -65,16 +67,16 @@ def test_a_sample_of_a_batch_is_its_first_rows() -> None:
 @pytest.mark.parametrize(
     "backbone",
     [
-        SharedBottomBackbone(5, 3, expert=(4,)),
-        MMoEBackbone(5, 3, num_experts=2, expert=(4,)),
-        CGCBackbone(5, 3, shared_experts=2, task_experts=1, expert=(4,)),
-        PLEBackbone(5, 3, levels=2, shared_experts=2, task_experts=1, expert=(4,)),
+        SharedBottomBackbone(SPEC, 3, expert=(4,)),
+        MMoEBackbone(SPEC, 3, num_experts=2, expert=(4,)),
+        CGCBackbone(SPEC, 3, shared_experts=2, task_experts=1, expert=(4,)),
+        PLEBackbone(SPEC, 3, levels=2, shared_experts=2, task_experts=1, expert=(4,)),
     ],
     ids=["shared_bottom", "mmoe", "cgc", "ple"],
 )
 def test_every_task_reaches_what_is_shared_and_nothing_else_is(backbone: Any) -> None:
     torch.manual_seed(1)
-    outputs = backbone(torch.randn(64, 5))
+    outputs = backbone(Features(torch.randn(64, 5), SPEC))
     shared = {id(p) for p in backbone.shared_parameters()}
     reached: dict[str, int] = {}
     for task in outputs:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from dlen.batch import Batch
-from dlen.models.heads import LatentHead
+from dlen.models.dlen import LatentHead
+from dlen.models.features import FeatureSpec
 from dlen.models.predictions import Latent
 from dlen.schema import Schema, Task
 from dlen.training.latent import LatentMeasures, warnings
@@ -26,7 +27,7 @@ def world(truth: tuple[str, ...] = ("prefers", "up"), seed: int = 0) -> tuple[Sc
     """Rows whose labels follow a hidden state, and a latent head's view of them."""
     schema = make_schema(TASKS, truth=truth)
     batch, rng = make_batch(schema, ROWS), np.random.default_rng(seed)
-    head = LatentHead(schema, 3, 4, alpha=0.3)
+    head = LatentHead(schema, 3, FeatureSpec((), (), ("x",), dim=1), alpha=0.3)
     c, n = (torch.tensor(rng.normal(size=(ROWS, 3)), dtype=torch.float32) for _ in range(2))
     latent = head.mixture(c, n, torch.tensor(2 * rng.normal(size=ROWS), dtype=torch.float32)).latent
     assert latent is not None
@@ -140,9 +141,9 @@ HEALTHY = {"hidden/mean": 0.4, "hidden/std": 0.3, "hidden/saturated": 0.2, "leak
     ("change", "said"),
     [
         ({}, []),
-        ({"hidden/std": 0.01}, ["nearly constant", "lower model.alpha"]),
+        ({"hidden/std": 0.01}, ["nearly constant", "lower model.head.alpha"]),
         ({"hidden/saturated": 0.97}, ["saturated", "optimizer.lr"]),
-        ({"leak/like": 0.9}, ["for like: their towers ignore", "lower model.alpha"]),
+        ({"leak/like": 0.9}, ["for like: their towers ignore", "lower model.head.alpha"]),
     ],
 )
 def test_warnings_name_the_remedy(change: dict[str, float], said: list[str]) -> None:

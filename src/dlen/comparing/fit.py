@@ -18,7 +18,7 @@ from dlen.training.module import check_balanceable
 from dlen.training.run import build_balancer, build_model
 from dlen.training.size import dense_parameters
 
-_WIDTHS = ("expert", "backbone.expert", "hidden")  # keys of a model's config that hold layer sizes
+_WIDTHS = ("backbone.expert", "head.hidden")  # keys of a model's config that hold layer sizes
 _STEPS = 14  # of the bisection
 _MOST_OFF = 0.2  # from the wanted number of parameters, as a share of it
 _MULTIPLE = 4  # of a layer's size

@@ -2,15 +2,28 @@
 
 from dlen.models.baseline import Baseline
 from dlen.models.boosting import LightGBM
-from dlen.models.funnels import AITM, ESMM
-from dlen.models.heads import Bound, Likelihood, Ranking
+from dlen.models.dlen import Bound, LatentHead, Likelihood
+from dlen.models.features import Features, FeatureSpec
+from dlen.models.heads import IndependentHead, Ranking
 from dlen.models.logistic import Logistic
 from dlen.models.model import Model
-from dlen.models.mran import MRAN
-from dlen.models.pal import PAL
+from dlen.models.named import (
+    AITM,
+    CGC,
+    DLEN,
+    ESMM,
+    MRAN,
+    PAL,
+    PLE,
+    MMoE,
+    MoE,
+    Named,
+    SharedBottom,
+    SingleTask,
+)
+from dlen.models.pal import PositionRanker
 from dlen.models.predictions import Latent, Predictions
-from dlen.models.ranker import CGC, DLEN, PLE, MMoE, MoE, Ranker, SharedBottom
-from dlen.models.single_task import SingleTask
+from dlen.models.ranker import Ranker
 
 __all__ = [
     "AITM",
@@ -22,13 +35,19 @@ __all__ = [
     "PLE",
     "Baseline",
     "Bound",
+    "FeatureSpec",
+    "Features",
+    "IndependentHead",
     "Latent",
+    "LatentHead",
     "LightGBM",
     "Likelihood",
     "Logistic",
     "MMoE",
     "MoE",
     "Model",
+    "Named",
+    "PositionRanker",
     "Predictions",
     "Ranker",
     "Ranking",

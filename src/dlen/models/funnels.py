@@ -1,4 +1,4 @@
-"""Models of a funnel (click, then conversion), which learn over all impressions: ESMM and AITM."""
+"""Heads for a funnel (click, then conversion) that learn over all impressions: ESMM and AITM."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dlen.errors import UnmetNeedError
-from dlen.models.backbones import EXPERT, TaskNetworksBackbone
-from dlen.models.heads import TOWER, Head, Towers, initial_logits
+from dlen.models.features import Features, FeatureSpec
+from dlen.models.heads import TOWER, Head, Towers, add_first_order, initial_logits
 from dlen.models.predictions import Predictions
-from dlen.models.ranker import Ranker
-from dlen.nn.embedding import EmbeddingTable
 from dlen.nn.logspace import log1mexp
 from dlen.schema import Schema
 
@@ -79,48 +77,29 @@ class ESMMHead(FunnelHead):
     Args:
         schema: gives the tasks and their training rates.
         rep_dim: H.
+        spec: of the features.
         tower: hidden layers of each tower.
         dropout: in the towers.
-    """
-
-    def __init__(self, schema: Schema, rep_dim: int, *, tower: Sequence[int] = TOWER, dropout: float = 0.0) -> None:
-        super().__init__(schema, "esmm")
-        self.towers = Towers(initial_logits(schema), rep_dim, tower, dropout)
-
-    def forward(self, representations: Tensor, x: Tensor) -> Predictions:
-        """Each tower's probability is conditional on the parent; along the chain they multiply."""
-        logits = self.towers(representations)[..., 0]
-        log_p = F.logsigmoid(logits)
-        log_joint = torch.stack([log_p[:, chain].sum(1) for chain in self.chains], 1)
-        return Predictions(log_p, F.logsigmoid(-logits), log_p, log_joint=log_joint)
-
-
-class ESMM(Ranker):
-    """Entire space multi-task model (Ma et al. 2018): a network for each task on shared embeddings.
-
-    Args:
-        schema: fields and tasks, with a funnel.
-        embedding_dim: length of each id's vector.
-        expert: layers of each task's network.
-        tower: hidden layers of each tower.
-        dropout: everywhere but in the embeddings.
-
-    Raises:
-        ValueError: there is no funnel.
     """
 
     def __init__(
         self,
         schema: Schema,
+        rep_dim: int,
+        spec: FeatureSpec,
         *,
-        embedding_dim: int = 16,
-        expert: Sequence[int] = EXPERT,
         tower: Sequence[int] = TOWER,
         dropout: float = 0.0,
     ) -> None:
-        embedding = EmbeddingTable(schema, embedding_dim)
-        backbone = TaskNetworksBackbone(embedding.out_dim, len(schema.tasks), expert=expert, dropout=dropout)
-        super().__init__(schema, embedding, backbone, ESMMHead(schema, backbone.out_dim, tower=tower, dropout=dropout))
+        super().__init__(schema, "esmm")
+        self.towers = Towers(initial_logits(schema), rep_dim, tower, dropout)
+
+    def forward(self, representations: Tensor, features: Features) -> Predictions:
+        """Each tower's probability is conditional on the parent; along the chain they multiply."""
+        logits = add_first_order(self.towers(representations)[..., 0], features)
+        log_p = F.logsigmoid(logits)
+        log_joint = torch.stack([log_p[:, chain].sum(1) for chain in self.chains], 1)
+        return Predictions(log_p, F.logsigmoid(-logits), log_p, log_joint=log_joint)
 
 
 class AITMHead(FunnelHead):
@@ -135,6 +114,7 @@ class AITMHead(FunnelHead):
     Args:
         schema: gives the tasks and their training rates.
         rep_dim: H.
+        spec: of the features.
         tower: hidden layers of each tower.
         calibration: weight of the penalty on a later step that is predicted more likely than the one before; .6 in
             the paper.
@@ -145,6 +125,7 @@ class AITMHead(FunnelHead):
         self,
         schema: Schema,
         rep_dim: int,
+        spec: FeatureSpec,
         *,
         tower: Sequence[int] = TOWER,
         calibration: float = 0.6,
@@ -161,14 +142,14 @@ class AITMHead(FunnelHead):
         self.attention = nn.ModuleDict({task: nn.Linear(rep_dim, 3 * rep_dim, bias=False) for task, _ in steps})
         self.towers = Towers(initial_logits(schema, joint=True), rep_dim, tower, dropout)
 
-    def forward(self, representations: Tensor, x: Tensor) -> Predictions:
+    def forward(self, representations: Tensor, features: Features) -> Predictions:
         """Transfer along each chain, parents first, then the towers."""
         z: list[Tensor] = list(representations)
         for task in self.order:
             parent = self.parents[task]
             if parent is not None:
                 z[task] = self._transferred(task, F.relu(self.transfer[str(parent)](z[parent])), representations[task])
-        logits = self.towers(torch.stack(z))[..., 0]
+        logits = add_first_order(self.towers(torch.stack(z))[..., 0], features)
         log_joint = F.logsigmoid(logits)
         columns = [
             log_joint[:, t] if parent is None else (log_joint[:, t] - log_joint[:, parent]).clamp(max=_SURE)
@@ -191,34 +172,3 @@ class AITMHead(FunnelHead):
             (p[:, t] - p[:, parent]).clamp(min=0).mean() for t, parent in enumerate(self.parents) if parent is not None
         ]
         return self.calibration * torch.stack(excess).sum()
-
-
-class AITM(Ranker):
-    """Adaptive information transfer multi-task model (Xi et al. 2021).
-
-    Args:
-        schema: fields and tasks, with a funnel.
-        embedding_dim: length of each id's vector.
-        expert: layers of each task's network.
-        tower: hidden layers of each tower.
-        calibration: weight of the penalty on a later step that is predicted more likely than the one before.
-        dropout: everywhere but in the embeddings.
-
-    Raises:
-        ValueError: there is no funnel.
-    """
-
-    def __init__(
-        self,
-        schema: Schema,
-        *,
-        embedding_dim: int = 16,
-        expert: Sequence[int] = EXPERT,
-        tower: Sequence[int] = TOWER,
-        calibration: float = 0.6,
-        dropout: float = 0.0,
-    ) -> None:
-        embedding = EmbeddingTable(schema, embedding_dim)
-        backbone = TaskNetworksBackbone(embedding.out_dim, len(schema.tasks), expert=expert, dropout=dropout)
-        head = AITMHead(schema, backbone.out_dim, tower=tower, calibration=calibration, dropout=dropout)
-        super().__init__(schema, embedding, backbone, head)

@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dlen.errors import UnmetNeedError
-from dlen.models.backbones import EXPERT, MMoEBackbone
-from dlen.models.heads import TOWER, IndependentHead, Towers
+from dlen.models.backbones import MMoEBackbone
+from dlen.models.features import Features
+from dlen.models.heads import IndependentHead, Towers
 from dlen.models.predictions import Predictions
-from dlen.models.ranker import Ranker
+from dlen.models.ranker import MakeBackbone, MakeEmbedding, MakeHead, Ranker
 from dlen.nn.embedding import EmbeddingTable
 from dlen.nn.logspace import log1mexp
 from dlen.nn.mlp import MLP
@@ -21,8 +22,8 @@ from dlen.schema import Kind, Schema
 _MOSTLY_SEEN = 2.0  # initial log-odds of P(seen)
 
 
-class PAL(Ranker):
-    """Position-bias aware learning (Guo et al. 2019) over a mixture of experts.
+class PositionRanker(Ranker):
+    """Position-bias aware learning (Guo et al. 2019) over any backbone and head.
 
         P(t | x, position) = P(seen | position) * P(t | x, seen)          equation (2)
 
@@ -32,56 +33,50 @@ class PAL(Ranker):
 
     Args:
         schema: fields and tasks, with a position.
-        embedding_dim: length of each id's vector.
-        num_experts: of the mixture that predicts P(t | x, seen).
-        expert: layers of each expert.
-        tower: hidden layers of each tower.
+        embedding: makes the embedding table, without first-order terms, through which the position would rank.
+        backbone: makes the backbone of P(t | x, seen).
+        head: makes its head.
         position_network: hidden layers from the position's vector to P(seen).
-        dropout: everywhere but in the embeddings and the position's network.
+        dropout: of backbone and head; None leaves each as it is made.
 
     Raises:
-        ValueError: the schema names no position, or its position is not a single id.
+        ValueError: the schema names no position, or its position is not a single id; or the table has first-order
+            terms.
     """
 
     def __init__(
         self,
         schema: Schema,
         *,
-        embedding_dim: int = 16,
-        num_experts: int = 5,
-        expert: Sequence[int] = EXPERT,
-        tower: Sequence[int] = TOWER,
+        embedding: MakeEmbedding = EmbeddingTable,
+        backbone: MakeBackbone = MMoEBackbone,
+        head: MakeHead = IndependentHead,
         position_network: Sequence[int] = (16,),
-        dropout: float = 0.0,
+        dropout: float | None = None,
     ) -> None:
-        names = [f.name for f in schema.of_kind(Kind.ID)]
-        if schema.position not in names:
+        if schema.position not in [f.name for f in schema.of_kind(Kind.ID)]:
             raise UnmetNeedError("pal needs a position: an id field that the schema names as `position`")
-        embedding = EmbeddingTable(schema, embedding_dim)
-        start = names.index(schema.position) * embedding_dim
-        rest = embedding.out_dim - embedding_dim
-        backbone = MMoEBackbone(rest, len(schema.tasks), num_experts=num_experts, expert=expert, dropout=dropout)
-        super().__init__(
-            schema, embedding, backbone, IndependentHead(schema, expert[-1], rest, tower=tower, dropout=dropout)
-        )
-        self.place = slice(start, start + embedding_dim)
+        position = str(schema.position)
+        super().__init__(schema, embedding=embedding, backbone=backbone, head=head, dropout=dropout, without=[position])
+        if self.spec.first_order:
+            raise ValueError("embedding.first_order: pal ranks without the position; set it to false")
+        self.position = position
         self.first = [t.observed_where is None for t in schema.tasks]
-        self.position_network = MLP(embedding_dim, position_network)
+        self.position_network = MLP(self.spec.dim, position_network)
         biases = torch.full((sum(self.first), 1), _MOSTLY_SEEN)
         self.seen = Towers(biases, self.position_network.out_dim, (), 0.0)
 
-    def predict(self, x: Tensor) -> Predictions:
+    def predict(self, features: Features) -> Predictions:
         """Probabilities at the logged positions in training, and of items that were seen in evaluation."""
-        rest = torch.cat([x[:, : self.place.start], x[:, self.place.stop :]], 1)
-        predictions: Predictions = self.head(self.backbone(rest), rest)
+        predictions = super().predict(features)
         if not self.training:
             return predictions
-        log_p = predictions.log_p + self.log_seen(x)
+        log_p = predictions.log_p + self.log_seen(features)
         return Predictions(log_p, log1mexp(log_p), log_p)
 
-    def log_seen(self, x: Tensor) -> Tensor:
-        """(B, D) input -> (B, T) log P(seen | position); 0 for a task that is observed under another."""
-        position = self.position_network(x[:, self.place])
+    def log_seen(self, features: Features) -> Tensor:
+        """(B, T) log P(seen | position); 0 for a task that is observed under another."""
+        position = self.position_network(features.field(self.position))
         seen = F.logsigmoid(self.seen(position.expand(sum(self.first), *position.shape))[..., 0]).unbind(1)
         columns, everybody = iter(seen), torch.zeros_like(seen[0])
         return torch.stack([next(columns) if first else everybody for first in self.first], 1)

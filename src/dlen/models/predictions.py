@@ -90,23 +90,3 @@ def task_losses(predictions: Predictions, labels: Tensor, mask: Tensor) -> Tenso
     """
     nll = -torch.where(labels.bool(), predictions.log_p, predictions.log_q)
     return (nll * mask).sum(0) * world_size() / total(mask.sum(0)).clamp(min=1)
-
-
-def joint_loss(latent: Latent, labels: Tensor, mask: Tensor) -> Tensor:
-    """Mean negative log-likelihood of all labels of an impression together, the hidden state summed out.
-
-        -log( P(UP) prod_t P(y_t | UP) + P(not UP) prod_t P(y_t | not UP) )
-
-    The sum of cross entropies of equation (1) looks at one label at a time. This also sees which labels occur
-    together, so that a positive of one task says that the negatives beside it are habit and not dislike. Its gradient
-    is that of expectation maximisation with exact posteriors.
-
-    Args:
-        latent: of B rows.
-        labels: (B, T) 0 or 1.
-        mask: (B, T) weight of each label; 0 leaves it out.
-
-    Returns:
-        Scalar, in nats for each impression.
-    """
-    return -torch.logaddexp(*latent.log_with_labels(labels, mask)).mean()

@@ -36,24 +36,41 @@ class EmbeddingTable(nn.Module):
     holds the touched rows alone.
 
     Args:
-        schema: which fields there are.
+        schema: fields and tasks.
         dim: length of each id's vector.
+        first_order: give each id one number per task beside its vector, initially 0. Summed over the F fields and
+            divided by the root of F they are first-order terms of the tasks' logits (the wide part of Cheng et al.
+            2016), so that a rare task has parameters of its own in the table.
+        private: give each task vectors of its own, ``dim`` numbers of each id.
         std: standard deviation of the initial vectors.
-        parts: P, equal parts of a vector that belong to different models, and that an optimiser must keep apart.
-        first_order: O, numbers of each id beside its vector, which begin at 0. Summed over the F fields and divided by
-            the root of F they are the first-order terms of O outputs (the wide part of Cheng et al. 2016).
 
     Attributes:
+        dim: E, length of a vector: ``dim``, or T times that where vectors are private.
+        parts: P, equal parts of a vector that belong to one task each, and that an optimiser must keep apart.
+        first_order: O, first-order numbers of each id: T or 0.
         out_dim: D, vectors and numbers; the first-order sums come behind them.
+
+    Raises:
+        ValueError: ``dim`` is not a positive whole number.
     """
 
-    def __init__(self, schema: Schema, dim: int, std: float = 0.05, parts: int = 1, first_order: int = 0) -> None:
+    def __init__(
+        self,
+        schema: Schema,
+        dim: int = 16,
+        *,
+        first_order: bool = False,
+        private: bool = False,
+        std: float = 0.05,
+    ) -> None:
         super().__init__()
-        self.parts, self.dim, self.first_order = parts, dim, first_order
         if not isinstance(dim, int) or dim < 1:
-            raise ValueError(f"embedding_dim must be at least 1, got {dim}")
+            raise ValueError(f"embedding.dim must be at least 1, got {dim}")
+        self.parts = len(schema.tasks) if private else 1
+        self.first_order = len(schema.tasks) if first_order else 0
+        self.dim = dim = dim * self.parts
         self._std, rows = std, schema.num_embeddings
-        width = dim + -(-first_order // _ALIGNED) * _ALIGNED
+        width = dim + -(-self.first_order // _ALIGNED) * _ALIGNED
         if _deferred:
             self._random = torch.get_rng_state()
             for _ in self._draw(rows, width, torch.default_generator):

@@ -15,7 +15,7 @@ class Match(nn.Module):
     sides are multiplied factor by factor (a factorisation machine, Rendle 2010, without the pairs inside a side).
 
     Args:
-        users: positions of the user's fields among the F vectors at the beginning of the input.
+        users: positions of the user's fields among the F fields.
         items: positions of all other fields.
         dim: E, length of each vector.
         factors: K, length of a projection.
@@ -32,14 +32,12 @@ class Match(nn.Module):
         super().__init__()
         if factors < 1 or not users or not items:
             raise ValueError(f"match needs a factor and fields on both sides, got {factors}, {users} and {items}")
-        self.users, self.items, self.dim = list(users), list(items), dim
+        self.users, self.items = list(users), list(items)
         self.projection = nn.Parameter(torch.empty(len(users) + len(items), dim, factors).normal_(std=std))
         self.weight = nn.Parameter(torch.ones(factors, outputs))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, D) with F vectors of length E in front -> (B, O)."""
-        fields = len(self.projection)
-        vectors = x[:, : fields * self.dim].unflatten(1, (fields, self.dim))  # (B, F, E)
+    def forward(self, vectors: Tensor) -> Tensor:
+        """(B, F, E) -> (B, O)."""
         user = torch.einsum("bfe,fek->bk", vectors[:, self.users], self.projection[self.users])
         item = torch.einsum("bfe,fek->bk", vectors[:, self.items], self.projection[self.items])
         return (user * item) @ self.weight

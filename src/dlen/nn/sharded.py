@@ -91,7 +91,7 @@ def check_shardable(schema: Schema, dim: int, by: str, world: int, device: str, 
             does not take, or TorchRec would leave out the weight decay.
     """
     if dim % 4:
-        raise UserError(f"config model.embedding_dim: of a sharded table has to be a multiple of 4, got {dim}")
+        raise UserError(f"config model.embedding.dim: of a sharded table has to be a multiple of 4, got {dim}")
     if not schema.num_embeddings:
         raise UserError("config sharding: the data have no ids, so there is no table to split; set sharding=null")
     layout = Layout.of(schema, by, world)

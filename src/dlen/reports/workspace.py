@@ -147,7 +147,7 @@ def _sweep(wr: Any, ws: Any, records: Sequence[RunRecord]) -> list[Any]:
         and not key.startswith(("data.", "trainer.", "loader.", "model_name"))
         and all(isinstance(r.settings[key], int | float | str) for r in records if key in r.settings)
     ]
-    varied = varied[:_MOST_PARAMETERS] or ["model.alpha"]
+    varied = varied[:_MOST_PARAMETERS] or ["model.head.alpha"]
     columns = [wr.ParallelCoordinatesPlotColumn(metric=wr.Config(key)) for key in varied]
     columns.append(wr.ParallelCoordinatesPlotColumn(metric=wr.SummaryMetric("val/auc/mean")))
     panels = [

@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from dlen.batch import Batch
+from dlen.models.features import Features
 from dlen.models.predictions import task_losses
 from dlen.models.ranker import Ranker
 from dlen.training.module import RankingModule
@@ -48,14 +49,14 @@ def task_gradients(model: Ranker, batch: Batch, targets: Targets, rows: int = RO
         for first-order terms.
     """
     x, labels = model.embedding(batch).detach()[:rows].requires_grad_(), batch.labels[:rows]
-    predictions = model.predict(x)
+    predictions = model.predict(Features(x, model.spec))
     losses = task_losses(predictions, targets.training_labels(labels), targets.trained(labels))
     shared = model.backbone.shared_parameters()
     by_task, by_row = [], []
     for loss in losses:
         *parameters, row = torch.autograd.grad(loss, [*shared, x], retain_graph=True, materialize_grads=True)
         by_task.append(torch.cat([x.new_zeros(0), *(g.flatten() for g in parameters)]))
-        by_row.append(row[:, : model.embedding.out_dim])  # behind it is what each task has of its own
+        by_row.append(row[:, : model.spec.width])  # behind it is what each task has of its own
     return torch.stack(by_task), torch.stack(by_row, 1)
 
 

@@ -19,7 +19,8 @@ from dlen.data.prepare import check_writable
 from dlen.data.store import Store
 from dlen.errors import UserError
 from dlen.files import check_links, write_json
-from dlen.models.heads import LatentHead
+from dlen.models.dlen import LatentHead
+from dlen.models.features import Features
 from dlen.models.ranker import Ranker
 from dlen.nn.embedding import join_input
 from dlen.ranking.fusion import Score
@@ -73,7 +74,8 @@ class Serving(nn.Module):
             total = bag_weights.sum(2, keepdim=True)
             mean = table.mean[:, 0][None]  # (1, M, 1)
             parts.append(pooled / torch.where(mean & (total > 0), total, torch.ones_like(total)))
-        predictions = self.model.predict(join_input(parts, numeric, table.dim, table.first_order))
+        values = join_input(parts, numeric, table.dim, table.first_order)
+        predictions = self.model.predict(Features(values, self.model.spec))
         log_p = self.targets.log_probabilities(predictions.log_p)
         log_up = predictions.log_up
         score = self.score(predictions.log_p, log_up)

@@ -147,8 +147,8 @@ def warnings(values: Mapping[str, float], tasks: Sequence[str]) -> list[str]:
     if std < _LEAST_STD:
         lines.append(
             f"P(UP) is nearly constant ({mean:.3f} with a deviation of {std:.3f}), so the hidden state explains "
-            "nothing and DLEN is its backbone: lower model.alpha or train longer, or use the backbone alone if the "
-            "tasks share no preference"
+            "nothing and DLEN is its backbone: lower model.head.alpha or train longer, or use the backbone alone if "
+            "the tasks share no preference"
         )
     elif values["hidden/saturated"] > _MOST_SATURATED:
         share = values["hidden/saturated"]
@@ -160,6 +160,6 @@ def warnings(values: Mapping[str, float], tasks: Sequence[str]) -> list[str]:
     if ignoring:
         lines.append(
             f"P(t | not UP) is nearly P(t | UP) for {', '.join(ignoring)}: their towers ignore the hidden state; lower "
-            "model.alpha"
+            "model.head.alpha"
         )
     return lines

@@ -122,12 +122,12 @@ class RankingModule(L.LightningModule):
         if isinstance(self.balancer, Fixed):
             loss = head.loss(self.model(batch), labels, mask, self.task_weights)
         else:
-            x = self.model.embedding(batch)
-            predictions = self.model.predict(x)
+            features = self.model.features(batch)
+            predictions = self.model.predict(features)
             losses, extra = head.task_losses(predictions, labels, mask), head.extra_loss(predictions)
             loss = self.balancer(losses, self.task_weights) + extra
             if self.balancer.on_gradients:
-                self._graph = (losses * self.task_weights, x, extra)
+                self._graph = (losses * self.task_weights, features.values, extra)
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:

@@ -35,14 +35,12 @@ from dlen.files import check_links, read_figures, read_mapping, write_json, writ
 from dlen.metrics.by_user import BY_USER_ROWS
 from dlen.models.baseline import Baseline
 from dlen.models.model import Model
-from dlen.models.mran import MRAN
 from dlen.models.ranker import Ranker
 from dlen.nn.embedding import deferred_tables
 from dlen.nn.id_dropout import IdDropout
 from dlen.nn.sharded import SHARDINGS, check_shardable, check_torchrec
 from dlen.reports.plots import plot_attention, plot_hidden_state
 from dlen.reports.terminal import print_figures
-from dlen.schema import Kind
 from dlen.training.advice import base_rate_warnings, unknown_id_warnings
 from dlen.training.balancing import Balancer
 from dlen.training.baseline import check_baseline, fit_baseline
@@ -253,18 +251,22 @@ def _show_hidden_state(module: RankingModule, folder: Path) -> None:
 
 
 def _attention(module: RankingModule, store: Store) -> dict[str, AttentionMap]:
-    """For MRAN, what attends to what, on average over the first rows of the test split."""
-    if not isinstance(module.model, MRAN):
+    """Of a backbone with attention, what attends to what, on average over the first rows of the test split."""
+    model = module.model
+    if not isinstance(model, Ranker):
         return {}
-    split, schema = store.split("test"), store.schema
+    split, tasks = store.split("test"), store.schema.task_names
     batch = split.batch(torch.arange(min(len(split), _SHOWN))).to(module.device)
     with torch.no_grad():
-        found = module.model.eval().attention(batch)
-    fields = [f.name for kind in (Kind.ID, Kind.IDS, Kind.NUMERIC) for f in schema.of_kind(kind)]
+        features = model.eval().features(batch).without(model.without)
+        attention = model.backbone.attention(features)
+    if attention is None:
+        return {}
+    fields = [*features.spec.fields, *features.spec.numbers]
     maps = {
-        "field to fields": (found.fields.mean((0, 1)), fields, fields),
-        "task to fields": (found.tasks.mean((0, 1)), schema.task_names, fields),
-        "task to tasks": (found.transfer.mean(0), schema.task_names, schema.task_names),
+        "field to fields": (attention.fields.mean((0, 1)), fields, fields),
+        "task to fields": (attention.tasks.mean((0, 1)), tasks, fields),
+        "task to tasks": (attention.transfer.mean(0), tasks, tasks),
     }
     return {title: (mean.double().cpu().numpy(), lines, columns) for title, (mean, lines, columns) in maps.items()}
 

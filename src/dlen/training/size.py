@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from dlen.models.features import Features
 from dlen.models.model import Model
 from dlen.models.ranker import Ranker
 
@@ -30,8 +31,8 @@ def size_figures(model: Model) -> dict[str, float]:
         return {}
     training = model.training
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        width = model.embedding.out_dim + model.embedding.first_order
-        model.eval().predict(torch.zeros(1, width))  # looking up vectors multiplies nothing
+        x = torch.zeros(1, model.spec.width + model.spec.first_order)  # looking up vectors multiplies nothing
+        model.eval().predict(Features(x, model.spec))
     model.train(training)
     return {
         "model/dense_parameters": dense_parameters(model),

@@ -68,7 +68,7 @@ def test_rows_and_tasks(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", SIGNALS)
 def test_it_trains_by_its_name(name: str, composed: Compose, tmp_path: Path) -> None:
     settings = [f"data={name}", f"data.raw_dir={raw(tmp_path, name)}", "loader.batch_size=128", "trainer.max_epochs=1"]
-    model = ["model.embedding_dim=4", "model.tower=[8]", "model.hidden=[8]", "model.backbone.expert=[8]"]
+    model = ["model.embedding.dim=4", "model.head.tower=[8]", "model.head.hidden=[8]", "model.backbone.expert=[8]"]
     metrics = train(composed("model=dlen", *settings, *model))
     assert metrics["data"] == name
     assert 0 < metrics["test/auc/mean"] < 1

@@ -4,34 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dlen.batch import Batch
-from dlen.models.backbones import Backbone
-from dlen.models.heads import TOWER, IndependentHead
-from dlen.models.ranker import Ranker
-from dlen.nn.embedding import EmbeddingTable
+from dlen.models.backbones.base import Attention, Backbone
+from dlen.models.features import Features, FeatureSpec
 from dlen.nn.mlp import MLP
-from dlen.schema import Schema
-
-
-@dataclass(slots=True)
-class Attention:
-    """Weights that sum to 1 along the last dimension.
-
-    Attributes:
-        fields: (B, A, F, F) from each field to the fields, by head.
-        tasks: (B, A, T, F) from each task to the fields, by head.
-        transfer: (B, T, T) from each task to the tasks.
-    """
-
-    fields: Tensor
-    tasks: Tensor
-    transfer: Tensor
 
 
 class MRANBackbone(Backbone):
@@ -44,10 +24,8 @@ class MRANBackbone(Backbone):
     Reconstructed from the published description: no code of the authors is known, and the sizes are ours.
 
     Args:
+        spec: of the features; each number becomes a field by a learned vector that it scales.
         num_tasks: T.
-        vectors: id vectors at the beginning of the input, E each.
-        numbers: numeric fields behind them; each becomes a field by a learned vector that it scales.
-        dim: E.
         heads: A.
         head_dim: length of a vector within a head.
         expert: layers of each task's MLP.
@@ -56,10 +34,8 @@ class MRANBackbone(Backbone):
 
     def __init__(
         self,
+        spec: FeatureSpec,
         num_tasks: int,
-        vectors: int,
-        numbers: int,
-        dim: int,
         *,
         heads: int = 2,
         head_dim: int = 16,
@@ -71,9 +47,9 @@ class MRANBackbone(Backbone):
             raise ValueError(
                 f"mran needs at least one head of one number and a layer, got {heads}, {head_dim}, {expert}"
             )
-        self.vectors, self.dim, self.heads = vectors, dim, heads
-        width = heads * head_dim
-        self.number_vectors = nn.Parameter(torch.empty(numbers, dim).normal_(std=0.05))
+        self.heads = heads
+        dim, width = spec.dim, heads * head_dim
+        self.number_vectors = nn.Parameter(torch.empty(len(spec.numbers), dim).normal_(std=0.05))
         self.between_fields = nn.Linear(dim, 3 * width, bias=False)
         self.residual = nn.Linear(dim, width, bias=False)
         self.queries = nn.Parameter(torch.empty(num_tasks, heads, head_dim).normal_(std=1.0))
@@ -82,13 +58,18 @@ class MRANBackbone(Backbone):
         self.out_dim = expert[-1]
         self.between_tasks = nn.Linear(self.out_dim, 3 * self.out_dim, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, F * E + numbers) -> (T, B, H)."""
-        return self.attend(x)[0]
+    def forward(self, features: Features) -> Tensor:
+        """(T, B, H)."""
+        return self._attend(features)[0]
 
-    def attend(self, x: Tensor) -> tuple[Tensor, Attention]:
+    def attention(self, features: Features) -> Attention:
+        """The weights of all three relations."""
+        return self._attend(features)[1]
+
+    def _attend(self, features: Features) -> tuple[Tensor, Attention]:
         """(T, B, H) representations, and the attention they were made with."""
-        fields = self._fields(x)
+        numbers = features.numbers[..., None] * self.number_vectors  # (B, K, E)
+        fields = torch.cat([features.fields, numbers], 1)
         query, key, value = (self._split(part) for part in self.between_fields(fields).chunk(3, 2))  # (B, A, F, K)
         by_field = _weights(query, key)
         mixed = F.relu(self._joined(by_field @ value) + self.residual(fields))  # (B, F, A * K)
@@ -101,12 +82,6 @@ class MRANBackbone(Backbone):
         query, key, value = self.between_tasks(tasks).chunk(3, 2)
         transfer = _weights(query, key)
         return (tasks + transfer @ value).transpose(0, 1), Attention(by_field, by_task, transfer)
-
-    def _fields(self, x: Tensor) -> Tensor:
-        """(B, D) -> (B, F, E) with the numeric fields last."""
-        end = self.vectors * self.dim
-        ids = x[:, :end].unflatten(1, (self.vectors, self.dim))
-        return torch.cat([ids, x[:, end:, None] * self.number_vectors], 1)
 
     def _split(self, x: Tensor) -> Tensor:
         """(B, F, A * K) -> (B, A, F, K)."""
@@ -124,48 +99,3 @@ class MRANBackbone(Backbone):
 def _weights(query: Tensor, key: Tensor) -> Tensor:
     """Softmax of scaled dot products: (..., Q, K) and (..., F, K) -> (..., Q, F)."""
     return (query @ key.transpose(-1, -2) / math.sqrt(key.shape[-1])).softmax(-1)
-
-
-class MRAN(Ranker):
-    """Multiple relational attention network (Zhao et al. 2019), reconstructed from its description.
-
-    Args:
-        schema: fields and tasks.
-        embedding_dim: length of each id's vector.
-        heads: of the attention to fields.
-        head_dim: length of a vector within a head.
-        expert: layers of each task's MLP.
-        tower: hidden layers of each tower.
-        dropout: everywhere but in the embeddings and the attention.
-    """
-
-    def __init__(
-        self,
-        schema: Schema,
-        *,
-        embedding_dim: int = 16,
-        heads: int = 2,
-        head_dim: int = 16,
-        expert: Sequence[int] = (128, 64),
-        tower: Sequence[int] = TOWER,
-        dropout: float = 0.0,
-    ) -> None:
-        embedding = EmbeddingTable(schema, embedding_dim)
-        backbone = MRANBackbone(
-            len(schema.tasks),
-            embedding.num_single + embedding.num_bags,
-            embedding.num_numeric,
-            embedding_dim,
-            heads=heads,
-            head_dim=head_dim,
-            expert=expert,
-            dropout=dropout,
-        )
-        head = IndependentHead(schema, backbone.out_dim, embedding.out_dim, tower=tower, dropout=dropout)
-        super().__init__(schema, embedding, backbone, head)
-
-    def attention(self, batch: Batch) -> Attention:
-        """What attends to what for B rows, to be looked at."""
-        backbone = self.backbone
-        assert isinstance(backbone, MRANBackbone)
-        return backbone.attend(self.embedding(batch))[1]

@@ -1,0 +1,22 @@
+"""Backbones: from features to one representation for each task."""
+
+from dlen.models.backbones.base import EXPERT, Backbone, Mixture
+from dlen.models.backbones.mmoe import MMoEBackbone, MoEBackbone
+from dlen.models.backbones.mran import MRANBackbone
+from dlen.models.backbones.ple import CGCBackbone, CGCLevel, PLEBackbone
+from dlen.models.backbones.shared_bottom import SharedBottomBackbone
+from dlen.models.backbones.task_networks import TaskNetworksBackbone
+
+__all__ = [
+    "EXPERT",
+    "Backbone",
+    "CGCBackbone",
+    "CGCLevel",
+    "MMoEBackbone",
+    "MRANBackbone",
+    "Mixture",
+    "MoEBackbone",
+    "PLEBackbone",
+    "SharedBottomBackbone",
+    "TaskNetworksBackbone",
+]

@@ -1,0 +1,255 @@
+"""DLEN: the Deep Latent Emotion Network, the whole paper in one file.
+
+For every task t, label y_t and impression x, with UP ("user prefers this item") a hidden binary state that all tasks
+share and that is never labelled:
+
+    P(t) = P(t | UP) P(UP) + P(t | not UP) P(not UP)    total probability                 (1)
+    P(not UP) = 1 - P(UP)                                                                 (2)
+    P(t, UP) = P(t | UP) P(UP)                          what the paper ranks by           (4)
+    0 < P(t | not UP) < bound                           what makes UP identifiable        (5)-(7)
+    P(t | UP) = sigmoid(c),  P(t | not UP) = alpha sigmoid(n) base                        (8)-(10)
+
+:class:`LatentHead` makes c, n and P(UP), ``LatentHead.mixture`` is the equations, in log space, and
+:class:`Likelihood` names what training fits: the paper's sum of cross entropies of (1), or :func:`joint_loss`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dlen.models.backbones import EXPERT
+from dlen.models.features import Features, FeatureSpec
+from dlen.models.heads import TOWER, Head, Ranking, Towers, add_first_order, logit, make_match, training_rates
+from dlen.models.predictions import Latent, Predictions
+from dlen.nn.logspace import at_least_float32, log1mexp
+from dlen.nn.mlp import MLP
+from dlen.schema import Schema
+
+E = TypeVar("E", bound=StrEnum)
+_MOST_SHARE = 0.9  # of its bound, of P(t | not UP) at the first step
+_MOST_UP = 0.98  # P(UP) starts unsaturated
+
+
+class Bound(StrEnum):
+    """What alpha multiplies in the upper bound of P(t | not UP), which the paper leaves open."""
+
+    CONDITIONAL = "conditional"  # P(t | UP) of the same row
+    PRIOR = "prior"  # the training rate of the task
+    ABSOLUTE = "absolute"  # 1
+
+
+class Likelihood(StrEnum):
+    """What training fits."""
+
+    MARGINAL = "marginal"  # each label by itself: the sum of cross entropies of equation (1), the paper's
+    FULL = "full"  # all labels of an impression together, the hidden state summed out
+
+
+class LatentHead(Head):
+    """DLEN's head: a hidden state UP shared by all tasks, and two conditional probabilities for each task.
+
+    A tower ends in two logits, c and n, of equations (8) to (10); ``base`` is P(t | UP), the training rate of t, or 1,
+    by ``bound``. For a task that shows dislike, UP and not UP change places.
+
+    The paper's own settings are ``alpha=0.1, prediction="joint", likelihood="marginal"``; the defaults are those that
+    are most accurate (docs/results.md).
+
+    The hidden state network is an MLP on the input. With ``match`` > 0 a dot product of user and item is added to its
+    logit: preference is mostly a match of the two, a product that an MLP is slow to learn.
+
+    Args:
+        schema: gives the tasks and their training rates.
+        rep_dim: H.
+        spec: of the features, the input of the hidden state network.
+        alpha: the bound's multiplier in (0, 1]: one number, or one for each task by name.
+        bound: what alpha multiplies.
+        prediction: the probability that ranks.
+        likelihood: what training fits.
+        tower: hidden layers of each tower.
+        hidden: layers of the hidden state network; None for one P(UP) for all rows, to see what the network is worth.
+        match: factors of the dot product of user and item in P(UP); 0 for none, as in the paper.
+        detach_bound: with the conditional bound, let P(t | not UP) send no gradient into P(t | UP).
+        initial_up: P(UP) of the first step, raised where the training rates ask for more.
+        initial_leak: P(t | not UP) over P(t | UP) of the first step, lowered where the bound asks for less. It says
+            which of the two states is to mean preference, and where learning starts.
+        dropout: in the towers and the hidden state network.
+
+    Raises:
+        ValueError: alpha is outside (0, 1] or does not name every task, or a first step is impossible.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        rep_dim: int,
+        spec: FeatureSpec,
+        *,
+        alpha: float | Mapping[str, float] = 1.0,
+        bound: Bound | str = Bound.CONDITIONAL,
+        prediction: Ranking | str = Ranking.TOTAL,
+        likelihood: Likelihood | str = Likelihood.FULL,
+        tower: Sequence[int] = TOWER,
+        hidden: Sequence[int] | None = EXPERT,
+        match: int = 0,
+        detach_bound: bool = False,
+        initial_up: float = 0.5,
+        initial_leak: float = 0.05,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.detach_bound = detach_bound
+        self.bound = _choice(Bound, bound, "bound")
+        self.prediction = _choice(Ranking, prediction, "prediction")
+        self.likelihood = _choice(Likelihood, likelihood, "likelihood")
+        if not 0 < initial_up <= _MOST_UP:
+            raise ValueError(f"initial_up must be above 0 and at most {_MOST_UP}, got {initial_up}")
+        if not 0 < initial_leak < 1:
+            raise ValueError(f"initial_leak must be above 0 and below 1, got {initial_leak}")
+        rates = training_rates(schema)
+        alphas = _alphas(alpha, schema.task_names)
+        base = rates if self.bound is Bound.PRIOR else [1.0] * len(rates)
+        ceiling = [a * b for a, b in zip(alphas, base, strict=True)]
+        self.register_buffer("log_ceiling", torch.tensor(ceiling, dtype=torch.float64).log().float())
+        self.log_ceiling: Tensor
+        dislikes = [t.dislike for t in schema.tasks]
+        self.register_buffer("dislike", torch.tensor(dislikes), persistent=False)
+        self.dislike: Tensor
+        up = _initial_up(initial_up, rates, dislikes)
+        pairs = [
+            _initial_pair(rate, 1 - up if dislike else up, limit, self.bound, initial_leak)
+            for rate, limit, dislike in zip(rates, ceiling, dislikes, strict=True)
+        ]
+        self.towers = Towers(torch.tensor(pairs), rep_dim, tower, dropout)
+        self.hidden = None if hidden is None else MLP(spec.width, hidden, dropout)
+        self.hidden_output = nn.Linear(self.hidden.out_dim if self.hidden else 0, 1)
+        nn.init.constant_(self.hidden_output.bias, logit(up))
+        self.match = make_match(spec, match, 1)
+
+    @property
+    def ranking(self) -> Ranking:
+        """``prediction``."""
+        return self.prediction
+
+    def forward(self, representations: Tensor, features: Features) -> Predictions:
+        """Predictions with the hidden state."""
+        c, n = self.towers(representations).unbind(2)  # (B, T) each
+        c = add_first_order(c, features)
+        x = features.flat
+        up = self.hidden_output(x[:, :0] if self.hidden is None else self.hidden(x))[:, 0]
+        if self.match is not None:
+            up = up + self.match(features.fields)[:, 0]
+        return self.mixture(c, n, at_least_float32(up))
+
+    def mixture(self, c: Tensor, n: Tensor, up: Tensor) -> Predictions:
+        """Equations (1) to (10).
+
+        Args:
+            c: (B, T) logits of P(t | UP).
+            n: (B, T) logits of P(t | not UP) within its bound.
+            up: (B,) logits of P(UP).
+        """
+        log_c, log_not_c = F.logsigmoid(c), F.logsigmoid(-c)  # (8)
+        log_n = self.log_ceiling.to(n.dtype) + F.logsigmoid(n)  # (9), (10), within the bound of (5) to (7)
+        if self.bound is Bound.CONDITIONAL:
+            log_n = log_n + (log_c.detach() if self.detach_bound else log_c)
+        given_up, given_not_up = self._turn(log_c, log_n)
+        not_given_up, not_given_not_up = self._turn(log_not_c, log1mexp(log_n))
+        log_up, log_not_up = F.logsigmoid(up)[:, None], F.logsigmoid(-up)[:, None]  # (2)
+        with_up, without = given_up + log_up, given_not_up + log_not_up  # (4)
+        log_p = torch.logaddexp(with_up, without)  # (1)
+        log_q = torch.logaddexp(not_given_up + log_up, not_given_not_up + log_not_up)
+        joint = torch.where(self.dislike, without, with_up)
+        conditionals = (given_up, given_not_up, not_given_up, not_given_not_up)
+        latent = Latent(log_up[:, 0], log_not_up[:, 0], *conditionals, joint)
+        return Predictions(log_p, log_q, joint if self.prediction is Ranking.JOINT else log_p, latent)
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """The hidden state network and the match."""
+        modules = [m for m in (self.hidden, self.hidden_output, self.match) if m is not None]
+        return [p for module in modules for p in module.parameters()]
+
+    def _turn(self, strong: Tensor, bounded: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T) of the state in which a task happens and of the other one -> of UP and of not UP."""
+        return torch.where(self.dislike, bounded, strong), torch.where(self.dislike, strong, bounded)
+
+    def loss(self, predictions: Predictions, labels: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
+        """Cross entropies of equation (1), or the likelihood of all labels together, by ``likelihood``."""
+        if self.likelihood is Likelihood.MARGINAL:
+            return super().loss(predictions, labels, mask, weights)
+        assert predictions.latent is not None
+        return joint_loss(predictions.latent, labels, mask * weights)
+
+    def task_losses(self, predictions: Predictions, labels: Tensor, mask: Tensor) -> Tensor:
+        """Cross entropies of equation (1)."""
+        if self.likelihood is Likelihood.FULL:
+            raise ValueError(
+                "DLEN's full likelihood is one loss for all tasks, which cannot be balanced; set "
+                "model.head.likelihood=marginal"
+            )
+        return super().task_losses(predictions, labels, mask)
+
+
+def joint_loss(latent: Latent, labels: Tensor, mask: Tensor) -> Tensor:
+    """Mean negative log-likelihood of all labels of an impression together, the hidden state summed out.
+
+        -log( P(UP) prod_t P(y_t | UP) + P(not UP) prod_t P(y_t | not UP) )
+
+    The sum of cross entropies of equation (1) looks at one label at a time. This also sees which labels occur
+    together, so that a positive of one task says that the negatives beside it are habit and not dislike. Its gradient
+    is that of expectation maximisation with exact posteriors.
+
+    Args:
+        latent: of B rows.
+        labels: (B, T) 0 or 1.
+        mask: (B, T) weight of each label; 0 leaves it out.
+
+    Returns:
+        Scalar, in nats for each impression.
+    """
+    return -torch.logaddexp(*latent.log_with_labels(labels, mask)).mean()
+
+
+def _choice(kind: type[E], value: str, key: str) -> E:
+    try:
+        return kind(value)
+    except ValueError:
+        raise ValueError(f"{key} must be one of {', '.join(kind)}, got {value!r}") from None
+
+
+def _alphas(alpha: float | Mapping[str, float], tasks: Sequence[str]) -> list[float]:
+    if isinstance(alpha, Mapping):
+        if set(alpha) != set(tasks):
+            raise ValueError(f"alpha must name every task ({', '.join(tasks)}), got {', '.join(alpha)}")
+        values = [float(alpha[t]) for t in tasks]
+    else:
+        values = [float(alpha)] * len(tasks)
+    for value in values:
+        if not 0 < value <= 1:
+            raise ValueError(f"alpha must be above 0 and at most 1, got {value}")
+    return values
+
+
+def _initial_up(asked: float, rates: Sequence[float], dislikes: Sequence[bool]) -> float:
+    """P(UP) at which every interaction's rate can be reached, and if possible every dislike's."""
+    least = max([r / 0.9 for r, dislike in zip(rates, dislikes, strict=True) if not dislike], default=0.0)
+    most = 1 - max([r / 0.9 for r, dislike in zip(rates, dislikes, strict=True) if dislike], default=0.0)
+    return min(max(min(asked, most), least, 1 - _MOST_UP), _MOST_UP)
+
+
+def _initial_pair(rate: float, up: float, ceiling: float, bound: Bound, leak: float) -> tuple[float, float]:
+    """Logits (c, n) at which P(t) is the training rate and P(t | not UP) is ``leak`` times P(t | UP).
+
+    Where the bound asks for less than ``leak`` it begins at 0.9 of the bound, so that the sigmoid is not saturated.
+    """
+    if bound is Bound.CONDITIONAL:
+        share = min(_MOST_SHARE, leak / ceiling)
+        return logit(min(rate / (up + ceiling * share * (1 - up)), 0.99)), logit(share)
+    share = min(_MOST_SHARE, leak * rate / (up + leak * (1 - up)) / ceiling)
+    c = (rate - ceiling * share * (1 - up)) / up
+    return logit(min(c, 0.99)), logit(share)

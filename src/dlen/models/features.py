@@ -1,0 +1,128 @@
+"""Features: what the embedding makes of a batch, with the names and sides of its fields."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from dlen.nn.embedding import EmbeddingTable
+from dlen.schema import Kind, Schema
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureSpec:
+    """What :class:`Features` hold, known before there is a batch: backbones and heads are built from it.
+
+    Attributes:
+        fields: names of the F fields with a vector: single-valued fields, then pooled multi-valued fields.
+        sides: side of each of them, see :class:`~dlen.schema.Field`.
+        numbers: names of the K numeric fields.
+        dim: E, length of a vector.
+        parts: P, equal parts of a vector that belong to one task each; 1 where all tasks share it.
+        first_order: O, first-order terms behind the input; 0 for none.
+    """
+
+    fields: tuple[str, ...]
+    sides: tuple[str, ...]
+    numbers: tuple[str, ...]
+    dim: int
+    parts: int = 1
+    first_order: int = 0
+
+    @classmethod
+    def of(cls, schema: Schema, table: EmbeddingTable) -> FeatureSpec:
+        """The features that a table makes of the rows of a schema."""
+        embedded = [*schema.of_kind(Kind.ID), *schema.of_kind(Kind.IDS)]
+        return cls(
+            fields=tuple(f.name for f in embedded),
+            sides=tuple(f.side for f in embedded),
+            numbers=tuple(f.name for f in schema.of_kind(Kind.NUMERIC)),
+            dim=table.dim,
+            parts=table.parts,
+            first_order=table.first_order,
+        )
+
+    @property
+    def width(self) -> int:
+        """D = F E + K, the length of :attr:`Features.flat`."""
+        return len(self.fields) * self.dim + len(self.numbers)
+
+    @property
+    def task_width(self) -> int:
+        """Length of each task's part of the input, see :meth:`Features.by_task`."""
+        return len(self.fields) * self.dim // self.parts + len(self.numbers)
+
+    def without(self, names: Sequence[str]) -> FeatureSpec:
+        """The same without some fields.
+
+        Raises:
+            ValueError: there is no such field.
+        """
+        _check_known(names, self.fields)
+        kept = [i for i, name in enumerate(self.fields) if name not in names]
+        return replace(self, fields=tuple(self.fields[i] for i in kept), sides=tuple(self.sides[i] for i in kept))
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """The input of a backbone and a head, for B rows.
+
+    Attributes:
+        values: (B, D + O): the F vectors, the K numbers and the O first-order terms, in one tensor.
+        spec: what is where.
+    """
+
+    values: Tensor
+    spec: FeatureSpec
+
+    @property
+    def flat(self) -> Tensor:
+        """(B, D): the vectors of all fields and the numbers, one after the other."""
+        return self.values[:, : self.spec.width]
+
+    @property
+    def fields(self) -> Tensor:
+        """(B, F, E): the vector of each field."""
+        spec = self.spec
+        return self.values[:, : len(spec.fields) * spec.dim].unflatten(1, (len(spec.fields), spec.dim))
+
+    @property
+    def numbers(self) -> Tensor:
+        """(B, K)."""
+        return self.values[:, len(self.spec.fields) * self.spec.dim : self.spec.width]
+
+    @property
+    def first_order(self) -> Tensor | None:
+        """(B, O), one term for each task; None where the table has none."""
+        return self.values[:, self.spec.width :] if self.spec.first_order else None
+
+    def field(self, name: str) -> Tensor:
+        """(B, E): the vector of one field."""
+        _check_known([name], self.spec.fields)
+        return self.fields[:, self.spec.fields.index(name)]
+
+    def by_task(self, num_tasks: int) -> Tensor:
+        """(T, B, D'): the input of each task: its own parts of the vectors, or all of them where tasks share them."""
+        spec = self.spec
+        if spec.parts == 1:
+            return self.flat.expand(num_tasks, -1, -1)
+        own = self.fields.unflatten(2, (spec.parts, -1)).transpose(0, 2).transpose(1, 2).flatten(2)  # (T, B, F E')
+        return torch.cat([own, self.numbers.expand(num_tasks, -1, -1)], 2)
+
+    def without(self, names: Sequence[str]) -> Features:
+        """The same without some fields."""
+        if not names:
+            return self
+        spec = self.spec.without(names)
+        kept = [self.field(name) for name in spec.fields]
+        rest = self.values[:, len(self.spec.fields) * self.spec.dim :]
+        return Features(torch.cat([*kept, rest], 1), spec)
+
+
+def _check_known(names: Sequence[str], known: Sequence[str]) -> None:
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"there is no field {unknown[0]} with a vector; the fields are {', '.join(known)}")

@@ -1,0 +1,90 @@
+"""Config keys of version 0.1.0 under their present names: on command lines, in studies and in run folders."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+_BACKBONE = ("num_experts", "shared_experts", "task_experts", "levels", "expert", "heads", "head_dim")
+_HEAD = (
+    *("tower", "match", "calibration", "alpha", "bound", "prediction", "likelihood", "hidden", "detach_bound"),
+    *("initial_up", "initial_leak"),
+)
+KEYS = {
+    "model.embedding_dim": "model.embedding.dim",
+    "model.first_order": "model.embedding.first_order",
+    **{f"model.{name}": f"model.backbone.{name}" for name in _BACKBONE},
+    **{f"model.{name}": f"model.head.{name}" for name in _HEAD},
+}
+VARIANTS = {"default": "latent", "match": "latent_match", "paper": "latent_paper"}  # of model/variant, as model/head
+
+_MODELS = {  # class of 0.1.0: its backbone and head
+    "SharedBottom": ("SharedBottomBackbone", "heads.IndependentHead"),
+    "MoE": ("MoEBackbone", "heads.IndependentHead"),
+    "MMoE": ("MMoEBackbone", "heads.IndependentHead"),
+    "CGC": ("CGCBackbone", "heads.IndependentHead"),
+    "PLE": ("PLEBackbone", "heads.IndependentHead"),
+    "SingleTask": ("TaskNetworksBackbone", "heads.IndependentHead"),
+    "MRAN": ("MRANBackbone", "heads.IndependentHead"),
+    "ESMM": ("TaskNetworksBackbone", "funnels.ESMMHead"),
+    "AITM": ("TaskNetworksBackbone", "funnels.AITMHead"),
+    "PAL": ("MMoEBackbone", "heads.IndependentHead"),
+    "DLEN": (None, "dlen.LatentHead"),
+}
+
+
+def present_key(key: str) -> str:
+    """The present name of a key, which may name a part of a setting, such as ``model.alpha.click``."""
+    first, _, rest = key.partition("[")
+    parts = first.split(".")
+    renamed = KEYS.get(".".join(parts[:2]))
+    if renamed is None:
+        return key
+    return ".".join([renamed, *parts[2:]]) + (f"[{rest}" if rest else "")
+
+
+def present_override(override: str) -> str:
+    """A Hydra override with its key, or the group ``model/variant``, under the present name."""
+    found = re.fullmatch(r"([+~]*)([^=]*)(=.*)?", override, re.DOTALL)
+    if found is None:
+        return override
+    prefix, key, value = found[1], found[2], found[3] or ""
+    if key == "model/variant":
+        choices = [VARIANTS.get(choice.strip(), choice) for choice in value.removeprefix("=").split(",")]
+        return f"{prefix}model/head={','.join(choices)}"
+    return f"{prefix}{present_key(key)}{value}"
+
+
+def present_overrides(overrides: Iterable[str]) -> list[str]:
+    """Each of them by :func:`present_override`."""
+    return [present_override(override) for override in overrides]
+
+
+def present_model(model: dict[str, Any]) -> dict[str, Any]:
+    """The group ``model`` of a run's config.yaml; that of a network of version 0.1.0 in its present parts."""
+    name = str(model.get("_target_", "")).removeprefix("dlen.models.")
+    if name not in _MODELS or "head" in model:
+        return model
+    backbone, head = _MODELS[name]
+    found: dict[str, Any] = {
+        "_target_": "dlen.models.PositionRanker" if name == "PAL" else "dlen.models.Ranker",
+        "embedding": {
+            "_target_": "dlen.nn.embedding.EmbeddingTable",
+            "_partial_": True,
+            "first_order": False,  # which 0.1.0 did not know
+            "private": name == "SingleTask",
+        },
+        "backbone": {"_target_": f"dlen.models.backbones.{backbone}", "_partial_": True},
+        "head": {"_target_": f"dlen.models.{head}", "_partial_": True},
+    }
+    found["backbone"] |= model.get("backbone") or {}
+    for key, value in model.items():
+        if key == "dropout":
+            found["head"][key] = value
+            found["backbone"].setdefault(key, value)
+        elif key not in ("_target_", "backbone"):
+            _, *parts = present_key(f"model.{key}").split(".")
+            group = found if len(parts) == 1 else found[parts[0]]
+            group[parts[-1]] = value
+    return found

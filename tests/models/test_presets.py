@@ -1,0 +1,149 @@
+"""The presets of conf/model: every backbone under every head, and defaults that are those of the classes."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import initialize_config_dir
+from omegaconf import OmegaConf
+
+from dlen import models
+from dlen.config import build, read_config
+from dlen.models import PAL, Named, Ranker
+from dlen.overrides import compose_train
+from dlen.renamed import KEYS, present_override
+from dlen.schema import Schema, Task
+from tests.conftest import ROOT
+from tests.helpers import make_batch, make_schema
+
+OLD = Path(__file__).parents[1] / "runs_0_1_0"
+FUNNEL = replace(
+    make_schema((Task("ctr", 0.3), Task("cvr", 0.1, observed_where="ctr", joint="ctcvr"))), position="item"
+)
+BACKBONES = sorted(path.stem for path in (ROOT / "conf/model/backbone").glob("*.yaml"))
+HEADS = sorted(path.stem for path in (ROOT / "conf/model/head").glob("*.yaml"))
+NAMED = {
+    "aitm": models.AITM,
+    "cgc": models.CGC,
+    "dlen": models.DLEN,
+    "esmm": models.ESMM,
+    "mmoe": models.MMoE,
+    "moe": models.MoE,
+    "mran": models.MRAN,
+    "pal": models.PAL,
+    "ple": models.PLE,
+    "shared_bottom": models.SharedBottom,
+    "single_task": models.SingleTask,
+}
+
+
+@cache
+def config_of(*overrides: str) -> Any:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose_train(["data=feed", *overrides])
+
+
+def made(*overrides: str) -> Ranker:
+    torch.manual_seed(0)
+    model = build(config_of(*overrides).model, "model", FUNNEL)
+    assert isinstance(model, Ranker)
+    return model
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_every_backbone_goes_with_every_head(backbone: str, head: str) -> None:
+    model = made("model=mmoe", f"model/backbone={backbone}", f"model/head={head}", "model.embedding.dim=4")
+    batch = make_batch(FUNNEL, 16)
+    predictions = model(batch)
+    assert predictions.log_p.shape == (16, 2)
+    ones = torch.ones(16, 2)
+    model.head.loss(predictions, batch.labels, ones, torch.ones(2)).backward()
+    trained = [p.grad for p in (*model.backbone.parameters(), *model.head.parameters()) if p.grad is not None]
+    assert trained
+    assert all(bool(grad.isfinite().all()) for grad in trained)
+
+
+def test_pal_takes_the_latent_head() -> None:
+    model = made("model=pal", "model/head=latent", "model.embedding.dim=4")
+    assert model.eval()(make_batch(FUNNEL, 4)).latent is not None
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_preset_is_the_named_model(name: str) -> None:
+    """So that a default stands in one YAML and one signature, and the two agree."""
+    preset = made(f"model={name}")
+    torch.manual_seed(0)
+    named: Named = NAMED[name](FUNNEL)
+    assert {k: v.shape for k, v in preset.state_dict().items()} == {k: v.shape for k, v in named.state_dict().items()}
+    batch = make_batch(FUNNEL, 4)
+    assert torch.equal(preset.eval()(batch).log_score, named.eval()(batch).log_score)
+
+
+@pytest.mark.parametrize("part", ["backbone", "head"])
+def test_defaults_of_a_part_are_those_of_its_class(part: str) -> None:
+    for choice in BACKBONES if part == "backbone" else HEADS:
+        if choice in ("single_task", "latent_match", "latent_paper"):  # other settings of another choice
+            continue
+        node = OmegaConf.to_container(config_of("model=mmoe", f"model/{part}={choice}").model[part])
+        assert isinstance(node, Mapping)
+        module, _, name = str(node["_target_"]).rpartition(".")
+        kind = getattr(__import__(module, fromlist=[name]), name)
+        wanted = {k: p.default for k, p in inspect.signature(kind).parameters.items() if p.default is not p.empty}
+        wanted.pop("dropout")
+        said = {k: tuple(v) if isinstance(v, list) else v for k, v in node.items() if not str(k).startswith("_")}
+        assert said == wanted, choice
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_run_of_version_0_1_0_predicts_as_it_did(name: str) -> None:
+    config = read_config(OLD / name / "config.yaml", ())
+    schema = Schema.from_dict(json.loads((OLD / name / "schema.json").read_text()))
+    model = build(config.model, "model", schema).eval()
+    saved = torch.load(OLD / name / "checkpoints/best.ckpt", weights_only=True)["state_dict"]
+    model.load_state_dict({k.removeprefix("model."): v for k, v in saved.items() if k.startswith("model.")})
+    expected = json.loads((OLD / name / "expected.json").read_text())
+    with torch.no_grad():
+        predictions = model(make_batch(schema, 4))
+    torch.testing.assert_close(predictions.log_p, torch.tensor(expected["log_p"]))
+    torch.testing.assert_close(predictions.log_score, torch.tensor(expected["log_score"]))
+    if expected["log_up"] is not None:
+        torch.testing.assert_close(predictions.log_up, torch.tensor(expected["log_up"]))
+
+
+def test_old_keys_are_read_under_their_present_names() -> None:
+    settings = ["model.alpha=0.2", "model.embedding_dim=4", "model.tower=[8]", "model.hidden=null", "model.match=2"]
+    found = config_of("model=dlen", *settings).model
+    assert (found.head.alpha, found.head.tower, found.head.hidden, found.head.match) == (0.2, [8], None, 2)
+    assert found.embedding.dim == 4
+    assert config_of("model=ple", "model.levels=1", "model.expert=[8]").model.backbone.levels == 1
+    assert config_of("model=dlen", "model/variant=paper").model.head.likelihood == "marginal"
+    assert config_of("model=dlen", "model/variant=match").model.head.match == 8
+    for override in ("model.dropout=0.1", "model.backbone.expert=[4]", "data.model.alpha=1", "model=dlen"):
+        assert present_override(override) == override
+    assert present_override("++model.alpha.click=0.1,0.2") == "++model.head.alpha.click=0.1,0.2"
+
+
+def test_no_present_key_is_an_old_one() -> None:
+    assert not set(KEYS) & set(KEYS.values())
+
+
+def test_a_named_model_refuses_settings_that_it_does_not_have() -> None:
+    with pytest.raises(TypeError, match="alpah"):
+        models.DLEN(make_schema(), alpah=0.1)
+    with pytest.raises(TypeError, match="levels"):
+        models.MMoE(make_schema(), levels=2)
+    assert PAL(FUNNEL, position_network=(3,)).position_network.out_dim == 3
+
+
+def test_the_latent_head_goes_on_any_backbone_in_python_too() -> None:
+    model = models.DLEN(make_schema(), backbone=partial(models.PLE.BACKBONE, levels=1), alpha=0.2, hidden=(5,))
+    assert model(make_batch(make_schema(), 4)).latent is not None
