@@ -24,7 +24,8 @@ from dlen.data.prepare import prepare
 from dlen.data.sources.feed import Feed
 from dlen.data.store import Split
 from dlen.metrics.functional import exact_auc
-from dlen.models.predictions import Latent, joint_loss
+from dlen.models.dlen import joint_loss
+from dlen.models.predictions import Latent
 from dlen.nn.logspace import log1mexp
 from dlen.schema import Schema
 

@@ -18,6 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 ROOT = Path(__file__).resolve().parent.parent
+TINY = ("model.embedding.dim=4", "model.head.tower=[8]", "model.backbone.expert=[8]")  # any network, small
 Compose = Callable[..., DictConfig]
 Command = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -15,7 +15,7 @@ from dlen.training.run import open_run
 from dlen.training.scoring import load_model
 from dlen.training.targets import Targets
 from tests.commands.test_train import write_log
-from tests.conftest import Command, run_command, run_here
+from tests.conftest import TINY, Command, run_command, run_here
 
 FEED = ["data=feed", "data.rows=5000", "data.users=50", "data.items=40"]
 SETTINGS = {
@@ -135,7 +135,7 @@ def test_wrong_settings(settings: list[str], expected: str, refused: Command, tm
 @pytest.mark.slow
 def test_compare_pairs_baselines_with_networks(tmp_path: Path) -> None:
     models = {"LightGBM": SETTINGS["lightgbm"][:3], "logistic": SETTINGS["logistic"][:2]}
-    models["MMoE"] = ["model=mmoe", "model.embedding.dim=4", "model.head.tower=[8]", "model.backbone.expert=[8]"]
+    models["MMoE"] = ["model=mmoe", *TINY]
     settings = [f"experiment.models.{name}=[{','.join(map(repr, own))}]" for name, own in models.items()]
     settings += [f"models=[{','.join(models)}]", "seeds=2", "workers=1", "trainer.max_epochs=1"]
     ran = run_here("compare.py", ["experiment=baselines", *FEED, *settings], tmp_path)

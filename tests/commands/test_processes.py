@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import ROOT, Command, run_command, run_here, run_program
+from tests.conftest import ROOT, TINY, Command, run_command, run_here, run_program
 from tests.helpers import needs_torchrec
 
-SMALL = ["model.embedding.dim=4", "model.head.tower=[8]", "model.backbone.expert=[8]", "trainer.accelerator=cpu"]
+SMALL = [*TINY, "trainer.accelerator=cpu"]
 SMALL += ["trainer.max_epochs=4", "trainer.limit_train_batches=2", "trainer.val_check_interval=1.0", "patience=100"]
 SMALL += ["trainer.precision=32-true", "optimizer.embedding_lr=0.01"]
 SMALL += ["id_dropout.k=0"]  # each process draws for its own rows, as with dropout, so a joint batch has other draws

@@ -165,7 +165,8 @@ def test_what_cannot_be_balanced_is_left_out_and_wrong_sizes_are_not(tmp_path: P
 
 
 def test_a_size_that_cannot_be_had_is_told(tmp_path: Path) -> None:
-    tiny = 'experiment.models.MMoE=["model=mmoe","model.backbone.expert=[4]","model.head.tower=[4]","model.backbone.num_experts=1"]'
+    sizes = '"model.backbone.expert=[4]","model.head.tower=[4]","model.backbone.num_experts=1"'
+    tiny = f'experiment.models.MMoE=["model=mmoe",{sizes}]'
     with pytest.raises(UserError, match=r"experiment\.match: PLE cannot have about"):
         planned(
             tmp_path, "experiment=field", "seeds=1", "experiment.match=parameters", tiny, "models=[MMoE,PLE]", *SMALL
