@@ -27,15 +27,15 @@ from common import DATA, OUT, ROOT
 from hydra import initialize_config_dir
 from omegaconf import DictConfig
 
+from dlen.comparing.compare import summarise
 from dlen.comparing.plan import Plan, Run, plan_runs
-from dlen.comparing.run import summarise
+from dlen.comparing.tables import markdown, write_comparison
 from dlen.data.store import Store
 from dlen.metrics.functional import exact_auc
 from dlen.overrides import compose_train, register_resolvers
-from dlen.reports.comparison import markdown, write_comparison
 from dlen.schema import Kind
-from dlen.training.exporting import dense
-from dlen.training.run import SCORES
+from dlen.serving.export import dense
+from dlen.training.run_folder import SCORES
 from dlen.training.targets import Targets
 
 PEER_PYTHON = ROOT / "bench/peers/.venv/bin/python"

@@ -17,8 +17,8 @@ from dlen.data.store import Split, Store
 from dlen.models import DLEN, PLE, MMoE, Ranker
 from dlen.models.backbones import MMoEBackbone
 from dlen.schema import Schema
+from dlen.training.building import choose_precision
 from dlen.training.optimizers import adam
-from dlen.training.run import choose_precision
 from dlen.training.targets import Targets
 
 DIM = 16

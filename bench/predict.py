@@ -21,7 +21,7 @@ from dlen.batch import Batch
 from dlen.models import DLEN
 from dlen.ranking.fusion import Fusion, Score
 from dlen.schema import Field, Kind, Schema, Task
-from dlen.training.exporting import Serving, check_export, dense, write_export
+from dlen.serving.export import Serving, check_export, dense, write_export
 
 RUN = OUT / "predict"
 SIZES = {"user": 4000, "age": 7, "gender": 2, "city": 60, "item": 2000, "category": 40, "author": 300, "hour": 24}

@@ -24,8 +24,8 @@ import yaml
 from common import DATA, OUT, report, run
 from scipy import stats
 
-from dlen.config import code_fingerprint
 from dlen.files import write_text
+from dlen.training.configs import code_fingerprint
 
 FILE = Path(__file__).with_suffix(".yaml")
 LEAST = 2e-4  # below which no difference of AUC is worth a word, as when all seeds came out alike by chance

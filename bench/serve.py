@@ -23,8 +23,8 @@ from common import DATA, OUT, ROOT, report
 from dlen.batch import Batch
 from dlen.data.store import Store
 from dlen.models.model import Model
-from dlen.training.run import open_run
-from dlen.training.scoring import load_model
+from dlen.ranking.scoring import load_model
+from dlen.training.run_folder import open_run
 
 CANDIDATES, RATE = 200, 20
 RUN = OUT / "serve"

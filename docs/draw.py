@@ -18,9 +18,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from playwright.sync_api import sync_playwright
+from plots import plot_gates, plot_hidden_state
 
 from dlen.metrics.hidden import PATTERNS
-from dlen.reports.plots import plot_gates, plot_hidden_state
 from dlen.reports.run_figures import representative
 from dlen.reports.runs import RunRecord, find, read_runs
 from dlen.training.gates import GateFigures

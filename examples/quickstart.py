@@ -10,21 +10,22 @@ from functools import partial
 from pathlib import Path
 
 import lightning as L
+import matplotlib.pyplot as plt
 import numpy as np
 import polars as pl
 import torch
 
 from dlen.data.prepare import prepare
 from dlen.data.sources.frame import frame_source
+from dlen.metrics.hidden import NEGATIVES, PATTERNS
 from dlen.models import DLEN
 from dlen.models.backbones import MMoEBackbone
-from dlen.reports.plots import plot_gates, plot_hidden_state
+from dlen.ranking.scoring import score
+from dlen.training.building import quiet
 from dlen.training.datamodule import RankingDataModule
 from dlen.training.gates import GateMonitor
 from dlen.training.module import RankingModule
 from dlen.training.optimizers import adam
-from dlen.training.run import quiet
-from dlen.training.scoring import score
 
 quiet()  # Lightning's own chatter
 
@@ -147,17 +148,29 @@ print(table)
 # silent liking, or detest.
 
 # %%
-hidden_state = plot_hidden_state(figures.hidden)
-hidden_state.savefig(folder / "hidden_state.png")
-hidden_state
+counts = figures.hidden.counts.numpy()  # (patterns, bins)
+figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.5))
+for pattern, rows in zip(PATTERNS, counts, strict=True):
+    if rows.sum():
+        left.stairs(rows / rows.sum() * len(rows), np.linspace(0, 1, len(rows) + 1), label=pattern)
+left.set(xlabel="P(UP)", ylabel="density", title="P(UP) by what happened")
+left.legend()
+bottom = np.zeros(len(tasks))
+for kind, share in zip(NEGATIVES, figures.hidden.kinds.numpy().T, strict=True):
+    right.bar(tasks, share, bottom=bottom, label=kind)
+    bottom += share
+right.set(title="What a negative means")
+right.legend()
 
 # %% [markdown]
 # Which experts each task listens to:
 
 # %%
-gate_weights = plot_gates(gates.last)
-gate_weights.savefig(folder / "gates.png")
-gate_weights
+figure, panel = plt.subplots(figsize=(6, 2.5))
+image = panel.imshow([gate.weights for gate in gates.last], cmap="Blues", vmin=0, vmax=1, aspect="auto")
+panel.set(xticks=range(len(gates.last[0].experts)), xticklabels=gates.last[0].experts)
+panel.set(yticks=range(len(gates.last)), yticklabels=[gate.owner for gate in gates.last], title="Mean weight")
+figure.colorbar(image)
 
 # %% [markdown]
 # ## Scores

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 _BACKBONE = ("num_experts", "shared_experts", "task_experts", "levels", "expert", "heads", "head_dim")
@@ -59,6 +59,21 @@ def present_override(override: str) -> str:
 def present_overrides(overrides: Iterable[str]) -> list[str]:
     """Each of them by :func:`present_override`."""
     return [present_override(override) for override in overrides]
+
+
+def present_keys(point: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by their present names."""
+    return {present_key(str(key)): value for key, value in point.items()}
+
+
+def present_space(space: Mapping[str, Any]) -> dict[str, Any]:
+    """A study's space, and the conditions in it, by the present names."""
+    found = {}
+    for key, choices in present_keys(space).items():
+        if isinstance(choices, Mapping) and isinstance(choices.get("when"), Mapping):
+            choices = {**choices, "when": present_keys(choices["when"])}
+        found[key] = choices
+    return found
 
 
 def present_model(model: dict[str, Any]) -> dict[str, Any]:

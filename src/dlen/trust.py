@@ -125,34 +125,9 @@ def _located(where: str, target: str) -> Any:
         raise UserError(f"{where}: {target} cannot be imported ({str(error).splitlines()[-1]})") from None
 
 
-def _is_model(found: type) -> bool:
-    from dlen.models.model import Model
-
-    return issubclass(found, Model)
-
-
-def _is_backbone(found: type) -> bool:
-    from dlen.models.backbones import Backbone
-
-    return issubclass(found, Backbone)
-
-
-def _is_embedding(found: type) -> bool:
-    from dlen.nn.embedding import EmbeddingTable
-
-    return issubclass(found, EmbeddingTable)
-
-
-def _is_head(found: type) -> bool:
-    from dlen.models.heads import Head
-
-    return issubclass(found, Head)
-
-
-def _is_balancer(found: type) -> bool:
-    from dlen.training.balancing import Balancer
-
-    return issubclass(found, Balancer)
+def _is_kind(base: str) -> Callable[[type], bool]:
+    """Whether a class is one of a base class, known by its name so that nothing has to be imported for the question."""
+    return lambda found: any(f"{c.__module__}.{c.__qualname__}" == base for c in found.__mro__)
 
 
 def _is_source(found: type) -> bool:
@@ -161,12 +136,12 @@ def _is_source(found: type) -> bool:
     )
 
 
-# What a class of dlen has to be at each place; imported late, as they need torch.
+# What a class of dlen has to be at each place.
 _KINDS: dict[str, tuple[str, Callable[[type], bool]]] = {
     "data": ("data source", _is_source),
-    "model": ("model", _is_model),
-    "model.embedding": ("embedding table", _is_embedding),
-    "model.backbone": ("backbone", _is_backbone),
-    "model.head": ("head", _is_head),
-    "balancing": ("balancing", _is_balancer),
+    "model": ("model", _is_kind("dlen.models.model.Model")),
+    "model.embedding": ("embedding table", _is_kind("dlen.nn.embedding.EmbeddingTable")),
+    "model.backbone": ("backbone", _is_kind("dlen.models.backbones.base.Backbone")),
+    "model.head": ("head", _is_kind("dlen.models.heads.Head")),
+    "balancing": ("balancing", _is_kind("dlen.training.balancing.Balancer")),
 }

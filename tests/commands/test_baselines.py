@@ -10,9 +10,9 @@ import polars as pl
 import pytest
 
 from dlen.data.loader import BatchLoader
+from dlen.ranking.scoring import load_model
 from dlen.training.checkpoints import read_checkpoint
-from dlen.training.run import open_run
-from dlen.training.scoring import load_model
+from dlen.training.run_folder import open_run
 from dlen.training.targets import Targets
 from tests.commands.test_train import write_log
 from tests.conftest import TINY, Command, run_command, run_here

@@ -167,5 +167,4 @@ def test_a_surface(tmp_path: Path) -> None:
         base, dlen = cell["rows"]
         assert float(line["gain"]) == pytest.approx(dlen["auc"]["mean"][0] - base["auc"]["mean"][0])
         assert int(line["all_positives"]) == sum(cell["identity"]["training_positives"].values())
-    assert (out / "surface.png").stat().st_size > 5000
     assert "4 cells" in ran.stdout

@@ -16,11 +16,12 @@ from omegaconf import DictConfig
 
 from dlen.errors import UserError
 from dlen.overrides import compose_train
+from dlen.ranking.scoring import calibrate, score_split
 from dlen.schema import Kind
-from dlen.training import exporting
-from dlen.training.exporting import INPUTS, dense, export
-from dlen.training.run import open_run, train
-from dlen.training.scoring import calibrate, score_split
+from dlen.serving import export as exporting
+from dlen.serving.export import INPUTS, dense, export
+from dlen.training.fit import train
+from dlen.training.run_folder import open_run
 from tests.conftest import ROOT, run_command
 from tests.helpers import make_batch, make_schema
 

@@ -22,7 +22,7 @@ from dlen.data.prepare import prepare
 from dlen.data.sources.aliccp_demo import AliCCPDemo
 from dlen.data.store import Store
 from dlen.errors import UserError
-from dlen.training import run
+from dlen.training import run_folder
 from tests.conftest import ROOT, Command, run_here, run_program
 
 FEED = ["data.rows=20000", "data.users=200", "data.items=100"]
@@ -176,7 +176,7 @@ def test_a_clock_that_goes_back_changes_no_figure(tmp_path: Path, monkeypatch: p
     hours = count(step=-3600)
     started = time.time()
     monkeypatch.setattr(time, "time", lambda: started + next(hours))
-    monkeypatch.setattr(run, "datetime", Stopped)
+    monkeypatch.setattr(run_folder, "datetime", Stopped)
     for _ in range(2):
         ran = run_here("train.py", settings, tmp_path)
         assert ran.returncode == 0, ran.stderr
@@ -199,11 +199,11 @@ def naming(runs_dir: Path) -> DictConfig:
 
 def test_a_name_is_taken_at_once_and_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a run that is refused after it has its folder; a run beside it in the same second has another."""
-    monkeypatch.setattr(run, "datetime", Stopped)
+    monkeypatch.setattr(run_folder, "datetime", Stopped)
     config = naming(tmp_path / "runs")
-    with run._run_folder(config) as first:
+    with run_folder.run_folder(config) as first:
         (first / "config.yaml").write_text("a run\n")
-        with run._run_folder(config) as second:
+        with run_folder.run_folder(config) as second:
             assert (first.name, second.name) == ("20261125-120000-seed0", "20261125-120000-seed0-2")
             assert second.is_dir()
     assert first.is_dir()
@@ -236,7 +236,7 @@ def test_runs_that_begin_and_are_refused_at_once(tmp_path: Path) -> None:
     held: set[Path] = set()
 
     def begin(_: int) -> None:
-        with suppress(UserError), run._run_folder(config) as folder:
+        with suppress(UserError), run_folder.run_folder(config) as folder:
             assert folder.is_dir()
             assert folder not in held
             held.add(folder)

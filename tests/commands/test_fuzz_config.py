@@ -12,11 +12,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dlen.cli import _one_line
-from dlen.config import build, open_store
 from dlen.errors import UserError
 from dlen.overrides import leaves
+from dlen.training.building import build_trainer
 from dlen.training.callbacks import Meter
-from dlen.training.run import build_trainer, check
+from dlen.training.checks import check
+from dlen.training.configs import build, open_store
 from tests.conftest import Compose
 from tests.data.sources.test_fuzz import FUZZ
 

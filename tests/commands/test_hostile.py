@@ -20,13 +20,13 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import CategoricalDistribution, IntDistribution
 
 from dlen.cli import _with_best
-from dlen.config import read_config
 from dlen.data.prepare import check_plain_name
 from dlen.errors import UserError
 from dlen.files import check_links, read_figures, read_json, read_yaml, replacing_file, write_json
-from dlen.sweeping.run import _best
 from dlen.sweeping.space import parse_space
+from dlen.sweeping.sweep import _best
 from dlen.training.checkpoints import CheckpointFiles, read_checkpoint
+from dlen.training.configs import read_config
 from dlen.trust import check_config
 from tests.conftest import ROOT, run_here
 
@@ -50,7 +50,7 @@ COMMANDS = {
 }
 REPORT = ["report.py", "runs=run", "out=report.html"]
 EVIL = "from pathlib import Path\nfrom os import system\nPath('sentinel').touch()\n"
-OWN = "import dlen.files, torch\nfrom os import system\nfrom dlen.config import build\n"
+OWN = "import dlen.files, torch\nfrom os import system\nfrom dlen.training.configs import build\n"
 OWN += "from dlen.models import DLEN\n\n\nclass Mine(DLEN):\n    pass\n"
 
 
@@ -115,12 +115,12 @@ TARGETS = (
     "os.system",
     "builtins.open",
     "torch.load",
-    "dlen.training.run.torch.load",
-    "dlen.config.hydra.utils.instantiate",
-    "dlen.config.open_store",
+    "dlen.training.building.torch.set_float32_matmul_precision",
+    "dlen.training.configs.hydra.utils.instantiate",
+    "dlen.training.configs.open_store",
     "dlen.files.write_text",
     "dlen.data.sources.table.Path",
-    "dlen.training.run.ModelCheckpoint",
+    "dlen.training.building.ModelCheckpoint",
     "lightning.pytorch.loggers.CSVLogger",
     "dlen.nowhere.Thing",
     "dlen..models",
@@ -476,7 +476,7 @@ def test_a_checkpoint_names_no_other_file_to_delete(tmp_path: Path) -> None:
         ("logs", "resume"),
         ("checkpoints/best.ckpt", "resume"),
         ("config.yaml", "resume"),
-        ("hidden_state.png", "resume"),
+        ("diagnostics_test.json", "resume"),
     ],
 )
 def test_nothing_is_written_through_a_link(name: str, command: str, place: Path) -> None:
@@ -495,8 +495,8 @@ def test_nothing_is_written_through_a_link(name: str, command: str, place: Path)
 
 def test_a_new_run_is_not_written_through_a_link_either(place: Path) -> None:
     (place / "new").mkdir()
-    (place / "new" / "attention.png").symlink_to(place / "outside")
-    assert "new/attention.png: is a link" in refused(["train.py", *SETTINGS, "run_dir=new"], place)
+    (place / "new" / "diagnostics_test.json").symlink_to(place / "outside")
+    assert "new/diagnostics_test.json: is a link" in refused(["train.py", *SETTINGS, "run_dir=new"], place)
     assert not (place / "outside").exists()
 
 

@@ -20,8 +20,8 @@ from dlen.data.store import StoreWriter
 from dlen.errors import UserError
 from dlen.overrides import leaves, written
 from dlen.schema import Schema
-from dlen.training.again import continued
-from dlen.training.run import _check_same_run
+from dlen.training.resume import continued
+from dlen.training.run_folder import check_same_run
 from tests.conftest import Compose, run_here
 from tests.data.helpers import refusal
 
@@ -285,7 +285,7 @@ def test_every_setting_that_is_typed_acts_or_is_refused(composed: Compose, tmp_p
             found = continued(typed, [override])
             assert OmegaConf.select(found, key) == other, key
             with suppress(UserError):
-                _check_same_run(found)
+                check_same_run(found)
                 continue
             refused.add(key.split(".")[0])
     assert refused == {"model", "balancing", "optimizer", "id_dropout", "seed", "monitor", "loader"}

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from dlen.training.fit import train
 from dlen.training.loggers import ContinuedCSVLogger, run_id, wandb_logger
-from dlen.training.run import train
 from tests.conftest import Compose, run_command
 from tests.wandb_files import WandbRun, read_wandb
 

@@ -13,11 +13,12 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from dlen.config import build
 from dlen.data.sources.feed import Feed
 from dlen.overrides import compose_train
-from dlen.training.run import load_run_config, open_run, train
-from dlen.training.scoring import load_model, make_scores, read_fusion, score_pairs
+from dlen.ranking.scoring import load_model, make_scores, read_fusion, score_pairs
+from dlen.training.configs import build
+from dlen.training.fit import train
+from dlen.training.run_folder import load_run_config, open_run
 from tests.conftest import ROOT, Command, run_here
 
 WORLD = ["data=feed", "data.exposure=uniform", "data.rows=40000", "data.users=60", "data.items=40", "data.test=0.5"]

@@ -19,15 +19,16 @@ from fastapi.testclient import TestClient
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from dlen.config import open_store
 from dlen.data.sources.aliccp_demo import AliCCPDemo
 from dlen.errors import UserError
 from dlen.overrides import compose_train
 from dlen.ranking.fusion import fuse
-from dlen.training.exporting import export
-from dlen.training.predicting import predict
-from dlen.training.run import load_run_config, train
-from dlen.training.scoring import score_split
+from dlen.ranking.scoring import score_split
+from dlen.serving.export import export
+from dlen.serving.predict import predict
+from dlen.training.configs import open_store
+from dlen.training.fit import train
+from dlen.training.run_folder import load_run_config
 from tests.conftest import ROOT, run_command
 
 MODEL = ["model.embedding.dim=4", "model.head.tower=[8]", "loader.batch_size=256", "trainer.max_epochs=1"]

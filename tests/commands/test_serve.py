@@ -21,10 +21,11 @@ from hypothesis import strategies as st
 
 from dlen.errors import UserError
 from dlen.overrides import compose_train
-from dlen.training import codings
-from dlen.training.exporting import dense, export
-from dlen.training.predicting import predict
-from dlen.training.run import open_run, train
+from dlen.serving import codings
+from dlen.serving.export import dense, export
+from dlen.serving.predict import predict
+from dlen.training.fit import train
+from dlen.training.run_folder import open_run
 from tests.conftest import ROOT
 
 SPEC = """

@@ -11,7 +11,7 @@ import pytest
 from hydra import initialize_config_dir
 
 from dlen.overrides import compose_train
-from dlen.training.run import train
+from dlen.training.fit import train
 from tests.conftest import ROOT
 
 FIELDS = {"user": "{kind: id, side: user}", "tags": "{kind: ids}", "age": "{kind: numeric}", "one": "{kind: id}"}

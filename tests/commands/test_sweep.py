@@ -28,8 +28,8 @@ from optuna.trial import TrialState
 
 from dlen.cli import _one_line
 from dlen.errors import UserError
-from dlen.sweeping.run import make_plan
 from dlen.sweeping.study import connect
+from dlen.sweeping.sweep import make_plan
 from tests.conftest import ROOT, Command, run_command, run_here
 from tests.wandb_files import WandbRun, read_wandb
 

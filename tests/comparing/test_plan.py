@@ -15,7 +15,7 @@ from dlen.comparing.plan import Plan, make_plan, parse_seeds
 from dlen.data.sources.aliccp_demo import AliCCPDemo
 from dlen.devices import number_of_workers
 from dlen.errors import UserError
-from dlen.training.run import build_model
+from dlen.training.building import build_model
 from dlen.training.size import dense_parameters
 from tests.conftest import ROOT
 

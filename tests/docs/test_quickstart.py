@@ -37,8 +37,6 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     shown = [output for cell in code for output in cell.outputs]
     assert sum("image/png" in output.get("data", {}) for output in shown) == 2
-    for name in ("hidden_state.png", "gates.png"):
-        assert (tmp_path / "data" / "quickstart" / name).stat().st_size > 5_000
     printed = "".join(output.text for output in shown if output.output_type == "stream")
     lines = re.findall(r"│ (click|like|share) *┆ (\d\.\d+) ┆", printed)
     assert [task for task, _ in lines] == ["click", "like", "share"]

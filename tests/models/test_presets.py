@@ -16,11 +16,11 @@ from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
 from dlen import models
-from dlen.config import build, read_config
 from dlen.models import PAL, Named, Ranker
 from dlen.overrides import compose_train
 from dlen.renamed import KEYS, present_override
 from dlen.schema import Schema, Task
+from dlen.training.configs import build, read_config
 from tests.conftest import ROOT
 from tests.helpers import make_batch, make_schema
 

@@ -11,7 +11,7 @@ import torch
 from obp.ope import InverseProbabilityWeighting, SelfNormalizedInverseProbabilityWeighting
 
 from dlen.batch import Batch
-from dlen.ranking.off_policy import Estimator, best_of, swap_items
+from dlen.ranking.estimators import Estimator, best_of, swap_items
 from dlen.schema import Field, Kind, Schema, Task
 
 RNG = np.random.default_rng(0)

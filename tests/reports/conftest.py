@@ -11,10 +11,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from dlen.comparing.statistics import paired
+from dlen.comparing.tables import Comparison, Row, write_comparison
 from dlen.overrides import compose_train
-from dlen.reports.comparison import Comparison, Row, write_comparison
 from dlen.reports.study import write_study
-from dlen.training.run import train
+from dlen.training.fit import train
 from tests.conftest import ROOT
 
 SMALL = ["data.rows=4000", "data.users=60", "data.items=40", "model.embedding.dim=4", "loader.batch_size=512"]

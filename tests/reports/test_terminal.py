@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dlen.reports.terminal import print_figures
+from dlen.training.terminal import print_figures
 
 
 def figures(model: str, seed: int, click: float) -> dict[str, Any]:

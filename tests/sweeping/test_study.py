@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 from rich.console import Console
 
 from dlen.errors import UserError
-from dlen.reports import live
+from dlen.sweeping import live
 from dlen.sweeping import study as study_module
 from dlen.sweeping.study import (
     check_options,
@@ -29,7 +29,7 @@ from dlen.sweeping.study import (
     repair,
     shown,
 )
-from dlen.sweeping.trials import best_trial, own_trials, pareto_front, retried, used
+from dlen.sweeping.trial_records import best_trial, own_trials, pareto_front, retried, used
 
 ONE = {"val/auc/mean": "maximize"}
 IDENTITY: dict[str, Any] = {"space": {"model.head.alpha": {"high": 0.5}}, "seeds": 1}

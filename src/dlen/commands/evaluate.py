@@ -8,13 +8,13 @@ from dlen.cli import entry
 
 
 def run(config: DictConfig) -> None:
-    """Import torch only once the config has been composed, so that a typo is told at once."""
+    """Import torch only once the config has been composed, so typos fail fast."""
     if config.off_policy.log is not None:
-        from dlen.training.off_policy import check_off_policy
+        from dlen.ranking.off_policy import check_off_policy
 
         check_off_policy(config)
         return
-    from dlen.training.run import evaluate
+    from dlen.training.evaluate import evaluate
 
     evaluate(config)
 

@@ -8,8 +8,8 @@ from dlen.cli import entry
 
 
 def run(config: DictConfig) -> None:
-    """Import torch only once the config has been composed, so that a typo is told at once."""
-    from dlen.training.exporting import export
+    """Import torch only once the config has been composed, so typos fail fast."""
+    from dlen.serving.export import export
 
     export(config)
 

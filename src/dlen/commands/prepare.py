@@ -8,9 +8,9 @@ from dlen.cli import entry
 
 
 def run(config: DictConfig) -> None:
-    """Import the package only once the config has been composed, so that a typo is told at once."""
-    from dlen.config import open_store
+    """Import the package only once the config has been composed, so typos fail fast."""
     from dlen.data.prepare import summary
+    from dlen.training.configs import open_store
 
     print(summary(open_store(config)))
 

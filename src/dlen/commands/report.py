@@ -8,7 +8,7 @@ from dlen.cli import entry
 
 
 def run(config: DictConfig) -> None:
-    """Import plotly only once the config has been composed, so that a typo is told at once."""
+    """Import plotly only once the config has been composed, so typos fail fast."""
     from dlen.reports.report import report
 
     report(config)

@@ -8,10 +8,11 @@ from dlen.cli import entry
 
 
 def run(config: DictConfig) -> None:
-    """Import torch only once the config has been composed, so that a typo is told at once."""
-    from dlen.sweeping.run import sweep
+    """Import torch only once the config has been composed, so typos fail fast."""
+    from dlen.reports.study import write_study
+    from dlen.sweeping.sweep import sweep
 
-    sweep(config)
+    sweep(config, write_study)
 
 
 main = entry(run, "sweep")

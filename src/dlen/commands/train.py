@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from dlen.cli import entry
 
 
+def _draw(folder: Path) -> dict[str, Any]:
+    """Plots of a finished run by their titles, for W&B; Plotly is imported when it is needed."""
+    from dlen.reports.run_figures import draw_run
+
+    return draw_run(folder)
+
+
 def run(config: DictConfig) -> None:
-    """Import torch only once the config has been composed, so that a typo is told at once."""
-    from dlen.training.again import continued, rerun
-    from dlen.training.run import train
+    """Import torch only once the config has been composed, so typos fail fast."""
+    from dlen.training.fit import train
+    from dlen.training.resume import continued, rerun
 
     said = list(HydraConfig.get().overrides.task)
     if config.rerun is not None:
-        if not rerun(config, said):
+        if not rerun(config, said, _draw):
             raise SystemExit(1)
         return
-    train(continued(config, said) if config.ckpt == "last" and config.run_dir is not None else config)
+    train(continued(config, said) if config.ckpt == "last" and config.run_dir is not None else config, _draw)
 
 
 main = entry(run, "train")

@@ -14,8 +14,8 @@ from dlen.errors import UnfitError, UserError
 from dlen.models.model import Model
 from dlen.models.ranker import Ranker
 from dlen.overrides import compose_train
+from dlen.training.building import build_balancer, build_model
 from dlen.training.module import check_balanceable
-from dlen.training.run import build_balancer, build_model
 from dlen.training.size import dense_parameters
 
 _WIDTHS = ("backbone.expert", "head.hidden")  # keys of a model's config that hold layer sizes

@@ -13,11 +13,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from dlen import __version__
 from dlen.comparing.fit import fitted
-from dlen.config import open_store, settings_of
 from dlen.data.store import Store
 from dlen.errors import UserError
 from dlen.overrides import compose_train, said_overrides
-from dlen.training.run import SCORES
+from dlen.training.configs import open_store, settings_of
+from dlen.training.run_folder import SCORES
 
 _OWN = ("experiment", "seeds", "models", "workers", "out")  # settings of compare.py that train.py does not know
 

@@ -1,166 +1,167 @@
-"""Off-policy estimates: what a ranking would have brought about, from a log whose items were shown at random.
-
-The policy that is judged is offered M items, drawn as the log drew them, and shows the best by its score. A logged row
-is then a look at one such item, weighted by how likely the policy would have shown it (inverse propensity: the log
-itself would have, once in M). Whether it is the best of M is averaged over P further items drawn for its own user.
-"""
+"""evaluate.py with off_policy.log: what a run's ranking would have brought about, from rows shown at random."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy.special import gammaln
-from scipy.stats import norm
-from torch import Tensor
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
 
-from dlen.batch import Batch
-from dlen.schema import Kind, Schema
+from dlen.data.prepare import check_writable
+from dlen.data.store import Split
+from dlen.errors import UserError
+from dlen.files import check_links, write_json
+from dlen.models.model import Model
+from dlen.ranking.estimators import Estimate, Estimator, best_of, swap_items
+from dlen.ranking.fusion import Score
+from dlen.ranking.scoring import load_model, make_scores, read_fusion
+from dlen.schema import Kind
+from dlen.training.building import quiet
+from dlen.training.run_folder import open_row_source
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-_Z = float(norm.ppf(0.975))
-
-
-def swap_items(context: Batch, item: Batch, schema: Schema) -> Batch:
-    """Rows of one batch with the items of another: fields of side ``item`` from the second, all others from the first.
-
-    Args:
-        context: B rows.
-        item: B rows.
-        schema: of both.
-
-    Returns:
-        B rows; labels are those of ``context`` and have no meaning.
-
-    Raises:
-        ValueError: a field describes user and item together, so another item's value is not known.
-    """
-    together = [field.name for field in schema.fields if field.side == "cross"]
-    if together:
-        raise ValueError(f"field {together[0]} describes user and item together: for another item it is not known")
-
-    def of_item(kind: Kind) -> Tensor:
-        return torch.tensor([field.side == "item" for field in schema.of_kind(kind)], dtype=torch.bool)
-
-    ids = torch.where(of_item(Kind.ID), item.ids, context.ids)
-    numeric = torch.where(of_item(Kind.NUMERIC), item.numeric, context.numeric)
-    bags = []
-    for number, field in enumerate(schema.of_kind(Kind.IDS)):
-        batch = item if field.side == "item" else context
-        ends = batch.bag_lengths.sum(1).cumsum(0)
-        values = slice(int(ends[number - 1]) if number else 0, int(ends[number]))
-        bags.append((batch.bag_lengths[number], batch.bag_ids[values], batch.bag_weights[values]))
-    if not bags:
-        bags_of = context.bag_lengths, context.bag_ids, context.bag_weights
-    else:
-        lengths, bag_ids, bag_weights = zip(*bags, strict=True)
-        bags_of = torch.stack(lengths), torch.cat(bag_ids), torch.cat(bag_weights)
-    return Batch(ids, numeric, *bags_of, context.labels, context.truth)
-
-
-def best_of(score: Tensor, others: Tensor, candidates: int, generator: torch.Generator) -> Tensor:
-    """Weights of logged rows for the policy that shows the best of M candidates.
-
-        w = M * C(L, M - 1) / C(P, M - 1)
-
-    with L the number of the P other items that the row's item beats: M times the share of all choices of M - 1 among
-    them that it beats. Its mean over the log is 1, and the mean of w * label the policy's rate, without bias.
-
-    Args:
-        score: (B,) of the logged items.
-        others: (B, P) of further items, drawn as the log drew its own, for the same users.
-        candidates: M, from 1 to P + 1.
-        generator: of the numbers that decide ties.
-
-    Returns:
-        (B,) float64 weights, from 0 to M.
-
-    Example:
-        >>> score, others = torch.tensor([0.9, 0.5]), torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.1, 0.6, 0.7, 0.8]])
-        >>> best_of(score, others, candidates=2, generator=torch.Generator())
-        tensor([2.0000, 0.5000], dtype=torch.float64)
-    """
-    draws = others.shape[1]
-    if not 1 <= candidates <= draws + 1:
-        raise ValueError(f"candidates: {candidates} is not from 1 to {draws + 1}, one more than are drawn")
-    tie = (others == score[:, None]) & (torch.rand(others.shape, generator=generator) < 0.5)
-    beaten = ((others < score[:, None]) | tie).sum(1).numpy()
-    more = candidates - 1
-    chance = np.where(
-        beaten >= more, np.exp(_log_choose(np.maximum(beaten, more), more) - _log_choose(draws, more)), 0.0
-    )
-    return torch.from_numpy(candidates * chance)
-
-
-def _log_choose(n: Ints | int, k: int) -> Floats:
-    found: Floats = gammaln(np.asarray(n) + 1.0) - gammaln(k + 1.0) - gammaln(np.asarray(n) - k + 1.0)
-    return found
+RANDOM, SCORE, WITHOUT_UP = "random", "score", "score without P(UP)"
+_ROWS_AT_ONCE = 16384  # of logged rows and drawn items together
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
-    """A policy's value, or a difference of two.
+class _Settings:
+    """``off_policy``.
 
     Attributes:
-        value: mean.
-        low: lower end of the 95 % interval over users.
-        high: its upper end.
+        log: rows whose items were shown at random.
+        candidates: of which the ranking shows the best.
+        draws: further items for each row.
+        seed: of the draws.
     """
 
-    value: float
-    low: float
-    high: float
+    log: Path
+    candidates: int
+    draws: int
+    seed: int
 
 
-@dataclass(frozen=True, slots=True)
-class Estimator:
-    """Rows of a random log under a policy's weights.
+def check_off_policy(config: DictConfig) -> dict[str, Any]:
+    """Estimate the rates of every task under the run's ranking, beside those of the random log itself.
 
     Args:
-        weights: (N,) of the rows.
-        users: (N,) whose they are: rows of a user are not independent.
+        config: of ``evaluate.py``, with ``off_policy.log``.
+
+    Returns:
+        The content of ``off_policy.json``.
+
+    Raises:
+        UserError: for a run, a log or settings that are wrong.
     """
+    quiet()
+    settings, folder = _settings(config.off_policy), Path(config.run)
+    check_writable(folder)
+    run_config, store, source = open_row_source(folder, config.trust)
+    check_links(folder)
+    schema = store.schema
+    if schema.user is None:
+        raise UserError(f"{folder}: its data name no user, whose rows the intervals would keep together")
+    model = load_model(folder, run_config, store, config.checkpoint)
+    fusion = read_fusion(config.fusion)
+    fusions = {SCORE: fusion} | ({WITHOUT_UP: replace(fusion, up=0.0, floor=0.0)} if fusion.needs_up else {})
+    scores = dict(zip(fusions, make_scores(list(fusions.values()), model, store), strict=True))
+    try:
+        found = list(_weigh(source.read(settings.log, store, labels=True), model, scores, settings))
+    except ValueError as error:
+        raise UserError(f"config off_policy: {error}") from None
+    weights, labels, users = (np.concatenate(part) for part in zip(*found, strict=True))
+    policies = {RANDOM: Estimator(np.ones(len(users)), users)}
+    policies |= {name: Estimator(weights[:, i], users) for i, name in enumerate(scores)}
+    content = _content(policies, labels, schema.task_names, config, settings)
+    write_json(folder / "off_policy.json", content)
+    _print(content, settings)
+    print(f"Off-policy estimates: {folder}/off_policy.json")
+    return content
 
-    weights: Floats
-    users: Ints
 
-    @property
-    def effective_rows(self) -> float:
-        """Rows that would tell as much if all weighed the same: (sum w)^2 / sum w^2."""
-        squares = float((self.weights**2).sum())
-        return float(self.weights.sum()) ** 2 / squares if squares else 0.0
+def _settings(node: DictConfig) -> _Settings:
+    values: Any = OmegaConf.to_container(node, resolve=True)
+    for key, least in (("candidates", 2), ("draws", 1), ("seed", 0)):
+        if not isinstance(values[key], int) or isinstance(values[key], bool) or values[key] < least:
+            raise UserError(f"config off_policy.{key}: {values[key]!r} is not a whole number from {least}")
+    if values["draws"] < values["candidates"] - 1:
+        raise UserError(f"config off_policy.draws: at least {values['candidates'] - 1}, one less than the candidates")
+    values["log"] = Path(values["log"])
+    if not values["log"].is_file():
+        raise UserError(f"config off_policy.log: {values['log']}: no such file")
+    return _Settings(**values)
 
-    def ips(self, labels: Floats) -> Estimate:
-        """Inverse propensity: mean of w * label; without bias, and wider."""
-        return self._interval(*self._ips(labels))
 
-    def snips(self, labels: Floats) -> Estimate:
-        """Self-normalised (Swaminathan and Joachims 2015): sum of w * label over the sum of w."""
-        return self._interval(*self._snips(labels))
+def _weigh(
+    chunks: Iterator[Split], model: Model, scores: Mapping[str, Score], settings: _Settings
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(n, policies) weights, (n, T) labels and (n,) users of some rows after the others.
 
-    def snips_gain(self, other: Estimator, labels: Floats) -> Estimate:
-        """Of two policies on the same rows the difference, whose chance is smaller than that of both."""
-        (value, influence), (base, of_base) = self._snips(labels), other._snips(labels)
-        return self._interval(value - base, influence - of_base)
+    Further items are drawn from the rows of the same chunk. What is kept of a row is a number for each policy, its
+    labels and its user.
+    """
+    schema = model.schema
+    user = [field.name for field in schema.of_kind(Kind.ID)].index(str(schema.user))
+    generator = torch.Generator().manual_seed(settings.seed)
+    size = max(_ROWS_AT_ONCE // (settings.draws + 1), 1)
+    with torch.inference_mode():
+        for chunk in chunks:
+            for index in torch.arange(len(chunk)).split(size):
+                others = torch.randint(len(chunk), (len(index), settings.draws), generator=generator)
+                own = chunk.batch(index)
+                if own.labels.isnan().any():
+                    raise UserError(f"{settings.log}: a label is empty; what a policy earns needs every label of a row")
+                context = chunk.batch(index.repeat_interleave(settings.draws))
+                drawn = model(swap_items(context, chunk.batch(others.flatten()), schema))
+                logged = model(own)
+                weights = []
+                for score in scores.values():
+                    of_own, of_drawn = (score(p.log_p, p.log_up) for p in (logged, drawn))
+                    weights.append(best_of(of_own, of_drawn.view(len(index), -1), settings.candidates, generator))
+                yield torch.stack(weights, 1).numpy(), own.labels.numpy(), own.ids[:, user].numpy()
 
-    def _ips(self, labels: Floats) -> tuple[float, Floats]:
-        each = self.weights * labels
-        return float(each.mean()), (each - each.mean()) / len(each)
 
-    def _snips(self, labels: Floats) -> tuple[float, Floats]:
-        total = float(self.weights.sum())
-        if not total:
-            return math.nan, np.full(len(labels), math.nan)
-        value = float((self.weights * labels).sum()) / total
-        return value, self.weights * (labels - value) / total
+def _content(
+    policies: Mapping[str, Estimator], labels: np.ndarray, tasks: list[str], config: DictConfig, settings: _Settings
+) -> dict[str, Any]:
+    """Figures of every policy and task, and the settings."""
+    found = {}
+    for name, estimator in policies.items():
+        of_tasks = {}
+        for number, task in enumerate(tasks):
+            happened = labels[:, number].astype(np.float64)
+            estimates = {"ips": estimator.ips(happened), "snips": estimator.snips(happened)}
+            for other in (RANDOM, WITHOUT_UP):
+                if other in policies and name == SCORE:
+                    estimates[f"gain over {other}"] = estimator.snips_gain(policies[other], happened)
+            of_tasks[task] = {key: asdict(estimate) for key, estimate in estimates.items()}
+        found[name] = {"effective_rows": estimator.effective_rows, "tasks": of_tasks}
+    said = {**asdict(settings), "log": settings.log.name}
+    fusion = OmegaConf.to_container(config.fusion, resolve=True)
+    return {"rows": len(labels), "settings": said, "fusion": fusion, "policies": found}
 
-    def _interval(self, value: float, influence: Floats) -> Estimate:
-        """From the rows' influences, summed by user (linearised, as for a ratio of sums over clusters)."""
-        of_users = np.bincount(np.unique(self.users, return_inverse=True)[1], influence)
-        users = len(of_users)
-        half = _Z * math.sqrt(float((of_users**2).sum()) * users / (users - 1)) if users > 1 else math.nan
-        return Estimate(value, value - half, value + half)
+
+def _print(content: Mapping[str, Any], settings: _Settings) -> None:
+    """The self-normalised estimates as a table, and how many rows they rest on."""
+    policies = content["policies"]
+    others = [name for name in policies if name != SCORE]
+    table = Table(title=f"Off-policy (SNIPS): the best of {settings.candidates}, from {content['rows']:,} random rows")
+    for heading in ("task", *policies, *(f"gain over {name}" for name in others)):
+        table.add_column(heading, justify="left" if heading == "task" else "right")
+    for task in policies[RANDOM]["tasks"]:
+        cells = [_shown(policies[name]["tasks"][task]["snips"]) for name in policies]
+        cells += [_shown(policies[SCORE]["tasks"][task][f"gain over {name}"], "+") for name in others]
+        table.add_row(task, *cells)
+    table.add_row("effective rows", *(f"{policies[name]['effective_rows']:,.0f}" for name in policies))
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def _shown(figures: Mapping[str, float], sign: str = "") -> str:
+    estimate = Estimate(**figures)
+    return f"{estimate.value:{sign}.4f} [{estimate.low:{sign}.4f}, {estimate.high:{sign}.4f}]"

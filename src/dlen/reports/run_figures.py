@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from plotly.subplots import make_subplots
 
 from dlen.comparing.statistics import Difference, paired
 from dlen.reports.page import COLOURS, Plot, plain, safe
-from dlen.reports.runs import RunRecord
+from dlen.reports.runs import RunRecord, read_run
 
 _PATTERNS = {"no interaction": COLOURS[0], "interaction": COLOURS[1], "dislike": COLOURS[3]}
 _KINDS = {"other": "another interaction", "silent": "silent liking", "detest": "detest"}
@@ -361,6 +362,11 @@ def speed_and_size(records: Sequence[RunRecord]) -> Plot | None:
     return Plot(
         "Speed and memory", plain(figure), "A point for each run; runs on other machines or beside others differ."
     )
+
+
+def draw_run(folder: Path) -> dict[str, go.Figure]:
+    """:func:`run_plots` of a run folder, by their titles."""
+    return {plot.title: go.Figure(plot.figure) for plot in run_plots(read_run(folder))}
 
 
 def run_plots(record: RunRecord) -> list[Plot]:

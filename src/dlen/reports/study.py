@@ -15,7 +15,7 @@ from plotly.subplots import make_subplots
 
 from dlen.files import write_json
 from dlen.reports.page import Cell, Plot, Section, Table, plain, safe, write_page
-from dlen.sweeping.trials import best_trial, last_value, mean_auc, pareto_front, seed_aucs, targets_of
+from dlen.sweeping.trial_records import best_trial, last_value, mean_auc, pareto_front, seed_aucs, targets_of
 
 _COLOURS = {"complete": "#4477aa", "pruned": "#ccbb44", "fail": "#ee6677", "running": "#bbbbbb", "best": "#228833"}
 _MOST_LINES = 12  # of the table of trials

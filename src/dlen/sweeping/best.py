@@ -15,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.trial import FrozenTrial
 
 from dlen.files import replacing_file, write_text
-from dlen.sweeping.trials import last_value, pareto_front, retried, seed_aucs, targets_of
+from dlen.sweeping.trial_records import last_value, pareto_front, retried, seed_aucs, targets_of
 
 
 def write_best(overrides: Sequence[str], said: str, path: Path) -> None:

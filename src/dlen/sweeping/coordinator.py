@@ -19,10 +19,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from dlen.devices import worker_environment
 from dlen.errors import UserError
-from dlen.reports.live import StudyTable
+from dlen.sweeping.live import StudyTable
 from dlen.sweeping.spec import Spec
 from dlen.sweeping.study import STORAGE, fail, host, repair
-from dlen.sweeping.trials import ended, own_trials, used
+from dlen.sweeping.trial_records import ended, own_trials, used
 from dlen.sweeping.worker import BEAT_SECONDS
 
 STALE_SECONDS = 6 * BEAT_SECONDS  # without a sign of life a trial of another machine is taken for dead

@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from optuna.trial import TrialState
 from torch import Tensor
 
-from dlen.comparing.sessions import check_counts
+from dlen.comparing.session_policies import check_counts
 from dlen.comparing.statistics import paired
-from dlen.config import build
 from dlen.data.sources.feed import Feed
 from dlen.data.store import Store
 from dlen.data.truth import Truth
@@ -26,12 +25,13 @@ from dlen.files import write_json, write_text
 from dlen.metrics.by_user import NDCG_AT, graded_ndcg
 from dlen.models.model import Model
 from dlen.ranking.fusion import Form, Fusion, Score, values_of, worth
+from dlen.ranking.scoring import calibrate, load_model, score, score_pairs
 from dlen.ranking.sessions import Behaviour, session_users, simulate
 from dlen.schema import Schema
 from dlen.sweeping.space import Space
 from dlen.sweeping.study import fail
-from dlen.training.run import open_run
-from dlen.training.scoring import calibrate, load_model, score, score_pairs
+from dlen.training.configs import build
+from dlen.training.run_folder import open_run
 
 NDCG, STAY, VIEWS = f"ndcg@{NDCG_AT}", "stay_time", "page_views"
 FIGURES = (NDCG, STAY, VIEWS)

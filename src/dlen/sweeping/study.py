@@ -33,7 +33,7 @@ from dlen.errors import UserError
 from dlen.files import check_regular
 from dlen.overrides import leaves
 from dlen.sweeping.journal import Journal
-from dlen.sweeping.trials import own_trials, retried, used
+from dlen.sweeping.trial_records import own_trials, retried, used
 
 STORAGE = "DLEN_STORAGE"  # tells a worker where the study is kept: a URL can hold a password, so it stays out of files
 _IDENTITY = "identity"

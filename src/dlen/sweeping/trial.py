@@ -29,9 +29,9 @@ from dlen.overrides import written
 from dlen.sweeping.space import Space
 from dlen.sweeping.spec import Spec
 from dlen.sweeping.study import fail
+from dlen.training.fit import Fitted, fit
 from dlen.training.loggers import finish_wandb
 from dlen.training.module import RankingModule
-from dlen.training.run import Fitted, fit
 
 FOLLOWED = "DLEN_TRIAL"  # tells the further processes of a trial what they train
 _MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # how torch's allocators begin

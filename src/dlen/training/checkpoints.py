@@ -8,9 +8,12 @@ import re
 import time
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
@@ -95,3 +98,15 @@ class CheckpointFiles(TorchCheckpointIO):
         found = Path(path)
         if ".." not in found.parts and found.is_file():
             found.unlink()
+
+
+@contextmanager
+def restoring(trainer: L.Trainer, checkpoint: str) -> Iterator[None]:
+    """Tell in one line that a checkpoint does not fit, of which Lightning says whatever it stumbles over."""
+    try:
+        yield
+    except (RuntimeError, LookupError, TypeError, AttributeError, ValueError) as error:
+        if not trainer._checkpoint_connector._loaded_checkpoint:  # it has been restored, or there is none
+            raise
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"{checkpoint} is of another model or balancing than config.yaml says ({why})") from None

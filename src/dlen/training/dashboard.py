@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from dlen.metrics.hidden import NEGATIVES
 from dlen.training.module import RankingModule
 
+Draw = Callable[[Path], Mapping[str, Any]]  # from a finished run's folder to Plotly figures by their titles
 _MEASURES = (
     "auc",
     "gain",
@@ -58,22 +59,27 @@ class Dashboard(Callback):
         if self.logger is not None:
             self.logger.experiment.summary.update(dict(metrics))
 
-    def close(self, metrics: Mapping[str, Any], targets: Sequence[str], folder: Path, *, checkpoint: bool) -> None:
+    def close(
+        self,
+        metrics: Mapping[str, Any],
+        targets: Sequence[str],
+        folder: Path,
+        draw: Draw | None,
+        *,
+        checkpoint: bool,
+    ) -> None:
         """Everything of a run that has ended.
 
         Args:
             metrics: content of ``metrics.json``, which is the run's summary.
             targets: tasks and joint events.
             folder: of the run, whose files are written.
+            draw: makes its plots; None for none.
             checkpoint: keep ``best.ckpt`` as an artifact, with the config and the schema that it needs.
         """
         if self.logger is None:
             return
-        import plotly.graph_objects as go
         import wandb
-
-        from dlen.reports.run_figures import run_plots
-        from dlen.reports.runs import read_run
 
         run = self.logger.experiment
         self.summarise(metrics)
@@ -81,12 +87,11 @@ class Dashboard(Callback):
         kinds = _negatives(metrics, targets)
         content |= {"test/negatives": kinds} if kinds else {}
         try:
-            plots = run_plots(read_run(folder))
+            plots = {} if draw is None else draw(folder)
         except Exception as error:  # a run that has ended does not fail for want of its pictures
             print(f"warning: W&B gets no plots of this run ({type(error).__name__}: {error})", file=sys.stderr)
-            plots = []
-        for plot in plots:
-            content[f"plots/{plot.title}"] = wandb.Plotly(go.Figure(plot.figure))
+            plots = {}
+        content |= {f"plots/{title}": wandb.Plotly(figure) for title, figure in plots.items()}
         run.log(content)
         if checkpoint:
             artifact = wandb.Artifact(

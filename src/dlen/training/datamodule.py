@@ -75,3 +75,9 @@ class RankingDataModule(L.LightningDataModule):
 def free_memory(device: torch.device) -> int:
     """Free bytes of a GPU; 0 for a CPU, where the mapped files are as near as a copy would be."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+
+
+def tested_rows(trainer: L.Trainer, data: RankingDataModule) -> int:
+    """How many rows of the split the test pass read: ``trainer.limit_test_batches`` may have left some out."""
+    read = int(trainer.num_test_batches[0]) * data.eval_batch_size * trainer.world_size
+    return min(read, len(data.store.split(data.test_split)))

@@ -6,15 +6,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dlen.data.store import Store
 from dlen.metrics.hidden import NEGATIVES, PATTERNS
+from dlen.models.ranker import Ranker
 from dlen.training.gates import GateFigures
 from dlen.training.latent import HiddenFigures
 from dlen.training.measures import Figures
+from dlen.training.module import RankingModule
 
 AttentionMap = tuple[NDArray[np.float64], Sequence[str], Sequence[str]]
+_SHOWN = 4096  # rows that a picture of attention is the mean of
 _DIGITS = 5  # far below what a picture shows
 
 
@@ -75,3 +80,24 @@ def _rounded(values: Tensor, digits: int = _DIGITS) -> Any:
     """Nested lists; null for what is not a number, as JSON has none."""
     found = np.round(values.detach().double().cpu().numpy(), digits)
     return np.where(np.isnan(found), None, found).tolist()  # type: ignore[call-overload]
+
+
+def attention_maps(module: RankingModule, store: Store) -> dict[str, AttentionMap]:
+    """Of a backbone with attention, what attends to what, on average over the first rows of the test split."""
+    model = module.model
+    if not isinstance(model, Ranker):
+        return {}
+    split, tasks = store.split("test"), store.schema.task_names
+    batch = split.batch(torch.arange(min(len(split), _SHOWN))).to(module.device)
+    with torch.no_grad():
+        features = model.eval().features(batch).without(model.without)
+        attention = model.backbone.attention(features)
+    if attention is None:
+        return {}
+    fields = [*features.spec.fields, *features.spec.numbers]
+    maps = {
+        "field to fields": (attention.fields.mean((0, 1)), fields, fields),
+        "task to fields": (attention.tasks.mean((0, 1)), tasks, fields),
+        "task to tasks": (attention.transfer.mean(0), tasks, tasks),
+    }
+    return {title: (mean.double().cpu().numpy(), lines, columns) for title, (mean, lines, columns) in maps.items()}

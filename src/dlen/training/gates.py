@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from dlen.models.backbones import Mixture
-from dlen.reports.plots import plot_gates
 from dlen.training.module import RankingModule
 
 _COPIES = 0.98  # correlation of two experts' outputs from which they count as one
@@ -92,7 +90,7 @@ class GateMonitor(Callback):
     """Watches every gate of the backbone during each validation and test; costs nothing in training.
 
     Logged are ``gates/levelN/TASK/entropy`` and ``.../top1``, and the mean weight of each expert. Those of the last
-    validation enter ``metrics.json``; ``gates.png`` draws those of the test, which are the best checkpoint's.
+    validation enter ``metrics.json``; those of the test, which are the best checkpoint's, ``diagnostics_test.json``.
     """
 
     def __init__(self) -> None:
@@ -175,11 +173,6 @@ class GateMonitor(Callback):
             f"experts have become copies of each other ({'; '.join(self.copies)}): fewer experts would do the same, or "
             "raise model.dropout so that they learn different things"
         ]
-
-    def plot(self, path: Path) -> None:
-        """Draw the mean weights; nothing where there is no gate."""
-        if self.last:
-            plot_gates(self.last).savefig(path)
 
 
 def _with_task_in(pair: str, tasks: list[str]) -> str:

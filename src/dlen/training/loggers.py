@@ -20,10 +20,10 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from dlen.config import build
 from dlen.errors import UserError
 from dlen.files import write_csv
 from dlen.overrides import leaves
+from dlen.training.configs import build
 
 _SAME_RUN = ("model", "balancing", "optimizer", "data", "seed")  # what a run that goes on has in common with before
 

@@ -14,7 +14,7 @@ from dlen.data.sources.public_table import SPECS, PublicTable
 from dlen.data.sources.table import Table
 from dlen.data.store import Split, Store
 from dlen.errors import UserError
-from dlen.training.run import train
+from dlen.training.fit import train
 from tests.conftest import Compose
 from tests.data.helpers import whole
 from tests.data.sources.raw_public import ROWS, WRITERS

@@ -174,7 +174,7 @@ def encoded(fields: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> tuple[T
         rows: as of :func:`raw_rows`.
 
     Returns:
-        The four inputs, as of :func:`~dlen.training.exporting.dense`.
+        The four inputs, as of :func:`~dlen.serving.export.dense`.
     """
     of_input = {name: [f for f in fields if f["input"] == name] for name in _INPUTS.values()}
     singles = [[_single(f, code, row) for row in rows] for f, code in _with_codes(of_input["ids"])]

@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from dlen.config import build
 from dlen.data.prepare import identify
 from dlen.errors import UserError
 from dlen.files import read_figures
 from dlen.training.checkpoints import read_checkpoint
-from dlen.training.run import load_run_config, rank, train
+from dlen.training.configs import build
+from dlen.training.dashboard import Draw
+from dlen.training.fit import train
+from dlen.training.run_folder import load_run_config, rank
 
 _PLACES = ("rerun", "run_dir", "runs_dir", "data_dir", "logger", "trust")  # what a repetition may be told
 _CAUSES = ("version", "code", "library/", "machine/")
@@ -57,12 +59,13 @@ def _of_the_run(before: DictConfig, config: DictConfig) -> DictConfig:
     return found
 
 
-def rerun(config: DictConfig, said: Sequence[str]) -> bool:
+def rerun(config: DictConfig, said: Sequence[str], draw: Draw | None = None) -> bool:
     """Repeat a finished run into a folder of its own, and say what differs: figures, weights, and what may be why.
 
     Args:
         config: of ``train.py`` with ``rerun``.
         said: overrides of the command line; a repetition takes no settings but places.
+        draw: as of :func:`~dlen.training.fit.train`.
 
     Returns:
         Whether every figure and every weight of the best checkpoint is the same.
@@ -89,7 +92,7 @@ def rerun(config: DictConfig, said: Sequence[str]) -> bool:
     fingerprint = identify(build(found.data, "data"), Path(found.data_dir))["fingerprint"]
     if fingerprint != was.get("data_fingerprint"):
         raise UserError(f"{folder}: was trained on data {was.get('data_fingerprint')}, but they are {fingerprint} now")
-    now = train(found)
+    now = train(found, draw)
     return _tell(folder, Path(found.run_dir), was, now)
 
 

@@ -22,8 +22,9 @@ from dlen.models.model import Model
 from dlen.ranking.calibration import Calibration, fit_calibration
 from dlen.ranking.fusion import Fusion, Score
 from dlen.schema import Kind, Schema
+from dlen.training.building import build_model
 from dlen.training.checkpoints import read_checkpoint
-from dlen.training.run import build_model, open_run
+from dlen.training.run_folder import open_run
 from dlen.training.targets import Targets
 
 _USERS_AT_ONCE = 8

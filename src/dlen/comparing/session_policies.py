@@ -14,7 +14,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from dlen.comparing.plan import Plan
 from dlen.comparing.statistics import Difference, paired
-from dlen.config import build
 from dlen.data.sources.feed import Feed
 from dlen.data.truth import Truth
 from dlen.errors import UserError
@@ -22,8 +21,9 @@ from dlen.files import read_yaml
 from dlen.overrides import compose_train
 from dlen.progress import Stage
 from dlen.ranking.fusion import Fusion, Score
+from dlen.ranking.scoring import load_model, make_scores, score_pairs
 from dlen.ranking.sessions import Behaviour, Outcome, session_users, simulate
-from dlen.training.scoring import load_model, make_scores, score_pairs
+from dlen.training.configs import build
 
 Array = NDArray[Any]
 _RESAMPLES = 500  # of the users, for the chance of who came

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,16 +12,16 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from dlen.config import build
-from dlen.data.prepare import RowSource, check_writable
-from dlen.data.store import Split, Store
+from dlen.data.prepare import check_writable
+from dlen.data.store import Split
 from dlen.errors import UserError
 from dlen.files import replacing_file
 from dlen.models.model import Model
 from dlen.ranking.fusion import Score
+from dlen.ranking.scoring import load_model, make_scores, read_fusion
 from dlen.schema import Kind, Schema
-from dlen.training.run import open_run, quiet
-from dlen.training.scoring import load_model, make_scores, read_fusion
+from dlen.training.building import quiet
+from dlen.training.run_folder import open_row_source
 from dlen.training.targets import Targets
 
 
@@ -64,23 +64,6 @@ def predict(config: DictConfig) -> None:
             said = f"warning: {said}; if they should be known, compare how {field} is written here and in the log"
         print(said, file=sys.stderr)
     print(f"{rows:,} rows: {out}")
-
-
-def open_row_source(folder: Path, trust: Sequence[str] = ()) -> tuple[DictConfig, Store, RowSource]:
-    """A run's config, the data that it was trained on, and what reads new rows of their form.
-
-    Args:
-        folder: of the run.
-        trust: packages whose classes its config may name beside those of dlen.
-
-    Raises:
-        UserError: the folder is no run, its data are gone, or have no way to read new rows.
-    """
-    config, store = open_run(folder, trust)
-    source = build(config.data, "data")
-    if not isinstance(source, RowSource):
-        raise UserError(f"{folder}: its data ({config.data_name}) have no way to read new rows")
-    return config, store, source
 
 
 def _write_parts(

@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from dlen.sweeping.trials import best_trial, ended, last_value, retried
+from dlen.sweeping.trial_records import best_trial, ended, last_value, retried
 
 _PLAIN_SECONDS = 30.0
 _ENDED = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}

@@ -24,10 +24,11 @@ from dlen.models.features import Features
 from dlen.models.ranker import Ranker
 from dlen.nn.embedding import join_input
 from dlen.ranking.fusion import Score
+from dlen.ranking.scoring import load_model, make_scores, read_fusion
 from dlen.schema import Kind, Schema
-from dlen.training.codings import different_field, encoded, field_codings, raw_rows
-from dlen.training.run import open_run, quiet
-from dlen.training.scoring import load_model, make_scores, read_fusion
+from dlen.serving.codings import different_field, encoded, field_codings, raw_rows
+from dlen.training.building import quiet
+from dlen.training.run_folder import open_run
 from dlen.training.targets import Targets
 
 INPUTS = ("ids", "numeric", "bag_ids", "bag_weights")

@@ -9,9 +9,8 @@ import numpy as np
 
 from dlen.comparing.grid import Cell, Grid
 from dlen.comparing.statistics import Difference
+from dlen.comparing.tables import Comparison, Row, markdown_table
 from dlen.files import write_csv, write_json, write_text
-from dlen.reports.comparison import Comparison, Row, markdown_table
-from dlen.reports.plots import HeatMap, plot_heat_maps
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +86,7 @@ class Surface:
         return "\n\n".join([f"## {self.title}", text, markdown_table(header, rows), self.rule()]) + "\n"
 
     def write(self, folder: Path) -> None:
-        """``surface.md``, ``.csv``, ``.json`` and ``.png``."""
+        """``surface.md``, ``.csv`` and ``.json``, from which ``report.py`` draws."""
         write_text(folder / "surface.md", self.markdown())
         content = [{"cell": dict(c), **asdict(x)} for c, x in zip(self.cells, self.comparisons, strict=True)]
         write_json(folder / "surface.json", content)
@@ -98,14 +97,3 @@ class Surface:
             lines.append([*(label for _, label in cell), *figures])
         names = ["rarest_positives", "all_positives", "gain", "low", "high", "correlation"]
         write_csv(folder / "surface.csv", [*self.grid.axes, *names], lines)
-        plot_heat_maps(self._maps()).savefig(folder / "surface.png")
-
-    def _maps(self) -> list[HeatMap]:
-        maps = []
-        for x, y in self.grid.planes:
-            columns, lines = list(self.grid.axes[x]), list(self.grid.axes[y])
-            cells = [[self.grid.cell(**{x: a, y: b}) for a in columns] for b in lines]
-            values = np.array([[self.gain(c).mean for c in line] for line in cells])
-            texts = [[f"{self.gain(c).mean:+.4f}\nr = {self.correlation(c):.2f}" for c in line] for line in cells]
-            maps.append(HeatMap(f"{x} and {y}", columns, lines, values, texts))
-        return maps

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,22 +16,21 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from optuna.trial import FrozenTrial, TrialState
 
+from dlen.comparing.compare import summarise
 from dlen.comparing.plan import plan_runs
-from dlen.comparing.run import summarise
+from dlen.comparing.tables import markdown, print_markdown, write_comparison
 from dlen.comparing.workers import train_missing
-from dlen.config import open_store, settings_of
 from dlen.data.prepare import check_writable, locked
 from dlen.data.store import Store
 from dlen.devices import number_of_workers
 from dlen.errors import UserError
 from dlen.files import check_links, write_text
 from dlen.overrides import compose_train, conf_of_this_command, said_overrides
-from dlen.reports.comparison import markdown, print_markdown, write_comparison
-from dlen.reports.live import StudyTable, describe
-from dlen.reports.study import write_study
+from dlen.renamed import present_keys, present_space
 from dlen.sweeping.best import write_best, write_trials
 from dlen.sweeping.coordinator import Coordinator, LocalWorker, SubmititWorker, Worker
 from dlen.sweeping.fusion import FusionJob, check_fusion, confirm, equal_weights, make_job, write_best_fusion
+from dlen.sweeping.live import StudyTable, describe
 from dlen.sweeping.space import Space, parse_space
 from dlen.sweeping.spec import Spec
 from dlen.sweeping.study import (
@@ -45,11 +44,14 @@ from dlen.sweeping.study import (
     queue_points,
     shown,
 )
-from dlen.sweeping.trials import best_trial, ended, own_trials, used
+from dlen.sweeping.trial_records import best_trial, ended, own_trials, used
+from dlen.training.checks import check, planned_steps
+from dlen.training.configs import open_store, settings_of
 from dlen.training.loggers import sync_command
-from dlen.training.run import check, open_run, planned_steps
+from dlen.training.run_folder import open_run
 from dlen.training.targets import Targets
 
+Draw = Callable[[optuna.Study, str, Sequence[FrozenTrial], Mapping[str, str], Path], None]
 _FRESH = 1000  # the first seed of the final comparison; trials count from 0
 _FIXED = ("data", "seed", "run_dir", "runs_dir", "ckpt", "base_run", "sweep")  # what a study cannot search
 _COUNTS = {"trials": 1, "seeds": 1, "retries": 0, "confirm": 0, "seed": 0, "devices_per_trial": 1}  # from
@@ -85,11 +87,12 @@ class Plan:
     folder: Path
 
 
-def sweep(config: DictConfig) -> None:
-    """Run a study to its end, write what was found, and test the best beside the default on fresh seeds.
+def sweep(config: DictConfig, draw: Draw) -> None:
+    """Run a study to its end, write what was found, and test the best against the default on fresh seeds.
 
     Args:
         config: of ``sweep.py``.
+        draw: writes the study's page into its folder.
 
     Raises:
         UserError: for wrong settings, for a study that was begun with others, or when every trial fails.
@@ -127,7 +130,7 @@ def sweep(config: DictConfig) -> None:
     try:
         whole = Coordinator(study, spec, start, workers, table).run()
     finally:
-        _write(study, plan)
+        _write(study, plan, draw)
     if not whole:
         print(f"interrupted: the same command goes on with the study {spec.name}", file=sys.stderr)
         raise SystemExit(130)
@@ -159,6 +162,7 @@ def make_plan(config: DictConfig) -> Plan:
         raise UserError(f"config sweep.hours: {plain['hours']!r} is not a positive number")
     if plain["launcher"] not in _LAUNCHERS:
         raise UserError(f"config sweep.launcher: {plain['launcher']!r} is not one of {', '.join(_LAUNCHERS)}")
+    plain["space"], plain["start"] = present_space(plain["space"]), [present_keys(p) for p in plain["start"] or []]
     asked = _asked({str(key): value for key, value in plain.items()})
     check_options(plain["sampler"], plain["pruner"], asked)
     said = said_overrides(("sweep",), [])
@@ -292,13 +296,13 @@ def _identity(base: DictConfig, space: Space, spec: Spec, store: Store) -> dict[
     }
 
 
-def _write(study: optuna.Study, plan: Plan) -> None:
+def _write(study: optuna.Study, plan: Plan, draw: Draw) -> None:
     """What is known of the study by now: trials.parquet, study.html and best.yaml."""
     trials = own_trials(study)
     if not trials:
         return
     write_trials(trials, plan.spec.objectives, plan.folder / "trials.parquet")
-    write_study(study, plan.title, trials, plan.spec.objectives, plan.folder)
+    draw(study, plan.title, trials, plan.spec.objectives, plan.folder)
     top = _best(trials, plan)
     if top is not None:
         said = f"trial {top.number} of the study {plan.spec.name}"

@@ -14,19 +14,19 @@ from omegaconf import DictConfig, OmegaConf
 
 from dlen.comparing.grid import cells_of, parse_grid
 from dlen.comparing.plan import Plan, Run, make_plan
-from dlen.comparing.sessions import parse_sessions, run_sessions
+from dlen.comparing.session_policies import parse_sessions, run_sessions
+from dlen.comparing.session_tables import sessions_markdown, write_sessions
 from dlen.comparing.statistics import Difference, paired, row_variances
+from dlen.comparing.surface import Surface
+from dlen.comparing.tables import Comparison, Row, markdown, print_markdown, write_comparison
 from dlen.comparing.workers import train_missing
-from dlen.config import code_fingerprint
 from dlen.data.prepare import check_writable
 from dlen.devices import number_of_workers
 from dlen.errors import UserError
 from dlen.files import check_links, check_regular, read_figures
-from dlen.reports.comparison import Comparison, Row, markdown, print_markdown, write_comparison
-from dlen.reports.sessions import sessions_markdown, write_sessions
-from dlen.reports.surface import Surface
+from dlen.training.configs import code_fingerprint
 from dlen.training.loggers import sync_command
-from dlen.training.run import SCORES
+from dlen.training.run_folder import SCORES
 from dlen.training.targets import Targets
 
 _CHUNK = 1 << 18
@@ -64,7 +64,7 @@ def compare(config: DictConfig) -> None:
         surface = Surface(plans[0].title, grid, cells, comparisons)
         print_markdown(surface.markdown())
         surface.write(out)
-        print(f"Surface: {out}/surface.md, surface.csv, surface.json, surface.png")
+        print(f"Surface: {out}/surface.md, surface.csv, surface.json")
     else:
         print_markdown(markdown(comparisons[0]))
         write_comparison(comparisons[0], out)
@@ -73,7 +73,7 @@ def compare(config: DictConfig) -> None:
         found = run_sessions(plans[0], sessions, OmegaConf.to_container(config.experiment.online))  # type: ignore[arg-type]
         print_markdown(sessions_markdown(found))
         write_sessions(found, out)
-        print(f"Sessions: {out}/sessions.md, sessions.csv, sessions.json, sessions.png")
+        print(f"Sessions: {out}/sessions.md, sessions.csv, sessions.json")
     if OmegaConf.select(config, "logger.wandb") is not None:
         print(sync_command(Path(config.runs_dir) / "compare" / "cache" / "*" / "wandb"))
 

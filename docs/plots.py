@@ -1,9 +1,8 @@
-"""Pictures of a run, drawn by matplotlib without a display; ``savefig`` writes them, and a notebook shows them."""
+"""Pictures of a run for the documentation, drawn by matplotlib without a display."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -113,68 +112,4 @@ def plot_gates(gates: Sequence[GateFigures]) -> Figure:
             panel.text(
                 column, line, f"{value:.2f}", ha="center", va="center", size=7, color="w" if value > 0.6 else "k"
             )
-    return figure
-
-
-def plot_attention(maps: Mapping[str, tuple[NDArray[np.float64], Sequence[str], Sequence[str]]]) -> Figure:
-    """Mean attention weights, a panel for each map; every line of a map sums to 1.
-
-    Args:
-        maps: by title (lines, columns) weights, the names of the lines and those of the columns.
-    """
-    from matplotlib.figure import Figure
-
-    widths = [len(columns) for _, _, columns in maps.values()]
-    tallest = max(len(lines) for _, lines, _ in maps.values())
-    figure = Figure(figsize=(0.34 * sum(widths) + 2.0 * len(maps), 0.3 * tallest + 2), dpi=DPI, layout="constrained")
-    panels = figure.subplots(1, len(maps), squeeze=False, width_ratios=widths)[0]
-    for panel, (title, (values, lines, columns)) in zip(panels, maps.items(), strict=True):
-        equal = 1 / len(columns)  # in the middle of the scale, so that a map that says nothing looks so
-        slanted = {"rotation": 60, "ha": "right", "size": 7}
-        _matrix(panel, values, lines, columns, {"size": 7}, slanted, vmax=max(2 * equal, values.max()))
-        panel.set_title(f"{title}: up to {values.max():.2f}, equal {equal:.2f}", size=9)
-    return figure
-
-
-@dataclass(frozen=True, slots=True)
-class HeatMap:
-    """One plane of a surface.
-
-    Attributes:
-        title: above it.
-        columns: labels from left to right.
-        lines: labels from top to bottom.
-        values: (lines, columns) what the colour says.
-        texts: what stands in each cell.
-    """
-
-    title: str
-    columns: list[str]
-    lines: list[str]
-    values: NDArray[np.float64]
-    texts: list[list[str]]
-
-
-def plot_heat_maps(maps: Sequence[HeatMap]) -> Figure:
-    """Heat maps side by side on one scale that has its white at zero: red loses, blue gains.
-
-    Args:
-        maps: at least one.
-    """
-    from matplotlib.figure import Figure
-
-    widths = [max(len(m.columns), 2) for m in maps]
-    figure = Figure(
-        figsize=(1.3 * sum(widths) + 1.5, 1 + 1.1 * max(len(m.lines) for m in maps)), dpi=DPI, layout="constrained"
-    )
-    limit = max(float(np.nanmax(np.abs(m.values))) for m in maps) or 1e-4
-    panels = figure.subplots(1, len(maps), squeeze=False, width_ratios=widths)[0]
-    for panel, one in zip(panels, maps, strict=True):
-        image = _matrix(panel, one.values, one.lines, one.columns, cmap="RdBu", vmin=-limit, vmax=limit)
-        panel.set_title(one.title)
-        for line, texts in enumerate(one.texts):
-            for column, text in enumerate(texts):
-                dark = abs(one.values[line, column]) > 0.6 * limit
-                panel.text(column, line, text, ha="center", va="center", color="white" if dark else "black", size=8)
-    figure.colorbar(image, ax=list(panels), label="gain in mean AUC; r: correlation of P(UP) with the truth")
     return figure

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-
-from dlen.comparing.sessions import Sessions
+from dlen.comparing.session_policies import Sessions
 from dlen.comparing.statistics import LEVEL, Difference
+from dlen.comparing.tables import markdown_table
 from dlen.files import write_csv, write_json, write_text
-from dlen.reports.comparison import markdown_table
-from dlen.reports.plots import DPI
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 def sessions_markdown(found: Sessions) -> str:
@@ -65,7 +58,7 @@ def _level(value: float, measure: str) -> str:
 
 
 def write_sessions(found: Sessions, folder: Path) -> None:
-    """``sessions.md``, ``.csv``, ``.json`` and ``.png``."""
+    """``sessions.md``, ``.csv`` and ``.json``, from which ``report.py`` draws."""
     write_text(folder / "sessions.md", sessions_markdown(found))
     lines: list[tuple[Any, ...]] = []
     for row in found.rows:
@@ -77,25 +70,3 @@ def write_sessions(found: Sessions, folder: Path) -> None:
     content = asdict(found)
     content["sensitivity"] = [{"detest": d, "changes": c} for d, c in content["sensitivity"].items()]
     write_json(folder / "sessions.json", content)
-    if found.sensitivity:
-        plot_sensitivity(found.sensitivity, found.base).savefig(folder / "sessions.png")
-
-
-def plot_sensitivity(sensitivity: Mapping[float, Mapping[str, Difference]], base: str) -> Figure:
-    """Change of the stay time by ``detest``, a line with its interval for each ranking; random and oracle left out."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), dpi=DPI, layout="constrained")
-    panel = figure.subplots()
-    places = list(sensitivity)
-    names = [n for n in next(iter(sensitivity.values())) if n not in ("random", "oracle")]
-    for name in names:
-        changes = [sensitivity[p][name] for p in places]
-        mean = np.array([c.mean for c in changes])
-        line = panel.plot(places, 100 * mean, marker="o", label=name)[0]
-        low, high = (100 * np.array([getattr(c, end) for c in changes]) for end in ("low", "high"))
-        panel.fill_between(places, low, high, alpha=0.15, color=line.get_color())
-    panel.axhline(0, color="#888888", linewidth=1)
-    panel.set(xlabel="leaving after an item not liked, added probability", ylabel=f"stay time against {base}, %")
-    panel.legend()
-    return figure

@@ -1,0 +1,166 @@
+"""Off-policy estimates: what a ranking would have brought about, from a log whose items were shown at random.
+
+The policy that is judged is offered M items, drawn as the log drew them, and shows the best by its score. A logged row
+is then a look at one such item, weighted by how likely the policy would have shown it (inverse propensity: the log
+itself would have, once in M). Whether it is the best of M is averaged over P further items drawn for its own user.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import gammaln
+from scipy.stats import norm
+from torch import Tensor
+
+from dlen.batch import Batch
+from dlen.schema import Kind, Schema
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+_Z = float(norm.ppf(0.975))
+
+
+def swap_items(context: Batch, item: Batch, schema: Schema) -> Batch:
+    """Rows of one batch with the items of another: fields of side ``item`` from the second, all others from the first.
+
+    Args:
+        context: B rows.
+        item: B rows.
+        schema: of both.
+
+    Returns:
+        B rows; labels are those of ``context`` and have no meaning.
+
+    Raises:
+        ValueError: a field describes user and item together, so another item's value is not known.
+    """
+    together = [field.name for field in schema.fields if field.side == "cross"]
+    if together:
+        raise ValueError(f"field {together[0]} describes user and item together: for another item it is not known")
+
+    def of_item(kind: Kind) -> Tensor:
+        return torch.tensor([field.side == "item" for field in schema.of_kind(kind)], dtype=torch.bool)
+
+    ids = torch.where(of_item(Kind.ID), item.ids, context.ids)
+    numeric = torch.where(of_item(Kind.NUMERIC), item.numeric, context.numeric)
+    bags = []
+    for number, field in enumerate(schema.of_kind(Kind.IDS)):
+        batch = item if field.side == "item" else context
+        ends = batch.bag_lengths.sum(1).cumsum(0)
+        values = slice(int(ends[number - 1]) if number else 0, int(ends[number]))
+        bags.append((batch.bag_lengths[number], batch.bag_ids[values], batch.bag_weights[values]))
+    if not bags:
+        bags_of = context.bag_lengths, context.bag_ids, context.bag_weights
+    else:
+        lengths, bag_ids, bag_weights = zip(*bags, strict=True)
+        bags_of = torch.stack(lengths), torch.cat(bag_ids), torch.cat(bag_weights)
+    return Batch(ids, numeric, *bags_of, context.labels, context.truth)
+
+
+def best_of(score: Tensor, others: Tensor, candidates: int, generator: torch.Generator) -> Tensor:
+    """Weights of logged rows for the policy that shows the best of M candidates.
+
+        w = M * C(L, M - 1) / C(P, M - 1)
+
+    with L the number of the P other items that the row's item beats: M times the share of all choices of M - 1 among
+    them that it beats. Its mean over the log is 1, and the mean of w * label the policy's rate, without bias.
+
+    Args:
+        score: (B,) of the logged items.
+        others: (B, P) of further items, drawn as the log drew its own, for the same users.
+        candidates: M, from 1 to P + 1.
+        generator: of the numbers that decide ties.
+
+    Returns:
+        (B,) float64 weights, from 0 to M.
+
+    Example:
+        >>> score, others = torch.tensor([0.9, 0.5]), torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.1, 0.6, 0.7, 0.8]])
+        >>> best_of(score, others, candidates=2, generator=torch.Generator())
+        tensor([2.0000, 0.5000], dtype=torch.float64)
+    """
+    draws = others.shape[1]
+    if not 1 <= candidates <= draws + 1:
+        raise ValueError(f"candidates: {candidates} is not from 1 to {draws + 1}, one more than are drawn")
+    tie = (others == score[:, None]) & (torch.rand(others.shape, generator=generator) < 0.5)
+    beaten = ((others < score[:, None]) | tie).sum(1).numpy()
+    more = candidates - 1
+    chance = np.where(
+        beaten >= more, np.exp(_log_choose(np.maximum(beaten, more), more) - _log_choose(draws, more)), 0.0
+    )
+    return torch.from_numpy(candidates * chance)
+
+
+def _log_choose(n: Ints | int, k: int) -> Floats:
+    found: Floats = gammaln(np.asarray(n) + 1.0) - gammaln(k + 1.0) - gammaln(np.asarray(n) - k + 1.0)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A policy's value, or a difference of two.
+
+    Attributes:
+        value: mean.
+        low: lower end of the 95 % interval over users.
+        high: its upper end.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Estimator:
+    """Rows of a random log under a policy's weights.
+
+    Args:
+        weights: (N,) of the rows.
+        users: (N,) whose they are: rows of a user are not independent.
+    """
+
+    weights: Floats
+    users: Ints
+
+    @property
+    def effective_rows(self) -> float:
+        """Rows that would tell as much if all weighed the same: (sum w)^2 / sum w^2."""
+        squares = float((self.weights**2).sum())
+        return float(self.weights.sum()) ** 2 / squares if squares else 0.0
+
+    def ips(self, labels: Floats) -> Estimate:
+        """Inverse propensity: mean of w * label; without bias, and wider."""
+        return self._interval(*self._ips(labels))
+
+    def snips(self, labels: Floats) -> Estimate:
+        """Self-normalised (Swaminathan and Joachims 2015): sum of w * label over the sum of w."""
+        return self._interval(*self._snips(labels))
+
+    def snips_gain(self, other: Estimator, labels: Floats) -> Estimate:
+        """Of two policies on the same rows the difference, whose chance is smaller than that of both."""
+        (value, influence), (base, of_base) = self._snips(labels), other._snips(labels)
+        return self._interval(value - base, influence - of_base)
+
+    def _ips(self, labels: Floats) -> tuple[float, Floats]:
+        each = self.weights * labels
+        return float(each.mean()), (each - each.mean()) / len(each)
+
+    def _snips(self, labels: Floats) -> tuple[float, Floats]:
+        total = float(self.weights.sum())
+        if not total:
+            return math.nan, np.full(len(labels), math.nan)
+        value = float((self.weights * labels).sum()) / total
+        return value, self.weights * (labels - value) / total
+
+    def _interval(self, value: float, influence: Floats) -> Estimate:
+        """From the rows' influences, summed by user (linearised, as for a ratio of sums over clusters)."""
+        of_users = np.bincount(np.unique(self.users, return_inverse=True)[1], influence)
+        users = len(of_users)
+        half = _Z * math.sqrt(float((of_users**2).sum()) * users / (users - 1)) if users > 1 else math.nan
+        return Estimate(value, value - half, value + half)

@@ -1,0 +1,159 @@
+"""From config groups to the objects of a training: model, module, trainer and callbacks."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+from torch.optim import Optimizer
+
+from dlen.data.store import Store
+from dlen.errors import UserError
+from dlen.metrics.by_user import BY_USER_ROWS
+from dlen.models.model import Model
+from dlen.nn.id_dropout import IdDropout
+from dlen.training.balancing import Balancer
+from dlen.training.callbacks import Meter, Patience, PlainProgress, TerminalProgress
+from dlen.training.configs import build
+from dlen.training.module import RankingModule
+
+UNSCALED = ("auto", "32-true", "bf16-mixed")  # precisions of 32-bit weights whose gradients are not scaled
+
+
+def build_model(config: DictConfig, store: Store) -> Model:
+    """The config's model for the store's schema."""
+    model: Model = build(config.model, "model", store.schema)
+    return model
+
+
+def build_balancer(config: DictConfig) -> Balancer:
+    """The config's balancing of tasks.
+
+    Raises:
+        UserError: it is none, or does not go with the trainer's settings.
+    """
+    balancer: Balancer = build(config.balancing, "balancing")
+    if balancer.on_gradients:
+        for key, allowed in (("accumulate_grad_batches", (1,)), ("precision", UNSCALED)):
+            if config.trainer[key] not in allowed:
+                wanted = " or ".join(str(a) for a in allowed)
+                raise UserError(f"config balancing: gradient surgery needs trainer.{key}={wanted}")
+    return balancer
+
+
+def build_id_dropout(config: DictConfig, store: Store) -> IdDropout:
+    """The config's replacement of rare ids, by the store's counts.
+
+    Raises:
+        UserError: a setting is wrong.
+    """
+    if not OmegaConf.is_dict(config.id_dropout):
+        raise UserError("config id_dropout: is a group of settings; set id_dropout.k=0 for none")
+    try:
+        return IdDropout(store.schema, store.counts, **plain_values(config.id_dropout))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config id_dropout: {error}") from None
+
+
+def build_module(
+    config: DictConfig,
+    model: Model,
+    make_optimizer: Callable[[nn.Module], Optimizer] | None,
+    rows: dict[str, int],
+    base: dict[str, float] | None,
+    by_user: bool,
+    sharding: str | None = None,
+    id_dropout: IdDropout | None = None,
+) -> RankingModule:
+    """The LightningModule with the config's balancing of tasks."""
+    balancer = build_balancer(config)
+    try:
+        return RankingModule(
+            model, make_optimizer, config.metrics.auc, rows, base, by_user, balancer, sharding, id_dropout
+        )
+    except ValueError as error:
+        raise UserError(f"config balancing: {error}") from None
+
+
+def build_trainer(
+    config: DictConfig, folder: Path, logger: list[Any], callbacks: list[Callback], meter: Meter
+) -> L.Trainer:
+    """Lightning's trainer from the config group ``trainer``."""
+    arguments = plain_values(config.trainer)
+    if arguments.get("gradient_clip_val"):
+        raise UserError("config trainer.gradient_clip_val: row-sparse gradients cannot be clipped; lower optimizer.lr")
+    if arguments["precision"] == "auto":
+        arguments["precision"] = choose_precision(str(arguments["accelerator"]))
+    bar = any(isinstance(c, TerminalProgress) for c in callbacks)
+    try:
+        return L.Trainer(
+            **arguments,
+            enable_progress_bar=bar,
+            inference_mode=not config.get("sharding"),  # FBGEMM knows nothing of it; older runs have no such key
+            enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
+            logger=logger,
+            callbacks=callbacks,
+            plugins=[meter.checkpoints],
+            default_root_dir=folder,
+        )
+    except (TypeError, ValueError, RuntimeError, MisconfigurationException) as error:
+        raise UserError(f"config trainer: {str(error).splitlines()[0]}") from None
+
+
+def ranks_within_users(config: DictConfig, rows: int) -> bool:
+    """Whether to rank within users, which takes memory for each row."""
+    asked = config.metrics.by_user
+    return rows <= BY_USER_ROWS if asked == "auto" else bool(asked)
+
+
+def choose_precision(accelerator: str) -> str:
+    """``bf16-mixed`` where the device has the instructions, else ``32-true``: a CPU without them is 20 times slower.
+
+    Args:
+        accelerator: of the trainer, such as ``auto`` or ``cpu``.
+    """
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    known = torch.cpu.get_capabilities()
+    native = any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return "bf16-mixed" if native and accelerator in ("auto", "cpu") else "32-true"
+
+
+def build_callbacks(config: DictConfig, folder: Path, meter: Meter, mode: str, *, checkpoints: bool) -> list[Callback]:
+    """Progress, early stopping and, with ``checkpoints``, the best and the last of these."""
+    chosen: dict[str, Any] = {"monitor": config.monitor, "mode": mode}
+    stop = Patience(**chosen, patience=config.patience, min_delta=0.0, strict=False)
+    progress = TerminalProgress(meter) if sys.stderr.isatty() else PlainProgress(meter)
+    if not checkpoints:
+        return [meter, progress, stop]
+    shared: dict[str, Any] = {"dirpath": folder / "checkpoints", "enable_version_counter": False}
+    best = ModelCheckpoint(**shared, **chosen, filename="best", save_top_k=1, save_weights_only=True)
+    last = ModelCheckpoint(**shared, filename="last", save_top_k=1, save_on_train_epoch_end=False)
+    return [meter, progress, stop, best, last]
+
+
+def plain_values(config: DictConfig) -> dict[str, Any]:
+    """A config as plain values."""
+    found = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(found, dict)
+    return {str(k): v for k, v in found.items()}
+
+
+def quiet() -> None:
+    """Keep what a user needs to read: Lightning's and torch's own chatter goes."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"(lightning|torch|torchmetrics)\.")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*Sparse invariant checks.*")
+    torch.set_float32_matmul_precision("high")

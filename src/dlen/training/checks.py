@@ -1,0 +1,194 @@
+"""Everything that can be wrong with a config, before anything is written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import lightning as L
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch.optim import Optimizer
+
+from dlen.data.store import Store
+from dlen.errors import UserError
+from dlen.models.baseline import Baseline
+from dlen.models.model import Model
+from dlen.models.ranker import Ranker
+from dlen.nn.sharded import SHARDINGS, check_shardable, check_torchrec
+from dlen.training.baseline import check_baseline
+from dlen.training.building import UNSCALED, build_balancer, build_id_dropout, build_model, build_module
+from dlen.training.configs import build
+from dlen.training.measures import AUC_KINDS
+from dlen.training.optimizers import split_for_sharding
+from dlen.training.selection import monitor_mode
+from dlen.training.targets import Targets
+
+
+def check_settings(config: DictConfig) -> None:
+    """Settings that no class checks for itself."""
+    for key in ("loader.batch_size", "loader.eval_batch_size"):
+        value = OmegaConf.select(config, key)
+        if not isinstance(value, int) or value < 1:
+            raise UserError(f"config {key}: {value!r} is not a positive whole number")
+    for key in ("trainer.max_epochs", "trainer.max_steps"):
+        value = OmegaConf.select(config, key)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < -1):
+            raise UserError(f"config {key}: {value!r} is not a whole number from -1")
+    _check_trainer(config.trainer)
+    _check_sharding(config)
+    if not isinstance(config.patience, int) or config.patience < 0:
+        raise UserError(f"config patience: {config.patience!r} is not a whole number from 0")
+    if config.metrics.auc not in AUC_KINDS:
+        raise UserError(f"config metrics.auc: {config.metrics.auc!r} is not one of {', '.join(AUC_KINDS)}")
+    if config.metrics.by_user not in ("auto", True, False):
+        raise UserError(f"config metrics.by_user: {config.metrics.by_user!r} is not auto, true or false")
+    every = config.metrics.conflict_every
+    if not isinstance(every, int) or every < 0:
+        raise UserError(f"config metrics.conflict_every: {every!r} is not a whole number from 0")
+    if not isinstance(config.seed, int) or config.seed < 0:
+        raise UserError(f"config seed: {config.seed!r} is not a whole number from 0")
+    if config.ckpt not in (None, "last") and not Path(config.ckpt).exists():
+        raise UserError(f"config ckpt: {config.ckpt!r} is neither `last` nor a checkpoint file")
+    if config.ckpt == "last" and config.run_dir is None:
+        raise UserError("config ckpt: `last` needs run_dir=DIR, the run to go on with")
+
+
+def _check_trainer(trainer: DictConfig) -> None:
+    """Numbers that are used before Lightning sees them, or with which it would say something else."""
+    for key in ("num_nodes", "accumulate_grad_batches"):
+        value = trainer[key]
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UserError(f"config trainer.{key}: {value!r} is not a positive whole number")
+    for key in ("limit_train_batches", "limit_val_batches", "limit_test_batches", "val_check_interval"):
+        value = trainer.get(key, 1.0)
+        whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        if not whole and not (isinstance(value, float) and 0 < value <= 1):
+            raise UserError(f"config trainer.{key}: {value!r} is neither a number of batches nor a share of them")
+
+
+def _check_sharding(config: DictConfig) -> None:
+    if config.sharding is None:
+        return
+    if config.sharding not in SHARDINGS:
+        raise UserError(f"config sharding: {config.sharding!r} is neither null nor one of {', '.join(SHARDINGS)}")
+    if config.trainer.accumulate_grad_batches != 1:
+        raise UserError("config sharding: a sharded table is updated at each batch; set accumulate_grad_batches=1")
+    if config.trainer.precision not in UNSCALED:
+        allowed = " or ".join(UNSCALED)
+        raise UserError(f"config sharding: a sharded table is of 32 bits; set trainer.precision={allowed}")
+    check_torchrec()
+
+
+def check_processes(config: DictConfig, trainer: L.Trainer, model: Model) -> None:
+    """What several processes cannot do, and what one cannot."""
+    if config.sharding:
+        _check_shardable(config, model, trainer.world_size, trainer.strategy.root_device.type)
+    if trainer.world_size == 1:
+        return
+    if isinstance(model, Baseline):
+        raise UserError(f"config trainer.devices: {model.name} is fitted in one process; set trainer.devices=1")
+    if config.metrics.scores:
+        raise UserError(
+            "config metrics.scores: is for one process, as each one sees its own rows; set trainer.devices=1"
+        )
+    if build_balancer(config).on_gradients:
+        raise UserError("config balancing: gradient surgery is for one process; set trainer.devices=1")
+
+
+def _check_shardable(config: DictConfig, model: Model, processes: int, device: str) -> None:
+    assert isinstance(model, Ranker)
+    if processes == 1:
+        raise UserError("config sharding: needs several processes; set trainer.devices=N")
+    decay = config.optimizer.get("embedding_weight_decay", 0.0)
+    check_shardable(model.schema, model.embedding.dim, config.sharding, processes, device, decay)
+
+
+def check_by_user(config: DictConfig, store: Store) -> None:
+    """Raise UserError where ranking within users is asked for without a user field."""
+    if config.metrics.by_user is True and store.schema.user is None:
+        raise UserError("config metrics.by_user: the data name no user field; set it to auto or false")
+
+
+def check(config: DictConfig, store: Store) -> None:
+    """All that is wrong with a config can be told before training, without the model's memory.
+
+    Raises:
+        UserError: for wrong settings.
+    """
+    check_settings(config)
+    check_interval(config, store)
+    check_by_user(config, store)
+    monitor_mode(config.monitor, store.schema)
+    with torch.device("meta"):
+        model = build_model(config, store)
+    check_optimizer(config, build(config.optimizer, "optimizer"), model)
+    if config.sharding and isinstance(config.trainer.devices, int):
+        processes = config.trainer.devices * config.trainer.num_nodes
+        _check_shardable(config, model, processes, "cuda" if torch.cuda.is_available() else "cpu")
+    build_module(config, model, None, {}, None, False, id_dropout=build_id_dropout(config, store))
+
+
+def planned_steps(config: DictConfig, store: Store) -> tuple[int, int]:
+    """Training steps before the first validation, and of the whole training if nothing ends it early."""
+    batches, interval = _batches(config, store), config.trainer.val_check_interval
+    each = config.trainer.accumulate_grad_batches
+    first = interval if isinstance(interval, int) else max(1, int(batches * interval))
+    epochs, most = config.trainer.max_epochs, config.trainer.max_steps
+    total = -(-batches // each) * epochs if epochs is not None and epochs >= 0 else math.inf
+    total = min(total, most if most is not None and most >= 0 else math.inf)
+    return max(1, first // each), int(total) if total < math.inf else first // each
+
+
+def _batches(config: DictConfig, store: Store) -> int:
+    """Of an epoch of training, of each process."""
+    devices, limit = config.trainer.devices, config.trainer.limit_train_batches
+    processes = (devices if isinstance(devices, int) and devices > 0 else 1) * config.trainer.num_nodes
+    batches = -(-(len(store.split("train")) // processes) // config.loader.batch_size)
+    return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+
+
+def check_interval(config: DictConfig, store: Store) -> None:
+    """A validation interval in batches fits into an epoch."""
+    batches, interval = _batches(config, store), config.trainer.val_check_interval
+    if batches < 1 or (isinstance(interval, int) and interval > batches):
+        raise UserError(
+            f"config trainer: an epoch has {batches} batches, so val_check_interval={interval} never comes; "
+            "give a share such as 0.25, or lower loader.batch_size"
+        )
+
+
+def check_optimizer(config: DictConfig, make: Callable[[Model], Optimizer], model: Model) -> None:
+    """Make an optimiser to throw away, so that a wrong setting is told before anything is written."""
+    if isinstance(model, Baseline):
+        return check_baseline(config, model)
+    try:
+        made = make(model)
+        if config.sharding:
+            split_for_sharding(made)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config optimizer: {error}") from None
+
+
+def check_measurable(store: Store) -> None:
+    """Every task can be learnt, and as models are selected by validation AUC, at least one task has one."""
+    targets = Targets(store.schema)
+    counts = torch.zeros(len(store.schema.tasks), 2)
+    validation = store.split("validation")
+    for stored in validation.labels.split(1 << 17):
+        labels, mask = targets.labels(validation.logged(stored))
+        both = torch.stack([((1 - labels) * mask).sum(0), (labels * mask).sum(0)], 1)
+        counts += both[: len(counts)]  # joint events come after the tasks
+    for task in store.schema.tasks:
+        if not 0 < task.rate < 1:
+            what = f"{len(store.split('train'))} training rows have no {'negatives' if task.rate else 'positives'}"
+            raise UserError(f"the {what} of task {task.name}, so it cannot be learnt")
+    if not (counts.amin(1) > 0).any():
+        described = ", ".join(
+            f"{name} {int(p)} of {int(p + n)}" for name, (n, p) in zip(targets.names, counts.tolist(), strict=False)
+        )
+        raise UserError(
+            f"the validation split has no task with positives and negatives ({described}), so no model can be chosen; "
+            "use more data, or make data.validation larger"
+        )

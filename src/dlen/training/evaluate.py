@@ -1,0 +1,68 @@
+"""evaluate: from a run folder back to its metrics, on any split."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.callbacks import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from dlen.errors import UserError
+from dlen.files import check_links, write_json
+from dlen.training.building import build_model, build_module, build_trainer, quiet, ranks_within_users
+from dlen.training.callbacks import Meter, TerminalProgress
+from dlen.training.checkpoints import restoring
+from dlen.training.datamodule import RankingDataModule, tested_rows
+from dlen.training.diagnostics import attention_maps, diagnostics
+from dlen.training.gates import GateMonitor
+from dlen.training.run_folder import DIAGNOSTICS, SPLITS, flatten, open_run, read_base
+from dlen.training.terminal import print_figures
+
+
+def evaluate(config: DictConfig) -> dict[str, Any]:
+    """Measure a finished run's checkpoint on a split, as its own test did.
+
+    Returns:
+        The content of ``metrics_<split>.json``.
+
+    Raises:
+        UserError: the folder is no run, or the data are not those of the run.
+    """
+    quiet()
+    folder = Path(config.run)
+    if config.split not in SPLITS:
+        raise UserError(f"config split: {config.split!r} is not one of {', '.join(SPLITS)}")
+    run_config, store = open_run(folder, config.trust)
+    check_links(folder)
+    rows, base = {"test": len(store.split(config.split))}, read_base(run_config.base_run, store)
+    by_user = ranks_within_users(run_config, rows["test"])
+    module = build_module(run_config, build_model(run_config, store), None, rows, base, by_user)
+    loader = run_config.loader
+    data = RankingDataModule(store, loader.batch_size, loader.eval_batch_size, run_config.seed, config.split)
+    checkpoint = folder / "checkpoints" / f"{config.checkpoint}.ckpt"
+    if not checkpoint.exists():
+        raise UserError(f"{checkpoint}: no such checkpoint; checkpoint is best or last")
+    run_config.trainer = OmegaConf.merge(run_config.trainer, config.trainer)
+    meter = Meter()
+    gates = GateMonitor()
+    progress: list[Callback] = [TerminalProgress(meter)] if sys.stderr.isatty() else []
+    trainer = build_trainer(run_config, folder, [], [*progress, gates], meter)
+    with restoring(trainer, str(checkpoint)):
+        trainer.test(module, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False)
+    metrics: dict[str, Any] = {
+        "model": run_config.model_name,
+        "data": run_config.data_name,
+        "seed": run_config.seed,
+        "checkpoint": config.checkpoint,
+        "data_fingerprint": store.fingerprint,
+    }
+    metrics |= flatten(module.figures["test"], config.split)
+    metrics[f"{config.split}/rows"] = tested_rows(trainer, data)
+    if trainer.is_global_zero:
+        write_json(folder / f"metrics_{config.split}.json", metrics)
+        found = diagnostics(module.figures["test"], gates.last, attention_maps(module, store))
+        write_json(folder / DIAGNOSTICS.format(config.split), found)
+        print_figures(metrics, config.split, module.targets.names, base, rows["test"])
+    return metrics

@@ -1,0 +1,262 @@
+"""train: from a composed config to a run folder."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from dlen import __version__
+from dlen.data.prepare import summary
+from dlen.data.store import Store
+from dlen.errors import UserError
+from dlen.files import write_json
+from dlen.models.baseline import Baseline
+from dlen.nn.embedding import deferred_tables
+from dlen.training.advice import base_rate_warnings, unknown_id_warnings
+from dlen.training.baseline import fit_baseline
+from dlen.training.building import (
+    build_callbacks,
+    build_id_dropout,
+    build_model,
+    build_module,
+    build_trainer,
+    quiet,
+    ranks_within_users,
+)
+from dlen.training.callbacks import Meter, ScoreWriter, StepSeed
+from dlen.training.checkpoints import restoring
+from dlen.training.checks import (
+    check_by_user,
+    check_interval,
+    check_measurable,
+    check_optimizer,
+    check_processes,
+    check_settings,
+)
+from dlen.training.configs import build, code_fingerprint, config_hash, open_store
+from dlen.training.conflict import GradientConflict
+from dlen.training.dashboard import Dashboard, Draw
+from dlen.training.datamodule import RankingDataModule, tested_rows
+from dlen.training.diagnostics import attention_maps, diagnostics
+from dlen.training.environment import environment
+from dlen.training.gates import GateMonitor
+from dlen.training.latent import warnings as hidden_state_warnings
+from dlen.training.loggers import log_config, log_final, make_loggers, wandb_finished
+from dlen.training.module import RankingModule
+from dlen.training.run_folder import (
+    BEST,
+    DIAGNOSTICS,
+    RUN_DIR,
+    SCORES,
+    check_same_data,
+    check_same_run,
+    flatten,
+    read_base,
+    resume_from,
+    run_folder,
+    start_of,
+    unwrite_start,
+    write_start,
+)
+from dlen.training.selection import Selection, monitor_mode
+from dlen.training.size import size_figures
+from dlen.training.terminal import print_figures
+
+
+@dataclass(slots=True)
+class Fitted:
+    """A model that has been trained and not yet tested.
+
+    Attributes:
+        store: its data.
+        folder: its run folder.
+        trainer: that trained it.
+        module: with the weights of the last step.
+        data: the batches of its splits.
+        gates: what was seen of its gates.
+        dashboard: what W&B is shown.
+        selection: the best validation.
+        base: figures of the run that gains are measured against; None without one.
+        metrics: for ``metrics.json``: what is known before the test.
+    """
+
+    store: Store
+    folder: Path
+    trainer: L.Trainer
+    module: RankingModule
+    data: RankingDataModule
+    gates: GateMonitor
+    dashboard: Dashboard
+    selection: Selection
+    base: dict[str, Any] | None
+    metrics: dict[str, Any]
+
+
+def train(config: DictConfig, draw: Draw | None = None) -> dict[str, Any]:
+    """Prepare if needed, fit, test the best checkpoint, and leave a run folder.
+
+    Args:
+        config: of ``train.py``.
+        draw: makes the plots of a finished run for W&B; None for none.
+
+    Returns:
+        The content of ``metrics.json``.
+
+    Raises:
+        UserError: for wrong input or settings.
+    """
+    with wandb_finished():
+        return _fit_and_test(config, draw)
+
+
+def _fit_and_test(config: DictConfig, draw: Draw | None) -> dict[str, Any]:
+    fitted = fit(config, lambda folder: [ScoreWriter(folder / SCORES)] if config.metrics.scores else [])
+    trainer, module, folder, metrics = fitted.trainer, fitted.module, fitted.folder, fitted.metrics
+    best = folder / BEST
+    if not best.exists():
+        print("training ended before the first validation: the last weights are tested", file=sys.stderr)
+        trainer.save_checkpoint(best, weights_only=True)
+    trainer.test(module, datamodule=fitted.data, ckpt_path=best, weights_only=True, verbose=False)
+    metrics |= fitted.selection.best
+    metrics |= flatten(module.figures["test"], "test")
+    metrics["test/rows"] = tested_rows(trainer, fitted.data)
+    attention = attention_maps(module, fitted.store)  # in every process, as the table may be shared out
+    if trainer.is_global_zero:
+        write_json(folder / "metrics.json", metrics)
+        print_figures(metrics, "test", module.targets.names, fitted.base, len(fitted.store.split("test")))
+        write_json(
+            folder / DIAGNOSTICS.format("test"), diagnostics(module.figures["test"], fitted.gates.last, attention)
+        )
+        dropout = None if isinstance(module.model, Baseline) else module.id_dropout
+        advice = base_rate_warnings(metrics, fitted.store, module.targets, dropout)
+        for line in [*_hidden_state_warnings(module), *fitted.gates.warnings(), *advice]:
+            print(f"warning: {line}", file=sys.stderr)
+        keep = bool(OmegaConf.select(config, "logger.wandb.checkpoint"))
+        fitted.dashboard.close(metrics, module.targets.names, folder, draw, checkpoint=keep)
+        log_final(trainer.loggers, metrics, trainer.global_step)
+        print(f"Run folder: {folder}")
+    return metrics
+
+
+def fit(
+    config: DictConfig, more: Callable[[Path], Sequence[Callback]] = lambda folder: (), *, checkpoints: bool = True
+) -> Fitted:
+    """Prepare if needed and fit; the run folder has everything but the figures of the test.
+
+    Args:
+        config: of ``train.py``.
+        more: callbacks beside the usual ones, for this run folder.
+        checkpoints: keep the best and the last.
+
+    Raises:
+        UserError: for wrong input or settings.
+    """
+    quiet()
+    check_settings(config)
+    store = open_store(config)
+    check_measurable(store)
+    check_interval(config, store)
+    check_by_user(config, store)
+    mode = monitor_mode(config.monitor, store.schema)
+    id_dropout = build_id_dropout(config, store)
+    base, resume = read_base(config.base_run, store), resume_from(config)
+    check_same_run(config)
+    check_same_data(resume, store)
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    with deferred_tables() if config.sharding else nullcontext():
+        model = build_model(config, store)
+    make_optimizer = build(config.optimizer, "optimizer")
+    check_optimizer(config, make_optimizer, model)
+    size = size_figures(model)
+    with run_folder(config) as folder:
+        loggers = make_loggers(config, folder, store.fingerprint)
+        dashboard = Dashboard(loggers)
+        meter, conflict, gates = Meter(), GradientConflict(config.metrics.conflict_every), GateMonitor()
+        selection = Selection(config.monitor, mode)
+        callbacks = [StepSeed(config.seed), *build_callbacks(config, folder, meter, mode, checkpoints=checkpoints)]
+        callbacks += [conflict, gates, dashboard, selection]
+        callbacks += more(folder)
+        trainer: L.Trainer = build_trainer(config, folder, loggers, callbacks, meter)
+        rows = {"val": len(store.split("validation")), "test": len(store.split("test"))}
+        by_user = ranks_within_users(config, rows["test"])
+        module = build_module(
+            config,
+            model,
+            make_optimizer,
+            rows,
+            base,
+            by_user,
+            sharding=config.sharding,
+            id_dropout=id_dropout,
+        )
+        data = RankingDataModule(store, config.loader.batch_size, config.loader.eval_batch_size, config.seed)
+        check_processes(config, trainer, model)
+        earlier: dict[Path, bytes] | None = None  # in the first process, which began before the others
+        if trainer.is_global_zero:
+            earlier = {p: p.read_bytes() for p in start_of(folder) if p.exists()}
+            write_start(config, folder, store)
+            print(summary(store), file=sys.stderr)
+            print(_describe(config, size, folder), file=sys.stderr, flush=True)
+            for line in [] if isinstance(model, Baseline) else unknown_id_warnings(store, id_dropout):
+                print(f"warning: {line}", file=sys.stderr)
+    about: dict[str, Any] = {"version": __version__, "code": code_fingerprint(), "data_fingerprint": store.fingerprint}
+    about |= {"data_test": store.labels_identity("test")}
+    about |= {"config_hash": config_hash(config), **environment()}
+    about["machine/processes"] = trainer.world_size
+    log_config(loggers, config, {**about, **size})
+    try:
+        if isinstance(model, Baseline):
+            about |= fit_baseline(trainer, module, data, meter, folder / BEST if checkpoints else None)
+        else:
+            _fit(trainer, module, data, folder, resume)
+    except UserError:  # a resume that is refused leaves the run as it was, and what never began leaves nothing
+        if earlier is not None:
+            for path, content in earlier.items():
+                path.write_bytes(content)
+            if not earlier:
+                unwrite_start(folder)
+        raise
+    metrics: dict[str, Any] = {"model": config.model_name, "data": config.data_name, "seed": config.seed}
+    metrics |= about
+    metrics |= {"fit/precision": str(trainer.precision), "fit/steps": trainer.global_step}
+    metrics |= size
+    metrics |= meter.figures(trainer.world_size) | conflict.figures(store.schema.task_names) | gates.figures()
+    return Fitted(store, folder, trainer, module, data, gates, dashboard, selection, base, metrics)
+
+
+def _hidden_state_warnings(module: RankingModule) -> list[str]:
+    """For DLEN, from the last validation."""
+    if "val" not in module.figures or module.figures["val"].hidden is None:
+        return []
+    return hidden_state_warnings(module.figures["val"].values, module.model.schema.task_names)
+
+
+def _fit(trainer: L.Trainer, module: RankingModule, data: RankingDataModule, folder: Path, resume: Path | None) -> None:
+    """Train; Ctrl-C exits with 130 and a line that says how to go on."""
+    os.environ[RUN_DIR] = str(folder)
+    try:
+        with restoring(trainer, f"config ckpt: {resume}"):
+            trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    except SystemExit:  # how Lightning ends after Ctrl-C
+        if not trainer.interrupted:
+            raise
+        print(f"interrupted: go on with run_dir={folder} ckpt=last and the same settings", file=sys.stderr)
+        raise SystemExit(130) from None
+    finally:
+        del os.environ[RUN_DIR]
+
+
+def _describe(config: DictConfig, size: dict[str, float], folder: Path) -> str:
+    if not size:  # known once it is fitted
+        return f"{config.model_name}; run folder {folder}"
+    table, dense = size["model/embedding_parameters"], size["model/dense_parameters"]
+    return f"{config.model_name}: {table:,} embedding and {dense:,} dense parameters; run folder {folder}"

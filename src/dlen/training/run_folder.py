@@ -1,0 +1,292 @@
+"""A run folder: how it is named, begun, resumed and read back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+
+from dlen.data.prepare import RowSource, check_plain_name
+from dlen.data.store import Store
+from dlen.errors import UserError
+from dlen.files import check_links, read_figures, read_mapping, write_json, write_text
+from dlen.training.building import plain_values
+from dlen.training.configs import build, open_store, read_config
+from dlen.training.measures import Figures
+
+BEST = "checkpoints/best.ckpt"
+_MOST_TRIES = 1000  # for a folder's name
+RUN_DIR = "DLEN_RUN_DIR"  # tells the processes of one run where its folder is
+_LASTING = ("model", "balancing", "optimizer", "id_dropout", "seed", "monitor", "loader.batch_size")
+SPLITS = ("train", "validation", "test")
+DIAGNOSTICS = "diagnostics_{}.json"  # of a split: curves, hidden state, gates
+SCORES = "scores_test.npy"  # (rows, targets) log-odds of the test split, in stored order
+
+
+def read_identity(folder: Path) -> dict[str, str]:
+    """Which data a run was trained on, and where they were prepared: ``fingerprint`` and ``store``.
+
+    Raises:
+        UserError: its schema.json does not say so.
+    """
+    path = folder / "schema.json"
+    content = read_mapping(path)
+    found = {key: content.get(key) for key in ("fingerprint", "store")}
+    for key, value in found.items():
+        if not isinstance(value, str) or "\0" in value:
+            raise UserError(f"{path}: {key} is {value!r}, and no text")
+    return {key: str(value) for key, value in found.items()}
+
+
+def load_run_config(folder: Path, trust: Sequence[str] = ()) -> DictConfig:
+    """The resolved config of a run folder.
+
+    Args:
+        folder: of the run.
+        trust: packages whose classes it may name beside those of dlen.
+
+    Raises:
+        UserError: the folder is no run, or its config names other code.
+    """
+    path = folder / "config.yaml"
+    if not path.exists():
+        raise UserError(f"{folder}: not a run folder (no config.yaml); set run=DIR")
+    return read_config(path, trust)
+
+
+def open_row_source(folder: Path, trust: Sequence[str] = ()) -> tuple[DictConfig, Store, RowSource]:
+    """A run's config, the data that it was trained on, and what reads new rows of their form.
+
+    Args:
+        folder: of the run.
+        trust: packages whose classes its config may name beside those of dlen.
+
+    Raises:
+        UserError: the folder is no run, its data are gone, or have no way to read new rows.
+    """
+    config, store = open_run(folder, trust)
+    source = build(config.data, "data")
+    if not isinstance(source, RowSource):
+        raise UserError(f"{folder}: its data ({config.data_name}) have no way to read new rows")
+    return config, store, source
+
+
+def open_kept_store(folder: Path, config: DictConfig) -> Store:
+    """The prepared data that a run was trained on, by the place that it remembers: the raw log may be gone or another.
+
+    Where they are gone they are prepared again, if the raw log still gives the same.
+
+    Raises:
+        UserError: they are gone, and what the raw log gives now is something else.
+    """
+    kept = read_identity(folder)
+    place, wanted = Path(kept["store"]), kept["fingerprint"]
+    store = Store(place) if (place / "store.json").exists() else open_store(config)
+    if store.fingerprint != wanted:
+        raise UserError(
+            f"{folder}: was trained on data {wanted}, which are no longer in {place}, and the raw files now give "
+            f"{store.fingerprint}"
+        )
+    return store
+
+
+def open_run(folder: Path, trust: Sequence[str] = ()) -> tuple[DictConfig, Store]:
+    """The resolved config of a run folder, and its data.
+
+    Args:
+        folder: of the run.
+        trust: packages whose classes its config may name beside those of dlen.
+
+    Raises:
+        UserError: the folder is no run, or the data are not those of the run.
+    """
+    config = load_run_config(folder, trust)
+    return config, open_kept_store(folder, config)
+
+
+def read_base(run: str | None, store: Store) -> dict[str, Any] | None:
+    """Figures of the run that gains are measured against, which are of the same test rows."""
+    if run is None:
+        return None
+    path = Path(run) / "metrics.json"
+    try:
+        content = read_figures(path)
+        if not {"model", "seed", "data_fingerprint"} <= content.keys():
+            raise UserError("not the figures of a run")
+    except UserError as error:
+        raise UserError(f"config base_run: {path} cannot be read ({error})") from None
+    own = {"data_test": store.labels_identity("test"), "data_fingerprint": store.fingerprint}
+    key = "data_test" if "data_test" in content else "data_fingerprint"
+    if content[key] != own[key]:
+        raise UserError(
+            f"config base_run: {run} was tested on other rows ({content[key]}) than this run is ({own[key]}), so no "
+            "difference of their figures is a gain; train the base on the same data"
+        )
+    if content.get("test/rows", len(store.split("test"))) != len(store.split("test")):
+        raise UserError(f"config base_run: {run} was tested on {content['test/rows']} rows of the test split alone")
+    return content
+
+
+def write_start(config: DictConfig, folder: Path, store: Store) -> None:
+    """Make the run folder: only now, when config, data and trainer are known to be right."""
+    try:
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+    text = OmegaConf.to_yaml(OmegaConf.create(OmegaConf.to_container(config, resolve=True)))
+    config_file, schema_file = start_of(folder)
+    try:
+        if config.ckpt is not None:
+            write_text(config_file, text)
+        else:
+            with config_file.open("x") as file:
+                file.write(text)
+    except FileExistsError:
+        raise UserError(f"config run_dir: {folder} was taken by another run just now; choose another") from None
+    identity = {"fingerprint": store.fingerprint, "store": str(store.folder.absolute())}
+    write_json(schema_file, {**identity, **store.schema.to_dict()})
+
+
+def start_of(folder: Path) -> tuple[Path, Path]:
+    """What a run folder has from its first moment: config and schema."""
+    return folder / "config.yaml", folder / "schema.json"
+
+
+def unwrite_start(folder: Path) -> None:
+    """The inverse of :func:`write_start`, unless there is something else by now."""
+    if {p for p in folder.rglob("*") if not p.is_dir()} <= set(start_of(folder)):
+        for path in start_of(folder):
+            path.unlink(missing_ok=True)
+        _remove_empty([folder / "checkpoints", folder / "logs", folder])
+
+
+@contextmanager
+def run_folder(config: DictConfig) -> Iterator[Path]:
+    """The run's folder; a name that was made up is taken at once, and given back if the run is refused."""
+    if RUN_DIR in os.environ:  # set by the process that Lightning started this one from
+        yield Path(os.environ[RUN_DIR])
+    elif config.run_dir is not None:
+        folder = Path(config.run_dir)
+        if (folder / "config.yaml").exists() and config.ckpt is None and rank() == 0:
+            raise UserError(f"config run_dir: {folder} already holds a run; choose another, or resume with ckpt=last")
+        check_links(folder)
+        yield folder
+    elif rank() != 0 or _one_of_many():
+        raise UserError("config run_dir: must be set where processes are started by torchrun or Slurm")
+    else:
+        folder, made = _new_folder(config)
+        try:
+            yield folder
+        finally:
+            _remove_empty(made)
+
+
+def _one_of_many() -> bool:
+    """Whether torchrun or Slurm has started several processes, which would each make up a name."""
+    torchrun, slurm = TorchElasticEnvironment.detect(), SLURMEnvironment.detect()
+    counts = [os.environ.get("WORLD_SIZE", 1)] * torchrun + [os.environ.get("SLURM_NTASKS", 1)] * slurm
+    return any(int(count) > 1 for count in counts)
+
+
+def _new_folder(config: DictConfig) -> tuple[Path, list[Path]]:
+    """Made so that no other run of the same second has it; and all folders that had to be made for it, inner first."""
+    name = f"{config.data_name}/{config.model_name}/{datetime.now():%Y%m%d-%H%M%S}-seed{config.seed}"
+    for key in ("data_name", "model_name"):
+        check_plain_name(config[key], key)
+    made: list[Path] = []
+    for number in count(1):
+        folder = Path(config.runs_dir) / (name if number == 1 else f"{name}-{number}")
+        made = [p for p in folder.parents if not p.exists()] or made
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir()
+            break
+        except OSError as error:
+            # taken; or a run beside this one was refused and took its folders back
+            if not isinstance(error, FileExistsError | FileNotFoundError) or number > _MOST_TRIES:
+                raise _unwritable(folder, error) from None
+    return folder, [folder, *made]
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Those that are there without anything in them, inner ones first."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def _unwritable(folder: Path, error: OSError) -> UserError:
+    return UserError(f"{folder}: cannot be written ({error.strerror}); set runs_dir or run_dir")
+
+
+def rank() -> int:
+    """Of this process, as whoever started it has said."""
+    return getattr(rank_zero_only, "rank", None) or 0
+
+
+def resume_from(config: DictConfig) -> Path | None:
+    """The checkpoint to resume from; None to start anew.
+
+    Raises:
+        UserError: there is none.
+    """
+    if config.ckpt is None:
+        return None
+    path = Path(config.run_dir) / "checkpoints" / "last.ckpt" if config.ckpt == "last" else Path(config.ckpt)
+    if not path.exists():
+        raise UserError(f"config ckpt: {path} does not exist, so there is nothing to resume")
+    return path
+
+
+def check_same_run(config: DictConfig) -> None:
+    """A run that goes on has the model, balancing and optimiser it began with."""
+    if config.ckpt != "last":
+        return
+    before, today = plain_values(load_run_config(Path(config.run_dir), config.trust)), plain_values(config)
+    for key in _LASTING:
+        was, now = _below(before, key), _below(today, key)
+        changed = [k for k in {**was, **now} if was.get(k) != now.get(k)]
+        if was and changed:
+            shown = ", ".join(f"{k} was {was.get(k)} and is {now.get(k)} now" for k in changed)
+            raise UserError(f"cannot resume: {shown}; set it as it was")
+
+
+def _below(config: dict[str, Any], key: str) -> dict[str, Any]:
+    """A setting, or those of a group, by their keys; empty where a run did not have it yet."""
+    found: Any = config
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, dict) else None
+    if isinstance(found, dict):
+        return {f"{key}.{k}": v for k, v in found.items()}
+    return {} if found is None else {key: found}
+
+
+def check_same_data(resume: Path | None, store: Store) -> None:
+    """A run goes on with the data it began with, also where a checkpoint is gone on with in another folder."""
+    folder = None if resume is None else resume.parent.parent
+    if folder is None or not (folder / "schema.json").exists():
+        return
+    was = read_identity(folder)["fingerprint"]
+    if was != store.fingerprint:
+        raise UserError(
+            f"cannot resume: {folder} was trained on data {was}, and the data are {store.fingerprint} now; bring "
+            "back the files and data settings that it began with, or start a new run"
+        )
+
+
+def flatten(figures: Figures, split: str) -> dict[str, Any]:
+    """Flat keys of ``metrics.json``; an undefined figure is null, with its reason under ``undefined/``."""
+    flat: dict[str, Any] = {f"{split}/{key}": value for key, value in figures.values.items()}
+    for key, reason in figures.undefined.items():
+        flat[f"{split}/{key}"] = None
+        flat[f"undefined/{split}/{key}"] = reason
+    return flat
