@@ -3,7 +3,7 @@ PYTHON ?= python3
 JOBS ?= 2
 BIN := .venv/bin
 
-.PHONY: train test test-browser fuzz quality lint bench bench-peers notebook docs serve-demo lock setup clean
+.PHONY: train test test-all test-browser fuzz quality lint bench bench-peers notebook docs serve-demo lock setup clean
 
 setup: .venv/.ready
 
@@ -24,9 +24,13 @@ lint: setup
 	$(BIN)/mypy
 	cd bench && ../$(BIN)/mypy --config-file ../pyproject.toml *.py
 
-# JOBS processes of one thread each.
+# Lint, types and every test of less than a few seconds, in JOBS processes of one thread each: about 3 minutes.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow and not browser"
+
+# The rest: whole commands, several processes, kills and full disks.
+test-all: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "slow and not browser"
 
 # The report in a real browser: Debian's package chromium, or CHROMIUM=/path.
 test-browser: setup

@@ -28,7 +28,7 @@ from hydra import initialize_config_dir
 from omegaconf import DictConfig
 
 from dlen.comparing.compare import summarise
-from dlen.comparing.plan import Plan, Run, plan_runs
+from dlen.comparing.plan import Plan, PlannedRun, plan_runs
 from dlen.comparing.tables import markdown, write_comparison
 from dlen.data.store import Store
 from dlen.metrics.functional import exact_auc
@@ -119,7 +119,7 @@ def with_peers(plan: Plan, settings: list[str], peers: dict[str, str]) -> Plan:
             if not (folder / "metrics.json").exists():
                 print(f"{plan.title}: {label}, seed {seed}", file=sys.stderr, flush=True)
                 run_peer(model, seed, folder, store, config)
-            runs[label, seed] = Run(label, seed, (), folder, store)
+            runs[label, seed] = PlannedRun(label, seed, (), folder, store)
     return replace(plan, models=[*plan.models, *peers], runs=runs)
 
 

@@ -17,6 +17,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from dlen.comparing.plan import PlannedRun
+from dlen.errors import UserError
+
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ("model.embedding.dim=4", "model.head.tower=[8]", "model.backbone.expert=[8]")  # any network, small
 Compose = Callable[..., DictConfig]
@@ -77,14 +80,18 @@ def run_program(
 
 
 def run_here(script: str, arguments: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    """As :func:`run_command`, in this process, which spares the five seconds in which a new one imports torch.
+    """As :func:`run_command`, in this process, which spares the seconds in which a new one imports torch.
 
-    For commands that are refused, or that start no processes.
+    The runs of a comparison and the workers of a study are not processes either, but take their turns here.
     """
     out, err, code = io.StringIO(), io.StringIO(), 0
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.chdir(folder)
         patch.setattr(sys, "argv", [str(ROOT / script), *arguments])
+        if script in ("compare.py", "sweep.py"):
+            patch.setattr("dlen.comparing.compare.train_missing", _train_missing)
+            patch.setattr("dlen.sweeping.sweep.train_missing", _train_missing)
+            patch.setattr("dlen.sweeping.sweep.LocalWorker", _Worker)
         try:
             runpy.run_path(str(ROOT / script), run_name="__main__")
         except SystemExit as error:
@@ -92,6 +99,51 @@ def run_here(script: str, arguments: Sequence[str], folder: Path) -> subprocess.
         finally:
             GlobalHydra.instance().clear()
     return subprocess.CompletedProcess([script, *arguments], code, out.getvalue(), err.getvalue())
+
+
+def _train_missing(runs: Sequence[PlannedRun], workers: int, group: str, job_type: str) -> None:
+    """In place of :func:`dlen.comparing.workers.train_missing`: one run after the other."""
+    from dlen.overrides import compose_train, written
+    from dlen.training.fit import train
+
+    missing = [run for run in runs if not run.done]
+    print(f"{len(runs) - len(missing)} of {len(runs)} runs are there already", file=sys.stderr)
+    for run in missing:
+        try:
+            train(compose_train([*run.overrides, f"run_dir={written(str(run.folder), quote=True)}"]))
+        except UserError as error:
+            raise UserError(f"{run.model}, seed {run.seed}: training failed ({error})") from None
+
+
+class _Worker:
+    """In place of :class:`dlen.sweeping.coordinator.LocalWorker`: its trials are over when it is made."""
+
+    def __init__(self, name: str, number: int, workers: int, devices: int, spec: Path, storage: str) -> None:
+        from dlen.sweeping.study import STORAGE
+        from dlen.sweeping.trial import FOLLOWED
+        from dlen.sweeping.worker import work_from
+
+        self.name = name
+        hydra, config = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
+        GlobalHydra.instance().clear()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(STORAGE, storage)
+            work_from(str(spec), name, number)
+        GlobalHydra.instance().hydra = hydra
+        HydraConfig.instance().cfg = config
+        os.environ.pop(FOLLOWED, None)
+
+    def exit_code(self) -> int:
+        return 0
+
+    def stop(self) -> None:
+        pass
+
+    def kill(self) -> None:
+        pass
+
+    def log(self) -> str:
+        return ""
 
 
 @pytest.fixture

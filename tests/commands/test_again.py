@@ -31,6 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_rerun_is_bit_for_bit_the_run(folder: Path) -> None:
     ran = run_here("train.py", ["rerun=run"], folder)
     assert ran.returncode == 0, ran.stderr
@@ -45,6 +46,7 @@ def test_a_rerun_is_bit_for_bit_the_run(folder: Path) -> None:
     assert was["machine/processes"] == 1
 
 
+@pytest.mark.slow
 def test_what_differs_is_told_with_what_may_be_why(folder: Path) -> None:
     path, checkpoint = folder / "run" / "metrics.json", folder / "run" / "checkpoints" / "best.ckpt"
     kept, weights = path.read_text(), read_checkpoint(checkpoint)
@@ -63,12 +65,13 @@ def test_what_differs_is_told_with_what_may_be_why(folder: Path) -> None:
     assert (folder / "second" / "metrics.json").exists()
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_its_own_settings(folder: Path) -> None:
     ran = run_here("train.py", ["run_dir=run", "ckpt=last", "trainer.max_epochs=2", "model=mmoe"], folder)
     assert ran.returncode == 0, ran.stderr
     config = OmegaConf.load(folder / "run" / "config.yaml")
     assert config.trainer.max_epochs == 2
-    assert config.model.embedding_dim == 4
+    assert config.model.embedding.dim == 4
     assert (config.seed, config.data.rows, config.data_name) == (5, 6000, "feed")
     steps = json.loads((folder / "run" / "metrics.json").read_text())["fit/steps"]
     alone = run_here("train.py", [*SETTINGS, "run_dir=alone", "trainer.max_epochs=2"], folder)
@@ -78,6 +81,7 @@ def test_a_run_goes_on_with_its_own_settings(folder: Path) -> None:
     assert all(torch.equal(found[key], wanted[key]) for key in wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

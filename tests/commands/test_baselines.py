@@ -15,7 +15,7 @@ from dlen.training.checkpoints import read_checkpoint
 from dlen.training.run_folder import open_run
 from dlen.training.targets import Targets
 from tests.commands.test_train import write_log
-from tests.conftest import TINY, Command, run_command, run_here
+from tests.conftest import TINY, Command, run_here
 
 FEED = ["data=feed", "data.rows=5000", "data.users=50", "data.items=40"]
 SETTINGS = {
@@ -36,6 +36,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     return request.param, folder
 
 
+@pytest.mark.slow
 def test_it_leaves_an_ordinary_run_folder(run: tuple[str, Path]) -> None:
     name, folder = run[0], run[1] / "run"
     left = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
@@ -73,6 +74,7 @@ def test_the_checkpoint_gives_the_scores_of_the_test(run: tuple[str, Path]) -> N
     np.testing.assert_allclose(np.load(folder / "scores_test.npy"), np.log(p / (1 - p)), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_evaluate_and_report_take_it(run: tuple[str, Path]) -> None:
     name, folder = run
     assert run_here("evaluate.py", ["run=run"], folder).returncode == 0
@@ -97,6 +99,7 @@ def test_predict_takes_new_rows(run: tuple[str, Path]) -> None:
     assert found["p_click"].is_between(0, 1).all()
 
 
+@pytest.mark.slow
 def test_a_rerun_is_bit_for_bit_the_run(run: tuple[str, Path]) -> None:
     ran = run_here("train.py", ["rerun=run"], run[1])
     assert ran.returncode == 0, ran.stdout + ran.stderr
@@ -111,6 +114,7 @@ def test_export_says_that_it_is_no_network(run: tuple[str, Path]) -> None:
     assert not (folder / "run" / "export").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
@@ -158,7 +162,7 @@ def test_a_sweep_searches_its_settings(tmp_path: Path) -> None:
     sweep = "defaults: [base, _self_]\nspace: {model.num_leaves: {choices: [3, 15]}}\nsampler: random\nworkers: 1\n"
     (tmp_path / "conf" / "sweep" / "leaves.yaml").write_text(sweep)
     settings = ["sweep=leaves", "sweep.trials=3", "sweep.confirm=1", f"hydra.searchpath=[file://{tmp_path / 'conf'}]"]
-    ran = run_command("sweep.py", [*settings, *SETTINGS["lightgbm"][:3], *FEED], tmp_path)
+    ran = run_here("sweep.py", [*settings, *SETTINGS["lightgbm"][:3], *FEED], tmp_path)
     assert ran.returncode == 0, ran.stderr
     trials = [json.loads(p.read_text()) for p in tmp_path.rglob("trials/*/metrics.json")]
     assert [t["state"] for t in trials] == ["complete"] * 3

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT, Command, run_command, run_here
+from tests.conftest import ROOT, TINY, Command, run_command, run_here
 
 SMALL = ["data.rows=4000", "data.users=40", "data.items=30", "loader.batch_size=512", "trainer.max_epochs=1"]
 SMALL += ["optimizer.embedding_lr=0.05", "optimizer.lr=0.01"]
@@ -24,7 +24,7 @@ TABLE = ["experiment=table1", "models=[MMoE,DLEN]", "workers=2", *SMALL]
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("compare")
-    ran = run_command("compare.py", [*TABLE, "seeds=2"], folder)
+    ran = run_here("compare.py", [*TABLE, "seeds=2"], folder)
     assert ran.returncode == 0, ran.stderr
     assert "| DLEN |" in ran.stdout
     return folder
@@ -77,10 +77,10 @@ def test_the_table_repeats_the_runs_figures(compared: Path) -> None:
 @pytest.mark.slow
 def test_only_what_is_missing_is_trained(compared: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in compared.rglob("cache/*/metrics.json")}
-    again = run_here("compare.py", [*TABLE, "seeds=2"], compared)  # which starts no process
+    again = run_here("compare.py", [*TABLE, "seeds=2"], compared)
     assert again.returncode == 0, again.stderr
     assert "4 of 4 runs are there already" in again.stderr
-    more = run_command("compare.py", [*TABLE, "seeds=[0,1,7]", "out=more"], compared)
+    more = run_here("compare.py", [*TABLE, "seeds=[0,1,7]", "out=more"], compared)
     assert more.returncode == 0, more.stderr
     assert "4 of 6 runs are there already" in more.stderr
     assert {p: p.stat().st_mtime_ns for p in before} == before
@@ -102,13 +102,7 @@ def test_a_run_that_fails_is_one_line(tmp_path: Path) -> None:
 def test_a_comparison_that_is_ended_ends_its_runs_and_goes_on(tmp_path: Path) -> None:
     """SIGTERM: nothing trains on, and the next call resumes the run from its last checkpoint."""
     arguments = ["experiment=table1", "models=[MMoE]", "seeds=1", "data.rows=15000", "loader.batch_size=64"]
-    arguments += [
-        "data.users=40",
-        "data.items=30",
-        "model.embedding.dim=4",
-        "model.head.tower=[8]",
-        "trainer.max_epochs=2",
-    ]
+    arguments += ["data.users=40", "data.items=30", "trainer.max_epochs=2", *TINY]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "compare.py"), *arguments], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL
@@ -154,7 +148,7 @@ def test_a_surface(tmp_path: Path) -> None:
     fewer += [f"~experiment.grid.rows.rows_{n}" for n in ("1M", "2M", "5M")]
     fewer += ["~experiment.grid.rates.sparse", 'experiment.grid.rows.rows_200k=["data.rows=3000"]']
     fewer += ['experiment.grid.rows.rows_500k=["data.rows=4000"]', "data.users=40", "trainer.max_epochs=1"]
-    ran = run_command("compare.py", ["experiment=when", *fewer, "workers=2"], tmp_path)
+    ran = run_here("compare.py", ["experiment=when", *fewer], tmp_path)
     assert ran.returncode == 0, ran.stderr
     out = tmp_path / "runs" / "compare" / "when-feed"
     cells = json.loads((out / "surface.json").read_text())

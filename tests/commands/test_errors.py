@@ -28,7 +28,7 @@ CASES = {
     "learning rate": (["optimizer.lr=abc", "data.rows=2000"], "config optimizer: lr must be a number from 0"),
     "patience": (["patience=-1"], "config patience: -1 is not a whole number from 0"),
     "validation interval": (["trainer.val_check_interval=99", "data.rows=2000"], "an epoch has 2 batches"),
-    "embedding size": (["model.embedding.dim=0", "data.rows=2000"], "embedding_dim must be at least 1, got 0"),
+    "embedding size": (["model.embedding.dim=0", "data.rows=2000"], "embedding.dim must be at least 1, got 0"),
     "no experts": (["model.backbone.num_experts=0", "data.rows=2000"], "num_experts must be at least 1, got 0"),
     "metric": (["metrics.auc=exakt"], "config metrics.auc: 'exakt' is not one of auto, histogram, exact"),
     "impossible rate": (["data.rates.click=0.9"], "data.rates.click: 0.9 cannot be reached"),
@@ -43,6 +43,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", list(CASES))
 def test_wrong_settings_are_one_line(case: str, refused: Command, tmp_path: Path) -> None:
     arguments, expected = CASES[case]
@@ -57,12 +58,14 @@ def test_wrong_settings_are_one_line(case: str, refused: Command, tmp_path: Path
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 def test_evaluate_of_no_run(command: Command) -> None:  # in a process of its own, as users type it
     ran = command("evaluate.py", "run=nowhere")
     assert ran.returncode == 2
     assert ran.stderr.strip() == "error: nowhere: not a run folder (no config.yaml); set run=DIR"
 
 
+@pytest.mark.slow
 def test_a_run_folder_is_not_overwritten(command: Command, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "config.yaml").write_text("kept: true\n")

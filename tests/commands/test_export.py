@@ -102,6 +102,7 @@ def test_every_row_of_the_test_split_has_the_runs_scores(case: str, tmp_path: Pa
     assert {p.name for p in (run / "export").iterdir()} == {"model.onnx", "model.pt2", "schema.json"}
 
 
+@pytest.mark.slow
 def test_the_schema_turns_raw_values_into_inputs(tmp_path: Path, raw: Path) -> None:
     run = trained(tmp_path, raw, CASES["dlen on a funnel with lists"])
     export(export_config(f"run={run}", "check_rows=64"))
@@ -133,6 +134,7 @@ def test_dense_lists_are_those_of_the_batch() -> None:
             at += n
 
 
+@pytest.mark.slow
 def test_a_model_that_differs_is_not_written(tmp_path: Path, raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = trained(tmp_path, raw, CASES["single task"])
     before = exporting.dense

@@ -141,6 +141,7 @@ def test_too_little_memory_is_explained(refused: Command, tmp_path: Path) -> Non
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_damaged_vocabulary_and_checkpoint_are_named(tmp_path: Path) -> None:
     ran = run_here("train.py", [*SMALL, *FEED, "run_dir=run", "trainer.max_epochs=1"], tmp_path)
     assert ran.returncode == 0, ran.stderr
@@ -169,6 +170,7 @@ class Stopped(datetime):
         return cls(2026, 11, 25, 12, 0, 0, tzinfo=tz)
 
 
+@pytest.mark.slow
 def test_a_clock_that_goes_back_changes_no_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two runs of the same second have two folders; durations stay durations, all else has the same bits."""
     settings = [*FEED, *SMALL, "trainer.accelerator=cpu", "trainer.max_epochs=1", "data.rows=3000"]
@@ -248,6 +250,7 @@ def test_runs_that_begin_and_are_refused_at_once(tmp_path: Path) -> None:
     assert list(tmp_path.rglob("*-seed0*")) == []
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_optimizer_leaves_nothing(tmp_path: Path) -> None:
     settings = [*FEED, *SMALL, "trainer.accelerator=cpu", "trainer.max_epochs=1", "data.rows=3000"]
     assert run_here("train.py", [*settings, "run_dir=adam"], tmp_path).returncode == 0

@@ -94,6 +94,7 @@ def files(folder: Path) -> set[str]:
     return {str(p.relative_to(folder)) for p in folder.rglob("*") if "__pycache__" not in p.parts}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_no_command_runs_what_a_run_names(command: str, place: Path) -> None:
     put(place / "run" / "config.yaml", "model.dropout", {"_target_": "evil.system", "command": "touch sentinel"})
@@ -191,6 +192,7 @@ NEEDED = {"table": ["data.spec=spec.yaml"]} | {
 GROUPS = ("model", "model/backbone", "model/head", "balancing", "optimizer", "logger", "data")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_choice_of_ours_is_trusted(group: str, composed: Callable[..., DictConfig], tmp_path: Path) -> None:
     for choice in choices(group):
@@ -200,6 +202,7 @@ def test_every_choice_of_ours_is_trusted(group: str, composed: Callable[..., Dic
         assert read_config(path, []).data.name
 
 
+@pytest.mark.slow
 def test_a_class_of_ones_own_is_trusted_by_its_package(
     place: Path, monkeypatch: pytest.MonkeyPatch, made: Path
 ) -> None:

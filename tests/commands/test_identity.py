@@ -83,6 +83,7 @@ def figures(folder: Path, name: str = "metrics.json") -> dict[str, float]:
     return {k: v for k, v in content.items() if k.startswith("test/")}
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_no_other_data(trained: Path) -> None:
     """The labels are turned round: the same number of rows, the same ids."""
     kept = {p: p.read_bytes() for p in (trained / "run").rglob("*") if p.is_file()}
@@ -97,6 +98,7 @@ def test_a_run_goes_on_with_no_other_data(trained: Path) -> None:
     assert not (trained / "b").exists()
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_in_no_other_world(tmp_path: Path) -> None:
     assert ran(tmp_path, *SMALL, *FEED, "run_dir=run").returncode == 0
     for override in ("data.seed=5", "data.leak=0.9", "data.rows=4000"):
@@ -105,6 +107,7 @@ def test_a_run_goes_on_in_no_other_world(tmp_path: Path) -> None:
         assert "cannot resume" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_run_is_measured_by_the_data_it_was_trained_on(trained: Path) -> None:
     """Whatever has become of the log and its YAML; and new rows are read by the YAML of then."""
     rows = pl.read_csv(trained / "log.csv")
@@ -124,6 +127,7 @@ def test_a_run_is_measured_by_the_data_it_was_trained_on(trained: Path) -> None:
     assert ran(trained, "run=run", "input=new.csv", "output=after.parquet", script="predict.py").returncode == 0
 
 
+@pytest.mark.slow
 def test_a_run_is_used_from_another_folder(trained: Path) -> None:
     other = trained / "elsewhere"
     other.mkdir()
@@ -132,6 +136,7 @@ def test_a_run_is_used_from_another_folder(trained: Path) -> None:
     assert ran(other, *arguments, script="predict.py").returncode == 0
 
 
+@pytest.mark.slow
 def test_a_gain_is_over_figures_of_the_same_rows(trained: Path) -> None:
     assert ran(trained, *SMALL, *FEED, "run_dir=feed").returncode == 0
     other = ran(trained, *SMALL, *FEED, "data.seed=2", "base_run=feed", "run_dir=b")
@@ -143,6 +148,7 @@ def test_a_gain_is_over_figures_of_the_same_rows(trained: Path) -> None:
     assert same.returncode == 0, same.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ["NaN", "Infinity", '"0.7"', "[1]", "1" + "0" * 400])
 def test_a_base_with_figures_that_are_no_numbers(trained: Path, value: str) -> None:
     path = trained / "run" / "metrics.json"
@@ -155,6 +161,7 @@ def test_a_base_with_figures_that_are_no_numbers(trained: Path, value: str) -> N
     assert not (trained / "b").exists()
 
 
+@pytest.mark.slow
 def test_figures_of_some_rows_say_so(tmp_path: Path) -> None:
     settings = [*SMALL, *FEED, "metrics.scores=true", "run_dir=run", "++trainer.limit_test_batches=2"]
     done = ran(tmp_path, *settings)
@@ -236,6 +243,7 @@ def test_a_hash_is_kept_as_long_as_the_file_is_the_same(tmp_path: Path, monkeypa
 # Settings of a run that goes on
 
 
+@pytest.mark.slow
 def test_patience_that_is_typed_is_used(tmp_path: Path) -> None:
     settings = [*SMALL, *FEED, "optimizer.lr=0.05", "trainer.max_epochs=12"]
 
@@ -264,6 +272,7 @@ def _others(value: Any) -> Iterator[Any]:
         yield [*value, 9]
 
 
+@pytest.mark.slow
 def test_every_setting_that_is_typed_acts_or_is_refused(composed: Compose, tmp_path: Path) -> None:
     """All keys of train.py: none is taken from the run that goes on when it was said."""
     folder = tmp_path / "run"

@@ -139,6 +139,7 @@ def test_a_run_has_an_id_of_its_own(composed: Compose, tmp_path: Path) -> None:
     assert same == ids[0]
 
 
+@pytest.mark.slow
 def test_tensorboard_holds_the_curves_and_the_settings(composed: Compose, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -152,6 +153,7 @@ def test_tensorboard_holds_the_curves_and_the_settings(composed: Compose, tmp_pa
     assert hparams["model.head.alpha"] == 1.0
 
 
+@pytest.mark.slow
 def test_mlflow_holds_the_curves_and_the_settings(composed: Compose, tmp_path: Path) -> None:
     from mlflow.tracking import MlflowClient
 
@@ -178,6 +180,7 @@ def test_wandb_as_its_own_variables_say(tmp_path: Path, monkeypatch: pytest.Monk
         assert wandb_logger(str(tmp_path), project="p")._offline is offline
 
 
+@pytest.mark.slow
 def test_a_run_of_somebody_else_is_left_open(
     composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

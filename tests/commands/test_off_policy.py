@@ -68,6 +68,7 @@ def true_rates(folder: Path, overrides: Sequence[str]) -> np.ndarray:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", [("fusion.up=1", "fusion.calibrate=true"), ("fusion.form=sum",)])
 def test_estimates_hold_the_true_rates(folder: Path, overrides: tuple[str, ...]) -> None:
     said, policies = check(folder, *overrides)

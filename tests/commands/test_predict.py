@@ -185,6 +185,7 @@ def test_wrong_settings(table: Path, tmp_path: Path, settings: list[str], expect
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_ali_ccp_in_its_own_two_files_with_every_row(tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     AliCCPDemo(str(raw), rows=8000).files()
@@ -201,6 +202,7 @@ def test_ali_ccp_in_its_own_two_files_with_every_row(tmp_path: Path) -> None:
         predicted(tmp_path, raw / "sample_skeleton_test.csv")
 
 
+@pytest.mark.slow
 def test_a_simulated_feed_by_its_fields(tmp_path: Path) -> None:
     settings = ["data=feed", "data.rows=4000", "data.users=50", "data.items=40"]
     train(run_config(tmp_path, *settings, *MODEL, "model=mmoe", "model.backbone.expert=[16,8]"))
@@ -238,6 +240,7 @@ def as_json(row: dict[str, Any]) -> dict[str, Any]:
     return {"user": row["user"], "age": row["age"], "tags": tags, "city": city, **price, **parts}
 
 
+@pytest.mark.slow
 def test_the_example_server_gives_the_scores_of_predict(table: Path, client: TestClient) -> None:
     rows = pl.read_csv(table / "new.csv")
     # A JSON object has each key once; what a list repeats is for the test of the export.

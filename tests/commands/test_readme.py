@@ -16,7 +16,7 @@ from tests.conftest import ROOT, run_command, run_here
 
 PAGES = ["README.md", *(f"docs/{name}.md" for name in ("index", "commands", "reports", "sweeps", "datasets", "models"))]
 TEXT = {name: (ROOT / name).read_text() for name in PAGES}
-MODEL = ["model.embedding.dim=4"]
+MODEL = ["model.embedding.dim=4", "model.backbone.expert=[16,8]"]
 RUN = "first"
 TASKS = ("click", "like", "share", "follow", "comment")
 
@@ -48,6 +48,7 @@ def smaller(arguments: list[str]) -> list[str]:
         extra += ["sweep.trials=1", "sweep.confirm=0", "sweep.workers=1"]
     if script in ("train.py", "compare.py", "sweep.py"):
         extra += [*MODEL, "trainer.limit_train_batches=8"]
+        extra += [] if "trainer.max_epochs" in " ".join(rest) else ["trainer.max_epochs=1"]
     return extra
 
 
@@ -74,7 +75,7 @@ def test_documented_commands(tmp_path: Path) -> None:
         arguments = shlex.split(line)[1:]
         small = smaller(arguments)
         place = str(tmp_path / "raw") if "aliccp" in line else RUN
-        several = arguments[0] in ("compare.py", "sweep.py") or "trainer.devices=2" in arguments  # start processes
+        several = "trainer.devices=2" in arguments  # starts a process
         run = run_command if several else run_here
         ran = run(arguments[0], [a.replace("DIR", place) for a in arguments[1:]] + small, tmp_path)
         assert ran.returncode == 0, f"{line}\n{ran.stderr}"
@@ -107,7 +108,7 @@ def test_a_sweep_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "mine.yaml").write_text(blocks("yaml", "docs/sweeps.md")[0])
     small = ["data.rows=8000", *MODEL, "trainer.limit_train_batches=8", "sweep.trials=2", "sweep.confirm=0"]
-    ran = run_command("sweep.py", ["--config-dir", str(tmp_path), "sweep=mine", *small], tmp_path)
+    ran = run_here("sweep.py", ["--config-dir", str(tmp_path), "sweep=mine", *small], tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert "best: trial" in ran.stdout
 

@@ -120,6 +120,7 @@ def as_json(row: dict[str, Any]) -> dict[str, Any]:
     return {**numbers, **parts, "tags": tags, "liked": {value: float(weight) for value, weight in pairs}}
 
 
+@pytest.mark.slow
 def test_the_server_gives_the_scores_of_predict_whatever_the_length_of_a_list(run: Path, client: TestClient) -> None:
     frame = rows(np.random.default_rng(1), 400, 12).with_columns(pl.col("ts") + 100_000_000)
     frame.write_csv(run / "new.csv")

@@ -17,7 +17,7 @@ from dlen.data.sources.feed import Feed
 from dlen.errors import UserError
 from dlen.reports.report import report
 from dlen.training.configs import open_store
-from tests.conftest import ROOT, Compose, run_command
+from tests.conftest import ROOT, Compose, run_here
 
 SMALL = ["data.rows=6000", "data.users=60", "data.items=50", "loader.batch_size=256", "trainer.max_epochs=2", "seeds=2"]
 SMALL += ["models=[MMoE,DLEN]", "model.embedding.dim=4", "model.head.tower=[8]", "workers=1"]
@@ -29,7 +29,7 @@ def test_table2(tmp_path: Path) -> None:
     best = tmp_path / "best.yaml"
     best.write_text("run: x\nfusion: {form: product, weights: {click: 2.0}, up: 0.7, calibrate: true}\n")
     tuned = f"experiment.sessions.tuned={{DLEN: {best}}}"
-    ran = run_command("compare.py", ["experiment=table2", *SMALL, *SESSIONS, tuned], tmp_path)
+    ran = run_here("compare.py", ["experiment=table2", *SMALL, *SESSIONS, tuned], tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert "800 sessions of 40 users, 2 seeds of each model" in ran.stdout
     folder = tmp_path / "runs" / "compare" / "table2-feed"

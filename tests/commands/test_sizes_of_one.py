@@ -53,6 +53,7 @@ def trained(folder: Path, table: str, settings: list[str]) -> dict[str, float]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", list(MODELS))
 @pytest.mark.parametrize("table", ["one task", "one task of one user with one value"])
 def test_every_kind_of_model_trains_on_one_task(model: str, table: str, tmp_path: Path) -> None:
@@ -60,6 +61,7 @@ def test_every_kind_of_model_trains_on_one_task(model: str, table: str, tmp_path
     assert trained(tmp_path, table, [*named, *MODELS[model], "loader.batch_size=64"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", list(TABLES))
 def test_every_table_trains_in_batches_of_one(table: str, tmp_path: Path) -> None:
     assert trained(

@@ -118,8 +118,8 @@ def test_what_a_study_leaves(done: Path) -> None:
         assert metrics["state"] == "complete"
         assert not [key for key in metrics if key.startswith("test/")]  # a trial never sees the test split
         config = yaml.safe_load((folder / "trials" / f"{row['number']:04d}" / "config.yaml").read_text())
-        assert config["model"]["alpha"] == row["param/model.head.alpha"]
-        assert config["model"]["bound"] == row["param/model.head.bound"]
+        assert config["model"]["head"]["alpha"] == row["param/model.head.alpha"]
+        assert config["model"]["head"]["bound"] == row["param/model.head.bound"]
     page = (folder / "study.html").read_text()
     for title in ("History of val/auc/mean", "AUC of each task by parameter", "Parallel coordinates", "Workers"):
         assert title in page
@@ -135,7 +135,7 @@ def test_a_trial_is_the_same_training_as_train_py(done: Path) -> None:
         *DATA,
         *MODEL,
     ]
-    ran = run_command("train.py", [*settings, "run_dir=r"], done)
+    ran = run_here("train.py", [*settings, "run_dir=r"], done)
     assert ran.returncode == 0, ran.stderr
     metrics = json.loads((done / "r" / "metrics.json").read_text())
     assert metrics["val/auc/mean"] == row["val/auc/mean"]
@@ -144,14 +144,14 @@ def test_a_trial_is_the_same_training_as_train_py(done: Path) -> None:
 def test_best_yaml_trains_the_best(done: Path) -> None:
     best = pl.read_parquet(folder_of(done) / "trials.parquet").filter("best").row(0, named=True)
     for path in (folder_of(done) / "best.yaml", folder_of(done)):
-        ran = run_command("train.py", [f"+best={path}", f"run_dir={path.name}-run", "trainer.max_epochs=2"], done)
+        ran = run_here("train.py", [f"+best={path}", f"run_dir={path.name}-run", "trainer.max_epochs=2"], done)
         assert ran.returncode == 0, ran.stderr
         config = yaml.safe_load((done / f"{path.name}-run" / "config.yaml").read_text())
-        assert config["model"]["alpha"] == best["param/model.head.alpha"]
-        assert config["model"]["likelihood"] == "marginal"
+        assert config["model"]["head"]["alpha"] == best["param/model.head.alpha"]
+        assert config["model"]["head"]["likelihood"] == "marginal"
         assert config["data"]["rows"] == 3000
         assert config["trainer"]["max_epochs"] == 2  # the command line wins
-    wrong = run_command("train.py", ["+best=nowhere.yaml"], done)
+    wrong = run_here("train.py", ["+best=nowhere.yaml"], done)
     assert wrong.returncode == 2
     assert "config +best: nowhere.yaml: no such file" in wrong.stderr
 
@@ -168,10 +168,10 @@ def test_the_best_is_tested_beside_the_default_on_fresh_seeds(done: Path) -> Non
 
 def test_a_done_study_is_not_run_again_and_can_be_made_longer(done: Path) -> None:
     before = pl.read_parquet(folder_of(done) / "trials.parquet")
-    again = run_command("sweep.py", [*SMALL, "sweep.trials=4"], done)
+    again = run_here("sweep.py", [*SMALL, "sweep.trials=4"], done)
     assert again.returncode == 0, again.stderr
     assert pl.read_parquet(folder_of(done) / "trials.parquet").equals(before)
-    longer = run_command("sweep.py", [*SMALL, "sweep.trials=5"], done)
+    longer = run_here("sweep.py", [*SMALL, "sweep.trials=5"], done)
     assert longer.returncode == 0, longer.stderr
     after = pl.read_parquet(folder_of(done) / "trials.parquet")
     assert len(after) == 5
@@ -179,7 +179,7 @@ def test_a_done_study_is_not_run_again_and_can_be_made_longer(done: Path) -> Non
 
 
 def test_a_changed_space_is_refused_with_a_diff(done: Path) -> None:
-    ran = run_command("sweep.py", [*SMALL, "sweep.space={model.head.alpha: {high: 0.6}}", "sweep.trials=9"], done)
+    ran = run_here("sweep.py", [*SMALL, "sweep.space={model.head.alpha: {high: 0.6}}", "sweep.trials=9"], done)
     assert ran.returncode == 2
     assert "begun with other settings" in ran.stderr
     assert "! space model.head.alpha attributes high: was 0.5, is 0.6" in ran.stderr
@@ -311,7 +311,7 @@ def test_failed_trials_say_why_and_pruned_ones_stop_at_a_validation(tmp_path: Pa
 
 def test_several_objectives_and_seeds(tmp_path: Path) -> None:
     arguments = ["sweep=pareto", *DATA, *MODEL, "sweep.trials=4", "sweep.workers=2", "sweep.confirm=0", "sweep.seeds=2"]
-    ran = run_command("sweep.py", arguments, tmp_path)
+    ran = run_here("sweep.py", arguments, tmp_path)
     assert ran.returncode == 0, ran.stderr
     table = pl.read_parquet(folder_of(tmp_path, "pareto-feed") / "trials.parquet")
     tasks = ["click", "like", "share", "follow", "comment"]
@@ -334,7 +334,7 @@ def test_a_trial_over_two_processes(tmp_path: Path) -> None:
     arguments += ["id_dropout.k=0"]  # each process draws for its own rows
     ran = run_command("sweep.py", [*arguments, "sweep.devices_per_trial=2", "loader.batch_size=128"], tmp_path)
     assert ran.returncode == 0, ran.stderr
-    one = run_command("sweep.py", [*arguments, "sweep.workers=1", "sweep.name=one"], tmp_path)
+    one = run_here("sweep.py", [*arguments, "sweep.workers=1", "sweep.name=one"], tmp_path)
     assert one.returncode == 0, one.stderr
     both, single = study_of(tmp_path).trials, study_of(tmp_path, "one").trials
     assert [t.state for t in both] == [t.state for t in single]
@@ -468,7 +468,7 @@ def test_fusion_weights_are_searched_on_a_finished_run(done: Path) -> None:
         "sweep.workers=2",
         "sweep.values={click: 1, like: 2}",
     ]
-    ran = run_command("sweep.py", asked, done)
+    ran = run_here("sweep.py", asked, done)
     assert ran.returncode == 0, ran.stderr
     assert "test ndcg@10: best" in ran.stdout
     assert {p: p.stat().st_mtime_ns for p in before} == before
@@ -487,7 +487,7 @@ def test_fusion_weights_are_searched_on_a_finished_run(done: Path) -> None:
     # By the stay time of sessions, on users who are not those of the test.
     sessions = ["sweep.maximize=[stay_time]", "sweep.sessions.users=20", "sweep.sessions.sessions=5", "sweep.name=stay"]
     few = ["sweep.trials=4", "sweep.workers=1", "sweep.calibrate=true"]
-    ran = run_command("sweep.py", ["sweep=fusion", f"sweep.run={run}", *sessions, *few], done)
+    ran = run_here("sweep.py", ["sweep=fusion", f"sweep.run={run}", *sessions, *few], done)
     assert ran.returncode == 0, ran.stderr
     assert "95 % over 20 users without part in the search" in ran.stdout
     kept = yaml.safe_load((folder_of(done, "stay") / "best.yaml").read_text())["fusion"]

@@ -35,6 +35,7 @@ def planned(folder: Path, *overrides: str, cell: tuple[str, ...] = ()) -> Plan:
         return make_plan(config, cell)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_shipped_experiment_composes(experiment: str, tmp_path: Path) -> None:
     small = SMALL
@@ -52,6 +53,7 @@ def folders(plan: Plan) -> list[str]:
     return [run.folder.name for run in plan.runs.values()]
 
 
+@pytest.mark.slow
 def test_a_fingerprint_depends_on_settings_and_data_and_not_on_places(tmp_path: Path) -> None:
     table = ["experiment=table1", "seeds=1", "models=[MMoE]", *SMALL]
     first = folders(planned(tmp_path / "a", *table))
@@ -129,6 +131,7 @@ def test_wrong_planes(planes: list[list[str]]) -> None:
         parse_grid(config)
 
 
+@pytest.mark.slow
 def test_models_whose_needs_are_not_met_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = planned(tmp_path, "experiment=field", "seeds=1", *SMALL)
     assert "MMoE" in plan.models
@@ -142,6 +145,7 @@ def test_models_whose_needs_are_not_met_are_left_out(tmp_path: Path, capsys: pyt
         planned(tmp_path, "experiment=field", "seeds=1", "experiment.base=ESMM", *SMALL)
 
 
+@pytest.mark.slow
 def test_widths_are_chosen_for_equal_numbers_of_parameters(tmp_path: Path) -> None:
     chosen = "models=[MMoE,PLE,DLEN,shared bottom]"
     plan = planned(tmp_path, "experiment=field", "seeds=1", "experiment.match=parameters", chosen, *SMALL)
@@ -164,6 +168,7 @@ def test_what_cannot_be_balanced_is_left_out_and_wrong_sizes_are_not(tmp_path: P
         planned(tmp_path, "experiment=field", "seeds=1", wrong, "models=[MMoE,MRAN]", *SMALL)
 
 
+@pytest.mark.slow
 def test_a_size_that_cannot_be_had_is_told(tmp_path: Path) -> None:
     sizes = '"model.backbone.expert=[4]","model.head.tower=[4]","model.backbone.num_experts=1"'
     tiny = f'experiment.models.MMoE=["model=mmoe",{sizes}]'

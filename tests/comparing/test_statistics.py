@@ -70,6 +70,7 @@ def test_auc_and_histogram_placements(monkeypatch: pytest.MonkeyPatch) -> None:
     assert row_variances([b], [a], labels, every, 1) == pytest.approx(exact_variance, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_variance_of_means_over_seeds_and_tasks_matches_repeated_sampling() -> None:
     """The spread of the figure over many test splits, drawn anew, is what one split's estimate says."""
     figures, estimates = [], []

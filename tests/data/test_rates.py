@@ -85,6 +85,7 @@ def new_rows(table: RateTable, log: Log) -> np.ndarray:
     return table.features(pl.Series(log.keys, dtype=pl.String), log.when if table.settings.timed else None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pending", [60, 1 << 20])
 @pytest.mark.parametrize("training_only", [False, True])
 @pytest.mark.parametrize("timed", [False, True])

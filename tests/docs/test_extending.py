@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,28 +16,27 @@ from tests.conftest import ROOT, run_program
 PAGE = (ROOT / "docs" / "extending.md").read_text()
 
 
-def block(language: str) -> str:
-    found = re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
-    assert len(found) == 1
-    return str(found[0])
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
 
 
-def train(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    """The page's command, with its two files in ``folder``, made small by settings that follow it."""
-    assert block("bash").strip() == "PYTHONPATH=. python train.py model=my_model 'hydra.searchpath=[file://conf]'"
-    (folder / "my_models.py").write_text(block("python"))
-    (folder / "conf" / "model").mkdir(parents=True, exist_ok=True)
-    (folder / "conf" / "model" / "my_model.yaml").write_text(block("yaml"))
-    arguments = ["model=my_model", "hydra.searchpath=[file://conf]", "data.rows=6000", "loader.batch_size=512", *more]
-    return run_program([sys.executable, str(ROOT / "train.py"), *arguments], folder, {"PYTHONPATH": "."})
+def train(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """``train.py`` beside the page's files in ``folder``, made small."""
+    (folder / "my_models.py").write_text(blocks("python")[0])
+    backbone, preset = blocks("yaml")
+    (folder / "conf/model/backbone").mkdir(parents=True, exist_ok=True)
+    (folder / "conf/model/backbone/two_roads.yaml").write_text(backbone)
+    (folder / "conf/model/my_model.yaml").write_text(preset)
+    small = ["data.rows=6000", "loader.batch_size=512", "trainer.max_epochs=1"]
+    return run_program([sys.executable, str(ROOT / "train.py"), *arguments, *small], folder, {"PYTHONPATH": "."})
 
 
 @pytest.mark.slow
-def test_a_model_takes_one_file_and_one_yaml(tmp_path: Path) -> None:
-    ran = train(tmp_path, "trainer.max_epochs=1", "run_dir=run")
+def test_a_backbone_takes_one_class_and_one_yaml(tmp_path: Path) -> None:
+    said = blocks("bash")[0].strip().removeprefix("PYTHONPATH=. python train.py ")
+    ran = train(tmp_path, *shlex.split(said), "model.head.tower=[8]", "run_dir=run")
     assert ran.returncode == 0, ran.stderr
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert metrics["model"] == "my_model"
     assert 0.4 < metrics["test/auc/mean"] < 1
     assert 0 <= metrics["train/conflict/share"] <= 1
     again = re.search(r"`PYTHONPATH=\. python evaluate\.py run=DIR '(trust=.*?)'`", PAGE)
@@ -44,7 +44,15 @@ def test_a_model_takes_one_file_and_one_yaml(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "evaluate.py"), "run=run", again[1]]
     ran = run_program(command, tmp_path, {"PYTHONPATH": "."})
     assert ran.returncode == 0, ran.stderr
-    wrong = train(tmp_path, "model.wdith=8")
+
+
+@pytest.mark.slow
+def test_a_preset_names_the_parts(tmp_path: Path) -> None:
+    searched = "hydra.searchpath=[file://conf]"
+    ran = train(tmp_path, "model=my_model", "model/head=latent", "model.head.hidden=[8]", searched, "run_dir=run")
+    assert ran.returncode == 0, ran.stderr
+    assert "test/auc/up_any" in json.loads((tmp_path / "run" / "metrics.json").read_text())
+    wrong = train(tmp_path, "model=my_model", searched, "model.backbone.out_dmi=8")
     assert wrong.returncode == 2
-    assert "wdith" in wrong.stderr
+    assert "out_dmi" in wrong.stderr
     assert "Traceback" not in wrong.stderr

@@ -35,6 +35,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_page_is_there_and_nothing_is_loaded_from_elsewhere(site: Path) -> None:
     pages = {path.stem for path in (ROOT / "docs").glob("*.md")} | {"config", "python"}
     assert pages <= {path.stem for path in site.glob("*.html")}

@@ -166,6 +166,7 @@ def test_there_is_no_roc_of_one_class(metric: type[ExactAUC | HistogramAUC], lab
     assert auc.roc(10)[0].shape == (2, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("positives", "negatives"), [(40, 5000), (300, 900)])
 def test_the_variance_in_a_tasks_weight_is_that_of_scores_that_tell_nothing(positives: int, negatives: int) -> None:
     rng = np.random.default_rng(0)

@@ -33,6 +33,7 @@ def slow(scores: np.ndarray, labels: np.ndarray, users: np.ndarray, k: int) -> t
     return total / weight, float(np.mean(gains)), len(np.unique(users)), left_out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("levels", [2, 7, 10_000])
 @pytest.mark.parametrize("k", [1, 3, 10])
 def test_equals_scikit_learn_user_by_user(levels: int, k: int) -> None:

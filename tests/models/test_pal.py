@@ -49,6 +49,7 @@ def test_a_schema_without_position_is_refused() -> None:
             PAL(replace(SCHEMA, position=position))
 
 
+@pytest.mark.slow
 def test_a_planted_position_bias_goes_into_its_factor() -> None:
     """Clicks are relevance times P(seen | position): the ratio of factors must be the planted one."""
     generator = torch.Generator().manual_seed(0)

@@ -31,6 +31,7 @@ def bag_fields(schema: Schema, batch: Batch) -> list[str]:
     return [name for name, lengths in zip(names, batch.bag_lengths.tolist(), strict=True) for _ in range(sum(lengths))]
 
 
+@pytest.mark.slow
 def test_each_id_gives_way_to_its_fields_unknown_id_as_often_as_its_count_says() -> None:
     schema, torch_seed = make_schema(), 0
     batch, counts, owner = make_batch(schema, 30), counts_of(schema), field_of(schema)

@@ -77,6 +77,7 @@ def page(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Page:
     return Page(out)
 
 
+@pytest.mark.slow
 def test_the_page_has_every_section_and_no_other_file(page: Page) -> None:
     assert page.sources == []
     wanted = ["Runs", "Runs on feed", "Runs on aliccp_demo", "Two models (table1-feed)", "A small study (small-feed)"]
@@ -244,6 +245,7 @@ def test_labels_name_what_most_runs_do_not_have(made: Path, tmp_path: Path) -> N
     assert labels["ple"] == "dlen backbone=PLE optimizer=adagrad"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -272,6 +274,7 @@ def test_a_damaged_run_does_not_take_the_others_with_it(
         assert "1 run)" in told.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "content"), [("table.json", "[]"), ("surface.json", "[]"), ("study.json", "{}")])
 @pytest.mark.parametrize("figure", [None, {"layout": {"height": '1"><script>'}, "data": []}, {"data": [float("nan")]}])
 def test_a_damaged_comparison_or_study_is_left_out(

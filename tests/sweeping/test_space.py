@@ -86,7 +86,7 @@ def test_a_grid_has_every_point_once() -> None:
 
 
 def test_a_range_without_step_has_no_grid() -> None:
-    with pytest.raises(UserError, match=r"sampler=grid needs choices or a step for model\.alpha\.click"):
+    with pytest.raises(UserError, match=r"sampler=grid needs choices or a step for model\.head\.alpha\.click"):
         parse_space(SPACE, TASKS).grid()
 
 

@@ -214,6 +214,7 @@ def test_gain_beside_a_base_run_with_one_figure() -> None:
     assert figures.undefined == {"gain/cvr": "the base run has no such figure"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("label", "reason"), [(0.0, "no positives"), (1.0, "no negatives")])
 @pytest.mark.parametrize("auc", list(ERRORS))
 def test_one_class_has_a_reason_and_no_value(label: float, reason: str, auc: str) -> None:

@@ -234,6 +234,7 @@ def test_state_round_trip_continues_bit_equal(make: Callable[..., Optimizer]) ->
     assert not same_weights(model, fresh)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", MAKERS)
 @pytest.mark.parametrize("resumed", [False, True])
 def test_learning_rates_of_the_whole_act_on_the_parts(make: Callable[..., Optimizer], resumed: bool) -> None:

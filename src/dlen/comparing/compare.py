@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from dlen.comparing.grid import cells_of, parse_grid
-from dlen.comparing.plan import Plan, Run, make_plan
+from dlen.comparing.plan import Plan, PlannedRun, make_plan
 from dlen.comparing.session_policies import parse_sessions, run_sessions
 from dlen.comparing.session_tables import sessions_markdown, write_sessions
 from dlen.comparing.statistics import Difference, paired, row_variances
@@ -78,7 +78,7 @@ def compare(config: DictConfig) -> None:
         print(sync_command(Path(config.runs_dir) / "compare" / "cache" / "*" / "wandb"))
 
 
-def _warn_of_other_code(runs: list[Run]) -> None:
+def _warn_of_other_code(runs: list[PlannedRun]) -> None:
     """Say so when cached runs were trained by another version of the package's source."""
     now = code_fingerprint()
     other = [run.folder for run in runs if _read(run).get("code") != now]
@@ -131,7 +131,7 @@ def _folders(plan: Plan) -> dict[str, str]:
     return {f"{model}, seed {seed}": run.folder.name for (model, seed), run in plan.runs.items()}
 
 
-def _read(run: Run) -> dict[str, Any]:
+def _read(run: PlannedRun) -> dict[str, Any]:
     return read_figures(run.folder / "metrics.json")
 
 
@@ -140,7 +140,7 @@ def _figure(metrics: Mapping[str, Any], key: str) -> float:
     return float("nan") if value is None else float(value)
 
 
-def _scores(run: Run) -> Any:
+def _scores(run: PlannedRun) -> Any:
     """(N, K) log-odds of the measured targets of the test split, mapped."""
     path = run.folder / SCORES
     check_regular(path)

@@ -23,7 +23,7 @@ _OWN = ("experiment", "seeds", "models", "workers", "out")  # settings of compar
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class PlannedRun:
     """One training run of a comparison.
 
     Attributes:
@@ -63,7 +63,7 @@ class Plan:
     base: str
     models: list[str]
     seeds: list[int]
-    runs: dict[tuple[str, int], Run]
+    runs: dict[tuple[str, int], PlannedRun]
     paper: dict[str, Any]
 
 
@@ -119,7 +119,7 @@ def plan_runs(
     return Plan(title, base, list(models), list(seeds), runs, paper or {})
 
 
-def _check_same_rows(base: str, runs: Mapping[tuple[str, int], Run]) -> None:
+def _check_same_rows(base: str, runs: Mapping[tuple[str, int], PlannedRun]) -> None:
     """All runs are tested on the same rows, as differences are paired by them."""
     wanted = next(run.store.labels_identity("test") for run in runs.values() if run.model == base)
     for run in runs.values():
@@ -150,7 +150,7 @@ def parse_seeds(value: Any) -> list[int]:
     return seeds
 
 
-def _plan_run(model: str, seed: int, overrides: Sequence[str], stores: dict[str, Store]) -> Run:
+def _plan_run(model: str, seed: int, overrides: Sequence[str], stores: dict[str, Store]) -> PlannedRun:
     config = compose_train(overrides)
     if config.trainer.get("limit_test_batches", 1.0) != 1.0:
         raise UserError("config trainer.limit_test_batches: a comparison is of all test rows; leave it out")
@@ -158,7 +158,7 @@ def _plan_run(model: str, seed: int, overrides: Sequence[str], stores: dict[str,
     causes = {**settings_of(config), "fingerprint": store.fingerprint, "version": __version__}
     fingerprint = hashlib.sha256(json.dumps(causes, sort_keys=True).encode()).hexdigest()[:16]
     folder = Path(config.runs_dir) / "compare" / "cache" / f"{config.data_name}-{fingerprint}"
-    return Run(model, seed, tuple(overrides), folder.absolute(), store)
+    return PlannedRun(model, seed, tuple(overrides), folder.absolute(), store)
 
 
 def _store_of(config: DictConfig, stores: dict[str, Store]) -> Store:

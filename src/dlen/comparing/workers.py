@@ -12,7 +12,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
-from dlen.comparing.plan import Run
+from dlen.comparing.plan import PlannedRun
 from dlen.data.prepare import locked
 from dlen.devices import worker_environment
 from dlen.errors import UserError
@@ -20,7 +20,7 @@ from dlen.overrides import conf_of_this_command, written
 from dlen.progress import Stage
 
 
-def train_missing(runs: Sequence[Run], workers: int, group: str, job_type: str) -> None:
+def train_missing(runs: Sequence[PlannedRun], workers: int, group: str, job_type: str) -> None:
     """Train every run that is not done. A failure stops the runs that have not begun and is told in one line.
 
     On CPU the cores are shared out, so a worker's threads, and with them the last digits of a result, depend on the
@@ -78,7 +78,7 @@ class _Pool:
         self.lock = threading.Lock()
         self.stopped = False
 
-    def train(self, run: Run) -> None:
+    def train(self, run: PlannedRun) -> None:
         """Train one run, or go on with it where an earlier comparison was interrupted."""
         place = self.places.get()
         try:
@@ -88,7 +88,7 @@ class _Pool:
         finally:
             self.places.put(place)
 
-    def _run(self, run: Run, place: dict[str, str]) -> None:
+    def _run(self, run: PlannedRun, place: dict[str, str]) -> None:
         arguments = [
             sys.executable,
             "-m",

@@ -20,7 +20,7 @@ from dlen.models.dlen import LatentHead
 from dlen.models.funnels import AITMHead, ESMMHead
 from dlen.models.heads import IndependentHead
 from dlen.models.pal import PositionRanker
-from dlen.models.ranker import MakeBackbone, Ranker
+from dlen.models.ranker import MakeBackbone, MakeEmbedding, MakeHead, Ranker
 from dlen.nn.embedding import EmbeddingTable
 from dlen.schema import Schema
 
@@ -33,7 +33,9 @@ class Named(Ranker):
         embedding_dim: length of each id's vector.
         first_order: give each id one number per task, see :class:`~dlen.nn.embedding.EmbeddingTable`; None for the
             model's default.
+        embedding: makes another table than these two say.
         backbone: makes another backbone than the model's own.
+        head: makes another head than the model's own.
         dropout: of backbone and head.
         settings: of the backbone and the head, by their names there.
 
@@ -53,17 +55,21 @@ class Named(Ranker):
         *,
         embedding_dim: int = 16,
         first_order: bool | None = None,
+        embedding: MakeEmbedding | None = None,
         backbone: MakeBackbone | None = None,
+        head: MakeHead | None = None,
         dropout: float | None = None,
         **settings: Any,
     ) -> None:
         first_order = self.FIRST_ORDER if first_order is None else first_order
-        head = partial(self.HEAD, **_taken(self.HEAD, settings))
+        table: dict[str, Any] = {"dim": embedding_dim, "first_order": first_order, "private": self.PRIVATE}
+        if head is None:
+            head = partial(self.HEAD, **_taken(self.HEAD, settings))
         if backbone is None:
             backbone = partial(self.BACKBONE, **_taken(self.BACKBONE, settings))
         super().__init__(
             schema,
-            embedding=partial(EmbeddingTable, dim=embedding_dim, first_order=first_order, private=self.PRIVATE),
+            embedding=partial(EmbeddingTable, **table) if embedding is None else embedding,
             backbone=backbone,
             head=head,
             dropout=dropout,

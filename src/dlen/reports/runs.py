@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ _CURVES = ("val/auc/", "val/logloss/labels", "train/loss", "train/conflict/share
 _FREE = ("seed", "run_dir", "runs_dir", "data_dir", "ckpt", "base_run", "logger", "metrics.scores", "trust")
 _MOST_KEYS = 3  # of a label
 _LOG_BYTES = 1 << 28  # of a log; a thousand validations have a million
+_PART = re.compile(r"^model\.((embedding|backbone|head)\.)?")  # which a label leaves out
 
 
 @dataclass(slots=True)
@@ -300,7 +302,7 @@ def _described(alike: Sequence[RunRecord]) -> list[str]:
         usual, count = Counter(written).most_common(1)[0]
         for own, value, text in zip(shown, values, written, strict=True):
             if text != usual or 2 * count <= len(values):
-                own.append(f"{part.removeprefix('model.')}={_short(value)}")
+                own.append(f"{_PART.sub('', part)}={_short(value)}")
     return [" ".join([r.model, *own[:_MOST_KEYS], *_more(own)]) for r, own in zip(alike, shown, strict=True)]
 
 
@@ -314,7 +316,11 @@ def _short(value: Any) -> str:
         return f"{value:.4g}"
     if isinstance(value, list):
         return "-".join(map(str, value))
-    return str(value).rsplit(".", 1)[-1].removesuffix("Backbone") if "dlen." in str(value) else str(value)
+    return (
+        str(value).rsplit(".", 1)[-1].removesuffix("Backbone").removesuffix("Head")
+        if "dlen." in str(value)
+        else str(value)
+    )
 
 
 def differing(records: Sequence[RunRecord]) -> list[str]:

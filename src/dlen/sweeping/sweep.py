@@ -59,7 +59,7 @@ _LAUNCHERS = ("local", "submitit")
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class StudyPlan:
     """A study that has been checked and not begun.
 
     Attributes:
@@ -139,7 +139,7 @@ def sweep(config: DictConfig, draw: Draw) -> None:
         print(sync_command(plan.folder / "trials" / "*" / "wandb"))
 
 
-def make_plan(config: DictConfig) -> Plan:
+def make_plan(config: DictConfig) -> StudyPlan:
     """Check everything that can be known before a worker starts.
 
     Raises:
@@ -218,7 +218,7 @@ def make_plan(config: DictConfig) -> Plan:
     make_pruner(*spec.pruner, first=first, steps=steps)
     identity = _identity(base, space, spec, store)
     storage = str(plain["storage"] or folder / "journal.log")
-    return Plan(str(plain["title"]), job, spec, space, start, identity, storage, store, said, folder)
+    return StudyPlan(str(plain["title"]), job, spec, space, start, identity, storage, store, said, folder)
 
 
 def _asked(options: Mapping[str, Any]) -> dict[str, str]:
@@ -296,7 +296,7 @@ def _identity(base: DictConfig, space: Space, spec: Spec, store: Store) -> dict[
     }
 
 
-def _write(study: optuna.Study, plan: Plan, draw: Draw) -> None:
+def _write(study: optuna.Study, plan: StudyPlan, draw: Draw) -> None:
     """What is known of the study by now: trials.parquet, study.html and best.yaml."""
     trials = own_trials(study)
     if not trials:
@@ -312,7 +312,7 @@ def _write(study: optuna.Study, plan: Plan, draw: Draw) -> None:
         write_best([*plan.spec.common, *plan.space.overrides(top.params)], said, plan.folder / "best.yaml")
 
 
-def _best(trials: Sequence[FrozenTrial], plan: Plan) -> FrozenTrial | None:
+def _best(trials: Sequence[FrozenTrial], plan: StudyPlan) -> FrozenTrial | None:
     """The best trial, whose values become overrides: they are not those of whoever else wrote into the storage.
 
     Raises:
@@ -330,7 +330,7 @@ def _best(trials: Sequence[FrozenTrial], plan: Plan) -> FrozenTrial | None:
     return top
 
 
-def _answer(study: optuna.Study, plan: Plan, asked: int, workers: int) -> None:
+def _answer(study: optuna.Study, plan: StudyPlan, asked: int, workers: int) -> None:
     """Say which trial is best, and train it and the default on fresh seeds, each tested once."""
     trials = own_trials(study)
     top = _best(trials, plan)

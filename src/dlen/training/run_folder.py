@@ -19,6 +19,7 @@ from dlen.data.prepare import RowSource, check_plain_name
 from dlen.data.store import Store
 from dlen.errors import UserError
 from dlen.files import check_links, read_figures, read_mapping, write_json, write_text
+from dlen.overrides import leaves
 from dlen.training.building import plain_values
 from dlen.training.configs import build, open_store, read_config
 from dlen.training.measures import Figures
@@ -266,7 +267,7 @@ def _below(config: dict[str, Any], key: str) -> dict[str, Any]:
     for part in key.split("."):
         found = found.get(part) if isinstance(found, dict) else None
     if isinstance(found, dict):
-        return {f"{key}.{k}": v for k, v in found.items()}
+        return {f"{key}.{k}": v for k, v in leaves(found)}
     return {} if found is None else {key: found}
 
 

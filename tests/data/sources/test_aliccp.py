@@ -87,6 +87,7 @@ def compare(found: Row, expected: Row, where: str) -> None:
         assert weights == pytest.approx([w for _, w in value], rel=1e-6), f"{where}, field {name}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("max_values", "min_count"), list(product((1, 3, 20), (1, 5))))
 def test_every_field_of_every_row(tmp_path: Path, raw: Path, max_values: int, min_count: int) -> None:
     source = AliCCP(str(raw), max_values=max_values, min_count=min_count, validation=0.3)
@@ -229,6 +230,7 @@ def by_hand(folder: Path, end: str = "\n", last: str = "\n") -> Path:
     return write_raw(folder, lines, end, last)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 @pytest.mark.parametrize("finished", [True, False])
 @pytest.mark.parametrize("block", [1, 7, 64, 1 << 20])

@@ -112,6 +112,7 @@ def alone(path: Path, line: bytes) -> Any:
     return None if bad else found[1][1:]
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(lines(), min_size=1, max_size=12), st.booleans())
 def test_a_line_is_the_same_in_any_block(tmp_path: Path, content: list[bytes], finished: bool) -> None:
@@ -148,6 +149,7 @@ def test_a_mark_of_byte_order_begins_a_file_and_no_line(tmp_path: Path) -> None:
     assert alone(path, mark + GOOD.encode()) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [1, 150, 1 << 20])
 @pytest.mark.parametrize("file", [SKELETON_TRAIN, COMMON_TRAIN])
 @pytest.mark.parametrize("damage", [b"\xff", "\ufeff".encode(), b"\r", b"\x01"])

@@ -65,6 +65,7 @@ def test_rows_and_tasks(name: str, tmp_path: Path) -> None:
     assert sum(rows) == ROWS * (1.5 if name in ("aliexpress", "census") else 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SIGNALS)
 def test_it_trains_by_its_name(name: str, composed: Compose, tmp_path: Path) -> None:
     settings = [f"data={name}", f"data.raw_dir={raw(tmp_path, name)}", "loader.batch_size=128", "trainer.max_epochs=1"]

@@ -159,6 +159,7 @@ def test_every_field_of_every_row(tmp_path: Path) -> None:
     assert {f.name: f.pooling for f in store.schema.of_kind(Kind.IDS)} == {"tags": Pooling.MEAN, "scores": Pooling.SUM}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [1, 7, 64])
 def test_small_chunks_give_the_same_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     rows = draw(150)

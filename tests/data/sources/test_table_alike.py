@@ -176,6 +176,7 @@ def new_rows(folder: Path, store: Store, form: str) -> Split:
     return chunk
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", list(FORMS))
 def test_the_same_store_and_the_same_new_rows(tmp_path: Path, base: tuple[Store, Split], form: str) -> None:
     store = made(tmp_path, FORMS[form](tmp_path, log(0)))
