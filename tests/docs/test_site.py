@@ -66,12 +66,12 @@ def test_every_key_of_every_command_is_listed_with_what_it_is(command: str) -> N
 
 def test_keys_are_read_with_their_comments_and_docstrings(tmp_path: Path) -> None:
     (tmp_path / "one.yaml").write_text(
-        "# @package _global_\n# What it\n# is.\nmodel:\n  _target_: dlen.models.DLEN\n  alpha: 0.1  # mine\n"
+        "# @package _global_\n# What it\n# is.\nmodel:\n  _target_: dlen.models.dlen.LatentHead\n  alpha: 0.1  # mine\n"
         "  bound: prior\nexperiment:\n  models:  # names\n    A b: [x]\nlist: [1, 2]\n"
     )
     choice = read_choice(tmp_path / "one.yaml", "group")
-    assert (choice.name, choice.about, choice.target) == ("group=one", "What it is.", "dlen.models.DLEN")
-    assert choice.keys[:1] == [Key("model.head.alpha", "0.1", "mine")]
+    assert (choice.name, choice.about, choice.target) == ("group=one", "What it is.", "dlen.models.dlen.LatentHead")
+    assert choice.keys[:1] == [Key("model.alpha", "0.1", "mine")]
     assert choice.keys[1].about.startswith("what alpha multiplies")
     assert choice.keys[2:] == [Key("experiment.models", "...", "names"), Key("list", "[1, 2]", "")]
 
