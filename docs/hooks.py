@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import jupytext
 from mkdocs.config.defaults import MkDocsConfig
@@ -23,3 +25,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     notebook.metadata = {}
     files.append(File.generated(config, "python.md", content=f"{jupytext.writes(notebook, 'md')}\n{_NOTE}\n"))
     return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Keep the text of links that leave ``docs``: the site has no source files."""
+    return re.sub(r"\[([^\]]+)\]\(\.\./[^)]+\)", r"\1", markdown)
