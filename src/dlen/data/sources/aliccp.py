@@ -1,7 +1,7 @@
 """Ali-CCP (Alimama, via Tianchi) from its raw two-file format, out of core.
 
 Each pair of files consists of a skeleton (one line per impression, with item, cross and context features) and common
-features (one line per user group, shared by about 58 impressions). The store keeps the same separation.
+features (one line per user group, shared by about 58 impressions). The store keeps the two apart in the same way.
 
 The training pair is parsed once into flat scratch arrays of raw ids. Vocabularies are counted from these arrays, which
 are then encoded. Memory is bounded by the block size, the index of the common features and the vocabularies.

@@ -31,7 +31,7 @@ class RateSpec:
     """A field's ``rate``, or its ``count``, which only has ``by``.
 
     Attributes:
-        of: task or label expression whose rate of 1 is measured, or a list of tasks.
+        of: what the rate counts: a task, a label expression, or a list of tasks.
         by: field or column used as the key, or several that form a key together.
         smoothing: number of rows with the rate over all keys that are added to the rows of the key.
     """
