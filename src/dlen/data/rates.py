@@ -182,9 +182,10 @@ class RateTable:
         return {"key": pl.String, "when": pl.Float64} | dict.fromkeys(self.sums, pl.Int64)
 
     def _set_overall(self, parts: list[Path]) -> None:
-        """Set ``overall`` (E + 1, sums), the sums over all keys. With a time, they are the sums before each of E period
-        edges, then the total. Without a time, they are the sums of each fold, then the total. As there may be many
-        periods, they are grouped into up to 1024 bins.
+        """Set ``overall`` (E + 1, sums), the sums over all keys.
+
+        With a time, it holds the sums before each of E period edges, then the total. Without a time, it holds the sums
+        of each fold, then the total. Many periods are grouped into up to 1024 bins.
         """
         if self.settings.timed:
             times = np.unique(self._sample.sorted())

@@ -1,4 +1,4 @@
-"""A random order of n rows that is never materialized.
+"""A random order of n rows that is never materialised.
 
 A Feistel network turns any mixing function into a bijection on 2^(2h) numbers. Numbers outside 0..n-1 are fed back
 until they fall inside ("cycle walking"), which gives a bijection on n numbers. The row at any position of any epoch

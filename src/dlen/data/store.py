@@ -371,7 +371,7 @@ class Table:
     def gather_bags(self, index: Tensor, total: int) -> tuple[Tensor, Tensor, Tensor]:
         """Ragged values of rows ``index`` (B,): lengths (M, B), ids (L,) and weights (L,), field-major.
 
-        ``total`` is L. The caller passes it so that the device is not synchronized to compute it.
+        ``total`` is L. The caller passes it so that the device is not synchronised to compute it.
         """
         rows = self.bag_lengths.index_select(0, index).long()  # (B, M)
         if rows.shape[1] == 0:

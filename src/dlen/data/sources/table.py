@@ -464,7 +464,7 @@ class Table:
     def _readable(
         self, frame: pl.DataFrame, path: Path, read: Callable[[pl.DataFrame, Path], T]
     ) -> tuple[pl.DataFrame, T]:
-        """Read a chunk, and return the chunk without the rows skipped as unreadable, with the result."""
+        """Read a chunk. Returns it without the rows skipped as unreadable, and what ``read`` returns for the others."""
         while True:
             try:
                 return frame, read(frame, path)

@@ -219,7 +219,7 @@ class IdsColumn(IdColumn):
 
 
 class NumberColumn(TableColumn):
-    """A number or its logarithm, standardized with mean and deviation of the training rows; absent becomes the mean."""
+    """A number or its logarithm, standardised with mean and deviation of the training rows; absent becomes the mean."""
 
     def __init__(self, name: str, spec: FieldSpec) -> None:
         super().__init__(name, spec)
@@ -269,8 +269,8 @@ class NumberColumn(TableColumn):
 class BucketColumn(TableColumn):
     """A number as the id of its bucket, see :func:`bucket_edges`; absent numbers have a separate bucket.
 
-    Ids: 0 is unknown, and also absent if no training row is absent; 1 is absent if some training rows are absent; the
-    buckets follow in ascending order.
+    If training has absent numbers, 0 is unknown and 1 is absent; otherwise 0 is both. The buckets follow in ascending
+    order.
     """
 
     def __init__(self, name: str, spec: FieldSpec) -> None:

@@ -163,8 +163,7 @@ class TableFile:
         try:
             for frame in self.scan().collect_batches(chunk_size=CHUNK, maintain_order=True):
                 if not self._widths_known and frame[self.names[-1]].null_count():
-                    # A row that is too short ends in a null, and so does a row with an empty last cell: find out which
-                    # it is.
+                    # Both a row that is too short and a row with an empty last cell end in a null: find out which it is.
                     self._check_widths()
                     self._widths_known = True
                 if len(unread):

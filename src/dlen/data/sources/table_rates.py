@@ -72,7 +72,7 @@ class Clock:
 
 
 class RateColumn(TableColumn):
-    """A ``rate`` or ``count`` of a table's YAML, as numbers: one per label, and the standardized count of rows.
+    """A ``rate`` or ``count`` of a table's YAML, as numbers: one per label, and the standardised count of rows.
 
     Args:
         name: name of the field.
