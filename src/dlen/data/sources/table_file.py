@@ -163,7 +163,7 @@ class TableFile:
         try:
             for frame in self.scan().collect_batches(chunk_size=CHUNK, maintain_order=True):
                 if not self._widths_known and frame[self.names[-1]].null_count():
-                    # Both a row that is too short and a row with an empty last cell end in a null: find out which it is.
+                    # A row that is too short and a row with an empty last cell both end in a null: check which it is.
                     self._check_widths()
                     self._widths_known = True
                 if len(unread):
