@@ -1,14 +1,14 @@
 """Test AUC of our models, LightGBM, logistic regression and torch-rechub on the same rows, with seeds and intervals.
 
 python bench/accuracy.py                                            # feed and feed_sparse
-python bench/accuracy.py adult=DIR kuairand=LOG.tsv pure=DIR        # and real tables, where they are
+python bench/accuracy.py adult=DIR kuairand=LOG.tsv pure=DIR        # and real tables, if you have them
 python bench/accuracy.py tables=pure pure=DIR seeds=3 'models=LightGBM,MMoE,DLEN'
 
-DIR of adult holds census-income.data and .test, that of pure log.parquet, users.parquet and videos.parquet; kuairand is
-the subset with likes and hates, joined with the features in pure's folder. Every model has its default settings; each
-chooses its weights on the validation rows. torch-rechub runs through its own trainer where `make bench-peers` has
-installed it (peers=mmoe for one of its models, peers=no for none), with the sizes, batch and epochs of ours, at its
-best epoch. Differences are paired with LightGBM's.
+The DIR of adult holds census-income.data and .test, that of pure log.parquet, users.parquet and videos.parquet.
+kuairand is the subset with likes and hates, joined with the features in pure's folder. Every model uses its default
+settings and selects its weights on the validation rows. torch-rechub runs through its own trainer if `make bench-peers`
+has installed it (peers=mmoe for only one of its models, peers=no for none), with our sizes, batch size and epochs, at
+its best epoch. Differences are paired with LightGBM's.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ PLAIN = OUT / "kuairand_pure_plain.yaml"
 
 
 def tables(asked: dict[str, str]) -> dict[str, list[str]]:
-    """Settings of the data sets that are there."""
+    """Settings of the available data sets."""
     found = {"feed": ["data=feed"], "feed_sparse": ["data=feed_sparse", "data.rows=400000", "loader.batch_size=1024"]}
     if "adult" in asked:
         files = f"{{train: {asked['adult']}/census-income.data, test: {asked['adult']}/census-income.test}}"
@@ -61,7 +61,7 @@ def tables(asked: dict[str, str]) -> dict[str, list[str]]:
 
 
 def write_plain() -> None:
-    """The spec of KuaiRand-Pure without the rates."""
+    """Write the spec of KuaiRand-Pure without the rates."""
     spec = yaml.safe_load((ROOT / "examples/kuairand_pure.yaml").read_text())
     spec["fields"] = {name: f for name, f in spec["fields"].items() if "rate" not in f}
     OUT.mkdir(exist_ok=True)
@@ -69,7 +69,7 @@ def write_plain() -> None:
 
 
 def trained(name: str, settings: list[str], seeds: int, chosen: list[str]) -> Plan:
-    """The models of experiment=baselines, trained by compare.py, as a plan whose runs are done."""
+    """Train the models of experiment=baselines with compare.py, and return a plan whose runs are complete."""
     experiment = yaml.safe_load(EXPERIMENT.read_text())["experiment"]
     base = experiment["base"]
     models = {m: own for m, own in experiment["models"].items() if not chosen or m in (base, *chosen)}
@@ -83,7 +83,7 @@ def trained(name: str, settings: list[str], seeds: int, chosen: list[str]) -> Pl
 
 
 def arrays(store: Store, config: DictConfig) -> Path:
-    """The splits as the peers want them: ids from 0 in each field, padded lists, numbers and labels."""
+    """Write the splits in the peers' format: ids from 0 in each field, padded lists, numbers and labels."""
     path, schema = store.folder / "peers.npz", store.schema
     if path.exists():
         return path
@@ -105,7 +105,7 @@ def arrays(store: Store, config: DictConfig) -> Path:
 
 
 def with_peers(plan: Plan, settings: list[str], peers: dict[str, str]) -> Plan:
-    """The plan with runs of torch-rechub, trained now where they are missing."""
+    """Add runs of torch-rechub to the plan, training the missing ones."""
     store = next(iter(plan.runs.values())).store
     config = compose_train([*settings, f"data_dir={DATA}"])
     missing = any(any(counts) for counts in store.content["missing_labels"].values())
@@ -124,7 +124,7 @@ def with_peers(plan: Plan, settings: list[str], peers: dict[str, str]) -> Plan:
 
 
 def run_peer(model: str, seed: int, folder: Path, store: Store, config: DictConfig) -> None:
-    """Train one, and leave what a comparison reads of a run."""
+    """Train one peer, and write the files that a comparison reads from a run."""
     folder.mkdir(parents=True, exist_ok=True)
     sizes = [str(config.loader.batch_size), str(config.trainer.max_epochs)]
     command = [str(PEER_PYTHON), "bench/peers/accuracy.py", model, str(arrays(store, config)), str(seed), *sizes]
@@ -138,7 +138,7 @@ def run_peer(model: str, seed: int, folder: Path, store: Store, config: DictConf
 
 
 def main() -> None:
-    """Every table in turn; each result is printed and kept in bench/out/accuracy."""
+    """Run every table in turn; print each result and write it to bench/out/accuracy."""
     asked = dict(a.split("=", 1) for a in sys.argv[1:])
     register_resolvers()
     found = tables(asked)

@@ -1,4 +1,4 @@
-"""What each balancing of tasks costs: samples per second of training steps, beside the weighted sum.
+"""Cost of each task balancing method: samples per second of training steps, compared with the weighted sum.
 
 python bench/balancing.py 3
 """
@@ -25,7 +25,7 @@ BATCH = 4096
 
 
 def steps(store: Store, shape: Shape, make: Callable[[], Balancer]) -> float:
-    """Samples a second of MMoE."""
+    """Samples per second of MMoE."""
     made = make()
     module = RankingModule(
         make_model("mmoe", store.schema, shape), partial(adam, lr=1e-3, embedding_lr=1e-3), balancer=made
@@ -41,7 +41,7 @@ def steps(store: Store, shape: Shape, make: Callable[[], Balancer]) -> float:
 
 
 def main() -> None:
-    """Every balancing, and some aggregators."""
+    """Measure every balancing method, and some aggregators."""
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
     shape = feed(1_000_000)
     store = shape.store()

@@ -1,4 +1,4 @@
-"""What the benches share: commands with their peak memory, rounds in turn, medians, and the report files."""
+"""Shared by the benches: commands with peak memory, interleaved rounds, medians, and report files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = Path(__file__).resolve().parent / "out"
-DATA = OUT / "data"  # what the benches prepare, kept between runs
+DATA = OUT / "data"  # data prepared by the benches, kept between runs
 
 
 @dataclass(slots=True)
@@ -26,9 +26,9 @@ class Ran:
     """A finished command.
 
     Attributes:
-        seconds: wall clock.
-        peak_mb: largest resident memory of the process, in MiB, pages of mapped files included.
-        output: its standard output.
+        seconds: wall-clock time.
+        peak_mb: peak resident memory of the process in MiB, including pages of mapped files.
+        output: standard output.
     """
 
     seconds: float
@@ -37,7 +37,7 @@ class Ran:
 
 
 def run(arguments: Sequence[str], python: Path | str = sys.executable) -> Ran:
-    """Run a Python command in the repository and wait for it; a failure ends the bench."""
+    """Run a Python command in the repository and wait for it. A failure ends the bench."""
     started = time.perf_counter()
     OUT.mkdir(exist_ok=True)
     with (OUT / "stdout").open("w+") as out, (OUT / "stderr").open("w+") as err:
@@ -53,7 +53,7 @@ def run(arguments: Sequence[str], python: Path | str = sys.executable) -> Ran:
 
 
 def in_turn(parts: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Call every part once in each round, so that a slow minute of the machine hits all of them."""
+    """Call every part once per round, so a slow period of the machine affects all of them."""
     found: dict[str, list[float]] = {name: [] for name in parts}
     for number in range(rounds):
         for name, part in parts.items():
@@ -63,19 +63,19 @@ def in_turn(parts: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, 
 
 
 def median_and_spread(values: Sequence[float]) -> str:
-    """``median (lowest - highest)``."""
+    """Format ``median (lowest - highest)``."""
     return f"{statistics.median(values):.3g} ({min(values):.3g} - {max(values):.3g})"
 
 
 def ratio(values: Sequence[float], base: Sequence[float]) -> str:
-    """Median of the ratios of each round."""
+    """Median over rounds of the ratio."""
     return f"{statistics.median(v / b for v, b in zip(values, base, strict=True)):.2f}"
 
 
 def compared(
     found: Mapping[str, Sequence[float]], base: str, rate: str, against: str, where: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """Rows of a report: the rate of each part, and its ratio to that of ``base``, in columns of these names."""
+    """Rows of a report: the rate of each part and its ratio to ``base``, in columns named ``rate`` and ``against``."""
     return [
         {**where, "what": what, rate: median_and_spread(rates), against: ratio(rates, found[base])}
         for what, rates in found.items()
@@ -83,7 +83,7 @@ def compared(
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """The hardware and software of the measurements."""
     model = "unknown"
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -100,7 +100,7 @@ def machine() -> dict[str, Any]:
 
 
 def report(name: str, rows: list[dict[str, Any]]) -> None:
-    """Print a Markdown table and write it with the machine to ``bench/out``."""
+    """Print a Markdown table, and write it with the machine to ``bench/out``."""
     OUT.mkdir(exist_ok=True)
     content = {"machine": machine(), "rows": rows}
     (OUT / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")

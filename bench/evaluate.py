@@ -1,4 +1,4 @@
-"""Rows per second of a test pass with all metrics, against the forward passes alone, and one request of 200 candidates.
+"""Rows per second of a test pass with all metrics compared with forward passes only, and latency of 200 candidates.
 
 python bench/evaluate.py
 """
@@ -29,7 +29,7 @@ REQUESTS = 200
 
 
 def full_pass(store: Store, model: Ranker) -> float:
-    """Test rows a second with every metric, through Lightning as train.py and evaluate.py do it."""
+    """Test rows per second with every metric, through Lightning as in train.py and evaluate.py."""
     rows = len(store.split("train"))
     module = RankingModule(model, None, "auto", {"test": rows}, by_user=True)
     data = RankingDataModule(store, BATCH, BATCH, 0, "train")
@@ -40,7 +40,7 @@ def full_pass(store: Store, model: Ranker) -> float:
 
 
 def evaluation(shape: Shape, name: str, rounds: int) -> list[dict[str, Any]]:
-    """A test pass with and without metrics."""
+    """Measure a test pass with and without metrics."""
     store = shape.store()
     model = make_model(name, store.schema, shape)
     parts = {
@@ -53,7 +53,7 @@ def evaluation(shape: Shape, name: str, rounds: int) -> list[dict[str, Any]]:
 
 
 def latency(shape: Shape, name: str) -> dict[str, Any]:
-    """Milliseconds of one request, in PyTorch on one thread."""
+    """Milliseconds per request, in PyTorch on one thread."""
     store = shape.store()
     model = make_model(name, store.schema, shape).eval()
     batch = store.split("train").batch(torch.arange(CANDIDATES))
@@ -72,7 +72,7 @@ def latency(shape: Shape, name: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Both shapes, MMoE and DLEN."""
+    """Measure both shapes with MMoE and DLEN."""
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
     warnings.filterwarnings("ignore")
     shapes = [aliccp_table(ROWS), feed(ROWS)]

@@ -1,4 +1,4 @@
-"""What id dropout and first-order terms cost: their seconds as a share of those of a training step.
+"""Cost of id dropout and first-order terms, as a share of the time of a training step.
 
 python bench/id_dropout.py          # about three minutes on 2 cores
 python bench/id_dropout.py rounds=1 rows=200000
@@ -22,7 +22,7 @@ STEPS = 60
 
 
 def dropout_alone(shape: Shape, batch_size: int) -> float:
-    """Rows a second of the replacement and nothing else, over batches that are there already."""
+    """Rows per second of id replacement only, on batches already in memory."""
     store = shape.store()
     dropout = IdDropout(store.schema, store.counts)
     batches = list(islice(repeated(store.split("train"), batch_size), STEPS))
@@ -34,7 +34,7 @@ def dropout_alone(shape: Shape, batch_size: int) -> float:
 
 
 def step_alone(shape: Shape, batch_size: int, *, first_order: bool) -> float:
-    """Rows a second of whole steps, without id dropout."""
+    """Rows per second of whole steps without id dropout."""
     store = shape.store()
     model = MMoE(store.schema, num_experts=shape.experts, first_order=first_order)
     return ours(store, model, batch_size, STEPS)

@@ -1,4 +1,4 @@
-"""How often the 95 % interval of two equal models holds zero, by number of seeds and ratio of seed to row noise.
+"""How often the 95 % interval of two equal models contains zero, by number of seeds and ratio of seed to row noise.
 
 python bench/intervals.py
 """
@@ -9,12 +9,12 @@ import numpy as np
 
 from dlen.comparing.statistics import paired
 
-RATIOS = (0, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10)  # of the deviations of the mean: seeds to rows
+RATIOS = (0, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10)  # standard deviation of the mean, seeds to rows
 DRAWS = 20_000
 
 
 def coverage(seeds: int, ratio: float, draws: int, seed: int = 0) -> float:
-    """The share of ``draws`` comparisons of equal models whose interval holds zero."""
+    """Fraction of ``draws`` comparisons of equal models whose interval contains zero."""
     random, row = np.random.default_rng(seed), 0.001
     held = 0
     for _ in range(draws):

@@ -1,9 +1,9 @@
-"""Trainings killed with SIGKILL at random moments and gone on with each time, beside the same one left alone.
+"""Trainings killed with SIGKILL at random times and resumed each time, compared with an uninterrupted one.
 
 python bench/kill.py              # 20 kills; about 6 minutes
 python bench/kill.py kills=5 seed=1
 
-Prints whether weights, optimiser and every figure that is no time are bit for bit the same.
+Prints whether weights, optimiser and all metrics except times are bit for bit the same.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ SETTINGS += ["model.embedding.dim=8", "model.dropout=0.1"]
 
 
 def start(folder: Path, *more: str) -> subprocess.Popen[bytes]:
-    """A training in a process of its own."""
+    """Start a training in its own process."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "train.py", f"run_dir={folder}", *more]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
 
 
 def finish(process: subprocess.Popen[bytes]) -> None:
-    """Wait; a failure ends the bench."""
+    """Wait for the process. A failure ends the bench."""
     _, errors = process.communicate()
     if process.returncode:
         raise SystemExit(errors.decode())
 
 
 def flat(content: Any, key: str = "") -> dict[str, Any]:
-    """Leaves of nested containers."""
+    """Leaves of nested containers, by key."""
     items = content.items() if isinstance(content, dict) else enumerate(content)
     found: dict[str, Any] = {}
     for name, value in items:
@@ -55,7 +55,7 @@ def flat(content: Any, key: str = "") -> dict[str, Any]:
 
 
 def differences(whole: Path, killed: Path) -> list[str]:
-    """Names of what is not the same, times left out."""
+    """Names of the entries that differ, except times."""
     found = []
     a, b = (flat(read_checkpoint(folder / "checkpoints" / "last.ckpt")) for folder in (whole, killed))
     for key in {**a, **b}:
@@ -72,12 +72,12 @@ def _told(found: list[str]) -> str:
 
 
 def interrupted(folder: Path, kills: int, rng: random.Random, begins: float) -> list[int]:
-    """Train to the end, killed up to so many times; returns the steps of the checkpoints that were gone on with."""
+    """Train to the end with up to ``kills`` kills, and return the steps of the checkpoints that were resumed."""
     steps: list[int] = []
     for _ in range(kills):
         last = folder / "checkpoints" / "last.ckpt"
         if not last.exists() and folder.exists():
-            shutil.rmtree(folder)  # killed before its first checkpoint: it begins again
+            shutil.rmtree(folder)  # killed before its first checkpoint: start again
         process = start(folder, *(["ckpt=last"] if last.exists() else SETTINGS))
         time.sleep(begins + rng.uniform(0, 4))
         if process.poll() is not None:
@@ -92,7 +92,7 @@ def interrupted(folder: Path, kills: int, rng: random.Random, begins: float) -> 
 
 
 def main() -> None:
-    """The whole training, then others that are killed, until so many kills are done."""
+    """Train once without interruption, then repeatedly with kills until the requested number is reached."""
     asked = dict(argument.split("=") for argument in sys.argv[1:])
     kills, rng = int(asked.get("kills", 20)), random.Random(int(asked.get("seed", 0)))
     rows: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""Not speed: whether ``sweep=alpha`` finds the leak that was planted in the feed simulator.
+"""Not a speed bench: checks whether ``sweep=alpha`` recovers the leak planted in the feed simulator.
 
 python bench/leak.py           # about 12 minutes on 2 cores; draws docs/leak.png
 """
@@ -22,7 +22,7 @@ SETTINGS = ["data.rows=200000", "trainer.max_epochs=3", "sweep.sampler=gp", "swe
 
 
 def sweep(truth: float, trials: int) -> pl.DataFrame:
-    """Alpha and the validation likelihood of all labels, by a study on a feed with this leak."""
+    """Alpha and validation likelihood of all labels, from a study on a feed with this leak."""
     runs = OUT / "leak"
     command = [sys.executable, "sweep.py", "sweep=alpha", f"data.leak={truth}", SPACE, *SETTINGS]
     command += [f"sweep.trials={trials}", f"sweep.name=leak-{truth}", f"data_dir={DATA}", f"runs_dir={runs}"]
@@ -31,7 +31,7 @@ def sweep(truth: float, trials: int) -> pl.DataFrame:
 
 
 def draw(found: dict[float, pl.DataFrame], path: Path) -> None:
-    """The likelihood by alpha of each world, with its planted leak as a line."""
+    """Plot the likelihood against alpha for each world, with its planted leak as a line."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for colour, (truth, table) in zip(("#4477aa", "#228833", "#ee6677"), found.items(), strict=True):
@@ -53,7 +53,7 @@ def draw(found: dict[float, pl.DataFrame], path: Path) -> None:
 
 
 def main() -> None:
-    """Three worlds."""
+    """Run three worlds."""
     trials = int(sys.argv[1]) if len(sys.argv) > 1 else 15
     found = {truth: sweep(truth, trials) for truth in TRUTHS}
     rows: list[dict[str, Any]] = []

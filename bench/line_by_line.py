@@ -1,7 +1,7 @@
-"""Ali-CCP prepared line by line with dictionaries, as the scripts that circulate do it: only to be measured against.
+"""Ali-CCP prepared line by line with dictionaries, like commonly used scripts, as a baseline for prepare.py.
 
-python bench/line_by_line.py RAW_FOLDER OUTPUT.csv          # the fields with one value, as they do
-python bench/line_by_line.py RAW_FOLDER OUTPUT.csv all      # all 23 fields, as prepare.py does
+python bench/line_by_line.py RAW_FOLDER OUTPUT.csv          # single-valued fields, as in those scripts
+python bench/line_by_line.py RAW_FOLDER OUTPUT.csv all      # all 23 fields, as in prepare.py
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any
 
 USER = ["101", "121", "122", "124", "125", "126", "127", "128", "129"]
 FIELDS = [*USER, "205", "206", "207", "216", "508", "509", "702", "301"]
-LISTS = ["109_14", "110_14", "127_14", "150_14", "210", "508", "509", "702", "853"]  # of 508 to 702 scripts keep one
+LISTS = ["109_14", "110_14", "127_14", "150_14", "210", "508", "509", "702", "853"]  # scripts keep one of 508 to 702
 MIN_COUNT, LONGEST = 10, 20
 Values = dict[str, Any]
 
 
 def parse(text: str, singles: Collection[str], lists: Collection[str]) -> Values:
-    """``field \\x02 id \\x03 value`` joined by ``\\x01`` -> the id of each field, or of a list the heaviest ids."""
+    """Parse ``field \\x02 id \\x03 value`` joined by ``\\x01`` -> the id of each field, or a list's heaviest ids."""
     found: Values = {}
     weighted: dict[str, list[tuple[float, str]]] = {}
     for part in text.split("\x01"):
@@ -38,7 +38,7 @@ def parse(text: str, singles: Collection[str], lists: Collection[str]) -> Values
 
 
 def rows(raw: Path, split: str, singles: list[str], lists: list[str]) -> list[list[Any]]:
-    """Click, conversion, one id for each single-valued field and a list for each other one, of every line."""
+    """For every line: click, conversion, one id per single-valued field and a list per multi-valued field."""
     common = {}
     wanted, listed = frozenset(singles), frozenset(lists)
     with (raw / f"common_features_{split}.csv").open() as file:
@@ -58,7 +58,7 @@ def rows(raw: Path, split: str, singles: list[str], lists: list[str]) -> list[li
 
 
 def main() -> None:
-    """Count ids in train, number those that are frequent, write both splits."""
+    """Count ids in train, number the frequent ones, and write both splits."""
     raw, out, everything = Path(sys.argv[1]), Path(sys.argv[2]), "all" in sys.argv[3:]
     lists = LISTS if everything else []
     singles = [name for name in FIELDS if name not in lists]

@@ -1,4 +1,4 @@
-"""Batches from the prepared store alone, warm and with cold files, against training on them.
+"""Batches read from the prepared store, with warm and cold files, compared with training on them.
 
 python bench/load.py
 """
@@ -22,7 +22,7 @@ STEPS = 150
 
 
 def drop_from_cache(store: Store) -> None:
-    """Ask the system to forget the store's pages; it keeps what other processes have mapped."""
+    """Ask the system to drop the store's pages from its cache. Pages mapped by other processes stay."""
     for path in store.folder.rglob("*.bin"):
         file = os.open(path, os.O_RDONLY)
         os.fsync(file)
@@ -31,7 +31,7 @@ def drop_from_cache(store: Store) -> None:
 
 
 def load(shape: Shape, batch_size: int, cold: bool) -> float:
-    """Samples a second of shuffled batches."""
+    """Samples per second of shuffled batches."""
     store = shape.store()
     if cold:
         drop_from_cache(store)
@@ -39,7 +39,7 @@ def load(shape: Shape, batch_size: int, cold: bool) -> float:
 
 
 def measure(shape: Shape, batch_size: int, rounds: int) -> list[dict[str, Any]]:
-    """Loading and training in turn."""
+    """Measure loading and training in turn."""
     store = shape.store()
     parts: dict[str, Callable[[], float]] = {
         "training MMoE": lambda: ours(store, make_model("mmoe", store.schema, shape), batch_size, STEPS // 3),
@@ -52,7 +52,7 @@ def measure(shape: Shape, batch_size: int, rounds: int) -> list[dict[str, Any]]:
 
 
 def multivalued(single: Shape, multi: Shape, batch_size: int, rounds: int) -> list[dict[str, Any]]:
-    """Training on Ali-CCP's 23 fields with one id each, and with up to 20 in the multi-valued ones."""
+    """Train on Ali-CCP's 23 fields with one id each, and with up to 20 in the multi-valued ones."""
 
     def train(shape: Shape) -> float:
         store = shape.store()
@@ -72,7 +72,7 @@ def multivalued(single: Shape, multi: Shape, batch_size: int, rounds: int) -> li
 
 
 def main() -> None:
-    """Every shape at both batch sizes."""
+    """Measure every shape at both batch sizes."""
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
     single, multi = aliccp_table(ROWS), aliccp_raw(ROWS // 2)
     shapes = [single, feed(ROWS), multi]

@@ -1,4 +1,4 @@
-"""Bare training loops: ours without Lightning, the way peers write one, and the matrix multiplications alone."""
+"""Bare training loops: ours without Lightning, a loop like that of peer libraries, and matrix multiplications only."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def make_model(name: str, schema: Schema, shape: Shape, more_experts: int = 0, d
 
 
 def repeated(split: Split, batch_size: int) -> Iterable[Batch]:
-    """Shuffled batches without end."""
+    """Infinite shuffled batches."""
     loader = BatchLoader(split, batch_size, shuffle=True)
     while True:
         yield from loader
 
 
 def timed(step: Callable[[Batch], None], batches: Iterable[Batch], steps: int) -> float:
-    """Samples a second over ``steps`` steps after a warm-up."""
+    """Samples per second over ``steps`` steps after a warm-up."""
     rows, started = 0, 0.0
     for number, batch in enumerate(batches):
         if number == WARM_UP:
@@ -56,7 +56,7 @@ def timed(step: Callable[[Batch], None], batches: Iterable[Batch], steps: int) -
 
 
 def ours(store: Store, model: Ranker, batch_size: int, steps: int, precision: str = "auto") -> float:
-    """Our model, optimiser and loader in a loop of a few lines, in the precision that train.py chooses."""
+    """Our model, optimiser and loader in a minimal loop, at the precision that train.py chooses."""
     half = (choose_precision("cpu") if precision == "auto" else precision) == "bf16-mixed"
     optimizer = adam(model, lr=1e-3, embedding_lr=1e-3)
     targets, weights = Targets(store.schema), torch.ones(len(store.schema.tasks))
@@ -73,7 +73,7 @@ def ours(store: Store, model: Ranker, batch_size: int, steps: int, precision: st
 
 
 def forward_alone(split: Split, model: Ranker, batch_size: int) -> float:
-    """Rows a second of forward passes over a split in stored order, and nothing else."""
+    """Rows per second of forward passes only, over a split in stored order."""
     model.eval()
     started = time.perf_counter()
     with torch.inference_mode():
@@ -83,7 +83,7 @@ def forward_alone(split: Split, model: Ranker, batch_size: int) -> float:
 
 
 class DenseEmbeddings(nn.Module):
-    """An nn.Embedding for each field with dense gradients, as most public implementations do it."""
+    """One nn.Embedding per field with dense gradients, as in most public implementations."""
 
     def __init__(self, schema: Schema) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class DenseEmbeddings(nn.Module):
 
 
 def as_peers_do(store: Store, shape: Shape, name: str, batch_size: int, steps: int) -> float:
-    """The same network over :class:`DenseEmbeddings`, with dense Adam over everything."""
+    """The same network on :class:`DenseEmbeddings`, with dense Adam for all parameters."""
     model = make_model(name, store.schema, shape)
     model.embedding = DenseEmbeddings(store.schema)  # type: ignore[assignment]
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -115,10 +115,10 @@ def as_peers_do(store: Store, shape: Shape, name: str, batch_size: int, steps: i
 
 
 def matmul_limit(model: Ranker, in_dim: int, batch_size: int, repeats: int = 10) -> float:
-    """Samples a second if training did nothing but the products of its linear layers.
+    """Samples per second if training consisted only of the matrix products of the linear layers.
 
-    Each layer costs one product forward and two backward; the input's gradient is counted for all of them, as the
-    embeddings need it.
+    Each layer costs one product forward and two backward. The gradient of the input is counted for every layer because
+    the embeddings need it.
     """
     layers = [m for m in (*model.backbone.modules(), *model.head.modules()) if isinstance(m, nn.Linear)]
     shapes = [(layer.in_features, layer.out_features) for layer in layers if layer.in_features]

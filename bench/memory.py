@@ -1,4 +1,4 @@
-"""Memory of training on 2 M and on 20 M rows of the feed: of the process itself, and of file pages it has mapped.
+"""Memory of training on 2 M and on 20 M rows of the feed: anonymous memory, and mapped file pages.
 
 python bench/memory.py                   # 2 and 20 M rows, about 5 GB of disk
 python bench/memory.py 200000 2000000
@@ -20,7 +20,7 @@ STEPS = 300
 
 
 class Watch(threading.Thread):
-    """Reads a process's memory ten times a second and keeps the peaks."""
+    """Samples a process's memory ten times per second and keeps the peaks."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
@@ -29,7 +29,7 @@ class Watch(threading.Thread):
         self.ended = threading.Event()
 
     def run(self) -> None:
-        """Until the process ends."""
+        """Sample until the process ends."""
         while not self.ended.wait(0.1):
             try:
                 lines = self.status.read_text().splitlines()
@@ -42,7 +42,7 @@ class Watch(threading.Thread):
 
 
 def peaks(command: list[str]) -> tuple[float, float]:
-    """MiB of its own and of mapped files that a Python command of the repository has had at most."""
+    """Peak MiB of anonymous memory and of mapped files of a Python command in the repository."""
     process = subprocess.Popen(
         [sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -57,7 +57,7 @@ def peaks(command: list[str]) -> tuple[float, float]:
 
 
 def measure(rows: int) -> dict[str, Any]:
-    """Train some steps on batches from the whole of it."""
+    """Train some steps on batches from all rows."""
     shape = feed(rows)
     shape.store()
     with tempfile.TemporaryDirectory() as folder:
@@ -68,7 +68,7 @@ def measure(rows: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """The row counts asked for."""
+    """Measure the requested row counts."""
     report("memory", [measure(int(a)) for a in sys.argv[1:] or (2_000_000, 20_000_000)])
 
 

@@ -26,11 +26,11 @@ from dlen.serving.export import Serving, check_export, dense, write_export
 RUN = OUT / "predict"
 SIZES = {"user": 4000, "age": 7, "gender": 2, "city": 60, "item": 2000, "category": 40, "author": 300, "hour": 24}
 CHUNK = 1 << 20
-LARGE_IDS = 22_000_000  # of 16 numbers: 1.3 GiB
+LARGE_IDS = 22_000_000  # 16 numbers each: 1.3 GiB
 
 
 def predicted(rows: int, folder: Path) -> dict[str, str]:
-    """A CSV of so many rows, some users unknown."""
+    """Predict a CSV with this many rows, including some unknown users."""
     rng, path = np.random.default_rng(0), folder / f"{rows}.csv"
     with path.open("wb") as file:
         for start in range(0, rows, CHUNK):
@@ -55,7 +55,7 @@ def predicted(rows: int, folder: Path) -> dict[str, str]:
 
 
 def exported(folder: Path) -> dict[str, str]:
-    """A model whose table is larger than a graph may be: it goes into a file beside the graph."""
+    """Export a model whose table exceeds the size limit of a graph, so it is stored in a separate file."""
     fields = (Field("user", Kind.ID, "user", LARGE_IDS), Field("tags", Kind.IDS, "item", 1000))
     schema = Schema(fields, (Task("click", 0.2), Task("like", 0.1)), user="user")
     model = DLEN(schema, embedding_dim=16).eval()
@@ -71,7 +71,7 @@ def exported(folder: Path) -> dict[str, str]:
 
 
 def _rows() -> Batch:
-    """512 rows with any users, and lists of up to four tags."""
+    """512 rows with random users, and lists of up to four tags."""
     rng, rows = np.random.default_rng(0), 512
     lengths = torch.from_numpy(rng.integers(0, 5, (1, rows)))
     tags = LARGE_IDS + torch.from_numpy(rng.integers(1000, size=int(lengths.sum())))
@@ -80,7 +80,7 @@ def _rows() -> Batch:
 
 
 def main() -> None:
-    """The row counts asked for, then the export."""
+    """Measure the requested row counts, then the export."""
     if not (RUN / "metrics.json").exists():
         run(["train.py", "model=dlen", "trainer.max_epochs=1", f"data_dir={DATA}", f"run_dir={RUN}"])
     rows = []

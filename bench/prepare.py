@@ -1,4 +1,4 @@
-"""Rows per second and peak memory of preparing Ali-CCP raw files, at rising row counts, against a line-by-line script.
+"""Rows per second and peak memory of preparing Ali-CCP raw files, by number of rows, against a line-by-line script.
 
 python bench/prepare.py                  # 0.5, 1 and 2 M generated rows
 python bench/prepare.py 50000 100000     # other row counts
@@ -17,7 +17,7 @@ from dlen.data.sources.aliccp_demo import AliCCPDemo
 
 
 def main() -> None:
-    """Draw each pair of files, then prepare it in a process of its own."""
+    """Generate each pair of files, then prepare it in its own process."""
     rows: list[dict[str, Any]] = []
     for size in sorted(int(a) for a in sys.argv[1:]) or (500_000, 1_000_000, 2_000_000):
         with tempfile.TemporaryDirectory() as folder:

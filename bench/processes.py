@@ -1,4 +1,4 @@
-"""Several processes: rows a second of 2 processes with one thread each beside one process with two threads.
+"""Several processes: rows per second of 2 processes with one thread each, compared with one process with two threads.
 
 python bench/processes.py [rounds=3]     # about 4 minutes on 2 cores
 """
@@ -20,7 +20,7 @@ BATCH = 4096  # of all processes together
 
 
 def speed(shape: str, processes: int, threads: int) -> float:
-    """Training rows a second by ``metrics.json``."""
+    """Training rows per second from ``metrics.json``."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
     with tempfile.TemporaryDirectory() as folder:
         settings = [*SHAPES[shape], "model=dlen", f"loader.batch_size={BATCH // processes}", f"data_dir={DATA}"]
@@ -30,7 +30,7 @@ def speed(shape: str, processes: int, threads: int) -> float:
 
 
 def main() -> None:
-    """Both, in turn."""
+    """Measure both in turn."""
     rounds = int(dict(a.split("=") for a in sys.argv[1:]).get("rounds", 3))
     rows = []
     for shape in SHAPES:

@@ -1,13 +1,13 @@
-"""The AUC gate: are the shipped experiments better, worse or even to what bench/quality.yaml remembers?
+"""The AUC gate: are the shipped experiments better than, worse than or even with bench/quality.yaml?
 
 python bench/quality.py              # train and compare; exit code 1 if any model is worse
-python bench/quality.py measure      # train and remember: after a change that is meant to move AUC
-python bench/quality.py table1       # some of them
+python bench/quality.py measure      # train and update the YAML, after a change that is meant to change AUC
+python bench/quality.py table1       # only some of them
 
-A model is even where its mean over seeds lies within the 95 % interval of a difference of two means, by Bonferroni for
-all models that are judged together. The deviation over seeds is the model's own or that of all models of its experiment
-pooled, whichever is larger: three seeds can come out alike by chance. Runs are kept in bench/out/quality, and trained
-again when code or config has changed.
+A model is even if its mean over seeds is within the 95 % interval of a difference of two means, with Bonferroni
+correction for all models judged together. The standard deviation over seeds is that of the model, or the pooled one of
+all models in its experiment if that is larger: three seeds can agree by chance. Runs are kept in bench/out/quality, and
+trained again if code or config has changed.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from dlen.files import write_text
 from dlen.training.configs import code_fingerprint
 
 FILE = Path(__file__).with_suffix(".yaml")
-LEAST = 2e-4  # below which no difference of AUC is worth a word, as when all seeds came out alike by chance
+LEAST = 2e-4  # smallest AUC difference to report, in case all seeds agree by chance
 
 
 def measured(name: str, content: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Mean AUC over tasks of each model: mean and deviation over seeds."""
+    """Mean AUC over tasks of each model: mean and standard deviation over seeds."""
     asked = content["experiments"][name]
     out = OUT / "quality" / name
     settings = [f"experiment={name}", *asked.get("settings", content["settings"]), f"seeds={content['seeds']}"]
-    # Runs are known by config and data; by code as well here, as it is the code that is tried.
+    # Runs are identified by config and data. Here the code is part of the identity, because the code is what is tested.
     places = [f"data_dir={DATA}", f"runs_dir={OUT}/quality/runs-{code_fingerprint()}", f"out={out}"]
     if "models" in asked:
         quoted = ",".join(f'"{model}"' for model in asked["models"])
@@ -54,7 +54,7 @@ def measured(name: str, content: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def tolerance(experiment: dict[str, dict[str, float]], model: str, seeds: int, judged_together: int) -> float:
-    """Half of the interval of the difference of two means over seeds, by the remembered deviations."""
+    """Half-width of the interval of the difference of two means over seeds, from the stored deviations."""
     pooled = math.sqrt(statistics.mean(found["deviation"] ** 2 for found in experiment.values()))
     before, freedom = experiment[model], sum(found["seeds"] - 1 for found in experiment.values())
     quantile = float(stats.t.ppf(1 - 0.025 / judged_together, freedom))
@@ -64,7 +64,7 @@ def tolerance(experiment: dict[str, dict[str, float]], model: str, seeds: int, j
 def judged(
     name: str, before: dict[str, dict[str, float]], now: dict[str, dict[str, float]], together: int
 ) -> list[dict[str, str]]:
-    """A row for each model, of as many as are judged together."""
+    """One row per model; ``together`` is the number of models judged together."""
     rows = []
     for model, found in now.items():
         row = {"experiment": name, "model": model, "AUC": f"{found['mean']:.4f}"}
@@ -78,7 +78,7 @@ def judged(
 
 
 def main() -> None:
-    """All experiments, or those that are named."""
+    """Run all experiments, or the named ones."""
     remember, asked = "measure" in sys.argv[1:], [a for a in sys.argv[1:] if a != "measure"]
     text = FILE.read_text()
     content = yaml.safe_load(text)

@@ -1,4 +1,4 @@
-"""Rates of a log: rows/s, and memory on few and many rows.
+"""Rates computed from a log: rows per second, and memory with few and many rows.
 
 python bench/rates.py                   # 1 and 8 million rows, about two minutes on 2 cores
 python bench/rates.py rows=1000000
@@ -23,7 +23,7 @@ CHUNK, KEYS, LABELS = 1 << 17, 500_000, 4
 
 
 def work(rows: int) -> None:
-    """What the process of one size does: a line with seconds of both stages and MiB at most."""
+    """Work of the process for one size: prints a line with the seconds of both stages and peak MiB."""
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         table = RateTable(Settings(LABELS, True, 20.0, False), Path(folder) / "scratch")
@@ -40,7 +40,7 @@ def work(rows: int) -> None:
 
 
 def main() -> None:
-    """Each size in a process of its own."""
+    """Run each size in its own process."""
     asked = dict(a.split("=") for a in sys.argv[1:])
     if "work" in asked:
         return work(int(asked["work"]))

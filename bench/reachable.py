@@ -1,8 +1,8 @@
-"""How much of the gap to the oracle can be closed at all: the simulator's own formula, fitted to the same rows.
+"""How much of the gap to the oracle can be closed: the simulator's own formula, fitted to the same rows.
 
-The oracle knows every user's habits and taste. Whoever learns them from the training rows cannot. This fits a model
-that has the true form (habit of user and category, dot product of taste and topic, the true leak) and priors as wide
-as the world's: no network can be expected to do better.
+The oracle knows every user's habits and taste. A model that learns them from the training rows cannot match it. This
+bench fits a model with the true form (habit of user and category, dot product of taste and topic, the true leak) and
+priors as wide as the world's. No network can be expected to do better.
 
 python bench/reachable.py            # data=feed as shipped
 python bench/reachable.py 1000000    # more rows
@@ -50,7 +50,7 @@ class TrueForm(nn.Module):
         self.up_bias = nn.Parameter(torch.tensor(-0.6))
 
     def forward(self, batch: Batch) -> tuple[Latent, Tensor]:
-        """The hidden state and conditionals, and the negative log-prior of one epoch's share."""
+        """The hidden state and conditionals, and this batch's share of the negative log-prior."""
         ids = dict(zip(self.columns, batch.ids.long().T, strict=True))
         age, gender = (ids[n] - self.offsets[n] - 1 for n in ("age", "gender"))
         user, item = self.vector(ids["user"]), self.vector(ids["item"])
@@ -63,7 +63,7 @@ class TrueForm(nn.Module):
         log_up, log_not_up = F.logsigmoid(up), F.logsigmoid(-up)
         joint = log_up[:, None] + log_c
         latent = Latent(log_up, log_not_up, log_c, log_n, log1mexp(log_c), log1mexp(log_n), joint)
-        # 60 rows for each user, 120 for each item; widths as in the world, where strength doubles taste times topic.
+        # 60 rows per user, 120 per item; widths as in the world, where strength doubles taste times topic.
         prior = habit.square().sum() / (1.5**2 * 60) + 2 * user.square().sum() / (0.6**2 * 60)
         return latent, (prior + 2 * item.square().sum() / (0.44**2 * 120)) / (2 * len(batch))
 
@@ -82,7 +82,7 @@ def mean_auc(model: TrueForm, split: Split) -> float:
 
 
 def main() -> None:
-    """Fit, choose the epoch on validation, and print its test figure."""
+    """Fit the model, select the epoch on validation, and print its test AUC."""
     torch.manual_seed(0)
     rows = int(sys.argv[1]) if len(sys.argv) > 1 else 300_000
     store = prepare(Feed(rows=rows), Path(ROOT / "data"))

@@ -3,7 +3,7 @@
 python bench/scaling.py                  # about 15 minutes on 2 cores
 python bench/scaling.py 400000 2         # rows of the check, rounds
 
-Seconds for each row = a * FLOPs of the linear layers + b * ids + c * ids * dimension + d / batch.
+Seconds per row = a * FLOPs of the linear layers + b * ids + c * ids * dimension + d / batch.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ DIMS = (8, 16, 32)
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One measurement: what a row costs, and what it is made of.
+    """One measurement: the cost of a row and its causes.
 
     Attributes:
         what: train or evaluate.
-        flops: of the linear layers for one row, forward once, or forward and backward.
-        ids: of one row.
-        dim: length of an id's vector.
-        batch: rows.
-        seconds: for one row.
+        flops: FLOPs of the linear layers per row, forward only, or forward and backward.
+        ids: number of ids per row.
+        dim: embedding dimension.
+        batch: rows per batch.
+        seconds: seconds per row.
     """
 
     what: str
@@ -53,12 +53,12 @@ class Point:
     seconds: float
 
     def terms(self) -> list[float]:
-        """What the four coefficients multiply."""
+        """The factors of the four coefficients."""
         return [self.flops, self.ids, self.ids * self.dim, 1 / self.batch]
 
 
 def flops(model: Ranker) -> float:
-    """Multiplications and additions of one forward pass of one row."""
+    """Multiplications and additions of one forward pass per row."""
     layers = [m for m in (*model.backbone.modules(), *model.head.modules()) if isinstance(m, nn.Linear)]
     return float(sum(2 * layer.in_features * layer.out_features for layer in layers))
 
@@ -83,14 +83,14 @@ def points(shape: Shape, name: str, rounds: int) -> list[Point]:
 
 
 def fit(found: list[Point]) -> tuple[np.ndarray[Any, Any], float]:
-    """Coefficients from 0 with the least relative error, and the median error."""
+    """Non-negative coefficients with the smallest relative error, and the median error."""
     terms, seconds = np.array([p.terms() for p in found]), np.array([p.seconds for p in found])
     coefficients, _ = nnls(terms / seconds[:, None], np.ones(len(found)))
     return coefficients, float(np.median(abs(terms @ coefficients / seconds - 1)))
 
 
 def check(rows: int, coefficients: np.ndarray[Any, Any]) -> dict[str, Any]:
-    """Seconds of an epoch of train.py on so many rows, predicted and taken."""
+    """Predicted and measured seconds of an epoch of train.py with this many rows."""
     shape, batch = feed(rows), 4096
     store = shape.store()
     model = make_model("mmoe", store.schema, shape)

@@ -1,4 +1,4 @@
-"""The example server under load: latency of 200 candidates at 20 requests a second, and whether every score is right.
+"""The example server under load: latency of 200 candidates at 20 requests per second, and correctness of every score.
 
 python bench/serve.py [requests=10000] [seconds=60]     # about 5 minutes on 2 cores
 """
@@ -33,7 +33,7 @@ RANDOM_CONTEXT = {"hour": 24, "user": 4100, "age": 7, "gender": 2, "city": 60}  
 
 
 def prepare() -> None:
-    """A run with the default sizes of data=feed, exported."""
+    """Train and export a model with the default sizes of data=feed."""
     if not (RUN / "metrics.json").exists():
         settings = [
             "model=dlen",
@@ -48,7 +48,7 @@ def prepare() -> None:
 
 @contextmanager
 def server() -> Iterator[str]:
-    """One process with one thread for the model; gives its address."""
+    """Start one process with one thread for the model, and yield its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -70,7 +70,7 @@ def server() -> Iterator[str]:
 
 
 def draw(rng: np.random.Generator) -> dict[str, Any]:
-    """A request: some of its users and items training has never seen."""
+    """Draw a request. Training has not seen some of its users and items."""
     context = {name: int(rng.integers(size)) for name, size in RANDOM_CONTEXT.items()}
     columns = {name: rng.integers(size + size // 50, size=CANDIDATES).tolist() for name, size in RANDOM_ITEMS.items()}
     return {
@@ -80,7 +80,7 @@ def draw(rng: np.random.Generator) -> dict[str, Any]:
 
 
 def wanted(request: dict[str, Any], model: Model, store: Store) -> np.ndarray:
-    """(B, T) what PyTorch gives."""
+    """(B, T) probabilities from PyTorch."""
     schema = store.schema
     rows = [{**request["context"], **candidate} for candidate in request["candidates"]]
     ids = [
@@ -93,7 +93,7 @@ def wanted(request: dict[str, Any], model: Model, store: Store) -> np.ndarray:
 
 
 def latencies(client: httpx.Client, seconds: int, rng: np.random.Generator) -> np.ndarray:
-    """Seconds of each request that begins when its turn comes, whatever the one before took."""
+    """Seconds per request. Requests start on schedule, independent of the duration of earlier ones."""
     bodies = [json.dumps(draw(rng)).encode() for _ in range(50)]
     found = []
     started = time.perf_counter()
@@ -109,7 +109,7 @@ def latencies(client: httpx.Client, seconds: int, rng: np.random.Generator) -> n
 
 
 def wrong_scores(client: httpx.Client, requests: int, rng: np.random.Generator) -> tuple[int, float]:
-    """Requests with a probability that is off by more than 1e-5 or out of order, and the largest difference."""
+    """Number of requests with a probability off by more than 1e-5 or out of order, and the largest difference."""
     config, store = open_run(RUN)
     model = load_model(RUN, config, store)
     wrong, worst = 0, 0.0
@@ -128,7 +128,7 @@ def wrong_scores(client: httpx.Client, requests: int, rng: np.random.Generator) 
 
 
 def main() -> None:
-    """Latency first, then correctness."""
+    """Measure latency, then correctness."""
     asked = dict(argument.split("=") for argument in sys.argv[1:])
     prepare()
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""The shapes that the benches measure: a table with Ali-CCP's fields and sizes, the feed, and Ali-CCP's raw grammar."""
+"""The shapes that the benches measure: a table with Ali-CCP's fields and sizes, the feed, and Ali-CCP's raw format."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from common import DATA, run
 
 from dlen.data.store import Store
 
-# The single-valued fields have the numbers of ids that were counted on Ali-CCP; the multi-valued ones stand here with
-# one id each, so that peers, which read one id for each field, do the same work.
+# Single-valued fields have the number of ids counted in Ali-CCP. Multi-valued fields have one id each here, so that
+# peers, which read one id per field, do the same work.
 ALICCP_SIZES = {
     "101": 238_635, "109_14": 2_000, "110_14": 10_000, "127_14": 10_000, "150_14": 8_000, "121": 98, "122": 14,
     "124": 3, "125": 8, "126": 4, "127": 4, "128": 3, "129": 5, "205": 467_298, "206": 6_929, "207": 263_942,
@@ -32,13 +32,13 @@ def _store(data: tuple[str, ...]) -> Store:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """One data set and the paper's sizes on it.
+    """One data set and the paper's sizes for it.
 
     Attributes:
-        name: in the tables.
-        data: what train.py and prepare.py are called with.
-        experts: MMoE's, and PLE's shared ones.
-        task_experts: PLE's own ones of each task.
+        name: name in the tables.
+        data: arguments of train.py and prepare.py.
+        experts: number of experts of MMoE, and of shared experts of PLE.
+        task_experts: number of experts per task of PLE.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Shape:
     task_experts: int
 
     def store(self) -> Store:
-        """The prepared store, written by prepare.py if it is not there."""
+        """The prepared store, written by prepare.py if missing."""
         return _store(self.data)
 
     def arrays(self) -> Path:
@@ -65,7 +65,7 @@ class Shape:
 
 
 def aliccp_table(rows: int) -> Shape:
-    """Ali-CCP's fields with one id each, every id of a field at least once if the rows suffice, and two tasks."""
+    """Ali-CCP's fields with one id each and two tasks. Every id occurs at least once if there are enough rows."""
     folder = DATA / f"aliccp_table_{rows}"
     spec = folder / "aliccp.yaml"
     if not spec.exists():
@@ -84,7 +84,7 @@ def aliccp_table(rows: int) -> Shape:
 
 
 def _ids(rng: np.random.Generator, rows: int, size: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Half of the rows popular ids (log-uniform), the other half every id in turn."""
+    """Half of the rows have popular ids (log-uniform), the other half every id in turn."""
     popular = np.exp(rng.random(rows // 2) * np.log(size)).astype(np.int64) - 1
     return rng.permutation(np.concatenate([popular, np.arange(rows - len(popular)) % size]))
 
@@ -95,6 +95,6 @@ def feed(rows: int) -> Shape:
 
 
 def aliccp_raw(rows: int) -> Shape:
-    """Ali-CCP's raw grammar, with multi-valued fields of up to 20 values."""
+    """Ali-CCP's raw format, with multi-valued fields of up to 20 values."""
     raw = DATA / f"aliccp_raw_{rows}"
     return Shape("Ali-CCP, raw", ("data=aliccp_demo", f"data.rows={rows}", f"data.raw_dir={raw}"), 2, 1)

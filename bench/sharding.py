@@ -1,4 +1,4 @@
-"""A large table in two processes: a copy in each beside one that TorchRec splits, memory and time of a step.
+"""A large table in two processes: a copy in each, compared with TorchRec sharding; memory and time of a step.
 
 python bench/sharding.py [rounds=3] [million=20]     # about 5 minutes on 2 cores, and 6 GB
 """
@@ -31,13 +31,13 @@ SETTINGS = {"lr": 0.01, "eps": 1e-8, "weight_decay": 0.0}
 
 
 def schema_of(million: float) -> Schema:
-    """Single ids of fields of one size."""
+    """Single-valued id fields of equal size."""
     size = int(million * 1e6 / FIELDS)
     return Schema(tuple(Field(f"f{k}", Kind.ID, "user", size) for k in range(FIELDS)), (Task("click", 0.1),))
 
 
 def batches(schema: Schema, rank: int) -> list[Batch]:
-    """Ids by Zipf's law, as of users and items."""
+    """Ids drawn from Zipf's law, like those of users and items."""
     rng = np.random.default_rng(rank)
     starts = np.array([schema.offsets[f.name] for f in schema.fields])
     size = schema.fields[0].vocab_size
@@ -51,7 +51,7 @@ def batches(schema: Schema, rank: int) -> list[Batch]:
 
 
 def work(rank: int, folder: str, how: str, million: float) -> None:
-    """What each process does: the steps, then a line with seconds a step and MiB of the table."""
+    """Work of each process: run the steps, then print seconds per step and MiB of the table."""
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=WORLD)
     schema = schema_of(million)
@@ -69,7 +69,7 @@ def work(rank: int, folder: str, how: str, million: float) -> None:
 
 
 def copied(schema: Schema) -> Callable[[Batch], None]:
-    """As without ``sharding``."""
+    """A step without ``sharding``."""
     table = EmbeddingTable(schema, DIM)
     optimizer = RowAdagrad([table.weight], **SETTINGS)
 
@@ -83,7 +83,7 @@ def copied(schema: Schema) -> Callable[[Batch], None]:
 
 
 def split(schema: Schema, by: str) -> Callable[[Batch], None]:
-    """As with it."""
+    """A step with ``sharding``."""
     with deferred_tables():
         table = EmbeddingTable(schema, DIM)
     sharded = ShardedTable(table, schema, by, torch.device("cpu"), SETTINGS)
@@ -91,12 +91,12 @@ def split(schema: Schema, by: str) -> Callable[[Batch], None]:
 
 
 def loss(vectors: Tensor) -> Tensor:
-    """Something with a gradient."""
+    """An arbitrary differentiable loss."""
     return (vectors**2).mean()
 
 
 def measured(how: str, million: float) -> tuple[float, float]:
-    """Rows a second of both together, and MiB of the process that takes more."""
+    """Rows per second of both processes together, and MiB of the larger one."""
     with tempfile.TemporaryDirectory() as folder:
         spawn(work, (folder, how, million), nprocs=WORLD)
         told = [[float(v) for v in (Path(folder) / str(rank)).read_text().split()] for rank in range(WORLD)]
@@ -104,7 +104,7 @@ def measured(how: str, million: float) -> tuple[float, float]:
 
 
 def main() -> None:
-    """All in turn."""
+    """Measure all variants in turn."""
     asked = dict(a.split("=") for a in sys.argv[1:])
     million = float(asked.get("million", 20))
     held: dict[str, float] = {}

@@ -1,10 +1,10 @@
-"""A long training: whether memory, open files and speed stay where they are.
+"""A long training: do memory, open files and speed stay constant?
 
 python bench/soak.py                  # two hours
 python bench/soak.py minutes=10
 
-Reads the training's /proc every ten seconds, the first tenth left out as the time to warm up, and fails where memory
-grows by more than 5 %, open files by any, or the steps a second of the last quarter are 10 % below those of the first.
+Reads the training's /proc every ten seconds and ignores the first tenth as warm-up. Fails if memory grows by more than
+5 %, if the number of open files grows, or if the last quarter's steps per second are 10 % below the first quarter's.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ EVERY = 10.0  # seconds
 
 
 def memory(pid: int) -> float:
-    """MiB of a process's own, pages of mapped files left out."""
+    """MiB of a process's anonymous memory, without pages of mapped files."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("RssAnon"):
             return int(line.split()[1]) / 1024
@@ -31,7 +31,7 @@ def memory(pid: int) -> float:
 
 
 def last_step(log: Path) -> int:
-    """Of the last line that has been written whole."""
+    """Step of the last complete line."""
     if not log.exists():
         return 0
     with log.open("rb") as file:
@@ -41,7 +41,7 @@ def last_step(log: Path) -> int:
 
 
 def main() -> None:
-    """Train, watch, judge."""
+    """Train, monitor, and evaluate."""
     asked = dict(argument.split("=") for argument in sys.argv[1:])
     seconds = 60 * float(asked.get("minutes", 120))
     seen = []

@@ -1,4 +1,4 @@
-"""What a trial costs beside train.py, what a second worker brings, and what Hyperband saves.
+"""Cost of a trial compared with train.py, speed-up from a second worker, and time saved by Hyperband.
 
 python bench/sweep.py          # about 12 minutes on 2 cores
 """
@@ -30,7 +30,7 @@ LEARNING = [
 
 
 def study(folder: Path, arguments: Sequence[str], cores: int) -> tuple[pl.DataFrame, float]:
-    """A study on so many cores with one worker for each; its trials, and the seconds of the whole command."""
+    """Run a study with one worker per core; return its trials and the seconds of the whole command."""
     started = time.perf_counter()
     command = [sys.executable, "sweep.py", *DATA_SET, f"runs_dir={folder}", "sweep.confirm=0", *arguments]
     subprocess.run(
@@ -46,7 +46,7 @@ def study(folder: Path, arguments: Sequence[str], cores: int) -> tuple[pl.DataFr
 
 
 def train(folder: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], float]:
-    """train.py on one core."""
+    """Run train.py on one core."""
     started = time.perf_counter()
     subprocess.run(
         [sys.executable, "train.py", *DATA_SET, *overrides, f"run_dir={folder}"],
@@ -62,7 +62,7 @@ def train(folder: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], float
 
 
 def cost(trials: int = 3) -> dict[str, Any]:
-    """A warm worker's seconds from one trial's end to the next, against train.py with the same settings."""
+    """Seconds of a warm worker from the end of one trial to the next, against train.py with the same settings."""
     settings = ["data.rows=600000", "trainer.max_epochs=2", "patience=100"]
     with tempfile.TemporaryDirectory() as folder:
         asked = ["sweep=alpha", *settings, "sweep.pruner=none", f"sweep.trials={trials}"]
@@ -87,7 +87,7 @@ def cost(trials: int = 3) -> dict[str, Any]:
 
 
 def workers(trials: int = 16) -> dict[str, Any]:
-    """A study on one core with one worker, and on two cores with two."""
+    """A study on one core with one worker, and on two cores with two workers."""
     found = {}
     for cores in (1, 2):
         with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Samples per second of train.py against bare loops, peer libraries and the machine's matrix multiplication.
+"""Samples per second of train.py compared with bare loops, peer libraries and the machine's matrix multiplication.
 
 python bench/train.py                                          # all, about 40 minutes on 2 cores
 python bench/train.py rounds=1 shapes=feed models=mmoe batches=4096
@@ -18,7 +18,7 @@ from common import DATA, ROOT, in_turn, median_and_spread, ratio, report, run
 from loops import as_peers_do, make_model, matmul_limit, ours
 from shapes import Shape, aliccp_table, feed
 
-PEERS = {"torch-rechub": 20, "DeepCTR-Torch": 20}  # steps, few because they are slow
+PEERS = {"torch-rechub": 20, "DeepCTR-Torch": 20}  # steps; few because they are slow
 PEER_PYTHON = ROOT / "bench/peers/.venv/bin/python"
 STEPS = 150
 ROWS = 1_000_000
@@ -27,10 +27,10 @@ WHOLE = "train.py, with validation and checkpoints"
 
 
 def through_lightning(shape: Shape, model: str, batch: int, rates: dict[str, list[float]] | None = None) -> float:
-    """train.py as a user runs it; returns its rate without its four validations and their checkpoints."""
+    """train.py as a user runs it. Returns its rate without its four validations and their checkpoints."""
     with tempfile.TemporaryDirectory() as folder:
         settings = [f"model={model}", *shape.data, f"data_dir={DATA}", f"run_dir={folder}/run"]
-        steps = 4 * STEPS * 4096 // batch  # the first ones are slow: Adam's moments are made, memory is mapped
+        steps = 4 * STEPS * 4096 // batch  # the first steps are slow: Adam's moments are allocated, memory is mapped
         settings += [f"loader.batch_size={batch}", f"trainer.max_steps={steps}", "trainer.max_epochs=-1"]
         run(["train.py", *settings, f"trainer.val_check_interval={steps // 4}"])
         metrics: dict[str, Any] = json.loads((Path(folder) / "run" / "metrics.json").read_text())
@@ -42,14 +42,14 @@ def through_lightning(shape: Shape, model: str, batch: int, rates: dict[str, lis
 
 
 def peer(library: str, model: str, arrays: Path, batch: int, steps: int) -> float:
-    """A peer library through its own trainer."""
+    """A peer library with its own trainer."""
     arguments = [library, model, str(arrays), str(batch), str(batch * steps)]
     ran = run(["bench/peers/run.py", *arguments], PEER_PYTHON)
     return float(json.loads(ran.output.strip().splitlines()[-1])["samples/s"])
 
 
 def measure(shape: Shape, model: str, batch: int, rounds: int) -> list[dict[str, Any]]:
-    """All rates of one shape, model and batch size, in turn."""
+    """All rates of one shape, model and batch size, measured in turn."""
     store, arrays = shape.store(), shape.arrays()
     limited = make_model(model, store.schema, shape)
     validated: dict[str, list[float]] = {WHOLE: []}
@@ -68,7 +68,7 @@ def measure(shape: Shape, model: str, batch: int, rounds: int) -> list[dict[str,
         )
         parts["bare loop, DLEN"] = lambda: ours(store, make_model("dlen", store.schema, shape), batch, STEPS)
     if PEER_PYTHON.exists():
-        # DeepCTR-Torch's PLE fails with more shared experts than experts of a task, which is what the paper has.
+        # DeepCTR-Torch's PLE fails with more shared experts than experts per task, as in the paper.
         able = {name: steps for name, steps in PEERS.items() if (name, model) != ("DeepCTR-Torch", "ple")}
         parts |= {name: partial(peer, name, model, arrays, batch, steps) for name, steps in able.items()}
     found = in_turn(parts, rounds) | validated
@@ -85,7 +85,7 @@ def measure(shape: Shape, model: str, batch: int, rounds: int) -> list[dict[str,
 
 
 def main() -> None:
-    """Measure what the arguments ask for and report."""
+    """Measure what the arguments request, and report."""
     asked = dict(a.split("=") for a in sys.argv[1:])
     rounds = int(asked.get("rounds", 3))
     if not PEER_PYTHON.exists():

@@ -1,10 +1,10 @@
-"""A scorer over HTTP: JSON with candidates in, the same ranked out. It needs an export and no part of the dlen package.
+"""A scorer over HTTP: receives candidates as JSON and returns them ranked. Needs an export, but not the dlen package.
 
 python export.py run=DIR output=DIR/export
 EXPORT=DIR/export uvicorn --app-dir examples serve:app
 curl -d '{"context": {"user": 3, "hour": 12}, "candidates": [{"item": 7}, {"item": 9}]}' localhost:8000/rank
 
-A request that it cannot read or score as predict.py would is refused with 422, a body beyond 16 MiB with 413.
+A request that cannot be read or scored as in predict.py is rejected with 422, a body over 16 MiB with 413.
 """
 
 import json
@@ -27,7 +27,7 @@ WHOLE = re.compile(r"([+-]?[0-9]+)\.0+")
 
 
 class Candidates(BaseModel):
-    """Values that all candidates share, and those of each; a list is ``[value, ...]`` or ``{value: weight}``."""
+    """Values shared by all candidates, and values of each one. A list is ``[value, ...]`` or ``{value: weight}``."""
 
     model_config = ConfigDict(extra="forbid")
     context: dict[str, Any] = {}
@@ -35,12 +35,12 @@ class Candidates(BaseModel):
 
 
 def refuse(problem: str) -> NoReturn:
-    """Answer 422; text that is no Unicode is escaped, as a body cannot have it."""
+    """Respond with 422. Invalid Unicode is escaped, because a response body cannot contain it."""
     raise HTTPException(422, problem.encode("ascii", "backslashreplace").decode())
 
 
 def canonical(name: str, value: object) -> str:
-    """An id as text, one for all its spellings: 12, 12.0, "12" and " 12 "; empty where there is none."""
+    """Canonical text of an id: 12, 12.0, "12" and " 12 " are the same; empty if absent."""
     if isinstance(value, list | dict) or (isinstance(value, float) and not math.isfinite(value)):
         refuse(f"{name}: {shown(value)} is no id")
     if isinstance(value, float) and value.is_integer():
@@ -52,30 +52,30 @@ def canonical(name: str, value: object) -> str:
 
 
 def shown(value: object) -> str:
-    """A value in a message; one that holds others may be too large, or too deep, to be shown."""
+    """A value for a message. Lists and objects are not shown, because they may be too large or nested too deeply."""
     if isinstance(value, list | dict):
         return "a list" if isinstance(value, list) else "an object"
     return text if len(text := repr(value)) <= 60 else f"{text[:60]}..."
 
 
 def finite(name: str, value: object) -> float:
-    """A number as JSON has it."""
+    """A finite number from JSON."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         refuse(f"{name}: {shown(value)} is not a number")
     try:
         number = float(value)
-    except OverflowError:  # a whole number of JSON may have any size
+    except OverflowError:  # JSON integers may have any size
         number = math.inf
     return number if math.isfinite(number) else refuse(f"{name}: {shown(value)} is too large")
 
 
 def in_32_bits(number: float, name: str, value: object) -> float:
-    """A number that is finite in 32 bits as well; ``value`` is what the request has in its place."""
+    """A number that is also finite in 32 bits; ``value`` is the original value in the request."""
     return number if abs(number) <= LARGEST else refuse(f"{name}: {shown(value)} is too large")
 
 
 def is_coded(field: dict) -> bool:
-    """Whether the schema says how the field is coded, which that of an older export may not."""
+    """Whether the schema says how the field is encoded; that of an older export may not."""
     if field["input"] == "bag_ids":
         return {"values", "max_values"} <= set(field)
     return bool({"values", "range", "statistics"} & set(field)) and "separators" in field.get(
@@ -95,7 +95,7 @@ codes = {f["name"]: {v: f["offset"] + i + 1 for i, v in enumerate(f["values"])} 
 rates = {f["name"]: dict(zip(f["rate"]["keys"], f["rate"]["latest"], strict=True)) for f in fields if "rate" in f}
 known = {f["name"] for f in fields if "rate" not in f} | {by for f in fields if "rate" in f for by in f["rate"]["by"]}
 options = onnxruntime.SessionOptions()
-options.intra_op_num_threads = 1  # one core for each process: start more of them for more requests
+options.intra_op_num_threads = 1  # one core per process; start more processes for more requests
 session = onnxruntime.InferenceSession(str(FOLDER / "model.onnx"), options, providers=["CPUExecutionProvider"])
 taken = {i.name for i in session.get_inputs()}
 outputs = [o.name for o in session.get_outputs()]
@@ -103,7 +103,7 @@ app = FastAPI(title="dlen scorer")
 
 
 def code(field: dict, value: object) -> int:
-    """The id of a single value: what training did not know is the offset, no number as well or a bucket of its own."""
+    """The id of a single value. Unseen values get the offset, as do missing numbers without their own bucket."""
     name, offset = field["name"], field["offset"]
     if "values" in field:
         return codes[name].get(canonical(name, value), offset)
@@ -120,7 +120,7 @@ def code(field: dict, value: object) -> int:
 
 
 def number(field: dict, row: dict) -> float:
-    """A number, scaled; none is the mean. A rate is what the log says of the row's key, or of a new key."""
+    """A scaled number; a missing one becomes the mean. A rate is looked up by the row's key, and is 0 for a new key."""
     name, scale = field["name"], field["statistics"]
     if "rate" in field:
         told = value = rates[name].get(key(field["rate"], row), 0.0)
@@ -133,7 +133,7 @@ def number(field: dict, row: dict) -> float:
 
 
 def key(rate: dict, row: dict) -> str:
-    """What a rate is of in this row; empty where a part of it is absent."""
+    """The key of a rate for this row; empty if a part is missing."""
     parts = []
     for by, separator in zip(rate["by"], rate["separators"], strict=True):
         value = row.get(by)
@@ -143,7 +143,7 @@ def key(rate: dict, row: dict) -> str:
 
 
 def several(field: dict, value: object) -> list[tuple[int, float]]:
-    """Ids and weights of a list, those that predict.py would keep."""
+    """Ids and weights of a list, limited to those predict.py would keep."""
     name = field["name"]
     if not isinstance(value, list | dict | None):
         refuse(f"{name}: {shown(value)} is neither a list nor values with weights")
@@ -159,7 +159,7 @@ def several(field: dict, value: object) -> list[tuple[int, float]]:
 
 
 async def read(request: Request) -> Candidates:
-    """The body, as JSON of the right form."""
+    """Parse and validate the JSON body."""
     body = bytearray()
     async for piece in request.stream():
         body += piece
@@ -179,7 +179,7 @@ async def read(request: Request) -> Candidates:
 
 
 def inputs_of(rows: list[dict]) -> dict[str, np.ndarray]:
-    """Raw values as the inputs of the model."""
+    """Convert raw values to the inputs of the model."""
     singles = [[code(f, row.get(f["name"])) for f in by_input["ids"]] for row in rows]
     numbers = [[number(f, row) for f in by_input["numeric"]] for row in rows]
     bags = [[several(f, row.get(f["name"])) for f in by_input["bag_ids"]] for row in rows]
@@ -198,9 +198,9 @@ def inputs_of(rows: list[dict]) -> dict[str, np.ndarray]:
     openapi_extra={"requestBody": {"content": {"application/json": {"schema": Candidates.model_json_schema()}}}},
 )
 async def rank(request: Request) -> JSONResponse:
-    """Candidates by falling score: their place in the request, score, P(UP) and the probability of each task.
+    """Candidates by descending score: place in the request, score, P(UP) and the probability of each task.
 
-    Async, so that no thread takes turns with the model for the one core.
+    The handler is async so that no other thread competes with the model for its core.
     """
     asked = await read(request)
     unknown = {k for row in (asked.context, *asked.candidates) for k in row} - known
@@ -217,4 +217,4 @@ async def rank(request: Request) -> JSONResponse:
         | ({"up": float(found["up"][i])} if "up" in found else {})
         for i in np.argsort(-found["score"], kind="stable")
     ]
-    return JSONResponse(ranked)  # as it is: FastAPI would look at every number of it first
+    return JSONResponse(ranked)  # returned directly, because FastAPI would validate every number first

@@ -1,4 +1,4 @@
-"""torch-rechub on one prepared data set, through its own trainer and loader: run by bench/accuracy.py.
+"""torch-rechub on one prepared data set, with its own trainer and loader. Run by bench/accuracy.py.
 
 python accuracy.py MODEL ARRAYS.npz SEED BATCH EPOCHS SCORES.npy     # writes (test rows, tasks) log-odds
 """
@@ -22,7 +22,7 @@ EXPERT, TOWER, DIM, PATIENCE = [256, 128, 64], [64, 32], 16, 3
 
 
 def features_of(data: dict[str, Any]) -> list[Any]:
-    """A feature for each field, with vectors of the same length as ours."""
+    """One feature per field, with embedding vectors of our length."""
     found: list[Any] = [SparseFeature(f"f{i}", vocab_size=int(n), embed_dim=DIM) for i, n in enumerate(data["sizes"])]
     found += [
         SequenceFeature(f"b{i}", vocab_size=int(n) + 1, embed_dim=DIM, pooling="mean", padding_idx=0)
@@ -32,7 +32,7 @@ def features_of(data: dict[str, Any]) -> list[Any]:
 
 
 def columns_of(data: dict[str, Any], split: str) -> dict[str, Any]:
-    """A split in the form of its data generator; lists are padded with id 0, their own ids begin at 1."""
+    """A split in the format of its data generator. Lists are padded with id 0; their own ids start at 1."""
     ids, bags, numeric = (data[f"{split}_{part}"] for part in ("ids", "bags", "numeric"))
     found = {f"f{i}": ids[:, i].astype(np.int64) for i in range(ids.shape[1])}
     found |= {f"b{i}": bags[:, i].astype(np.int64) for i in range(bags.shape[1])}
@@ -40,13 +40,13 @@ def columns_of(data: dict[str, Any], split: str) -> dict[str, Any]:
 
 
 def mean_auc(labels: Any, scores: Any) -> float:
-    """Over the tasks with both classes."""
+    """Mean over the tasks with both classes."""
     known = [i for i in range(labels.shape[1]) if 0 < labels[:, i].mean() < 1]
     return float(np.mean([roc_auc_score(labels[:, i], scores[:, i]) for i in known]))
 
 
 def main() -> None:
-    """Train, keep the epoch with the best mean validation AUC, and write what it says of the test rows."""
+    """Train, keep the epoch with the best mean validation AUC, and write its scores of the test rows."""
     model, path, seed, batch, epochs, out = sys.argv[1:]
     torch.manual_seed(int(seed))
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""One peer library on one shape, through its own trainer: run by bench/train.py with the Python of bench/peers/.venv.
+"""One peer library on one shape, with its own trainer. Run by bench/train.py with the Python of bench/peers/.venv.
 
 python run.py LIBRARY MODEL ARRAYS.npz BATCH ROWS     # prints one line of JSON
 """
@@ -17,7 +17,7 @@ EXPERT, TOWER, DIM = [256, 128, 64], [64, 32], 16
 
 
 def rechub(model: str, data: dict[str, Any], batch: int) -> float:
-    """Seconds of an epoch of torch-rechub's MTLTrainer with its own data loader."""
+    """Seconds per epoch of torch-rechub's MTLTrainer with its own data loader."""
     from torch_rechub.basic.features import SparseFeature
     from torch_rechub.models.multi_task import MMOE, PLE
     from torch_rechub.trainers import MTLTrainer
@@ -44,7 +44,7 @@ def rechub(model: str, data: dict[str, Any], batch: int) -> float:
 
 
 def deepctr(model: str, data: dict[str, Any], batch: int) -> float:
-    """Seconds of an epoch of DeepCTR-Torch's fit, without its metrics and without its L2 of whole tables."""
+    """Seconds per epoch of DeepCTR-Torch's fit, without its metrics and its L2 over whole tables."""
     from deepctr_torch.inputs import SparseFeat
     from deepctr_torch.models.multitask import MMOE, PLE
 
@@ -72,7 +72,7 @@ def deepctr(model: str, data: dict[str, Any], batch: int) -> float:
 
 
 def main() -> None:
-    """Read the arrays, train one epoch of the first ROWS rows, and print the rate."""
+    """Read the arrays, train one epoch on the first ROWS rows, and print the rate."""
     library, model, path, batch, rows = sys.argv[1:]
     torch.manual_seed(0)
     with np.load(path) as file:

@@ -1,4 +1,4 @@
-"""Bad rows: counted, the first ones shown, and refused once there are more than a setting tolerates."""
+"""Counts unreadable rows, reports the first few, and fails once there are more than ``data.bad_rows`` allows."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _SHOWN = 5
 
 
 class BadRowError(UserError):
-    """Rows that cannot be read.
+    """Raised for rows that cannot be read.
 
     Args:
-        path: of their file.
-        lines: their numbers in it.
-        problem: of the first.
-        where: what a line of this file is called.
+        path: path of the file.
+        lines: row numbers within the file.
+        problem: what is wrong with the first of these rows.
+        where: the word for a row in messages, such as ``row`` or ``line``.
     """
 
     def __init__(self, path: Path, lines: Sequence[int], problem: str, where: str = "row") -> None:
@@ -26,19 +26,19 @@ class BadRowError(UserError):
         self.path, self.lines, self.problem, self.where = path, lines, problem, where
 
     def only(self, line: int) -> BadRowError:
-        """The same of one of its lines; a problem that quotes the first line's value is not told of another."""
+        """The same error for one of its lines. Only the first line quotes its value; the others refer to the first."""
         problem = self.problem if line == self.lines[0] else f"the same as {self.where} {self.lines[0]}"
         return BadRowError(self.path, [line], problem, self.where)
 
 
 class BadRows:
-    """Those of all files so far; the same row counts once, however often it is read.
+    """Counter of unreadable rows over all files. A row counts once, however often it is read.
 
     Args:
-        allowed: how many are left out before they are too many.
+        allowed: maximum number of rows to skip before raising an error.
 
     Raises:
-        UserError: ``allowed`` is no whole number from 0.
+        UserError: ``allowed`` is not a non-negative integer.
     """
 
     def __init__(self, allowed: int) -> None:
@@ -51,7 +51,7 @@ class BadRows:
         return len(self._seen)
 
     def add(self, error: BadRowError) -> None:
-        """Leave these rows out, or raise the error where they are too many."""
+        """Skip these rows, or raise an error if that exceeds the limit."""
         for line in error.lines:
             if (error.path, line) in self._seen:
                 continue
@@ -64,5 +64,5 @@ class BadRows:
                 print(f"left out: further {error.where}s, which are counted and not shown", file=sys.stderr)
 
     def too_many(self, error: BadRowError) -> UserError:
-        """What is said of the row after the last one that is tolerated."""
+        """The error for the first row beyond the limit."""
         return UserError(f"{error}; data.bad_rows={self.allowed} tolerates no more") if self.allowed else error

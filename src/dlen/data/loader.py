@@ -1,4 +1,4 @@
-"""BatchLoader: walks a split in seeded random or stored order, one whole batch at a time, and can be resumed."""
+"""BatchLoader: iterates over a split in seeded random or stored order, batch by batch, and can be resumed."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from dlen.errors import UserError
 class BatchLoader:
     """An iterable of batches for one process out of ``world_size``.
 
-    In training every rank takes each ``world_size``-th place of the shuffled order and all ranks take the same
-    number of rows, so that step s of all ranks together is the batch that one process would see with a batch
-    ``world_size`` times as large; up to ``world_size - 1`` rows are left out of an epoch. In evaluation
-    (``shuffle=False``) the ranks share the rows so that each is seen exactly once.
+    In training, each rank takes every ``world_size``-th position of the shuffled order, and all ranks take the same
+    number of rows. Step s of all ranks together is therefore the batch that a single process would see with a batch
+    ``world_size`` times as large. Up to ``world_size - 1`` rows are dropped in each epoch. In evaluation
+    (``shuffle=False``) the ranks share the rows so that each row is seen exactly once.
 
     Args:
-        split: where the rows are.
-        batch_size: rows of a batch of this process; in evaluation one more where ranks would differ in their number of
-            batches.
-        shuffle: a new random order each epoch, from ``seed`` and the epoch alone.
-        seed: of the order.
-        rank: of this process.
+        split: split to read from.
+        batch_size: rows per batch of this process. In evaluation it is increased if ranks would otherwise have
+            different numbers of batches.
+        shuffle: draw a new random order for each epoch, determined by ``seed`` and the epoch only.
+        seed: random seed of the order.
+        rank: index of this process.
         world_size: number of processes.
-        limit: batches after which whoever reads will stop, so that the next one is of another epoch.
+        limit: number of batches after which the consumer stops. The next iteration then starts a new epoch.
     """
 
     def __init__(
@@ -53,11 +53,11 @@ class BatchLoader:
         self.limit = limit
         share, extra = divmod(len(split), world_size)
         if not shuffle and extra and share:
-            # All ranks make the same number of batches, as a sharded table exchanges something at each.
+            # All ranks must make the same number of batches, because a sharded table communicates at each one.
             while share % self.batch_size == 0:
                 self.batch_size += 1
         self._epoch = 0
-        self._next = 0  # the next batch of this epoch
+        self._next = 0  # index of the next batch in this epoch
         self._resuming = False
 
     @property
@@ -70,8 +70,8 @@ class BatchLoader:
         return -(-self.rows // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        # An epoch ends when the next one begins: a reader that counts batches never comes back after the last, and
-        # one that stopped early wants a new epoch. Only a loaded state is gone on with.
+        # An epoch ends when the next one begins: a consumer that counts batches never comes back after the last one,
+        # and a consumer that stopped early wants a new epoch. Only a loaded state is resumed.
         last = len(self) if self.limit is None else min(len(self), self.limit)
         if self._next >= last or (self._next and not self._resuming):
             self._epoch, self._next = self._epoch + 1, 0
@@ -87,11 +87,11 @@ class BatchLoader:
         return self.split.batch(torch.from_numpy(rows))
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the next batch comes from."""
+        """State from which the next batch is resumed."""
         return {"epoch": self._epoch, "next": self._next, **self._order()}
 
     def _order(self) -> dict[str, int]:
-        """What decides which rows are in which batch."""
+        """Settings that determine which rows are in which batch."""
         return {
             "loader.batch_size": self.batch_size,
             "seed": self.seed,
@@ -100,10 +100,10 @@ class BatchLoader:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where :meth:`state_dict` was taken.
+        """Resume from the state returned by :meth:`state_dict`.
 
         Raises:
-            UserError: batches are made another way now, so rows would be left out or repeated.
+            UserError: settings that determine the batches have changed, so rows would be skipped or repeated.
         """
         for key, value in self._order().items():
             if state[key] != value:

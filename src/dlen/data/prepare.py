@@ -1,4 +1,4 @@
-"""From a source to an open store: find it by fingerprint, or write it once, atomically and behind a lock."""
+"""From a source to an open store: find it by fingerprint, or write it once, atomically and under a lock."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from dlen.files import write_json
 from dlen.schema import Schema
 
 _BLOCK = 1 << 22
-_SETTLED = 2_000_000_000  # nanoseconds after which a file that changes has another time stamp on any file system
+_SETTLED = 2_000_000_000  # in nanoseconds; after this, a change gets a new time stamp on any file system
 
 
 class Source(Protocol):
     """A raw log that can be written as a prepared store.
 
     Attributes:
-        name: of the data set, and of its folder below the data folder.
+        name: name of the data set, and of its subfolder in the data folder.
     """
 
     name: str
 
     def settings(self) -> dict[str, Any]:
-        """Everything that changes what is written, as plain values."""
+        """Everything that affects the written data, as plain values."""
 
     def files(self) -> list[Path]:
-        """The raw files. Raises :class:`UserError` with directions when one is missing."""
+        """The raw files. Raises :class:`UserError` with instructions if one is missing."""
 
     def write(self, writer: StoreWriter) -> Schema:
         """Read the raw files and write the tables, splits and vocabularies."""
@@ -43,24 +43,24 @@ class Source(Protocol):
 
 @runtime_checkable
 class RowSource(Protocol):
-    """A source that can read new rows for a model that is trained."""
+    """A source that can read new rows for a trained model."""
 
     def read(self, path: Path, store: Store, labels: bool = False) -> Iterator[Split]:
-        """Rows of ``path``, in the source's own form, chunk by chunk, encoded as those of its store.
+        """Read ``path``, in the source's own format, in chunks encoded like the rows of the store.
 
-        Labels are zero unless they are asked for.
+        Labels are zero unless ``labels`` is set.
         """
 
 
 class Files:
-    """What raw files hold, read once for each time that they change.
+    """Content hashes of the raw files, recomputed only if a file changes.
 
-    A file is known by a hash of all it holds, so that no change goes unseen and a copy is the same data. The hashes are
-    kept beside the prepared data and hold as long as the system's own record of the file (its size, number and both of
-    its time stamps, of which a program can set but one) is the same.
+    A file is identified by a hash of its content, so every change is noticed and a copy counts as the same data. The
+    hashes are cached next to the prepared data. A cached hash is valid while the file's size, inode number and both of
+    its time stamps (of which a program can set only one) stay the same.
 
     Args:
-        data_dir: where the hashes are kept, if it can be written.
+        data_dir: folder of the cache, if it is writable.
     """
 
     def __init__(self, data_dir: Path) -> None:
@@ -85,16 +85,16 @@ class Files:
         return {"name": path.name, "size": found[0], "sha256": kept["sha256"]}
 
     def keep(self) -> None:
-        """Write what is new."""
+        """Write new hashes to the cache."""
         if not self._changed:
             return
-        with suppress(OSError):  # it is read again the next time
+        with suppress(OSError):  # without a cache, the file is hashed again next time
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_json(self.path, self.kept)
 
 
 def record(path: Path) -> list[int]:
-    """What the system says of a file: size, number, and when its content and its record changed."""
+    """Size, inode number, and modification and change times of a file."""
     found = path.stat()
     return [found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns]
 
@@ -108,11 +108,11 @@ def _hash(path: Path) -> str:
 
 
 def identify(source: Source, data_dir: Path) -> dict[str, Any]:
-    """The source's settings and files, and their joint fingerprint.
+    """Settings and files of the source, with their joint fingerprint.
 
     Args:
         source: the raw log.
-        data_dir: where hashes of files are kept, see :class:`Files`.
+        data_dir: folder of cached file hashes, see :class:`Files`.
     """
     files = Files(data_dir)
     causes = {
@@ -127,9 +127,9 @@ def identify(source: Source, data_dir: Path) -> dict[str, Any]:
 
 @contextmanager
 def locked(path: Path, doing: str, *, quiet: bool = False) -> Iterator[None]:
-    """One process at a time; the others wait, and say so unless ``quiet``. The system frees a dead process's lock."""
+    """Lock out other processes, which wait and report it unless ``quiet``. The system frees a dead process's lock."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:  # which empties nothing, should it be a link
+    with path.open("a") as file:  # append mode: if the path is a link, its target is not truncated
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -140,7 +140,7 @@ def locked(path: Path, doing: str, *, quiet: bool = False) -> Iterator[None]:
 
 
 def check_writable(folder: Path) -> None:
-    """Raise UserError if a folder can neither be made nor written."""
+    """Raise UserError if a folder can be neither created nor written."""
     existing = folder
     while not existing.exists():
         existing = existing.parent
@@ -149,13 +149,13 @@ def check_writable(folder: Path) -> None:
 
 
 def prepare(source: Source, data_dir: Path) -> Store:
-    """Open the prepared store of a source, writing it first if there is none.
+    """Open the prepared store of a source, writing it first if it does not exist.
 
-    Stores lie in ``data_dir/NAME/FINGERPRINT``, so that other settings or changed files make another store and
-    never touch this one.
+    A store is in ``data_dir/NAME/FINGERPRINT``. Other settings or changed files produce another store and leave this
+    one unchanged.
 
     Raises:
-        UserError: files are missing or wrong, or the folder cannot be written.
+        UserError: files are missing or invalid, or the folder cannot be written.
     """
     check_plain_name(source.name)
     before = {path: record(path) for path in source.files()}
@@ -171,7 +171,7 @@ def prepare(source: Source, data_dir: Path) -> Store:
 
 
 def check_plain_name(name: object, key: str = "data.name") -> None:
-    """Raise UserError unless a name at a config key can be that of a folder, and of no other place."""
+    """Raise UserError unless the name at a config key is a valid folder name that cannot point elsewhere."""
     if not isinstance(name, str) or not name or name.startswith(".") or not name.isprintable() or "/" in name:
         raise UserError(f"config {key}: {name!r} is no name of a folder; write it without slashes and dots in front")
 
@@ -196,7 +196,7 @@ def _write(source: Source, folder: Path, identity: dict[str, Any], before: dict[
 
 
 def summary(store: Store) -> str:
-    """What a store holds, in a few lines."""
+    """A short description of a store's content."""
     content = store.content
     rows = ", ".join(f"{name} {split['rows']:,}" for name, split in content["splits"].items())
     lines = [
@@ -209,7 +209,7 @@ def summary(store: Store) -> str:
 
 
 def unknown_lines(store: Store) -> list[str]:
-    """For each field whose ids are not all known, the share of unknown ones by split, largest first."""
+    """For each field with unknown ids, their share in each split, largest first."""
     fields = {name for shares in store.unknown.values() for name, share in shares.items() if share}
     most = {name: max(shares[name] for shares in store.unknown.values()) for name in fields}
     ordered = sorted(fields, key=lambda name: (-most[name], name))

@@ -1,4 +1,4 @@
-"""From (row, field, id, value) entries, as raw logs list them, to the columns of a table."""
+"""Converts (row, field, id, value) entries, as raw logs list them, to the columns of a table."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Array = NDArray[Any]
 
 
 class Keep(StrEnum):
-    """Which values stay of a list that is cut."""
+    """Which values to keep if a list is truncated."""
 
-    HEAVIEST = "heaviest"  # of equal weights the first
+    HEAVIEST = "heaviest"  # ties keep the first
     FIRST = "first"
     LAST = "last"
 
 
-ABSENT = -1  # a single-valued field without an entry, before encoding
+ABSENT = -1  # marks a missing single-valued field before encoding
 
 
 @dataclass(slots=True)
@@ -31,9 +31,9 @@ class Entries:
     """L values of a chunk of n rows.
 
     Attributes:
-        rows: n.
-        row: (L,) row of each value, never falling within a field.
-        field: (L,) number of its field.
+        rows: n, the number of rows.
+        row: (L,) row of each value, non-decreasing within a field.
+        field: (L,) field index.
         ids: (L,) raw id.
         values: (L,) weight.
     """
@@ -46,22 +46,22 @@ class Entries:
 
 
 def heaviest(row: Array, values: Array, lengths: Array, cap: int) -> Array:
-    """Where the ``cap`` heaviest values of each row stand, heaviest first where a row is cut; ties keep their order.
+    """Indices of the ``cap`` heaviest values of each row, heaviest first if a row is truncated; ties keep their order.
 
     Args:
-        row: (L,) row of each value, never falling.
+        row: (L,) row of each value, non-decreasing.
         values: (L,) weights.
-        lengths: (n,) values of each row.
-        cap: how many to keep.
+        lengths: (n,) number of values in each row.
+        cap: number of values to keep.
     """
     if lengths.max(initial=0) <= cap:
         return np.arange(len(row))
     cut = lengths[row] > cap
     order = np.arange(len(row))
     long = order[cut]
-    # The bits of a positive float rise with it, and those of a negative one fall: one stable sort of integers, by row
-    # and falling weight. In numpy, as torch's own threads would get in the way of those that parse. Rows stay together,
-    # so the sorted values fall back into the same places.
+    # The bits of a positive float increase with it, and those of a negative float decrease, so one stable integer sort
+    # by row and descending weight suffices. It runs in numpy because torch's threads would compete with the parser
+    # threads. Rows stay contiguous, so the sorted values fit back into the same positions.
     bits = (values[long].astype(np.float32) + 0.0).view(np.int32).astype(np.int64)
     rising = np.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
     order[cut] = long[((row[long].astype(np.int64) << 32) - rising).argsort(kind="stable")]
@@ -69,13 +69,13 @@ def heaviest(row: Array, values: Array, lengths: Array, cap: int) -> Array:
 
 
 def _rank(row: Array, lengths: Array) -> Array:
-    """(L,) how many values of its row each value has before it."""
+    """(L,) number of values before each value in its row."""
     rank: Array = np.arange(len(row)) - (np.cumsum(lengths) - lengths)[row]
     return rank
 
 
 def kept_values(row: Array, values: Array, lengths: Array, cap: int, keep: Keep) -> Array:
-    """Where the values stand that stay of each row; arguments as :func:`heaviest`."""
+    """Indices of the values to keep in each row. Arguments as for :func:`heaviest`."""
     if keep is Keep.HEAVIEST or lengths.max(initial=0) <= cap:
         return heaviest(row, values, lengths, cap)
     rank = _rank(row, lengths)
@@ -89,22 +89,22 @@ def to_columns(
     caps: Sequence[int],
     keep: Sequence[Keep] | None = None,
 ) -> Columns:
-    """Split entries by field and cap the multi-valued ones.
+    """Split entries by field and truncate the multi-valued ones.
 
     Args:
-        entries: of n rows.
-        single: numbers of the S single-valued fields; of a repeated value the first counts.
-        bags: numbers of the M multi-valued fields.
-        caps: (M,) most values of each multi-valued field in one row.
-        keep: (M,) which ones stay; by default the heaviest.
+        entries: entries of n rows.
+        single: indices of the S single-valued fields. If a value is repeated, the first one is used.
+        bags: indices of the M multi-valued fields.
+        caps: (M,) maximum number of values per row for each multi-valued field.
+        keep: (M,) which values to keep. Default: the heaviest.
 
     Returns:
-        Columns with raw ids, :data:`ABSENT` where a single-valued field has none.
+        Columns with raw ids, and :data:`ABSENT` for missing single-valued fields.
     """
     n = entries.rows
     ids = np.full((n, len(single)), ABSENT, np.int32)
     for column, field in enumerate(single):
-        where = np.flatnonzero(entries.field == field)[::-1]  # reversed, so that the first value is written last
+        where = np.flatnonzero(entries.field == field)[::-1]  # reversed, so the first value is written last
         ids[entries.row[where], column] = entries.ids[where]
     lengths = np.zeros((n, len(bags)), np.int64)
     kept = []
@@ -126,18 +126,18 @@ def to_columns(
 
 
 def field_of_values(lengths: Array) -> Array:
-    """(n, M) bag lengths -> (L,) which of the M fields each value belongs to."""
+    """(n, M) bag lengths -> (L,) index of the field of each value."""
     n, m = lengths.shape
     return np.repeat(np.tile(np.arange(m, dtype=np.int16), n), lengths.ravel())
 
 
 def rows_of_values(lengths: Array) -> Array:
-    """(n, M) bag lengths -> (L,) which of the n rows each value belongs to."""
+    """(n, M) bag lengths -> (L,) index of the row of each value."""
     return np.repeat(np.arange(len(lengths)), lengths.sum(axis=1, dtype=np.int64))
 
 
 def select_rows(columns: Columns, mask: Array) -> Columns:
-    """The rows where ``mask`` (n,) is true."""
+    """The rows for which ``mask`` (n,) is true."""
     values = np.repeat(mask, columns.bag_lengths.sum(axis=1, dtype=np.int64))
     return Columns(
         columns.ids[mask],

@@ -1,11 +1,11 @@
-"""Point-in-time rates: how often a label was 1 for a key, as it was known before each row.
+"""Point-in-time rates: how often a label was 1 for a key, as known before each row.
 
-With a time, a row sees rows of strictly earlier periods alone. Without one a training row sees the training rows of
-other folds, and every other row sees all training rows. No row's own label ever enters its features, nor that of a
-later row.
+With a time, a row sees only rows of strictly earlier periods. Without a time, a training row sees the training rows
+of other folds, and any other row sees all training rows. A row's own label never enters its features, nor does the
+label of a later row.
 
-Rows are first parted by key on disk, and then counted part by part, so that memory is that of a part, not of the log. A
-key's rows are all in one part.
+Rows are first partitioned by key on disk and then counted one partition at a time, so memory depends on the size of a
+partition and not of the log. All rows of a key are in the same partition.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from dlen.data.store import Store
 from dlen.progress import Stage
 
 Array = NDArray[Any]
-PENDING = 1 << 21  # rows held before they are parted on disk
+PENDING = 1 << 21  # rows buffered before they are partitioned on disk
 _PARTS = 32
-_BINS = 1024  # periods are joined to at most so many for the rate over all keys
+_BINS = 1024  # maximum number of period bins for the rate over all keys
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How rates are made.
+    """How rates are computed.
 
     Attributes:
-        targets: T, labels that are counted.
-        timed: rows have a period; otherwise folds.
-        smoothing: m, rows that the rate over all keys counts as.
-        training_only: labels of training rows alone are counted, instead of those of all earlier rows.
+        targets: T, the number of counted labels.
+        timed: whether rows have a period; otherwise they have a fold.
+        smoothing: m, the weight of the rate over all keys, in rows.
+        training_only: count only labels of training rows instead of labels of all earlier rows.
     """
 
     targets: int
@@ -49,17 +49,17 @@ class Settings:
 
 
 def lift(positives: Array, rows: Array, all_positives: Array, all_rows: Array, smoothing: float) -> Array:
-    """Log-odds of a key's smoothed rate beyond those of the rate over all keys; 0 for a key without rows.
+    """Log-odds of a key's smoothed rate minus log-odds of the rate over all keys; 0 for a key without rows.
 
         logit((s + m p) / (n + m)) - logit(p),    p = (S + 1) / (N + 2)
 
-    The difference stays comparable while the overall rate drifts, or while little is known of it.
+    The difference stays comparable if the overall rate drifts, or if it is estimated from few rows.
 
     Args:
-        positives: s of the key.
-        rows: n of the key.
-        all_positives: S of all keys.
-        all_rows: N of all keys.
+        positives: s, positives of the key.
+        rows: n, rows of the key.
+        all_positives: S, positives of all keys.
+        all_rows: N, rows of all keys.
         smoothing: m, above 0.
     """
     p = (all_positives + 1) / (all_rows + 2)
@@ -68,17 +68,18 @@ def lift(positives: Array, rows: Array, all_positives: Array, all_rows: Array, s
 
 
 class RateTable:
-    """The history of one kind of key: first shown every row, then asked for the features of each and of new rows.
+    """The history of one kind of key. Add all rows first, then query features of these rows and of new ones.
 
-    Sums are rows n, then for each label the rows on which it counts, then those on which it is 1.
+    The sums are the number of rows n, then for each label the rows for which it is observed, then those for which it is
+    1.
 
     Args:
-        settings: how.
-        scratch: a folder of its own, not there yet; None to :meth:`restore` a kept history.
+        settings: how rates are computed.
+        scratch: a folder that does not exist yet; None to :meth:`restore` a stored history.
 
     Attributes:
-        count_sum: of the last feature, log(1 + n), over the training rows, once they are counted.
-        count_squares: of its squares.
+        count_sum: sum of the last feature, log(1 + n), over the training rows, available after counting.
+        count_squares: sum of its squares.
     """
 
     def __init__(self, settings: Settings, scratch: Path | None = None) -> None:
@@ -90,15 +91,15 @@ class RateTable:
         self.count_sum = self.count_squares = 0.0
 
     def add(self, row: Array, keys: pl.Series, when: Array, training: Array, labels: Array, observed: Array) -> None:
-        """Show n rows.
+        """Add n rows.
 
         Args:
-            row: (n,) their numbers, each once.
-            keys: (n,) text; null where a row has no key, and so no history.
-            when: (n,) periods, or folds from 0.
-            training: (n,) whether they are training rows.
+            row: (n,) unique row numbers.
+            keys: (n,) text; null if a row has no key and therefore no history.
+            when: (n,) periods, or fold numbers starting at 0.
+            training: (n,) whether each row is a training row.
             labels: (n, T) 0 or 1.
-            observed: (n, T) whether a label counts.
+            observed: (n, T) whether each label counts.
         """
         only = self.settings.training_only or not self.settings.timed
         counted = training.astype(bool) if only else np.ones(len(row), bool)
@@ -117,7 +118,7 @@ class RateTable:
     def _flush(self, parts: int) -> None:
         assert self.scratch is not None
         frame, self._parts = pl.concat(self._pending), max(self._parts, parts)
-        # The parts of one scratch folder are made by one version of Polars, so its hash may be any.
+        # Any hash works: all partitions of a scratch folder are written by the same version of Polars.
         place = frame["key"].hash(0) % self._parts if self._parts > 1 else pl.repeat(0, len(frame), eager=True)
         for (part,), rows in frame.group_by(place.alias("part"), maintain_order=True):
             folder = self.scratch / f"{part}"
@@ -127,15 +128,15 @@ class RateTable:
         self._pending, self._held = [], 0
 
     def finish(self, rows: int, history: Path) -> Array:
-        """Count, keep the history that new rows are told from, and return the features of every row.
+        """Count, write the history from which features of new rows are computed, and return the features of every row.
 
         Args:
-            rows: R, all numbers of rows are below.
-            history: a Parquet file to write.
+            rows: R, an upper bound: all row numbers are below it.
+            history: Parquet file to write.
 
         Returns:
-            (R, T + 1) float32, a memory-mapped file of the scratch folder: the :func:`lift` of each label, and
-            log(1 + n) with n the number of the key's rows; zeros for rows without a key.
+            (R, T + 1) float32, memory-mapped from the scratch folder: the :func:`lift` of each label, then log(1 + n),
+            where n is the number of rows of the key. Rows without a key have zeros.
         """
         assert self.scratch is not None
         self.scratch.mkdir(parents=True, exist_ok=True)
@@ -166,23 +167,25 @@ class RateTable:
             shutil.rmtree(self.scratch, ignore_errors=True)
 
     def kept(self) -> dict[str, Any]:
-        """What :func:`kept_rates` needs beside the history: settings, and sums over all keys."""
+        """What :func:`kept_rates` needs in addition to the history: settings, and sums over all keys."""
         return {"settings": asdict(self.settings), "edges": self.edges.tolist(), "overall": self.overall.tolist()}
 
     def restore(self, kept: Mapping[str, Any], history: Path) -> None:
-        """Take the history of a table that has finished."""
+        """Load the history of a finished table."""
         self.edges = np.asarray(kept["edges"], np.float64)
         self.overall = np.asarray(kept["overall"], np.int64).reshape(-1, len(self.sums))
         self.history = pl.read_parquet(history)
 
-    # What is counted
+    # Counting
 
     def _schema(self) -> dict[str, Any]:
         return {"key": pl.String, "when": pl.Float64} | dict.fromkeys(self.sums, pl.Int64)
 
     def _set_overall(self, parts: list[Path]) -> None:
-        """Sums over all keys, ``overall`` (E + 1, sums), before each of E edges of periods, and of all rows; or of
-        each fold, and of all rows. Periods are many, so up to 1024 bins of them are counted together.
+        """Set ``overall`` (E + 1, sums), the sums over all keys.
+
+        With a time, it holds the sums before each of E period edges, then the total. Without a time, it holds the sums
+        of each fold, then the total. Many periods are grouped into up to 1024 bins.
         """
         if self.settings.timed:
             times = np.unique(self._sample.sorted())
@@ -194,22 +197,22 @@ class RateTable:
         for part in parts:
             frame = _read(part)
             place = np.searchsorted(self.edges, frame["when"].to_numpy(), side="right") - 1
-            # Periods are sampled where they are many: what lies before the first edge joins the first bin.
+            # If there are many periods, they are sampled. Rows before the first edge go into the first bin.
             bins += _sums_by(np.maximum(place, 0), frame.select(self.sums), len(bins))
         total = bins.sum(0, keepdims=True)
         self.overall = np.concatenate([bins.cumsum(0) - bins if self.settings.timed else bins, total])
 
     def _timed(self, frame: pl.DataFrame) -> tuple[Array, Array, pl.DataFrame]:
-        """Sums of each row's key, and of all keys, in earlier periods; and of each key up to each of its periods."""
+        """Sums over earlier periods, of each row's key and of all keys; and cumulative sums of each key by period."""
         codes, keys = _codes(frame["key"])
         when = frame["when"].to_numpy()
         order = np.lexsort((when, codes))
         codes, when = codes[order], when[order]
         new_key = np.append(True, codes[1:] != codes[:-1])
-        first = np.flatnonzero(new_key | np.append(True, when[1:] != when[:-1]))  # of each key and period
+        first = np.flatnonzero(new_key | np.append(True, when[1:] != when[:-1]))  # start of each (key, period)
         each = np.add.reduceat(frame.select(self.sums).to_numpy().astype(np.int64)[order], first, axis=0)
         upto = each.cumsum(0)
-        starts = np.flatnonzero(new_key[first])  # of each key, among its periods
+        starts = np.flatnonzero(new_key[first])  # start of each key among its periods
         earlier = (upto - each)[starts]
         of_key = np.repeat(earlier, np.diff(np.append(starts, len(first))), axis=0)
         own = np.empty((len(order), len(self.sums)), np.int64)
@@ -220,7 +223,7 @@ class RateTable:
         return own, self._overall_before(frame["when"].to_numpy()), history
 
     def _folded(self, frame: pl.DataFrame) -> tuple[Array, Array, pl.DataFrame]:
-        """Sums of each row's key, and of all keys, in other folds; and of each key, whose ``when`` is -1."""
+        """Sums over other folds, of each row's key and of all keys; and totals of each key, with ``when`` set to -1."""
         codes, keys = _codes(frame["key"])
         fold, folds = frame["when"].to_numpy().astype(np.int64), len(self.edges)
         training = frame["training"].to_numpy()[:, None]
@@ -240,14 +243,14 @@ class RateTable:
         found: Array = self.overall[np.maximum(place, 0)] * (place >= 0)[:, None]
         return found
 
-    # What rows are told
+    # Features
 
     def features(self, keys: pl.Series, when: Array | None) -> Array:
-        """(n, T + 1) features of new rows, by the kept history, as :meth:`finish` gives them.
+        """(n, T + 1) features of new rows from the stored history, in the format of :meth:`finish`.
 
         Args:
-            keys: (n,) text, null for none.
-            when: (n,) periods; None without time.
+            keys: (n,) text, null for no key.
+            when: (n,) periods; None without a time.
         """
         asked = pl.DataFrame({"key": keys.fill_null(""), "when": np.full(len(keys), -1.0) if when is None else when})
         if self.settings.timed:
@@ -280,7 +283,7 @@ class RateTable:
 
 
 def kept_rates(store: Store, field: str) -> RateTable:
-    """The table of a field's rates, as a store keeps it."""
+    """Load the rate table of a field from a store."""
     kept = store.content["histories"][field]
     table = RateTable(Settings(**kept["settings"]))
     table.restore(kept, store.history(field))
@@ -288,12 +291,12 @@ def kept_rates(store: Store, field: str) -> RateTable:
 
 
 def _read(folder: Path) -> pl.DataFrame:
-    """One part."""
+    """Read one partition."""
     return pl.concat([pl.read_ipc(path) for path in sorted(folder.glob("*.arrow"))])
 
 
 def _shown(parts: list[Path]) -> Iterator[Path]:
-    """The parts, with progress where there are many."""
+    """Iterate over the partitions, with a progress bar if there are several."""
     with Stage("counting rates", len(parts), "parts") if len(parts) > 1 else nullcontext() as stage:
         for part in parts:
             yield part
@@ -302,7 +305,7 @@ def _shown(parts: list[Path]) -> Iterator[Path]:
 
 
 def _codes(keys: pl.Series) -> tuple[Array, pl.Series]:
-    """(n,) a number for each text, and the texts by their numbers."""
+    """(n,) integer code of each text, and the texts in order of their codes."""
     distinct = keys.unique()
     return keys.cast(pl.Enum(distinct)).to_physical().to_numpy().astype(np.int64), distinct
 

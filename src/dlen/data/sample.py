@@ -1,4 +1,4 @@
-"""Sample: some values of a stream of any length, evenly taken."""
+"""Sample: an evenly spaced sample of a stream of any length."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SAMPLE = 1 << 20
 
 
 class Sample:
-    """Every 2^k-th value of a stream, with k rising so that at most a million are kept: exact below that."""
+    """Keeps every 2^k-th value of a stream, with k large enough to keep at most a million values. k is 0 below that."""
 
     def __init__(self) -> None:
         self._parts: list[Array] = []
@@ -21,7 +21,7 @@ class Sample:
         self._seen = 0
 
     def add(self, values: Array) -> None:
-        """Offer the next values."""
+        """Add the next values of the stream."""
         kept = values[(-self._seen) % self._step :: self._step]
         self._seen += len(values)
         self._parts.append(kept)
@@ -31,5 +31,5 @@ class Sample:
             self._size, self._step = len(self._parts[0]), 2 * self._step
 
     def sorted(self) -> Array:
-        """The kept values in rising order."""
+        """The kept values in ascending order."""
         return np.sort(np.concatenate(self._parts)) if self._parts else np.zeros(0)

@@ -1,9 +1,9 @@
-"""A random order of n rows that is never written down.
+"""A random order of n rows that is never materialised.
 
-A Feistel network is a bijection of 2^(2h) numbers made from any mixing function; numbers that fall outside 0..n-1
-are sent through again until they fall inside ("cycle walking"), which leaves a bijection of n numbers. So the row
-at any place of any epoch is computed from seed and epoch alone: constant memory at a billion rows, exact resume
-in the middle of an epoch, and any rank can compute its own share.
+A Feistel network turns any mixing function into a bijection on 2^(2h) numbers. Numbers outside 0..n-1 are fed back
+until they fall inside ("cycle walking"), which gives a bijection on n numbers. The row at any position of any epoch
+therefore depends only on seed and epoch: memory is constant even for a billion rows, training resumes exactly in the
+middle of an epoch, and any rank can compute its own share.
 
 Black and Rogaway, "Ciphers with Arbitrary Finite Domains" (2002).
 """
@@ -19,16 +19,16 @@ _ROUNDS = 6
 
 
 def permute(positions: NDArray[np.int64], size: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """Rows at the given places of the shuffled order.
+    """Rows at the given positions of the shuffled order.
 
     Args:
-        positions: (B,) places, each in 0..size-1.
+        positions: (B,) positions, each in 0..size-1.
         size: number of rows.
-        seed: chooses the family of orders.
-        epoch: chooses the order.
+        seed: selects the family of orders.
+        epoch: selects the order within the family.
 
     Returns:
-        (B,) row numbers; over all places 0..size-1 every row occurs exactly once.
+        (B,) row numbers. Over all positions 0..size-1, every row occurs exactly once.
     """
     half = np.uint64(max((max(size - 1, 1).bit_length() + 1) // 2, 1))
     mask = np.uint64((1 << int(half)) - 1)

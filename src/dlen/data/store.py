@@ -1,11 +1,11 @@
-"""The prepared store: one folder of flat binary columns, written once and memory-mapped ever after.
+"""The prepared store: one folder of flat binary columns, written once and memory-mapped afterwards.
 
-A store has tables and splits. A split (train, validation, test) owns a table with one row for each impression,
-its labels, and where the log repeats user features, a group number for each row that points into a table
-shared by all rows of that user. Nothing is joined on disk: the join happens when a batch is made.
+A store has tables and splits. A split (train, validation, test) owns a table with one row per impression, its labels
+and, if the log repeats user features, a group number per row that points into a table shared by all rows of that
+user. Nothing is joined on disk: the join happens when a batch is made.
 
-``store.json`` is written last, into a folder under a temporary name that is renamed when whole, so a folder
-with the final name is complete. Opening checks the format version, and size and checksum of every file.
+``store.json`` is written last, into a folder with a temporary name that is renamed when it is complete, so a folder
+with the final name is complete. Opening a store checks the format version, and size and checksum of every file.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from dlen.errors import UserError
 from dlen.files import check_regular, checksum
 from dlen.schema import Kind, Schema
 
-FORMAT = 4  # 2: checksums; 3: counts of ids; 4: users, labels that are missing
-MISSING = 255  # a label that the log does not say
+FORMAT = 4  # 2: checksums; 3: counts of ids; 4: users, missing labels
+MISSING = 255  # a label that is not in the log
 _PIECE = 1 << 22  # values counted at a time
 Array = NDArray[Any]
 
@@ -42,11 +42,11 @@ class Columns:
     """Some rows of one table in memory, row-major: all bags of row 0, then all bags of row 1.
 
     Attributes:
-        ids: (n, S) int32 rows of the embedding table.
-        numeric: (n, K) float32.
-        bag_lengths: (n, M) int16.
-        bag_ids: (L,) int32.
-        bag_weights: (L,) float32.
+        ids: (n, S) int32 row indices into the embedding table.
+        numeric: (n, K) float32 numeric features.
+        bag_lengths: (n, M) int16 number of values in each bag.
+        bag_ids: (L,) int32 row indices into the embedding table.
+        bag_weights: (L,) float32 weights.
     """
 
     ids: Array
@@ -57,7 +57,7 @@ class Columns:
 
 
 class _ArrayWriter:
-    """Appends rows to one flat file and remembers what was written."""
+    """Appends rows to one flat file and tracks their dtype and shape."""
 
     def __init__(self, path: Path, dtype: str, width: int | None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ class _ArrayWriter:
 
 
 class TableWriter:
-    """Writes one table chunk by chunk; its fields are a subset of the schema's."""
+    """Writes one table in chunks. Its fields are a subset of the schema's fields."""
 
     def __init__(self, folder: Path, name: str, counts: Mapping[Kind, int]) -> None:
         def array(part: str, dtype: str, width: int | None) -> _ArrayWriter:
@@ -101,7 +101,7 @@ class TableWriter:
         self.arrays["bag_start"].append(np.zeros(1, np.int64))
 
     def append(self, columns: Columns) -> None:
-        """Add rows at the end."""
+        """Append rows."""
         start = self.arrays["bag_ids"].rows
         per_row = columns.bag_lengths.sum(axis=1, dtype=np.int64)
         self.arrays["bag_start"].append(start + np.cumsum(per_row))
@@ -109,12 +109,12 @@ class TableWriter:
             self.arrays[part].append(getattr(columns, part))
 
     def close(self) -> dict[str, Any]:
-        """Close the files; returns the type and shape of each array."""
+        """Close the files and return the dtype and shape of each array."""
         return {f"{self.name}/{part}": writer.close() for part, writer in self.arrays.items()}
 
 
 class SplitWriter:
-    """Writes one split: a table plus labels, users, group numbers and a simulator's truth."""
+    """Writes one split: a table plus labels, users, group numbers and a simulator's ground truth."""
 
     def __init__(self, folder: Path, name: str, counts: Mapping[Kind, int], num_tasks: int, num_truth: int) -> None:
         self.table = TableWriter(folder, name, counts)
@@ -134,15 +134,15 @@ class SplitWriter:
         truth: Array | None = None,
         users: Array | None = None,
     ) -> None:
-        """Add rows at the end.
+        """Append rows.
 
         Args:
-            columns: of n rows.
+            columns: features of n rows.
             labels: (n, T) 0, 1 or :data:`MISSING`.
-            group: (n,) rows of the group table.
+            group: (n,) row numbers in the group table.
             truth: (n, R) a simulator's probabilities.
-            users: (n,) whose row each is, the same number for all rows of a user in all splits, 0 for nobody's. Without
-                them users are told apart by their ids, so that those whom training has not seen are nobody.
+            users: (n,) user number, the same for all rows of a user in all splits; 0 for no user. Without it, users are
+                distinguished by their ids, so users not seen in training count as no user.
         """
         self.table.append(columns)
         self.arrays["labels"].append(labels)
@@ -160,25 +160,25 @@ class SplitWriter:
         return self.arrays["labels"].rows
 
     def close(self) -> dict[str, Any]:
-        """Close the files; returns the type and shape of each array."""
+        """Close the files and return the dtype and shape of each array."""
         closed = {f"{self.table.name}/{part}": writer.close() for part, writer in self.arrays.items()}
         return {**self.table.close(), **closed}
 
 
 class StoreWriter:
-    """What a source writes into: tables, splits, vocabularies, and at the end the schema.
+    """Receives everything a source writes: tables, splits, vocabularies, and finally the schema.
 
     Args:
-        folder: a temporary folder, renamed by the caller once :meth:`finish` has returned.
+        folder: a temporary folder, renamed by the caller after :meth:`finish` returns.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._writers: list[TableWriter | SplitWriter] = []
         self._splits: dict[str, tuple[SplitWriter, str | None]] = {}
-        self.notes: dict[str, Any] = {}  # what a user is told after preparing
-        self.statistics: dict[str, Any] = {}  # by field: scale, buckets, range or cap, for whoever encodes new values
-        self.histories: dict[str, Any] = {}  # what rates of new rows need beside their files, by field
+        self.notes: dict[str, Any] = {}  # shown to the user after preparing
+        self.statistics: dict[str, Any] = {}  # by field: scale, buckets, range or cap, for encoding new values
+        self.histories: dict[str, Any] = {}  # by field: what rates of new rows need besides their files
 
     @property
     def scratch(self) -> Path:
@@ -201,27 +201,27 @@ class StoreWriter:
         group: str | None = None,
         num_truth: int = 0,
     ) -> SplitWriter:
-        """Start a split; ``group`` names the table its rows join."""
+        """Start a split; ``group`` names the table that its rows are joined with."""
         writer = SplitWriter(self.folder, name, counts, num_tasks, num_truth)
         self._writers.append(writer)
         self._splits[name] = (writer, group)
         return writer
 
     def vocabulary(self, field: str, values: pl.Series, counts: pl.Series | None = None) -> None:
-        """Keep a field's raw values: ``values[i]`` has id ``i + 1``; id 0 is unknown."""
+        """Store a field's raw values: ``values[i]`` has id ``i + 1``; id 0 is unknown."""
         path = self.folder / "vocabulary" / f"{field}.parquet"
         path.parent.mkdir(exist_ok=True)
         frame = pl.DataFrame({"value": values})
         (frame if counts is None else frame.with_columns(count=counts)).write_parquet(path)
 
     def history(self, field: str) -> Path:
-        """A file for the history of a rate, which is kept."""
+        """The file for the history of a rate, which becomes part of the store."""
         path = self.folder / "history" / f"{field}.parquet"
         path.parent.mkdir(exist_ok=True)
         return path
 
     def finish(self, schema: Schema, identity: Mapping[str, Any]) -> None:
-        """Close every file and write ``store.json``; ``identity`` holds the fingerprint and its causes."""
+        """Close every file and write ``store.json``; ``identity`` holds the fingerprint and the settings behind it."""
         arrays: dict[str, Any] = {}
         for writer in self._writers:
             arrays |= writer.close()
@@ -253,7 +253,7 @@ class StoreWriter:
         return {p.stem: checksum(p) for p in sorted((self.folder / folder).glob("*.parquet"))}
 
     def _occurrences(self, split: str, arrays: Mapping[str, Any], group: str | None, schema: Schema) -> Array:
-        """(num_embeddings,) how often the rows of a split have each id, those of their user groups included."""
+        """(num_embeddings,) occurrences of each id in the rows of a split, including their user groups."""
         found = np.zeros(schema.num_embeddings, np.int64)
         self._count_table(found, split, arrays)
         if group is not None:
@@ -263,7 +263,7 @@ class StoreWriter:
         return found
 
     def _count_table(self, into: Array, table: str, arrays: Mapping[str, Any], times: Array | None = None) -> None:
-        """Add the ids of a table's rows, each row as often as ``times`` says."""
+        """Add the ids of a table's rows to ``into``, weighting each row by ``times``."""
         singles = arrays[f"{table}/ids"]["shape"][1]
         ids = read_vectors(self.folder, table, "ids", "<i4")
         _add_counts(into, ids, None if times is None else lambda place: times[place // singles])
@@ -275,7 +275,7 @@ class StoreWriter:
 
 
 def _add_counts(into: Array, ids: Array, times: Callable[[Array], Array] | None = None) -> None:
-    """Count each id, as often as ``times`` says of its place; in pieces, as ``ids`` may be larger than memory."""
+    """Count each id, weighted by ``times`` of its position. Runs in pieces because ``ids`` may not fit into memory."""
     step = max(len(into), _PIECE)
     for start in range(0, len(ids), step):
         piece = ids[start : start + step]
@@ -284,7 +284,7 @@ def _add_counts(into: Array, ids: Array, times: Callable[[Array], Array] | None 
 
 
 def _unknown_shares(occurrences: Array, schema: Schema) -> dict[str, float]:
-    """Of each id field, the share of its values that are unknown or absent."""
+    """For each id field, the share of values that are unknown or absent."""
     shares = {}
     for field in schema.fields:
         if field.vocab_size:
@@ -294,14 +294,14 @@ def _unknown_shares(occurrences: Array, schema: Schema) -> dict[str, float]:
 
 
 def _checksum_of(content: Mapping[str, Any]) -> int:
-    """Of what ``store.json`` says, whatever the layout of its text."""
-    plain = json.loads(json.dumps(content))  # as it is read back
+    """Checksum of the content of ``store.json``, independent of its formatting."""
+    plain = json.loads(json.dumps(content))  # same types as after reading the file
     return zlib.crc32(json.dumps(plain, sort_keys=True).encode())
 
 
 @dataclass(slots=True)
 class ScratchTable:
-    """A table that was written without a ``store.json``, memory-mapped as numpy arrays."""
+    """A memory-mapped table as numpy arrays, from a folder without ``store.json``."""
 
     columns: Columns
     bag_start: Array
@@ -326,7 +326,7 @@ def read_vectors(folder: Path, table: str, part: str, dtype: str) -> Array:
 
 
 def read_scratch(folder: Path, table: str, counts: Mapping[Kind, int]) -> ScratchTable:
-    """A closed :class:`TableWriter`'s or :class:`SplitWriter`'s table."""
+    """Open the table of a closed :class:`TableWriter` or :class:`SplitWriter`."""
     start = read_vectors(folder, table, "bag_start", "<i8")
     rows = len(start) - 1
     columns = Columns(
@@ -341,7 +341,7 @@ def read_scratch(folder: Path, table: str, counts: Mapping[Kind, int]) -> Scratc
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside ``folder`` that takes its name on success and vanishes on failure."""
+    """A temporary folder next to ``folder`` that is renamed to it on success and removed on failure."""
     temporary = folder.with_name(f".{folder.name}.writing")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -354,7 +354,7 @@ def replacing(folder: Path) -> Iterator[Path]:
 
 
 class Table:
-    """A memory-mapped table. :meth:`gather` reads any rows without Python work for each row."""
+    """A memory-mapped table that gathers arbitrary rows without per-row Python work."""
 
     def __init__(self, arrays: Mapping[str, Tensor]) -> None:
         self.ids = arrays["ids"]
@@ -365,13 +365,13 @@ class Table:
         self.bag_weights = arrays["bag_weights"]
 
     def count_values(self, index: Tensor) -> int:
-        """L, how many ragged values rows ``index`` (B,) have together."""
+        """L, the total number of ragged values in rows ``index`` (B,)."""
         return int((self.bag_start.index_select(0, index + 1) - self.bag_start.index_select(0, index)).sum())
 
     def gather_bags(self, index: Tensor, total: int) -> tuple[Tensor, Tensor, Tensor]:
         """Ragged values of rows ``index`` (B,): lengths (M, B), ids (L,) and weights (L,), field-major.
 
-        ``total`` is L: given by whoever can count it without making a device wait.
+        ``total`` is L. The caller passes it so that the device is not synchronised to compute it.
         """
         rows = self.bag_lengths.index_select(0, index).long()  # (B, M)
         if rows.shape[1] == 0:
@@ -385,7 +385,7 @@ class Table:
         return lengths, self.bag_ids.index_select(0, where), self.bag_weights.index_select(0, where)
 
     def to(self, device: torch.device) -> Table:
-        """The same table in a device's memory."""
+        """Copy the table to a device."""
         return Table({name: array.to(device) for name, array in vars(self).items()})
 
 
@@ -404,7 +404,7 @@ class Split:
         *,
         complete: bool,
     ) -> None:
-        self.complete = complete  # no label is missing
+        self.complete = complete  # whether no label is missing
         self.users = users
         self.rows = rows
         self.table = table
@@ -417,12 +417,12 @@ class Split:
         return self.rows
 
     def count_values(self, index: Tensor) -> tuple[int, int]:
-        """How many ragged values the rows ``index`` (B,) have of their own, and by their user groups."""
+        """Number of ragged values in rows ``index`` (B,), from the rows themselves and from their user groups."""
         own = self.table.count_values(index)
         return own, 0 if self.groups is None else self.groups.count_values(self.group.index_select(0, index).long())
 
     def batch(self, index: Tensor, totals: tuple[int, int] | None = None) -> Batch:
-        """The rows ``index`` (B,) int64 as one batch; ``totals`` are their :meth:`count_values`, if known."""
+        """Rows ``index`` (B,) int64 as one batch; ``totals`` is the result of :meth:`count_values`, if known."""
         own, of_groups = self.count_values(index) if totals is None else totals
         ids = self.table.ids.index_select(0, index)
         numeric = self.table.numeric.index_select(0, index)
@@ -443,25 +443,25 @@ class Split:
         )
 
     def logged(self, labels: Tensor) -> Tensor:
-        """Stored labels as float32, nan where one is missing."""
+        """Stored labels as float32, with NaN for missing ones."""
         return labels.float() if self.complete else torch.where(labels == MISSING, torch.nan, labels.float())
 
     @property
     def bytes(self) -> int:
-        """Size of all arrays, user groups included."""
+        """Size of all arrays in bytes, including user groups."""
         tables = [self.table] if self.groups is None else [self.table, self.groups]
         arrays = [self.labels, self.group, self.truth, self.users, *(a for t in tables for a in vars(t).values())]
         return sum(a.nbytes for a in arrays)
 
 
 def split_of(columns: Columns, labels: Array, groups: Table | None = None, group: Array | None = None) -> Split:
-    """Rows in memory as a split.
+    """Wrap rows in memory as a split.
 
     Args:
-        columns: of n rows.
+        columns: features of n rows.
         labels: (n, T) 0, 1 or :data:`MISSING`.
-        groups: the table that the rows join.
-        group: (n,) rows of it.
+        groups: table that the rows are joined with.
+        group: (n,) row numbers in ``groups``.
     """
     n = len(columns.ids)
     starts = np.append(0, columns.bag_lengths.sum(axis=1, dtype=np.int64).cumsum())
@@ -481,14 +481,14 @@ def split_of(columns: Columns, labels: Array, groups: Table | None = None, group
 
 
 class ResidentSplit:
-    """A split in a device's memory, so that making a batch moves the row numbers and nothing else.
+    """A split in device memory. Making a batch transfers only the row numbers.
 
-    The row numbers of a batch and the number of its ragged values are computed on the host, which has them without
-    asking the device: no step waits for it.
+    The row numbers of a batch and its number of ragged values are computed on the host, so no step waits for the
+    device.
 
     Args:
         split: the memory-mapped split.
-        device: where the copy goes.
+        device: target device.
     """
 
     def __init__(self, split: Split, device: torch.device) -> None:
@@ -502,7 +502,7 @@ class ResidentSplit:
         return self.host.rows
 
     def batch(self, index: Tensor) -> Batch:
-        """The rows ``index`` (B,) int64, a tensor of the host, as one batch on the device."""
+        """Rows ``index`` (B,) int64, a host tensor, as one batch on the device."""
         totals = self.host.count_values(index)
         if self.device.type == "cuda":
             index = index.pin_memory()
@@ -513,7 +513,7 @@ class Store:
     """A prepared store opened for reading.
 
     Raises:
-        UserError: the folder is no store, has another format version, or a file of it is torn or was changed.
+        UserError: the folder is not a store, has another format version, or one of its files is incomplete or modified.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -565,7 +565,7 @@ class Store:
             raise UserError(f"{self._path(name)}: {state}, the store is torn; delete {self.folder} and prepare again")
 
     def _check_content(self, wanted: Mapping[Path, int]) -> None:
-        """Read every file once, on several threads: training reads them all anyway."""
+        """Verify the checksum of every file, in several threads. Training reads all of them anyway."""
         with ThreadPoolExecutor() as pool:
             for path, (stated, found) in zip(wanted, pool.map(_compared, wanted.items()), strict=True):
                 if stated != found:
@@ -577,7 +577,7 @@ class Store:
         dtype, shape = np.dtype(spec["dtype"]), tuple(spec["shape"])
         if 0 in shape:
             return torch.from_numpy(np.empty(shape, dtype))
-        # Mode "c" (copy on write) never changes the file and keeps torch from warning of a read-only array.
+        # Mode "c" (copy on write) never changes the file and avoids torch's warning about read-only arrays.
         return torch.from_numpy(np.memmap(self._path(name), dtype, "c", shape=shape))
 
     def _table(self, name: str) -> Table:
@@ -585,7 +585,7 @@ class Store:
         return Table({part: self._array(f"{name}/{part}") for part in parts})
 
     def split(self, name: str) -> Split:
-        """One of the splits; :class:`UserError` for a name it does not have."""
+        """Open a split. Raises :class:`UserError` if the store has no split of this name."""
         splits = self.content["splits"]
         if name not in splits:
             raise UserError(f"split {name!r} is not in {self.folder}; it has {', '.join(splits)}")
@@ -603,9 +603,9 @@ class Store:
         )
 
     def labels_identity(self, split: str) -> str:
-        """What the rows of a split are known by, whatever was learnt from the others: their number and their labels.
+        """Identifies the rows of a split by their number and labels, independent of what was learned from other rows.
 
-        Figures of two runs can be compared where it is the same.
+        Metrics of two runs are comparable if it is the same.
         """
         found = self.content["arrays"][f"{split}/labels"]
         return f"{found['shape'][0]} rows, {found['crc32']:08x}"
@@ -617,7 +617,7 @@ class Store:
 
     @property
     def unknown(self) -> dict[str, dict[str, float]]:
-        """By split and id field, the share of values that are unknown or absent, as training has not seen them."""
+        """By split and id field, the share of values that are absent or unknown because training has not seen them."""
         found: dict[str, dict[str, float]] = self.content["unknown"]
         return found
 
@@ -627,7 +627,7 @@ class Store:
 
 
 def _compared(item: tuple[Path, int]) -> tuple[int, int | None]:
-    """The stated checksum of a file and the one that it has; None where it cannot be read."""
+    """The stored and the actual checksum of a file; None if it cannot be read."""
     try:
         return item[1], checksum(item[0])
     except OSError:

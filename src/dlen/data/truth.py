@@ -1,4 +1,4 @@
-"""What a simulator knows of its users and items, as matrices."""
+"""Ground truth of a simulator about users and items, as matrices."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """What a simulator knows of U users and I items.
+    """Ground truth of a simulator for U users and I items.
 
     Attributes:
         up: (U, I) P(UP).
-        given_up: (U, I, T) P(t | UP), for a dislike P(t | not UP).
-        leak: (U, T) by what it is multiplied otherwise.
-        dislikes: (T,) which tasks happen where the user does not like the item.
-        popularity: (I,) by which the retrieval draws, any scale.
+        given_up: (U, I, T) P(t | UP), or P(t | not UP) for a dislike.
+        leak: (U, T) factor on this probability in the other state.
+        dislikes: (T,) tasks that occur if the user does not like the item.
+        popularity: (I,) sampling weights of retrieval, at any scale.
     """
 
     up: Floats

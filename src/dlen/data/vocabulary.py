@@ -1,4 +1,4 @@
-"""Vocabularies: which raw ids a field knows, from counts over the training rows, and the encoding they define."""
+"""Vocabularies: the known raw ids of a field, from counts over the training rows, and their encoding."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _PENDING = 1 << 22  # counts held before they are merged
 
 
 class IdCounter:
-    """Counts integer ids over any number of chunks, in memory proportional to the distinct ids."""
+    """Counts integer ids over any number of chunks, in memory proportional to the number of distinct ids."""
 
     def __init__(self) -> None:
         self._ids: list[Ints] = []
@@ -20,7 +20,7 @@ class IdCounter:
         self._pending = 0
 
     def add(self, ids: Ints, weights: Ints | None = None) -> None:
-        """Count a chunk; ``weights`` (n,) says how often each entry counts. Negative ids mean absent."""
+        """Count a chunk; ``weights`` (n,) is how often each entry counts. Negative ids mean absent."""
         present = ids >= 0
         ids = ids[present]
         if weights is None:
@@ -35,7 +35,7 @@ class IdCounter:
             self.result()
 
     def result(self) -> tuple[Ints, Ints]:
-        """Distinct ids in rising order and their counts."""
+        """Distinct ids in ascending order, and their counts."""
         if not self._ids:
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
         ids, inverse = np.unique(np.concatenate(self._ids), return_inverse=True)
@@ -45,12 +45,12 @@ class IdCounter:
 
 
 class IdVocabulary:
-    """The known ids of one field: the i-th in rising order is encoded as i + 1, all others as 0.
+    """The known ids of one field. The i-th known id in ascending order is encoded as i + 1, any other id as 0.
 
     Args:
-        ids: distinct ids in rising order.
-        counts: how often each occurs in the training rows.
-        min_count: rarer ids are unknown.
+        ids: distinct ids in ascending order.
+        counts: occurrences of each id in the training rows.
+        min_count: ids with fewer occurrences are unknown.
     """
 
     def __init__(self, ids: Ints, counts: Ints, min_count: int) -> None:
@@ -59,15 +59,15 @@ class IdVocabulary:
 
     @classmethod
     def restored(cls, ids: Ints) -> IdVocabulary:
-        """A vocabulary whose known ids were kept, in rising order."""
+        """Restore a vocabulary from its known ids in ascending order."""
         return cls(ids, np.ones(len(ids), np.int64), 1)
 
     def __len__(self) -> int:
-        """Number of codes, the unknown one included."""
+        """Number of codes, including the one for unknown ids."""
         return len(self.ids) + 1
 
     def encode(self, raw: Ints) -> Ints:
-        """Codes of raw ids, any shape."""
+        """Encode raw ids of any shape."""
         if not len(self.ids):
             return np.zeros(raw.shape, np.int32)
         where = np.searchsorted(self.ids, raw)

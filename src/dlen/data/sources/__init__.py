@@ -1,1 +1,1 @@
-"""One file for each kind of raw log."""
+"""One module per kind of raw log."""

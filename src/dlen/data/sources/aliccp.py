@@ -1,10 +1,10 @@
 """Ali-CCP (Alimama, via Tianchi) from its raw two-file format, out of core.
 
-Each pair of files is a skeleton (one line for each impression, with item, cross and context features) and common
-features (one line for each user group, shared by about 58 impressions). The store keeps them apart the same way.
+Each pair of files consists of a skeleton (one line per impression, with item, cross and context features) and common
+features (one line per user group, shared by about 58 impressions). The store keeps the two apart in the same way.
 
-The training pair is parsed once into flat scratch arrays of raw ids; vocabularies are counted from those, and the
-arrays are then encoded. Memory is bounded by the block size, the common features' index and the vocabularies.
+The training pair is parsed once into flat scratch arrays of raw ids. Vocabularies are counted from these arrays, which
+are then encoded. Memory is bounded by the block size, the index of the common features and the vocabularies.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _CHUNK = 1 << 18  # rows encoded at a time
 
 @dataclass(frozen=True, slots=True)
 class _Side:
-    """The fields of one of the two files: single-valued ones, then multi-valued ones."""
+    """The fields of one of the two files: single-valued fields, then multi-valued ones."""
 
     single: dict[str, str]  # name -> side
     bags: dict[str, tuple[str, Pooling]]  # name -> side and pooling
@@ -62,8 +62,8 @@ class _Side:
         return {Kind.ID: len(self.single), Kind.IDS: len(self.bags), Kind.NUMERIC: 0}
 
 
-# The values of past categories, shops, brands and intentions are counts, so they weigh a mean. Those of the crosses
-# are match scores, and whether there is a match at all matters, so they scale a sum.
+# Values of past categories, shops, brands and intentions are counts, so they are weights of a mean. Values of cross
+# features are match scores, and it matters whether there is a match at all, so they are weights of a sum.
 SKELETON = _Side(
     {**dict.fromkeys(("205", "206", "207", "216"), "item"), "301": "context"},
     {"210": ("item", Pooling.MEAN), **dict.fromkeys(("508", "509", "702", "853"), ("cross", Pooling.SUM))},
@@ -87,14 +87,14 @@ class AliCCP:
 
     Args:
         raw_dir: folder with ``sample_skeleton_{train,test}.csv`` and ``common_features_{train,test}.csv``.
-        name: of the data set.
-        min_count: ids that occur less often in the training impressions, after the cap, are unknown.
-        max_values: most values of a multi-valued field in one row; the heaviest stay.
-        validation: share of the training pair that becomes the validation split.
-        validation_by: ``user`` holds out whole users by a hash of their id, ``row`` single impressions.
-        cvr_rows: ``clicks`` trains the conversion head on clicked rows, ``impressions`` on all.
-        seed: of the hash.
-        bad_rows: so many lines that cannot be read are left out, counted and shown; one more is an error.
+        name: name of the data set.
+        min_count: ids with fewer occurrences in the training impressions, after the ``max_values`` cap, are unknown.
+        max_values: maximum number of values of a multi-valued field in one row; the heaviest are kept.
+        validation: fraction of the training pair used as the validation split.
+        validation_by: ``user`` holds out whole users by a hash of their id, ``row`` holds out single impressions.
+        cvr_rows: ``clicks`` trains the conversion head on clicked rows only, ``impressions`` on all rows.
+        seed: seed of the hash that selects validation rows.
+        bad_rows: maximum number of unreadable lines to skip, count and report; one more raises an error.
     """
 
     raw_dir: str
@@ -121,17 +121,17 @@ class AliCCP:
             raise UserError(f"config data.min_count: {self.min_count} is not at least 1")
 
     def settings(self) -> dict[str, Any]:
-        """What changes the store."""
+        """Settings that affect the store."""
         keys = ("min_count", "max_values", "validation", "validation_by", "cvr_rows", "seed")
         tolerated = {"bad_rows": self.bad_rows} if self.bad_rows else {}
         return {**{key: getattr(self, key) for key in keys}, **tolerated}
 
     def path(self, kind: str, split: str) -> Path:
-        """A raw file: ``kind`` is ``sample_skeleton`` or ``common_features``."""
+        """Path of a raw file; ``kind`` is ``sample_skeleton`` or ``common_features``."""
         return Path(self.raw_dir) / f"{kind}_{split}.csv"
 
     def files(self) -> list[Path]:
-        """The four raw files; raises UserError with directions when one is missing or empty."""
+        """The four raw files. Raises UserError with instructions if one is missing or empty."""
         paths = [self.path(k, s) for s in ("train", "test") for k in ("sample_skeleton", "common_features")]
         for path in paths:
             if not path.exists():
@@ -141,7 +141,7 @@ class AliCCP:
         return paths
 
     def write(self, writer: StoreWriter) -> Schema:
-        """Parse, count, encode."""
+        """Parse, count and encode."""
         scratch = writer.scratch
         index = self._spill_common("train", scratch)
         impossible = {"train": self._spill_skeleton("train", scratch, index)}
@@ -171,19 +171,19 @@ class AliCCP:
         return self._schema(vocabularies, positives, splits["train"].rows)
 
     def read(self, path: Path, store: Store, labels: bool = False) -> Iterator[Split]:
-        """New rows: a skeleton beside its common features, every row of it; or a table with a column for each field.
+        """Read new rows: all rows of a skeleton next to its common features, or a table with one column per field.
 
-        Common features are encoded into a scratch folder first, and joined row by row from there.
+        Common features are first encoded into a scratch folder, then joined to each row.
 
         Args:
-            path: ``sample_skeleton_NAME.csv``, or a table of any other name.
-            store: written by this source.
-            labels: keep them; otherwise they are zero.
+            path: ``sample_skeleton_NAME.csv``, or a table with any other name.
+            store: store written by this source.
+            labels: read the labels; otherwise they are zero.
 
         Raises:
             UserError: a file is missing or a line cannot be read.
         """
-        self.bad = BadRows(0)  # every row has a line of output
+        self.bad = BadRows(0)  # every input row must have an output row
         if not path.name.startswith("sample_skeleton"):
             yield from rows_by_field(path, store, self.max_values, labels)
             return
@@ -206,7 +206,7 @@ class AliCCP:
     # Training pair: raw text -> scratch arrays of raw ids
 
     def _write_common(self, path: Path, table: TableWriter, encode: Callable[[Columns], Columns]) -> pl.Enum:
-        """Common features as a table; returns the index of its rows."""
+        """Write common features as a table and return the index of its rows."""
         seen: list[pl.Series] = []
         lines: list[Array] = []
         for block in _progress(
@@ -218,19 +218,19 @@ class AliCCP:
         return self._index(path, pl.concat(seen), np.concatenate(lines))
 
     def _index(self, path: Path, values: pl.Series, lines: Array) -> pl.Enum:
-        """The order of the common features' rows, by their index; of an index that is there twice the first counts."""
+        """The order of the common features' rows by index. If an index is repeated, the first row is used."""
         again = ~values.is_first_distinct()
         if again.any():
             for value, line in zip(values.filter(again), lines[again.to_numpy()].tolist(), strict=True):
                 problem = f"common_feature_index {value!r} is there already"
                 self.bad.add(BadRowError(path, [line], problem, "line"))
-            # The later row stays in the table, under a name that no line can have.
+            # The later row stays in the table, under a name that cannot occur in a line.
             placeholders = "\n" + pl.int_range(len(values), eager=True).cast(pl.String)
             values = values.zip_with(~again, placeholders)
         return pl.Enum(values)
 
     def _spill_common(self, split: str, folder: Path) -> pl.Enum:
-        """The same into scratch, with raw ids."""
+        """Write common features with raw ids to scratch and return the index of their rows."""
         table = TableWriter(folder, f"common_{split}", COMMON.counts)
         index = self._write_common(self.path("common_features", split), table, lambda columns: columns)
         table.close()
@@ -239,7 +239,7 @@ class AliCCP:
     def _possible_blocks(
         self, split: str, index: pl.Enum
     ) -> Iterator[tuple[Columns, NDArray[np.uint8], NDArray[np.int32], int]]:
-        """Columns, labels (n, 2), group rows (n,) and the number of impossible rows left out."""
+        """Columns, labels (n, 2), group rows (n,) and the number of dropped rows with impossible labels."""
         skeleton, common = self.path("sample_skeleton", split), self.path("common_features", split)
         for columns, labels, group in self._skeleton_blocks(skeleton, common, index):
             possible = labels[:, 0] >= labels[:, 1]
@@ -248,7 +248,7 @@ class AliCCP:
     def _skeleton_blocks(
         self, path: Path, common: Path, index: pl.Enum
     ) -> Iterator[tuple[Columns, NDArray[np.uint8], NDArray[np.int32]]]:
-        """Columns, labels (n, 2) and group rows (n,) of a skeleton, every row."""
+        """Columns, labels (n, 2) and group rows (n,) of all rows of a skeleton."""
         head = ["sample_id", "click", "conversion", "common_feature_index"]
         convert = partial(self._columns, SKELETON)
         for block in _progress(Reader(path, head, ["click", "conversion"], SKELETON.names, convert, self.bad)):
@@ -280,16 +280,16 @@ class AliCCP:
     # Scratch arrays -> vocabularies
 
     def _held_out(self, scratch: Path) -> HeldOut:
-        """From group rows (n,) and the number of their first impression to (n,) true for validation."""
+        """A function from group rows (n,) and the number of their first impression to an (n,) validation mask."""
         if self.validation_by == "row":
             return lambda group, first: fraction(np.arange(first, first + len(group)), self.seed) < self.validation
         users = read_scratch(scratch, "common_train", COMMON.counts).columns.ids[:, COMMON.names.index(USER)]
-        whose = np.where(users == ABSENT, -2 - np.arange(len(users)), users)  # nobody's rows are no group
+        whose = np.where(users == ABSENT, -2 - np.arange(len(users)), users)  # rows without a user do not form a group
         of_group = fraction(whose, self.seed) < self.validation
         return lambda group, first: of_group[group]
 
     def _count(self, scratch: Path, held_out: HeldOut, groups: int) -> dict[str, IdVocabulary]:
-        """Count every field over training impressions, after the cap: what is cut is never trained."""
+        """Count every field over the training impressions. Values dropped by the cap are not counted."""
         counters = {name: IdCounter() for name in (*SKELETON.names, *COMMON.names)}
         group = read_vectors(scratch, "train", "group", "<i4")
         uses = np.zeros(groups, np.int64)  # training impressions of each group
@@ -312,7 +312,7 @@ class AliCCP:
         vocabularies: Mapping[str, IdVocabulary],
         offsets: Mapping[str, int],
     ) -> NDArray[np.int64]:
-        """Write train and validation; returns the training positives of both labels."""
+        """Write train and validation, and return the number of training positives of both labels."""
         group = read_vectors(scratch, "train", "group", "<i4")
         labels = read_vectors(scratch, "train", "labels", "u1").reshape(-1, 2)
         users = _users(read_scratch(scratch, "common_train", COMMON.counts).columns)
@@ -369,7 +369,7 @@ def _progress(reader: Reader) -> Iterator[Block]:
 
 
 def _walk(scratch: Path, table: str, label: str) -> Iterator[tuple[Columns, int]]:
-    """Chunks of a scratch table with the number of their first row."""
+    """Chunks of a scratch table, each with the number of its first row."""
     arrays = read_scratch(scratch, table, SKELETON.counts if table == "train" else COMMON.counts)
     rows = len(arrays.columns.ids)
     with Stage(label, rows, "rows") as stage:
@@ -389,13 +389,13 @@ def _count_columns(counters: Mapping[str, IdCounter], part: Columns, side: _Side
 
 
 def _users(common: Columns) -> NDArray[np.int32]:
-    """(n,) whose each group of raw ids is: the user's id + 1, which all splits share, and 0 for nobody's."""
+    """(n,) user of each group of raw ids: the user's id + 1, which all splits share, or 0 for no user."""
     found: NDArray[np.int32] = common.ids[:, COMMON.names.index(USER)] + 1
     return found
 
 
 def _offsets(vocabularies: Mapping[str, IdVocabulary]) -> dict[str, int]:
-    """First embedding row of each field, in the schema's order."""
+    """First embedding row of each field, in the order of the schema."""
     starts = np.cumsum([0, *(len(vocabularies[n]) for n in (*SKELETON.names, *COMMON.names))])
     return dict(zip((*SKELETON.names, *COMMON.names), map(int, starts), strict=False))
 
@@ -403,7 +403,7 @@ def _offsets(vocabularies: Mapping[str, IdVocabulary]) -> dict[str, int]:
 def _encode(
     part: Columns, side: _Side, vocabularies: Mapping[str, IdVocabulary], offsets: Mapping[str, int]
 ) -> Columns:
-    """Raw ids -> rows of the embedding table."""
+    """Raw ids -> row indices into the embedding table."""
     ids = np.empty_like(part.ids)
     for column, name in enumerate(side.single):
         ids[:, column] = vocabularies[name].encode(part.ids[:, column]) + offsets[name]

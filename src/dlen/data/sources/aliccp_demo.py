@@ -1,7 +1,7 @@
-r"""A small pair of files in Ali-CCP's raw grammar, drawn by our own code, for trying the reader without the download.
+r"""A small generated pair of files in Ali-CCP's raw format, for trying the reader without the download.
 
-Everything that makes the real files awkward is in them: repeated fields, crosses that are absent, conversions
-without a click, ``127`` beside ``127_14``, one global space of ids, and ids in test that train never showed.
+It contains everything that makes the real files difficult: repeated fields, absent cross features, conversions without
+a click, ``127`` next to ``127_14``, one global id space, and test ids that are not in train.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dlen.errors import UserError
 from dlen.progress import Stage
 
 Array = NDArray[Any]
-_WORLD = 2  # counts up when the same settings would draw other files
+_WORLD = 2  # increase if the same settings would generate other files
 _ROWS_PER_GROUP = 58  # as in the real files
 _GROUPS_PER_CHUNK = 1000
 _CATEGORIES, _ITEMS, _SHOPS, _BRANDS, _INTENTIONS = 400, 20_000, 4_000, 2_000, 1_500
@@ -35,7 +35,7 @@ _HISTORY = {
 }  # mean number of values, as in the real files
 _PROFILE = {"121": 98, "122": 14, "124": 3, "125": 8, "126": 4, "127": 4, "128": 3, "129": 5}
 _CLICK, _CONVERSION, _IMPOSSIBLE = 0.05, 0.1, 0.0001
-# Where each kind of id begins in the one global space.
+# First id of each kind in the global id space.
 _BASE = {
     "101": 100_000,
     "205": 2_000_000,
@@ -51,13 +51,13 @@ _BASE |= {name: 9_300_000 + 100 * i for i, name in enumerate(_PROFILE)}
 
 @dataclass
 class AliCCPDemo(AliCCP):
-    """The generated pair as a data source; the reading is :class:`AliCCP`'s.
+    """The generated pair as a data source; :class:`AliCCP` does the reading.
 
     Args:
-        raw_dir: where the four files are written.
-        name: of the data set.
-        rows: training impressions; the test pair has a quarter as many.
-        demo_seed: of the drawing.
+        raw_dir: folder to which the four files are written.
+        name: name of the data set.
+        rows: number of training impressions; the test pair has a quarter as many.
+        demo_seed: random seed of the generated files.
     """
 
     name: str = "aliccp_demo"
@@ -70,11 +70,11 @@ class AliCCPDemo(AliCCP):
             raise UserError(f"config data.rows: {self.rows} is less than {_ROWS_PER_GROUP}, the rows of one user group")
 
     def settings(self) -> dict[str, Any]:
-        """What changes the store."""
+        """Settings that affect the store."""
         return {**super().settings(), "rows": self.rows, "demo_seed": self.demo_seed}
 
     def files(self) -> list[Path]:
-        """The four raw files, written first unless they are there for these settings."""
+        """The four raw files, generated first unless they exist for these settings."""
         folder = Path(self.raw_dir)
         wanted = {"rows": self.rows, "seed": self.demo_seed, "world": _WORLD}
         marker = folder / "demo.json"
@@ -84,7 +84,7 @@ class AliCCPDemo(AliCCP):
         with locked(folder.with_name(f".{folder.name}.lock"), "drawing this data"):
             if not folder.exists():
                 self._draw(folder, wanted)
-            elif _read_marker(marker) != wanted:  # stores and runs were made of what is there
+            elif _read_marker(marker) != wanted:  # do not overwrite files from which stores and runs were made
                 raise UserError(
                     f"{folder}: holds rows of other settings or another version; set data.raw_dir to a new folder"
                 )
@@ -105,7 +105,7 @@ def _read_marker(path: Path) -> Any:
 
 
 class _World:
-    """Who likes what; the same for train and test."""
+    """What determines preferences; the same for train and test."""
 
     def __init__(self, seed: int) -> None:
         rng = np.random.default_rng([seed, 0])
@@ -144,9 +144,9 @@ def _write_chunk(
     common: TextIO,
     skeleton: TextIO,
 ) -> None:
-    """Some user groups with all their impressions; both pairs are (first, count)."""
+    """Write some user groups with all their impressions; ``groups`` and ``rows`` are (first, count)."""
     first_group, count = groups
-    # Test has users of its own (a quarter of them) and users of train.
+    # Test has new users (a quarter of its users) and users of train.
     pool = max(first_group + count, 1) if split == "train" else 2 * (first_group + count)
     user = rng.integers(pool, size=count) if split == "test" else first_group + np.arange(count)
     favourite = np.random.default_rng(7).integers(_CATEGORIES, size=(1 << 20, 3))[user % (1 << 20)]
@@ -180,7 +180,7 @@ def _user_features(rng: np.random.Generator, user: Array, favourite: Array) -> F
         row = np.repeat(rows, lengths)
         size = {"109_14": _CATEGORIES, "110_14": _SHOPS, "127_14": _BRANDS, "150_14": _INTENTIONS}[name]
         drawn = (size * rng.random(len(row)) ** 2).astype(np.int64)
-        if name == "109_14":  # what a user likes is what was looked at before, and often
+        if name == "109_14":  # users have often viewed the categories that they like
             liked = rng.random(len(row)) < 0.2
             drawn = np.where(liked, favourite[row, rng.integers(3, size=len(row))], drawn)
         yield name, row, drawn, np.log1p(rng.integers(1, 20, size=len(row))).round(5)

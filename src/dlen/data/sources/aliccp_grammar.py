@@ -1,9 +1,9 @@
-r"""The raw grammar of Ali-CCP: blocks of lines to arrays, and the exact words for a line that breaks it.
+r"""The raw grammar of Ali-CCP: parses blocks of lines into arrays, and describes what is wrong with an invalid line.
 
 A line is ``head,...,head,feature_num,feature_list``; the list is ``field \x02 id \x03 value`` joined by ``\x01``.
-A block of lines is treated as one array of bytes, and the parsing of numbers is left to Polars' CSV reader. A block
-that fails is halved until the lines that fail stand alone: there is one parser, whatever the size of a block, and words
-for what it has refused.
+A block of lines is processed as one array of bytes, and Polars' CSV reader parses the numbers. A block that fails is
+halved until the invalid lines are isolated. There is one parser for blocks of any size, and the error messages are
+produced only for lines it rejects.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from dlen.data.ragged import Entries
 from dlen.data.store import Columns
 
 BLOCK = 8 << 20
-_THREADS = min(4, len(os.sched_getaffinity(0)))  # each has one block in work and one done
+_THREADS = min(4, len(os.sched_getaffinity(0)))  # each has one block in progress and one finished
 MAX_ID = 2**31 - 2
 _MAX_VALUE = float(np.finfo(np.float32).max)
 _NEWLINE, _COMMA = ord("\n"), ord(",")
-_MARK = "\ufeff".encode()  # of byte order
+_MARK = "\ufeff".encode()  # byte order mark
 _TO_CSV = bytes.maketrans(b"\x01\x02\x03", b"\n,,")
 Bytes = NDArray[np.uint8]
 
 
 class _MalformedError(Exception):
-    """A line of the block is none; halving finds out which."""
+    """A line of the block is invalid; halving finds out which."""
 
 
 @dataclass(slots=True)
@@ -42,11 +42,11 @@ class Block:
     """Some lines of one raw file.
 
     Attributes:
-        lines: (n,) numbers of the lines, from 1.
+        lines: (n,) line numbers, starting at 1.
         head: (n,) strings for each head column, without ``feature_num``.
-        columns: the features, with raw ids.
-        size: bytes of the lines.
-        bad: lines that were left out.
+        columns: features with raw ids.
+        size: size of the lines in bytes.
+        bad: errors of the skipped lines.
     """
 
     lines: NDArray[np.int64]
@@ -57,15 +57,15 @@ class Block:
 
 
 class Reader:
-    """Reads one raw file in blocks, checking every line.
+    """Reads one raw file in blocks and validates every line.
 
     Args:
-        path: the file.
+        path: path of the file.
         head: names of the columns before ``feature_num``.
-        binary: those of them that are 0 or 1.
-        fields: names of the fields the file may hold.
-        convert: from the features, whose ``field`` counts in ``fields``, to columns.
-        bad: what is done with lines that break the grammar.
+        binary: head columns that must be 0 or 1.
+        fields: names of the fields that the file may contain.
+        convert: function from entries, whose ``field`` is an index into ``fields``, to columns.
+        bad: counter of lines that violate the grammar.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Reader:
         self._names = pl.Enum(self.fields)
 
     def __iter__(self) -> Iterator[Block]:
-        """Blocks in the file's order; the next ones are parsed meanwhile on other threads."""
+        """Yield blocks in file order, while other threads parse the next ones."""
         threads, ahead = ThreadPoolExecutor(_THREADS), deque[Future[Block]]()
         line = 1
         try:
@@ -93,11 +93,11 @@ class Reader:
                     yield self._counted(ahead.popleft().result())
             while ahead:
                 yield self._counted(ahead.popleft().result())
-        finally:  # after an error the blocks that have not begun are left
+        finally:  # after an error, do not start the remaining blocks
             threads.shutdown(cancel_futures=True)
 
     def _counted(self, block: Block) -> Block:
-        for error in block.bad:  # here, in the file's order, and not on the threads
+        for error in block.bad:  # here and not in the threads, to keep file order
             self.bad.add(error)
         return block
 
@@ -122,7 +122,7 @@ class Reader:
             return None
 
     def _parse(self, raw: bytes, lines: NDArray[np.int64]) -> Block:
-        # Polars would take a carriage return for the end of a value, and leave out a mark where a block begins with it.
+        # Polars treats a carriage return as the end of a value, and drops a byte order mark at the start of a block.
         if b"\r" in raw or _MARK in raw:
             raise _MalformedError
         if not raw.isascii():
@@ -144,7 +144,7 @@ class Reader:
         return Block(lines, head.drop("feature_num"), columns, len(raw), [])
 
     def _split(self, raw: bytes) -> tuple[bytes, bytes, NDArray[np.int64]]:
-        """A block of lines -> its head columns as CSV, its features as CSV, and the features of each line."""
+        """A block of lines -> head columns as CSV, features as CSV, and the number of features in each line."""
         text = np.frombuffer(raw, np.uint8)
         is_newline = text == _NEWLINE
         newline, commas = np.flatnonzero(is_newline), np.flatnonzero(text == _COMMA)
@@ -156,7 +156,7 @@ class Reader:
         if (last > newline).any() or (comma[1:, 0] < newline[:-1]).any():
             raise _MalformedError
         empty = last + 1 == newline
-        # Runs of bytes in turn: a head with its last comma, then a list with its newline; an empty list has none.
+        # Alternating runs of bytes: a head with its last comma, then a list with its newline. An empty list has none.
         runs = np.stack([last + 1 - np.append(0, newline[:-1] + 1) + empty, newline - last - empty], 1)
         listed = np.repeat(np.tile([False, True], len(runs)), runs.ravel())
         features = np.frombuffer(raw.translate(_TO_CSV), np.uint8)[listed].tobytes()
@@ -169,7 +169,7 @@ class Reader:
     def _count(
         self, text: Bytes, is_newline: NDArray[np.bool_], newline: NDArray[np.int64], empty: NDArray[np.bool_]
     ) -> NDArray[np.int64]:
-        """The features of each line, whose separators come in threes: before the id, before the value, after it."""
+        """The number of features in each line. Separators come in threes: before the id, before the value, after it."""
         separates = (text - 1) < 3  # 0 becomes 255
         separates |= is_newline
         separates[newline[empty]] = False
@@ -198,7 +198,7 @@ class Reader:
         return Entries(rows, row, field.to_numpy(), ids.cast(pl.Int32).to_numpy(), values.to_numpy())
 
     def _sort_out(self, lines: list[bytes], first: int, kept: list[bytes], bad: list[BadRowError]) -> None:
-        """Share out lines of which one or more cannot be read, until one more is bad than is tolerated."""
+        """Sort lines, at least one of them unreadable, into ``kept`` and ``bad``. Stop once too many are bad."""
         if len(lines) == 1:
             bad.append(BadRowError(self.path, [first], self._problem(lines[0][:-1]), "line"))
             return
@@ -212,7 +212,7 @@ class Reader:
                 self._sort_out(part, number, kept, bad)
 
     def _problem(self, raw: bytes) -> str:
-        """What is wrong with a line that cannot be read."""
+        """Describe what is wrong with an unreadable line."""
         try:
             line = raw.decode()
         except UnicodeDecodeError:
@@ -257,14 +257,14 @@ class Reader:
         if not raw_id.isascii() or not raw_id.isdigit() or int(raw_id) > MAX_ID:
             return f"field {name}: id {raw_id!r} is not a whole number from 0 to {MAX_ID}"
         try:
-            fits = abs(float(value)) <= _MAX_VALUE  # false for nan
+            fits = abs(float(value)) <= _MAX_VALUE  # false for NaN
         except ValueError:
             fits = False
         return None if fits else f"field {name}: value {value!r} is not a finite 32-bit number"
 
 
 def _blocks(path: Path) -> Iterator[bytes]:
-    """Whole lines, about BLOCK bytes at a time; the last one gets the newline it may lack, the first loses its mark."""
+    """Blocks of whole lines, about BLOCK bytes each. Adds a missing final newline and removes a byte order mark."""
     rest, mark = b"", _MARK
     with path.open("rb") as file:
         while chunk := file.read(BLOCK):

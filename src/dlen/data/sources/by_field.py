@@ -1,4 +1,4 @@
-"""A table whose columns are a schema's fields, with raw values: how a source without a table of its own is asked."""
+"""A table of raw values with one column per schema field, the format of new rows for sources without a table."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from dlen.schema import Field, Kind
 
 
 def rows_by_field(path: Path, store: Store, max_values: int = 20, labels: bool = False) -> Iterator[Split]:
-    """Rows of a CSV, TSV or Parquet file with a column for each field of the store's schema.
+    """Read rows of a CSV, TSV or Parquet file with one column per field of the store's schema.
 
-    An id stands as in the raw log; several are a list, or separated by ``|``, each followed by ``:`` and its weight.
+    Ids are written as in the raw log. Several ids are a list, or separated by ``|``, each followed by ``:`` and its
+    weight.
 
     Args:
-        path: of the file.
-        store: whose vocabularies encode it.
-        max_values: most values of a multi-valued field in a row; the heaviest stay.
-        labels: read them as well, from a column for each task.
+        path: path of the file.
+        store: store whose vocabularies encode the rows.
+        max_values: maximum number of values of a multi-valued field in a row; the heaviest are kept.
+        labels: also read the labels, from one column per task.
 
     Raises:
         UserError: a column is missing, or a cell cannot be read.

@@ -1,4 +1,4 @@
-"""What a cell of any type reads as: the one text of an id, a finite number, or a moment."""
+"""Parses a cell of any type: as the canonical text of an id, a finite number, or a time."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ import polars as pl
 from dlen.data.bad_rows import BadRowError
 from dlen.errors import UserError
 
-LINE = "__line__"  # number of the row in its file
-LARGEST = float(np.finfo(np.float32).max)  # of 32 bits, in which numbers reach a model
+LINE = "__line__"  # row number within its file
+LARGEST = float(np.finfo(np.float32).max)  # of 32 bits, the precision of numbers in a model
 _LATEST = 7_258_118_400_000_000  # the year 2200, in microseconds since 1970
-_SECONDS = (631_152_000, 7_258_118_400)  # of the years 1990 and 2200: as milliseconds they would be days of 1970
-# Up to which a float tells every whole number from the next.
+_SECONDS = (631_152_000, 7_258_118_400)  # years 1990 and 2200; read as milliseconds, they would be days of 1970
+# The largest value up to which a float represents every whole number.
 _EXACT: dict[Any, int] = {pl.Float64: 2**53, pl.Float32: 2**24}
 _TRUTH = {"true": 1.0, "false": 0.0}
 _ISO = (
     r"^(?<date>\d{4}[-/]\d{2}[-/]\d{2})(?:[ T](?<time>\d{2}:\d{2})(?::(?<second>\d{2}(?:[.,]\d+)?))?)?"
     r"\s*(?:Z|UTC|(?<sign>[+-])(?<hours>\d{2}):?(?<minutes>\d{2})?)?$"
 )
-_MARKS = ("\\N", "null", "na", "n/a", "nan", "none", "nil", "-")  # what absent values are often written as
+_MARKS = ("\\N", "null", "na", "n/a", "nan", "none", "nil", "-")  # common spellings of missing values
 
 
 def id_text(cells: pl.Series, path: Path) -> pl.Series:
-    """The text of each id, null where there is none: 12, 12.0, "12", "12.0" and " 12" are one id.
+    """The canonical text of each id, null if absent: 12, 12.0, "12", "12.0" and " 12" are the same id.
 
-    pandas makes floats of whole numbers beside an empty cell, and writes True where Polars writes true; a file of each
-    must not give two ids.
+    pandas converts a column of whole numbers with an empty cell to floats, and writes True where Polars writes true. An
+    id in files of both kinds must not become two ids.
 
     Args:
-        cells: of any type but lists.
-        path: of the file, for messages.
+        cells: cells of any type except lists.
+        path: path of the file, for messages.
 
     Raises:
-        UserError: cells are lists, or floats in which neighbouring ids are the same number.
+        UserError: cells are lists, or floats too large to distinguish neighbouring ids.
     """
     kind = cells.dtype
     if kind.is_nested():
@@ -60,7 +60,7 @@ def id_text(cells: pl.Series, path: Path) -> pl.Series:
 
 
 def _whole(cells: pl.Series, path: Path) -> pl.Series:
-    """Floats as text, the whole ones as whole numbers."""
+    """Floats as text, with whole numbers written as integers."""
     whole = cells.is_finite() & (cells == cells.floor())
     merged = whole & (cells.abs() > _EXACT.get(type(cells.dtype), 2**11))
     if merged.any():
@@ -74,7 +74,7 @@ def _whole(cells: pl.Series, path: Path) -> pl.Series:
 
 
 def numbers(frame: pl.DataFrame, column: str, path: Path) -> pl.Series:
-    """A column as finite floats, null where the cell is empty; BadRowError for any other cell. True is 1."""
+    """A column as finite floats, null for an empty cell; BadRowError for any other cell. True is 1."""
     cells = frame[column]
     if cells.dtype.is_nested() or cells.dtype.is_temporal():
         hint = "; kind: time takes it" if cells.dtype in (pl.Date, pl.Datetime) else ""
@@ -99,16 +99,16 @@ def numbers(frame: pl.DataFrame, column: str, path: Path) -> pl.Series:
 
 
 def moments(frame: pl.DataFrame, column: str, path: Path, unit: str = "s", format: str = "") -> pl.Series:
-    """A column as microseconds since 1970, null where the cell is empty; BadRowError for what is no time.
+    """A column as microseconds since 1970, null for an empty cell; BadRowError for a cell that is not a time.
 
-    Time stamps with a zone are their instant in UTC; without one they are taken as they are.
+    Time stamps with a time zone are converted to UTC; others are used unchanged.
 
     Args:
-        frame: rows.
-        column: dates, time stamps, numbers since 1970, or text of these.
-        path: of the file, for messages.
-        unit: of numbers: s or ms.
-        format: of text; without one it is ISO 8601, such as 2023-11-14 or 2023-11-14T10:00:00+08:00.
+        frame: rows to read.
+        column: column of dates, time stamps, numbers since 1970, or text of these.
+        path: path of the file, for messages.
+        unit: unit of numbers: s or ms.
+        format: format of text. Default: ISO 8601, such as 2023-11-14 or 2023-11-14T10:00:00+08:00.
     """
     cells = frame[column]
     if cells.dtype in (pl.Date, pl.Datetime):
@@ -137,15 +137,15 @@ def moments(frame: pl.DataFrame, column: str, path: Path, unit: str = "s", forma
 
 
 class Rising:
-    """Reads a column that orders rows in time, and refuses it where it is in two forms, which are far apart.
+    """Reads a column that orders rows in time, and rejects a mix of times and numbers, which are not comparable.
 
     Args:
-        column: its name.
-        why: what to say of ``{now}`` and ``{then}`` (times and numbers, or the reverse) and ``{other}``, the file that
-            was read before.
+        column: name of the column.
+        why: message template with ``{now}`` and ``{then}`` (times and numbers, or the reverse) and ``{other}``, the
+            file read before.
 
     Attributes:
-        dated: whether it holds times; None until a cell was read.
+        dated: whether the column holds times; None before the first cell is read.
     """
 
     def __init__(self, column: str, why: str) -> None:
@@ -154,10 +154,11 @@ class Rising:
         self._other = Path()
 
     def read(self, frame: pl.DataFrame, path: Path) -> tuple[pl.Series, bool]:
-        """Floats, any numbers or times in microseconds, null where the cell is empty; and whether these are times.
+        """Read floats, either numbers or times in microseconds, null for an empty cell; and whether they are times.
 
         Raises:
-            UserError: they are in another form than before; BadRowError for what is neither.
+            UserError: the form differs from that of earlier cells.
+            BadRowError: a cell is neither a number nor a time.
         """
         cells = frame[self.column]
         dated = cells.dtype in (pl.Date, pl.Datetime) or _dated(cells) is not None
@@ -174,16 +175,16 @@ class Rising:
 
 
 def text_of(cells: pl.Series) -> pl.Series:
-    """Cells as text without blanks around it, null where there is none."""
+    """Cells as text without surrounding blanks, null if empty."""
     text = cells.cast(pl.String).str.strip_chars()
     return text.set(text == "", None)
 
 
 def list_of_cells(frame: pl.DataFrame, column: str, separator: str, path: Path) -> pl.Series:
-    """A column as lists: a Parquet list, ``[1, 2, 3]`` as Python and JSON write it, or values between separators.
+    """A column as lists: a Parquet list, ``[1, 2, 3]`` as in Python and JSON, or values between separators.
 
     Raises:
-        BadRowError: values in quotes cannot be told apart, as one holds a comma.
+        BadRowError: quoted values cannot be split because one contains a comma.
     """
     cells = frame[column]
     if isinstance(cells.dtype, pl.Array):
@@ -195,7 +196,7 @@ def list_of_cells(frame: pl.DataFrame, column: str, separator: str, path: Path) 
     written = text.str.starts_with("[") & text.str.ends_with("]") & ~inner.str.contains(r"[\[\]]")
     if not written.any():
         return text.str.split(separator)
-    # numpy writes blanks in the place of commas
+    # numpy writes blanks instead of commas
     blanks = inner.str.contains(r"^[^,'\"]*$")
     inner = inner.zip_with(~blanks, inner.str.replace_all(r"\s+", ","))
     values = inner.str.split(",")
@@ -209,21 +210,21 @@ def list_of_cells(frame: pl.DataFrame, column: str, separator: str, path: Path) 
 
 
 def _torn(value: pl.Expr) -> pl.Expr:
-    """Whether a value begins or ends with a quote, and not with the same on both sides."""
+    """Whether a value begins or ends with a quote that is not matched at the other end."""
     begins, ends = (cut.is_in(["'", '"']) for cut in (value.str.slice(0, 1), value.str.slice(-1)))
     same = (value.str.slice(0, 1) == value.str.slice(-1)) & (value.str.len_chars() > 1)
     return (begins | ends) & ~same
 
 
 def refuse(frame: pl.DataFrame, bad: pl.Series, column: str, path: Path, why: str) -> None:
-    """Raise BadRowError for the rows where ``bad`` is true, if there are any."""
+    """Raise BadRowError for the rows where ``bad`` is true, if any."""
     if bad.any():
         found = frame.filter(bad)
         raise BadRowError(path, found[LINE].to_list(), f"column {column}: {found[column][0]!r} is {why}")
 
 
 def _dated(cells: pl.Series) -> pl.Series | None:
-    """Where text is neither empty nor a number; None where there is no such text."""
+    """Mask of text that is neither empty nor a number; None if there is no such text."""
     if cells.dtype != pl.String:
         return None
     text = text_of(cells)
@@ -232,7 +233,7 @@ def _dated(cells: pl.Series) -> pl.Series | None:
 
 
 def _iso(written: pl.Series) -> pl.Series:
-    """ISO 8601 in microseconds since 1970; null for other text."""
+    """ISO 8601 text as microseconds since 1970; null for other text."""
     part = written.str.extract_groups(_ISO).struct.unnest()
     date = part["date"].str.replace_all("/", "-", literal=True)
     whole = date + " " + part["time"].fill_null("00:00") + ":" + part["second"].fill_null("00").str.replace(",", ".")

@@ -1,8 +1,9 @@
-"""Label expressions such as ``label == 0 and not is_spam == 1``: parsed, never executed, turned into Polars.
+"""Label expressions such as ``label == 0 and not is_spam == 1``: parsed and translated to Polars, never executed.
 
-Grammar: column names (``col("native-country")`` where a name is no identifier), numbers, quoted strings,
+Grammar: column names (``col("native-country")`` for names that are not identifiers), numbers, quoted strings,
 ``== != < <= > >=``, ``in [..]``, ``not in [..]``, ``and``, ``or``, ``not`` and parentheses. A column compared with a
-number is read as a number, with a string as the text of an id. Where a cell that decides is empty, so is the result.
+number is read as a number; compared with a string, as the text of an id. If a cell that decides the result is empty,
+so is the result.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ class Expression:
     """A parsed label expression.
 
     Args:
-        text: the expression.
+        text: source text of the expression.
 
     Attributes:
         columns: names of the columns it reads.
-        numeric: those of them that are read as numbers; the others are read as the text of an id.
+        numeric: columns read as numbers; the others are read as the text of an id.
 
     Raises:
-        ValueError: the text is not in the grammar above.
+        ValueError: the text does not follow the grammar above.
     """
 
     def __init__(self, text: str) -> None:
@@ -50,13 +51,13 @@ class Expression:
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             raise ValueError(f"{text!r} is not an expression such as `label == 0`") from None
         name = self._name(tree)
-        if name is not None:  # a column of its own holds the label, 0 or 1
+        if name is not None:  # a single column holds the label, 0 or 1
             self.columns, self.numeric = [name], [name]
             self.expr = pl.col(name).cast(pl.Float64)
         else:
             try:
                 self.expr = self._boolean(tree).cast(pl.Float64)
-            except RecursionError:  # Python 3.13 parses deeper than it walks
+            except RecursionError:  # Python 3.13 parses deeper nesting than it can walk
                 raise ValueError(f"{text[:40]!r}... is nested too deeply") from None
 
     def _name(self, node: ast.AST) -> str | None:
@@ -71,7 +72,7 @@ class Expression:
         if isinstance(node, ast.BoolOp):
             parts = [self._boolean(value) for value in node.values]
             join = operator.and_ if isinstance(node.op, ast.And) else operator.or_
-            while len(parts) > 1:  # in pairs: a chain of thousands would be as deep
+            while len(parts) > 1:  # join in pairs: a chain of thousands would be nested as deeply
                 pairs = zip(parts[::2], parts[1::2], strict=False)
                 parts = [*(join(a, b) for a, b in pairs), *(parts[-1:] if len(parts) % 2 else [])]
             return parts[0]

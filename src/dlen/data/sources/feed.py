@@ -1,11 +1,11 @@
-"""Feed: a simulated content feed whose hidden preference is known, told after DLEN's own story.
+"""Feed: a simulated content feed with known hidden preference that follows DLEN's assumptions.
 
-For every impression the user either prefers the item (UP) or not: the match of user and item plus logistic noise is
-above a threshold, which makes P(UP) a sigmoid of the match. How a user shows it is a habit of that user: P(t | UP)
-differs by user, task and category and has nothing to do with the preference. Without preference each interaction
-still happens, ``leak`` times as often. So a row that is negative for one task says little about the others, which is
-the paper's case against ordinary multi-task models. With ``preference: 1`` there is no hidden state, and with
-``own_match`` each task has a taste of its own: worlds in which DLEN can lose.
+For every impression, the user either prefers the item (UP) or not: the match of user and item plus logistic noise is
+above a threshold, which makes P(UP) a sigmoid of the match. How users express preference is a habit: P(t | UP) differs
+by user, task and category and is independent of the preference. Without preference, each interaction still happens,
+``leak`` times as often. A negative for one task therefore says little about the others, which is the paper's argument
+against ordinary multi-task models. With ``preference: 1`` there is no hidden state, and with ``own_match`` each task
+has its own taste. These are worlds in which DLEN can lose.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from dlen.progress import Stage
 from dlen.schema import Field, Kind, Schema, Task
 
 _CHUNK = 1 << 17
-_WORLD = 2  # counts up when the same settings would draw another world
+_WORLD = 2  # increase if the same settings would draw another world
 _LATENT = 4  # dimensions of taste
 _CATEGORIES, _AUTHORS, _AGES, _GENDERS, _CITIES, _HOURS = 40, 300, 7, 2, 60, 24
 _USER_FIELDS = {"user": "user", "age": "user", "gender": "user", "city": "user"}
@@ -38,7 +38,7 @@ _ITEM_FIELDS = {"item": "item", "category": "item", "author": "item", "hour": "c
 _RATES = {"click": 0.21, "like": 0.12, "share": 0.06, "follow": 0.05, "comment": 0.08}
 HATE, POSITION = "hate", "position"
 EXPOSURES = ("popular", "uniform", "matched")
-_CANDIDATES = 5  # items from which a matched exposure picks one
+_CANDIDATES = 5  # items from which matched exposure picks one
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -53,12 +53,12 @@ def _logit(p: Floats) -> Floats:
 
 
 def _dot(taste: Floats, topic: Floats) -> Floats:
-    """(..., d) and (..., d) -> (...) a match of deviation about one."""
+    """(..., d) and (..., d) -> (...) match with a standard deviation of about one."""
     return (taste * topic).sum(-1) / np.sqrt(_LATENT)
 
 
 def _intercept(rate: float, mean_at: Callable[[float], float]) -> float:
-    """The intercept at which ``mean_at(intercept)`` is ``rate``, by bisection."""
+    """Find the intercept at which ``mean_at(intercept)`` is ``rate``, by bisection."""
     low, high = -30.0, 30.0
     for _ in range(60):
         middle = (low + high) / 2
@@ -68,26 +68,26 @@ def _intercept(rate: float, mean_at: Callable[[float], float]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """Simulated impressions: what happened, and the probabilities it was drawn from."""
+    """Simulated impressions: outcomes, and the probabilities from which they were drawn."""
 
     user: Ints  # (n,)
     item: Ints  # (n,)
     hour: Ints  # (n,)
     prefers: NDArray[np.bool_]  # (n,) the hidden state itself
-    up: Floats  # (n,) true P(UP); 1 where there is no hidden state
-    relevance: Floats  # (n, T) true P(t) = P(t | UP) P(UP) + P(t | not UP) P(not UP), where it is seen
-    seen: Floats  # (n,) probability of being seen at its place
-    place: Ints  # (n,) from 0
+    up: Floats  # (n,) true P(UP); 1 without hidden state
+    relevance: Floats  # (n, T) true P(t) = P(t | UP) P(UP) + P(t | not UP) P(not UP), given that it is seen
+    seen: Floats  # (n,) probability of being seen at its position
+    place: Ints  # (n,) starting at 0
     labels: NDArray[np.uint8]  # (n, T)
 
     @property
     def probability(self) -> Floats:
-        """(n, T) true P(t) at the place it had."""
+        """(n, T) true P(t) at the displayed position."""
         return self.relevance * self.seen[:, None]
 
 
 class _World:
-    """The fixed part: who the users are, what the items are, and each user's habits and leak."""
+    """The fixed part: users, items, and each user's habits and leak."""
 
     def __init__(self, feed: Feed) -> None:
         rng = np.random.default_rng([feed.seed, 0])
@@ -113,14 +113,14 @@ class _World:
         self._set_intercepts()
 
     def _tastes(self, rng: np.random.Generator) -> tuple[Floats, Floats]:
-        """(users, d) and (items, d): mostly by age and gender, and mostly by category, so that they can be learnt."""
+        """(users, d), mostly determined by age and gender, and (items, d), mostly by category: both can be learned."""
         profile = rng.normal(size=(_AGES, _GENDERS, _LATENT))[self.age, self.gender]
         taste = 0.8 * profile + 0.6 * rng.normal(size=(self.feed.users, _LATENT))
         theme = rng.normal(size=(_CATEGORIES, _LATENT))[self.category]
         return taste, 0.9 * theme + 0.44 * rng.normal(size=(self.feed.items, _LATENT))
 
     def _set_intercepts(self) -> None:
-        """Intercepts at which the share of preferred impressions and every task's rate are as asked."""
+        """Set the intercepts that give the requested share of preferred impressions and rate of each task."""
         self.threshold, self.base = np.inf, np.zeros(len(self.feed.tasks))
         user, item, hour = self._expose(np.random.default_rng([self.feed.seed, 1]), 20_000)
         if self.feed.preference < 1:
@@ -136,7 +136,7 @@ class _World:
         )
 
     def _expose(self, rng: np.random.Generator, rows: int) -> tuple[Ints, Ints, Ints]:
-        """Who sees what and when: active users more, and popular, any, or (of a few popular ones) matching items."""
+        """Draw users, items and hours: active users more often, and items that are popular, uniform or matched."""
 
         def draw(cumulative: Floats, size: int | tuple[int, int]) -> Ints:
             return np.searchsorted(cumulative, rng.random(size) * cumulative[-1])
@@ -160,14 +160,14 @@ class _World:
         )
 
     def _shows(self, user: Ints, item: Ints) -> Floats:
-        """(n, T) logits of P(t | UP); for hate of P(hate | not UP)."""
+        """(n, T) logits of P(t | UP); for hate, logits of P(hate | not UP)."""
         shows: Floats = self.habit[user] + self.fit[self.category[item]] + self.base
         for task, (taste, topic) in enumerate(self.own):
             shows[:, task] += self.feed.own_match * _dot(taste[user], topic[item])
         return shows
 
     def _happens(self, prefers: Floats, user: Ints) -> Floats:
-        """(n, T) what (n, 1) preference leaves of each task: all of it or its leak; for hate the other way round."""
+        """(n, T) factor on each task given (n, 1) preference: 1 if preferred, else the leak; reversed for hate."""
         weight = np.where(self.feed.dislikes(), 1 - prefers, prefers)
         return weight + self.leak[user] * (1 - weight)
 
@@ -186,7 +186,7 @@ class _World:
         return _Rows(user, item, hour, prefers, up, given * self._happens(up[:, None], user), seen, place, labels)
 
     def _place(self, rng: np.random.Generator, item: Ints) -> Ints:
-        """Places filled evenly, mostly from the top by popularity, as a ranker of yesterday would."""
+        """Assign positions evenly, mostly from the top by popularity, as an existing ranker would."""
         order = np.argsort(-(self.appeal[item] + rng.normal(size=len(item))))
         place = np.empty(len(item), np.int64)
         place[order] = np.arange(len(item)) * self.feed.positions // len(item)
@@ -198,26 +198,26 @@ class Feed:
     """The feed simulator as a data source.
 
     Args:
-        name: of the data set.
-        rows: impressions in all splits.
+        name: name of the data set.
+        rows: number of impressions in all splits together.
         users: number of users.
         items: number of items.
-        rates: marginal rate of each task where the impression is seen; its keys are the tasks.
-        hate: marginal rate of an explicit dislike, which shows that the user does not prefer the item; 0 for none.
+        rates: marginal rate of each task, given that the impression is seen; the keys define the tasks.
+        hate: marginal rate of an explicit dislike, which shows that the user does not prefer the item; 0 to disable.
         preference: marginal P(UP); 1 for a world without hidden state.
-        leak: P(t | not UP) / P(t | UP) (for hate the inverse), one number or one for each task.
+        leak: P(t | not UP) / P(t | UP), or its inverse for hate; one number, or one per task.
         leak_spread: standard deviation over users of the leak's logit; 0 gives every user the same leak.
-        strength: how much the match of user and item matters to P(UP), on the logit scale.
+        strength: weight of the match of user and item in the logit of P(UP).
         habit: standard deviation over users of each task's logit given UP.
-        own_match: weight of a match of user and item that is each task's own, on the logit scale.
-        exposure: ``popular`` items more often, all items alike (``uniform``), or ``matched``: of five popular
-            candidates mostly the one that suits the user, as a recommender would.
-        positions: places on the page, a further field; popular items mostly stand at the top. 0 for none.
-        position_bias: an impression at place k is seen with probability k to the power of minus this, and what is not
-            seen has no interaction.
-        validation: share of the rows.
-        test: share of the rows.
-        seed: of the world and of the draws.
+        own_match: weight of a separate match of user and item in each task's logit.
+        exposure: ``popular`` shows popular items more often, ``uniform`` shows all items equally often, and ``matched``
+            mostly picks the one of five popular candidates that suits the user, as a recommender would.
+        positions: number of positions on the page, added as a field; popular items are mostly at the top. 0 to disable.
+        position_bias: an impression at position k is seen with probability k to the power of minus this value; an
+            unseen impression has no interaction.
+        validation: fraction of rows in the validation split.
+        test: fraction of rows in the test split.
+        seed: random seed of the world and of the impressions.
     """
 
     name: str = "feed"
@@ -283,7 +283,7 @@ class Feed:
 
     @property
     def tasks(self) -> dict[str, float]:
-        """Rate of every task, an explicit dislike last."""
+        """Rate of every task, with an explicit dislike last."""
         return self.rates | ({HATE: self.hate} if self.hate else {})
 
     def leaks(self) -> Floats:
@@ -292,20 +292,20 @@ class Feed:
         return np.array([self.leak if one_for_all else self.leak[t] for t in self.tasks], np.float64)  # type: ignore[index]
 
     def dislikes(self) -> NDArray[np.bool_]:
-        """(T,) whether a task shows dislike."""
+        """(T,) whether each task is a dislike."""
         return np.array([t == HATE for t in self.tasks])
 
     def settings(self) -> dict[str, Any]:
-        """Every argument that matters but the name, and the version of the simulator."""
+        """All arguments that affect the data, and the version of the simulator."""
         unused = {"name"} if self.positions else {"name", "positions", "position_bias"}
         return {**{k: v for k, v in asdict(self).items() if k not in unused}, "world": _WORLD}
 
     def files(self) -> list[Path]:
-        """None: everything is drawn."""
+        """None: all data is generated."""
         return []
 
     def write(self, writer: StoreWriter) -> Schema:
-        """Draw the world and its impressions, in chunks."""
+        """Draw the world and its impressions in chunks."""
         world = self._world
         sizes = self._vocabularies()
         offsets = dict(zip(sizes, np.cumsum([0, *sizes.values()]), strict=False))
@@ -340,11 +340,11 @@ class Feed:
         return self._schema(sizes, positives / max(splits["train"].rows, 1))
 
     def truth(self, users: Ints, hour: int) -> Truth:
-        """What is known of some users with every item.
+        """Ground truth of some users with every item.
 
         Args:
-            users: (U,) numbers of users.
-            hour: of the day.
+            users: (U,) user numbers.
+            hour: hour of the day.
         """
         world, items = self._world, np.arange(self.items)
         user, item = np.repeat(users, self.items), np.tile(items, len(users))
@@ -356,12 +356,12 @@ class Feed:
         return Truth(up, given, leak, self.dislikes(), popularity)
 
     def pairs(self, user: int, hour: int, offsets: Mapping[str, int]) -> NDArray[np.int32]:
-        """(I, S) ids of one user with every item, at the top place, as a store encodes them.
+        """(I, S) encoded ids of one user with every item at the top position.
 
         Args:
-            user: number of the user.
-            hour: of the day.
-            offsets: of the store's schema.
+            user: user number.
+            hour: hour of the day.
+            offsets: offsets of the store's schema.
         """
         world, items = self._world, np.arange(self.items)
         values = {"item": items, "category": world.category, "author": world.author}
@@ -375,11 +375,11 @@ class Feed:
         return _World(self)
 
     def read(self, path: Path, store: Store, labels: bool = False) -> Iterator[Split]:
-        """New rows, from a table with a column for each field that holds the simulator's own numbers."""
+        """Read new rows from a table with one column per field, holding the simulator's own numbers."""
         return rows_by_field(path, store, labels=labels)
 
     def _vocabularies(self) -> dict[str, int]:
-        """Ids of each field with the unknown one, rows' fields first."""
+        """Vocabulary size of each field including the unknown id; fields of rows first."""
         sizes = {"item": self.items, "category": _CATEGORIES, "author": _AUTHORS, "hour": _HOURS}
         sizes |= {POSITION: self.positions} if self.positions else {}
         sizes |= {"user": self.users, "age": _AGES, "gender": _GENDERS, "city": _CITIES}
@@ -417,7 +417,7 @@ class Feed:
         return Schema(fields, tasks, truth=self._truth(), user="user", position=position)
 
     def _truth(self) -> tuple[str, ...]:
-        """Names of what is known of every row; ``relevance/TASK`` is its probability at the top place."""
+        """Names of the known quantities of each row; ``relevance/TASK`` is its probability at the top position."""
         relevance = [f"relevance/{t}" for t in self.tasks] if self.positions else []
         return (*(("prefers", "up") if self.preference < 1 else ()), *self.tasks, *relevance)
 
@@ -427,7 +427,7 @@ def _counts(single: int) -> dict[Kind, int]:
 
 
 def _columns(values: Mapping[str, Ints], offsets: Mapping[str, int]) -> Columns:
-    """Zero-based values as rows of the embedding table."""
+    """Zero-based values as row indices into the embedding table."""
     ids = np.column_stack([v + 1 + offsets[name] for name, v in values.items()])
     n, none = len(ids), np.zeros(0)
     return Columns(ids, np.zeros((n, 0)), np.zeros((n, 0), np.int16), none, none)

@@ -1,4 +1,4 @@
-"""A Polars frame as a data source: written beside the prepared data, so that the commands can read it as well."""
+"""A Polars frame as a data source, written next to the prepared data so that the commands can read it too."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from dlen.files import replacing_file
 
 
 def frame_source(frame: pl.DataFrame, spec: Mapping[str, Any], folder: Path, name: str) -> Table:
-    """A table for :func:`~dlen.data.prepare.prepare`.
+    """Write a frame and its spec, and return a table for :func:`~dlen.data.prepare.prepare`.
 
-    ``FOLDER/NAME.parquet`` and ``FOLDER/NAME.yaml`` are written, or left as they are where nothing has changed, so
+    ``FOLDER/NAME.parquet`` and ``FOLDER/NAME.yaml`` are written, or left unchanged if their content is the same, so
     that ``python train.py data=table data.spec=FOLDER/NAME.yaml`` trains on the same data.
 
     Args:
-        frame: one row for each impression.
-        spec: what its columns are, as in the YAML of a table, without ``files``.
-        folder: of the two files, made where it is missing.
-        name: of the data set.
+        frame: one row per impression.
+        spec: description of the columns, as in the YAML of a table, without ``files``.
+        folder: folder of the two files, created if missing.
+        name: name of the data set.
 
     Raises:
-        UserError: the spec is wrong, or the folder cannot be written.
+        UserError: the spec is invalid, or the folder cannot be written.
     """
     if "files" in spec:
         raise UserError("the frame is the data: leave `files` out of its spec")
     if not name or "/" in name or name.startswith("."):
         raise UserError(f"{name!r} cannot be the name of a data set (no slash, and no full stop in front)")
     try:
-        # Plain values, whatever mappings, tuples and numpy numbers it came as.
+        # Convert mappings, tuples and numpy numbers to plain values.
         content = json.loads(json.dumps(spec, default=lambda value: value.item()))
     except (TypeError, ValueError, AttributeError) as error:
         raise UserError(f"the spec of {name} holds what no YAML does ({error})") from None
@@ -52,12 +52,12 @@ def frame_source(frame: pl.DataFrame, spec: Mapping[str, Any], folder: Path, nam
     except (pl.exceptions.PolarsError, TypeError) as error:
         raise UserError(f"the frame cannot be kept as Parquet ({str(error).splitlines()[0]})") from None
     source = Table(str(folder / f"{name}.yaml"), name)
-    _ = source.table  # what is wrong with the spec is told here
+    _ = source.table  # report errors in the spec here
     return source
 
 
 def _keep_if_same(old: Path, new: Path) -> None:
-    """A file that is written again with the same bytes keeps its time, by which prepared data are known."""
+    """Keep the old file, and so its modification time, if the new bytes are the same."""
     if old.exists() and old.stat().st_size == new.stat().st_size and old.read_bytes() == new.read_bytes():
         new.unlink()
         old.rename(new)

@@ -1,4 +1,4 @@
-"""Public data sets by name: their publishers' own files, described by a YAML that comes with the package."""
+"""Public data sets by name: the publishers' own files, described by a YAML that is part of the package."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ SPECS = Path(__file__).parent / "public"
 
 
 class PublicTable(Table):
-    """A public data set, read by :class:`Table` through a spec of ours.
+    """A public data set, read by :class:`Table` with a spec of this package.
 
     Args:
-        name: of the spec, such as ``kuairand``, and of the data set.
-        raw_dir: the folder with the publisher's files.
-        files: overrides the spec's, below ``raw_dir``, such as ``QB-video.csv``.
-        bad_rows: so many rows that cannot be read are left out, counted and shown; one more is an error.
+        name: name of the spec and of the data set, such as ``kuairand``.
+        raw_dir: folder with the publisher's files.
+        files: replaces the ``files`` of the spec, relative to ``raw_dir``, such as ``QB-video.csv``.
+        bad_rows: maximum number of unreadable rows to skip, count and report; one more raises an error.
     """
 
     def __init__(self, name: str, raw_dir: str, files: str | None = None, bad_rows: int = 0) -> None:

@@ -1,8 +1,8 @@
-"""Any table: CSV, TSV or Parquet files with a YAML that says what their columns are.
+"""Any table: CSV, TSV or Parquet files with a YAML that describes their columns.
 
 The files are streamed two or three times: once for the boundaries of a split by time, once for vocabularies,
-statistics and labels of the training rows, once to encode. Memory is bounded by a chunk, the vocabularies and the
-tables that are joined.
+statistics and labels of the training rows, and once to encode. Memory is bounded by a chunk, the vocabularies and the
+joined tables.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Array = NDArray[Any]
 T = TypeVar("T")
 SPLITS = ("train", "validation", "test")
 _ENDINGS = tuple(f".{kind}{p}" for kind in ("csv", "tsv", "tab", "txt") for p in ("", ".gz", ".bz2", ".xz"))
-_ENDINGS += (".parquet", ".pq")  # of the files of a folder that are read
+_ENDINGS += (".parquet", ".pq")  # files of a folder that are read
 _KEY = "__joined_by"
 _TWO_FORMS = "holds {now}, and {then} elsewhere ({other}), so there is no order of the rows; write it in one form"
 
@@ -49,12 +49,12 @@ class Table:
     """A user's own table as a data source.
 
     Args:
-        spec: the YAML that describes it, read when it is first needed.
-        name: of the data set.
-        files: overrides the spec's ``files``; relative to the working folder.
-        folder: where the spec's ``files`` and ``joins`` lie, in place of the spec's own folder.
-        content: what the YAML would hold, where there is none; ``spec`` then names it in messages.
-        bad_rows: so many rows that cannot be read are left out, counted and shown; one more is an error.
+        spec: path of the YAML that describes the table, read when it is first needed.
+        name: name of the data set.
+        files: replaces the ``files`` of the spec; relative to the working directory.
+        folder: folder of the spec's ``files`` and ``joins``, instead of the folder of the spec.
+        content: parsed spec to use instead of a YAML; ``spec`` then only names it in messages.
+        bad_rows: maximum number of unreadable rows to skip, count and report; one more raises an error.
     """
 
     def __init__(
@@ -75,8 +75,8 @@ class Table:
             self.table = content
         self._opened: dict[Path, TableFile] = {}
         self._scratch = Path()  # for unpacked copies, while rows are read
-        self._joined: dict[str, pl.DataFrame] = {}  # what is joined, by the name of the join
-        self._unmatched: dict[str, int] = {}  # rows of this pass, by the name of the join
+        self._joined: dict[str, pl.DataFrame] = {}  # joined tables, by the name of the join
+        self._unmatched: dict[str, int] = {}  # rows of this pass without a match, by the name of the join
 
     @cached_property
     def _text(self) -> str:
@@ -84,7 +84,7 @@ class Table:
 
     @cached_property
     def table(self) -> TableSpec:
-        """What the YAML says."""
+        """The parsed YAML."""
         return parse_spec(self._text, self.path)
 
     @cached_property
@@ -104,7 +104,7 @@ class Table:
 
     @cached_property
     def sources(self) -> dict[str, list[Path]]:
-        """Paths by split; ``all`` where one table is to be split."""
+        """Paths by split; ``all`` if one table is to be split."""
         override = self._files_setting
         given = self.table.files if override is None else override
         folder = self.folder if override is None else Path()
@@ -129,14 +129,14 @@ class Table:
         return found
 
     def settings(self) -> dict[str, Any]:
-        """The spec's text, which the store keeps: new rows are read by it, whatever the file says by then."""
+        """Settings that affect the store. They include the spec, so new rows do not depend on later changes to it."""
         files = {split: [str(p) for p in paths] for split, paths in self.sources.items()}
         files |= {f"joins.{name}": [str(p) for p in paths] for name, paths in self.joins.items()}
         tolerated = {"bad_rows": self.bad.allowed} if self.bad.allowed else {}
         return {"spec": self._text, "files": files, **tolerated}
 
     def files(self) -> list[Path]:
-        """The table's files, and those that are joined."""
+        """The files of the table and of its joins."""
         paths = [*self._own_files(), *(p for paths in self.joins.values() for p in paths)]
         for path in paths:
             if not path.is_file():
@@ -150,7 +150,7 @@ class Table:
         return [p for paths in self.sources.values() for p in paths]
 
     def write(self, writer: StoreWriter) -> Schema:
-        """Split, learn from the training rows, encode."""
+        """Split, learn from the training rows, and encode."""
         self._scratch, self._opened = writer.scratch, {}
         self._rising = Rising(self.table.split.column, _TWO_FORMS)
         self.files()
@@ -177,25 +177,25 @@ class Table:
         return schema
 
     def read(self, path: Path, store: Store, labels: bool = False) -> Iterator[Split]:
-        """Rows of another file of the same columns, encoded as those of a store.
+        """Read another file with the same columns, encoded like the rows of a store.
 
-        What the columns are is read from the store, which keeps the YAML that it was made by.
+        The columns are described by the YAML that the store contains.
 
         Args:
-            path: a table.
-            store: written by a source with this spec.
-            labels: read them as well; otherwise they may be missing, and are zero.
+            path: path of a table.
+            store: store written by a source with this spec.
+            labels: read the labels; otherwise they may be missing and are zero.
 
         Raises:
             UserError: a column is missing, or a cell cannot be read.
         """
-        own = copy(self)  # this one may prepare its own files afterwards
+        own = copy(self)  # this source may still prepare its own files
         kept = store.content["settings"]
         if "spec" in kept:
             own.table = parse_spec(kept["spec"], self.path)
-            for parsed in ("labels", "observed", "joins"):  # of the YAML as it is now
+            for parsed in ("labels", "observed", "joins"):  # derived from the current YAML
                 own.__dict__.pop(parsed, None)
-        own.sources, own.bad, own._opened = {"all": [path]}, BadRows(0), {}  # every row has a line of output
+        own.sources, own.bad, own._opened = {"all": [path]}, BadRows(0), {}  # every input row must have an output row
         yield from own._read(path, store, labels)
 
     def _read(self, path: Path, store: Store, labels: bool) -> Iterator[Split]:
@@ -219,16 +219,16 @@ class Table:
         ]
 
     def _columns_of_fields(self) -> list[tuple[str, str]]:
-        """Columns that fields are read from, each with the field's name; of rates those that make keys and times."""
+        """Columns from which fields are read, with the field name; for rates, the columns of their keys and times."""
         return [(column, field.name) for field in self._make_columns() for column in field.inputs]
 
     def _columns_of_tasks(self) -> list[tuple[str, str]]:
-        """Columns that labels are made of, and those that say whether there is one, each with the task's name."""
+        """Columns from which labels are computed, or whether they are observed, with the task name."""
         parsed = [*self.labels.items(), *self.observed.items()]
         return [(column, name) for name, made in parsed for column in made.columns]
 
     def _check_inputs(self, path: Path, labels: bool) -> None:
-        """Every column that a field, or a label, needs exists."""
+        """Check that every column needed by a field, or by a label, exists."""
         found = self._found_columns(path)
         needed = [(column, f"field {name}") for column, name in self._columns_of_fields()]
         if labels:
@@ -238,13 +238,13 @@ class Table:
                 raise UserError(f"{path}: no column {column!r}, which {whom} needs; {_hint(column, found)}")
 
     def _found_columns(self, path: Path) -> list[str]:
-        """Of a file, and those that join it."""
+        """Columns of a file and of the tables joined to it."""
         return self._with_joined_columns(self._open(path).names, path)
 
     # Reading
 
     def _open(self, path: Path) -> TableFile:
-        """A file, which is looked through once however often it is read."""
+        """Open a file. It is scanned only once, however often it is read."""
         if path not in self._opened:
             t = self.table
             absent = tuple(t.null_values)
@@ -253,7 +253,7 @@ class Table:
         return self._opened[path]
 
     def _frames(self, label: str) -> Iterator[tuple[pl.DataFrame, Path, str]]:
-        """Chunks of all files, with their file and its split, without blank lines."""
+        """Chunks of all files without blank lines, each with its file and split."""
         total = sum(p.stat().st_size for p in self._own_files())
         self._unmatched = dict.fromkeys(self._joined, 0)
         with Stage(label, total, "B") as stage:
@@ -272,7 +272,7 @@ class Table:
                     stage.advance(left)
 
     def _numbered(self, label: str) -> Iterator[tuple[pl.DataFrame, Path, str]]:
-        """As :meth:`_frames`, each row with its number in all files, which is the same in every pass."""
+        """Like :meth:`_frames`, but each row has a number over all files that is the same in every pass."""
         rows = 0
         for frame, path, split in self._frames(label):
             yield frame.with_row_index(ROW, rows), path, split
@@ -280,7 +280,7 @@ class Table:
         self._rows = rows
 
     def _read_join(self, name: str) -> pl.DataFrame:
-        """The columns of a joined table that a field names, and its key."""
+        """Read the key of a joined table, and the columns that a field uses."""
         spec, path = self.table.joins[name], self.joins[name][0]
         wanted = {column for column, _ in self._columns_of_fields()}
         parts = []
@@ -304,7 +304,7 @@ class Table:
         return table
 
     def _join(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """A chunk with the columns of the joined tables; a key that they do not have gives empty cells."""
+        """Add the columns of the joined tables to a chunk; a key without a match gives empty cells."""
         for name, table in self._joined.items():
             by = self.table.joins[name].by
             keys = id_text(frame[by], self.joins[name][0])
@@ -315,7 +315,7 @@ class Table:
         return frame
 
     def _check_columns(self, path: Path) -> None:
-        """Every column the spec names exists, and every column of the file is named or ignored."""
+        """Check that every column in the spec exists, and that every column of the file is used or ignored."""
         found = self._found_columns(path)
         named = {column: f"fields.{name}" for column, name in self._columns_of_fields()}
         named |= {column: f"fields.{field.name}" for field in self._make_columns() for column in field.happened}
@@ -337,7 +337,7 @@ class Table:
             )
 
     def _with_joined_columns(self, columns: list[str], path: Path) -> list[str]:
-        """The columns of a file and those that join it, each once."""
+        """Columns of a file and of its joins, each once."""
         for name, table in self._joined.items():
             by = self.table.joins[name].by
             if by not in columns:
@@ -352,7 +352,7 @@ class Table:
     # Splitting
 
     def _time_boundaries(self) -> Array | None:
-        """Where validation and test begin, for a split by time."""
+        """Start of validation and of test, for a split by time."""
         split = self.table.split
         if split.by != "time" or set(self.sources) == set(SPLITS):
             return None
@@ -372,7 +372,7 @@ class Table:
         return np.array(ends, np.float64)
 
     def _from(self, key: str) -> float:
-        """Where a split begins, in the units of the column: a number, or the microseconds of a time."""
+        """Start of a split in units of the column: a number, or microseconds for a time."""
         value = getattr(self.table.split, key)
         if isinstance(value, str | date):
             frame = pl.DataFrame({LINE: [0], key: [value.isoformat() if isinstance(value, date) else value]})
@@ -411,7 +411,7 @@ class Table:
             assert self._boundaries is not None
             place = np.searchsorted(self._boundaries, self._times(frame, path), side="right")
             return np.minimum(place, 2 if file_split == "all" else 1)
-        # Each row by itself, also rows without a value of the column: those are nobody's, and no group.
+        # Each row is assigned separately, including rows without a value of the column: they do not form a group.
         keys = frame[LINE].to_numpy().astype(np.int64) + (self._own_files().index(path) << 40)
         if split.by == "hash":
             cells = id_text(frame[split.column], path)
@@ -434,7 +434,7 @@ class Table:
     # Passes
 
     def _learn(self, columns: list[TableColumn]) -> Array:
-        """Show the training rows to every column; returns counts (split, task, label) of observed rows."""
+        """Show the training rows to every column, and return counts (split, task, label) of observed rows."""
         names = list(self.table.tasks)
         tally = np.zeros((len(SPLITS), len(names), 2), np.int64)
         self._missing = np.zeros(len(names), np.int64)
@@ -464,7 +464,7 @@ class Table:
     def _readable(
         self, frame: pl.DataFrame, path: Path, read: Callable[[pl.DataFrame, Path], T]
     ) -> tuple[pl.DataFrame, T]:
-        """What a chunk reads as, and the chunk without the rows that were left out for it."""
+        """Read a chunk. Returns it without the rows skipped as unreadable, and what ``read`` returns for the others."""
         while True:
             try:
                 return frame, read(frame, path)
@@ -473,7 +473,7 @@ class Table:
                 frame = frame.filter(~pl.col(LINE).is_in(error.lines))
 
     def _chain(self, name: str) -> list[int]:
-        """Columns of a task and of those that it is observed under, nearest first."""
+        """Column indices of a task and of its ``observed_where`` ancestors, nearest first."""
         names, found = list(self.table.tasks), [name]
         while (parent := self.table.tasks[found[-1]].observed_where) is not None:
             if parent in found:
@@ -482,17 +482,17 @@ class Table:
         return [names.index(n) for n in found]
 
     def _observed(self, labels: Array) -> Array:
-        """(n, T) whether a row measures a task: its label is there, and those that it is observed under are 1."""
+        """(n, T) whether a row measures a task: its label is present, and its ancestors are 1."""
         chains = [self._chain(name) for name in self.table.tasks]
         return np.stack([(labels[:, own] != MISSING) & (labels[:, above] == 1).all(1) for own, *above in chains], 1)
 
     def _told(self, labels: Array) -> Array:
-        """(n, T) whether the labels say if a task and all that it is observed under happened."""
+        """(n, T) whether the labels determine if a task and all its ancestors happened."""
         chains = [labels[:, self._chain(name)] for name in self.table.tasks]
         return np.stack([(chain == 1).all(1) | (chain == 0).any(1) for chain in chains], 1)
 
     def _check_all_found(self) -> None:
-        """Every value that a split by column lists occurs, and every join finds something."""
+        """Check that every value listed in a split by column occurs, and that every join has a match."""
         split = self.table.split
         if split.by == "column" and set(self.sources) != set(SPLITS):
             for key in ("validation", "test"):
@@ -552,13 +552,13 @@ class Table:
 
 
 class _Users:
-    """Whose row each is, as numbers that all splits share: 0 for nobody's, then those of the vocabulary, then new ones.
+    """Numbers of users, shared by all splits: 0 for no user, then users of the vocabulary, then new ones.
 
-    A user whom training has not seen, or too seldom, has no vector, and is somebody all the same.
+    A user not seen in training, or seen too rarely, has no embedding vector but still counts as a user.
 
     Args:
-        columns: of the table, frozen.
-        schema: names the user's field, and where its ids begin.
+        columns: frozen columns of the table.
+        schema: schema that defines the user field and the start of its ids.
     """
 
     def __init__(self, columns: list[TableColumn], schema: Schema) -> None:
@@ -570,7 +570,7 @@ class _Users:
         self._new: dict[str, int] = {}
 
     def of(self, frame: pl.DataFrame, path: Path, ids: Array) -> Array | None:
-        """(n,) int32 of rows with these (n, S) ids; the work in Python is for each distinct new user alone."""
+        """(n,) int32 user numbers of rows with these (n, S) ids. Python work is per distinct new user only."""
         if self.column is None:
             return None
         found: Array = ids[:, self._place] - self._rows.start
@@ -587,9 +587,10 @@ class _Users:
 
 
 def _matches(folder: Path, pattern: str) -> list[Path]:
-    """Files by a path, a pattern or a folder, in order; where nothing matches the path itself, for a message.
+    """Files matching a path, pattern or folder, sorted. Without a match, the path itself, for the error message.
 
-    A path that exists is that path, whatever characters are in it; ``*`` is anything in a name and ``**`` any folders.
+    An existing path is taken literally, whatever characters it contains. ``*`` matches any part of a name, and ``**``
+    matches any folders.
     """
     path = folder / pattern
     if path.is_dir():
@@ -608,7 +609,7 @@ def _matches(folder: Path, pattern: str) -> list[Path]:
 
 
 def _hint(column: str, found: list[str]) -> str:
-    """What a column that is not there may have been meant to be."""
+    """Suggest which column a missing one may have been meant to be."""
     near = difflib.get_close_matches(column, found, 1)
     return f"did you mean {near[0]}?" if near else f"its columns are {', '.join(found)}"
 
@@ -619,7 +620,7 @@ def _append(split: SplitWriter, columns: Columns, labels: Array, mask: Array, us
 
 
 def _columns(frame: pl.DataFrame, path: Path, columns: list[TableColumn], schema: Schema) -> Columns:
-    """A chunk as rows of the embedding table and scaled numbers."""
+    """A chunk as row indices into the embedding table and scaled numbers."""
     n, offsets = len(frame), schema.offsets
 
     def stacked(values: list[Array], dtype: type) -> Array:
@@ -647,7 +648,7 @@ def _columns(frame: pl.DataFrame, path: Path, columns: list[TableColumn], schema
 
 
 def _hash_texts(cells: pl.Series) -> NDArray[np.int64]:
-    """A stable 63-bit number for each text; the work in Python is for each distinct text, not for each row."""
+    """A stable 63-bit hash of each text. Python work is per distinct text, not per row."""
     distinct = cells.unique()
     digests = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in distinct]
     values = np.frombuffer(b"".join(digests), np.uint64) >> np.uint64(1)

@@ -1,4 +1,4 @@
-"""What each kind of table field learns from the training rows, and how it encodes any row afterwards."""
+"""What each kind of table field learns from the training rows, and how it encodes rows afterwards."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from dlen.schema import Field, Kind, Pooling
 
 Array = NDArray[Any]
 _PENDING = 1 << 22
-_ROUNDING = 1e-12  # of a deviation beside the numbers it is that of: no scale, but what 64 bits leave of a constant
+_ROUNDING = 1e-12  # relative to the numbers; a smaller deviation is rounding error of a constant, not a scale
 
 
 class TextVocabulary:
-    """Counts strings over chunks, then encodes them: the most frequent is 1, unknown and absent are 0."""
+    """Counts strings over chunks, then encodes them. The most frequent one is 1; unknown and absent strings are 0."""
 
     def __init__(self, min_count: int) -> None:
         self.min_count = min_count
@@ -56,7 +56,7 @@ class TextVocabulary:
         self._names = pl.Enum(self.frame["value"])
 
     def restore(self, values: pl.Series) -> None:
-        """Take the codes of a store: the i-th value has code i + 1."""
+        """Load the codes of a store: the i-th value has code i + 1."""
         self.frame = pl.DataFrame({"value": values.cast(pl.String)})
         self._names = pl.Enum(self.frame["value"])
 
@@ -70,11 +70,11 @@ class TextVocabulary:
 
 
 class TableColumn(ABC):
-    """One entry of ``fields``: first shown the training rows, then frozen, then asked to encode.
+    """One entry of ``fields``. It first observes the training rows, is then frozen, and then encodes rows.
 
     Args:
-        name: of the field.
-        spec: its settings.
+        name: name of the field.
+        spec: settings of the field.
     """
 
     def __init__(self, name: str, spec: FieldSpec) -> None:
@@ -82,36 +82,36 @@ class TableColumn(ABC):
 
     @property
     def inputs(self) -> list[str]:
-        """The columns that every row needs, new ones too."""
+        """Columns that every row needs, including new rows."""
         return [self.spec.column]
 
     @property
     def happened(self) -> list[str]:
-        """The further columns that rows of the log need, as they say what happened."""
+        """Further columns that rows of the log need because they record outcomes."""
         return []
 
     def check(self, frame: pl.DataFrame, path: Path) -> None:
-        """Raise BadRowError for rows whose cell cannot be read; an error in ``observe`` would come half-way."""
+        """Raise BadRowError for rows with an unreadable cell, before ``observe`` could fail half-way."""
 
     def observe(self, frame: pl.DataFrame, path: Path) -> None:
         """Learn from training rows of the file ``path``."""
 
     def show(self, frame: pl.DataFrame, path: Path, where: Array, labels: Array, observed: Array) -> None:
-        """Rows of all splits with their labels, for what is made of the log itself."""
+        """Process rows of all splits with their labels, for features computed from the log itself."""
 
     def freeze(self, writer: StoreWriter) -> None:
-        """No more rows will be shown; keep what was learnt in the store."""
+        """Finish learning and write the result to the store."""
 
     def restore(self, store: Store) -> None:
-        """Take what was learnt from the store in which it was kept, instead of learning."""
+        """Load what was learned from a store."""
 
     def notes(self) -> dict[str, str]:
-        """What a user is told of rows that were encoded."""
+        """Notes for the user about encoded rows."""
         return {}
 
     @abstractmethod
     def fields(self) -> list[Field]:
-        """The schema's fields that this one becomes."""
+        """Schema fields of this entry."""
 
     def ids(self, frame: pl.DataFrame, path: Path) -> list[Array]:
         """Codes (n,) of each single-valued id field."""
@@ -151,7 +151,7 @@ class IdColumn(TableColumn):
 
 
 class IdsColumn(IdColumn):
-    """Several ids in one cell, perhaps with weights, or a Parquet list of them."""
+    """Several ids in one cell, optionally with weights, or a Parquet list of ids."""
 
     def __init__(self, name: str, spec: FieldSpec) -> None:
         super().__init__(name, spec)
@@ -190,7 +190,7 @@ class IdsColumn(IdColumn):
         return row, self.vocabulary.encode(values), weights
 
     def _values(self, frame: pl.DataFrame, path: Path) -> tuple[Array, pl.Series, Array]:
-        """Row (L,), text of the id (L,) and weight (L,) of each value that is there, in the order of the cells."""
+        """Row (L,), id text (L,) and weight (L,) of each value that is present, in cell order."""
         lists = list_of_cells(frame, self.spec.column, self.spec.separator, path)
         long = pl.DataFrame({"row": pl.int_range(len(lists), eager=True), "value": lists, LINE: frame[LINE]})
         long = long.explode("value")
@@ -219,7 +219,7 @@ class IdsColumn(IdColumn):
 
 
 class NumberColumn(TableColumn):
-    """A number, or its logarithm, standardised with mean and deviation of the training rows; absent is the mean."""
+    """A number or its logarithm, standardised with mean and deviation of the training rows; absent becomes the mean."""
 
     def __init__(self, name: str, spec: FieldSpec) -> None:
         super().__init__(name, spec)
@@ -267,10 +267,10 @@ class NumberColumn(TableColumn):
 
 
 class BucketColumn(TableColumn):
-    """A number as the id of its bucket, :func:`bucket_edges`; absent numbers have a bucket of their own.
+    """A number as the id of its bucket, see :func:`bucket_edges`; absent numbers have a separate bucket.
 
-    Ids: 0 is unknown, which an absent number is where training has none; 1 is absent where training has some; the
-    buckets follow in rising order.
+    If training has absent numbers, 0 is unknown and 1 is absent; otherwise 0 is both. The buckets follow in ascending
+    order.
     """
 
     def __init__(self, name: str, spec: FieldSpec) -> None:
@@ -308,7 +308,7 @@ class BucketColumn(TableColumn):
 
 
 class TimeColumn(TableColumn):
-    """Parts of a time stamp, each an id field of its own; an absent stamp is 0."""
+    """Parts of a time stamp, each a separate id field; an absent time stamp is 0."""
 
     def __init__(self, name: str, spec: FieldSpec) -> None:
         super().__init__(name, spec)
@@ -331,7 +331,7 @@ class TimeColumn(TableColumn):
 
     def freeze(self, writer: StoreWriter) -> None:
         for part in self.spec.parts:
-            first = int(part != "hour")  # of days and months the first is 1
+            first = int(part != "hour")  # days and months start at 1
             writer.statistics[f"{self.name}_{part}"] = {"range": [first, first + TIME_PARTS[part] - 1]}
 
     def fields(self) -> list[Field]:
@@ -349,13 +349,13 @@ class TimeColumn(TableColumn):
         return [chosen[p].to_numpy() for p in self.spec.parts]
 
     def moments(self, frame: pl.DataFrame, path: Path) -> pl.Series:
-        """(n,) local time in microseconds; null where there is none."""
+        """(n,) local time in microseconds; null if absent."""
         found = moments(frame, self.spec.column, path, self.spec.unit, self.spec.format)
         return found + round(3_600_000_000 * self.spec.utc_offset)
 
 
 def make_column(name: str, spec: FieldSpec) -> TableColumn:
-    """The column class for a field's kind."""
+    """Create the column class for the kind of a field."""
     kinds: dict[str, type[TableColumn]] = {"id": IdColumn, "ids": IdsColumn, "time": TimeColumn}
     if spec.kind == "numeric":
         return BucketColumn(name, spec) if spec.transform == "quantile" else NumberColumn(name, spec)

@@ -1,7 +1,7 @@
-"""One raw file of a table, streamed as chunks of rows: recognised by its content, and held against its own lines.
+"""One raw file of a table, streamed in chunks of rows. Its type is detected from its content, and rows are verified.
 
-A CSV file is looked through once before Polars reads it: for bytes that are no text of its encoding, for what is no
-CSV at all, and to count its lines. A file in another encoding, or packed in a way that Polars does not read, is
+A CSV file is scanned once before Polars reads it, to find bytes that are not valid in its encoding, to detect content
+that is not CSV, and to count its lines. A file in another encoding, or with a compression that Polars does not read, is
 unpacked into a scratch folder.
 """
 
@@ -36,7 +36,7 @@ CHUNK = 1 << 17
 _BLOCK = 1 << 22
 _BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError)  # what reading a broken archive may raise
 _PACKED: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
-_NO_TABLE = {  # what begins so, and what to do
+_NO_TABLE = {  # start of file -> what it is and what to do
     b"PK\x03\x04": "a zip archive (or an Excel file); unpack it, or write it as CSV or Parquet",
     b"\x28\xb5\x2f\xfd": "compressed with Zstandard; unpack it, or compress it with gzip",
     b"ARROW1": "an Arrow or Feather file; write it as Parquet",
@@ -49,23 +49,23 @@ _NO_TABLE = {  # what begins so, and what to do
     b"{\\rtf": "a text document; write it as CSV",
     b"%PDF": "a PDF; write the table as CSV",
 }
-csv.field_size_limit(sys.maxsize)  # of a cell, as Polars has none
+csv.field_size_limit(sys.maxsize)  # unlimited cell size, as in Polars
 _MARKS = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How the CSV files of a table are written; the settings of its YAML.
+    """The CSV settings of a table's YAML.
 
     Attributes:
-        separator: of columns; empty to go by the file's ending.
-        header: whether the first line names the columns.
-        columns: their names where there is no header.
-        comment: lines that begin with this are skipped.
-        encoding: of the text; empty for UTF-8.
-        quote: what cells may stand in; empty for none, None for ``"`` unless it swallows rows.
+        separator: column separator; empty to infer it from the file extension.
+        header: whether the first line contains the column names.
+        columns: column names of a file without a header.
+        comment: lines starting with this are skipped.
+        encoding: text encoding; empty for UTF-8.
+        quote: quote character of cells; empty for none, None for ``"`` unless it swallows rows.
         null_values: texts that mean an empty cell.
-        said: the YAML, for messages.
+        said: path of the YAML, for messages.
     """
 
     separator: str
@@ -82,13 +82,13 @@ class TableFile:
     """A CSV, TSV or Parquet file.
 
     Args:
-        path: of the file.
-        form: how it is written, if it is no Parquet.
-        bad: counts rows that cannot be read.
-        scratch: for an unpacked copy.
+        path: path of the file.
+        form: CSV settings, ignored for Parquet.
+        bad: counter of unreadable rows.
+        scratch: folder for an unpacked copy.
 
     Raises:
-        UserError: it is no table, or not written as is said.
+        UserError: the file is not a table, or does not match ``form``.
     """
 
     def __init__(self, path: Path, form: Form, bad: BadRows, scratch: Path) -> None:
@@ -97,9 +97,9 @@ class TableFile:
             start = file.read(1 << 16)
         self.parquet = start[:4] == b"PAR1"
         self.size = path.stat().st_size
-        self._left_out: list[int] = []  # lines that are not read, as they are no text or of the wrong width
+        self._left_out: list[int] = []  # skipped lines: undecodable or with the wrong number of columns
         self._widths_known = True
-        self._empty_rows: list[int] | None = None  # lines of empty cells, once they are asked for
+        self._empty_rows: list[int] | None = None  # lines of empty cells, computed when needed
         self._lines, self._last_byte = -1, b""
         self._text = path
         if not self.parquet:
@@ -122,7 +122,7 @@ class TableFile:
         return '"' if self.form.quote is None else self.form.quote or None
 
     def scan(self) -> pl.LazyFrame:
-        """All rows with their line, text without blanks around it, every kind of text as text."""
+        """All rows with their line number; text is stripped, and all text types are strings."""
         if self.parquet:
             frame = pl.scan_parquet(self.path, glob=False)
             plain = [_plain(name, kind) for name, kind in frame.collect_schema().items()]
@@ -132,7 +132,7 @@ class TableFile:
             has_header=self.form.header,
             new_columns=list(self.form.columns) or None,
             infer_schema=False,
-            encoding="utf8-lossy",  # what is no UTF-8 was found before, and is not among the rows
+            encoding="utf8-lossy",  # undecodable lines were found before, and are filtered out
             truncate_ragged_lines=bool(self._left_out),
             separator=self._separator,
             comment_prefix=self.form.comment or None,
@@ -153,7 +153,7 @@ class TableFile:
             raise UserError(f"{self.path}: cannot be read ({str(error).splitlines()[0]})") from None
 
     def chunks(self) -> Iterator[pl.DataFrame]:
-        """All rows but blank lines.
+        """All rows except blank lines, in chunks.
 
         Raises:
             UserError: the file is damaged, or a row has too many or too few columns.
@@ -163,7 +163,7 @@ class TableFile:
         try:
             for frame in self.scan().collect_batches(chunk_size=CHUNK, maintain_order=True):
                 if not self._widths_known and frame[self.names[-1]].null_count():
-                    # A short row ends in a null, and so does a row whose last cell is empty: look which it is.
+                    # A row that is too short and a row with an empty last cell both end in a null: check which it is.
                     self._check_widths()
                     self._widths_known = True
                 if len(unread):
@@ -177,12 +177,12 @@ class TableFile:
                 self._check_widths()
             hint = self._quote_hint() if "malformed" in str(error) else ""
             raise UserError(f"{self.path}: cannot be read ({str(error).splitlines()[0]}){hint}") from None
-        if not self.parquet and last != self._lines:  # cells with line breaks, or a quote that swallowed rows
+        if not self.parquet and last != self._lines:  # line breaks in cells, or a quote that swallowed rows
             self._check_quotes()
             self._lines = last
 
     def _without_blank_lines(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """A blank line is no row; a line with a separator in it is one, though all of its cells are empty."""
+        """Drop blank lines. A line with a separator is a row even if all of its cells are empty."""
         blank = frame.select(pl.all_horizontal(pl.col(self.names).is_null())).to_series()
         if not blank.any():
             return frame
@@ -194,10 +194,10 @@ class TableFile:
         empty = {"", *self.form.null_values}
         return (len(row) > 1 or row[0].strip() != "") and all(cell.strip() in empty for cell in row)
 
-    # Looking at the text itself
+    # Scanning the text
 
     def _as_text(self, start: bytes, scratch: Path) -> Path:
-        """The file as Polars reads it, UTF-8 and perhaps gzip; a copy where it is neither."""
+        """The file as Polars can read it: UTF-8, optionally gzip. Other files are copied."""
         for magic, what in _NO_TABLE.items():
             if start.startswith(magic):
                 raise UserError(f"{self.path}: is {what}")
@@ -220,7 +220,7 @@ class TableFile:
 
     @contextmanager
     def _unpacking(self) -> Iterator[None]:
-        """Tell what a broken archive raises as one line."""
+        """Report errors from a broken archive in one line."""
         try:
             yield
         except _BROKEN as error:
@@ -259,7 +259,7 @@ class TableFile:
         return io.TextIOWrapper(self._open(), encoding="utf-8", errors=errors, newline="\n")
 
     def _look_through(self) -> None:
-        """Count the lines, and find those that are no UTF-8."""
+        """Count the lines and find those that are not UTF-8."""
         decoder: codecs.IncrementalDecoder | None = codecs.getincrementaldecoder("utf-8")()
         lines, last = 0, b"\n"
         with self._unpacking(), self._open() as file:
@@ -272,7 +272,7 @@ class TableFile:
             self._find_undecodable()
 
     def _find_undecodable(self) -> None:
-        """Rows that are no UTF-8: bad rows."""
+        """Register rows that are not UTF-8 as bad rows."""
         first = self.form.header
         for number, row in self._rows("surrogateescape"):
             escaped = next((c for cell in row for c in cell if "\udc80" <= c <= "\udcff"), None)
@@ -288,7 +288,7 @@ class TableFile:
             first = False
 
     def _check_header(self) -> None:
-        """No two columns have one name: one would be read as the other."""
+        """Reject duplicate column names: one column would be read as the other."""
         names = list(self.form.columns)
         if self.form.header:
             names = next((row for _, row in self._rows()), [])
@@ -298,7 +298,7 @@ class TableFile:
                 raise UserError(f"{self.path}: two columns are called {name!r}; rename or drop one")
 
     def _first_look(self) -> bool:
-        """Whether the widths of the rows are known, as they had to be checked, or are equal."""
+        """Whether every row is known to have the right number of columns, because all rows had to be checked here."""
         if self.bad.allowed:
             for error in self._wrong_widths():
                 if not set(error.lines) <= set(self._left_out):
@@ -306,12 +306,12 @@ class TableFile:
                     self._left_out += error.lines
             return True
         if self._last_byte == self._separator.encode()[-1:]:
-            self._check_widths()  # Polars takes no notice of a cell too many that a file ends with
+            self._check_widths()  # Polars ignores an extra cell at the end of the file
             return True
         return False
 
     def _check_widths(self) -> None:
-        """Raise the error of the first row with too many or too few columns, if there is one."""
+        """Raise an error for the first row with too many or too few columns, if any."""
         for error in self._wrong_widths():
             raise error
 
@@ -324,10 +324,10 @@ class TableFile:
                 yield BadRowError(self.path, [number], f"{len(row)} columns instead of {width}")
 
     def _rows(self, errors: str = "replace") -> Iterator[tuple[int, list[str]]]:
-        """Cells of each line that is neither blank nor a comment, numbered as Polars counts: several lines as one."""
+        """Cells of each row that is neither blank nor a comment, numbered like Polars: a multi-line row counts once."""
         before = within = 0  # lines before a row, and line breaks within cells so far
         with self._open_text(errors) as file:
-            lines = (line.rstrip("\r\n").replace("\r", " ") for line in file)  # as Polars: a lone \r is in a cell
+            lines = (line.rstrip("\r\n").replace("\r", " ") for line in file)  # as in Polars, a lone \r is kept
             rows = csv.reader(_without_mark(lines), **self._dialect())
             try:
                 for row in rows:
@@ -344,8 +344,8 @@ class TableFile:
         return {"delimiter": self._separator, "quotechar": self._quote}
 
     def _check_quotes(self) -> None:
-        """A row of several lines each of which would be a row: a quote that begins one cell and ends another's."""
-        if self.form.quote is not None:  # said, so meant
+        """Reject a multi-line row whose lines would each be a row: the quote closes in the cell of another row."""
+        if self.form.quote is not None:  # set explicitly, so intended
             return
         own: list[str] = []  # lines of a row
 
@@ -368,7 +368,7 @@ class TableFile:
                 before = rows.line_num
 
     def _quote_hint(self) -> str:
-        """The first row with a quote within a cell, where it is neither its beginning nor its end."""
+        """Hint at the first row with a quote inside a cell, neither at its start nor at its end."""
         if self.parquet or not self._quote:
             return ""
         inside = re.compile(f"[^{re.escape(self._separator)}{self._quote}]{self._quote}[^{re.escape(self._separator)}]")
@@ -378,7 +378,7 @@ class TableFile:
         return f"; set quote: '' in {self.form.said} if quotes are part of the text{where}"
 
     def _unread_lines(self) -> Array:
-        """Numbers of the lines that Polars leaves out when it counts rows: comments, and blanks before a header."""
+        """Numbers of the lines that Polars does not count as rows: comments, and blank lines before a header."""
         if self.parquet or not (self.form.comment or self.form.header):
             return np.zeros(0, np.int64)
         unread, before = [], self.form.header
@@ -395,7 +395,7 @@ class TableFile:
 def _decoded(
     decoder: codecs.IncrementalDecoder | None, block: bytes, *, final: bool = False
 ) -> codecs.IncrementalDecoder | None:
-    """The decoder after a block; None once something was no text of its encoding."""
+    """The decoder after a block; None if the text was not valid in its encoding."""
     try:
         if decoder is not None:
             decoder.decode(block, final)
@@ -405,7 +405,7 @@ def _decoded(
 
 
 def _plain(name: str, kind: pl.DataType) -> pl.Expr | None:
-    """What makes a Parquet column one that CSV could hold; None where it is one."""
+    """Expression that converts a Parquet column to a type a CSV could have; None if no conversion is needed."""
     column = pl.col(name)
     if kind == pl.String:
         return column.str.strip_chars()
@@ -422,13 +422,13 @@ def _without_mark(lines: Iterator[str]) -> Iterator[str]:
 
 
 def _file_lines(rows: pl.Series, unread: Array) -> pl.Series:
-    """Line numbers in the file from line numbers without those that Polars left out."""
-    lines_before = unread - 1 - np.arange(len(unread))  # lines that were read before each of them
+    """Convert row numbers that skip uncounted lines to line numbers of the file."""
+    lines_before = unread - 1 - np.arange(len(unread))  # counted lines before each of them
     return rows + pl.Series(np.searchsorted(lines_before, rows.to_numpy(), side="left"))
 
 
 def csv_bytes(frame: pl.DataFrame) -> int:
-    """About how many bytes of the file a chunk took."""
+    """Approximate number of bytes that a chunk took in the file."""
     cells = frame.drop(LINE)
     lengths = cells.select(pl.all().cast(pl.String, strict=False).str.len_bytes().sum()).row(0)
     return sum(n or 0 for n in lengths) + cells.width * cells.height

@@ -1,4 +1,4 @@
-"""Rates and counts of a table: what the log itself says of a user, an item or a pair of them before each row."""
+"""Rates and counts of a table: the history of a user, an item or a pair of them in the log before each row."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from dlen.hashing import fraction
 from dlen.schema import Field, Kind
 
 Array = NDArray[Any]
-ROW = "__row__"  # number of the row in all files of the table
-_BETWEEN = "\x1f"  # the values of a key of several columns
+ROW = "__row__"  # row number over all files of the table
+_BETWEEN = "\x1f"  # separates the values of a multi-column key
 _DAY = 86_400_000_000  # microseconds
 _TWO_FORMS = (
     "holds {now}, where other rows of the log have {then}; write it in one form, or make it a field of kind time, "
@@ -32,11 +32,11 @@ _ROUNDING = 1e-5  # of counts in 32 bits
 
 
 class Clock:
-    """When a row happened, as far as rates are concerned.
+    """The time of each row, as used for rates.
 
     Args:
-        spec: of the table.
-        path: of the YAML, for messages.
+        spec: spec of the table.
+        path: path of the YAML, for messages.
     """
 
     def __init__(self, spec: TableSpec, path: Path) -> None:
@@ -57,7 +57,7 @@ class Clock:
         return self.column is not None
 
     def periods(self, frame: pl.DataFrame, path: Path, *, new: bool = False) -> Array:
-        """(n,) float64. Without a time a new row is later than all others, and one of the log is a BadRowError."""
+        """(n,) float64. A new row without a time is later than all others; a log row without one raises BadRowError."""
         assert self.column is not None
         values = self.field.moments(frame, path) if self.field else self.rising.read(frame, path)[0]
         if values.null_count() and not new:
@@ -67,20 +67,20 @@ class Clock:
         return np.floor(found / _DAY) if self.spec.every == "day" else found
 
     def folds(self, row: Array) -> Array:
-        """(n,) the fold of each row by its number."""
+        """(n,) fold of each row, derived from its number."""
         return np.floor(fraction(row, 0) * self.spec.folds)
 
 
 class RateColumn(TableColumn):
-    """A ``rate`` or ``count`` of a table's YAML, as numbers: one for each label, and the standardised count of rows.
+    """A ``rate`` or ``count`` of a table's YAML, as numbers: one per label, and the standardised count of rows.
 
     Args:
-        name: of the field.
-        spec: its settings.
-        table: the whole spec.
-        path: of the YAML, for messages.
+        name: name of the field.
+        spec: settings of the field.
+        table: spec of the whole table.
+        path: path of the YAML, for messages.
         labels: the parsed label of each task.
-        scratch: a folder for intermediate files; None to restore from a store.
+        scratch: folder for intermediate files; None to restore from a store.
     """
 
     def __init__(
@@ -107,22 +107,22 @@ class RateColumn(TableColumn):
         self._check_no_label(labels)
         settings = Settings(len(self.of), self.clock.timed, asked.smoothing, table.rates.rows == "train")
         self.table = RateTable(settings, None if scratch is None else scratch / f"rate-{name}")
-        self._training = 0  # rows
+        self._training = 0  # training rows
         self._features: Array | None = None
         self._rows = 0
 
     @property
     def inputs(self) -> list[str]:
-        """The columns of its key, and of the time."""
+        """The columns of the key and of the time."""
         return [*self.by, *([self.clock.column] if self.clock.column else [])]
 
     @property
     def happened(self) -> list[str]:
-        """The columns of its expressions."""
+        """The columns of the rate's expressions."""
         return [c for e in self.expressions.values() for c in e.columns]
 
     def _check_no_label(self, labels: dict[str, Expression]) -> None:
-        """A key or time that is made of what happened in the row would put its own label into its features."""
+        """Reject a key or time computed from outcomes of the row: its own label would leak into its features."""
         happened = {c: f"task {task} is made of" for task, e in labels.items() for c in e.columns}
         happened |= dict.fromkeys(self.happened, "the rate itself is made of")
         for column in self.inputs:
@@ -140,7 +140,7 @@ class RateColumn(TableColumn):
             read_label(frame, path, f"field {self.name}", expression, self.clock.path)
 
     def show(self, frame: pl.DataFrame, path: Path, where: Array, labels: Array, observed: Array) -> None:
-        """Rows of every split, with their labels (n, T) and whether these count."""
+        """Add rows of every split, with labels (n, T) and whether each label counts."""
         row = frame[ROW].to_numpy().astype(np.int64)
         when = self.clock.periods(frame, path) if self.clock.timed else self.clock.folds(row)
         counted, known = [], []
@@ -164,10 +164,10 @@ class RateColumn(TableColumn):
         self._rows = max(self._rows, int(row.max(initial=-1)) + 1)
 
     def freeze(self, writer: StoreWriter) -> None:
-        """Count; then scale by mean and deviation of the training rows."""
+        """Count the rows, then scale by mean and deviation of the training rows."""
         found = self.table.finish(self._rows, writer.history(self.name))
-        # A lift is centred, and in log-odds, as it is. The count is scaled, by what depends on no label.
-        self._features, rows = found, max(self._training, 1)  # a split without training rows is told of later
+        # A lift is already centred and in log-odds. Only the count is scaled, with statistics independent of labels.
+        self._features, rows = found, max(self._training, 1)  # a split without training rows is reported later
         mean = self.table.count_sum / rows
         deviation = max(self.table.count_squares / rows - mean**2, 0.0) ** 0.5
         self.mean, self.deviation = np.zeros(found.shape[1]), np.ones(found.shape[1])
@@ -184,7 +184,7 @@ class RateColumn(TableColumn):
         writer.notes[f"rate_of_{self.name}"] = f"by {', '.join(self.by)}, from {told}"
 
     def restore(self, store: Store) -> None:
-        """Take the history that a store keeps."""
+        """Load the history of a store."""
         self.table = kept_rates(store, self.name)
         self.clock.rising.dated = store.content["histories"][self.name]["dated"]
         kept = {name: store.content["statistics"][name] for _, name in self._outputs()}
@@ -194,11 +194,11 @@ class RateColumn(TableColumn):
             self.mean[place], self.deviation[place] = kept[name]["mean"], kept[name]["deviation"]
 
     def fields(self) -> list[Field]:
-        """A number for each label, and one for the count."""
+        """One number per label, and one for the count."""
         return [Field(name, Kind.NUMERIC, self.spec.side) for _, name in self._outputs()]
 
     def numbers(self, frame: pl.DataFrame, path: Path) -> list[Array]:
-        """Of rows that were shown, or of new ones after :meth:`restore`."""
+        """Features of rows passed to :meth:`show`, or of new rows after :meth:`restore`."""
         if self._features is not None:
             found = self._features[frame[ROW].to_numpy()]
         else:
@@ -209,18 +209,18 @@ class RateColumn(TableColumn):
         return [scaled[:, place] for place, _ in self._outputs()]
 
     def _outputs(self) -> list[tuple[int, str]]:
-        """Place among the features, and name, of each number: a rate's labels and its count, or the count alone."""
+        """Feature index and name of each number: the labels and count of a rate, or only the count."""
         return list(enumerate(names_of(self.name, self.spec)))
 
     def _keys(self, frame: pl.DataFrame, path: Path) -> pl.Series:
-        """(n,) text of the key; null where one of its columns is empty. A list is its values, joined as in CSV."""
+        """(n,) text of the key; null if one of its columns is empty. A list becomes its values, joined as in CSV."""
         parts = zip(self.by, self.separators, self.lists, strict=True)
         cells = [_key(frame, column, separator, path, is_list) for column, separator, is_list in parts]
         return pl.select(pl.concat_str([pl.lit(c) for c in cells], separator=_BETWEEN)).to_series()
 
 
 def _key(frame: pl.DataFrame, column: str, separator: str, path: Path, is_list: bool) -> pl.Series:
-    """(n,) text of a cell; of a list its values, each as the text of an id."""
+    """(n,) text of a cell; for a list, its values, each as the text of an id."""
     cells = frame[column]
     if not is_list and not cells.dtype.is_nested():
         return id_text(cells, path)
@@ -235,8 +235,8 @@ def _key(frame: pl.DataFrame, column: str, separator: str, path: Path, is_list: 
 
 
 def read_label(frame: pl.DataFrame, path: Path, whose: str, parsed: Expression, spec: Path) -> Array:
-    """(n,) 0 or 1 by an expression, MISSING where it is empty; BadRowError for rows of which it is something else."""
-    # In a frame of its own: another label may compare the same column with text.
+    """(n,) 0 or 1 from an expression, MISSING if it is empty; BadRowError for rows with any other value."""
+    # A separate frame, because another label may compare the same column with text.
     read = frame.with_columns(
         (numbers(frame, c, path) if c in parsed.numeric else id_text(frame[c], path)).alias(c)
         for c in dict.fromkeys(parsed.columns)

@@ -1,4 +1,4 @@
-"""The YAML that says what the columns of a user's table are, read and checked before any row is."""
+"""The YAML that describes the columns of a user's table, read and validated before any row is read."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class RateSpec:
-    """A field's ``rate``, or its ``count``, which has ``by`` alone.
+    """A field's ``rate``, or its ``count``, which only has ``by``.
 
     Attributes:
-        of: a task, or an expression as of a label; or a list of tasks. How often it was 1.
-        by: a field or column, or several that make a key together.
-        smoothing: so many rows of the rate over all keys join those of the key.
+        of: what the rate counts: a task, a label expression, or a list of tasks.
+        by: field or column used as the key, or several that form a key together.
+        smoothing: number of rows with the rate over all keys that are added to the rows of the key.
     """
 
     of: Any = field(default_factory=list)
@@ -43,15 +43,15 @@ class RateSpec:
 
 @dataclass(slots=True)
 class RatesSpec:
-    """What all rates and counts have in common.
+    """Settings shared by all rates and counts.
 
     Attributes:
-        time: a field of kind time, or a column of rising numbers: a row sees strictly earlier rows alone. By default
-            the first field of kind time, or the column of a split by time; the word ``none``, or neither: training
-            rows see those of other folds, all other rows see the training rows.
-        every: row, or day: a row sees what was known when its day began.
-        rows: all, or train: labels of the other splits are never counted, though they be earlier.
-        folds: how many there are without a time.
+        time: a field of kind time, or a column of increasing numbers: a row sees only strictly earlier rows. Default:
+            the first field of kind time, or the column of a split by time. With ``none``, or without either, training
+            rows see training rows of other folds, and all other rows see the training rows.
+        every: row, or day: a row sees what was known at the start of its day.
+        rows: all, or train: labels of the other splits are never counted, even if they are earlier.
+        folds: number of folds without a time.
     """
 
     time: str = ""
@@ -65,24 +65,24 @@ class FieldSpec:
     """One entry of ``fields``.
 
     Attributes:
-        rate: numbers made from the log itself, in place of a column: how often labels were 1 for a key.
-        count: the same: in how many rows a key was.
+        rate: numbers computed from the log itself instead of a column: how often labels were 1 for a key.
+        count: like ``rate``: the number of rows with a key.
         kind: id, ids, numeric or time.
-        column: its column; by default the field's name.
+        column: column to read. Default: the name of the field.
         side: user, item, cross or context.
-        min_count: id, ids: rarer values are unknown.
-        separator: ids: between values.
-        weight_separator: ids: between a value and its weight, as in ``red:0.5``.
-        max_values: ids: so many stay of a longer list.
-        keep: ids: which ones: heaviest (of equal weights the first), first or last.
+        min_count: id, ids: values with fewer occurrences are unknown.
+        separator: ids: separator between values.
+        weight_separator: ids: separator between a value and its weight, as in ``red:0.5``.
+        max_values: ids: maximum number of values; longer lists are truncated.
+        keep: ids: values kept in a truncated list: heaviest (ties keep the first), first or last.
         pooling: ids: mean or sum of the values' vectors.
         transform: numeric: standardise; log1p, sign(x) log(1 + abs(x)) standardised, for counts and amounts; or
-            quantile, the id of one of some equal-sized buckets.
-        buckets: numeric with quantile: how many.
-        format: time: such as ``%d.%m.%Y %H:%M``; without it the column holds dates, time stamps, ISO 8601 text such as
-            ``2023-11-14T10:00:00+08:00``, or numbers since 1970.
-        unit: of such numbers: s or ms.
-        utc_offset: time: hours added before the parts are taken; a stamp with a zone is in UTC until then.
+            quantile, the id of an equal-sized bucket.
+        buckets: numeric with quantile: number of buckets.
+        format: time: text format such as ``%d.%m.%Y %H:%M``. By default the column holds dates, time stamps, ISO 8601
+            text such as ``2023-11-14T10:00:00+08:00``, or numbers since 1970.
+        unit: time: unit of numbers since 1970: s or ms.
+        utc_offset: time: hours added before the parts are extracted; a stamp with a zone is first converted to UTC.
         parts: time: hour, weekday, day, month; each becomes an id field.
     """
 
@@ -110,12 +110,12 @@ class TaskSpec:
     """One entry of ``tasks``.
 
     Attributes:
-        label: a column that is 0 or 1, or an expression such as ``label == 0``.
-        observed: a column that is 0 or 1, or an expression: where it is 0 the label is unknown, as where it is empty.
-        observed_where: the task counts only where this other task is positive.
+        label: column of 0 and 1, or an expression such as ``label == 0``.
+        observed: column of 0 and 1, or an expression; if it is 0 or empty, the label is unknown.
+        observed_where: the task counts only in rows where this other task is positive.
         train_on: observed (the default) or all.
-        joint: name of "this and its parents happened", measured over all rows.
-        weight: of the task's loss.
+        joint: name of the event "this task and its parents happened", measured over all rows.
+        weight: weight of the task's loss.
         dislike: a positive shows that the user does not prefer the item.
     """
 
@@ -130,18 +130,18 @@ class TaskSpec:
 
 @dataclass(slots=True)
 class SplitSpec:
-    """How rows become train, validation and test.
+    """How rows are split into train, validation and test.
 
     Attributes:
         by: fraction (random rows), hash (of a column: all rows of a user together), time, or column (named values).
-        column: for hash, time and column.
-        validation: a share; with ``by: column`` a list of values.
-        test: a share; with ``by: column`` a list of values.
-        validation_from: with ``by: time``: the first value of validation, instead of a share; a number, or a time
-            where the column holds times.
-        test_from: with ``by: time``: the first value of test, instead of a share.
-        seed: of the hash.
-        allow_one_class: do not insist on both classes of every task in validation and test.
+        column: column for hash, time and column.
+        validation: fraction of rows; with ``by: column`` a list of values.
+        test: fraction of rows; with ``by: column`` a list of values.
+        validation_from: with ``by: time``: first value of validation, instead of a fraction; a number, or a time if the
+            column holds times.
+        test_from: with ``by: time``: first value of test, instead of a fraction.
+        seed: seed of the hash.
+        allow_one_class: do not require both classes of every task in validation and test.
     """
 
     by: str = "fraction"
@@ -156,12 +156,12 @@ class SplitSpec:
 
 @dataclass(slots=True)
 class JoinSpec:
-    """One entry of ``joins``: a second table whose columns join the rows by a key, such as features of the users.
+    """One entry of ``joins``: a second table joined to the rows by a key, such as user features.
 
     Attributes:
-        file: a path like those of ``files``; held in memory, of its columns those that a field names.
-        by: column of the main table.
-        key: column of the second one; by default of the same name.
+        file: path like those of ``files``; the columns used by a field are held in memory.
+        by: key column of the main table.
+        key: key column of the second table. Default: the same name.
     """
 
     file: str = ""
@@ -171,27 +171,27 @@ class JoinSpec:
 
 @dataclass(slots=True)
 class TableSpec:
-    """The whole file.
+    """The whole YAML.
 
     Attributes:
-        files: a path, or paths for train, test and perhaps validation; relative to the YAML. ``*`` stands for
-            anything in a name, ``**`` for any folders; a folder for all CSV, TSV and Parquet files in it.
-        joins: tables that are joined to the rows by a key, by name.
-        obtain: where the files come from, for the message when one is missing.
+        files: a path, or paths for train, test and optionally validation; relative to the YAML. ``*`` matches any part
+            of a name, ``**`` matches any folders, and a folder stands for all CSV, TSV and Parquet files in it.
+        joins: tables joined to the rows by a key, by name.
+        obtain: where to get the files, for the message if one is missing.
         fields: inputs of the models, by name.
         tasks: labels, by name.
-        split: how rows are shared out; with files for train and test, how validation is taken from train.
-        rates: how rates and counts are made.
-        ignore: columns to leave out; the word ``rest`` leaves out all that are not named.
-        separator: of CSV columns; by default by the file's ending.
-        header: whether the first line names the columns.
-        columns: their names where there is no header.
-        comment: lines that begin with this are skipped.
-        encoding: of CSV files that are not UTF-8, such as gb18030, latin-1 or utf-16.
-        quote: what CSV cells may stand in; empty for none. By default ``"``, unless it is seen to swallow rows.
-        null_values: texts of CSV cells that mean an empty one, such as ``\\N``.
-        user: the field that says whose row it is.
-        position: the field with the place on the page.
+        split: how rows are split; with files for train and test, how validation is taken from train.
+        rates: how rates and counts are computed.
+        ignore: columns to ignore; the word ``rest`` ignores all columns that are not named.
+        separator: separator of CSV columns. Default: depends on the file extension.
+        header: whether the first line contains the column names.
+        columns: column names of a file without a header.
+        comment: lines starting with this are skipped.
+        encoding: encoding of CSV files that are not UTF-8, such as gb18030, latin-1 or utf-16.
+        quote: quote character of CSV cells; empty for none. Default: ``"``, unless it appears to swallow rows.
+        null_values: texts of CSV cells that mean an empty cell, such as ``\\N``.
+        user: field that identifies the user of a row.
+        position: field with the position on the page.
     """
 
     files: Any = None
@@ -214,7 +214,7 @@ class TableSpec:
 
 
 def read_spec(path: Path) -> str:
-    """The text of a spec; UserError if it cannot be read."""
+    """Read the text of a spec. Raises UserError if that fails."""
     try:
         return path.read_text()
     except OSError as error:
@@ -224,7 +224,7 @@ def read_spec(path: Path) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that occurs twice, of which YAML would take the last without a word."""
+    """Rejects duplicate keys, of which YAML would silently use the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -237,14 +237,14 @@ class _Loader(yaml.SafeLoader):
 
 
 def parse_spec(text: str, path: Path) -> TableSpec:
-    """Read and check the text of a spec.
+    """Parse and validate the text of a spec.
 
     Args:
-        text: YAML.
-        path: where it stood, for messages.
+        text: YAML text.
+        path: path of the YAML, for messages.
 
     Raises:
-        UserError: it is no YAML, or has a key or value that it may not have.
+        UserError: the text is not YAML, or has an invalid key or value.
     """
     try:
         content = yaml.load(text, _Loader)  # a SafeLoader
@@ -264,7 +264,7 @@ def parse_spec(text: str, path: Path) -> TableSpec:
 
 
 def names_of(name: str, spec: FieldSpec) -> list[str]:
-    """The fields of the schema that one entry of ``fields`` becomes."""
+    """The schema fields that one entry of ``fields`` becomes."""
     if spec.kind == "time":
         return [f"{name}_{part}" for part in spec.parts]
     if spec.rate is not None:
@@ -274,7 +274,7 @@ def names_of(name: str, spec: FieldSpec) -> list[str]:
 
 
 def expression(task: TaskSpec, path: Path, name: str, key: str = "label") -> Expression:
-    """The parsed label of a task, or its ``observed``; UserError with its place in the YAML."""
+    """The parsed label of a task, or its ``observed``. A UserError names its place in the YAML."""
     try:
         return Expression(str(getattr(task, key)))
     except ValueError as error:
@@ -331,7 +331,7 @@ def _field(value: Any, path: Path, key: str) -> FieldSpec:
 
 
 def _texts(value: Any, path: Path, key: str) -> list[str]:
-    """A text, or a list of texts, each once."""
+    """A text, or a list of unique texts, as a list."""
     texts = value if isinstance(value, list) else [value]
     if not all(isinstance(t, str) and t for t in texts) or len(set(texts)) < len(texts):
         raise UserError(f"{path}: {key}: {value!r} is neither a text nor a list of different texts")
@@ -343,7 +343,7 @@ def _task(value: Any, path: Path, key: str) -> TaskSpec:
 
 
 def _fill(kind: type[T], content: Any, path: Path, key: str) -> T:
-    """A dataclass from a mapping, refusing keys it does not have and values of another type."""
+    """Build a dataclass from a mapping, rejecting unknown keys and values of the wrong type."""
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: {key or 'the file'}: must be a mapping of settings")
     known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
@@ -369,7 +369,7 @@ _TYPES |= {
 
 
 def _is_of_type(value: Any, wanted: str) -> bool:
-    """Whether a YAML value fits the annotation of a dataclass field; what is not listed is checked elsewhere."""
+    """Whether a YAML value fits the annotation of a dataclass field; other annotations are checked elsewhere."""
     match wanted:
         case "str":
             return isinstance(value, str)
@@ -390,7 +390,7 @@ def _is_of_type(value: Any, wanted: str) -> bool:
 
 
 def _check_name(name: str, path: Path, key: str) -> None:
-    """Names become file names and ends of metric keys."""
+    """Names become file names and parts of metric keys."""
     if not name or name.startswith(".") or "/" in name or "\0" in name or len(name.encode()) > 200:
         raise UserError(f"{path}: {key}: {name[:80]!r} cannot be a name (no slash, no full stop in front, 200 bytes)")
 
@@ -459,7 +459,7 @@ def _check_encoding(encoding: str, path: Path) -> None:
 
 
 def _check_no_label(spec: TableSpec, path: Path) -> None:
-    """A field of what a label is made of is told the answer."""
+    """Reject a field read from a column of a label: it would leak the answer."""
     made = {
         column: f"tasks.{name}" for name, task in spec.tasks.items() for column in expression(task, path, name).columns
     }
@@ -499,7 +499,7 @@ def _check_split(split: SplitSpec, path: Path) -> None:
     for key in ("validation", "test"):
         value = getattr(split, key)
         if split.by == "column":
-            # The defaults are shares; without values there may still be a file for this split.
+            # The defaults are fractions; without values there may still be a file for this split.
             values = [] if isinstance(value, float) or value is None else value
             texts = [str(v) for v in (values if isinstance(values, list) else [values])]
             found = id_text(pl.Series(texts, dtype=pl.String), path).to_list()
