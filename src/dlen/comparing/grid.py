@@ -16,8 +16,8 @@ class Grid:
     """Axes and the planes in which they vary.
 
     Attributes:
-            axes: settings of each label, by axis and label.
-            planes: pairs of axes.
+        axes: settings of each label, by axis and label.
+        planes: pairs of axes.
     """
 
     axes: dict[str, dict[str, list[str]]]

@@ -27,11 +27,11 @@ class PlannedRun:
     """One training run of a comparison.
 
     Attributes:
-            model: row in the table.
-            seed: seed of the weights and the training order.
-            overrides: overrides of ``train.py``, without the run folder.
-            folder: run folder; its name contains the fingerprint.
-            store: prepared data of the run.
+        model: row in the table.
+        seed: seed of the weights and the training order.
+        overrides: overrides of ``train.py``, without the run folder.
+        folder: run folder; its name contains the fingerprint.
+        store: prepared data of the run.
     """
 
     model: str
@@ -51,12 +51,12 @@ class Plan:
     """All runs of one comparison.
 
     Attributes:
-            title: title of the table.
-            base: the model that the others are paired with.
-            models: names in table order.
-            seeds: seeds, in order.
-            runs: runs by model and seed.
-            paper: the paper's own metrics, as configured; empty if there are none.
+        title: title of the table.
+        base: the model that the others are paired with.
+        models: names in table order.
+        seeds: seeds, in order.
+        runs: runs by model and seed.
+        paper: the paper's own metrics, as configured; empty if there are none.
     """
 
     title: str

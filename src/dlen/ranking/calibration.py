@@ -19,8 +19,8 @@ class Calibration:
     """Per-task Platt scaling (Platt 1999): a line through the log-odds. The order within a task does not change.
 
     Attributes:
-            slope: (T,) float32.
-            offset: (T,) float32.
+        slope: (T,) float32.
+        offset: (T,) float32.
     """
 
     slope: Tensor
@@ -39,13 +39,13 @@ def fit_calibration(log_p: Tensor, labels: Tensor, measured: Tensor) -> Calibrat
     Args:
         log_p: (N, T) predicted log-probabilities of held-out rows.
         labels: (N, T) 0 or 1.
-            measured: (N, T) 1 where a row measures the task. A task without such rows is not changed.
+        measured: (N, T) 1 where a row measures the task. A task without such rows is not changed.
 
-        Returns:
-            The calibration of every task.
+    Returns:
+        The calibration of every task.
 
-        Raises:
-            ValueError: a task's predictions are in the wrong order on the held-out rows, so no rescaling helps.
+    Raises:
+        ValueError: a task's predictions are in the wrong order on the held-out rows, so no rescaling helps.
     """
     lines = []
     for task in range(log_p.shape[1]):

@@ -107,9 +107,9 @@ class Estimate:
     """The value of a policy, or the difference between two policies.
 
     Attributes:
-            value: the mean.
-            low: lower end of the 95 % interval over users.
-            high: upper end of the 95 % interval over users.
+        value: the mean.
+        low: lower end of the 95 % interval over users.
+        high: upper end of the 95 % interval over users.
     """
 
     value: float

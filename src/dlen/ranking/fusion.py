@@ -113,7 +113,7 @@ class Fusion:
         """(T,) weights in the order of the tasks.
 
         Raises:
-                ValueError: a weight names an unknown task.
+            ValueError: a weight names an unknown task.
         """
         unknown = [name for name in self.weights or {} if name not in tasks]
         if unknown:

@@ -62,11 +62,11 @@ class Serving(nn.Module):
             ids: (B, S) int64 rows of the embedding table.
             numeric: (B, K) float32.
             bag_ids: (B, M, L) int64 rows of the embedding table.
-                bag_weights: (B, M, L) float32; 0 is padding.
+            bag_weights: (B, M, L) float32; 0 is padding.
 
-            Returns:
-                The tensors named by ``outputs``: ``p`` (B, K) of the measured targets, ``score`` (B,), and ``up`` (B,)
-                if the model has P(UP).
+        Returns:
+            The tensors named by ``outputs``: ``p`` (B, K) of the measured targets, ``score`` (B,), and ``up`` (B,) if
+            the model has P(UP).
         """
         table = self.model.embedding
         parts = [table.weight[ids]] if table.num_single else []
