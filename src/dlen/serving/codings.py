@@ -78,7 +78,7 @@ def raw_rows(store: Store, batch: Batch) -> tuple[list[Row], Batch]:
     """Return raw values that rows of a store may have come from, and the rows as a server has to see them.
 
     These rows differ from the store's in rates: a server knows rates as they are after the log's last row. A list that
-    the data cut, or may have cut, gets a further value that has to be cut again.
+    the data truncated, or may have truncated, gets a further value that has to be truncated again.
 
     Raises:
         UserError: a rate's key is a list with weights, which a request cannot express.
@@ -118,7 +118,7 @@ def _values(store: Store, name: str) -> list[Any]:
 
 
 def _lists(store: Store, name: str, batch: Batch, position: int) -> list[list[list[Any]]]:
-    """[[value, weight], ...] for each row; a list of full length gets one more value, which has to be cut."""
+    """[[value, weight], ...] for each row; a list of full length gets one more value, which has to be truncated."""
     kept, values = store.content["statistics"][name], _values(store, name)
     cap, keep = kept["max_values"], kept.get("keep", "heaviest")
     ends = batch.bag_lengths.flatten().cumsum(0).view(batch.bag_lengths.shape)[position].tolist()

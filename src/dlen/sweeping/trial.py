@@ -46,7 +46,7 @@ class TrialFailedError(Exception):
 
 
 class Reporter(Callback):
-    """Reports the metric of each validation at its global step, and stops training when the pruner says so.
+    """Reports the metric of each validation at its global step, and stops training when the pruner decides to.
 
     With several processes the first one asks the pruner and the others follow.
 

@@ -274,7 +274,7 @@ def test_quirks_read_by_eye(tmp_path: Path) -> None:
     assert [r["205"] for r in test] == [2, None]
     assert test[0]["853"] == [(None, 1.0)]
     assert (test[0]["127_14"], test[0]["127"]) == ([(600, 1.0)], 600)
-    assert test[1]["109_14"] == [(None, 1.0), (None, 2.0)]  # 71 is cut in every training row
+    assert test[1]["109_14"] == [(None, 1.0), (None, 2.0)]  # 71 is truncated in every training row
     assert test[1]["101"] is None
 
 
