@@ -1,1 +1,1 @@
-"""Tests; their folders mirror src/dlen."""
+"""Tests; the folders mirror src/dlen."""

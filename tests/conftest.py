@@ -1,4 +1,4 @@
-"""Shared fixtures: the repository's root, composed configs, and commands run as a user runs them."""
+"""Shared fixtures: the repository's root, composed configs, and commands run as users run them."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from dlen.comparing.plan import PlannedRun
 from dlen.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = ("model.embedding.dim=4", "model.head.tower=[8]", "model.backbone.expert=[8]")  # any network, small
+TINY = ("model.embedding.dim=4", "model.head.tower=[8]", "model.backbone.expert=[8]")  # makes any network small
 Compose = Callable[..., DictConfig]
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(autouse=True)
 def _no_inherited_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run folder chosen by one test is not another's."""
+    """A run folder set by one test does not leak to another."""
     monkeypatch.delenv("DLEN_RUN_DIR", raising=False)
 
 
 @pytest.fixture
 def composed(tmp_path: Path) -> Compose:
-    """Compose a command's config with its data and runs below ``tmp_path``."""
+    """Compose a command's config with data and runs below ``tmp_path``."""
 
     def make(*overrides: str, command: str = "train") -> DictConfig:
         OmegaConf.register_new_resolver("stem", lambda path: Path(str(path)).stem, replace=True)
@@ -68,9 +68,9 @@ def run_program(
 
     Args:
         command: program and arguments.
-        folder: where it runs.
-        environment: beside what is set already.
-        first: called in the new process before the program is.
+        folder: working directory.
+        environment: variables added to the current environment.
+        first: called in the new process before the program.
     """
     told = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", **(environment or {})}
     told.pop("DLEN_RUN_DIR", None)
@@ -80,9 +80,9 @@ def run_program(
 
 
 def run_here(script: str, arguments: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    """As :func:`run_command`, in this process, which spares the seconds in which a new one imports torch.
+    """Like :func:`run_command`, but in this process, which saves the seconds that importing torch takes.
 
-    The runs of a comparison and the workers of a study are not processes either, but take their turns here.
+    Runs of a comparison and workers of a study also run here, one after the other, instead of in processes.
     """
     out, err, code = io.StringIO(), io.StringIO(), 0
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
@@ -102,7 +102,7 @@ def run_here(script: str, arguments: Sequence[str], folder: Path) -> subprocess.
 
 
 def _train_missing(runs: Sequence[PlannedRun], workers: int, group: str, job_type: str) -> None:
-    """In place of :func:`dlen.comparing.workers.train_missing`: one run after the other."""
+    """Replaces :func:`dlen.comparing.workers.train_missing`: trains one run after the other."""
     from dlen.overrides import compose_train, written
     from dlen.training.fit import train
 
@@ -116,7 +116,7 @@ def _train_missing(runs: Sequence[PlannedRun], workers: int, group: str, job_typ
 
 
 class _Worker:
-    """In place of :class:`dlen.sweeping.coordinator.LocalWorker`: its trials are over when it is made."""
+    """Replaces :class:`dlen.sweeping.coordinator.LocalWorker`: runs its trials on construction."""
 
     def __init__(self, name: str, number: int, workers: int, devices: int, spec: Path, storage: str) -> None:
         from dlen.sweeping.study import STORAGE
@@ -154,7 +154,7 @@ def refused(tmp_path: Path) -> Command:
 
 @pytest.fixture
 def command(tmp_path: Path) -> Command:
-    """Run a command as a user does, in ``tmp_path``."""
+    """Run a command in ``tmp_path``, as users do."""
 
     def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         return run_command(script, arguments, tmp_path)

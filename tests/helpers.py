@@ -1,4 +1,4 @@
-"""What tests of models share: a small schema with fields of every kind, random batches of it, several processes."""
+"""Shared by tests of models: a small schema with fields of every kind, random batches, several processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ needs_torchrec = pytest.mark.skipif(importlib.util.find_spec("torchrec") is None
 
 
 def join_processes(rank: int, world: int, init: Path) -> None:
-    """Be one of the processes of a test, with one thread, that find each other by the file ``init``."""
+    """Join the process group of a test, through the file ``init``, with one thread."""
     torch.set_num_threads(1)
     limit = timedelta(seconds=60)
     distributed.init_process_group("gloo", init_method=f"file://{init}", rank=rank, world_size=world, timeout=limit)
@@ -44,12 +44,12 @@ def make_schema(
     fields: tuple[Field, ...] = FIELDS,
     truth: tuple[str, ...] = (),
 ) -> Schema:
-    """A schema with two fields of each kind and three tasks, unless told otherwise."""
+    """A schema with two fields of each kind and three tasks, unless specified otherwise."""
     return Schema(fields, tasks, truth)
 
 
 def make_batch(schema: Schema, rows: int, seed: int = 0, longest_bag: int = 4) -> Batch:
-    """Random rows; about one bag in ``longest_bag + 1`` is empty, and labels are positive half of the time."""
+    """Random rows; about one bag in ``longest_bag + 1`` is empty, and half of the labels are positive."""
     rng = np.random.default_rng(seed)
     offsets = schema.offsets
 

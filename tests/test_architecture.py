@@ -1,4 +1,4 @@
-"""Arrows between the rooms of the package point down, and no files import each other in a circle."""
+"""Imports between subpackages only point down, and no files import each other in a cycle."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import dlen
 
 ROOT = Path(dlen.__file__).parent
-# From the bottom; rooms of one level do not know each other, and files outside of rooms are below all.
+# From the bottom up. Subpackages of one level do not import each other; files outside subpackages are below all.
 LEVELS = (
     {"nn"},
     {"metrics"},
@@ -28,7 +28,7 @@ HEIGHT = {room: height for height, rooms in enumerate(LEVELS, 1) for room in roo
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Modules of this package that a file imports, anywhere in it."""
+    """Modules of this package that a file imports, anywhere in the file."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "dlen":
             for name in node.names:

@@ -1,4 +1,4 @@
-"""Reading W&B's offline run files back, with W&B's own record types."""
+"""Read W&B's offline run files with W&B's own record types."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any
 
 @dataclass
 class WandbRun:
-    """What an offline run file holds.
+    """Content of an offline run file.
 
     Attributes:
-        run_id: of the run.
-        group: of the run.
-        name: of the run.
-        job_type: of the run.
-        tags: of the run, as they were last.
-        config: by top key.
-        history: for each logged line the keys and values.
-        summary: last values by key.
-        artifacts: name, type, aliases and files of each.
-        exit_code: None where the run was not finished.
+        run_id: id of the run.
+        group: group of the run.
+        name: name of the run.
+        job_type: job type of the run.
+        tags: latest tags of the run.
+        config: config, by top-level key.
+        history: keys and values of each logged line.
+        summary: last values, by key.
+        artifacts: name, type, aliases and files of each artifact.
+        exit_code: None if the run was not finished.
     """
 
     run_id: str = ""
@@ -39,7 +39,7 @@ class WandbRun:
 
 
 def read_wandb(file: Path) -> WandbRun:
-    """Everything that a ``run-ID.wandb`` file says."""
+    """Read everything in a ``run-ID.wandb`` file."""
     from wandb.proto import wandb_internal_pb2
 
     found = WandbRun()
@@ -71,7 +71,7 @@ def read_wandb(file: Path) -> WandbRun:
 
 
 def _put(values: dict[str, Any], items: Any) -> None:
-    """A histogram or a picture is several items with a path of keys."""
+    """Add items. A histogram or image is several items with a path of keys."""
     for item in items:
         path, at = list(item.nested_key) or [item.key], values
         for key in path[:-1]:
@@ -82,7 +82,7 @@ def _put(values: dict[str, Any], items: Any) -> None:
 
 
 def _records(content: bytes) -> Iterator[bytes]:
-    """LevelDB's log format after 7 bytes of W&B's own: blocks of 32 KiB that hold parts of records."""
+    """LevelDB's log format after 7 bytes of W&B's own: blocks of 32 KiB that contain parts of records."""
     at, whole = 7, b""
     while at + 7 <= len(content):
         if 32768 - at % 32768 < 7:

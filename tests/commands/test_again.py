@@ -1,4 +1,4 @@
-"""train.py rerun=RUN and ckpt=last: a run from its own folder."""
+"""train.py rerun=RUN and ckpt=last: start a run from its own folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Baselines through the commands: a run folder as any other, and what a fit in one go cannot do, in one line."""
+"""Baselines through the commands: a normal run folder, and one-line errors for what a fit in one go cannot do."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module", params=list(SETTINGS))
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """A baseline on a table with a funnel, a number and a multi-valued field."""
+    """A baseline on a table with a funnel, a numeric and a multi-valued field."""
     folder = tmp_path_factory.mktemp(request.param)
     spec = write_log(folder)
     ran = run_here("train.py", [*SETTINGS[request.param], "data=table", f"data.spec={spec}", "run_dir=run"], folder)

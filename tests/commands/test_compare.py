@@ -1,4 +1,4 @@
-"""compare: what is trained and what is cached, tables that repeat the runs' own figures, and failures in one line."""
+"""compare: what is trained and what is cached, tables that match the runs' metrics, and one-line failures."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_a_run_that_fails_is_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_comparison_that_is_ended_ends_its_runs_and_goes_on(tmp_path: Path) -> None:
-    """SIGTERM: nothing trains on, and the next call resumes the run from its last checkpoint."""
+    """After SIGTERM nothing trains on, and the next call resumes the run from its last checkpoint."""
     arguments = ["experiment=table1", "models=[MMoE]", "seeds=1", "data.rows=15000", "loader.batch_size=64"]
     arguments += ["data.users=40", "data.items=30", "trainer.max_epochs=2", *TINY]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -121,7 +121,7 @@ def test_a_comparison_that_is_ended_ends_its_runs_and_goes_on(tmp_path: Path) ->
     (metrics,) = runs(tmp_path).values()
     assert metrics["fit/steps"] == 374
     (trained,) = tmp_path.rglob("train.log")
-    assert "step 46:" not in trained.read_text()  # the first validation lies before the checkpoint
+    assert "step 46:" not in trained.read_text()  # the first validation is before the checkpoint
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Wrong input and wrong settings: one line, exit code 2, no traceback, nothing left behind."""
+"""Invalid input and settings: one line, exit code 2, no traceback, nothing left behind."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_wrong_settings_are_one_line(case: str, refused: Command, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_evaluate_of_no_run(command: Command) -> None:  # in a process of its own, as users type it
+def test_evaluate_of_no_run(command: Command) -> None:  # in its own process, as users run it
     ran = command("evaluate.py", "run=nowhere")
     assert ran.returncode == 2
     assert ran.stderr.strip() == "error: nowhere: not a run folder (no config.yaml); set run=DIR"

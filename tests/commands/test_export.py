@@ -1,4 +1,4 @@
-"""export: the written models give the run's scores, on rows that they were not traced with, whatever the model."""
+"""export: the exported models give the run's scores, also on rows not used for tracing, for every model."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def export_config(*overrides: str) -> DictConfig:
 
 
 def served(folder: Path, inputs: tuple[torch.Tensor, ...]) -> dict[str, np.ndarray]:
-    """What ONNX Runtime makes of the inputs, by the names of the outputs."""
+    """Outputs of ONNX Runtime, by name."""
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
     taken = {item.name for item in session.get_inputs()}
     feed = {name: part.numpy() for name, part in zip(INPUTS, inputs, strict=True) if name in taken}
@@ -78,7 +78,7 @@ def served(folder: Path, inputs: tuple[torch.Tensor, ...]) -> dict[str, np.ndarr
 @pytest.mark.parametrize("case", list(CASES))
 def test_every_row_of_the_test_split_has_the_runs_scores(case: str, tmp_path: Path, raw: Path) -> None:
     run = trained(tmp_path, raw, CASES[case])
-    calibrates = case == "dlen on a feed"  # the demo's few conversions are too few to be ranked in the right order
+    calibrates = case == "dlen on a feed"  # the demo has too few conversions to rank them in the right order
     up = ["fusion.up=0.5", f"fusion.calibrate={calibrates}"] if "dlen" in case else []
     export(export_config(f"run={run}", "check_rows=64", *up))
     store, known = open_run(run)[1], score_split(run, "test")

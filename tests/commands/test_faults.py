@@ -1,4 +1,4 @@
-"""What docs/reliability.md promises: killed, full, read-only, too small, damaged; one line each, and nothing lost."""
+"""The promises of docs/reliability.md for kills and for full, read-only, small or damaged disks: one line, no loss."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ SMALL = [
 
 
 def script(text: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A Python program in a process of its own."""
+    """Run a Python program in its own process."""
     return run_program([sys.executable, "-c", textwrap.dedent(text), *arguments], folder)
 
 
-# Kills itself at the so-manieth step of writing a store: a chunk appended, the tables closed, the folder renamed.
+# Kills itself at the n-th step of writing a store: a chunk appended, the tables closed, the folder renamed.
 KILLED = """
     import os, signal, sys
     from pathlib import Path
@@ -71,7 +71,7 @@ KILLED = """
 @pytest.mark.slow
 def test_prepare_killed_at_every_stage_is_made_up_for(tmp_path: Path) -> None:
     demo, data = AliCCPDemo(raw_dir=str(tmp_path / "raw"), rows=3000, min_count=1), tmp_path / "data"
-    demo.files()  # drawn, which the first call does
+    demo.files()  # the first call draws the files
     whole = script(KILLED, tmp_path, "0")
     assert whole.returncode == 0, whole.stderr
     steps = int(whole.stdout)
@@ -88,7 +88,7 @@ def test_prepare_killed_at_every_stage_is_made_up_for(tmp_path: Path) -> None:
 
 
 def same(found: Store, wanted: Store) -> None:
-    """Every array and vocabulary of two stores has the same bytes."""
+    """Whether every array and vocabulary of two stores has the same bytes."""
     files = sorted(p.relative_to(wanted.folder) for p in wanted.folder.rglob("*.*") if p.name != "store.json")
     assert files == sorted(p.relative_to(found.folder) for p in found.folder.rglob("*.*") if p.name != "store.json")
     for name in files:
@@ -96,7 +96,7 @@ def same(found: Store, wanted: Store) -> None:
 
 
 def filled(arguments: list[str], folder: Path, limit: int) -> subprocess.CompletedProcess[str]:
-    """A command that may write no file larger than so many bytes, as on a disk that is full."""
+    """Run a command that cannot write a file above the limit in bytes, as on a full disk."""
     command = [sys.executable, str(ROOT / arguments[0]), *arguments[1:]]
     return run_program(command, folder, first=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
 
@@ -118,7 +118,7 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_there(tmp_path: Path) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize(("options", "expected"), [("size=300k", "no space left on the disk"), ("ro", "set data_dir")])
 def test_a_small_or_read_only_file_system(options: str, expected: str, tmp_path: Path) -> None:
-    """A real file system of its own, in a namespace where this user may mount one."""
+    """Uses a real file system in a namespace where this user may mount one."""
     if subprocess.run(["unshare", "-Urm", "true"], capture_output=True, check=False).returncode:
         pytest.skip("this system lets nobody mount a file system in a namespace")
     mount = f"mkdir -p data && mount -t tmpfs -o {options} none data"
@@ -163,7 +163,7 @@ def test_a_damaged_vocabulary_and_checkpoint_are_named(tmp_path: Path) -> None:
 
 
 class Stopped(datetime):
-    """A clock that shows one second for ever."""
+    """A clock that always shows the same second."""
 
     @classmethod
     def now(cls, tz: tzinfo | None = None) -> Stopped:
@@ -172,7 +172,7 @@ class Stopped(datetime):
 
 @pytest.mark.slow
 def test_a_clock_that_goes_back_changes_no_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two runs of the same second have two folders; durations stay durations, all else has the same bits."""
+    """Two runs of the same second have two folders; durations stay durations, and all else is equal to the bit."""
     settings = [*FEED, *SMALL, "trainer.accelerator=cpu", "trainer.max_epochs=1", "data.rows=3000"]
     assert run_here("train.py", settings, tmp_path).returncode == 0
     hours = count(step=-3600)
@@ -194,13 +194,13 @@ def test_a_clock_that_goes_back_changes_no_figure(tmp_path: Path, monkeypatch: p
 
 
 def naming(runs_dir: Path) -> DictConfig:
-    """What a run's folder is named by."""
+    """Settings that determine the name of a run's folder."""
     named = {"data_name": "feed", "model_name": "mmoe", "seed": 0}
     return OmegaConf.create({"runs_dir": str(runs_dir), "run_dir": None, **named})
 
 
 def test_a_name_is_taken_at_once_and_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a run that is refused after it has its folder; a run beside it in the same second has another."""
+    """Also for a run refused after it has its folder; a parallel run of the same second has another folder."""
     monkeypatch.setattr(run_folder, "datetime", Stopped)
     config = naming(tmp_path / "runs")
     with run_folder.run_folder(config) as first:
@@ -224,7 +224,7 @@ def test_only_folders_that_were_made_are_taken_back(tmp_path: Path) -> None:
 
 
 def test_a_runs_dir_that_leads_nowhere(tmp_path: Path) -> None:
-    """A symbolic link to a disk that is not there."""
+    """A symbolic link to a missing disk."""
     (tmp_path / "runs").symlink_to(tmp_path / "unmounted" / "disk")
     ran = run_here("train.py", [*FEED, *SMALL], tmp_path)
     assert ran.returncode == 2
@@ -233,7 +233,7 @@ def test_a_runs_dir_that_leads_nowhere(tmp_path: Path) -> None:
 
 
 def test_runs_that_begin_and_are_refused_at_once(tmp_path: Path) -> None:
-    """Four at a time under one runs_dir: each has a folder of its own, and nothing is left."""
+    """Four at a time in one runs_dir: each has its own folder, and nothing is left."""
     config = naming(tmp_path / "a" / "runs")
     held: set[Path] = set()
 

@@ -1,4 +1,4 @@
-"""Wrong settings, hundreds of them: whatever value a key of train.py gets, it is one line or a config that builds."""
+"""Hundreds of invalid settings: any value of a train.py key gives one line or a config that builds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.data.sources.test_fuzz import FUZZ
 
 VALUES: list[Any] = [None, True, False, -1, 0, 1, 2, 7, 1.5, -0.1, 1e400, float("nan"), 10**30, "", "auto", "x", "0"]
 VALUES += ["../../etc/passwd", "${seed}", "${nowhere}", "???", [], [0], [1, "a"], {}, {"a": 1}, {"click": 0.2}, "\x00"]
-# What is not for this test: places, and sizes at which a machine honestly has too little memory.
+# Not tested here: paths, and sizes for which a machine really has too little memory.
 LEFT_OUT = ("data_dir", "runs_dir", "run_dir", "logger.", "base_run", "rerun", "ckpt", "_target_", "data.rows", "seed")
 SETTINGS = ["model=dlen", "model=mmoe", "model=ple", "model=mran", "model=mmoe balancing=dwa", "optimizer=adagrad"]
 SETTINGS += ["model=lightgbm", "model=logistic"]
@@ -32,7 +32,7 @@ SETTINGS += ["model=lightgbm", "model=logistic"]
 @pytest.mark.slow
 @pytest.mark.parametrize("choice", SETTINGS)
 def test_every_value_is_told_or_taken(choice: str, composed: Compose, tmp_path: Path) -> None:
-    """The data, the model, the balancing, the optimiser and the trainer are made; nothing is trained."""
+    """Builds the data, the model, the balancing, the optimiser and the trainer; nothing is trained."""
     config = composed("data=feed", "data.rows=2000", "data.users=30", "data.items=20", *choice.split())
     store = open_store(config)
     keys = [k for k, _ in leaves(OmegaConf.to_container(config, resolve=True)) if not k.startswith(LEFT_OUT)]  # type: ignore[arg-type]

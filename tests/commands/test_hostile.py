@@ -1,4 +1,4 @@
-"""Run folders, studies and best.yaml of a stranger: nothing of them is executed, nothing outside of them is written."""
+"""Untrusted run folders, studies and best.yaml: nothing in them is executed, nothing outside them is written."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def place(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a copy of the run, in which a module lies that tells when it is imported."""
+    """A folder with a copy of the run and a module that records when it is imported."""
     shutil.copytree(made / "run", tmp_path / "run")
     (tmp_path / "new.csv").write_text("item\n1\n")
     (tmp_path / "evil.py").write_text(EVIL)
@@ -74,7 +74,7 @@ def place(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def put(file: Path, key: str, value: Any) -> None:
-    """Set one value of a YAML file."""
+    """Set one value in a YAML file."""
     config = OmegaConf.load(file)
     assert isinstance(config, DictConfig)
     OmegaConf.update(config, key, value, force_add=True)
@@ -82,7 +82,7 @@ def put(file: Path, key: str, value: Any) -> None:
 
 
 def refused(arguments: list[str], folder: Path) -> str:
-    """The one line of a command that is refused."""
+    """The one-line error of a refused command."""
     ran = run_here(arguments[0], arguments[1:], folder)
     assert ran.returncode == 2, ran.stdout + ran.stderr
     assert "Traceback" not in ran.stderr
@@ -288,7 +288,7 @@ def test_a_best_yaml_is_said_word_for_word(tmp_path: Path) -> None:
 
 
 def test_a_value_that_is_not_searched_becomes_no_setting() -> None:
-    """Whoever writes into a study's storage could name a group's file, or a class."""
+    """Anyone who can write to a study's storage could name a group's file or a class."""
     space = parse_space({"model/backbone": {"choices": ["mmoe", "ple"]}, "seed": {"low": 0, "high": 3}}, [])
     plan: Any = SimpleNamespace(space=space, spec=SimpleNamespace(objectives={"auc": "maximize"}), folder=Path("study"))
     study = optuna.create_study(direction="maximize")
@@ -304,7 +304,7 @@ def test_a_value_that_is_not_searched_becomes_no_setting() -> None:
 
 
 def endless(path: Path) -> None:
-    """A pipe that nobody writes to: reading it would wait for ever."""
+    """A pipe without a writer: reading it would block forever."""
     path.unlink(missing_ok=True)
     os.mkfifo(path)
 
@@ -456,7 +456,7 @@ def test_a_checkpoint_that_does_not_fit_is_one_line(place: Path) -> None:
 
 
 def test_a_checkpoint_names_no_other_file_to_delete(tmp_path: Path) -> None:
-    """A run that goes on deletes its former best checkpoint, whose path stands in the last one."""
+    """A resumed run deletes its previous best checkpoint, whose path is in the last one."""
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "mine" / "inner").mkdir(parents=True)
     (tmp_path / "mine" / "inner" / "file").touch()
@@ -485,7 +485,7 @@ def test_a_checkpoint_names_no_other_file_to_delete(tmp_path: Path) -> None:
 def test_nothing_is_written_through_a_link(name: str, command: str, place: Path) -> None:
     entry, outside = place / "run" / name, place / "outside"
     if entry.exists():
-        entry.rename(outside)  # so that what is read through the link is whole
+        entry.rename(outside)  # so that reading through the link gives valid content
     elif name == "export":
         outside.mkdir()
     else:
@@ -524,7 +524,7 @@ def test_links_to_the_log_of_wandb_are_left_alone(tmp_path: Path) -> None:
 
 @pytest.fixture
 def planted(tmp_path: Path) -> tuple[Path, Path]:
-    """A file to write, and one that a link under its temporary name leads to."""
+    """A file to write, and the target of a link under its temporary name."""
     mine = tmp_path / "mine"
     mine.write_text("mine")
     (tmp_path / ".file.writing").symlink_to(mine)

@@ -1,4 +1,4 @@
-"""What a run was made of stays what it is measured, gone on with and compared by; every change is seen or refused."""
+"""The inputs of a run stay fixed when it is measured, resumed or compared; every change is detected or refused."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def figures(folder: Path, name: str = "metrics.json") -> dict[str, float]:
 
 @pytest.mark.slow
 def test_a_run_goes_on_with_no_other_data(trained: Path) -> None:
-    """The labels are turned round: the same number of rows, the same ids."""
+    """The labels are inverted; the number of rows and the ids are the same."""
     kept = {p: p.read_bytes() for p in (trained / "run").rglob("*") if p.is_file()}
     table(trained, turned=True)
     done = ran(trained, "run_dir=run", "ckpt=last", "trainer.max_epochs=4")
@@ -109,7 +109,7 @@ def test_a_run_goes_on_in_no_other_world(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_is_measured_by_the_data_it_was_trained_on(trained: Path) -> None:
-    """Whatever has become of the log and its YAML; and new rows are read by the YAML of then."""
+    """Whatever happened to the log and its YAML. New rows are read with the original YAML."""
     rows = pl.read_csv(trained / "log.csv")
     rows.write_csv(trained / "new.csv")
     assert ran(trained, "run=run", "input=new.csv", "output=before.parquet", script="predict.py").returncode == 0
@@ -144,7 +144,7 @@ def test_a_gain_is_over_figures_of_the_same_rows(trained: Path) -> None:
     assert "base_run: feed was tested on other rows" in other.stderr.splitlines()[-1]
     vocabulary = ["data=table", "data.spec=rare.yaml", "data.name=rare"]
     (trained / "rare.yaml").write_text(SPEC.replace("{side: user}", "{side: user, min_count: 3}"))
-    same = ran(trained, *SMALL, *vocabulary, "base_run=run", "run_dir=c")  # other ids, and the same rows and labels
+    same = ran(trained, *SMALL, *vocabulary, "base_run=run", "run_dir=c")  # other ids, but the same rows and labels
     assert same.returncode == 0, same.stderr
 
 
@@ -189,7 +189,7 @@ def test_a_comparison_is_of_the_same_rows(tmp_path: Path) -> None:
 
 
 class Slow(Table):
-    """Changes its file while it is written, as another process might."""
+    """Changes its file while the store is written, as another process might."""
 
     def write(self, writer: StoreWriter) -> Schema:
         schema = super().write(writer)
@@ -215,7 +215,7 @@ def test_a_change_that_keeps_size_and_time_is_seen(tmp_path: Path) -> None:
     os.utime(log, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     assert log.stat().st_size == stamp.st_size
     assert prepare(Table(str(tmp_path / "spec.yaml")), tmp_path / "data").fingerprint != first.fingerprint
-    log.write_bytes(content)  # back again, at another time: the same data
+    log.write_bytes(content)  # restored at another time: the same data
     assert prepare(Table(str(tmp_path / "spec.yaml")), tmp_path / "data").fingerprint == first.fingerprint
 
 
@@ -230,7 +230,7 @@ def test_a_hash_is_kept_as_long_as_the_file_is_the_same(tmp_path: Path, monkeypa
         return real(path)
 
     monkeypatch.setattr(module, "_hash", told)
-    monkeypatch.setattr(module, "_SETTLED", -(10**18))  # as if the file had been there for long
+    monkeypatch.setattr(module, "_SETTLED", -(10**18))  # as if the file were old
     log = table(tmp_path)
     for _ in range(2):
         prepare(Table(str(tmp_path / "spec.yaml")), tmp_path / "data")
@@ -240,7 +240,7 @@ def test_a_hash_is_kept_as_long_as_the_file_is_the_same(tmp_path: Path, monkeypa
     assert read == [log, log]
 
 
-# Settings of a run that goes on
+# Settings of a resumed run
 
 
 @pytest.mark.slow
@@ -255,11 +255,11 @@ def test_patience_that_is_typed_is_used(tmp_path: Path) -> None:
     stopped = steps(*settings, "patience=1")
     whole = steps("ckpt=last", "patience=100")
     assert whole > stopped
-    assert whole % 12 == 0  # as many epochs as were asked for
+    assert whole % 12 == 0  # as many epochs as requested
 
 
 def _others(value: Any) -> Iterator[Any]:
-    """Another value of the same type."""
+    """Other values of the same type."""
     if isinstance(value, bool):
         yield not value
     elif isinstance(value, int | float):
@@ -274,7 +274,7 @@ def _others(value: Any) -> Iterator[Any]:
 
 @pytest.mark.slow
 def test_every_setting_that_is_typed_acts_or_is_refused(composed: Compose, tmp_path: Path) -> None:
-    """All keys of train.py: none is taken from the run that goes on when it was said."""
+    """All keys of train.py: a given setting is never replaced by that of the resumed run."""
     folder = tmp_path / "run"
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "checkpoints" / "last.ckpt").touch()

@@ -1,4 +1,4 @@
-"""Loggers: what W&B, TensorBoard, MLflow and the CSV file hold of a run, read back from what they wrote."""
+"""Loggers: the content that W&B, TensorBoard, MLflow and the CSV file have of a run, read back from their files."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tests.wandb_files import WandbRun, read_wandb
 
 FEED = ["data.rows=6000", "data.users=50", "data.items=40", "loader.batch_size=512", "trainer.max_epochs=1"]
 MODEL = ["model.embedding.dim=4", "model.head.tower=[8]", "model.head.hidden=[16,8]", "model.backbone.expert=[16,8]"]
-VALIDATIONS = 5  # of an epoch of 10 batches
-KEY = "0123456789abcdef" * 2 + "deadbeef"  # of the form that W&B's keys have
+VALIDATIONS = 5  # in an epoch of 10 batches
+KEY = "0123456789abcdef" * 2 + "deadbeef"  # has the format of a W&B key
 SETTINGS = [*FEED, *MODEL, "metrics.conflict_every=3"]
 
 
@@ -28,7 +28,7 @@ def offline_runs(folder: Path) -> list[WandbRun]:
 
 @pytest.fixture(scope="module")
 def logged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A run with W&B, and what it printed."""
+    """A run with W&B, and its output."""
     folder = tmp_path_factory.mktemp("wandb")
     extra = ["logger=wandb", "logger.wandb.checkpoint=true", "run_dir=run"]
     with pytest.MonkeyPatch.context() as patch:
@@ -65,7 +65,7 @@ def test_curves_histograms_tables_plots_and_the_config_are_logged(logged: tuple[
     csv_keys = set(next(csv.reader((folder / "logs" / "metrics.csv").open()))) - {"step", "epoch"}
     assert csv_keys <= keys
     histograms = [line["val/hidden/up"] for line in run.history if "val/hidden/up" in line]
-    assert len(histograms) == VALIDATIONS  # one for each validation
+    assert len(histograms) == VALIDATIONS  # one per validation
     assert all(h["_type"] == "histogram" and len(h["bins"]) == len(h["values"]) + 1 for h in histograms)
     last = {key: value for line in run.history for key, value in line.items() if isinstance(value, dict)}
     plots = {
@@ -206,11 +206,11 @@ def test_the_csv_of_an_interrupted_run_is_gone_on_with_from_its_checkpoint(tmp_p
     first.save()
     path = tmp_path / "logs" / "metrics.csv"
     with path.open("a") as file:
-        file.write("0.4")  # torn by a kill
-    second = ContinuedCSVLogger(str(tmp_path), name="logs", version="")  # the checkpoint was made at step 20
-    second.finalize("success")  # a run that is refused, or is interrupted at once, loses nothing
+        file.write("0.4")  # truncated by a kill
+    second = ContinuedCSVLogger(str(tmp_path), name="logs", version="")  # the checkpoint is from step 20
+    second.finalize("success")  # a run that is refused or interrupted immediately loses nothing
     assert [row["step"] for row in rows(path)][:3] == ["10", "20", "30"]
-    second.log_metrics({"val/a": 0.2}, 20)  # what was logged at the very step of the checkpoint is not there twice
+    second.log_metrics({"val/a": 0.2}, 20)  # values logged at the step of the checkpoint do not appear twice
     for step in (25, 35):
         second.log_metrics({"val/a": step / 100, "val/b": 1.0}, step)
     second.save()

@@ -1,4 +1,4 @@
-"""evaluate.py off_policy.log=FILE: estimates from a random log, against what the simulator knows of the policy."""
+"""evaluate.py off_policy.log=FILE: estimates from a random log against the policy's rates in the simulator."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ITEMS, CANDIDATES = 40, 5
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run, and its test rows as a random log in raw values."""
+    """A run, and its test rows as a random log of raw values."""
     path = tmp_path_factory.mktemp("random")
     places = [f"data_dir={path / 'data'}", f"run_dir={path / 'run'}"]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
@@ -51,7 +51,7 @@ def check(folder: Path, *overrides: str) -> tuple[str, dict[str, Any]]:
 
 
 def true_rates(folder: Path, overrides: Sequence[str]) -> np.ndarray:
-    """(T,) of the policy, for every logged user and hour by the simulator's own probabilities."""
+    """(T,) rates of the policy for every logged user and hour, from the simulator's probabilities."""
     config, store = open_run(folder / "run")
     feed, model = build(config.data, "data"), load_model(folder / "run", load_run_config(folder / "run"), store)
     assert isinstance(feed, Feed)

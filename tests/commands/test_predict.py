@@ -1,4 +1,4 @@
-"""predict: new rows get the scores that evaluate measures, in their order, whatever source the run was trained on."""
+"""predict: new rows get the scores that evaluate measures, in order, for every source."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def predicted(folder: Path, path: Path, *overrides: str) -> pl.DataFrame:
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on a table with every kind of column, whose test rows are also a file of their own."""
+    """A run on a table with every kind of column, whose test rows are also in a separate file."""
     folder = tmp_path_factory.mktemp("table")
     rng, n = np.random.default_rng(0), 1500
     columns: dict[str, Any] = {
@@ -220,7 +220,7 @@ def test_a_simulated_feed_by_its_fields(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def client(table: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    """The example server on the exported run."""
+    """The example server with the exported run."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         export(compose("export", [f"run={table / 'run'}", "check_rows=64", "fusion.up=0.5"]))
     with pytest.MonkeyPatch.context() as patch:
@@ -231,7 +231,7 @@ def client(table: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Te
 
 
 def as_json(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of the table as a client sends it: lists by weight, and the parts of its time."""
+    """A row of the table as JSON from a client: lists by weight, and the parts of its time."""
     shown = datetime.fromtimestamp(row["shown"], tz=UTC)
     tags = {t.split(":")[0]: float(t.split(":")[1]) for t in (row["tags"] or "").split("|") if t}
     city = f"c{int(row['user'][1:]) % 7}"
@@ -243,11 +243,11 @@ def as_json(row: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.slow
 def test_the_example_server_gives_the_scores_of_predict(table: Path, client: TestClient) -> None:
     rows = pl.read_csv(table / "new.csv")
-    # A JSON object has each key once; what a list repeats is for the test of the export.
+    # A JSON object has each key once; the test of the export covers repeated values of a list.
     keys = pl.col("tags").fill_null("").str.split("|").list.eval(pl.element().str.split(":").list.first())
     distinct = rows.filter(keys.list.n_unique() == keys.list.len())
     assert len(distinct) > 50
-    distinct = distinct.with_columns(pl.col("shown") + 52 * 604_800)  # a server knows the log's rates as they are now
+    distinct = distinct.with_columns(pl.col("shown") + 52 * 604_800)  # a server has the log's rates as of now
     distinct.write_csv(table / "distinct.csv")
     frame = predicted(table, table / "distinct.csv", "fusion.up=0.5")
     answer = client.post("/rank", json={"candidates": [as_json(row) for row in distinct.iter_rows(named=True)]})

@@ -1,4 +1,4 @@
-"""train with several processes: the training of one with the joint batch, and what several cannot do."""
+"""train with several processes: equal to one process with the joint batch, and what is not supported."""
 
 from __future__ import annotations
 
@@ -41,18 +41,18 @@ def weights(folder: Path) -> dict[str, Any]:
 
 
 def by_lightning(folder: Path, processes: int, arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    """One command, which starts the others."""
+    """One command, which starts the other processes."""
     return run_command("train.py", [*arguments, f"trainer.devices={processes}"], folder)
 
 
 def by_torchrun(folder: Path, processes: int, arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    """As on a machine where torchrun starts every process."""
+    """torchrun starts every process."""
     start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", str(ROOT / "train.py")]
     return run_program([sys.executable, *start, *arguments, f"trainer.devices={processes}"], folder)
 
 
 def by_slurm(folder: Path, processes: int, arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    """As ``srun`` does on two nodes with one process each: every process is told who it is by its environment."""
+    """Like ``srun`` on two nodes with one process each: the environment gives every process its rank."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -85,7 +85,7 @@ STARTS = {"feed": (4, by_lightning), "funnel": (2, by_slurm), "reweighted": (2, 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", list(CASES))
 def test_several_processes_train_as_one_with_the_joint_batch(case: str, tmp_path: Path) -> None:
-    """However they are started; the reweighted one is interrupted and goes on. Every row is measured once."""
+    """For every launcher. The reweighted run is interrupted and resumed. Every row is measured once."""
     settings = [*CASES[case], *(s for s in SMALL if case != "reweighted" or not s.startswith("model.backbone"))]
     if case == "reweighted":
         settings += ["model.backbone.expert=[8]"]
@@ -100,14 +100,14 @@ def test_several_processes_train_as_one_with_the_joint_batch(case: str, tmp_path
         together = ["run_dir=together", "ckpt=last", "trainer.max_epochs=4"]
     ran = start(tmp_path, processes, together)
     assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.count("test split") == 1  # one of them speaks
+    assert ran.stdout.count("test split") == 1  # only one of them prints
     ran = run_here("train.py", [*settings, "loader.batch_size=256", "run_dir=alone"], tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["alone", "data", "together"]
     one, several = weights(tmp_path / "alone"), weights(tmp_path / "together")
     assert one.keys() == several.keys()
     for name, value in one.items():
-        # Few steps, as Adam makes steps of gradients that are rounding errors: 1e-9 here, 1e-5 after a dozen.
+        # Few steps, because Adam amplifies rounding errors of gradients: 1e-9 here, 1e-5 after a dozen.
         assert (several[name] - value).abs().double().mean() < 1e-6, name
     alone_is, are = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("alone", "together"))
     assert are["fit/steps"] == alone_is["fit/steps"]
@@ -120,7 +120,7 @@ def test_several_processes_train_as_one_with_the_joint_batch(case: str, tmp_path
 @pytest.mark.slow
 @needs_torchrec
 def test_a_sharded_run_is_that_of_a_copy_in_each_process(tmp_path: Path) -> None:
-    """Split by rows, interrupted, split by tables; then evaluated by one process, which has no need of TorchRec."""
+    """Split by rows, interrupted, split by tables; then evaluated by one process, which does not need TorchRec."""
     adagrad = [*CASES["feed"], *(s for s in SMALL if not s.startswith("optimizer")), "optimizer=adagrad"]
     adagrad += ["loader.batch_size=128", "trainer.devices=2", "seed=3"]
     for settings in (

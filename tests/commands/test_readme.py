@@ -1,4 +1,4 @@
-"""The documentation's commands, typed as written: made small by settings that follow them, and run in order."""
+"""The documentation's commands as written, run in order with settings appended to make them small."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def blocks(language: str, page: str) -> list[str]:
 
 
 def commands() -> list[str]:
-    """Of all pages, each once."""
+    """Commands of all pages, without duplicates."""
     lines = [line for page in PAGES for block in blocks("bash", page) for line in block.splitlines()]
     return [line for line in dict.fromkeys(lines) if line.startswith("python ")]
 
 
 def smaller(arguments: list[str]) -> list[str]:
-    """Settings that make a command fast and leave what it shows as it is."""
+    """Settings that make a command fast without changing what it shows."""
     script, rest = arguments[0], arguments[1:]
     extra = [f"data.rows={20000 if 'aliccp_demo' in ' '.join(rest) else 8000}"]
     if any(a in ("data=aliccp", "data=table") for a in rest) or script in (
@@ -104,7 +104,7 @@ def test_the_models_page_in_python(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_sweep_of_ones_own(tmp_path: Path) -> None:
-    """The study of one's own, from a folder of configs beside ours."""
+    """A custom study from a separate folder of configs."""
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "mine.yaml").write_text(blocks("yaml", "docs/sweeps.md")[0])
     small = ["data.rows=8000", *MODEL, "trainer.limit_train_batches=8", "sweep.trials=2", "sweep.confirm=0"]
@@ -117,12 +117,12 @@ def test_no_page_names_a_missing_file() -> None:
     for page in [*PAGES, *(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))]:
         text = (ROOT / page).read_text()
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
-            made = target in ("config.md", "python.md")  # by mkdocs, see test_site.py
+            made = target in ("config.md", "python.md")  # created by mkdocs, see test_site.py
             assert made or ((ROOT / page).parent / target).exists(), f"{page}: {target}"
 
 
 def write_log(path: Path) -> None:
-    """A log with the columns of the README's YAML."""
+    """Write a log with the columns of the README's YAML."""
     lines = ["user_id\tvideo_id\ttags\tduration\tprice\ttime_ms\tis_click\tlabel\tis_buy\tplay_time_ms"]
     for i in range(3000):
         click = (i * 7919) % 3 == 0

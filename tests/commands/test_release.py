@@ -1,4 +1,4 @@
-"""What is released: a wheel, made from the source distribution, that works from any folder without the repository."""
+"""The released wheel, built from the source distribution, works from any folder without the repository."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_wheel_from_the_source_distribution_works_from_any_folder(tmp_path: Pa
     shipped = {p.relative_to(ROOT / "conf") for p in (ROOT / "conf").rglob("*.yaml")}
     assert shipped <= packaged
     assert Path("sweep/alpha.yaml") in packaged
-    # In front of everything else, also of the clone that these tests run from.
+    # First in the path, before the clone that these tests run from.
     said = run([str(place / "bin" / "dlen-train"), *SMALL, "run_dir=run"], elsewhere, PYTHONPATH=str(place))
     assert "test split" in said
     assert json.loads((elsewhere / "run" / "metrics.json").read_text())["model"] == "mmoe"

@@ -47,7 +47,7 @@ PARTS = {"shown_hour": (0, 23), "shown_weekday": (1, 7), "shown_day": (1, 31), "
 
 
 def rows(rng: np.random.Generator, n: int, most: int) -> pl.DataFrame:
-    """Lists of up to ``most`` values; one cell in twenty is empty."""
+    """Rows with lists of up to ``most`` values; one cell in twenty is empty."""
 
     def some(values: list[str]) -> list[str | None]:
         return [v if rng.random() > 0.05 else None for v in values]
@@ -74,7 +74,7 @@ def rows(rng: np.random.Generator, n: int, most: int) -> pl.DataFrame:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run whose training lists are all short and whose test lists are not."""
+    """A finished run whose lists are all short in training but not in test."""
     folder, rng = tmp_path_factory.mktemp("serve"), np.random.default_rng(0)
     for name, n, most in (("train", 1200, 2), ("validation", 200, 2), ("test", 300, 10)):
         rows(rng, n, most).write_csv(folder / f"{name}.csv")
@@ -101,7 +101,7 @@ def write_export(run: Path, *overrides: str) -> None:
 
 @pytest.fixture(scope="module")
 def client(run: Path) -> Iterator[TestClient]:
-    """What is not caught in the server fails the test."""
+    """A client under which an uncaught exception of the server fails the test."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EXPORT", str(run / "export"))
         server = runpy.run_path(str(ROOT / "examples" / "serve.py"))
@@ -110,7 +110,7 @@ def client(run: Path) -> Iterator[TestClient]:
 
 
 def as_json(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of the table as a client sends it."""
+    """A row of the table as JSON from a client."""
     shown = datetime.fromtimestamp(row["ts"], tz=UTC)
     tags = [t for t in (row["tags"] or "").split("|") if t]
     pairs = [pair.split(":") for pair in (row["liked"] or "").split("|") if pair]
@@ -253,7 +253,7 @@ def test_an_id_has_one_meaning_in_every_spelling(client: TestClient) -> None:
     for spelling in ("", "  ", "nobody"):
         assert score(client, user=spelling, shelf=None) == score(client, user=None, shelf=None)
     assert absent != known
-    known = score(client, shelf=None)  # without the key of which tags are a part
+    known = score(client, shelf=None)  # without the key that includes the tags
     for tags in (["t1", None, "", " "], [" t1 "]):
         assert score(client, tags=tags, shelf=None) == known
 

@@ -1,4 +1,4 @@
-"""compare.py experiment=table2: trained models as rankers of feed sessions."""
+"""compare.py experiment=table2: trained models rank feed sessions."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_table2(tmp_path: Path) -> None:
 
 
 def test_pairs_and_truth_are_those_of_the_prepared_rows(composed: Compose) -> None:
-    """Rows of the store, made again from their user, item and hour, have the same ids and true probabilities."""
+    """Rows of the store, rebuilt from user, item and hour, have the same ids and true probabilities."""
     config = composed("data=feed", "data.rows=4000", "data.users=30", "data.items=25")
     store, feed = open_store(config), Feed(rows=4000, users=30, items=25)
     split = store.split("test")

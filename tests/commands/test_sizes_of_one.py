@@ -1,4 +1,4 @@
-"""One task, one field, one user, a batch of one row: whatever there is one of, every model trains on it."""
+"""One task, one field, one user, a batch of one row: every model trains on each of them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MODELS = {
 
 
 def trained(folder: Path, table: str, settings: list[str]) -> dict[str, float]:
-    """The figures of a run on a small table."""
+    """The metrics of a run on a small table."""
     rng, rows = np.random.default_rng(0), 200
     columns = {"user": rng.integers(0, 20, rows), "tags": [f"t{t}|t1" for t in rng.integers(0, 9, rows)]}
     columns |= {"age": rng.normal(size=rows), "one": np.zeros(rows, int)}

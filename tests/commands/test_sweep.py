@@ -1,4 +1,4 @@
-"""sweep: studies with real workers, faults and all; what they leave; and storages that several coordinators share."""
+"""sweep: studies with real workers and faults, the files they write, and storages shared by several coordinators."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ LONG = [
     "trainer.max_epochs=25",
     "trainer.val_check_interval=1.0",
     "patience=1000",
-]  # some seconds for each trial
+]  # a few seconds per trial
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
 NAME = "alpha-feed"
 
@@ -77,13 +77,13 @@ def wait_for(condition: Callable[[], Any], seconds: float = 90) -> Any:
             if found := condition():
                 return found
         except (KeyError, FileNotFoundError, json.JSONDecodeError):
-            pass  # the study or a file is not there yet
+            pass  # the study or a file does not exist yet
         time.sleep(0.1)
     raise AssertionError("it did not happen in time")
 
 
 def running(tmp_path: Path) -> list[optuna.trial.FrozenTrial]:
-    """Trials that train: they have validated once."""
+    """Trials that are training and have validated once."""
     return [t for t in study_of(tmp_path).trials if t.state == TrialState.RUNNING and t.intermediate_values]
 
 
@@ -93,7 +93,7 @@ def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study of four trials by two workers, with its answer."""
+    """A finished study of four trials by two workers."""
     tmp_path = tmp_path_factory.mktemp("sweep")
     ran = run_command("sweep.py", [*SMALL, "sweep.trials=4", "sweep.confirm=2"], tmp_path)
     assert ran.returncode == 0, ran.stderr
@@ -116,14 +116,14 @@ def test_what_a_study_leaves(done: Path) -> None:
         metrics = json.loads((folder / "trials" / f"{row['number']:04d}" / "metrics.json").read_text())
         assert metrics["val/auc/mean"] == row["val/auc/mean"] == row["auc/mean"]
         assert metrics["state"] == "complete"
-        assert not [key for key in metrics if key.startswith("test/")]  # a trial never sees the test split
+        assert not [key for key in metrics if key.startswith("test/")]  # a trial never uses the test split
         config = yaml.safe_load((folder / "trials" / f"{row['number']:04d}" / "config.yaml").read_text())
         assert config["model"]["head"]["alpha"] == row["param/model.head.alpha"]
         assert config["model"]["head"]["bound"] == row["param/model.head.bound"]
     page = (folder / "study.html").read_text()
     for title in ("History of val/auc/mean", "AUC of each task by parameter", "Parallel coordinates", "Workers"):
         assert title in page
-    assert 'src="http' not in page  # opens without a network
+    assert 'src="http' not in page  # works offline
 
 
 def test_a_trial_is_the_same_training_as_train_py(done: Path) -> None:
@@ -279,7 +279,7 @@ def test_two_coordinators_share_a_study(tmp_path: Path) -> None:
 
 
 def test_failed_trials_say_why_and_pruned_ones_stop_at_a_validation(tmp_path: Path) -> None:
-    """A learning rate that explodes fails its trial alone; one that learns nothing is pruned and keeps its figures."""
+    """A diverging learning rate fails only its own trial; one that learns nothing is pruned and keeps its metrics."""
     space = ["~sweep.space", "+sweep.space={optimizer.lr: {choices: [0.01, 0.011, 1e30, 1e-9]}}"]
     arguments = ["sweep=dlen", *DATA, *MODEL, "sweep.confirm=0", *space, "sweep.start=[]", "sweep.sampler=grid"]
     arguments += ["sweep.workers=1", "sweep.pruner=median", "sweep.pruner_options={n_startup_trials: 2}"]
@@ -327,7 +327,7 @@ def test_several_objectives_and_seeds(tmp_path: Path) -> None:
 
 
 def test_a_trial_over_two_processes(tmp_path: Path) -> None:
-    """Half of the steps, the figures of one process with twice the batch, and both are pruned together."""
+    """Half the steps, the metrics of one process with twice the batch, and both processes are pruned together."""
     space = ["~sweep.space", "+sweep.space={optimizer.lr: {choices: [0.01, 0.011, 1e-9]}}"]
     arguments = [*SMALL, *space, "sweep.sampler=grid", "sweep.pruner=median", "trainer.precision=32-true"]
     arguments += ["sweep.pruner_options={n_startup_trials: 2}", "trainer.accelerator=cpu", "trainer.max_epochs=3"]
@@ -345,7 +345,7 @@ def test_a_trial_over_two_processes(tmp_path: Path) -> None:
 
 
 def test_submitit(tmp_path: Path) -> None:
-    """On this machine, by the same way as on Slurm."""
+    """On this machine, through the same code as on Slurm."""
     arguments = [*SMALL, "sweep.trials=3", "sweep.launcher=submitit", "sweep.submitit.cluster=local"]
     ran = run_command("sweep.py", [*arguments, "sweep.submitit.parameters={timeout_min: 5}"], tmp_path)
     assert ran.returncode == 0, ran.stderr
@@ -354,7 +354,7 @@ def test_submitit(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A PostgreSQL server of its own on loopback, and the URL of an empty database."""
+    """A PostgreSQL server on loopback, and the URL of an empty database."""
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")) or [Path(shutil.which("initdb") or "")]
     if not programs[-1].is_file():
         pytest.skip("PostgreSQL is not installed (no initdb in /usr/lib/postgresql or on the path)")
@@ -386,7 +386,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def test_postgresql(postgres: str, tmp_path: Path) -> None:
-    """Two coordinators in folders of their own, which share the database alone."""
+    """Two coordinators with separate folders that share only the database."""
     folders = [tmp_path / "one", tmp_path / "two"]
     for folder in folders:
         folder.mkdir()
@@ -456,7 +456,7 @@ def test_a_wrong_command_is_one_line(arguments: list[str], expected: str, refuse
 
 
 def test_fusion_weights_are_searched_on_a_finished_run(done: Path) -> None:
-    """Nothing is trained; the best is never behind equal weights on validation, and is measured once on test."""
+    """Nothing is trained. The best is at least as good as equal weights on validation and is measured once on test."""
     run = done / "fused"
     trained = run_here("train.py", ["model=dlen", *DATA, *MODEL, f"run_dir={run}"], done)
     assert trained.returncode == 0, trained.stderr
@@ -484,7 +484,7 @@ def test_fusion_weights_are_searched_on_a_finished_run(done: Path) -> None:
     assert found["fusion"]["weights"]["like"] == best["param/weight.like"]
     figures = json.loads((folder / "confirm.json").read_text())
     assert figures["low"] <= figures["gain"] <= figures["high"]
-    # By the stay time of sessions, on users who are not those of the test.
+    # By the stay time of sessions, on users outside the test.
     sessions = ["sweep.maximize=[stay_time]", "sweep.sessions.users=20", "sweep.sessions.sessions=5", "sweep.name=stay"]
     few = ["sweep.trials=4", "sweep.workers=1", "sweep.calibrate=true"]
     ran = run_here("sweep.py", ["sweep=fusion", f"sweep.run={run}", *sessions, *few], done)

@@ -1,4 +1,4 @@
-"""On a terminal: bars with rates, a line for each validation, and no colour where it is not wanted."""
+"""Terminal output: progress bars with rates, a line per validation, and no colour where it is not wanted."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ SETTINGS += ["model.embedding.dim=4", "run_dir=run"]
 
 
 def on_a_terminal(arguments: list[str], folder: Path, width: int = 120, **environment: str) -> str:
-    """Everything that a command writes to a terminal."""
+    """The output of a command on a terminal."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
     variables = {**os.environ, "TERM": "xterm-256color", "OMP_NUM_THREADS": "1", **environment}
-    for name in ("DLEN_RUN_DIR", "COLUMNS", "LINES"):  # xdist's workers have a width of their own
+    for name in ("DLEN_RUN_DIR", "COLUMNS", "LINES"):  # xdist's workers have their own width
         variables.pop(name, None)
     process = subprocess.Popen(
         [sys.executable, str(ROOT / arguments[0]), *arguments[1:]],
@@ -40,7 +40,7 @@ def on_a_terminal(arguments: list[str], folder: Path, width: int = 120, **enviro
     try:
         while part := os.read(ours, 65536):
             written += part
-    except OSError:  # how Linux says that the other end is closed
+    except OSError:  # Linux raises this when the other end is closed
         pass
     os.close(ours)
     assert process.wait() == 0, written.decode()

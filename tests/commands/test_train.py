@@ -1,4 +1,4 @@
-"""train: every model on every kind of data, what a run leaves, and runs that are interrupted."""
+"""train: every model on every kind of data, the files of a run, and interrupted runs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SIZES = {
     "aitm": [*SMALL, *EXPERT],
     "pal": [*SMALL, *EXPERT],
 }
-REFUSED = {  # what a model needs that a data set does not have
+REFUSED = {  # requirements of a model that a data set does not meet
     ("esmm", "feed"): "config model: esmm needs a funnel",
     ("aitm", "feed"): "config model: aitm needs a funnel",
     ("pal", "feed"): "config model: pal needs a position",
@@ -54,7 +54,7 @@ REFUSED = {  # what a model needs that a data set does not have
 
 
 def write_log(folder: Path) -> Path:
-    """A small table with two tasks, one observed where the other is positive, and its YAML."""
+    """Write a small table with two tasks, one observed where the other is positive, and its YAML."""
     rng = np.random.default_rng(0)
     n = 1200
     item = rng.integers(20, size=n)
@@ -105,11 +105,11 @@ def test_every_model_trains_on_every_data(model: str, data: str, composed: Compo
 
 @pytest.mark.slow
 def test_pal_takes_the_planted_position_bias_out(composed: Compose, tmp_path: Path) -> None:
-    """Beside MMoE, which has the position as a field: PAL's scores follow the true relevance more closely."""
+    """Compared with MMoE, which has the position as a field, PAL's scores follow the true relevance more closely."""
     data = ["data.rows=40000", "data.users=300", "data.items=150", "data.positions=8", "data.position_bias=1.5"]
     settings = [*data, "loader.batch_size=512", "trainer.max_epochs=3", "metrics.scores=true", *SMALL, *EXPERT]
     correlations = {}
-    for model in ("mmoe", "pal"):  # both without first-order terms, which PAL does not have
+    for model in ("mmoe", "pal"):  # both without first-order terms, which PAL lacks
         own = ["model.embedding.first_order=false"] if model == "mmoe" else []
         config = composed(f"model={model}", f"run_dir={tmp_path / model}", *settings, *own)
         train(config)
@@ -160,7 +160,7 @@ def test_a_run_goes_on_with_what_it_began_with(composed: Compose, tmp_path: Path
     other = [f"run_dir={tmp_path / 'other'}", f"ckpt={tmp_path / 'run' / 'checkpoints' / 'last.ckpt'}"]
     with pytest.raises(UserError, match=r"config ckpt: .* is of another model or balancing"):
         train(composed("model=mmoe", "balancing=uncertainty", *settings[1:], *other, "trainer.max_epochs=2"))
-    again = train(composed("model=mmoe", "balancing=dwa", *settings, "ckpt=last"))  # nothing is left to do
+    again = train(composed("model=mmoe", "balancing=dwa", *settings, "ckpt=last"))  # nothing is left to train
     assert {k for k in first if k.startswith("gates/")} == {k for k in again if k.startswith("gates/")}
     assert again["test/auc/mean"] == first["test/auc/mean"]
     assert again["fit/seconds"] == first["fit/seconds"]
@@ -236,7 +236,7 @@ def test_a_constant_hidden_state_is_warned_of(composed: Compose, capsys: pytest.
 
 @pytest.mark.slow
 def test_sampling_conflict_changes_nothing(composed: Compose) -> None:
-    """Also with dropout, whose random numbers a sample must not take."""
+    """Also with dropout: sampling must not consume its random numbers."""
     runs = [train(composed(*SIZES["dlen"], *FEED, "model.dropout=0.2", f"metrics.conflict_every={n}")) for n in (0, 2)]
     figures = [{k: v for k, v in run.items() if k.startswith(("test/", "val/"))} for run in runs]
     assert figures[0] == figures[1]
@@ -299,7 +299,7 @@ def test_run_folder_holds_what_it_promises(composed: Compose, tmp_path: Path) ->
     with (folder / "logs" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     validations = [row for row in rows if row["val/auc/mean"]]
-    assert len(validations) == 5  # 10 batches, one validation for each 25 %, rounded down to 2 batches
+    assert len(validations) == 5  # 10 batches, a validation every 25 %, rounded down to 2 batches
     assert max(float(row["val/auc/mean"]) for row in validations) == pytest.approx(metrics["val/auc/mean"], abs=1e-6)
 
 
@@ -387,7 +387,7 @@ def test_resume_after_a_kill_is_bit_equal(tmp_path: Path) -> None:
     settings += [
         "model.dropout=0.2",
         "metrics.conflict_every=7",
-    ]  # random numbers of the steps are as they would have been
+    ]  # random numbers of the steps are unchanged
     whole = run_command("train.py", [*settings, "run_dir=whole"], tmp_path)
     assert whole.returncode == 0, whole.stderr
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -400,14 +400,14 @@ def test_resume_after_a_kill_is_bit_equal(tmp_path: Path) -> None:
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "killed" / "metrics.json").exists()
-    resumed = run_command("train.py", ["run_dir=killed", "ckpt=last"], tmp_path)  # with the settings that it has
+    resumed = run_command("train.py", ["run_dir=killed", "ckpt=last"], tmp_path)  # with its own settings
     assert resumed.returncode == 0, resumed.stderr
     logs = [pl.read_csv(tmp_path / name / "logs" / "metrics.csv") for name in ("whole", "killed")]
     curves = [log.select("step", "val/auc/mean").drop_nulls().unique().sort("step") for log in logs]
-    assert curves[0].equals(curves[1])  # what was logged before the kill is there as well
+    assert curves[0].equals(curves[1])  # also contains what was logged before the kill
     figures = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("whole", "killed")]
     trained = [metrics["fit/samples_per_second"] * metrics["fit/seconds"] for metrics in figures]
-    assert trained[0] == pytest.approx(trained[1], rel=0.02)  # both are rounded; a resumed run goes on counting
+    assert trained[0] == pytest.approx(trained[1], rel=0.02)  # both are rounded; a resumed run continues counting
     for metrics in figures:
         for key in [k for k in metrics if k.startswith("fit/") and k != "fit/steps"]:
             del metrics[key]
@@ -423,7 +423,7 @@ def test_resume_after_a_kill_is_bit_equal(tmp_path: Path) -> None:
 def test_feed_default_learns(composed: Compose) -> None:
     settings = ["data.rows=40000", "data.users=200", "data.items=100", "trainer.max_epochs=2", "loader.batch_size=256"]
     metrics = train(composed("model=dlen", *settings))
-    assert metrics["test/auc/mean"] > 0.65  # 0.5 is chance; the oracle is near 0.8
+    assert metrics["test/auc/mean"] > 0.65  # chance is 0.5; the oracle is near 0.8
     assert metrics["test/corr/up_truth"] > 0.2
     for task in ("click", "like", "share", "follow", "comment"):
         assert metrics[f"test/auc/{task}"] < metrics[f"test/oracle/{task}"]

@@ -1,4 +1,4 @@
-"""Plans: what a run's fingerprint depends on, seeds, chosen models, grids, and every experiment that is shipped."""
+"""Plans: what a run's fingerprint depends on, seeds, selected models, grids, and every shipped experiment."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EXPERIMENTS = sorted(p.stem for p in (ROOT / "conf" / "experiment").glob("*.yaml
 
 
 def planned(folder: Path, *overrides: str, cell: tuple[str, ...] = ()) -> Plan:
-    """As compare.py does it, with everything below ``folder``."""
+    """A plan as compare.py makes it, with everything below ``folder``."""
     OmegaConf.register_new_resolver("stem", lambda path: Path(str(path)).stem, replace=True)
     places = [f"data_dir={folder / 'data'}", f"runs_dir={folder / 'runs'}"]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
@@ -118,7 +118,7 @@ def test_cells_of_a_grid() -> None:
     grid = parse_grid(config)
     assert grid is not None
     cells = cells_of(grid)
-    assert len(cells) == 6  # 4 of the first plane, 2 more of the second
+    assert len(cells) == 6  # 4 in the first plane, 2 more in the second
     assert grid.settings(grid.cell(rows="many", leak="b")) == ["data.rows=20", "data.leak=0.3"]
     assert grid.cell() == (("rows", "few"), ("leak", "a"), ("tasks", "all"))
     assert parse_grid(OmegaConf.create({"experiment": {}})) is None

@@ -1,4 +1,4 @@
-"""The AUC gate of ``make quality``: what it calls better, worse and even."""
+"""The AUC gate of ``make quality``: what counts as better, worse and equal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-# Two models of three seeds, judged with a third: the two-sided quantile at 0.05 / 3 of Student's t with four degrees
+# Two models with three seeds, judged with a third: the two-sided quantile at 0.05 / 3 of Student's t with four degrees
 # of freedom, by bisection of its closed form (Abramowitz and Stegun 26.7.4), pooled deviation sqrt((1 + 9) / 2) / 1000.
 BEFORE = {
     "calm": {"mean": 0.7, "deviation": 0.001, "seeds": 3},
@@ -20,7 +20,7 @@ BEFORE = {
 
 
 def quantile_of_four(tail: float) -> float:
-    """Where a share ``tail`` of Student's t with four degrees of freedom lies above."""
+    """Quantile of Student's t with four degrees of freedom and upper tail ``tail``."""
     low, high = 0.0, 100.0
     for _ in range(100):
         middle = (low + high) / 2

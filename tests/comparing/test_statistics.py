@@ -18,7 +18,7 @@ Array = NDArray[Any]
 
 
 def drawn(rows: int, targets: int, seed: int, ties: bool = False) -> tuple[Array, Array, Array]:
-    """Two models' log-odds (rows, targets) and labels, the second model the better one."""
+    """Log-odds (rows, targets) of two models, and labels; the second model is better."""
     rng = np.random.default_rng(seed)
     truth = rng.normal(size=(rows, targets))
     labels = (rng.random((rows, targets)) < 1 / (1 + np.exp(1 - truth))).astype(np.uint8)
@@ -72,7 +72,7 @@ def test_auc_and_histogram_placements(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_variance_of_means_over_seeds_and_tasks_matches_repeated_sampling() -> None:
-    """The spread of the figure over many test splits, drawn anew, is what one split's estimate says."""
+    """The estimate from one split matches the spread over many resampled test splits."""
     figures, estimates = [], []
     for seed in range(300):
         a, b, labels = drawn(600, 2, seed)
@@ -109,13 +109,13 @@ def test_interval_over_rows_of_one_seed_is_normal() -> None:
     found = paired([0.8], [0.79], 0.004**2)
     assert (found.low, found.high) == pytest.approx((0.01 - 1.959964 * 0.004, 0.01 + 1.959964 * 0.004), rel=1e-5)
     assert math.isnan(found.seed_error)
-    assert not found.clear  # nobody has seen what another seed gives
+    assert not found.clear  # no information about another seed
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5, 10])
 @pytest.mark.parametrize("ratio", [0, 0.25, 0.5, 1, 2, 3, 5, 10])
 def test_interval_of_equal_models_holds_zero_as_often_as_it_says(seeds: int, ratio: float) -> None:
-    """Whatever the seeds' spread is beside that of the rows."""
+    """For any ratio of seed variance to row variance."""
     random, row, draws = np.random.default_rng([seeds, int(4 * ratio)]), 0.001, 3000
     held = 0
     for _ in range(draws):
@@ -127,7 +127,7 @@ def test_interval_of_equal_models_holds_zero_as_often_as_it_says(seeds: int, rat
 
 
 def test_interval_meets_those_of_one_source_alone() -> None:
-    """As the rows' chance vanishes it becomes Student's, as the seeds' does the normal one."""
+    """Without row variance it becomes Student's interval, without seed variance the normal one."""
     model, base = [0.80, 0.81, 0.805], [0.79, 0.795, 0.80]
     assert paired(model, base, 1e-16).high == pytest.approx(paired(model, base).high)
     same = paired([0.81, 0.81], [0.8, 0.8], 0.002**2)

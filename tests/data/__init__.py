@@ -1,1 +1,1 @@
-"""Tests of raw log -> prepared store -> batches."""
+"""Tests from raw log to prepared store to batches."""

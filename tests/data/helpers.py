@@ -1,4 +1,4 @@
-"""Small stores, raw files and slow readers shared by the tests of dlen.data."""
+"""Small stores, raw files and slow reference readers shared by the tests of dlen.data."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ Row = dict[str, Any]  # field -> raw id or None, or list of (raw id or None, wei
 
 
 def no_bags(ids: Sequence[int]) -> Columns:
-    """Columns with one id field and nothing else."""
+    """Columns with only one id field."""
     n, none = len(ids), np.zeros(0)
     return Columns(np.reshape(ids, (n, 1)), np.zeros((n, 0)), np.zeros((n, 0), np.int16), none, none)
 
 
 class TinySource:
-    """A source of one field whose ids are counted up; ``fail`` raises in the middle of writing."""
+    """A source with one field and consecutive ids; ``fail`` raises while writing."""
 
     def __init__(self, path: Path | None = None, *, rows: int = 10, fail: bool = False, name: str = "tiny") -> None:
         self.name, self.path, self.rows, self.fail = name, path, rows, fail
@@ -54,7 +54,7 @@ class TinySource:
 
 
 def tiny_split(folder: Path, rows: int) -> Split:
-    """A split whose row i has the id i."""
+    """A split whose row i has id i."""
     return prepare(TinySource(rows=rows), folder).split("train")
 
 
@@ -64,7 +64,7 @@ def whole(split: Split) -> Batch:
 
 
 def bags_of(batch: Batch) -> list[list[list[tuple[int, float]]]]:
-    """Field -> row -> (id, weight), from the ragged field-major tensors."""
+    """(id, weight) by field and row, from the ragged field-major tensors."""
     values = list(zip(batch.bag_ids.tolist(), batch.bag_weights.tolist(), strict=True))
     result, start = [], 0
     for lengths in batch.bag_lengths.tolist():
@@ -111,14 +111,14 @@ def arrays(store: Store) -> dict[str, bytes]:
 
 
 def left_in(data_dir: Path) -> list[str]:
-    """Everything below a data folder that is not a lock."""
+    """Everything below a data folder except locks."""
     found = [p for p in data_dir.rglob("*") if p.is_file() and p.name != ".lock"]
     found += [p for p in data_dir.glob("*/*") if p.is_dir()]
     return sorted(str(p.relative_to(data_dir)) for p in found)
 
 
 def refusal(work: Callable[[], Any]) -> str:
-    """The message of the UserError that ``work`` must raise, after checking that it is one line."""
+    """The message of the UserError that ``work`` must raise, checked to be one line."""
     with pytest.raises(UserError) as caught:
         work()
     message = str(caught.value)
@@ -137,7 +137,7 @@ Features = list[tuple[str, int, float]]
 
 
 def features_text(features: Iterable[tuple[Any, Any, Any]]) -> str:
-    """The raw grammar of a feature list."""
+    """A feature list in the raw grammar."""
     return "\x01".join(f"{name}\x02{number}\x03{value}" for name, number, value in features)
 
 
@@ -154,7 +154,7 @@ def skeleton_line(
 
 
 def write_raw(folder: Path, lines: Mapping[str, Sequence[str]], end: str = "\n", last: str = "\n") -> Path:
-    """The four raw files; ``lines`` by file name without ``.csv``, ``last`` ends the last line."""
+    """Write the four raw files. ``lines`` is by file name without ``.csv``, and ``last`` ends the last line."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in lines.items():
         (folder / f"{name}.csv").write_bytes((end.join(content) + last).encode())
@@ -167,8 +167,8 @@ class SlowPair:
 
     Attributes:
         groups: (index, features) of each line of common features.
-        rows: (click, conversion, number of its group, features) of each possible impression.
-        impossible: impressions left out.
+        rows: (click, conversion, group number, features) of each possible impression.
+        impossible: number of impressions left out.
     """
 
     groups: list[tuple[str, Features]] = field(default_factory=list)
@@ -181,7 +181,7 @@ class SlowPair:
 
 
 def read_pair(folder: Path, split: str) -> SlowPair:
-    """Read a pair of raw files the slow way."""
+    """Read a pair of raw files line by line."""
     pair = SlowPair()
     for line in _lines(folder / f"common_features_{split}.csv"):
         index, number, text = line.split(",")
@@ -216,13 +216,13 @@ def first_of(features: Features, name: str) -> int | None:
 
 
 def capped(features: Features, name: str, cap: int) -> list[tuple[int, float]]:
-    """The values of a multi-valued field: where there are too many, the heaviest, ties in file order."""
+    """The values of a multi-valued field: if there are too many, the heaviest, ties in file order."""
     values = [(number, value) for f, number, value in features if f == name]
     return values if len(values) <= cap else sorted(values, key=lambda v: -v[1])[:cap]
 
 
 def slow_row(pair: SlowPair, row: tuple[int, int, int, Features], cap: int) -> Row:
-    """One impression joined with its common features, raw ids in every field."""
+    """One impression joined with its common features, with raw ids in every field."""
     click, conversion, group, own = row
     common = pair.groups[group][1]
     result: Row = {"ctr": click, "cvr": conversion}
@@ -233,7 +233,7 @@ def slow_row(pair: SlowPair, row: tuple[int, int, int, Features], cap: int) -> R
 
 
 def impressions_with(rows: Sequence[Row]) -> dict[str, Counter[int]]:
-    """For each field, how often each raw id occurs."""
+    """How often each raw id occurs, by field."""
     counts: dict[str, Counter[int]] = {name: Counter() for name in rows[0] if name not in ("ctr", "cvr")}
     for row in rows:
         for name, counter in counts.items():
@@ -260,19 +260,19 @@ def only_known(row: Row, counts: Mapping[str, Mapping[int, int]], min_count: int
 
 
 def make_table(folder: Path, spec: Mapping[str, Any] | str, name: str = "t.csv", text: str | bytes = "") -> Table:
-    """A table source: writes the YAML and, unless ``text`` is empty, the file ``name``."""
+    """Make a table source: write the YAML and, unless ``text`` is empty, the file ``name``."""
     folder.mkdir(parents=True, exist_ok=True)
     if text:
         (folder / name).write_bytes(text.encode() if isinstance(text, str) else text)
     path = folder / "spec.yaml"
     path.write_text(spec if isinstance(spec, str) else yaml.safe_dump({"files": name, **spec}, sort_keys=False))
     source = Table(str(path))
-    _ = source.table  # what is wrong with the YAML is told here
+    _ = source.table  # errors of the YAML are raised here
     return source
 
 
 def numbers_of(store: Store, split: str, name: str = "n") -> list[int]:
-    """The raw whole numbers of a standardised field, which name the rows of a test table."""
+    """The raw integers of a standardised field, which number the rows of a test table."""
     column = [f.name for f in store.schema.of_kind(Kind.NUMERIC)].index(name)
     scale = store.content["statistics"][name]
     values = whole(store.split(split)).numeric[:, column].double().numpy()

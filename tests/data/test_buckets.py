@@ -1,4 +1,4 @@
-"""Buckets: how many there are, that heavy values have their own, and that the others are about equal."""
+"""Buckets: their number, separate buckets for heavy values, and about equal sizes of the others."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dlen.data.buckets import bucket_edges
 
 
 def sizes(values: list[float], buckets: int) -> tuple[list[int], list[set[float]]]:
-    """Rows and distinct values of each bucket, read one by one."""
+    """Rows and distinct values of each bucket, counted one by one."""
     ordered = np.sort(np.asarray(values, float))
     edges = bucket_edges(ordered, buckets).tolist()
     assert edges == sorted(set(edges))
@@ -43,7 +43,7 @@ def test_the_order_of_the_rows_does_not_matter_and_repeating_all_rows_does_not(
 
 
 def test_a_value_of_more_than_its_share_has_a_bucket_of_its_own() -> None:
-    """92 % zeros, as in a column of capital gains: plain quantiles would leave one or two buckets to all others."""
+    """92 % zeros, as in a column of capital gains: plain quantiles would leave one or two buckets for the rest."""
     rng = np.random.default_rng(0)
     values = np.where(rng.random(20_000) < 0.92, 0.0, rng.lognormal(8, 1, 20_000)).tolist()
     rows, held = sizes(values, 50)
@@ -65,7 +65,7 @@ def test_several_heavy_values_between_others() -> None:
 
 
 def test_more_runs_than_buckets_are_joined() -> None:
-    """Heavy values with light ones between them all: the heaviest stay apart."""
+    """Heavy values with light ones between all of them: the heaviest stay separate."""
     values = [float(v) for v in range(0, 20, 2) for _ in range(100)] + [float(v) for v in range(1, 20, 2)]
     rows, _ = sizes(values, 11)
     assert len(rows) == 11

@@ -1,4 +1,4 @@
-"""BatchLoader: rows once in each epoch, exact resuming, and ranks that share an epoch."""
+"""BatchLoader: every row once per epoch, exact resuming, and ranks that share an epoch."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_state_survives_json(split: Split) -> None:
 
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_a_reader_that_counts_batches_and_never_exhausts(split: Split, shuffle: bool) -> None:
-    """What Lightning does: takes len() batches and leaves the generator where it is."""
+    """As in Lightning, which takes len() batches and leaves the generator there."""
     whole = epochs(BatchLoader(split, 10, shuffle=shuffle, seed=2), 4)
     loader = BatchLoader(split, 10, shuffle=shuffle, seed=2)
     kept: list[Iterator[Any]] = []
@@ -129,7 +129,7 @@ def test_ranks_share_evaluation_exactly(split: Split, world: int) -> None:
 @pytest.mark.parametrize("batch_size", range(1, 20))
 @pytest.mark.parametrize("world", [2, 3, 4, 7])
 def test_ranks_evaluate_as_many_batches(split: Split, world: int, batch_size: int) -> None:
-    """And all rows, also where one rank has a row more than fills its batches."""
+    """And all rows, even if one rank has one row more than fills its batches."""
     loaders = ranks(split, world, batch_size, shuffle=False)
     batches = [ids(loader) for loader in loaders]
     assert {len(b) for b in batches} == {len(loaders[0])}

@@ -1,4 +1,4 @@
-"""prepare(): one store for each cause, written once, whole or not at all."""
+"""prepare(): one store per cause, written once and atomically."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_a_data_dir_that_is_a_file_is_refused(tmp_path: Path, below: str) -> Non
 
 
 def test_a_demo_below_a_file_is_refused(tmp_path: Path) -> None:
-    """As ``python train.py data=aliccp_demo data_dir=FILE`` would: the raw files lie in the data folder too."""
+    """As with ``python train.py data=aliccp_demo data_dir=FILE``: the raw files are in the data folder too."""
     (tmp_path / "file").write_text("")
     demo = AliCCPDemo(raw_dir=str(tmp_path / "file" / "raw"), rows=100)
     assert str(tmp_path / "file") in refusal(lambda: prepare(demo, tmp_path / "file"))
@@ -119,7 +119,7 @@ def test_a_demo_leaves_a_folder_it_did_not_write(tmp_path: Path) -> None:
 def test_waits_for_the_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """While another holds the lock, the store appears: it is read and not written again."""
+    """If the store appears while another process holds the lock, it is read and not written again."""
     source, other = TinySource(), TinySource()
     real = fcntl.flock
 

@@ -1,4 +1,4 @@
-"""Entries to columns, against slow loops over every entry."""
+"""Conversion of entries to columns, against slow loops over every entry."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Value = tuple[int, int, float]  # field, id, weight
 values = st.tuples(st.integers(0, 4), st.integers(0, 9), st.sampled_from([0.0, 0.5, 1.0, 1.5, -1.0]))
 logs = st.lists(st.lists(values, max_size=12), max_size=8)
 caps = st.lists(st.integers(1, 5), min_size=2, max_size=2)
-SINGLE, BAGS = [3, 0], [1, 4]  # field 2 is nobody's
+SINGLE, BAGS = [3, 0], [1, 4]  # field 2 is unused
 
 
 def entries(log: list[list[Value]]) -> Entries:

@@ -19,7 +19,7 @@ ROWS = 250
 
 @dataclass
 class Log:
-    """Rows with keys of which some are missing, in no order of time."""
+    """Rows in no time order, some with missing keys."""
 
     keys: list[str | None]
     when: np.ndarray
@@ -61,7 +61,7 @@ def slow_features(log: Log, settings: Settings, i: int) -> list[float]:
 
 
 def made(log: Log, settings: Settings, folder: Path, chunk: int = 37) -> tuple[np.ndarray, RateTable]:
-    """Features of all rows, and the table restored from what it keeps."""
+    """Features of all rows, and the table restored from its saved state."""
     table = RateTable(settings, folder / "scratch")
     for first in range(0, ROWS, chunk):
         part = slice(first, first + chunk)
@@ -92,13 +92,13 @@ def new_rows(table: RateTable, log: Log) -> np.ndarray:
 def test_every_row_sees_what_the_definition_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, timed: bool, training_only: bool, pending: int
 ) -> None:
-    """In one part in memory, and in several on disk; and the kept history says the same of rows that come later."""
+    """In one part in memory and in several on disk; the saved history gives later rows the same values."""
     monkeypatch.setattr(rates, "PENDING", pending)
     log, settings = Log.draw(1, timed), Settings(2, timed, 5.0, training_only)
     found, restored = made(log, settings, tmp_path)
     expected = np.array([slow_features(log, settings, i) for i in range(ROWS)])
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    later = slice(None) if timed else ~log.training  # a training row's own fold is known only while preparing
+    later = slice(None) if timed else ~log.training  # the fold of a training row is known only while preparing
     np.testing.assert_allclose(new_rows(restored, log)[later], expected[later], atol=1e-5)
 
 
@@ -106,7 +106,7 @@ def test_every_row_sees_what_the_definition_says(
 def test_many_periods_in_few_bins_see_no_more_than_they_may(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, timed: bool
 ) -> None:
-    """The rate over all keys is then somewhat older than it could be, and still holds no later row."""
+    """The rate over all keys is then somewhat older than necessary, but still includes no later row."""
     monkeypatch.setattr(rates, "_BINS", 3)
     log = Log.draw(2, timed)
     before, _ = made(log, Settings(2, timed, 5.0, False), tmp_path / "a")

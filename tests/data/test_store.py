@@ -1,4 +1,4 @@
-"""The prepared store: rows joined with groups and bags as a slow loop would, and torn stores refused."""
+"""The prepared store: rows joined with groups and bags as in a slow loop, and torn stores refused."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_a_resident_copy_gives_the_same_batches(tmp_path: Path, grouped: bool) -
 def test_a_resident_batch_asks_its_device_for_no_value(tmp_path: Path, grouped: bool) -> None:
     split = write(tmp_path, 40, grouped).store.split("train")
     index = torch.tensor([39, 3, 3, 0, 17])
-    batch = ResidentSplit(split, torch.device("meta")).batch(index)  # a device that has shapes and no values
+    batch = ResidentSplit(split, torch.device("meta")).batch(index)  # a device with shapes but no values
     for f in fields(batch):
         made, wanted = getattr(batch, f.name), getattr(split.batch(index), f.name)
         assert (made.device.type, made.shape, made.dtype) == ("meta", wanted.shape, wanted.dtype), f.name
@@ -271,7 +271,7 @@ def test_replacing_leaves_the_old_one_after_a_failure(tmp_path: Path) -> None:
 
 
 def counted(store: Store, split: str) -> list[int]:
-    """Occurrences of each row of the table, value by value, of a split as models see it."""
+    """Occurrences of each table row in a split as models see it, value by value."""
     batch = whole(store.split(split))
     found = Counter(batch.ids.flatten().tolist()) + Counter(batch.bag_ids.tolist())
     return [found[i] for i in range(store.schema.num_embeddings)]
@@ -281,7 +281,7 @@ def counted(store: Store, split: str) -> list[int]:
 def test_counts_of_ids_are_those_of_the_training_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int
 ) -> None:
-    """With user groups, whose ids count once for each of their rows, and lists of many values."""
+    """With user groups, whose ids count once per row, and long lists."""
     monkeypatch.setattr(store_module, "_PIECE", piece)
     store = prepare(AliCCPDemo(raw_dir=str(tmp_path / "raw"), rows=2000, min_count=3), tmp_path / "data")
     assert store.counts.tolist() == counted(store, "train")

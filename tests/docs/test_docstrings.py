@@ -1,4 +1,4 @@
-"""Examples in docstrings are run."""
+"""Run the examples in docstrings."""
 
 from __future__ import annotations
 

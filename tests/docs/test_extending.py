@@ -1,4 +1,4 @@
-"""docs/extending.md as written: its file and its YAML make a model."""
+"""docs/extending.md as written: its Python file and its YAML make a model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def blocks(language: str) -> list[str]:
 
 
 def train(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """``train.py`` beside the page's files in ``folder``, made small."""
+    """Run ``train.py`` next to the page's files in ``folder``, with small settings."""
     (folder / "my_models.py").write_text(blocks("python")[0])
     backbone, preset = blocks("yaml")
     (folder / "conf/model/backbone").mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""examples/quickstart: the notebook is the script with outputs, and runs."""
+"""examples/quickstart: the notebook is the script with outputs, and it runs."""
 
 from __future__ import annotations
 
@@ -41,4 +41,4 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     lines = re.findall(r"│ (click|like|share) *┆ (\d\.\d+) ┆", printed)
     assert [task for task, _ in lines] == ["click", "like", "share"]
     for _, auc in lines:
-        assert 0.64 < float(auc) < 0.8  # chance is 0.5; the drawn preference explains the rest
+        assert 0.64 < float(auc) < 0.8  # chance is 0.5; the simulated preference explains the rest

@@ -1,4 +1,4 @@
-"""The documentation's site: it builds without a warning, loads nothing from elsewhere, and lists every config key."""
+"""The documentation's site builds without warnings, loads nothing from elsewhere, and lists every config key."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_page_is_there_and_nothing_is_loaded_from_elsewhere(site: Path) -> None:
     pages = {path.stem for path in (ROOT / "docs").glob("*.md")} | {"config", "python"}
     assert pages <= {path.stem for path in site.glob("*.html")}
-    for path in (p for p in site.glob("*.html") if p.stem != "404"):  # which a server shows at any depth
+    for path in (p for p in site.glob("*.html") if p.stem != "404"):  # a server shows it at any depth
         text = path.read_text()
         loaded = re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="([^"]+)"', text)
         assert not [source for source in loaded if source.startswith(("http", "//"))]
         for source in loaded:
             assert (path.parent / source.split("?")[0].split("#")[0]).exists(), f"{path.name}: {source}"
-    assert (site / "python.html").read_text().count("frame_source") == 2  # the script stands there as it is
+    assert (site / "python.html").read_text().count("frame_source") == 2  # the page includes the script verbatim
 
 
 @pytest.mark.parametrize("command", ["train", "prepare", "evaluate", "predict", "export", "compare", "sweep", "report"])

@@ -1,4 +1,4 @@
-"""AUC against scikit-learn, exactly and from histograms, and the gain over a base model."""
+"""AUC against scikit-learn, exact and from histograms, and the gain over a base model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ METRICS = [ExactAUC, HistogramAUC]
 
 
 def rows(count: int, targets: int, seed: int = 0, ties: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-odds, labels that follow them loosely, and a random mask."""
+    """Log-odds, loosely correlated labels, and a random mask."""
     rng = np.random.default_rng(seed)
     scores = rng.normal(-2, 1.5, (count, targets))
     if ties:

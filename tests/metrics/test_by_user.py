@@ -13,7 +13,7 @@ from dlen.metrics.by_user import ByUser, graded_ndcg, rank_by_user
 
 
 def draw(rows: int, users: int, levels: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scores with ties, labels, and users of very different sizes."""
+    """Scores with ties, labels, and users with very different numbers of rows."""
     rng = np.random.default_rng(seed)
     who = (users * rng.random(rows) ** 3).astype(np.int64) * 7 - 20
     return rng.integers(0, levels, rows) / levels, (rng.random(rows) < 0.2).astype(np.int64), who
@@ -80,7 +80,7 @@ def test_batches_and_masks() -> None:
 
 
 def test_graded_ndcg_is_scikit_learns() -> None:
-    """With ties in scores, gains of several sizes, users of one row and a user without gain."""
+    """With tied scores, several gain values, users with one row and a user without gain."""
     generator = torch.Generator().manual_seed(0)
     users = torch.cat([torch.randint(0, 30, (400,), generator=generator), torch.tensor([30, 31, 31])])
     scores = (torch.randn(403, generator=generator) * 3).round() / 3

@@ -1,4 +1,4 @@
-"""Two processes with uneven shares of the rows give the same figures as one process."""
+"""Two processes with uneven shares of the rows give the same metrics as one process."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def make_rows() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def figures(part: slice) -> dict[str, Tensor]:
-    """All metrics of these rows, in two updates; together with the other process where there is one."""
+    """All metrics of these rows, in two updates; combined with the other process if there is one."""
     scores, labels, mask = (x[part] for x in make_rows())
     log_p, log_q = (torch.nn.functional.logsigmoid(x) for x in (scores, -scores))
     inputs: dict[str, tuple[Metric, list[Tensor]]] = {
@@ -57,7 +57,7 @@ def figures(part: slice) -> dict[str, Tensor]:
 
 
 def work(rank: int, folder: str, first_share: int) -> None:
-    """What each process runs."""
+    """Entry point of each process."""
     join_processes(rank, 2, Path(folder) / f"init{first_share}")
     part = slice(0, first_share) if rank == 0 else slice(first_share, ROWS)
     torch.save(figures(part), Path(folder) / f"{rank}.pt")

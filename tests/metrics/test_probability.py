@@ -53,7 +53,7 @@ def test_calibration_ratio_of_a_promise_twice_too_large_is_two() -> None:
 
 
 def slow_calibration_error(p: np.ndarray, labels: np.ndarray, groups: int) -> float:
-    """Rows in order of probability, cut into groups of equal size."""
+    """Rows sorted by probability, split into groups of equal size."""
     order = np.argsort(p)
     error = 0.0
     for part in np.split(order, groups):
@@ -84,7 +84,7 @@ def test_calibration_error_leaves_out_masked_rows() -> None:
 
 
 def test_calibration_error_sees_what_one_group_of_a_rare_task_would_hide() -> None:
-    """Half of the rows promise 0.0001 and have 0.0003; the other half the reverse: the mean is right."""
+    """Half of the rows predict 0.0001 with rate 0.0003, the other half the reverse, so the mean is right."""
     p = np.repeat([1e-4, 3e-4], 10_000)[:, None]
     labels = np.zeros((20_000, 1))
     labels[:3], labels[10_000:10_001] = 1, 1

@@ -1,4 +1,4 @@
-"""Backbones against slow loops written from the papers' definitions, with the module's own weights."""
+"""Backbones against slow loops from the papers' definitions, with the module's own weights."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_lower_levels_of_ple_learn_from_every_task() -> None:
     lower, upper = module.levels
     assert isinstance(lower, CGCLevel)
     assert isinstance(upper, CGCLevel)
-    assert total_gradient(lower.task_experts[1]) > 0  # by the shared gate
+    assert total_gradient(lower.task_experts[1]) > 0  # through the shared gate
     assert total_gradient(upper.task_experts[1]) == 0
 
 

@@ -1,4 +1,4 @@
-"""Baselines: rates against slow loops, no label in its own row's inputs, and the libraries' own predictions."""
+"""Baselines: rates against slow loops, no row's own label in its inputs, and predictions of the libraries."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def log_odds(p: float) -> float:
 
 
 def slow_inputs(schema: Schema, batch: Batch, examples: Examples, fold: Tensor, out_of: bool) -> list[list[float]]:
-    """The inputs of every row by loops; ``out_of``: each by the rows of the other folds."""
+    """The inputs of every row by loops; with ``out_of``, each from the rows of the other folds."""
     ids, lengths = batch.ids.tolist(), batch.bag_lengths.tolist()
     bags, weights = (
         batch.bag_ids.split(batch.bag_lengths.flatten().tolist()),
@@ -66,7 +66,7 @@ def slow_inputs(schema: Schema, batch: Batch, examples: Examples, fold: Tensor, 
     values = [[bags[m * len(batch) + b].tolist() for m in range(len(lengths))] for b in range(len(batch))]
 
     def of(found: Callable[[int], int], b: int) -> list[float]:
-        """T log-odds and the log count of an id, where ``found`` says how often a row has it."""
+        """T log-odds and the log count of an id, where ``found`` counts the id in a row."""
         others = [r for r in range(len(batch)) if not out_of or fold[r] != fold[b]]
         result = []
         for t in range(len(schema.tasks)):
@@ -127,7 +127,7 @@ def test_rates_are_the_same_in_batches_of_any_size() -> None:
 
 
 def _joined_bags(batches: list[Batch]) -> tuple[Tensor, Tensor, Tensor]:
-    """Lengths, ids and weights of several batches as of one: field-major."""
+    """Field-major lengths, ids and weights of several batches as one."""
     ids, weights = [], []
     for m in range(len(batches[0].bag_lengths)):
         for batch in batches:
@@ -159,7 +159,7 @@ def test_no_label_enters_its_own_rows_inputs(tasks: tuple[Task, ...], row: int) 
 def test_ids_that_training_did_not_see_have_the_prior() -> None:
     schema = make_schema(fields=(Field("user", Kind.ID, "user", 9), Field("tags", Kind.IDS, "item", 4)))
     batch = make_batch(replace(schema, fields=(replace(schema.fields[0], vocab_size=5), schema.fields[1])), 50)
-    batch = replace(batch, bag_ids=batch.bag_ids + 4)  # as the smaller vocabulary moved the second field's ids
+    batch = replace(batch, bag_ids=batch.bag_ids + 4)  # as the smaller vocabulary shifts the ids of the second field
     encoder = RateEncoder(schema, SMOOTHING, FOLDS)
     encoder.fit(rows_of(schema, batch), SEED)
     rates = batch.labels.mean(0)
@@ -217,7 +217,7 @@ def test_large_fields_are_no_categories() -> None:
     schema = make_schema()
     assert LightGBM(schema, categories=7).categorical == [0]
     assert LightGBM(schema, categories=0).categorical == []
-    model = MODELS["lightgbm"](make_schema(fields=FIELDS[1:3]))  # no single id at all
+    model = MODELS["lightgbm"](make_schema(fields=FIELDS[1:3]))  # no single-valued id
     train, validation = (rows_of(model.schema, make_batch(model.schema, 200, seed)) for seed in (0, 1))
     model.fit(train, validation, SEED)
     assert model(make_batch(model.schema, 5)).log_p.shape == (5, 3)
@@ -225,7 +225,7 @@ def test_large_fields_are_no_categories() -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_rows_that_do_not_train_a_task_do_not_count(name: str) -> None:
-    """What is logged of a purchase without a click changes nothing; nor does it in the validation."""
+    """Labels of a purchase without a click change nothing, in training or validation."""
     schema = make_schema(FUNNEL)
     found = []
     for fill in (0.0, 1.0):

@@ -1,4 +1,4 @@
-"""Features: one tensor, and what of it belongs to which field."""
+"""Features: one tensor, and which part belongs to which field."""
 
 from __future__ import annotations
 

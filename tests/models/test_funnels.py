@@ -1,4 +1,4 @@
-"""ESMM and AITM against slow loops written from their papers, and on data that are no funnel."""
+"""ESMM and AITM against slow loops from their papers, and on data without a funnel."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dlen.schema import Schema, Task
 from dlen.training.targets import Targets
 from tests.helpers import make_batch, make_schema
 
-# A branch and a chain of three, and the order is not that of the funnel.
+# A branch and a chain of three, not in funnel order.
 TASKS = (
     Task("buy", 0.2, observed_where="cart", joint="click_cart_buy"),
     Task("click", 0.3),

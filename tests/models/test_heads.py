@@ -63,7 +63,7 @@ def logits(rows: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tenso
 
 
 def extreme_logits(size: float, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Every sign of the three logits, and 0, as rows; leaves of a graph."""
+    """Every sign of the three logits, and 0, as rows; leaf tensors."""
     values = (-size, 0.0, size)
     rows = torch.tensor([(c, n, up) for c in values for n in values for up in values], dtype=dtype)
     c, n, up = rows[:, :1].repeat(1, 3), rows[:, 1:2].repeat(1, 3), rows[:, 2].clone()
@@ -132,7 +132,7 @@ def test_gradients_equal_finite_differences(bound: Bound, alpha: float | dict[st
 
 
 def exact_logs(c: float, n: float, up: float, alpha: float, base: Decimal | None) -> tuple[float, float]:
-    """log P(t) and log P(not t) with hundreds of digits; ``base`` None stands for P(t | UP)."""
+    """log P(t) and log P(not t) with hundreds of digits; with ``base`` None, P(t | UP)."""
     with localcontext() as context:
         context.prec = 400
         s_c, s_n, s_up = (1 / (1 + Decimal(-x).exp()) for x in (c, n, up))
@@ -147,8 +147,8 @@ def test_mixture_is_exact_at_extreme_logits_in_float32(bound: Bound, alpha: floa
     c, n, up = extreme_logits(size, torch.float32)
     predictions = latent_head(bound, alpha, rates=(0.25,) * 3).mixture(c, n, up)
     base = {"conditional": None, "prior": Decimal("0.25"), "absolute": Decimal(1)}[bound.value]
-    rounding = 2e-7  # of the sum of two float32 shares of 1
-    smallest = 87.0  # float32 says log(1 - p) no lower than this where p rounds to 1
+    rounding = 2e-7  # of a sum of two float32 shares of 1
+    smallest = 87.0  # the lowest float32 log(1 - p) where p rounds to 1
     for row in range(len(c)):
         log_p, log_q = exact_logs(c[row, 0].item(), n[row, 0].item(), up[row].item(), alpha, base)
         assert predictions.log_p[row, 0].item() == pytest.approx(log_p, rel=1e-5, abs=rounding)
@@ -248,7 +248,7 @@ def test_a_task_without_rows_has_no_loss() -> None:
 
 
 def full_likelihood_by_hand(latent: Latent, labels: Tensor, row: int) -> float:
-    """log of the sum over both states of the product over tasks, multiplied out."""
+    """log of the sum over both states of the product over tasks, expanded."""
     total = 0.0
     for state, log_given in ((latent.log_up, latent.log_given_up), (latent.log_not_up, latent.log_given_not_up)):
         product = math.exp(state[row])
@@ -310,7 +310,7 @@ def test_match_joins_the_logit_of_the_hidden_state() -> None:
     plain.load_state_dict({k: v for k, v in head.state_dict().items() if not k.startswith("match.")})
     x = Features(torch.randn(7, spec.width), spec)
     assert head.match is not None
-    assert head.match.users == [0]  # of user, item, tags, matches
+    assert head.match.users == [0]  # among user, item, tags, matches
     both = [latent_of(h(torch.ones(3, 7, 3), x)) for h in (head, plain)]
     odds = [latent.log_up - latent.log_not_up for latent in both]
     torch.testing.assert_close(odds[0] - odds[1], head.match(x.fields)[:, 0], rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""MRAN against a slow loop over rows, heads and fields, and the maps that it shows."""
+"""MRAN against a slow loop over rows, heads and fields, and its attention maps."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def attend(queries: list[Tensor], keys: list[Tensor], values: list[Tensor]) -> l
 
 
 def slow(net: MRANBackbone, x: Tensor) -> Tensor:
-    """(D,) -> (T, H)."""
+    """Map (D,) to (T, H)."""
     fields = list(x[: 4 * DIM].split(DIM))
     fields += [number * vector for number, vector in zip(x[4 * DIM :], net.number_vectors, strict=True)]
     query, key, value = net.between_fields.weight.chunk(3)

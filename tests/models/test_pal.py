@@ -1,4 +1,4 @@
-"""PAL: the position is a factor in training, and nothing in evaluation."""
+"""PAL: the position is a factor in training and ignored in evaluation."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_evaluation_does_not_see_the_position() -> None:
 def test_training_fits_the_product_with_the_probability_of_being_seen() -> None:
     net, batch = model(), make_batch(SCHEMA, 16)
     trained, ranked = net.train()(batch), net.eval()(batch)
-    position = net.embedding.weight[batch.ids[:, 1].long()]  # its vector alone
+    position = net.embedding.weight[batch.ids[:, 1].long()]  # only its vector
     layer, output = net.position_network.layers[0], net.seen.outputs[0]
     assert isinstance(layer, nn.Linear)
     assert isinstance(output, nn.Linear)
@@ -40,7 +40,7 @@ def test_training_fits_the_product_with_the_probability_of_being_seen() -> None:
     seen = torch.sigmoid(hidden @ output.weight[0] + output.bias[0])
     torch.testing.assert_close(trained.log_p[:, 0].exp(), ranked.log_p[:, 0].exp() * seen)
     torch.testing.assert_close(trained.log_p.exp() + trained.log_q.exp(), torch.ones(16, 2))
-    torch.testing.assert_close(trained.log_p[:, 1], ranked.log_p[:, 1])  # whoever clicked has seen it
+    torch.testing.assert_close(trained.log_p[:, 1], ranked.log_p[:, 1])  # a click implies an examined item
 
 
 def test_a_schema_without_position_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""The presets of conf/model: every backbone under every head, and defaults that are those of the classes."""
+"""The presets of conf/model: every backbone with every head, and defaults equal to those of the classes."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_pal_takes_the_latent_head() -> None:
 
 @pytest.mark.parametrize("name", NAMED)
 def test_a_preset_is_the_named_model(name: str) -> None:
-    """So that a default stands in one YAML and one signature, and the two agree."""
+    """A default appears in one YAML file and one signature, and the two agree."""
     preset = made(f"model={name}")
     torch.manual_seed(0)
     named: Named = NAMED[name](FUNNEL)

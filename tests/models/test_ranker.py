@@ -103,7 +103,7 @@ def test_the_paper_model_takes_its_alpha_for_each_task() -> None:
 
 @pytest.mark.parametrize("name", ["mmoe", "ple", "shared_bottom", "dlen_mmoe"])
 def test_a_tasks_first_order_numbers_move_its_own_logit_and_no_other(name: str) -> None:
-    """So a rare task has parameters in the table that no other task pulls at."""
+    """A rare task thus has table parameters that no other task updates."""
     torch.manual_seed(0)
     schema = make_schema()
     model = MODELS[name](schema).eval()

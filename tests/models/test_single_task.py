@@ -1,4 +1,4 @@
-"""SingleTask: nothing is shared, and each task alone is an ordinary network."""
+"""SingleTask: nothing is shared, and each task is an ordinary network of its own."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_tasks_that_share_nothing_have_no_conflict() -> None:
     net, batch = model(), make_batch(make_schema(), 8)
     shared, rows = task_gradients(net, batch, Targets(net.schema))
     assert shared.shape == (3, 0)
-    inner = rows[..., : 4 * 3 * DIM]  # numeric fields go to all tasks
+    inner = rows[..., : 4 * 3 * DIM]  # all tasks get the numeric fields
     products = inner @ inner.transpose(1, 2)
     assert (products.diagonal(dim1=1, dim2=2) > 0).all()
     assert torch.equal(products, torch.diag_embed(products.diagonal(dim1=1, dim2=2)))

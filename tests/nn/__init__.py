@@ -1,1 +1,1 @@
-"""Tests of the pure torch blocks."""
+"""Tests of the pure PyTorch blocks."""

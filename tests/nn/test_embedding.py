@@ -17,7 +17,7 @@ DIM = 3
 
 
 def bags(batch: Batch) -> Iterator[tuple[int, int, list[tuple[int, float]]]]:
-    """(field, row, values with weights) of every bag, read in the documented order."""
+    """(field, row, values with weights) of every bag, in the documented order."""
     start = 0
     for field, lengths in enumerate(batch.bag_lengths.tolist()):
         for row, length in enumerate(lengths):
@@ -27,7 +27,7 @@ def bags(batch: Batch) -> Iterator[tuple[int, int, list[tuple[int, float]]]]:
 
 
 def coefficients(schema: Schema, batch: Batch) -> list[list[dict[int, float]]]:
-    """For each row and id field, single ones first: the weight with which each table row enters."""
+    """The weight of each table row, for each row and id field, single-valued fields first."""
     single = [[{i: 1.0} for i in row] for row in batch.ids.tolist()]
     kinds = schema.of_kind(Kind.IDS)
     for field, row, values in bags(batch):
@@ -123,7 +123,7 @@ def test_first_order_sums_equal_a_slow_loop_and_stand_behind_the_vectors(outputs
     schema = make_schema(tasks_with_rates(*[0.1] * outputs))
     batch = make_batch(schema, 20, 1)
     embedding = EmbeddingTable(schema, DIM, first_order=True)
-    assert not embedding.weight[:, DIM:].any()  # they begin at 0
+    assert not embedding.weight[:, DIM:].any()  # initialised to 0
     assert embedding.weight.shape[1] % 4 == DIM % 4
     torch.nn.init.normal_(embedding.weight)
     out = embedding(batch)

@@ -1,4 +1,4 @@
-"""Count-aware id dropout: which ids it replaces, by what, and how often."""
+"""Count-aware id dropout: which ids are replaced, by what, and how often."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def field_of(schema: Schema) -> list[str]:
 
 
 def bag_fields(schema: Schema, batch: Batch) -> list[str]:
-    """The field of each value, read in the documented order."""
+    """The field of each value, in the documented order."""
     names = [f.name for f in schema.of_kind(Kind.IDS)]
     return [name for name, lengths in zip(names, batch.bag_lengths.tolist(), strict=True) for _ in range(sum(lengths))]
 
@@ -54,7 +54,7 @@ def test_each_id_gives_way_to_its_fields_unknown_id_as_often_as_its_count_says()
             strength, n = k[name], int(counts[index])
             chance = min(0.4, strength / (strength + n)) if strength else 0.0
             if index == schema.offsets[name]:
-                chance = 0.0  # it is the unknown id already
+                chance = 0.0  # already the unknown id
             assert abs(times / TIMES - chance) < 5 * (chance * (1 - chance) / TIMES) ** 0.5 + 1e-9
 
 

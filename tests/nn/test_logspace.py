@@ -53,7 +53,7 @@ def test_log1mexp_gradient_is_the_closed_form() -> None:
 def test_log_odds_undoes_the_sigmoid() -> None:
     logits = torch.linspace(-30, 30, 601, dtype=torch.float64)
     log_p = torch.tensor([-math.log1p(math.exp(-z)) for z in logits.tolist()], dtype=torch.float64)
-    small = logits < 15  # beyond, 1 - p has few digits left in log p
+    small = logits < 15  # beyond that, log p has few digits of 1 - p
     torch.testing.assert_close(log_odds(log_p)[small], logits[small], rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(log_odds(log_p), logits, rtol=0, atol=1e-2)
 

@@ -1,4 +1,4 @@
-"""The match of user and item against a double loop over fields and factors."""
+"""The user-item match against a double loop over fields and factors."""
 
 from __future__ import annotations
 

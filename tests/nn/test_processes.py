@@ -1,4 +1,4 @@
-"""Several processes: a table's gradient is the mean of all of them, whatever ids each one has seen."""
+"""Several processes: a table's gradient is the mean over all of them, whatever ids each one has."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROWS, DIM = 11, 2
 
 
 def ids_of(rank: int) -> Tensor:
-    """Repeated ids, other numbers of them in each process, and none in the last."""
+    """Repeated ids, a different number in each process, and none in the last."""
     return torch.tensor([[1, 1, 4], [4, 7, 9, 9, 10], []][rank], dtype=torch.long)
 
 
@@ -32,7 +32,7 @@ def loss_of(weight: Tensor, rank: int) -> Tensor:
 
 
 def labels_of(rank: int) -> tuple[Predictions, Tensor, Tensor]:
-    """Eight rows, in which the second task is observed in as many as the rank."""
+    """Eight rows; the number of rows that observe the second task is the rank."""
     generator = torch.Generator().manual_seed(rank)
     logits = torch.randn(8, 2, generator=generator)
     mask = torch.ones(8, 2)
@@ -42,7 +42,7 @@ def labels_of(rank: int) -> tuple[Predictions, Tensor, Tensor]:
 
 
 def work(rank: int, folder: str) -> None:
-    """What each process runs."""
+    """Entry point of each process."""
     join_processes(rank, WORLD, Path(folder) / "init")
     assert world_size() == WORLD
     weight = table()
@@ -69,7 +69,7 @@ def test_three_processes_have_the_gradient_of_one(tmp_path: Path) -> None:
     for part in found:
         torch.testing.assert_close(part["grad"], dense.grad / WORLD)
         assert part["rows"].tolist() == [1, 4, 7, 9, 10]
-    # the mean of the processes' losses is the loss of all rows together
+    # the mean of the processes' losses is the loss over all rows
     parts = [labels_of(rank) for rank in range(WORLD)]
     log_p, log_q = (torch.cat([getattr(p, key) for p, _, _ in parts]) for key in ("log_p", "log_q"))
     joint = Predictions(log_p, log_q, log_p)

@@ -1,4 +1,4 @@
-"""A table split over two processes by TorchRec: what comes out, updates and is saved as of a table that is whole."""
+"""A table sharded over two processes by TorchRec: outputs, updates and checkpoints match an unsharded table."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RATES = [0.1, 0.02, 0.5]
 
 
 def outputs_weight(rank: int, step: int, width: int) -> Tensor:
-    """(B, width) the gradient of the loss."""
+    """(B, width) gradient of the loss with respect to the output."""
     return torch.randn(9, width, generator=torch.Generator().manual_seed(10 * step + rank))
 
 
@@ -34,14 +34,14 @@ def batch_of(rank: int, step: int, rows: int = 9) -> Any:
 
 
 def work(rank: int, folder: str, by: str) -> None:
-    """What each process runs."""
+    """Entry point of each process."""
     join_processes(rank, WORLD, Path(folder) / "init")
     torch.manual_seed(7)
     settings = SETTINGS | {"parts": 1}
     with deferred_tables():
         table = EmbeddingTable(make_schema(), DIM)
     sharded = ShardedTable(table, make_schema(), by, torch.device("cpu"), settings)
-    assert list(sharded.parameters()) == []  # neither DDP nor an optimiser finds any
+    assert list(sharded.parameters()) == []  # hidden from DDP and optimisers
     optimizer = ShardedAdagrad(sharded, settings)
     found: dict[str, Any] = {"start": sharded.state_dict(), "outputs": []}
     for step in range(STEPS):
@@ -54,7 +54,7 @@ def work(rank: int, folder: str, by: str) -> None:
     with torch.no_grad():
         found["uneven"] = sharded(batch_of(rank, STEPS, rows=[0, 5][rank]))  # as at the end of an evaluation
     ends = [dict(found[key]) for key in ("end", "optimizer")]
-    distributed.broadcast_object_list(ends, 0)  # a checkpoint is read by every process
+    distributed.broadcast_object_list(ends, 0)  # every process reads a checkpoint
     with deferred_tables():
         other = EmbeddingTable(make_schema(), DIM)
     loaded = ShardedTable(other, make_schema(), by, torch.device("cpu"), settings)
@@ -88,7 +88,7 @@ def test_a_split_table_is_as_a_whole_one(by: str, tmp_path: Path) -> None:
         for rank, found in enumerate((first, second)):
             out = whole(batch_of(rank, step))
             torch.testing.assert_close(found["outputs"][step], out)
-            # each process's gradient counts by half, as DDP has it
+            # each process's gradient counts half, as in DDP
             (out * outputs_weight(rank, step, whole.out_dim)).sum().div(WORLD).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -96,7 +96,7 @@ def test_a_split_table_is_as_a_whole_one(by: str, tmp_path: Path) -> None:
     for end, state in (("end", "optimizer"), ("loaded", "loaded optimizer")):
         torch.testing.assert_close(first[end]["weight"], whole.weight.detach())
         torch.testing.assert_close(first[state]["state"][0]["sum"], sums)
-        assert "weight" not in second[end]  # the first process alone puts it together
+        assert "weight" not in second[end]  # only the first process assembles it
     for rank, found in enumerate((first, second)):
         torch.testing.assert_close(found["uneven"], whole(batch_of(rank, STEPS, rows=[0, 5][rank])).detach())
 
@@ -145,7 +145,7 @@ def test_what_cannot_be_split() -> None:
 
 @pytest.mark.parametrize("rows", [5, 40, 64, 67])
 def test_a_deferred_table_draws_what_it_would_have_had(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In pieces, and so that what is drawn after it is the same."""
+    """Drawn in pieces, and later draws do not change."""
     monkeypatch.setattr("dlen.nn.embedding._CHUNK", 16)
     schema = make_schema(fields=(Field("user", Kind.ID, "user", rows),))
     torch.manual_seed(3)

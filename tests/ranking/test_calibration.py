@@ -1,4 +1,4 @@
-"""Calibration against scikit-learn's logistic regression, and what it does to a score."""
+"""Calibration against scikit-learn's logistic regression, and its effect on a score."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dlen.ranking.fusion import Fusion, Score
 
 
 def _rows(n: int = 20_000) -> tuple[Tensor, Tensor]:
-    """(n, 2) log-probabilities that are too sure and too high, and labels."""
+    """(n, 2) overconfident and too high log-probabilities, and labels."""
     torch.manual_seed(0)
     logits = torch.randn(n, 2, dtype=torch.float64) - torch.tensor([1.0, 3.0])
     labels = (torch.rand(n, 2) < logits.sigmoid()).double()
@@ -27,7 +27,7 @@ def test_lines_are_those_of_a_logistic_regression() -> None:
     for task in range(2):
         x = log_odds(log_p[:, task]).numpy()[:, None]
         wanted = LogisticRegression(C=np.inf, tol=1e-9).fit(x, labels[:, task].numpy())
-        # Platt's targets differ a little from 0 and 1.
+        # Platt's targets differ slightly from 0 and 1.
         assert found.slope[task].item() == pytest.approx(wanted.coef_[0, 0], abs=2e-3)
         assert found.offset[task].item() == pytest.approx(wanted.intercept_[0], abs=4e-3)
     assert found.slope.tolist() == pytest.approx([0.5, 0.5], abs=0.03)

@@ -1,4 +1,4 @@
-"""Off-policy estimates against the policy's own value, against obp, and against a slow count."""
+"""Off-policy estimates against the policy's true value, against obp, and against a slow count."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_ties_are_broken_evenly() -> None:
 
 
 def test_the_estimate_is_the_value_of_the_policy() -> None:
-    """Of users and items whose rates are known, the best of M by a score has a rate that can be summed."""
+    """For users and items with known rates, the rate of the best of M by a score is a sum."""
     users, items, candidates, rows, draws = 30, 25, 5, 200_000, 12
     rates, scores = RNG.random((users, items)) * 0.6, RNG.random((users, items))
     place = scores.argsort(1).argsort(1) + 1
@@ -49,7 +49,7 @@ def test_the_estimate_is_the_value_of_the_policy() -> None:
     for found in (estimator.ips(labels), estimator.snips(labels)):
         assert found.low < value < found.high
         assert found.high - found.low < 0.08
-    # Fewer rows speak than were logged, and by Rao and Blackwell more than the M-th part that would be shown.
+    # The effective rows are fewer than were logged and, by Rao-Blackwell, more than the M-th part that would be shown.
     assert rows / candidates < estimator.effective_rows < rows * 2 / candidates
 
 
@@ -65,7 +65,7 @@ def test_estimators_against_obp() -> None:
 
 
 def test_intervals_hold_what_they_promise_where_users_differ() -> None:
-    """Rows of a user go together: intervals that took them for independent would hold far less often."""
+    """Rows of a user are dependent: intervals that assume independence would have far lower coverage."""
     inside = {"ips": 0, "snips": 0, "gain": 0, "alone": 0}
     rounds = 300
     for _ in range(rounds):
@@ -106,7 +106,7 @@ FIELDS = (
 
 
 def _batch(first: int) -> Batch:
-    """Two rows whose every value says which batch it is of."""
+    """Two rows in which every value identifies the batch."""
     ids = torch.tensor([[first, first + 1], [first + 2, first + 3]])
     lengths = torch.tensor([[1, 2], [2, 0]]) if first < 100 else torch.tensor([[0, 1], [1, 3]])
     values = first + torch.arange(int(lengths.sum()))
@@ -119,7 +119,7 @@ def test_items_are_swapped_and_nothing_else() -> None:
     found = swap_items(context, item, schema)
     assert found.ids.tolist() == [[0, 101], [2, 103]]
     assert found.numeric.tolist() == [[0, 101], [2, 103]]
-    assert found.bag_lengths.tolist() == [[1, 2], [1, 3]]  # the user's own lists, the other item's tags
+    assert found.bag_lengths.tolist() == [[1, 2], [1, 3]]  # lists of the user, tags of the other item
     assert found.bag_ids.tolist() == [0, 1, 2, 101, 102, 103, 104]
     assert found.bag_weights.tolist() == found.bag_ids.tolist()
     assert swap_items(context, context, schema).bag_ids.tolist() == context.bag_ids.tolist()

@@ -24,7 +24,7 @@ def world(users: int = 6, items: int = 30, seed: int = 0, **changes: Any) -> Tru
 
 
 def slow(scores: np.ndarray, truth: Truth, sessions: int, behaviour: Behaviour, seed: int) -> np.ndarray:
-    """One session after the other, one impression after the other.
+    """Simulate one session after the other, one impression after the other.
 
     Returns:
         (U, 3 + T) views, detested, seconds, interactions.
@@ -82,14 +82,14 @@ def test_sessions_are_as_long_as_a_geometric_law_says() -> None:
     assert rates[0] == pytest.approx((truth.given_up[..., 0] @ popular).mean(), abs=0.05)
     assert rates[1] == pytest.approx(
         0.1 * (truth.given_up[..., 1] @ popular).mean(), abs=0.02
-    )  # a dislike, by its leak
+    )  # a dislike, with its leak
 
 
 def test_a_better_ranking_keeps_people_longer_on_the_same_random_numbers() -> None:
     truth = world(users=50, items=200)
     random, known = (simulate(s, truth, 40, Behaviour(), seed=1) for s in (None, truth.up))
     again = simulate(truth.up * 2 - 1, truth, 40, Behaviour(), seed=1)
-    assert sums(known).tolist() == sums(again).tolist()  # only the order counts
+    assert sums(known).tolist() == sums(again).tolist()  # only the order matters
     assert known.seconds.sum() > 1.5 * random.seconds.sum()
     assert known.detested.sum() / known.views.sum() < 0.2 < random.detested.sum() / random.views.sum()
 

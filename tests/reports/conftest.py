@@ -1,4 +1,4 @@
-"""A folder of small real runs, a comparison and a study, made once for the tests of this folder."""
+"""A folder with small real runs, a comparison and a study, made once for the tests of this folder."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def composed(folder: Path, *overrides: str) -> DictConfig:
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that holds ``runs``."""
+    """The folder that contains ``runs``."""
     folder = tmp_path_factory.mktemp("report")
     small = [s for s in SMALL if not s.startswith("data.")]
     for name, settings in RUNS.items():
@@ -49,7 +49,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _write_comparison(folder)
     _write_study(folder)
     (folder / "runs" / "sweeps" / "small-feed" / "trials" / "0000").mkdir(parents=True)
-    for name in ("config.yaml", "schema.json"):  # a trial, which is no run of its own
+    for name in ("config.yaml", "schema.json"):  # a trial, which does not count as a run
         content = (folder / "runs/feed/dlen/alpha" / name).read_text()
         (folder / "runs/sweeps/small-feed/trials/0000" / name).write_text(content)
     return folder
@@ -88,7 +88,7 @@ Report = Callable[..., Path]
 
 @pytest.fixture
 def compose_report() -> Callable[..., DictConfig]:
-    """The config of ``report.py``."""
+    """Compose the config of ``report.py``."""
 
     def make(*overrides: str) -> DictConfig:
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):

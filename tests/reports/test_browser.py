@@ -1,4 +1,4 @@
-"""The page in a real browser: Debian's Chromium, driven by Playwright. ``make test-browser`` runs it."""
+"""The page in a real browser: Debian's Chromium, driven by Playwright. Run with ``make test-browser``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.conftest import ROOT
 
 pytestmark = pytest.mark.browser
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
-SHOTS = ROOT / "runs" / "browser"  # looked at by whoever changes the page
+SHOTS = ROOT / "runs" / "browser"  # for inspection after changes to the page
 OPEN_MS = 2000
 Compose = Callable[..., DictConfig]
 
@@ -35,7 +35,7 @@ def browser() -> Iterator[Browser]:
 def opened(
     made: Path, tmp_path: Path, compose_report: Compose, browser: Browser
 ) -> Callable[..., tuple[Page, list[str]]]:
-    """The page of the small runs, and what its console has said."""
+    """The page of the small runs, and its console messages."""
     report(compose_report(f"runs={made / 'runs'}", f"out={tmp_path / 'report.html'}"))
 
     def show(**options: Any) -> tuple[Page, list[str]]:
@@ -49,7 +49,7 @@ def open_page(browser: Browser, path: Path, **options: Any) -> tuple[Page, list[
     said: list[str] = []
 
     def hear(message: ConsoleMessage) -> None:
-        software = "GL Driver Message" in message.text  # Chromium without a GPU, of Plotly's parallel coordinates
+        software = "GL Driver Message" in message.text  # from Plotly's parallel coordinates in Chromium without a GPU
         if message.type in ("error", "warning") and not software:
             said.append(message.text)
 
@@ -60,7 +60,7 @@ def open_page(browser: Browser, path: Path, **options: Any) -> tuple[Page, list[
 
 
 def scroll(page: Page) -> None:
-    """To the end, so that every plot is drawn."""
+    """Scroll to the end, so that every plot is drawn."""
     for top in range(0, page.evaluate("document.documentElement.scrollHeight"), 400):
         page.evaluate(f"window.scrollTo(0, {top})")
         page.wait_for_timeout(50)
@@ -129,7 +129,7 @@ def test_it_filters_the_table_and_the_curves(opened: Any) -> None:
     page.wait_for_function("document.getElementById('count').textContent === '1 of 6 runs'")
     shown = page.locator("#runs thead th:visible").all_inner_texts()
     assert any("ctcvr" in name for name in shown)
-    assert not any("comment" in name for name in shown)  # a column that is empty for all that is left
+    assert not any("comment" in name for name in shown)  # an empty column for all remaining runs
     page.fill("#filter", "")
     page.wait_for_function("document.getElementById('count').textContent === '6 of 6 runs'")
     assert lines() == before
@@ -178,7 +178,7 @@ def test_paper_has_every_plot_in_dark_ink(opened: Any, tmp_path: Path) -> None:
 def test_two_hundred_runs_open_in_two_seconds(
     made: Path, tmp_path: Path, compose_report: Compose, browser: Browser
 ) -> None:
-    for number in range(200):  # a real run's files, as 20 seeds of ten settings
+    for number in range(200):  # files of a real run, as for 20 seeds of ten settings
         folder = tmp_path / "runs" / f"run-{number:03d}"
         source = made / ("runs/compare/cache/feed-2" if number % 2 else "runs/compare/cache/feed-0")
         shutil.copytree(source, folder, ignore=shutil.ignore_patterns("checkpoints", "*.png"))

@@ -1,4 +1,4 @@
-"""report.py: what it finds, what the page holds, and what it says of input that it cannot use."""
+"""report.py: what it finds, the content of the page, and messages for input that it cannot use."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Compose = Callable[..., DictConfig]
 
 
 class Page(HTMLParser):
-    """What a browser would see of a page, as far as it needs no script."""
+    """What a browser would show of a page without running scripts."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -115,11 +115,11 @@ def test_names_are_no_markup(made: Path, tmp_path: Path, compose_report: Compose
     text = (tmp_path / "r.html").read_text()
     assert "DLEN &lt;b&gt;" in text
     assert "DLEN <b>" not in re.sub(r'<script type="application/json".*?</script>', "", text)
-    assert "DLEN <b>" not in text  # in the data of plots it is escaped as well
+    assert "DLEN <b>" not in text  # also escaped in the data of plots
 
 
 def plots(page: Page, section: str) -> dict[str, Any]:
-    """Figures of a section by their number."""
+    """Figures of a section, by number."""
     number = [h for h in page.headings if h not in ("Runs", "One run")].index(section)
     return {k: v for k, v in page.specs.items() if k.startswith(f"figure-{number}-")}
 
@@ -210,7 +210,7 @@ def test_an_unfinished_run_shows_its_curves_and_a_broken_one_is_left_out(
 
 
 def read_feed(made: Path, folder: Path, **changes: dict[str, Any]) -> list[Any]:
-    """Copies of a real run whose configs are changed, as :func:`read_runs` gives them."""
+    """Copies of a real run with changed configs, as read by :func:`read_runs`."""
     for name, change in changes.items():
         shutil.copytree(made / "runs/feed/dlen/alpha", folder / name, ignore=shutil.ignore_patterns("checkpoints"))
         config = OmegaConf.load(folder / name / "config.yaml")
@@ -226,7 +226,7 @@ def test_a_seed_that_was_run_twice_is_one_observation(made: Path, tmp_path: Path
     assert [r.seed for r in one_of_each_seed(records)] == [0, 1]
     plot = auc_bars(records[:2])
     assert plot is not None
-    assert plot.figure["data"][0]["error_y"]["visible"] is False  # no interval from one seed
+    assert plot.figure["data"][0]["error_y"]["visible"] is False  # one seed has no interval
 
 
 def test_labels_name_what_most_runs_do_not_have(made: Path, tmp_path: Path) -> None:

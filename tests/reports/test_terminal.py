@@ -1,4 +1,4 @@
-"""The closing table of a run."""
+"""The summary table of a run."""
 
 from __future__ import annotations
 

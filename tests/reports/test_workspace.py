@@ -1,4 +1,4 @@
-"""The W&B workspace: built of the library's own objects, from the keys that real runs logged."""
+"""The W&B workspace: built from the library's objects and the keys that real runs logged."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_sections_and_their_panels(records: list[RunRecord]) -> None:
         for panel in section.panels:
             if isinstance(panel, wr.LinePlot):
                 assert panel.x == "trainer/global_step"
-                assert set(panel.y) <= logged  # no panel that stays empty
+                assert set(panel.y) <= logged  # no empty panel
     gates = next(s for s in workspace.sections if s.name == "Gates")
     first: Any = gates.panels[0]
     assert "val/gates/level1/click/weight/expert0" in first.y

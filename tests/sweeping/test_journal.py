@@ -1,4 +1,4 @@
-"""The journal of a study: whatever its end was torn to, the study goes on, and nothing gets worse."""
+"""The journal of a study: however its end is truncated, the study continues, and nothing else is lost."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TORN = {
 
 
 def begun(path: Path, trials: int = 2) -> bytes:
-    """A study of some trials; returns the file."""
+    """Start a study with some trials and return its file."""
     study = optuna.create_study(study_name="s", storage=connect(str(path)))
     add(study, trials)
     return path.read_bytes()
@@ -56,7 +56,7 @@ def values(study: optuna.Study) -> list[float]:
 def test_a_study_goes_on_without_a_torn_end(torn: str, tmp_path: Path) -> None:
     path = tmp_path / "journal.log"
     whole = begun(path)
-    for more in range(1, 4):  # torn again and again
+    for more in range(1, 4):  # truncated again and again
         with path.open("ab") as file:
             file.write(TORN[torn])
         study = reopened(path)
@@ -64,7 +64,7 @@ def test_a_study_goes_on_without_a_torn_end(torn: str, tmp_path: Path) -> None:
         add(study, 1)
         assert path.read_bytes().startswith(whole)
         whole = path.read_bytes()
-    JournalStorage(JournalFileBackend(str(path)))  # Optuna's own class reads it, as the dashboard does
+    JournalStorage(JournalFileBackend(str(path)))  # Optuna's own class can read it, as the dashboard does
 
 
 @pytest.mark.parametrize("torn", ["half a record", "zeros and a newline", "several lines of junk"])

@@ -1,4 +1,4 @@
-"""The search space: what its entries mean, what is refused, and which points a check and a grid visit."""
+"""The search space: the meaning of its entries, what is refused, and the points that a check and a grid visit."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_grid_has_every_point_once() -> None:
     assert len(points) == (3 + 1) * 4
     assert len({tuple(sorted(p.items())) for p in points}) == len(points)
     assert {round(float(p["c"] or 0), 10) for p in points} == {0.0, 0.1, 0.2, 0.3}
-    for point in points:  # Optuna takes them as they are
+    for point in points:  # Optuna accepts them unchanged
         for parameter in space.parameters:
             if parameter.name in point:
                 assert parameter.distribution._contains(parameter.distribution.to_internal_repr(point[parameter.name]))

@@ -1,4 +1,4 @@
-"""The study: who may begin a trial, what is tried again, identity, and secrets."""
+"""The study: who may start a trial, what is retried, identity, and secrets."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_as_many_trials_as_wanted_begin_whoever_asks(tmp_path: Path) -> None:
 
 
 def test_a_trial_too_many_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two machines without a common folder both see room for one more."""
+    """Two machines without a shared folder both see room for one more."""
     study = new(tmp_path)
     first = claim(study, 1, tmp_path, "a")
     assert first is not None
@@ -155,7 +155,7 @@ def test_a_changed_study_is_refused_with_what_changed(tmp_path: Path) -> None:
         open_study(connect(str(tmp_path / "journal.log")), "s", ONE, changed)
     lines = str(caught.value).splitlines()[1:]
     assert lines == ["  ! space model.head.alpha high: was 0.5, is 0.3", "  + space model.head.match low: 0"]
-    new(tmp_path)  # the same goes on
+    new(tmp_path)  # the same study is resumed
 
 
 def test_differences_of_nothing() -> None:
@@ -237,7 +237,7 @@ def test_the_front_of_several_objectives(tmp_path: Path) -> None:
         trial.set_user_attr("auc", {"mean": [b / 10]})
         study.tell(trial, [a, b])
     objectives = {"a": "maximize", "b": "minimize"}
-    wanted = {t.number for t in study.best_trials}  # Optuna's own, which keeps equals
+    wanted = {t.number for t in study.best_trials}  # Optuna's own, which keeps ties
     assert {t.number for t in pareto_front(study.trials, objectives)} == wanted - {3}
     top = best_trial(study.trials, objectives)
     assert top is not None
@@ -255,7 +255,7 @@ def test_the_best_of_one_objective_is_the_earliest_of_equals(tmp_path: Path) -> 
 
 
 def test_a_table_shows_brackets_as_they_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """On a terminal, where Rich would take them for markup and stumble over a path in a reason."""
+    """On a terminal, where Rich would parse them as markup and fail on a path in a reason."""
     study = new(tmp_path)
     for reason in ("[/data/x] is missing", None):
         trial = study.ask()

@@ -1,4 +1,4 @@
-"""Why a trial failed, in one line."""
+"""The reason of a failed trial, in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Advice: when a line is given, and what it names."""
+"""Advice: when a line is printed, and what it names."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def dropout(k: float, schema: Schema = SCHEMA, **fields: float) -> IdDropout:
     ("train", "later", "k", "lines"),
     [
         ({}, {"item": 0.72}, 0.0, 1),
-        ({}, {"item": 0.72}, 3.0, 0),  # id dropout trains it
-        ({"item": 0.01}, {"item": 0.72}, 0.0, 0),  # rare ids train it
+        ({}, {"item": 0.72}, 3.0, 0),  # trained by id dropout
+        ({"item": 0.01}, {"item": 0.72}, 0.0, 0),  # trained by rare ids
         ({}, {}, 0.0, 0),
         ({}, {"item": 0.1, "tags": 0.2}, 0.0, 2),
     ],

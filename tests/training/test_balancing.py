@@ -1,4 +1,4 @@
-"""Balancing: closed forms of the weights, gradient surgery against plain gradients, and what cannot be balanced."""
+"""Balancing: closed-form weights, gradient surgery against plain gradients, and what cannot be balanced."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def module(name: str, balancer: Balancer | None = None) -> RankingModule:
     torch.manual_seed(0)
     made = RankingModule(MODELS[name](), balancer=balancer)
     made.task_weights.copy_(torch.arange(1, len(made.task_weights) + 1))
-    if name == "aitm":  # a later step more likely than the one before, so that the calibrator has a gradient
+    if name == "aitm":  # a later step more likely than the previous one, so that the calibrator has a gradient
         head: Any = made.model.head
         head.towers.outputs[1].bias.data.fill_(2.0)
     return made.train()
 
 
 def gradients(made: RankingModule) -> dict[str, Tensor]:
-    """After one training step, as Lightning takes it."""
+    """Gradients after one training step, as Lightning takes it."""
     made.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
     loss = made.training_step(make_batch(made.model.schema, 32), 0)
     made.backward(loss)
@@ -84,7 +84,7 @@ def test_upgrad_pulls_against_no_task() -> None:
     assert isinstance(model, Ranker)
     losses = model.head.task_losses(predictions, batch.labels, torch.ones_like(batch.labels))
     x_rows = [torch.autograd.grad(loss, list(shared.values()), retain_graph=True) for loss in losses]
-    for row in x_rows:  # up to the part of the embeddings, which is not in this product
+    for row in x_rows:  # the part of the embeddings is not in this product
         product = sum(float((g * found[n]).sum()) for n, g in zip(shared, row, strict=True))
         assert product > -1e-3
 

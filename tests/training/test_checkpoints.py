@@ -1,4 +1,4 @@
-"""Checkpoint files are whole or not there, and nothing damaged or hostile is taken for one."""
+"""Checkpoint files are complete or absent, and damaged or hostile files are refused."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _same(found: dict[str, Any]) -> bool:
 
 
 def test_a_flipped_bit_is_told_or_harmless(tmp_path: Path) -> None:
-    """Anywhere in the file: either the checkpoint is refused by name, or nothing of it has changed."""
+    """Anywhere in the file: the checkpoint is refused by name, or its content is unchanged."""
     path = tmp_path / "best.ckpt"
     CheckpointFiles().save_checkpoint(CONTENT, path)
     whole, rng, said = path.read_bytes(), random.Random(0), []
@@ -67,7 +67,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
 
 
 class Hostile:
-    """Its pickle asks for a file to be written."""
+    """An object whose pickle would write a file."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -83,7 +83,7 @@ def test_a_hostile_pickle_is_not_executed(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="is no checkpoint of a run"):
             read(path)
     assert not target.exists()
-    with zipfile.ZipFile(path) as file:  # torch's own form holds it: pickle alone would have run it
+    with zipfile.ZipFile(path) as file:  # a valid torch archive: plain pickle would have executed it
         pickle.loads(file.read(f"{path.stem}/data.pkl"))
     assert target.read_text() == "executed"
 

@@ -1,4 +1,4 @@
-"""Gradient conflict against separate backward passes, and what is and is not shared in each backbone."""
+"""Gradient conflict against separate backward passes, and which parameters each backbone shares."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_every_task_reaches_what_is_shared_and_nothing_else_is(backbone: Any) ->
 
 
 def sampled(labels: list[list[float]]) -> dict[str, float]:
-    """Figures of one sample in which every row has the given labels."""
+    """Metrics of one sample in which every row has the given labels."""
     torch.manual_seed(0)
     schema = make_schema()
     model = SharedBottom(schema, expert=(32,))
@@ -115,7 +115,7 @@ def test_figures_are_means_over_pairs() -> None:
 
 
 def test_opposite_labels_conflict_and_equal_ones_do_not() -> None:
-    """Towers that are copies: with equal labels two tasks pull alike, with opposite ones exactly apart."""
+    """Towers are copies: equal labels align the gradients of two tasks, opposite labels oppose them exactly."""
     torch.manual_seed(0)
     schema = make_schema(make_schema().tasks[:2])
     model = SharedBottom(schema, expert=(6,), **SMALL)
@@ -132,7 +132,7 @@ def test_opposite_labels_conflict_and_equal_ones_do_not() -> None:
 
 
 def test_dlens_gradients_are_measured_on_its_marginals() -> None:
-    """Whatever loss DLEN trains on, the conflict is that of the tasks' cross entropies, as for any other model."""
+    """Whatever DLEN's training loss, conflict is measured on the tasks' cross entropies, as for any other model."""
     schema = make_schema()
     torch.manual_seed(0)
     make = partial(MMoEBackbone, num_experts=2, expert=(6,))

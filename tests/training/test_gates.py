@@ -1,4 +1,4 @@
-"""Gates: mean weights, entropy and top share by a slow loop, and experts that are copies."""
+"""Gates: mean weights, entropy and top share against a slow loop, and duplicate experts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measures of the hidden state against numpy, scikit-learn and direct loops, and the warnings they lead to."""
+"""Hidden state metrics against numpy, scikit-learn and direct loops, and the warnings they trigger."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 
 
 def world(truth: tuple[str, ...] = ("prefers", "up"), seed: int = 0) -> tuple[Schema, Batch, Latent]:
-    """Rows whose labels follow a hidden state, and a latent head's view of them."""
+    """Rows whose labels follow a hidden state, and a latent head's predictions for them."""
     schema = make_schema(TASKS, truth=truth)
     batch, rng = make_batch(schema, ROWS), np.random.default_rng(seed)
     head = LatentHead(schema, 3, FeatureSpec((), (), ("x",), dim=1), alpha=0.3)
@@ -80,7 +80,7 @@ def test_three_kinds_of_negatives_by_a_loop_over_rows() -> None:
             kinds = np.zeros(3)
             for row in range(ROWS):
                 if labels[row, task] == 0:
-                    other = labels[row, 1 - task] == 1  # hate is no interaction
+                    other = labels[row, 1 - task] == 1  # hate is not an interaction
                     kinds += [1, 0, 0] if other else [0, up[row], 1 - up[row]]
             kinds /= kinds.sum()
             found = [values[f"{key}/{kind}/{name}"] for kind in ("other", "silent", "detest")]
@@ -116,7 +116,7 @@ def test_a_real_log_has_no_figures_of_the_truth() -> None:
 
 
 def test_a_funnels_parent_is_no_other_interaction() -> None:
-    """On clicked rows every negative of conversion stands beside a click, which says nothing new."""
+    """On clicked rows every negative of conversion comes with a click, which carries no new information."""
     tasks = (Task("ctr", 0.3), Task("cvr", 0.1, observed_where="ctr", joint="ctcvr"), Task("like", 0.1))
     measures = LatentMeasures(make_schema(tasks), exact=True)
     assert measures.state.relations.tolist() == [[0, 1, 1], [0, 0, 1], [1, 1, 0]]

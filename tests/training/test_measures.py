@@ -1,4 +1,4 @@
-"""Every figure of a pass over a small funnel and a small feed, against scikit-learn and numpy."""
+"""Every metric of a pass over a small funnel and a small feed, against scikit-learn and numpy."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def plain(p: np.ndarray) -> Predictions:
 
 
 def labelled(schema: Schema, p: np.ndarray, seed: int = 7) -> Batch:
-    """A batch whose labels follow the probabilities, and whose truth has a drawn hidden state."""
+    """A batch whose labels follow the probabilities and whose truth has a drawn hidden state."""
     batch, rng = make_batch(schema, ROWS, seed), np.random.default_rng(seed)
     batch.labels = torch.tensor((rng.random(p.shape) < p).astype(np.float32))
     if "prefers" in schema.truth:
@@ -52,7 +52,7 @@ def labelled(schema: Schema, p: np.ndarray, seed: int = 7) -> Batch:
 
 
 def parts(predictions: Predictions, batch: Batch) -> list[tuple[Predictions, Batch]]:
-    """The same rows in two uneven pieces; most fields that the figures do not read stay whole."""
+    """The same rows in two uneven pieces; most fields that the metrics do not use stay whole."""
     cut = []
     for rows in (slice(0, 110), slice(110, ROWS)):
         latent = predictions.latent
@@ -137,7 +137,7 @@ def test_auto_is_exact_for_small_splits() -> None:
 
 
 def latent_predictions(ranking: Ranking) -> tuple[Predictions, dict[str, np.ndarray]]:
-    """A hidden state and conditional probabilities, and what equations (1) and (4) make of them."""
+    """A hidden state and conditional probabilities, combined by equations (1) and (4)."""
     up, given, leak = probabilities(1, 2), probabilities(2, 3), 0.3 * probabilities(2, 4)
     total, joint = given * up + leak * (1 - up), given * up
     log_up, log_not_up, log_joint = (torch.tensor(np.log(x), dtype=torch.float32) for x in (up, 1 - up, joint))

@@ -1,4 +1,4 @@
-"""Labels that are missing: left out of losses, figures, conflict and the hidden state, for that task and row alone."""
+"""Missing labels are left out of losses, metrics, conflict and the hidden state, only for that task and row."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def some_missing(schema: Schema, seed: int = 0) -> Batch:
 @pytest.mark.parametrize("train_on", ["observed", "all"])
 @pytest.mark.parametrize(("ctr", "cvr"), list(product((0.0, 1.0, NAN), repeat=2)))
 def test_what_a_row_tells_of_a_funnel(train_on: str, ctr: float, cvr: float) -> None:
-    """By hand: a click that did not happen says that both together did not, whatever is missing."""
+    """By hand: without a click the joint event did not happen either, whatever is missing."""
     targets, labels = Targets(funnel(train_on)), torch.tensor([[ctr, cvr, 1.0]])
     both = {0.0: 0.0, 1.0: 1.0}.get(cvr) if ctr == 1 else 0.0 if ctr == 0 or cvr == 0 else None
     seen = ctr == 1 and cvr in (0.0, 1.0)
@@ -57,7 +57,7 @@ def test_what_a_row_tells_of_a_funnel(train_on: str, ctr: float, cvr: float) -> 
 
 @pytest.mark.parametrize("model", [MMoE, DLEN, ESMM])
 def test_a_missing_label_moves_no_gradient(model: Callable[..., Ranker]) -> None:
-    """As if it were the other class; and other labels of the row count."""
+    """Compared with either value of the label; the row's other labels still count."""
     schema = funnel()
     torch.manual_seed(0)
     ranker, targets = model(schema, embedding_dim=4).eval(), Targets(schema)
@@ -74,7 +74,7 @@ def test_a_missing_label_moves_no_gradient(model: Callable[..., Ranker]) -> None
     found = gradient(labels, mask)
     assert found.isfinite().all()
     assert found.abs().sum() > 0
-    if model is not ESMM:  # whose labels are joint events
+    if model is not ESMM:  # its labels are joint events
         assert torch.equal(found, gradient(torch.where(gone, 1 - labels, labels), mask))
     row = int((gone[:, 2] & ~gone[:, 0]).nonzero()[0])
     other = batch.labels.clone()
@@ -123,7 +123,7 @@ def test_figures_are_scikit_learns_of_the_rows_that_tell(auc: str) -> None:
         told = ~np.isnan(labels[:, task])
         assert values[f"auc/{name}"] == pytest.approx(roc_auc_score(labels[told, task], p[told, task]), abs=1e-3)
         assert values[f"logloss/{name}"] == pytest.approx(log_loss(labels[told, task], p[told, task]), rel=1e-4)
-        mine = torch.tensor(told) & (batch.users != 0)  # nobody's rows are in no user's list
+        mine = torch.tensor(told) & (batch.users != 0)  # rows without a user are in no user's list
         wanted = rank_by_user(predictions.log_p[mine, task], batch.labels[mine, task], batch.users[mine])
         assert values[f"gauc/{name}"] == pytest.approx(wanted.gauc)
         assert wanted.users == 8

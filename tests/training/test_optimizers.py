@@ -1,4 +1,4 @@
-"""Row-sparse optimisers against torch's own and a slow loop, and several optimisers as one."""
+"""Row-sparse optimisers against torch's own and a slow loop, and several optimisers combined into one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def table() -> nn.Parameter:
 
 
 def set_gradient(weight: nn.Parameter, step: int) -> Tensor:
-    """A sparse gradient with repeated rows; returns its values, one for each id."""
+    """Set a sparse gradient with repeated rows, and return its values, one per id."""
     values = torch.randn(14, DIM, generator=torch.Generator().manual_seed(100 + step))
     weight.grad = torch.sparse_coo_tensor(ids(step)[None], values, (ROWS, DIM), check_invariants=True)
     return values
@@ -117,7 +117,7 @@ def test_a_step_with_padded_rows_is_the_same_step(
         return weight.detach()
 
     wanted = steps()
-    monkeypatch.setattr(optimizers, "_distinct_rows", optimizers._padded_rows)  # what a GPU takes
+    monkeypatch.setattr(optimizers, "_distinct_rows", optimizers._padded_rows)  # the path used on a GPU
     torch.testing.assert_close(steps(), wanted)
 
 
@@ -266,8 +266,8 @@ def test_a_scheduler_on_the_whole_acts_on_the_parts() -> None:
 def test_a_step_asks_its_device_for_no_value(
     kind: Callable[..., Ranker], rows: Callable[..., Optimizer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On the meta device, which has shapes and no values: whoever asks for one there would make a GPU wait."""
-    monkeypatch.setattr(optimizers, "_distinct_rows", optimizers._padded_rows)  # what a GPU takes
+    """On the meta device, which has no values: reading one there would synchronise a GPU."""
+    monkeypatch.setattr(optimizers, "_distinct_rows", optimizers._padded_rows)  # the path used on a GPU
     schema = make_schema()
     model, batch = kind(schema, embedding_dim=3).to("meta"), make_batch(schema, 16).to("meta")
     optimizer = Combined(

@@ -1,4 +1,4 @@
-"""Model selection: which figures can be monitored, and which validation is kept."""
+"""Model selection: which metrics can be monitored, and which validation is kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sizes counted by hand."""
+"""Model sizes, counted by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which rows train and measure each task of a funnel, checked row by row."""
+"""Which rows train and measure each task of a funnel, row by row."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dlen.schema import Task
 from dlen.training.targets import Targets
 from tests.helpers import make_schema
 
-LABELS = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])  # the last: a conversion without a click
+LABELS = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])  # the last row: a conversion without a click
 
 
 def funnel(train_on: str) -> Targets:
@@ -51,7 +51,7 @@ def test_only_a_conversion_trained_on_clicked_rows_is_a_probability_of_conversio
 
 
 def chain(cart_train_on: str = "observed") -> Targets:
-    """A chain of three, declared with its end first."""
+    """A chain of three, with its end declared first."""
     buy = Task("buy", 0.1, observed_where="cart", joint="all_three")
     cart = Task("cart", 0.2, observed_where="click", train_on=cart_train_on, joint="first_two")
     return Targets(make_schema((buy, Task("click", 0.3), cart)))
@@ -84,5 +84,5 @@ def test_tasks_of_a_feed_have_no_joint_events() -> None:
 
 @pytest.mark.parametrize(("train_on", "expected"), [("observed", [1.0, 1.0, 0.0]), ("all", [1.0, 0.0, 0.0])])
 def test_a_head_on_all_rows_learns_the_task_together_with_its_parent(train_on: str, expected: list[float]) -> None:
-    labels = torch.tensor([[1.0, 1.0], [0.0, 1.0], [1.0, 0.0]])  # the second row bought without a click
+    labels = torch.tensor([[1.0, 1.0], [0.0, 1.0], [1.0, 0.0]])  # the second row is a purchase without a click
     assert funnel(train_on).training_labels(labels)[:, 1].tolist() == expected

@@ -1,4 +1,4 @@
-"""Train models x seeds on one data set and compare them, paired, with a base model."""
+"""Train models x seeds on one data set and compare each, paired, with a base model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measure a finished run again, on any split."""
+"""Evaluate a finished run on any split."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Write a finished run as an ONNX model, checked against the run."""
+"""Export a finished run as an ONNX model that is checked against the run."""
 
 from __future__ import annotations
 

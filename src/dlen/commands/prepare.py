@@ -1,4 +1,4 @@
-"""Write the prepared store of a data set, once."""
+"""Write the prepared store of a data set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Search a space of settings with Optuna, over as many workers as there are devices."""
+"""Search a space of settings with Optuna, with one worker per device."""
 
 from __future__ import annotations
 

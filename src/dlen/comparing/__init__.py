@@ -1,1 +1,1 @@
-"""Comparisons: models x seeds on one data set, cached runs, paired statistics and tables."""
+"""Comparisons: models x seeds on one data set, with cached runs, paired statistics and tables."""

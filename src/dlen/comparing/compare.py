@@ -35,15 +35,15 @@ _EXTRAS = ("auc/up_any", "auc/up_truth", "corr/up_truth")
 
 
 def compare(config: DictConfig) -> None:
-    """Train what is missing, pair every model with the base model, print the table and write it.
+    """Train missing runs, pair every model with the base model, and print and write the table.
 
-    An experiment with a ``grid`` becomes one comparison for each cell, and a surface over all of them.
+    An experiment with a ``grid`` becomes one comparison per cell, and a surface over all cells.
 
     Args:
-        config: of ``compare.py``.
+        config: config of ``compare.py``.
 
     Raises:
-        UserError: for wrong settings, or when a run fails.
+        UserError: a setting is wrong or a run fails.
     """
     grid = parse_grid(config)
     cells = cells_of(grid) if grid else []
@@ -79,7 +79,7 @@ def compare(config: DictConfig) -> None:
 
 
 def _warn_of_other_code(runs: list[PlannedRun]) -> None:
-    """Say so when cached runs were trained by another version of the package's source."""
+    """Warn if cached runs were trained by another version of the package's source."""
     now = code_fingerprint()
     other = [run.folder for run in runs if _read(run).get("code") != now]
     if other:
@@ -91,7 +91,7 @@ def _warn_of_other_code(runs: list[PlannedRun]) -> None:
 
 
 def summarise(plan: Plan) -> Comparison:
-    """All figures of a plan whose runs are done."""
+    """Collect the metrics of a plan whose runs are done."""
     metrics = {key: _read(run) for key, run in plan.runs.items()}
     fingerprints = {run.store.fingerprint for run in plan.runs.values()}
     if len(fingerprints) > 1:
@@ -141,7 +141,7 @@ def _figure(metrics: Mapping[str, Any], key: str) -> float:
 
 
 def _scores(run: PlannedRun) -> Any:
-    """(N, K) log-odds of the measured targets of the test split, mapped."""
+    """(N, K) memory-mapped log-odds of the measured targets of the test split."""
     path = run.folder / SCORES
     check_regular(path)
     wanted = (len(run.store.split("test")), len(Targets(run.store.schema).names))
@@ -155,7 +155,7 @@ def _scores(run: PlannedRun) -> Any:
 
 
 def _labels_and_mask(plan: Plan, targets: Targets) -> tuple[Any, Any]:
-    """(N, K) labels and mask of the measured targets of the test split, one byte each."""
+    """(N, K) labels and mask of the measured targets of the test split, as uint8."""
     split = next(iter(plan.runs.values())).store.split("test")
     parts = [targets.labels(split.logged(labels)) for labels in torch.split(split.labels, _CHUNK)]
     labels, mask = (torch.cat([part[i].to(torch.uint8) for part in parts]).numpy() for i in (0, 1))

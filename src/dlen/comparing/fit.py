@@ -1,4 +1,4 @@
-"""Which models of an experiment its data allow, and widths at which they have the same number of parameters."""
+"""Select the models of an experiment that the data allow, and match their number of parameters by width."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from dlen.training.module import check_balanceable
 from dlen.training.size import dense_parameters
 
 _WIDTHS = ("backbone.expert", "head.hidden")  # keys of a model's config that hold layer sizes
-_STEPS = 14  # of the bisection
-_MOST_OFF = 0.2  # from the wanted number of parameters, as a share of it
-_MULTIPLE = 4  # of a layer's size
+_STEPS = 14  # steps of the bisection
+_MOST_OFF = 0.2  # largest relative deviation from the wanted number of parameters
+_MULTIPLE = 4  # layer sizes are multiples of this
 MATCHES = (None, "parameters")
 
 
@@ -34,16 +34,16 @@ def fitted(
     skip_unfit: bool,
     match: str | None,
 ) -> dict[str, list[str]]:
-    """The models that the data allow, with settings that make them comparable.
+    """Select the models that the data allow, with settings that make them comparable.
 
     Args:
-        models: name to settings.
-        base: the model whose size the others take.
-        common: settings of all.
-        store_of: the prepared data of a config.
-        skip_unfit: leave a model out, with a line that says why, where its needs are not met.
-        match: ``parameters`` scales the width of experts and hidden state network until the number of dense
-            parameters is that of the base; None leaves all sizes as they are.
+        models: settings of each model, by name.
+        base: the model whose size the others match.
+        common: settings of all models.
+        store_of: returns the prepared data of a config.
+        skip_unfit: skip a model whose requirements are not met, and print the reason.
+        match: ``parameters`` scales the widths of the experts and the hidden state network until the number of dense
+            parameters matches the base; None leaves all sizes unchanged.
 
     Raises:
         UserError: a model cannot be built, or ``match`` is unknown.
@@ -77,7 +77,7 @@ def fitted(
 
 
 def _check_balancing(config: DictConfig, model: Model) -> None:
-    """Raise UnfitError where the model has one loss for all tasks and the balancing needs one for each."""
+    """Raise UnfitError if the model has one loss for all tasks but the balancing needs one per task."""
     try:
         check_balanceable(model, build_balancer(config))
     except ValueError as error:
@@ -85,14 +85,14 @@ def _check_balancing(config: DictConfig, model: Model) -> None:
 
 
 def _build(config: DictConfig, store_of: Callable[[DictConfig], Store]) -> Model:
-    """The model without its memory."""
+    """Build the model on the meta device, without allocating memory."""
     store = store_of(config)
     with torch.device("meta"):
         return build_model(config, store)
 
 
 def _widths(name: str, overrides: list[str], store_of: Callable[[DictConfig], Store], wanted: int) -> list[str]:
-    """Overrides of the layer sizes with which the model comes closest to ``wanted`` dense parameters."""
+    """Overrides of the layer sizes that bring the model closest to ``wanted`` dense parameters."""
     model = compose_train(overrides).model
     sizes = {key: OmegaConf.select(model, key) for key in _WIDTHS}
     low, high = 1 / 16, 16.0

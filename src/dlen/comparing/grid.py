@@ -1,4 +1,4 @@
-"""A grid of data settings: planes of two axes that vary while all other axes stay at their first label."""
+"""A grid of data settings: planes in which two axes vary while all others stay at their first label."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dlen.errors import UserError
 
-Cell = tuple[tuple[str, str], ...]  # a label for each axis, as (axis, label)
+Cell = tuple[tuple[str, str], ...]  # one label per axis, as (axis, label)
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +16,7 @@ class Grid:
     """Axes and the planes in which they vary.
 
     Attributes:
-        axes: for each axis its labels, and the settings of each.
+        axes: settings of each label, by axis and label.
         planes: pairs of axes.
     """
 
@@ -24,7 +24,7 @@ class Grid:
     planes: list[tuple[str, str]]
 
     def cell(self, **labels: str) -> Cell:
-        """The cell with these labels, and the first label on every other axis."""
+        """The cell with these labels, and with the first label on every other axis."""
         return tuple((axis, labels.get(axis, next(iter(values)))) for axis, values in self.axes.items())
 
     def settings(self, cell: Cell) -> list[str]:
@@ -33,10 +33,10 @@ class Grid:
 
 
 def parse_grid(config: DictConfig) -> Grid | None:
-    """The experiment's grid; None for an ordinary comparison.
+    """Read the experiment's grid; None for an ordinary comparison.
 
     Raises:
-        UserError: a plane names an axis that is not there, or an axis is empty.
+        UserError: a plane names an unknown axis, or an axis is empty.
     """
     experiment = config.experiment
     if experiment.get("grid") is None:

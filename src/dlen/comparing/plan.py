@@ -1,4 +1,4 @@
-"""Plan of a comparison: which runs an experiment needs, each known by the fingerprint of its config and data."""
+"""Plan of a comparison: the runs an experiment needs, each identified by the fingerprint of its config and data."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class PlannedRun:
     """One training run of a comparison.
 
     Attributes:
-        model: its row in the table.
-        seed: of weights and training order.
-        overrides: what ``train.py`` is called with, the run folder left out.
-        folder: where the run lies; its name holds the fingerprint.
-        store: its prepared data.
+        model: row in the table.
+        seed: seed of the weights and the training order.
+        overrides: overrides of ``train.py``, without the run folder.
+        folder: run folder; its name contains the fingerprint.
+        store: prepared data of the run.
     """
 
     model: str
@@ -42,7 +42,7 @@ class PlannedRun:
 
     @property
     def done(self) -> bool:
-        """It ended and kept its scores."""
+        """Whether the run has ended and kept its scores."""
         return (self.folder / "metrics.json").exists() and (self.folder / SCORES).exists()
 
 
@@ -51,12 +51,12 @@ class Plan:
     """All runs of one comparison.
 
     Attributes:
-        title: of the table.
+        title: title of the table.
         base: the model that the others are paired with.
-        models: names in the order of the table.
-        seeds: in order.
-        runs: by model and seed.
-        paper: the paper's own figures, as configured; empty if there are none.
+        models: names in table order.
+        seeds: seeds, in order.
+        runs: runs by model and seed.
+        paper: the paper's own metrics, as configured; empty if there are none.
     """
 
     title: str
@@ -71,8 +71,8 @@ def make_plan(config: DictConfig, cell: Sequence[str] = ()) -> Plan:
     """Compose the config of every run, prepare the data, and name the runs by fingerprint.
 
     Args:
-        config: of ``compare.py``.
-        cell: settings of one cell of a grid, for all of its runs.
+        config: config of ``compare.py``.
+        cell: settings of one grid cell, applied to all of its runs.
 
     Raises:
         UserError: the experiment or an override is wrong.
@@ -100,15 +100,15 @@ def plan_runs(
     stores: dict[str, Store] | None = None,
     paper: dict[str, Any] | None = None,
 ) -> Plan:
-    """Name the run of each model and seed.
+    """Plan the run of each model and seed.
 
     Args:
-        title: of the table.
+        title: title of the table.
         base: the model that the others are paired with.
-        models: name to all of its overrides.
-        seeds: of all models.
-        stores: prepared data that are open.
-        paper: the paper's own figures.
+        models: all overrides of each model, by name.
+        seeds: seeds of every model.
+        stores: prepared data that are already open.
+        paper: the paper's own metrics.
     """
     stores = {} if stores is None else stores
     runs = {}
@@ -120,7 +120,7 @@ def plan_runs(
 
 
 def _check_same_rows(base: str, runs: Mapping[tuple[str, int], PlannedRun]) -> None:
-    """All runs are tested on the same rows, as differences are paired by them."""
+    """Raise UserError unless all runs are tested on the same rows, by which differences are paired."""
     wanted = next(run.store.labels_identity("test") for run in runs.values() if run.model == base)
     for run in runs.values():
         found = run.store.labels_identity("test")
@@ -139,7 +139,7 @@ def _chosen(models: dict[str, list[str]], names: Sequence[str] | None) -> dict[s
 
 
 def parse_seeds(value: Any) -> list[int]:
-    """A number of seeds, counted from 0, or a list of them."""
+    """Parse a list of seeds, or a number of seeds counted from 0."""
     if isinstance(value, int) and not isinstance(value, bool):
         seeds = list(range(value))
     else:
@@ -162,7 +162,7 @@ def _plan_run(model: str, seed: int, overrides: Sequence[str], stores: dict[str,
 
 
 def _store_of(config: DictConfig, stores: dict[str, Store]) -> Store:
-    """The prepared data of a run, opened once for all runs that share it."""
+    """The prepared data of a run, opened once for all runs that share them."""
     data = json.dumps(OmegaConf.to_container(config.data, resolve=True), sort_keys=True)
     if data not in stores:
         stores[data] = open_store(config)

@@ -1,4 +1,4 @@
-"""Feed sessions of a comparison: its trained models as rankers on the simulator's truth, beside random and oracle."""
+"""Feed sessions of a comparison: its models rank on the simulator's truth, compared with random and oracle."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from dlen.ranking.sessions import Behaviour, Outcome, session_users, simulate
 from dlen.training.configs import build
 
 Array = NDArray[Any]
-_RESAMPLES = 500  # of the users, for the chance of who came
+_RESAMPLES = 500  # bootstrap resamples of the users
 WITH_UP, TUNED = "{} with P(UP)", "{}, tuned"
 RANDOM, ORACLE = "random", "oracle"
 
@@ -36,16 +36,16 @@ class SessionPlan:
     """Settings of ``experiment.sessions``.
 
     Attributes:
-        users: how many users have sessions.
-        sessions: of each.
-        hour: of the day.
-        seed: of users, candidates and moods.
-        fusion: of the tasks' probabilities, without P(UP).
-        up: exponent of P(UP) where a policy uses it.
-        floor: of P(UP) where a policy uses it, below which items go last.
-        tuned: of a model, what ``sweep=fusion`` found on other users.
-        behaviour: how sessions go on and end.
-        detest: further values of ``behaviour.detest``, at which policies are compared.
+        users: number of users who have sessions.
+        sessions: sessions per user.
+        hour: hour of the day.
+        seed: seed of users, candidates and moods.
+        fusion: fusion of the tasks' probabilities, without P(UP).
+        up: exponent of P(UP) in policies that use it.
+        floor: in policies that use P(UP), items below this value are ranked last.
+        tuned: fusion that ``sweep=fusion`` found on other users, by model.
+        behaviour: how sessions continue and end.
+        detest: further values of ``behaviour.detest`` at which policies are compared.
     """
 
     users: int
@@ -62,13 +62,13 @@ class SessionPlan:
 
 @dataclass(frozen=True, slots=True)
 class PolicyRow:
-    """One ranking.
+    """One ranking policy.
 
     Attributes:
-        name: of the policy.
-        levels: for each measure its value, mean over seeds.
-        changes: for each measure the relative change against the base policy; of the share of detested impressions
-            the difference. Empty for the base itself.
+        name: name of the policy.
+        levels: mean over seeds, by measure.
+        changes: relative change against the base policy, by measure; for the share of detested impressions, the
+            difference. Empty for the base itself.
     """
 
     name: str
@@ -81,13 +81,13 @@ class Sessions:
     """All policies on the same users and random numbers.
 
     Attributes:
-        title: of the experiment.
+        title: title of the experiment.
         base: the policy that the others are compared with.
-        tasks: whose interactions are counted.
-        seeds: of the models.
+        tasks: tasks whose interactions are counted.
+        seeds: seeds of the models.
         plan: settings.
-        rows: one for each policy.
-        sensitivity: by value of ``detest``, for each policy the change of the stay time against the base.
+        rows: one row per policy.
+        sensitivity: change of the stay time against the base, by value of ``detest`` and policy.
         paper: the paper's own changes, in percent.
     """
 
@@ -102,10 +102,10 @@ class Sessions:
 
 
 def parse_sessions(node: DictConfig) -> SessionPlan:
-    """Settings with errors that name their key.
+    """Parse the settings. Errors name the config key.
 
     Raises:
-        UserError: one is wrong.
+        UserError: a setting is wrong.
     """
     settings: Any = OmegaConf.to_container(node, resolve=True)
     check_counts(settings, "experiment.sessions")
@@ -126,7 +126,7 @@ def parse_sessions(node: DictConfig) -> SessionPlan:
 
 
 def check_counts(settings: Mapping[str, Any], key: str) -> None:
-    """Raise UserError unless users, sessions, hour and seed of the settings at ``key`` are numbers that they can be."""
+    """Raise UserError unless users, sessions, hour and seed of the settings at ``key`` are valid numbers."""
     for name, least in (("users", 2), ("sessions", 1), ("hour", 0), ("seed", 0)):
         value = settings.get(name)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
@@ -136,7 +136,7 @@ def check_counts(settings: Mapping[str, Any], key: str) -> None:
 
 
 def _best(model: str, path: str) -> Fusion:
-    """The fusion in a study's ``best.yaml``."""
+    """Read the fusion in a study's ``best.yaml``."""
     said = f"config experiment.sessions.tuned.{model}: {path}"
     if not Path(path).is_file():
         raise UserError(f"{said}: no such file; give the best.yaml that sweep=fusion wrote")
@@ -147,15 +147,15 @@ def _best(model: str, path: str) -> Fusion:
 
 
 def run_sessions(plan: Plan, settings: SessionPlan, paper: Mapping[str, Any]) -> Sessions:
-    """Rank with every trained model, and let the sessions happen.
+    """Rank with every trained model and simulate the sessions.
 
     Args:
-        plan: whose runs are done, all on one simulated feed.
-        settings: of the sessions.
-        paper: the paper's own figures.
+        plan: plan whose runs are done, all on one simulated feed.
+        settings: settings of the sessions.
+        paper: the paper's own metrics.
 
     Raises:
-        UserError: the data are no simulated feed, or a weight is of no task.
+        UserError: the data are not a simulated feed, or a weight names an unknown task.
     """
     first = next(iter(plan.runs.values()))
     source = build(compose_train(first.overrides).data, "data")
@@ -205,7 +205,7 @@ def _with_detest(behaviour: Behaviour, detest: float) -> Behaviour:
 
 
 def _oracle(truth: Truth, score: Score) -> Array:
-    """The same score, with P(UP), from the true probabilities."""
+    """The same score, with P(UP), computed from the true probabilities."""
     log_p = torch.from_numpy(truth.probabilities()).flatten(0, 1).log()
     scores: Array = score(log_p, torch.from_numpy(truth.up).flatten().log()).numpy()
     return scores
@@ -218,7 +218,7 @@ def _simulate_all(
     behaviour: Behaviour,
     sessions: int,
 ) -> dict[str, list[Outcome]]:
-    """Outcomes of each policy, one for each seed of its model."""
+    """Outcomes of each policy, one per seed of its model."""
     number = sum(map(len, scores.values()))
     with Stage(f"{len(truth.up) * sessions:,} sessions, leaving by {behaviour.detest:g}", number, "rankings") as stage:
         found: dict[str, list[Outcome]] = {}
@@ -230,7 +230,7 @@ def _simulate_all(
 
 
 def _measures(outcome: Outcome, weights: Array, tasks: Sequence[str]) -> dict[str, Array]:
-    """(R,) each measure under R weightings (R, U) of the users."""
+    """(R,) values of each measure under R weightings (R, U) of the users."""
     views, sessions = weights @ outcome.views, weights @ outcome.sessions
     found = {f"{task} rate": (weights @ outcome.happened[:, t]) / views for t, task in enumerate(tasks)}
     found |= {"stay time": (weights @ outcome.seconds) / sessions, "page views": views / sessions}
@@ -240,7 +240,7 @@ def _measures(outcome: Outcome, weights: Array, tasks: Sequence[str]) -> dict[st
 def _row(
     name: str, outcomes: Mapping[str, Sequence[Outcome]], base: str, tasks: Sequence[str], seeds: int
 ) -> PolicyRow:
-    """Levels and changes of a policy; the interval joins the chance of the seed and that of who came."""
+    """Levels and changes of a policy. The interval combines seed variance and the sampling of users."""
     users = len(outcomes[base][0].views)
     rng = np.random.default_rng(0)
     resampled = rng.multinomial(users, np.full(users, 1 / users), _RESAMPLES).astype(np.float64)
@@ -248,7 +248,7 @@ def _row(
 
     def of_seeds(policy: str) -> list[dict[str, Array]]:
         found = [_measures(outcome, weights, tasks) for outcome in outcomes[policy]]
-        return found if len(found) == seeds else found * seeds  # random and oracle have no seed of their own
+        return found if len(found) == seeds else found * seeds  # random and oracle have no seed
 
     own, reference = of_seeds(name), of_seeds(base)
     levels = {m: float(np.mean([f[m][0] for f in own])) for m in own[0]}

@@ -1,4 +1,4 @@
-"""Table 2 of a comparison: what each ranking does to interactions, stay time and page views; and where P(UP) pays."""
+"""Table 2 of a comparison: effect of each ranking on interactions, stay time and page views, and where P(UP) pays."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dlen.files import write_csv, write_json, write_text
 
 
 def sessions_markdown(found: Sessions) -> str:
-    """The table in the paper's layout, the levels behind it, and the changes at other values of ``detest``."""
+    """The table in the paper's layout, the absolute levels, and the changes at other values of ``detest``."""
     plan = found.plan
     measures = list(found.rows[0].levels)
     seeds = f"{len(found.seeds)} seed{'s' if len(found.seeds) > 1 else ''}"
@@ -58,7 +58,7 @@ def _level(value: float, measure: str) -> str:
 
 
 def write_sessions(found: Sessions, folder: Path) -> None:
-    """``sessions.md``, ``.csv`` and ``.json``, from which ``report.py`` draws."""
+    """Write ``sessions.md``, ``.csv`` and ``.json``; ``report.py`` reads the JSON file."""
     write_text(folder / "sessions.md", sessions_markdown(found))
     lines: list[tuple[Any, ...]] = []
     for row in found.rows:

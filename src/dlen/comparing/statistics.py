@@ -1,8 +1,8 @@
-"""Paired statistics of two models: over seeds by Student's t, over the rows of a test split by DeLong's method.
+"""Paired statistics of two models: Student's t over seeds, DeLong's method over the rows of a test split.
 
-Two sources of chance are kept apart. Another seed trains other weights: that spread is seen over runs. Another test
-split has other rows: that spread is estimated from the rows themselves. A difference counts as clear when zero lies
-outside the interval that joins both, which takes two seeds: one says nothing of what another would give.
+Two sources of variance are estimated separately. Another seed trains other weights: this variance is measured over
+runs. Another test split has other rows: this variance is estimated from the rows. A difference is clear if zero is
+outside the interval that combines both. This needs two seeds: one seed has no information about seed variance.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ Floats = NDArray[np.float64]
 Array = NDArray[Any]
 _CHUNK = 1 << 18
 LEVEL = 0.95
-_TURN = 0.06  # where the few seeds take over from the rows, see `half_width`
+_TURN = 0.06  # where the weight shifts from the rows to the few seeds, see `half_width`
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A paired difference of a model from the base model.
+    """A paired difference between a model and the base model.
 
     Attributes:
-        mean: over seeds.
+        mean: mean over seeds.
         seeds: number of pairs.
         seed_error: standard error over seeds; nan for one seed.
-        row_error: standard error over test rows, of the seeds' mean difference; nan where no scores were kept.
-        low: lower end of the 95 % interval that joins both.
-        high: its upper end.
+        row_error: standard error over test rows of the mean difference; nan if no scores were kept.
+        low: lower end of the 95 % interval that combines both errors.
+        high: upper end of the 95 % interval.
     """
 
     mean: float
@@ -49,18 +49,18 @@ class Difference:
 
     @property
     def clear(self) -> bool:
-        """Zero lies outside the interval, and there was more than one seed to see their spread."""
+        """Whether zero is outside the interval and there is more than one seed."""
         return self.seeds > 1 and (self.low > 0 or self.high < 0)
 
 
 def paired(model: Sequence[float], base: Sequence[float], row_variance: float = math.nan) -> Difference:
-    """Mean difference of paired figures with an interval over seeds and rows.
+    """Mean difference of paired metrics, with an interval over seeds and rows.
 
-    With one seed only the rows speak; without row variance only the seeds.
+    With one seed the interval uses only the row variance; without a row variance it uses only the seeds.
 
     Args:
-        model: a figure for each seed.
-        base: the base model's, in the same order of seeds.
+        model: one value per seed.
+        base: values of the base model, in the same order of seeds.
         row_variance: DeLong variance of the mean difference, see :func:`row_variances`.
     """
     differences = np.asarray(model, np.float64) - np.asarray(base, np.float64)
@@ -72,23 +72,23 @@ def paired(model: Sequence[float], base: Sequence[float], row_variance: float = 
 
 
 def half_width(seed_variance: float, seeds: int, row_variance: float) -> float:
-    """Half of a 95 % interval for a sum of two normal sources: one with an estimated variance, one with a known one.
+    """Half-width of a 95 % interval for the sum of two normal sources, one with estimated and one with known variance.
 
     With s the variance from the seeds, r that from the rows, z and t the two quantiles and q = s / r, its square is
 
-        z^2 (r + s) + (t^2 - z^2) s q^2 / (q^2 + .06),
+        z^2 (r + s) + (t^2 - z^2) s q^2 / (q^2 + .06).
 
-    which is the normal interval where the rows decide, Student's where the seeds do, and between them covers 94.2 to
-    96.7 % at 2 seeds and 94.9 to 96.5 % from 3 seeds on, whatever the ratio (``bench/intervals.py``). Welch's and
-    Satterthwaite's degrees of freedom, which are meant for more than a few seeds, cover 87 % at 2.
+    This is the normal interval where the rows dominate and Student's interval where the seeds do. In between it covers
+    94.2 to 96.7 % at 2 seeds and 94.9 to 96.5 % from 3 seeds on, whatever the ratio (``bench/intervals.py``). Welch's
+    and Satterthwaite's degrees of freedom, meant for more than a few seeds, cover 87 % at 2.
 
     Args:
-        seed_variance: of the mean over seeds, estimated from them; nan for one seed.
-        seeds: how many there are.
-        row_variance: of the rows; nan where it is not known.
+        seed_variance: variance of the mean over seeds, estimated from them; nan for one seed.
+        seeds: number of seeds.
+        row_variance: variance from the rows; nan if unknown.
 
     Returns:
-        nan where neither is known.
+        The half-width; nan if neither variance is known.
     """
     normal = _quantile(math.inf)
     if math.isnan(seed_variance):
@@ -103,18 +103,18 @@ def half_width(seed_variance: float, seeds: int, row_variance: float) -> float:
 
 @cache
 def _quantile(freedom: float) -> float:
-    """Student's, of half the chance that the interval leaves on each side; the normal one for infinite freedom."""
+    """Upper quantile of Student's t at ``LEVEL`` (two-sided), of the normal distribution for infinite freedom."""
     return float(stats.t.ppf((1 + LEVEL) / 2, freedom))
 
 
 class Placements:
-    """Where a score stands among the other class: the building block of DeLong's variance.
+    """Rank of each score within the other class, the building block of DeLong's variance.
 
     Args:
         scores: (N,) log-odds.
         labels: (N,) 0 or 1.
-        mask: (N,) rows that count.
-        exact: tell all scores apart (memory N) instead of sorting them into histogram bins.
+        mask: (N,) non-zero for rows that count.
+        exact: distinguish all scores (memory N) instead of using histogram bins.
     """
 
     def __init__(self, scores: Array, labels: Array, mask: Array, *, exact: bool) -> None:
@@ -137,7 +137,7 @@ class Placements:
 
     @property
     def defined(self) -> bool:
-        """At least two rows of each class."""
+        """Whether each class has at least two rows."""
         return min(self.negatives, self.positives) > 1
 
     def _code(self, scores: Array) -> NDArray[np.int64]:
@@ -146,27 +146,27 @@ class Placements:
         return np.minimum(np.searchsorted(self.edges, scores), max(len(self.edges) - 1, 0))
 
     def influence(self, scores: Array, labels: Array, mask: Array) -> Floats:
-        """(n,) how far each row pulls the AUC; the squares over all rows add up to its variance."""
+        """(n,) influence of each row on the AUC; the squares over all rows add up to its variance."""
         code = self._code(scores)
         pull = np.where(labels != 0, self.of_positive[code], self.of_negative[code])
         return np.where(mask != 0, pull, 0.0)
 
 
 def row_variances(model: Sequence[Array], base: Sequence[Array], labels: Array, mask: Array, tasks: int) -> Floats:
-    """Variance over test rows of the mean difference in AUC between two models that scored the same rows.
+    """Variance over test rows of the mean AUC difference between two models that scored the same rows.
 
-    DeLong's estimate for correlated curves (DeLong et al. 1988; Sun and Xu 2014), of the difference averaged over
-    seeds. Up to 2^18 rows exactly, beyond with histogram bins and in constant memory.
+    Uses DeLong's estimate for correlated ROC curves (DeLong et al. 1988; Sun and Xu 2014), for the difference averaged
+    over seeds. Exact up to 2^18 rows; beyond that with histogram bins and constant memory.
 
     Args:
-        model: for each seed (N, K) log-odds, memory-mapped or not.
-        base: the base model's.
+        model: (N, K) log-odds of each seed, memory-mapped or not.
+        base: the same for the base model.
         labels: (N, K) 0 or 1.
-        mask: (N, K) rows that count.
-        tasks: the first so many targets are tasks and enter the mean.
+        mask: (N, K) non-zero for rows that count.
+        tasks: number of leading targets that are tasks and enter the mean.
 
     Returns:
-        (K + 1,) variances, the last of the mean over tasks; nan where a target is undefined.
+        (K + 1,) variances, the last one for the mean over tasks; nan where a target is undefined.
     """
     rows, targets = labels.shape
     exact = rows <= EXACT_ROWS

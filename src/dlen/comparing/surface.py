@@ -1,4 +1,4 @@
-"""A comparison over a grid: where the gain is, as heat maps and a table, and how many positives it takes."""
+"""A comparison over a grid: the gain as heat maps and a table, and how many positives it takes."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from dlen.files import write_csv, write_json, write_text
 
 @dataclass(frozen=True, slots=True)
 class Surface:
-    """One comparison for each cell of a grid; the gain is that of the last model over the base.
+    """One comparison per cell of a grid. The gain is that of the last model over the base.
 
     Attributes:
-        title: of the experiment.
+        title: title of the experiment.
         grid: axes and planes.
-        cells: in order.
-        comparisons: of the cells.
+        cells: cells, in order.
+        comparisons: comparison of each cell.
     """
 
     title: str
@@ -38,16 +38,16 @@ class Surface:
         return self._row(cell)[1].differences["mean"]
 
     def correlation(self, cell: Cell) -> float:
-        """Mean over seeds of the correlation of P(UP) with the truth; nan where there is none."""
+        """Mean over seeds of the correlation between P(UP) and the truth; nan if there is none."""
         return float(np.mean(self._row(cell)[1].extras.get("corr/up_truth", [np.nan])))
 
     def positives(self, cell: Cell) -> tuple[int, int]:
-        """Training positives of the rarest task, and of all tasks together."""
+        """Number of training positives of the rarest task, and of all tasks together."""
         counts = self._row(cell)[0].identity["training_positives"].values()
         return min(counts), sum(counts)
 
     def rule(self) -> str:
-        """From how many positives on the gain was always above zero, interval and all, and up to how many never."""
+        """State from how many positives on the gain interval is always above zero, and up to how many it never is."""
         found = sorted((self.positives(c)[1], self.gain(c)) for c in self.cells) if self.cells else []
         losses = [n for n, gain in found if not gain.low > 0]
         gains = [n for n, gain in found if gain.low > 0]
@@ -86,7 +86,7 @@ class Surface:
         return "\n\n".join([f"## {self.title}", text, markdown_table(header, rows), self.rule()]) + "\n"
 
     def write(self, folder: Path) -> None:
-        """``surface.md``, ``.csv`` and ``.json``, from which ``report.py`` draws."""
+        """Write ``surface.md``, ``.csv`` and ``.json``; ``report.py`` reads the JSON file."""
         write_text(folder / "surface.md", self.markdown())
         content = [{"cell": dict(c), **asdict(x)} for c, x in zip(self.cells, self.comparisons, strict=True)]
         write_json(folder / "surface.json", content)

@@ -1,4 +1,4 @@
-"""Tables of a comparison: in the paper's layout for readers, and in full as CSV and JSON."""
+"""Tables of a comparison: Markdown in the paper's layout, and all values as CSV and JSON."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class Row:
     """One model of a comparison.
 
     Attributes:
-        model: its name.
-        auc: for each target and ``mean``, the AUC of each seed.
-        differences: for each target and ``mean``, the paired difference to the base; empty for the base itself.
-        extras: other figures of each seed, by key of :data:`_EXTRAS`.
+        model: name of the model.
+        auc: AUC of each seed, by target and ``mean``.
+        differences: paired difference from the base, by target and ``mean``; empty for the base itself.
+        extras: other metrics of each seed, by key of :data:`_EXTRAS`.
     """
 
     model: str
@@ -44,7 +44,7 @@ class Row:
     extras: dict[str, list[float]]
 
     def wins(self, targets: Sequence[str]) -> tuple[int, int, int]:
-        """Targets in which it is ahead, those of them clear of zero, and targets in which it is clearly behind."""
+        """Count the targets in which the model is ahead, is clearly ahead, and is clearly behind."""
         found = [self.differences[t] for t in targets if t in self.differences]
         ahead = [d for d in found if d.mean > 0]
         return len(ahead), sum(d.clear for d in ahead), sum(d.clear for d in found if d.mean < 0)
@@ -55,16 +55,16 @@ class Comparison:
     """Models x seeds on one test split.
 
     Attributes:
-        title: of the experiment.
+        title: title of the experiment.
         base: the model that the others are paired with.
         targets: tasks, then joint events.
-        tasks: how many of the targets are tasks and enter the mean.
-        seeds: of each model.
-        rows: one for each model.
-        oracle: AUC of a simulator's true probabilities, by target; empty on real logs.
-        paper: the paper's figures, as configured.
-        identity: of the data.
-        folders: of the runs.
+        tasks: number of leading targets that are tasks and enter the mean.
+        seeds: seeds of each model.
+        rows: one row per model.
+        oracle: AUC of a simulator's true probabilities, by target; empty for real logs.
+        paper: the paper's metrics, as configured.
+        identity: identity of the data.
+        folders: run folders, by model and seed.
     """
 
     title: str
@@ -85,7 +85,7 @@ class Comparison:
 
     @property
     def ceiling(self) -> float | None:
-        """Mean oracle AUC over the tasks."""
+        """Mean oracle AUC over the tasks; None if it is unknown."""
         values = [self.oracle.get(t) for t in self.targets[: self.tasks]]
         return None if None in values or not values else float(np.mean([v for v in values if v is not None]))
 
@@ -122,7 +122,7 @@ def _mean_and_spread(values: Sequence[float], layout: str = "{:.4f}") -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns after the first stand right."""
+    """A Markdown table with every column but the first right-aligned."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -188,7 +188,7 @@ def _paper_table(c: Comparison) -> str:
 
 
 def print_markdown(text: str) -> None:
-    """A report, laid out on a terminal and plain elsewhere."""
+    """Print Markdown: rendered on a terminal, plain elsewhere."""
     console = Console()
     if console.is_terminal:
         console.print(Markdown(text))
@@ -197,7 +197,7 @@ def print_markdown(text: str) -> None:
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> None:
-    """Write ``table.md``, ``table.csv`` (a line for each model, target and seed) and ``table.json`` (everything)."""
+    """Write ``table.md``, ``table.csv`` (a line per model, target and seed) and ``table.json`` (everything)."""
     write_text(folder / "table.md", markdown(comparison))
     base = comparison.base_row
     lines = [

@@ -1,4 +1,4 @@
-"""Workers: train what is missing of a plan, several runs at a time, each in a process and on a device of its own."""
+"""Workers: train the missing runs of a plan in parallel, each in its own process and on its own device."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from dlen.progress import Stage
 
 
 def train_missing(runs: Sequence[PlannedRun], workers: int, group: str, job_type: str) -> None:
-    """Train every run that is not done. A failure stops the runs that have not begun and is told in one line.
+    """Train every run that is not done. The first failure stops the others and is reported in one line.
 
-    On CPU the cores are shared out, so a worker's threads, and with them the last digits of a result, depend on the
-    number of workers.
+    On CPU the workers share the cores. A worker's number of threads, and with it the last digits of a result, depends
+    on the number of workers.
 
     Args:
-        runs: of the plan; those that are done cost nothing.
-        workers: how many at a time.
-        group: of the runs in W&B.
-        job_type: of the runs in W&B.
+        runs: runs of the plan; runs that are done cost nothing.
+        workers: number of runs trained at a time.
+        group: W&B group of the runs.
+        job_type: W&B job type of the runs.
 
     Raises:
-        UserError: a run failed; its own last line is in the message.
+        UserError: a run failed; the message contains its last line of output.
     """
     missing = [run for run in runs if not run.done]
     if len(missing) < len(runs):
@@ -44,8 +44,8 @@ def train_missing(runs: Sequence[PlannedRun], workers: int, group: str, job_type
     for number in range(workers):
         places.put(worker_environment(number, workers))
     pool = _Pool(places, {"WANDB_RUN_GROUP": group, "WANDB_JOB_TYPE": job_type})
-    # A termination ends the runs as well; else they would train on without us. The handler does not raise: in the
-    # middle of a lock that would break the lock.
+    # SIGTERM must also end the runs, which would otherwise train on as orphans. The handler does not raise, because an
+    # exception inside a lock would break the lock.
     earlier = signal.signal(signal.SIGTERM, lambda number, frame: pool.stop())
     label = f"training {len(missing)} runs, {workers} at a time"
     with Stage(label, len(missing), "runs") as stage, ThreadPoolExecutor(workers) as threads:
@@ -65,11 +65,11 @@ def train_missing(runs: Sequence[PlannedRun], workers: int, group: str, job_type
 
 
 class _Pool:
-    """The processes that are training now.
+    """The processes that are training.
 
     Args:
         places: environments of free workers.
-        names: environment in which all runs are grouped in W&B; what the user has set wins.
+        names: environment variables that group the runs in W&B; the user's own values win.
     """
 
     def __init__(self, places: queue.SimpleQueue[dict[str, str]], names: dict[str, str]) -> None:
@@ -79,7 +79,7 @@ class _Pool:
         self.stopped = False
 
     def train(self, run: PlannedRun) -> None:
-        """Train one run, or go on with it where an earlier comparison was interrupted."""
+        """Train one run, or resume it if an earlier comparison was interrupted."""
         place = self.places.get()
         try:
             with locked(run.folder.with_name(f".{run.folder.name}.lock"), "training this run"):
@@ -121,7 +121,7 @@ class _Pool:
             log.replace(run.folder / "train.log")
 
     def stop(self) -> None:
-        """End the processes that are training; what they have is gone on with next time."""
+        """End the processes that are training; their runs are resumed next time."""
         with self.lock:
             self.stopped = True
             for process in self.processes:

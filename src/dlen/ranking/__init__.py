@@ -1,1 +1,1 @@
-"""Ranking a feed: one score from several probabilities."""
+"""Ranking a feed: combine several probabilities into one score."""

@@ -1,4 +1,4 @@
-"""Calibration: predicted probabilities on the scale of what really happened, for each task."""
+"""Per-task calibration: map predicted probabilities to the scale of observed rates."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dlen.nn.logspace import log_odds
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """For each of T tasks a line through the log-odds (Platt 1999). The order within a task stays.
+    """Per-task Platt scaling (Platt 1999): a line through the log-odds. The order within a task does not change.
 
     Attributes:
         slope: (T,) float32.
@@ -27,23 +27,25 @@ class Calibration:
     offset: Tensor
 
     def __call__(self, log_p: Tensor) -> Tensor:
-        """(B, T) log-probabilities -> (B, T) calibrated ones."""
+        """Map (B, T) log-probabilities to calibrated (B, T) log-probabilities."""
         return logsigmoid(self.slope * log_odds(log_p) + self.offset)
 
 
 def fit_calibration(log_p: Tensor, labels: Tensor, measured: Tensor) -> Calibration:
-    """The lines of greatest likelihood, with Platt's targets instead of 0 and 1 so that no line becomes a step.
+    """Fit the maximum-likelihood line of each task.
+
+    Uses Platt's smoothed targets instead of 0 and 1, so that no line degenerates to a step.
 
     Args:
         log_p: (N, T) predicted log-probabilities of held-out rows.
         labels: (N, T) 0 or 1.
-        measured: (N, T) 1 where a row measures the task; a task without such rows stays as it is.
+        measured: (N, T) 1 where a row measures the task. A task without such rows is not changed.
 
     Returns:
-        The calibration of each task.
+        The calibration of every task.
 
     Raises:
-        ValueError: the held-out rows say that a task's predictions are in the wrong order, so no scale helps.
+        ValueError: a task's predictions are in the wrong order on the held-out rows, so no rescaling helps.
     """
     lines = []
     for task in range(log_p.shape[1]):
@@ -57,7 +59,7 @@ def fit_calibration(log_p: Tensor, labels: Tensor, measured: Tensor) -> Calibrat
 
 
 def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """Slope and offset."""
+    """Fit the slope and offset of one task."""
     positives, rows = y.sum(), len(y)
     target = np.where(y > 0, (positives + 1) / (positives + 2), 1 / (rows - positives + 2))
     inputs = np.stack([x, np.ones_like(x)])

@@ -1,8 +1,8 @@
-"""Off-policy estimates: what a ranking would have brought about, from a log whose items were shown at random.
+"""Off-policy estimates: the rates a ranking would have achieved, from a log whose items were shown at random.
 
-The policy that is judged is offered M items, drawn as the log drew them, and shows the best by its score. A logged row
-is then a look at one such item, weighted by how likely the policy would have shown it (inverse propensity: the log
-itself would have, once in M). Whether it is the best of M is averaged over P further items drawn for its own user.
+The evaluated policy is offered M items, drawn as the log drew them, and shows the one with the highest score. A logged
+row is one such item, weighted by inverse propensity: the probability that the policy shows it, over the log's own
+1 / M. Whether the item is the best of M is averaged over P further items drawn for the same user.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ _Z = float(norm.ppf(0.975))
 
 
 def swap_items(context: Batch, item: Batch, schema: Schema) -> Batch:
-    """Rows of one batch with the items of another: fields of side ``item`` from the second, all others from the first.
+    """Replace the items of a batch: fields of side ``item`` come from ``item``, all others from ``context``.
 
     Args:
         context: B rows.
         item: B rows.
-        schema: of both.
+        schema: schema of both batches.
 
     Returns:
-        B rows; labels are those of ``context`` and have no meaning.
+        B rows. Their labels are those of ``context`` and have no meaning.
 
     Raises:
-        ValueError: a field describes user and item together, so another item's value is not known.
+        ValueError: a field describes user and item together, so its value for another item is unknown.
     """
     together = [field.name for field in schema.fields if field.side == "cross"]
     if together:
@@ -63,18 +63,19 @@ def swap_items(context: Batch, item: Batch, schema: Schema) -> Batch:
 
 
 def best_of(score: Tensor, others: Tensor, candidates: int, generator: torch.Generator) -> Tensor:
-    """Weights of logged rows for the policy that shows the best of M candidates.
+    """Weight logged rows for the policy that shows the best of M candidates.
 
         w = M * C(L, M - 1) / C(P, M - 1)
 
-    with L the number of the P other items that the row's item beats: M times the share of all choices of M - 1 among
-    them that it beats. Its mean over the log is 1, and the mean of w * label the policy's rate, without bias.
+    where L is how many of the P other items the row's item beats: M times the share of all choices of M - 1 items in
+    which it beats every one. The mean of w over the log is 1, and the mean of w * label is an unbiased estimate of the
+    policy's rate.
 
     Args:
-        score: (B,) of the logged items.
-        others: (B, P) of further items, drawn as the log drew its own, for the same users.
+        score: (B,) scores of the logged items.
+        others: (B, P) scores of further items for the same users, drawn as the log drew its own.
         candidates: M, from 1 to P + 1.
-        generator: of the numbers that decide ties.
+        generator: random generator that breaks ties.
 
     Returns:
         (B,) float64 weights, from 0 to M.
@@ -103,12 +104,12 @@ def _log_choose(n: Ints | int, k: int) -> Floats:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A policy's value, or a difference of two.
+    """The value of a policy, or the difference between two policies.
 
     Attributes:
-        value: mean.
+        value: the mean.
         low: lower end of the 95 % interval over users.
-        high: its upper end.
+        high: upper end of the 95 % interval over users.
     """
 
     value: float
@@ -118,11 +119,11 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Estimator:
-    """Rows of a random log under a policy's weights.
+    """Estimates from the rows of a random log under a policy's weights.
 
     Args:
-        weights: (N,) of the rows.
-        users: (N,) whose they are: rows of a user are not independent.
+        weights: (N,) weights of the rows.
+        users: (N,) users of the rows. Rows of the same user are not independent.
     """
 
     weights: Floats
@@ -130,20 +131,20 @@ class Estimator:
 
     @property
     def effective_rows(self) -> float:
-        """Rows that would tell as much if all weighed the same: (sum w)^2 / sum w^2."""
+        """Effective sample size, (sum w)^2 / sum w^2: the number of equally weighted rows with the same information."""
         squares = float((self.weights**2).sum())
         return float(self.weights.sum()) ** 2 / squares if squares else 0.0
 
     def ips(self, labels: Floats) -> Estimate:
-        """Inverse propensity: mean of w * label; without bias, and wider."""
+        """Inverse propensity scoring, the mean of w * label. Unbiased, but with a wider interval."""
         return self._interval(*self._ips(labels))
 
     def snips(self, labels: Floats) -> Estimate:
-        """Self-normalised (Swaminathan and Joachims 2015): sum of w * label over the sum of w."""
+        """Self-normalised estimate (Swaminathan and Joachims 2015): the sum of w * label over the sum of w."""
         return self._interval(*self._snips(labels))
 
     def snips_gain(self, other: Estimator, labels: Floats) -> Estimate:
-        """Of two policies on the same rows the difference, whose chance is smaller than that of both."""
+        """Difference between two policies on the same rows. Its variance is smaller than that of either estimate."""
         (value, influence), (base, of_base) = self._snips(labels), other._snips(labels)
         return self._interval(value - base, influence - of_base)
 
@@ -159,7 +160,7 @@ class Estimator:
         return value, self.weights * (labels - value) / total
 
     def _interval(self, value: float, influence: Floats) -> Estimate:
-        """From the rows' influences, summed by user (linearised, as for a ratio of sums over clusters)."""
+        """Interval from the influence of each row, summed by user (linearisation of a ratio of sums over clusters)."""
         of_users = np.bincount(np.unique(self.users, return_inverse=True)[1], influence)
         users = len(of_users)
         half = _Z * math.sqrt(float((of_users**2).sum()) * users / (users - 1)) if users > 1 else math.nan

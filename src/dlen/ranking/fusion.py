@@ -1,4 +1,4 @@
-"""Fusion: the one score that orders a feed, from the tasks' probabilities and P(UP)."""
+"""Fusion: combine the tasks' probabilities and P(UP) into the one score that orders a feed."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from dlen.ranking.calibration import Calibration
 
 
 class Form(StrEnum):
-    """How the tasks' probabilities are joined."""
+    """How the tasks' probabilities are combined."""
 
-    PRODUCT = "product"  # each one to the power of its weight
-    SUM = "sum"  # each one times its weight
+    PRODUCT = "product"  # each probability to the power of its weight
+    SUM = "sum"  # each probability times its weight
 
 
-_LAST = 1e3  # puts an item behind all others; in 32 bits differences of 6e-5 are still told apart there
+_LAST = 1e3  # puts an item behind all others; float32 still resolves differences of 6e-5 there
 
 
 def fuse(
@@ -31,25 +31,26 @@ def fuse(
     form: Form | str = Form.PRODUCT,
     floor: float = 0.0,
 ) -> Tensor:
-    """Scores of impressions, to be compared with one another.
+    """Score impressions so that they can be ranked.
 
         P(UP)^up * prod_t P(t)^w_t,    or    P(UP)^up * sum_t w_t P(t)
 
-    As in the paper's online test, P(UP) keeps detested items low; with ``up`` 0 it takes no part.
+    As in the paper's online test, P(UP) ranks detested items low. With ``up=0`` it has no effect.
 
     Args:
         log_p: (B, T) log-probabilities of the tasks.
-        log_up: (B,) log P(UP); None for a model without hidden state.
-        weights: (T,) of the tasks; a dislike's is negative in a product.
+        log_up: (B,) log P(UP); None for a model without a hidden state.
+        weights: (T,) weights of the tasks. In a product, the weight of a dislike is negative.
         up: exponent of P(UP).
         form: product or sum.
-        floor: items with a lower P(UP) go last, in their own order; 0 for none.
+        floor: items with a lower P(UP) are ranked last, in their own order; 0 disables this.
 
     Returns:
         (B,) logarithms of the scores; minus infinity where nothing has weight.
 
     Raises:
-        ValueError: ``up`` or ``floor`` asks for a hidden state that is not there, or a sum has a negative weight.
+        ValueError: ``up`` or ``floor`` needs a hidden state that the model does not have, or a sum has a negative
+            weight.
 
     Example:
         >>> click, share = [0.5, 0.2], [0.4, 0.3]
@@ -74,17 +75,17 @@ def fuse(
 
 @dataclass(frozen=True, slots=True)
 class Fusion:
-    """Settings of a :class:`Score` by the tasks' names.
+    """Settings of a :class:`Score`, with weights by task name.
 
     Args:
         form: ``product`` or ``sum``.
-        weights: of the tasks; one that is not named has 1, a dislike -1 in a product and 0 in a sum.
+        weights: weight of each task. The default is 1, and for a dislike -1 in a product and 0 in a sum.
         up: exponent of P(UP).
-        floor: of P(UP), below which items go last; 0 for none.
-        calibrate: bring each task's probabilities to the scale of held-out rows first.
+        floor: items with a lower P(UP) are ranked last; 0 disables this.
+        calibrate: calibrate the probabilities of each task on held-out rows first.
 
     Raises:
-        ValueError: the form is unknown, a weight is no number, or the floor no probability.
+        ValueError: the form is unknown, a weight is not a number, or the floor is not a probability.
     """
 
     form: str = "product"
@@ -105,14 +106,14 @@ class Fusion:
 
     @property
     def needs_up(self) -> bool:
-        """Whether the score is of P(UP) as well."""
+        """Whether the score uses P(UP)."""
         return self.up != 0 or self.floor > 0
 
     def for_tasks(self, tasks: Sequence[str], dislikes: Sequence[bool]) -> Tensor:
         """(T,) weights in the order of the tasks.
 
         Raises:
-            ValueError: a weight is of no task.
+            ValueError: a weight names an unknown task.
         """
         unknown = [name for name in self.weights or {} if name not in tasks]
         if unknown:
@@ -123,12 +124,12 @@ class Fusion:
 
 
 class Score(nn.Module):
-    """The score of a feed, ready for rows and for export.
+    """The score of a feed as a module, for scoring rows and for export.
 
     Args:
-        fusion: its settings.
-        weights: (T,) of the tasks, as by :meth:`Fusion.for_tasks`.
-        calibration: of the tasks' probabilities; None leaves them as they are.
+        fusion: settings of the score.
+        weights: (T,) weights of the tasks, from :meth:`Fusion.for_tasks`.
+        calibration: calibration of the tasks' probabilities; None leaves them unchanged.
     """
 
     def __init__(self, fusion: Fusion, weights: Tensor, calibration: Calibration | None = None) -> None:
@@ -146,22 +147,22 @@ class Score(nn.Module):
         self.offset: Tensor
 
     def forward(self, log_p: Tensor, log_up: Tensor | None) -> Tensor:
-        """(B,) scores of (B, T) log-probabilities and (B,) log P(UP), as :func:`fuse`."""
+        """Map (B, T) log-probabilities and (B,) log P(UP) to (B,) scores; see :func:`fuse`."""
         if self.calibrated:
             log_p = Calibration(self.slope, self.offset)(log_p)
         return fuse(log_p, log_up, self.weights, self.fusion.up, self.fusion.form, self.fusion.floor)
 
 
 def worth(labels: Tensor, values: Sequence[float]) -> Tensor:
-    """(B, T) labels -> (B,) what the impressions were worth: the values of what happened, and at least 0."""
+    """Map (B, T) labels to the (B,) worth of each impression: the summed values of what happened, at least 0."""
     return (labels.nan_to_num() * torch.tensor(values, dtype=labels.dtype)).sum(1).clamp(min=0)
 
 
 def values_of(asked: Mapping[str, float] | None, tasks: Sequence[str], dislikes: Sequence[bool]) -> list[float]:
-    """What each task is worth: as asked, else 1, and -1 for a dislike.
+    """Value of each task: the configured value, else 1, or -1 for a dislike.
 
     Raises:
-        ValueError: a value of no task, or one that is no number.
+        ValueError: a value names an unknown task or is not a number.
     """
     for name, value in (asked or {}).items():
         if name not in tasks:

@@ -1,4 +1,4 @@
-"""evaluate.py with off_policy.log: what a run's ranking would have brought about, from rows shown at random."""
+"""evaluate.py with off_policy.log: the rates a run's ranking would have achieved, from rows shown at random."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from dlen.training.building import quiet
 from dlen.training.run_folder import open_row_source
 
 RANDOM, SCORE, WITHOUT_UP = "random", "score", "score without P(UP)"
-_ROWS_AT_ONCE = 16384  # of logged rows and drawn items together
+_ROWS_AT_ONCE = 16384  # logged rows plus drawn items
 
 
 @dataclass(frozen=True, slots=True)
 class _Settings:
-    """``off_policy``.
+    """Settings of ``off_policy``.
 
     Attributes:
-        log: rows whose items were shown at random.
-        candidates: of which the ranking shows the best.
-        draws: further items for each row.
-        seed: of the draws.
+        log: file of rows whose items were shown at random.
+        candidates: number of items from which the ranking shows the best.
+        draws: further items drawn for each row.
+        seed: seed of the draws.
     """
 
     log: Path
@@ -48,16 +48,16 @@ class _Settings:
 
 
 def check_off_policy(config: DictConfig) -> dict[str, Any]:
-    """Estimate the rates of every task under the run's ranking, beside those of the random log itself.
+    """Estimate the rates of every task under the run's ranking, next to those of the random log.
 
     Args:
-        config: of ``evaluate.py``, with ``off_policy.log``.
+        config: config of ``evaluate.py``, with ``off_policy.log``.
 
     Returns:
         The content of ``off_policy.json``.
 
     Raises:
-        UserError: for a run, a log or settings that are wrong.
+        UserError: the run, the log or a setting is wrong.
     """
     quiet()
     settings, folder = _settings(config.off_policy), Path(config.run)
@@ -101,10 +101,10 @@ def _settings(node: DictConfig) -> _Settings:
 def _weigh(
     chunks: Iterator[Split], model: Model, scores: Mapping[str, Score], settings: _Settings
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(n, policies) weights, (n, T) labels and (n,) users of some rows after the others.
+    """Yield (n, policies) weights, (n, T) labels and (n,) users of consecutive rows.
 
-    Further items are drawn from the rows of the same chunk. What is kept of a row is a number for each policy, its
-    labels and its user.
+    Further items are drawn from the rows of the same chunk. Only one number per policy, the labels and the user of
+    each row are kept.
     """
     schema = model.schema
     user = [field.name for field in schema.of_kind(Kind.ID)].index(str(schema.user))
@@ -130,7 +130,7 @@ def _weigh(
 def _content(
     policies: Mapping[str, Estimator], labels: np.ndarray, tasks: list[str], config: DictConfig, settings: _Settings
 ) -> dict[str, Any]:
-    """Figures of every policy and task, and the settings."""
+    """Metrics of every policy and task, and the settings."""
     found = {}
     for name, estimator in policies.items():
         of_tasks = {}
@@ -148,7 +148,7 @@ def _content(
 
 
 def _print(content: Mapping[str, Any], settings: _Settings) -> None:
-    """The self-normalised estimates as a table, and how many rows they rest on."""
+    """Print the self-normalised estimates and the effective number of rows as a table."""
     policies = content["policies"]
     others = [name for name in policies if name != SCORE]
     table = Table(title=f"Off-policy (SNIPS): the best of {settings.candidates}, from {content['rows']:,} random rows")

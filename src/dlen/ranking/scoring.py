@@ -1,4 +1,4 @@
-"""What a model predicts for a whole split, as arrays, and the score that it gives to a feed."""
+"""Predictions of a model for a whole split, as arrays, and the score that ranks a feed."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ _USERS_AT_ONCE = 8
 
 @dataclass(frozen=True, slots=True)
 class SplitScores:
-    """N rows in stored order, T tasks.
+    """Predictions for N rows in stored order and T tasks.
 
     Attributes:
-        log_p: (N, T) log-probabilities of the tasks, float32.
-        log_up: (N,) log P(UP); None for a model without hidden state.
-        labels: (N, T) as logged.
-        users: (N,) ids; None where the data name no user.
-        known: (N,) whether training has seen the user.
+        log_p: (N, T) float32 log-probabilities of the tasks.
+        log_up: (N,) log P(UP); None for a model without a hidden state.
+        labels: (N, T) labels as logged.
+        users: (N,) user ids; None if the data name no user.
+        known: (N,) whether the user occurs in the training data.
     """
 
     log_p: Tensor
@@ -50,23 +50,23 @@ class SplitScores:
 
 
 def score_split(folder: Path, split: str) -> SplitScores:
-    """Predict a split with a run's best checkpoint, as :func:`score` does.
+    """Predict a split with a run's best checkpoint; see :func:`score`.
 
     Raises:
-        UserError: the folder is no finished run, or the data are not those of the run.
+        UserError: the folder is not a finished run, or the data are not those of the run.
     """
     config, store = open_run(folder)
     return score(load_model(folder, config, store), store.split(split), config.loader.eval_batch_size)
 
 
 def load_model(folder: Path, config: DictConfig, store: Store, name: str = "best") -> Model:
-    """A run's model in evaluation mode, on the CPU.
+    """Load a run's model in evaluation mode, on the CPU.
 
     Args:
-        folder: of the run.
-        config: of the run.
-        store: its data.
-        name: of the checkpoint.
+        folder: run folder.
+        config: config of the run.
+        store: prepared data of the run.
+        name: name of the checkpoint.
 
     Raises:
         UserError: there is no such checkpoint.
@@ -84,17 +84,17 @@ def load_model(folder: Path, config: DictConfig, store: Store, name: str = "best
 
 
 def _first(error: Exception) -> str:
-    """What is wrong first, of all that torch lists."""
+    """The first of the errors that torch lists."""
     return " ".join(str(error).split())[:200]
 
 
 def score(model: Model, split: Split, batch_size: int = 16384) -> SplitScores:
-    """Predict every row of a split, in evaluation mode. Memory: 8 T + 16 bytes for each row.
+    """Predict every row of a split, in evaluation mode. Takes 8 T + 16 bytes of memory per row.
 
     Args:
-        model: trained, on the CPU.
-        split: of the model's data.
-        batch_size: rows at a time.
+        model: trained model, on the CPU.
+        split: split of the model's data.
+        batch_size: rows per batch.
     """
     schema = model.schema
     ids = [f.name for f in schema.of_kind(Kind.ID)]
@@ -111,21 +111,21 @@ def score(model: Model, split: Split, batch_size: int = 16384) -> SplitScores:
     of_users = torch.cat(users) if users else None
     known = torch.ones(len(split), dtype=torch.bool)
     if of_users is not None:
-        known = of_users.ne(schema.offsets[str(schema.user)])  # all unknown users have the first id
+        known = of_users.ne(schema.offsets[str(schema.user)])  # all unknown users share the first id
     return SplitScores(torch.cat(log_p), torch.cat(log_up) if log_up else None, torch.cat(labels), of_users, known)
 
 
 def score_pairs(model: Model, source: Feed, users: NDArray[Any], hour: int) -> tuple[Tensor, Tensor | None]:
-    """Predict every one of U users of a simulator with each of its I items.
+    """Predict every pair of U users and all I items of a simulator.
 
     Args:
-        model: trained on the source's data.
+        model: model trained on the simulator's data.
         source: the simulator.
-        users: (U,) their numbers.
-        hour: of the day.
+        users: (U,) user numbers.
+        hour: hour of the day.
 
     Returns:
-        (U I, T) log-probabilities, users first, and (U I,) log P(UP) or None.
+        (U I, T) log-probabilities, grouped by user, and (U I,) log P(UP) or None.
     """
     offsets, tasks = model.schema.offsets, len(model.schema.tasks)
     log_p, log_up = [], []
@@ -140,7 +140,7 @@ def score_pairs(model: Model, source: Feed, users: NDArray[Any], hour: int) -> t
 
 
 def read_fusion(node: DictConfig) -> Fusion:
-    """A config's fusion.
+    """Read the fusion settings of a config.
 
     Raises:
         UserError: a setting is wrong.
@@ -153,16 +153,16 @@ def read_fusion(node: DictConfig) -> Fusion:
 
 
 def make_scores(fusions: Sequence[Fusion], model: Model, store: Store, key: str = "fusion") -> list[Score]:
-    """A model's scores, with probabilities that are calibrated on the validation split where that is asked for.
+    """Build a model's scores, with probabilities calibrated on the validation split where requested.
 
     Args:
-        fusions: settings of each; the model's calibration is made once for all of them.
-        model: whose predictions they join.
-        store: of the model's data.
-        key: of the settings in the config, for messages.
+        fusions: settings of each score. The model is calibrated once for all of them.
+        model: model whose predictions are combined.
+        store: data of the model.
+        key: config key of the settings, for error messages.
 
     Raises:
-        UserError: a weight is of no task, P(UP) is asked of a model without, or a calibration does not come about.
+        UserError: a weight names an unknown task, the model has no P(UP) but a score needs it, or calibration fails.
     """
     schema = model.schema
     try:
@@ -178,7 +178,7 @@ def make_scores(fusions: Sequence[Fusion], model: Model, store: Store, key: str 
 
 
 def calibrate(scores: SplitScores, schema: Schema) -> Calibration:
-    """The calibration of a model's tasks by its predictions of held-out rows.
+    """Calibrate a model's tasks on its predictions for held-out rows.
 
     Raises:
         UserError: a task's predictions are in the wrong order there.

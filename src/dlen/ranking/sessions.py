@@ -1,7 +1,7 @@
-"""Feed sessions on a world whose truth is known: what a ranking does to interactions, page views and stay time.
+"""Feed sessions with known ground truth: the effect of a ranking on interactions, page views and stay time.
 
-At each step a ranker orders candidates and its first one is shown. The user interacts by the truth, tires, and leaves
-sooner after an item that they do not like. Counted is what came of it, for each user.
+At each step a ranker orders the candidates and its first one is shown. The user interacts according to the truth,
+tires, and leaves sooner after an item they do not like. The outcomes are summed by user.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from numpy.typing import NDArray
 from dlen.data.truth import Truth
 
 Floats = NDArray[np.float32]
-_TABLE = 1 << 16  # places of the table from which candidates are drawn
-_CHUNK = 8192  # sessions at a time
+_TABLE = 1 << 16  # entries of the table from which candidates are drawn
+_CHUNK = 8192  # sessions per chunk
 
 
 @dataclass(frozen=True, slots=True)
 class Behaviour:
-    """How a session goes on and ends.
+    """How a session continues and ends.
 
     Args:
-        candidates: that the retrieval offers at each step, by popularity; what was shown is not shown again.
-        steps: most impressions of a session.
+        candidates: items that retrieval offers at each step, by popularity. Items already shown are not shown again.
+        steps: maximum impressions of a session.
         leave: probability of leaving after an impression.
-        tire: what is added to it with each further impression.
-        detest: what is added to it after an impression that the user does not like.
-        seconds_liked: of an impression that the user likes.
-        seconds_other: of any other.
+        tire: increase of this probability with each further impression.
+        detest: increase of this probability after an impression that the user does not like.
+        seconds_liked: stay time of an impression that the user likes.
+        seconds_other: stay time of any other impression.
 
     Raises:
-        ValueError: a probability or a number is out of range.
+        ValueError: a probability or number is out of range.
     """
 
     candidates: int = 50
@@ -61,10 +61,10 @@ class Outcome:
     """Sums over the sessions of each user.
 
     Attributes:
-        sessions: (U,).
+        sessions: (U,) sessions.
         views: (U,) impressions.
         detested: (U,) impressions of items that the user did not like.
-        seconds: (U,) of stay.
+        seconds: (U,) stay time.
         happened: (U, T) interactions.
     """
 
@@ -76,33 +76,33 @@ class Outcome:
 
 
 def session_users(users: int, number: int, seed: int, searching: bool = False) -> NDArray[np.int64]:
-    """Numbers of the users who have sessions: a search of settings begins at the other end of their order.
+    """Choose the users who have sessions. A search of settings takes users from the other end of their order.
 
     Args:
-        users: of the world.
-        number: how many are asked for; at most all of them come, to a search half.
-        seed: of their order.
-        searching: whether settings are chosen by what these users do.
+        users: number of users in the simulated world.
+        number: number of users to choose. At most all users are returned, and at most half for a search.
+        seed: seed of the order.
+        searching: whether the sessions are used to choose settings.
     """
     order = np.random.default_rng(seed).permutation(users)
     return order[::-1][: min(number, max(users // 2, 1))] if searching else order[:number]
 
 
 def simulate(scores: Floats | None, truth: Truth, sessions: int, behaviour: Behaviour, seed: int) -> Outcome:
-    """Let every user have the same number of sessions.
+    """Simulate the same number of sessions for every user.
 
-    The random numbers of a session and step are the same for every ranking, so that rankings are compared on the same
+    The random numbers of a session and step are the same for every ranking, so rankings are compared on the same
     candidates, moods and patience.
 
     Args:
-        scores: (U, I) by which the ranker orders; None shows any of the candidates.
-        truth: of the same users and items.
-        sessions: of each user.
-        behaviour: how they go on and end.
-        seed: of candidates and users.
+        scores: (U, I) scores by which the ranker orders; None shows a random candidate.
+        truth: truth of the same users and items.
+        sessions: sessions per user.
+        behaviour: how sessions continue and end.
+        seed: seed of candidates and users.
 
     Returns:
-        What came of it. Time: a gather of ``candidates`` scores for each impression.
+        The outcome. Time: a gather of ``candidates`` scores per impression.
     """
     users, items = truth.up.shape
     tasks = truth.given_up.shape[2]
@@ -114,14 +114,14 @@ def simulate(scores: Floats | None, truth: Truth, sessions: int, behaviour: Beha
         user = of_session[first : first + _CHUNK]
         rng = np.random.default_rng([seed, number])
         shown = np.zeros((len(user), items), bool)
-        here = np.arange(len(user))  # sessions that go on
+        here = np.arange(len(user))  # sessions that continue
         for step in range(behaviour.steps):
-            # For all sessions of the chunk, whoever has left: the numbers must not depend on the ranking.
+            # Drawn for all sessions of the chunk, even ended ones: the numbers must not depend on the ranking.
             offered = table[rng.integers(0, _TABLE, (len(user), behaviour.candidates), dtype=np.uint16)]
             draws = rng.random((len(user), 2 + tasks), dtype=np.float32)
             who, what, luck = user[here], offered[here], draws[here]
             ranked = -np.arange(behaviour.candidates) if scores is None else scores[who[:, None], what]
-            ranked = np.where(shown[here[:, None], what], -np.inf, ranked)  # where all were shown, one is again
+            ranked = np.where(shown[here[:, None], what], -np.inf, ranked)  # if all were shown, one is shown again
             item = what[np.arange(len(here)), ranked.argmax(1)]
             shown[here, item] = True
             liked = luck[:, 0] < truth.up[who, item]

@@ -1,1 +1,1 @@
-"""Tables and, later, pages made from the figures of runs."""
+"""Tables and pages made from the metrics of runs."""

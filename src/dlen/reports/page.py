@@ -1,4 +1,4 @@
-"""One HTML page that needs no network: sections of tables and Plotly figures, drawn when they come into view."""
+"""An HTML page that works offline: sections of tables and Plotly figures, drawn when they come into view."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from plotly.offline import get_plotlyjs
 
 from dlen.files import write_text
 
-# Distinguishable to colour-blind readers, on white and on black (Tol, bright and muted).
+# Colour-blind safe on white and on black (Tol, bright and muted).
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#882255", "#44aa99", "#999933", "#bb8866")
 Cell = str | float | int | None
 
 
 @dataclass(slots=True)
 class Plot:
-    """A figure with its caption.
+    """A figure with a caption.
 
     Attributes:
-        title: in the caption.
+        title: title, in the caption.
         figure: ``data`` and ``layout`` of Plotly, as plain values.
         note: what the figure shows, after the title.
-        wide: takes the whole width.
+        wide: whether it takes the whole width.
     """
 
     title: str
@@ -41,16 +41,16 @@ class Plot:
 
 @dataclass(slots=True)
 class Table:
-    """A table that can be sorted.
+    """A sortable table.
 
     Attributes:
-        title: above it.
-        header: names of the columns.
-        rows: cells; a number is sorted as one, None is empty.
-        layouts: of the numbers of each column, such as ``{:.4f}``; "" for a column of texts.
-        note: below the title.
-        classes: of each row, such as ``oracle``.
-        marked: (row, column) of cells that stand out.
+        title: title above the table.
+        header: column names.
+        rows: cells; numbers are sorted numerically, None is empty.
+        layouts: number format of each column, such as ``{:.4f}``; "" for text.
+        note: text below the title.
+        classes: CSS class of each row, such as ``oracle``.
+        marked: (row, column) of highlighted cells.
     """
 
     title: str
@@ -64,13 +64,13 @@ class Table:
 
 @dataclass(slots=True)
 class Section:
-    """A part of the page with a heading of its own.
+    """A part of the page with its own heading.
 
     Attributes:
-        title: of the heading and in the navigation.
+        title: title, in the heading and the navigation.
         plots: figures.
-        tables: above the figures.
-        note: below the heading.
+        tables: tables above the figures.
+        note: text below the heading.
     """
 
     title: str
@@ -79,27 +79,27 @@ class Section:
     note: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, which :meth:`from_dict` reads."""
+        """Convert to plain values, which :meth:`from_dict` reads."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Section:
-        """The inverse of :meth:`to_dict`; TypeError or KeyError if it is none."""
+        """Inverse of :meth:`to_dict`. Raises TypeError or KeyError for other content."""
         plots = [Plot(**plot) for plot in content["plots"]]
         return cls(content["title"], plots, [Table(**table) for table in content["tables"]], content["note"])
 
 
 @dataclass(slots=True)
 class RunRow:
-    """One run in the page's table of runs, with what is shown when it is chosen.
+    """One run in the page's table of runs, with the details shown when it is selected.
 
     Attributes:
-        key: of the run, by which its traces are known (``meta.run``).
-        name: of the run.
-        cells: of its row.
-        about: one line.
-        plots: of the run alone.
-        config: as YAML.
+        key: key of the run, which marks its traces (``meta.run``).
+        name: name of the run.
+        cells: cells of its row.
+        about: a one-line description.
+        plots: plots of this run only.
+        config: config as YAML.
     """
 
     key: str
@@ -115,9 +115,9 @@ class Runs:
     """The table of runs.
 
     Attributes:
-        header: key, by which a filter names it, and title of each column.
-        layouts: of the numbers of each column; "" for texts.
-        rows: of the runs.
+        header: key, which filters use, and title of each column.
+        layouts: number format of each column; "" for text.
+        rows: rows of the runs.
         chosen: key of the run that is shown first.
     """
 
@@ -128,7 +128,7 @@ class Runs:
 
 
 def plain(figure: go.Figure) -> dict[str, Any]:
-    """A figure as plain values without a template, which the page gives it in its own colours."""
+    """A figure as plain values without a template; the page applies its own colours."""
     figure.layout.template = None
     content: dict[str, Any] = json.loads(figure.to_json())
     content["layout"].pop("template", None)
@@ -136,19 +136,19 @@ def plain(figure: go.Figure) -> dict[str, Any]:
 
 
 def safe(text: object) -> str:
-    """A text for Plotly, which takes some HTML for markup."""
+    """Escape a text for Plotly, which interprets some HTML."""
     return html.escape(str(text), quote=False)
 
 
 def write_page(path: Path, title: str, subtitle: str, sections: Sequence[Section], runs: Runs | None = None) -> None:
-    """Write a page, whole or not at all.
+    """Write a page atomically.
 
     Args:
-        path: of the page.
-        title: of the page.
-        subtitle: below the title.
-        sections: in order; those without content are left out.
-        runs: a table of runs before them, and one run's plots after.
+        path: path of the page.
+        title: title of the page.
+        subtitle: text below the title.
+        sections: sections, in order; empty ones are skipped.
+        runs: table of runs before the sections, with one run's plots after them.
     """
     kept = [s for s in sections if s.plots or s.tables or s.note]
     assets = files("dlen.reports") / "assets"
@@ -184,7 +184,7 @@ def write_page(path: Path, title: str, subtitle: str, sections: Sequence[Section
 
 
 def check(section: Section) -> None:
-    """Raise what :func:`write_page` would for a section whose content, read from a file, is not what it should be."""
+    """Raise what :func:`write_page` would raise for a section that was read from a file with invalid content."""
     for plot in section.plots:
         json.dumps(plot.figure, allow_nan=False)
     _section(section, 0, [])
@@ -195,7 +195,7 @@ def _anchor(title: str) -> str:
 
 
 def _spec(key: str, content: Any) -> str:
-    """Data for the script; a closing tag in a name does not end it."""
+    """Data for the script, escaped so that a closing tag in a name does not end the script."""
     text = json.dumps(content, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     return f'<script type="application/json" id="{key}">{text}</script>'
 
@@ -227,13 +227,13 @@ def _head(header: Sequence[tuple[str, str]], layouts: Sequence[str]) -> str:
 
 
 def _cell(value: Cell, layout: str, *, marked: bool = False, inside: str = "") -> str:
-    """A cell; numbers carry their whole value for sorting."""
+    """A cell; numbers carry their full precision for sorting."""
     if isinstance(value, str) or (value is None and not layout):
         shown, attribute = inside or html.escape(value or ""), "" if layout else " class=text"
     else:
         missing = value is None or math.isnan(value)
         shown = "" if missing or value is None else html.escape((layout or "{}").format(value))
-        number = "" if missing else str(value).replace("inf", "Infinity")  # as JavaScript spells it
+        number = "" if missing else str(value).replace("inf", "Infinity")  # spelled as in JavaScript
         attribute = f' data-value="{number}"' + ("" if layout else " class=text")
     return f"<td{attribute}>{f'<mark>{shown}</mark>' if marked else shown}</td>"
 

@@ -1,4 +1,4 @@
-"""report: from a pattern of folders to one page about the runs, comparisons and studies that it matches."""
+"""report: write one page about the runs, comparisons and studies that match a pattern of folders."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from dlen.reports.run_figures import (
 from dlen.reports.runs import Found, RunRecord, differing, find, read_runs
 from dlen.reports.workspace import build_workspace, publish, split_project
 
-_ABOUT = (  # what is known of a run beside its AUCs, as columns of the table
+_ABOUT = (  # metrics of a run other than its AUCs, as columns of the table
     ("logloss", "logloss of all labels", "test/logloss/labels", "{:.4f}"),
     ("up_any", "AUC of P(UP), any", "test/auc/up_any", "{:.4f}"),
     ("up_truth", "AUC of P(UP), truth", "test/auc/up_truth", "{:.4f}"),
@@ -55,7 +55,7 @@ def report(config: DictConfig) -> None:
     """Write the page.
 
     Args:
-        config: of ``report.py``.
+        config: config of ``report.py``.
 
     Raises:
         UserError: nothing matches, or the page cannot be written.
@@ -100,7 +100,7 @@ def _check_out(out: Path) -> None:
 
 
 def _drawn(records: Sequence[RunRecord], found: Found) -> list[tuple[RunRecord, list[Plot]]]:
-    """The runs whose files hold what they should, with their plots; the others are left out, with a line."""
+    """The runs with valid files, with their plots. The others are skipped with a warning."""
     kept = []
     for record in records:
         try:
@@ -108,7 +108,7 @@ def _drawn(records: Sequence[RunRecord], found: Found) -> list[tuple[RunRecord, 
             for plot in plots:
                 json.dumps(plot.figure, allow_nan=False)
             kept.append((record, plots))
-        except Exception as error:  # whatever a damaged file leads to
+        except Exception as error:  # whatever a damaged file raises
             found.unreadable.append(
                 f"{record.folder}: is left out, as it cannot be drawn ({type(error).__name__}: {error})"
             )
@@ -160,7 +160,7 @@ def _config_text(record: RunRecord) -> str:
 
 
 def _data_sections(records: Sequence[RunRecord], base: str) -> list[Section]:
-    """What the runs on each data set look like beside each other."""
+    """Compare the runs on each data set."""
     sections = []
     for data in dict.fromkeys(r.data for r in records):
         own = [r for r in records if r.data == data]
@@ -186,7 +186,7 @@ def _data_sections(records: Sequence[RunRecord], base: str) -> list[Section]:
 
 
 def _config_section(records: Sequence[RunRecord]) -> Section:
-    """The settings by which configurations differ; what most of them do not have stands out."""
+    """The settings in which configurations differ, with unusual values highlighted."""
     firsts: dict[tuple[str, str], RunRecord] = {}
     for record in records:
         firsts.setdefault((record.data, record.label), record)
@@ -209,7 +209,7 @@ def _shown(value: Any) -> str:
 
 
 def _other_sections(found: Found) -> list[Section]:
-    """Comparisons, surfaces and studies; a file that does not hold what it should is left out with a line."""
+    """Comparisons, surfaces and studies. Invalid files are skipped with a warning."""
     sections = []
     readers = ((found.comparisons, _comparison_sections), (found.surfaces, _surface_sections))
     for folders, read in (*readers, (found.studies, _study_sections)):
@@ -219,20 +219,20 @@ def _other_sections(found: Found) -> list[Section]:
                 for section in own:
                     check(section)
                 sections += own
-            except Exception as error:  # whatever a damaged file leads to
+            except Exception as error:  # whatever a damaged file raises
                 why = f"{type(error).__name__}: {error}"
                 found.unreadable.append(f"{folder}: is left out, as it cannot be read ({why})")
     return sections
 
 
 def _study_sections(folder: Path) -> list[Section]:
-    """What ``study.html`` shows."""
+    """The sections of ``study.html``."""
     content = read_mapping(folder / "study.json")
     return [Section.from_dict(part) for part in content["sections"]]
 
 
 def _comparison_sections(folder: Path) -> list[Section]:
-    """The table and the gains of one comparison, as ``compare.py`` wrote them."""
+    """The table and the gains of one comparison, as written by ``compare.py``."""
     content = read_mapping(folder / "table.json")
     targets, rows = [*content["targets"], "mean"], content["rows"]
     header = ["model", *targets]
@@ -258,7 +258,7 @@ def _comparison_sections(folder: Path) -> list[Section]:
 
 
 def _session_sections(folder: Path) -> list[Section]:
-    """Feed sessions, where the comparison has them."""
+    """Feed sessions, if the comparison has them."""
     path = folder / "sessions.json"
     if not path.exists():
         return []
@@ -276,7 +276,7 @@ def _session_sections(folder: Path) -> list[Section]:
 
 
 def _numbers(content: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no nan."""
+    """Replace None by nan, which JSON lacks."""
     return {key: float("nan") if value is None else value for key, value in content.items()}
 
 

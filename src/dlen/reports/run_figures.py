@@ -1,4 +1,4 @@
-"""Plotly figures of runs: what several runs have in common to look at, and everything of a single one."""
+"""Plotly figures of runs: plots that compare several runs, and all plots of a single run."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _PATTERNS = {"no interaction": COLOURS[0], "interaction": COLOURS[1], "dislike":
 _KINDS = {"other": "another interaction", "silent": "silent liking", "detest": "detest"}
 _KIND_COLOURS = (COLOURS[0], COLOURS[4], COLOURS[1])
 _NEUTRAL = "#8a8f98"  # readable on white and on black
-_PANEL = 260  # pixels of a panel's height
+_PANEL = 260  # height of a panel, in pixels
 _HISTORY = ("val/auc/", "train/loss")
 
 
 def by_label(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
-    """Runs of one configuration together, in order."""
+    """Group runs by configuration, in order."""
     groups: dict[str, list[RunRecord]] = {}
     for record in records:
         groups.setdefault(record.label, []).append(record)
@@ -32,7 +32,7 @@ def by_label(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
 
 
 def one_of_each_seed(records: Sequence[RunRecord]) -> list[RunRecord]:
-    """For statistics: a seed that was run twice is one observation; the last one that was tested counts."""
+    """One run per seed, for statistics: if a seed was run twice, the last tested run counts."""
     kept: dict[int, RunRecord] = {}
     for record in sorted(records, key=lambda r: (bool(r.metrics), r.written)):
         kept[record.seed] = record
@@ -40,7 +40,7 @@ def one_of_each_seed(records: Sequence[RunRecord]) -> list[RunRecord]:
 
 
 def representative(records: Sequence[RunRecord]) -> RunRecord:
-    """Of several seeds the one with the best validation AUC."""
+    """The run with the best validation AUC."""
     return max(records, key=lambda record: record.selection)
 
 
@@ -50,7 +50,7 @@ def colours(labels: Sequence[str]) -> dict[str, str]:
 
 
 def auc_bars(records: Sequence[RunRecord]) -> Plot | None:
-    """Mean test AUC of each configuration, with the interval over its seeds and the oracle as a line."""
+    """Mean test AUC of each configuration, with the interval over its seeds, and the oracle as a line."""
     targets = [*records[0].targets, "mean"]
     values = {
         label: {t: [v for r in one_of_each_seed(runs) if (v := r.figure(f"test/auc/{t}")) is not None] for t in targets}
@@ -64,7 +64,7 @@ def auc_bars(records: Sequence[RunRecord]) -> Plot | None:
 
 
 def comparison_bars(content: Mapping[str, Any]) -> Plot | None:
-    """The same of a comparison's ``table.json``."""
+    """Same as :func:`auc_bars`, for a comparison's ``table.json``."""
     targets = [*content["targets"], "mean"]
     values = {
         row["model"]: {t: [v for v in row["auc"][t] if v is not None] for t in targets} for row in content["rows"]
@@ -108,7 +108,7 @@ def _ends(trace: Any) -> list[tuple[float, float | None]]:
 
 
 def _half(values: Sequence[float]) -> float | None:
-    """Half of the 95 % interval of a mean; None for one value."""
+    """Half-width of the 95 % interval of a mean; None for one value."""
     if len(values) < 2:
         return None
     found = paired(values, [0.0] * len(values))
@@ -140,9 +140,9 @@ def difference_bars(differences: Mapping[str, Mapping[str, Difference]], base: s
     """MTL gain of each configuration over a base, by target, with intervals.
 
     Args:
-        differences: by configuration and target.
+        differences: differences by configuration and target.
         base: name of the base.
-        note: what the intervals are.
+        note: description of the intervals.
     """
     figure = go.Figure()
     for (label, found), colour in zip(differences.items(), COLOURS[1:] * len(differences), strict=False):
@@ -160,7 +160,7 @@ def difference_bars(differences: Mapping[str, Mapping[str, Difference]], base: s
 
 
 def gains(records: Sequence[RunRecord], base: str) -> Plot | None:
-    """Paired differences to the runs of ``base`` with the same seeds; None where there are none."""
+    """Paired differences from the runs of ``base`` with the same seeds; None if there are none."""
     groups = by_label(records)
     reference = groups.get(base) or next((runs for runs in groups.values() if runs[0].model == base), None)
     if reference is None:
@@ -186,7 +186,7 @@ def _pairs(runs: Sequence[RunRecord], reference: Sequence[RunRecord], key: str) 
 
 
 def _panels(titles: Sequence[str], columns: int = 3) -> tuple[go.Figure, Callable[[int], dict[str, int]]]:
-    """Small multiples, and where the panel of each number is."""
+    """Small multiples, and a function from panel number to position."""
     columns = min(columns, len(titles))
     rows = -(-len(titles) // columns)
     figure = make_subplots(
@@ -201,7 +201,7 @@ def _panels(titles: Sequence[str], columns: int = 3) -> tuple[go.Figure, Callabl
 
 
 def learning_curves(records: Sequence[RunRecord]) -> Plot | None:
-    """Validation AUC of each target by training step, and the training loss; a line for each run."""
+    """Validation AUC of each target and training loss by training step, with a line per run."""
     keys = [f"val/auc/{t}" for t in [*records[0].targets, "mean"]] + ["train/loss"]
     keys = [k for k in keys if any(k in r.curves for r in records)]
     if not keys:
@@ -231,13 +231,13 @@ def learning_curves(records: Sequence[RunRecord]) -> Plot | None:
 
 
 def roc_curves(records: Sequence[RunRecord]) -> Plot | None:
-    """ROC of each target; of several seeds the one with the best validation AUC."""
+    """ROC of each target; with several seeds, of the one with the best validation AUC."""
     seeds = "" if len(records) == 1 else "; of several seeds the one that validated best"
     return _by_target(records, "roc", "ROC", f"Test split{seeds}.", _add_roc)
 
 
 def reliability_curves(records: Sequence[RunRecord]) -> Plot | None:
-    """Share of positives against mean probability in groups of equal size."""
+    """Share of positives against mean probability, in groups of equal size."""
     note = "Share of positives by mean probability, in 20 groups of equal size; on the diagonal is right."
     return _by_target(records, "reliability", "Reliability", note, _add_reliability)
 
@@ -294,15 +294,15 @@ def _add_diagonal(figure: go.Figure, key: str, shown: Sequence[Any], place: dict
 def means(
     records: Sequence[RunRecord], title: str, keys: Mapping[str, str], axis: str, note: str = "", tick: str = ""
 ) -> Plot | None:
-    """Bars of figures of ``metrics.json``, mean over seeds; each configuration a place.
+    """Bars of metrics from ``metrics.json``, mean over seeds, with one place per configuration.
 
     Args:
         records: runs of one data set.
-        title: of the plot.
-        keys: figure to what it is called.
+        title: title of the plot.
+        keys: name of each metric, by key.
         axis: title of the vertical axis.
-        note: after the title.
-        tick: format of the axis.
+        note: text after the title.
+        tick: tick format of the axis.
     """
     figure, groups = go.Figure(), by_label(records)
     for number, (key, name) in enumerate(keys.items()):
@@ -323,18 +323,18 @@ def means(
         xaxis={"type": "category", "tickangle": 0 if len(groups) < 7 else 45, "tickfont": {"size": 10}},
         yaxis={"title": axis, "tickformat": tick},
         showlegend=len(keys) > 1,
-        legend={"y": 1.02, "yanchor": "bottom"},  # below are names that may be long
+        legend={"y": 1.02, "yanchor": "bottom"},  # below the plot are names that may be long
     )
     return Plot(title, plain(figure), note)
 
 
 def _wrapped(label: str) -> str:
-    """A label with its words below each other."""
+    """A label with one word per line."""
     return "<br>".join(safe(word) for word in label.split(" "))
 
 
 def speed_and_size(records: Sequence[RunRecord]) -> Plot | None:
-    """Peak memory by training speed, a point for each run."""
+    """Peak memory against training speed, with a point per run."""
     figure, groups = go.Figure(), by_label(records)
     for (label, runs), colour in zip(groups.items(), colours(list(groups)).values(), strict=True):
         for record in runs:
@@ -365,12 +365,12 @@ def speed_and_size(records: Sequence[RunRecord]) -> Plot | None:
 
 
 def draw_run(folder: Path) -> dict[str, go.Figure]:
-    """:func:`run_plots` of a run folder, by their titles."""
+    """The plots of :func:`run_plots` for a run folder, by title."""
     return {plot.title: go.Figure(plot.figure) for plot in run_plots(read_run(folder))}
 
 
 def run_plots(record: RunRecord) -> list[Plot]:
-    """Everything that is drawn of one run."""
+    """All plots of one run."""
     found = [
         _history(record),
         *_hidden_state(record.diagnostics),
@@ -402,7 +402,7 @@ def _history(record: RunRecord) -> Plot | None:
 
 
 def _hidden_state(diagnostics: Mapping[str, Any]) -> list[Plot]:
-    """The distribution of P(UP) and what a negative means; nothing for a model without hidden state."""
+    """The distribution of P(UP) and the kinds of negatives; empty for a model without a hidden state."""
     hidden = diagnostics.get("hidden")
     return [_hidden_histogram(hidden), _negatives(hidden)] if hidden else []
 
@@ -445,7 +445,7 @@ def _negatives(hidden: Mapping[str, Any]) -> Plot:
     figure.update_layout(
         barmode="stack",
         yaxis={"title": "share of negatives", "tickformat": ".0%", "range": [0, 1]},
-        legend={"y": 1.02, "yanchor": "bottom"},  # below are two lines of names
+        legend={"y": 1.02, "yanchor": "bottom"},  # below the plot are two lines of names
     )
     return Plot("What a negative means", plain(figure), "The paper's three kinds; hatched: the simulator's truth.")
 
@@ -453,7 +453,7 @@ def _negatives(hidden: Mapping[str, Any]) -> Plot:
 def _heat_map(
     values: Sequence[Sequence[float | None]], lines: Sequence[str], columns: Sequence[str], **options: Any
 ) -> go.Figure:
-    """Cells with their values; lines from top to bottom."""
+    """A heat map with cell values; lines run from top to bottom."""
     texts = [["" if v is None else f"{v:.2f}" for v in line] for line in values]
     figure = go.Figure(
         go.Heatmap(
@@ -472,7 +472,7 @@ def _heat_map(
 
 
 def _gates(diagnostics: Mapping[str, Any]) -> list[Plot]:
-    """A heat map for each set of experts."""
+    """One heat map per set of experts."""
     sets: dict[tuple[int, tuple[str, ...]], list[dict[str, Any]]] = {}
     for gate in diagnostics.get("gates", []):
         sets.setdefault((int(gate["level"]), tuple(gate["experts"])), []).append(gate)
@@ -498,12 +498,12 @@ def _attention(diagnostics: Mapping[str, Any]) -> list[Plot]:
 
 
 def _most(weights: Sequence[Sequence[float]]) -> float:
-    """The end of a scale with equal weights in its middle, so that a map that says nothing looks so."""
+    """Upper end of a colour scale that has equal weights in its middle, so uniform weights look uniform."""
     return max(2 / len(weights[0]), *(v for line in weights for v in line))
 
 
 def _conflict(record: RunRecord) -> Plot | None:
-    """Mean cosine of the gradients of each pair of tasks."""
+    """Mean cosine between the gradients of each pair of tasks."""
     cosines = {(a, b): record.figure(f"train/conflict/cosine/{a}-{b}") for a, b in combinations(record.tasks, 2)}
     if not any(v is not None for v in cosines.values()):
         return None
@@ -518,7 +518,7 @@ def _conflict(record: RunRecord) -> Plot | None:
 
 
 def surface_maps(cells: Sequence[Mapping[str, Any]]) -> list[Plot]:
-    """The gain of the last model over each pair of axes in which the cells vary together.
+    """Gain of the last model over each pair of axes that vary together.
 
     Args:
         cells: content of a comparison's ``surface.json``.
@@ -542,11 +542,11 @@ def surface_maps(cells: Sequence[Mapping[str, Any]]) -> list[Plot]:
 
 
 def session_changes(content: Mapping[str, Any], measures: Sequence[str]) -> Plot:
-    """Changes of a comparison's ``sessions.json`` with their intervals; random and oracle are far off and left out.
+    """Changes of a comparison's ``sessions.json`` with intervals. Random and oracle are far off and omitted.
 
     Args:
-        content: of the file.
-        measures: to draw.
+        content: content of the file.
+        measures: measures to draw.
     """
     figure = go.Figure()
     shown = [row for row in content["rows"] if row["changes"] and row["name"] not in ("random", "oracle")]

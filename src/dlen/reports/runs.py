@@ -1,4 +1,4 @@
-"""Run folders read for a report: figures, curves and config of each, and which of them have the same settings."""
+"""Read run folders for a report: metrics, curves and config of each, and which runs have the same settings."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from dlen.files import check_regular, read_figures, read_mapping, read_yaml
 from dlen.overrides import leaves
 
 _CURVES = ("val/auc/", "val/logloss/labels", "train/loss", "train/conflict/share", "train/conflict/rows")
-# What two runs of one setting may differ in: the seed, and where things lie.
+# Settings in which two runs of one configuration may differ: the seed and the locations of files.
 _FREE = ("seed", "run_dir", "runs_dir", "data_dir", "ckpt", "base_run", "logger", "metrics.scores", "trust")
-_MOST_KEYS = 3  # of a label
-_LOG_BYTES = 1 << 28  # of a log; a thousand validations have a million
-_PART = re.compile(r"^model\.((embedding|backbone|head)\.)?")  # which a label leaves out
+_MOST_KEYS = 3  # in a label
+_LOG_BYTES = 1 << 28  # of a log; a thousand validations take a million
+_PART = re.compile(r"^model\.((embedding|backbone|head)\.)?")  # prefix that labels omit
 
 
 @dataclass(slots=True)
@@ -31,20 +31,20 @@ class RunRecord:
     """One run folder.
 
     Attributes:
-        key: on the page.
-        folder: of the run.
+        key: key on the page.
+        folder: run folder.
         metrics: content of ``metrics.json``; empty before the run has ended.
-        settings: every value of its config by its dotted key.
-        data: name of the data set, and where one name has several contents, its fingerprint.
-        fingerprint: of the data.
-        tasks: names.
+        settings: all config values, by dotted key.
+        data: name of the data set, followed by its fingerprint if several data sets have this name.
+        fingerprint: fingerprint of the data.
+        tasks: task names.
         targets: tasks and joint events.
-        curves: steps and values of what is drawn, by key.
-        logged: keys of everything that was logged.
-        diagnostics: of the test split; empty where the run left none.
-        seed: of weights and training order.
-        written: when its config was, in seconds since 1970.
-        label: the run's settings in few words, the same for all seeds.
+        curves: steps and values of the drawn curves, by key.
+        logged: all logged keys.
+        diagnostics: diagnostics of the test split; empty if the run has none.
+        seed: seed of weights and training order.
+        written: when its config was written, in seconds since the epoch.
+        label: short description of the settings, the same for all seeds.
     """
 
     key: str
@@ -69,13 +69,13 @@ class RunRecord:
 
     @property
     def selection(self) -> float:
-        """Best validation AUC, by which one of several seeds is chosen; minus infinity without one."""
+        """Best validation AUC, used to choose among seeds; minus infinity if there is none."""
         value = self.figure("val/auc/mean")
         curve = self.curves.get("val/auc/mean", ([], []))[1]
         return value if value is not None else max(curve, default=float("-inf"))
 
     def figure(self, key: str) -> float | None:
-        """A number of ``metrics.json``; None where it is undefined or missing."""
+        """A number of ``metrics.json``; None if it is undefined or missing."""
         value = self.metrics.get(key)
         return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
@@ -85,12 +85,12 @@ class Found:
     """What a pattern matches.
 
     Attributes:
-        runs: their folders.
+        runs: run folders.
         comparisons: folders of comparisons.
         surfaces: folders of comparisons over a grid.
         studies: folders of studies.
-        names: what a comparison calls its runs, by folder.
-        unreadable: a line for each folder that was left out.
+        names: name of each run in its comparison, by folder.
+        unreadable: a line for each folder that was skipped.
     """
 
     runs: list[Path] = field(default_factory=list)
@@ -102,16 +102,16 @@ class Found:
 
 
 def find(patterns: str | Sequence[str]) -> Found:
-    """Every run, comparison and study that a pattern matches, or that lies below what it matches.
+    """Find every run, comparison and study that a pattern matches, or that is below a match.
 
-    A comparison brings the runs it is made of. Trials belong to their study and are no runs, unless the pattern names
+    A comparison adds its own runs. Trials belong to their study and do not count as runs, unless the pattern names
     them.
 
     Args:
-        patterns: a folder, or a pattern of :mod:`glob`, in which ``**`` stands for any folders; or several of them.
+        patterns: a folder, a :mod:`glob` pattern in which ``**`` matches any folders, or several of them.
 
     Raises:
-        UserError: it matches nothing.
+        UserError: nothing matches.
     """
     found = Found()
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
@@ -141,7 +141,7 @@ def find(patterns: str | Sequence[str]) -> Found:
 
 
 def _matches(pattern: str) -> list[Path]:
-    """What is there under this very name, else what the pattern matches; of a file its folder."""
+    """The folder of this exact name, else the matches of the pattern; for a file, its folder."""
     names = [pattern] if Path(pattern).exists() else sorted(glob(pattern, recursive=True))  # noqa: PTH207  # may be absolute
     found = [Path(name) for name in names]
     if "trials" not in pattern:
@@ -154,7 +154,7 @@ def _is_run(folder: Path) -> bool:
 
 
 def _folders(top: Path) -> Iterator[Path]:
-    """A folder and those below it that can hold something."""
+    """A folder and all folders below it that can contain results."""
     for path, names, _ in os.walk(top):
         folder = Path(path)
         yield folder
@@ -167,7 +167,7 @@ def _is_study(folder: Path) -> bool:
 
 
 def _runs_of(comparison: Path) -> list[tuple[str, Path]]:
-    """A comparison's runs with the names of their models; none where the table cannot be read."""
+    """A comparison's runs with the names of their models; empty if the table cannot be read."""
     try:
         content = read_mapping(comparison / "table.json")
         named = {str(name).rsplit(", seed ", 1)[0]: [] for name in content["folders"]}  # type: dict[str, list[str]]
@@ -181,7 +181,7 @@ def _runs_of(comparison: Path) -> list[tuple[str, Path]]:
 
 
 def read_runs(found: Found) -> list[RunRecord]:
-    """Read every run; one that cannot be read is left out, with a line in ``found.unreadable``.
+    """Read every run. Unreadable runs are skipped, with a line in ``found.unreadable``.
 
     Returns:
         The runs, labelled.
@@ -194,7 +194,7 @@ def read_runs(found: Found) -> list[RunRecord]:
             found.unreadable.append(f"{folder}: is left out, as it cannot be read ({' '.join(str(e).split())[:200]})")
     _name_data(records)
     _label(records, found.names)
-    order = {name: i for i, name in enumerate(dict.fromkeys(found.names.values()))}  # a comparison's, then the others
+    order = {name: i for i, name in enumerate(dict.fromkeys(found.names.values()))}  # runs of comparisons first
     return sorted(records, key=lambda record: order.get(record.label, len(order)))
 
 
@@ -227,12 +227,12 @@ def read_run(folder: Path, key: str = "") -> RunRecord:
 
 
 def _found(path: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-    """A mapping; empty where there is no file."""
+    """Read a mapping; empty if there is no file."""
     return read(path) if path.exists() else {}
 
 
 def _read_logs(path: Path) -> tuple[dict[str, tuple[list[int], list[float]]], list[str]]:
-    """Steps and values of the logged keys that are drawn, and all keys."""
+    """Steps and values of the logged keys that are drawn, and all logged keys."""
     if not path.exists():
         return {}, []
     if check_regular(path) > _LOG_BYTES:
@@ -253,7 +253,7 @@ def _read_logs(path: Path) -> tuple[dict[str, tuple[list[int], list[float]]], li
 
 
 def _name_data(records: Sequence[RunRecord]) -> None:
-    """Data of one name and different content are told apart by their fingerprint."""
+    """Add the fingerprint to the names of different data sets that share a name."""
     contents: dict[str, set[str]] = {}
     for record in records:
         contents.setdefault(record.data, set()).add(record.fingerprint)
@@ -263,12 +263,12 @@ def _name_data(records: Sequence[RunRecord]) -> None:
 
 
 def identity(record: RunRecord) -> dict[str, Any]:
-    """The settings that all seeds of one configuration share."""
+    """The settings shared by all seeds of one configuration."""
     return {k: v for k, v in record.settings.items() if not k.startswith(_FREE)}
 
 
 def _label(records: Sequence[RunRecord], names: Mapping[Path, str]) -> None:
-    """Give each configuration a name: that of a comparison, or the model with the settings by which it differs."""
+    """Label each configuration by its name in a comparison, or by its model and the settings in which it differs."""
     groups: dict[str, list[RunRecord]] = {}
     for record in records:
         settings = {k: v for k, v in identity(record).items() if k != "model_name"}
@@ -290,13 +290,13 @@ def _label(records: Sequence[RunRecord], names: Mapping[Path, str]) -> None:
 
 
 def _described(alike: Sequence[RunRecord]) -> list[str]:
-    """Of configurations of one model: its name, and the settings in which each differs from most of them."""
+    """Describe configurations of one model by its name and the settings in which each differs from the majority."""
     shown: list[list[str]] = [[] for _ in alike]
     for key in differing(alike):
         part = key.removesuffix("._target_")
         everywhere = all(key in record.settings for record in alike)
         if key.endswith("._partial_") or (part == key and not everywhere):
-            continue  # settings of a part that not all have say nothing beside the name of the part
+            continue  # the name of the part already implies settings that only some parts have
         values = [record.settings.get(key) for record in alike]
         written = [json.dumps(value, default=str) for value in values]
         usual, count = Counter(written).most_common(1)[0]
@@ -307,7 +307,7 @@ def _described(alike: Sequence[RunRecord]) -> list[str]:
 
 
 def _more(settings: Sequence[str]) -> list[str]:
-    """How many settings a label leaves out."""
+    """The number of settings that a label omits."""
     return [f"+{len(settings) - _MOST_KEYS}"] if len(settings) > _MOST_KEYS else []
 
 
@@ -324,7 +324,7 @@ def _short(value: Any) -> str:
 
 
 def differing(records: Sequence[RunRecord]) -> list[str]:
-    """Keys of the settings in which configurations differ, the model's first."""
+    """Keys of the settings in which configurations differ, those of the model first."""
     every = [identity(record) for record in records]
     keys = list(dict.fromkeys(key for settings in every for key in settings))
     found = [key for key in keys if len({json.dumps(s.get(key), default=str) for s in every}) > 1]

@@ -1,4 +1,4 @@
-"""A study's page, and the same as a file for reports: what was tried, what mattered, when each worker did what."""
+"""A study's page, and its content as a file for reports: trials, importances, and a timeline of the workers."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from dlen.reports.page import Cell, Plot, Section, Table, plain, safe, write_pag
 from dlen.sweeping.trial_records import best_trial, last_value, mean_auc, pareto_front, seed_aucs, targets_of
 
 _COLOURS = {"complete": "#4477aa", "pruned": "#ccbb44", "fail": "#ee6677", "running": "#bbbbbb", "best": "#228833"}
-_MOST_LINES = 12  # of the table of trials
+_MOST_LINES = 12  # rows of the table of trials
 
 
 def write_study(
     study: optuna.Study, title: str, trials: Sequence[FrozenTrial], objectives: Mapping[str, str], folder: Path
 ) -> None:
-    """Write ``study.html``, and ``study.json`` from which ``report.py`` draws the same.
+    """Write ``study.html``, and ``study.json`` from which ``report.py`` draws the same sections.
 
     Args:
-        study: for the importances.
-        title: of the page.
-        trials: of the study.
-        objectives: key of a figure to its direction.
-        folder: of the study.
+        study: study, for the importances.
+        title: title of the page.
+        trials: trials of the study.
+        objectives: direction of each metric, by key.
+        folder: folder of the study.
     """
     plots = [Plot(name, plain(figure), wide=True) for name, figure in _figures(study, trials, objectives)]
     section = Section(f"{title} ({study.study_name})", plots, _tables(trials, objectives), _counts(trials))
@@ -68,7 +68,7 @@ def _text(trial: FrozenTrial) -> str:
 
 
 def _history(trials: Sequence[FrozenTrial], index: int, key: str, direction: str) -> go.Figure:
-    """Values in the order of the trials, and the best so far."""
+    """Values in trial order, and the best so far."""
     figure = go.Figure()
     complete = [t for t in trials if t.state == TrialState.COMPLETE]
     figure.add_scatter(
@@ -98,7 +98,7 @@ def _history(trials: Sequence[FrozenTrial], index: int, key: str, direction: str
 
 
 def _validations(trials: Sequence[FrozenTrial]) -> go.Figure:
-    """The reported figure of each trial by its training step."""
+    """The reported metric of each trial by training step."""
     figure = go.Figure()
     for trial in trials:
         steps = sorted(trial.intermediate_values)
@@ -116,7 +116,7 @@ def _validations(trials: Sequence[FrozenTrial]) -> go.Figure:
 
 
 def _importances(study: optuna.Study, objectives: Mapping[str, str]) -> go.Figure | None:
-    """PED-ANOVA's share of each parameter; None where there are too few trials or only conditional parameters."""
+    """PED-ANOVA importance of each parameter; None with too few trials or only conditional parameters."""
     figure = go.Figure()
     for index, key in enumerate(objectives):
         try:
@@ -132,10 +132,10 @@ def _importances(study: optuna.Study, objectives: Mapping[str, str]) -> go.Figur
 
 
 def _slices(complete: Sequence[FrozenTrial]) -> go.Figure:
-    """Each task's AUC by each parameter: the mean over seeds, with a band from the lowest seed to the highest.
+    """AUC of each task by each parameter: the mean over seeds, with a band from the lowest to the highest seed.
 
     Args:
-        complete: trials with figures.
+        complete: complete trials.
     """
     tasks = targets_of(complete)
     params = list(dict.fromkeys(name for t in complete for name in t.params))
@@ -187,7 +187,7 @@ def _sortable(value: Any) -> tuple[int, float, str]:
 
 
 def _parallel(complete: Sequence[FrozenTrial], objectives: Mapping[str, str]) -> go.Figure:
-    """One line for each trial through its parameters and its values."""
+    """One line per trial through its parameters and values."""
     dimensions: list[dict[str, Any]] = []
     for name in dict.fromkeys(name for t in complete for name in t.params):
         values = [t.params.get(name) for t in complete]
@@ -206,7 +206,7 @@ def _parallel(complete: Sequence[FrozenTrial], objectives: Mapping[str, str]) ->
 
 
 def _pareto(complete: Sequence[FrozenTrial], objectives: Mapping[str, str]) -> go.Figure:
-    """Every pair of objectives; the trials that no other beats are green."""
+    """Every pair of objectives, with the trials of the Pareto front in green."""
     front = {t.number for t in pareto_front(complete, objectives)}
     colours = [_COLOURS["best"] if t.number in front else _COLOURS["complete"] for t in complete]
     keys = list(objectives)
@@ -224,7 +224,7 @@ def _pareto(complete: Sequence[FrozenTrial], objectives: Mapping[str, str]) -> g
 
 
 def _timeline(trials: Sequence[FrozenTrial]) -> go.Figure:
-    """What each worker did when, by the clocks of the workers' machines."""
+    """Trials of each worker over time, by the clocks of the workers' machines."""
     figure = go.Figure()
     known = [t for t in trials if t.datetime_start and t.datetime_complete and "worker" in t.user_attrs]
     for state in ("complete", "pruned", "fail"):
@@ -249,7 +249,7 @@ def _counts(trials: Sequence[FrozenTrial]) -> str:
 
 
 def _tables(trials: Sequence[FrozenTrial], objectives: Mapping[str, str]) -> list[Table]:
-    """The best trials."""
+    """A table of the best trials."""
     complete = [t for t in trials if t.state == TrialState.COMPLETE]
     if best_trial(trials, objectives) is None:
         return []

@@ -1,4 +1,4 @@
-"""A W&B workspace as code: the panels of a dashboard, from the keys that the runs at hand have logged."""
+"""A W&B workspace as code: dashboard panels for the keys that the given runs have logged."""
 
 from __future__ import annotations
 
@@ -18,19 +18,18 @@ if TYPE_CHECKING:
 
 _STEP = "trainer/global_step"
 _BASE = ("Best validation", "val/auc/mean")
-_MOST_PARAMETERS = 8  # of the parallel coordinates of a sweep
+_MOST_PARAMETERS = 8  # in the parallel coordinates of a sweep
 
 
 def build_workspace(records: Sequence[RunRecord], entity: str, project: str) -> ws.Workspace:
-    """The library's own object; nothing is sent.
+    """Build the workspace as an object of the library, without sending anything.
 
-    Sections: overview, one for each task, latent state, gates, speed, sweep; those that the runs have nothing for are
-    left out.
+    Sections: overview, one per task, latent state, gates, speed, sweep. Sections without data are omitted.
 
     Args:
         records: runs whose keys, tasks and settings the panels show.
-        entity: user or team of W&B.
-        project: of W&B.
+        entity: W&B user or team.
+        project: W&B project.
 
     Raises:
         UserError: the library is not installed.
@@ -46,12 +45,12 @@ def build_workspace(records: Sequence[RunRecord], entity: str, project: str) -> 
     targets = list(dict.fromkeys(t for r in records for t in r.targets))
 
     def lines(title: str, wanted: Iterable[str], axis: str = "") -> list[Any]:
-        """A plot by step of those keys that were logged."""
+        """A plot by step of the keys that were logged."""
         y: list[Any] = [key for key in wanted if key in keys]
         return [wr.LinePlot(title=title, x=_STEP, y=y, title_y=axis or None)] if y else []
 
     def bars(title: str, wanted: Iterable[str]) -> list[Any]:
-        """Final figures, mean over the runs of a model."""
+        """Bars of final metrics, mean over the runs of a model."""
         found: list[Any] = [key for key in wanted if key in final]
         return (
             [wr.BarPlot(title=title, metrics=found, groupby=wr.Config("model_name"), groupby_aggfunc="mean")]
@@ -123,7 +122,7 @@ def build_workspace(records: Sequence[RunRecord], entity: str, project: str) -> 
 def _gates(
     ws: Any, keys: Sequence[str], lines: Callable[..., list[Any]], pictures: Callable[[str], list[Any]]
 ) -> list[Any]:
-    """What each gate listens to by step."""
+    """Weights and entropy of each gate by step."""
     gates = list(dict.fromkeys(m[1] for k in keys if (m := re.match(r"val/(gates/level\d+/[^/]+)/", k))))
     if not gates:
         return []
@@ -139,7 +138,7 @@ def _gates(
 
 
 def _sweep(wr: Any, ws: Any, records: Sequence[RunRecord]) -> list[Any]:
-    """What the settings that differ between runs do to the AUC."""
+    """Effect on the AUC of the settings that differ between runs."""
     varied = [
         key
         for key in differing(records)
@@ -162,14 +161,14 @@ def _sweep(wr: Any, ws: Any, records: Sequence[RunRecord]) -> list[Any]:
 
 
 def publish(workspace: ws.Workspace, path: Path) -> str:
-    """Create the workspace, or bring the one that ``path`` remembers up to date; without a key only write the file.
+    """Create the workspace, or update the one recorded in ``path``. Without an API key only write the file.
 
     Args:
-        workspace: built.
-        path: of a JSON file with what W&B is sent, and under which name.
+        workspace: workspace to publish.
+        path: JSON file with the content sent to W&B and the name of the workspace.
 
     Returns:
-        A line that says what was done.
+        A line that reports what was done.
 
     Raises:
         UserError: W&B refuses it or cannot be reached.
@@ -183,7 +182,7 @@ def publish(workspace: ws.Workspace, path: Path) -> str:
     if online:
         try:
             workspace.save()
-        except Exception as error:  # the library raises what its transport does
+        except Exception as error:  # the library raises whatever its transport raises
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise UserError(f"config wandb: {workspace.entity}/{workspace.project}: {reason}") from None
     view = workspace._to_model()
@@ -196,7 +195,7 @@ def publish(workspace: ws.Workspace, path: Path) -> str:
 
 
 def _remember(workspace: ws.Workspace, path: Path) -> None:
-    """A workspace that was created before is brought up to date and not made a second time."""
+    """Reuse the identity of a previously created workspace, so that it is updated instead of duplicated."""
     try:
         before = read_mapping(path)
         if (before["entity"], before["project"]) == (workspace.entity, workspace.project):
@@ -206,10 +205,10 @@ def _remember(workspace: ws.Workspace, path: Path) -> None:
 
 
 def split_project(text: str) -> tuple[str, str]:
-    """``ENTITY/PROJECT`` in two.
+    """Split ``ENTITY/PROJECT``.
 
     Raises:
-        UserError: it is not of that form.
+        UserError: the text does not have this form.
     """
     entity, slash, project = text.partition("/")
     if not (slash and entity and project) or "/" in project:

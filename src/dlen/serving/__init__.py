@@ -1,1 +1,1 @@
-"""A finished run in use: scores of new rows, and an exported model."""
+"""Serving a finished run: scores of new rows, and an exported model."""

@@ -1,7 +1,7 @@
-"""Codings: what an export's schema.json says of each field, and raw values by which that is checked.
+"""Codings: how an export's schema.json describes each field, and raw values to check it.
 
-A server has nothing but ``schema.json``. So rows of the test split are turned back into the raw values that they may
-have come from, by what the store knows, and into inputs again, by ``schema.json`` alone.
+A server has only ``schema.json``. The check turns rows of the test split back into raw values they may have come from,
+using the store, and then into inputs again, using ``schema.json`` alone.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from dlen.errors import UserError
 from dlen.schema import Field, Kind
 
 Array = NDArray[Any]
-Row = dict[str, Any]  # raw values by field, or column of a rate's key: None, text, a number, or [[value, weight], ...]
+Row = dict[str, Any]  # raw values by field or by key column of a rate: None, text, a number, or [[value, weight], ...]
 _INPUTS = {Kind.ID: "ids", Kind.IDS: "bag_ids", Kind.NUMERIC: "numeric"}
-_BETWEEN = "\x1f"  # the parts of a rate's key
-_ROUNDING = 1e-4  # of numbers that are scaled, told and scaled again in 32 bits
+_BETWEEN = "\x1f"  # separates the parts of a rate's key
+_ROUNDING = 1e-4  # tolerance for numbers that are unscaled and scaled again in float32
 
 
 def field_codings(store: Store) -> list[dict[str, Any]]:
     """How the raw values of each field become inputs, in the order of the inputs.
 
     Raises:
-        UserError: the store, which an earlier version has written, does not say it of a field.
+        UserError: the store was written by an earlier version and lacks the coding of a field.
     """
     codings = []
     for kind in Kind:
@@ -64,24 +64,24 @@ def _coding(store: Store, field: Field) -> dict[str, Any]:
 
 
 def _latest(store: Store, rate: Mapping[str, Any]) -> dict[str, Any]:
-    """The rates, or counts, that new rows are told by key."""
+    """The rates or counts that new rows get, by key."""
     found = kept_rates(store, rate["history"]).latest()
     values = found[rate["output"]].cast(pl.Float64).to_list()
     key = {"by": rate["by"], "separators": rate["separators"]}
     return {**key, "keys": found["key"].to_list(), "latest": values}
 
 
-# From a store's rows to raw values, by the store
+# From rows of a store to raw values, using the store
 
 
 def raw_rows(store: Store, batch: Batch) -> tuple[list[Row], Batch]:
-    """Raw values that rows of a store may have come from, and the rows as a server has to see them.
+    """Return raw values that rows of a store may have come from, and the rows as a server has to see them.
 
-    They differ from those of the store in rates, which a server knows as they are after the log's last row. A list that
-    the data have cut, or might have, has a further value that must be cut again.
+    These rows differ from the store's in rates: a server knows rates as they are after the log's last row. A list that
+    the data truncated, or may have truncated, gets a further value that has to be truncated again.
 
     Raises:
-        UserError: a rate's key is a list with weights, which is text that no request has.
+        UserError: a rate's key is a list with weights, which a request cannot express.
     """
     rows: list[Row] = [{} for _ in range(len(batch))]
     for position, field in enumerate(store.schema.of_kind(Kind.ID)):
@@ -106,7 +106,7 @@ def _fill(rows: list[Row], name: str, values: Sequence[Any]) -> None:
 
 
 def _values(store: Store, name: str) -> list[Any]:
-    """A raw value for each code of a field; None for 0, which is absent or unknown."""
+    """A raw value for each code of a field; None for 0, which means absent or unknown."""
     kept = store.content["statistics"].get(name, {})
     if name in store.content["vocabularies"]:
         return [None, *store.vocabulary(name)["value"].cast(pl.String)]
@@ -118,7 +118,7 @@ def _values(store: Store, name: str) -> list[Any]:
 
 
 def _lists(store: Store, name: str, batch: Batch, position: int) -> list[list[list[Any]]]:
-    """[[value, weight], ...] for each row; a list of as many as the data keep has one more, which is to be cut."""
+    """[[value, weight], ...] for each row; a list of full length gets one more value, which has to be truncated."""
     kept, values = store.content["statistics"][name], _values(store, name)
     cap, keep = kept["max_values"], kept.get("keep", "heaviest")
     ends = batch.bag_lengths.flatten().cumsum(0).view(batch.bag_lengths.shape)[position].tolist()
@@ -130,7 +130,7 @@ def _lists(store: Store, name: str, batch: Batch, position: int) -> list[list[li
         pairs = [[value, weight] for value, weight in zip(told, weights, strict=True)]
         if length == cap and keep != "heaviest":
             pairs = [[values[-1], 1.0], *pairs] if keep == "last" else [*pairs, [values[-1], 1.0]]
-        elif length == cap:  # as light as the lightest and behind it, or lighter than the others
+        elif length == cap:  # as light as the lightest and after it, or lighter than all others
             light = min(weights)
             lighter = row % 2 and set(weights) != {1.0}
             pairs = [[values[-1], light - 1 - abs(light)], *pairs] if lighter else [*pairs, [values[-1], light]]
@@ -149,7 +149,7 @@ def _unscaled(kept: Mapping[str, Any], value: float) -> float | None:
 
 
 def _rates(store: Store, name: str, kept: Mapping[str, Any], rows: list[Row]) -> Array:
-    """(n,) what the store's own history tells rows after its last; columns of keys are set where rows have none yet."""
+    """(n,) values that the store's history gives rows after its last row. Fills in key columns that rows lack."""
     table, rate = kept_rates(store, kept["rate"]["history"]), kept["rate"]
     known = table.history["key"].head(len(rows)).to_list()
     keys = []
@@ -163,18 +163,18 @@ def _rates(store: Store, name: str, kept: Mapping[str, Any], rows: list[Row]) ->
     return found[:, -1 if rate["output"] == "count" else int(rate["output"])].astype(np.float64)
 
 
-# From raw values to inputs, by schema.json
+# From raw values to inputs, using schema.json
 
 
 def encoded(fields: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Raw values as inputs of the exported model, by what ``schema.json`` says alone.
+    """Encode raw values as inputs of the exported model, using ``schema.json`` alone.
 
     Args:
-        fields: of ``schema.json``.
-        rows: as of :func:`raw_rows`.
+        fields: ``fields`` of ``schema.json``.
+        rows: raw values, from :func:`raw_rows`.
 
     Returns:
-        The four inputs, as of :func:`~dlen.serving.export.dense`.
+        The four inputs, as in :func:`~dlen.serving.export.dense`.
     """
     of_input = {name: [f for f in fields if f["input"] == name] for name in _INPUTS.values()}
     singles = [[_single(f, code, row) for row in rows] for f, code in _with_codes(of_input["ids"])]
@@ -199,12 +199,12 @@ def encoded(fields: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> tuple[T
 
 
 def _with_codes(fields: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], dict[str, int]]]:
-    """Fields with the id of each raw value, where they have a vocabulary."""
+    """Pair each field with the id of each raw value, where it has a vocabulary."""
     return [(f, {v: f["offset"] + i + 1 for i, v in enumerate(f.get("values", ()))}) for f in fields]
 
 
 def _with_latest(fields: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], dict[str, float]]]:
-    """Fields with the latest value of each key, where they are rates."""
+    """Pair each field with the latest value of each key, where it is a rate."""
     rates = [f.get("rate", {"keys": (), "latest": ()}) for f in fields]
     return [(f, dict(zip(r["keys"], r["latest"], strict=True))) for f, r in zip(fields, rates, strict=True)]
 
@@ -240,7 +240,7 @@ def _kept(field: Mapping[str, Any], codes: Mapping[str, int], row: Row) -> list[
 
 
 def _key(name: str, rate: Mapping[str, Any], row: Row) -> str | None:
-    """The key of a rate or count; None where a part of it is absent."""
+    """The key of a rate or count; None if a part is absent."""
     parts = []
     for by, separator in zip(rate["by"], rate["separators"], strict=True):
         part = row[by]
@@ -257,7 +257,7 @@ def _key(name: str, rate: Mapping[str, Any], row: Row) -> str | None:
 def different_field(
     fields: Sequence[Mapping[str, Any]], found: tuple[Tensor, ...], wanted: tuple[Tensor, ...]
 ) -> str | None:
-    """The first field whose inputs are not those that are wanted; the order of a list does not matter."""
+    """The first field whose inputs differ from the expected ones, ignoring the order within lists."""
     for field in fields:
         (ids, numeric, bag_ids, weights), (own_ids, own_numeric, own_bag_ids, own_weights) = found, wanted
         at = field["position"]
@@ -273,7 +273,7 @@ def different_field(
 
 
 def _bags(ids: Tensor, weights: Tensor) -> list[list[tuple[int, float]]]:
-    """Of each row the ids that count, with their weights, in one order."""
+    """The ids with a non-zero weight in each row, with their weights, sorted."""
     return [
         sorted((i, w) for i, w in zip(row, of_row, strict=True) if w)
         for row, of_row in zip(ids.tolist(), weights.tolist(), strict=True)

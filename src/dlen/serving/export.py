@@ -1,4 +1,4 @@
-"""export: a finished run as an ONNX model and a torch.export program, checked against the run, from raw values too."""
+"""export: write a finished run as an ONNX model and a torch.export program, both checked against the run."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ from dlen.training.targets import Targets
 INPUTS = ("ids", "numeric", "bag_ids", "bag_weights")
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
 _TOLERANCE = 1e-5
-_GRAPH_BYTES = 1 << 30  # a graph with its weights in one file ends at 2 GiB
-_EXAMPLE = 3  # rows of the example that the graph is traced with
+_GRAPH_BYTES = 1 << 30  # a graph with its weights in one file is limited to 2 GiB
+_EXAMPLE = 3  # rows of the example used for tracing
 
 
 class Serving(nn.Module):
-    """A model with dense inputs, as servers send them: lists are padded with weight 0.
+    """A model with dense inputs, as a server sends them: lists are padded with weight 0.
 
     Args:
-        model: in evaluation mode.
-        score: of the feed.
+        model: model in evaluation mode.
+        score: score of the feed.
     """
 
     def __init__(self, model: Ranker, score: Score) -> None:
@@ -56,17 +56,17 @@ class Serving(nn.Module):
         self.kept: Tensor
 
     def forward(self, ids: Tensor, numeric: Tensor, bag_ids: Tensor, bag_weights: Tensor) -> tuple[Tensor, ...]:
-        """Probabilities and the score.
+        """Compute the probabilities and the score.
 
         Args:
             ids: (B, S) int64 rows of the embedding table.
             numeric: (B, K) float32.
             bag_ids: (B, M, L) int64 rows of the embedding table.
-            bag_weights: (B, M, L) float32; 0 where a list is shorter.
+            bag_weights: (B, M, L) float32; 0 is padding.
 
         Returns:
-            As named by ``outputs``: ``p`` (B, K) of the measured targets, ``score`` (B,), and ``up`` (B,) of a model
-            that has P(UP).
+            The tensors named by ``outputs``: ``p`` (B, K) of the measured targets, ``score`` (B,), and ``up`` (B,) if
+            the model has P(UP).
         """
         table = self.model.embedding
         parts = [table.weight[ids]] if table.num_single else []
@@ -85,12 +85,12 @@ class Serving(nn.Module):
 
 
 def dense(batch: Batch, schema: Schema, length: int | None = None) -> Inputs:
-    """A batch as the inputs of :class:`Serving`.
+    """Convert a batch to the inputs of :class:`Serving`.
 
     Args:
         batch: B rows.
-        schema: of the batch.
-        length: L, by default that of the longest list, and at least 1.
+        schema: schema of the batch.
+        length: L. The default is the length of the longest list, and at least 1.
     """
     bags, rows = len(schema.of_kind(Kind.IDS)), len(batch)
     longest = max(int(batch.bag_lengths.max()) if batch.bag_lengths.numel() else 0, 1)
@@ -105,13 +105,13 @@ def dense(batch: Batch, schema: Schema, length: int | None = None) -> Inputs:
 
 
 def export(config: DictConfig) -> None:
-    """Write ``model.onnx``, ``model.pt2`` and ``schema.json``, once they are known to give the run's own scores.
+    """Write ``model.onnx``, ``model.pt2`` and ``schema.json`` after checking that they reproduce the run's scores.
 
     Args:
-        config: of ``export.py``.
+        config: config of ``export.py``.
 
     Raises:
-        UserError: for a run or settings that are wrong, or when an exported model differs from the run.
+        UserError: the run or a setting is wrong, or an exported model differs from the run.
     """
     quiet()
     if not isinstance(config.check_rows, int) or config.check_rows < 1:
@@ -134,7 +134,7 @@ def export(config: DictConfig) -> None:
         write_json(Path(made) / "schema.json", serving_schema(store, serving))
         write_export(serving, dense(batches[0], store.schema), Path(made) / "model.onnx", Path(made) / "model.pt2")
         worst = _check_all(folder, serving, store, batches, Path(made))
-        for path in Path(made).iterdir():  # a large table has a file of its own beside the graph
+        for path in Path(made).iterdir():  # a large table has its own file next to the graph
             path.replace(out / path.name)
     rows = sum(map(len, batches))
     print(f"{rows:,} rows give the run's own scores in ONNX Runtime and torch.export, to {worst:.1e};")
@@ -143,10 +143,10 @@ def export(config: DictConfig) -> None:
 
 
 def _check_all(run: Path, serving: Serving, store: Store, batches: list[Batch], made: Path) -> float:
-    """The largest difference of what was made from the run, on some batches and on raw values of the first.
+    """The largest difference between the export and the run, on some batches and on raw values of the first.
 
     Raises:
-        UserError: it is too large, or raw values give other inputs than the data.
+        UserError: the difference is too large, or raw values give other inputs than the data.
     """
     fields = json.loads((made / "schema.json").read_text())["fields"]
     rows, wanted = raw_rows(store, batches[0])
@@ -165,7 +165,7 @@ def _check_all(run: Path, serving: Serving, store: Store, batches: list[Batch], 
 
 
 def _check_batches(store: Store, rows: int) -> list[Batch]:
-    """Rows of the test split, and the same with ids that training did not know and with empty lists."""
+    """Rows of the test split, the same rows with unknown ids and empty lists, and a single row."""
     split, schema = store.split("test"), store.schema
     batch = split.batch(torch.arange(min(rows, len(split))))
     offsets = torch.tensor([schema.offsets[f.name] for f in schema.of_kind(Kind.ID)], dtype=batch.ids.dtype)
@@ -182,7 +182,7 @@ def _check_batches(store: Store, rows: int) -> list[Batch]:
 
 
 def write_export(serving: Serving, example: tuple[Tensor, ...], onnx: Path, program: Path) -> None:
-    """Trace once, with any number of rows and any length of lists."""
+    """Trace the model once, with dynamic numbers of rows and list lengths."""
     rows, length = torch.export.Dim("rows"), torch.export.Dim("length")
     few = tuple(torch.cat([part[:1]] * _EXAMPLE) for part in example)
     few = tuple(nn.functional.pad(p, (0, 2)) if p.dim() == 3 and p.shape[1] else p for p in few)
@@ -206,7 +206,7 @@ def write_export(serving: Serving, example: tuple[Tensor, ...], onnx: Path, prog
 
 
 def check_export(serving: Serving, cases: list[tuple[Inputs, Batch]], onnx: Path, program: Path) -> list[float]:
-    """The largest difference of the exported models on some inputs from the run on a batch, for each pair of these."""
+    """For each pair of inputs and batch, the largest difference between the exported models and the run."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(onnx), providers=["CPUExecutionProvider"])
@@ -221,29 +221,30 @@ def check_export(serving: Serving, cases: list[tuple[Inputs, Batch]], onnx: Path
             feed = {name: part.numpy() for name, part in zip(INPUTS, inputs, strict=True) if name in taken}
             worst = 0.0
             for p, score, *_ in (session.run(serving.outputs, feed), [part.numpy() for part in loaded(*inputs)]):
-                off = np.abs(score - wanted_score) / (1 + np.abs(wanted_score))  # a logarithm, of any size
-                worst = np.max([worst, np.abs(p - wanted).max(), off.max()])  # nan where there is one
+                off = np.abs(score - wanted_score) / (1 + np.abs(wanted_score))  # a logarithm, of any magnitude
+                worst = np.max([worst, np.abs(p - wanted).max(), off.max()])  # NaN propagates
             found.append(float(worst))
     return found
 
 
 def serving_schema(store: Store, serving: Serving) -> dict[str, Any]:
-    """What a server needs to turn raw values into inputs and outputs into names, without this package.
+    """What a server needs to turn raw values into inputs and to name the outputs, without this package.
 
-    ``fields``: for each in the order of its input, the position, and one of these.
+    Each entry of ``fields``, in the order of its input, has the position and one of these:
 
-    - ``values``, the raw values in the order of their ids: ``values[i]`` has the id ``offset + i + 1``, anything else
-      ``offset``. An id has one spelling: text without blanks around it, of a whole number without a decimal point, and
-      ``true`` or ``false``. Of a list the ``max_values`` heaviest count, the first ones where weights are equal.
-    - ``range``, the first and last number of a part of a time, such as an hour from 0 to 23: ``offset + 1`` is the id
-      of the first, ``offset`` that of no time.
-    - ``statistics`` with ``edges``: the id is ``offset + 1 + absent + bucket``, where the bucket is how many edges are
-      not above the number; without a number ``offset + absent``.
-    - ``statistics`` with ``mean`` and ``deviation`` scale a number, ``transform: log1p`` after
-      sign(x) log(1 + abs(x)); without a number 0.
-    - ``rate``, of a rate or count of the log: ``by``, the columns of the key (joined by U+001F; a list is its values
-      joined by its one of ``separators``), and ``keys`` with ``latest``, what a row after all those of the log is told,
-      to be scaled by the statistics; 0 for any other key.
+    - ``values``: the raw values in the order of their ids. ``values[i]`` has the id ``offset + i + 1``, and anything
+      else has ``offset``. An id has one spelling: text without surrounding blanks, a whole number without a decimal
+      point, or ``true`` or ``false``. In a list the ``max_values`` heaviest values count, and the first ones among
+      equal weights.
+    - ``range``: the first and last number of a part of a time, such as an hour from 0 to 23. ``offset + 1`` is the id
+      of the first number, and ``offset`` means no time.
+    - ``statistics`` with ``edges``: the id is ``offset + 1 + absent + bucket``, where the bucket is the number of edges
+      that are not above the number. Without a number the id is ``offset + absent``.
+    - ``statistics`` with ``mean`` and ``deviation``: standardise a number, after sign(x) log(1 + abs(x)) if
+      ``transform`` is ``log1p``. Without a number the input is 0.
+    - ``rate``: a rate or count of the log. ``by`` names the columns of the key. Parts are joined by U+001F, and the
+      values of a list by its entry of ``separators``. ``keys`` and ``latest`` give the value for a row after the whole
+      log, to be scaled by the statistics. Any other key has 0.
     """
     schema, score = store.schema, serving.score
     return {

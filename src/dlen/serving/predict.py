@@ -1,4 +1,4 @@
-"""predict: new rows through a finished run, as a Parquet file of probabilities."""
+"""predict: score new rows with a finished run and write the probabilities to a Parquet file."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from dlen.training.targets import Targets
 
 
 def predict(config: DictConfig) -> None:
-    """Score the rows of a file, in order, one row of output for each.
+    """Score the rows of a file: one output row per input row, in order.
 
     Args:
-        config: of ``predict.py``.
+        config: config of ``predict.py``.
 
     Raises:
-        UserError: for a run, an input or settings that are wrong; nothing is left of the output then.
+        UserError: the run, the input or a setting is wrong. No output is left behind.
     """
     quiet()
     folder, path, out = Path(config.run), Path(config.input), Path(config.output)
@@ -56,7 +56,7 @@ def predict(config: DictConfig) -> None:
         if not rows:
             raise UserError(f"{path}: no rows")
         with replacing_file(out) as temporary:
-            # Parts and not one frame, as Polars appends to no Parquet file: memory is that of a chunk.
+            # Polars cannot append to a Parquet file. Writing parts keeps memory at one chunk.
             pl.scan_parquet(Path(parts) / "*.parquet").sink_parquet(temporary)
     for field, count in unseen.items():
         said = f"{field}: {count:,} of {rows:,} rows have a value that training did not know, or none"
@@ -75,7 +75,7 @@ def _write_parts(
     unseen: dict[str, int],
     said: Path,
 ) -> int:
-    """A Parquet file for each chunk of the input ``said``, in order; returns the number of rows."""
+    """Write a Parquet file for each chunk of the input ``said``, in order, and return the number of rows."""
     targets = Targets(model.schema)
     rows = 0
     for number, chunk in enumerate(chunks):
@@ -104,7 +104,7 @@ def _write_parts(
 
 
 def _count_unseen(ids: Tensor, schema: Schema, unseen: dict[str, int]) -> None:
-    """Add the rows whose single-valued id is the unknown one."""
+    """Count the rows whose single-valued id is unknown, by field."""
     for column, field in enumerate(schema.of_kind(Kind.ID)):
         count = int((ids[:, column] == schema.offsets[field.name]).sum())
         if count:

@@ -1,1 +1,1 @@
-"""Sweeps: Optuna studies over train.py's config, by as many workers as there are devices."""
+"""Sweeps: Optuna studies over train.py's config, with one worker per device."""

@@ -1,4 +1,4 @@
-"""The answer of a study as files: best.yaml for ``train.py +best=...``, and trials.parquet."""
+"""Write the result of a study: best.yaml for ``train.py +best=...``, and trials.parquet."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from dlen.sweeping.trial_records import last_value, pareto_front, retried, seed_
 
 
 def write_best(overrides: Sequence[str], said: str, path: Path) -> None:
-    """Overrides as a config that Hydra puts on top of another.
+    """Write overrides as a config that Hydra merges into another.
 
     Args:
-        overrides: of ``train.py``; of several of the same key the last one holds.
-        said: a comment that tells where they come from.
-        path: of the file.
+        overrides: overrides of ``train.py``; the last one of a key wins.
+        said: a comment that states their origin.
+        path: path of the file.
     """
     groups: dict[str, Any] = {}
     values: dict[str, Any] = {}
@@ -32,9 +32,9 @@ def write_best(overrides: Sequence[str], said: str, path: Path) -> None:
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         key, value = override.key_or_group, override.value()
         if override.is_delete():
-            continue  # a config can put something on top of another, and take nothing away
+            continue  # a config cannot delete keys of the config it is merged into
         if key == "trust":
-            continue  # whose code runs is for the user of the file to say
+            continue  # only the user of the file decides whose code may run
         if loader.get_group_options(key):
             groups[key if override.is_add() else f"override /{key}"] = value
         else:
@@ -53,15 +53,15 @@ def _put(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:
 
 
 def write_trials(trials: Sequence[FrozenTrial], objectives: Mapping[str, str], path: Path) -> None:
-    """One row for each trial, in order.
+    """Write one row per trial, in order.
 
     Columns: number, state, values by objective, parameters as ``param/KEY``, mean and deviation over seeds of each
     AUC, last reported step and value, cost, worker, times, reason and overrides.
 
     Args:
-        trials: of the study.
-        objectives: key of a figure to its direction.
-        path: of the Parquet file.
+        trials: trials of the study.
+        objectives: direction of each metric, by key.
+        path: path of the Parquet file.
     """
     front = {t.number for t in pareto_front(trials, objectives)}
     params = list(dict.fromkeys(name for t in trials for name in t.params))
@@ -93,7 +93,7 @@ def _row(
 
 
 def _cell(trial: FrozenTrial, name: str) -> Any:
-    """Numbers of a range as numbers; choices, which may be of several types, as text."""
+    """Numbers of a range as numbers; choices, which can have mixed types, as text."""
     if name not in trial.params:
         return None
     value = trial.params[name]

@@ -1,4 +1,4 @@
-"""The coordinator of a study on one machine: starts workers, queues again what died with them, shows how it goes."""
+"""The coordinator of a study on one machine: starts workers, requeues trials of dead workers, shows progress."""
 
 from __future__ import annotations
 
@@ -25,42 +25,42 @@ from dlen.sweeping.study import STORAGE, fail, host, repair
 from dlen.sweeping.trial_records import ended, own_trials, used
 from dlen.sweeping.worker import BEAT_SECONDS
 
-STALE_SECONDS = 6 * BEAT_SECONDS  # without a sign of life a trial of another machine is taken for dead
+STALE_SECONDS = 6 * BEAT_SECONDS  # a trial of another machine without a heartbeat for this long counts as dead
 _POLL_SECONDS = 0.5
-_GRACE_SECONDS = 30.0  # for a worker to end the batch it is in
+_GRACE_SECONDS = 30.0  # time for a worker to finish its current batch
 _EARLY_DEATHS = 3  # of workers without a trial, or of trials before one succeeds
 
 
 class Worker(Protocol):
-    """A worker that has been started."""
+    """A started worker."""
 
     name: str
 
     def exit_code(self) -> int | None:
-        """None while it runs; negative for a signal."""
+        """None while it runs; negative if a signal ended it."""
 
     def stop(self) -> None:
-        """Ask it to put its trial back and end."""
+        """Ask the worker to requeue its trial and exit."""
 
     def kill(self) -> None:
-        """End it."""
+        """Kill the worker."""
 
     def log(self) -> str:
-        """What it printed."""
+        """Output of the worker."""
 
 
 class LocalWorker:
-    """A process of its own session, so that Ctrl-C reaches the coordinator alone, which then asks it to stop.
+    """A process in its own session, so that Ctrl-C reaches only the coordinator, which then asks the worker to stop.
 
-    It ends by itself when its standard input is closed, so none outlives the coordinator.
+    The worker exits when its standard input is closed, so it never outlives the coordinator.
 
     Args:
-        name: in the study.
-        number: of the worker, from 0.
-        workers: on this machine.
-        devices: of each worker.
+        name: name in the study.
+        number: number of the worker, from 0.
+        workers: number of workers on this machine.
+        devices: devices per worker.
         spec: file of the study's spec.
-        storage: of the study.
+        storage: storage of the study.
     """
 
     def __init__(self, name: str, number: int, workers: int, devices: int, spec: Path, storage: str) -> None:
@@ -79,7 +79,7 @@ class LocalWorker:
             )
 
     def exit_code(self) -> int | None:
-        """As the system says."""
+        """Exit code of the process."""
         return self.process.poll()
 
     def stop(self) -> None:
@@ -88,7 +88,7 @@ class LocalWorker:
             self.process.stdin.close()
 
     def kill(self) -> None:
-        """SIGKILL to it and its children."""
+        """Send SIGKILL to the process and its children."""
         try:
             os.killpg(self.process.pid, signal.SIGKILL)
         except ProcessLookupError:
@@ -96,22 +96,22 @@ class LocalWorker:
         self.process.wait()
 
     def log(self) -> str:
-        """Its output so far."""
+        """Output so far."""
         return self.path.read_text(errors="replace")
 
 
 class SubmititWorker:
-    """A job of Slurm, or of another cluster that submitit knows.
+    """A job on Slurm, or on another cluster supported by submitit.
 
     Args:
-        name: in the study.
-        number: of the worker, from 0.
-        spec: file of the study's spec, which the job must see.
-        cluster: of submitit, such as ``slurm`` or ``local``.
-        parameters: of submitit's executor, such as ``timeout_min`` and ``gpus_per_node``.
+        name: name in the study.
+        number: number of the worker, from 0.
+        spec: file of the study's spec, which the job must be able to read.
+        cluster: cluster type of submitit, such as ``slurm`` or ``local``.
+        parameters: parameters of submitit's executor, such as ``timeout_min`` and ``gpus_per_node``.
 
     Raises:
-        UserError: submitit is not installed, or refuses.
+        UserError: submitit is not installed, or rejects the parameters.
     """
 
     def __init__(self, name: str, number: int, spec: Path, cluster: str, parameters: dict[str, Any]) -> None:
@@ -130,41 +130,41 @@ class SubmititWorker:
             raise UserError(f"config sweep.submitit: {' '.join(str(error).split())[:300]}") from None
 
     def exit_code(self) -> int | None:
-        """0 for a job that ended well, 1 for one that failed or was cancelled."""
+        """0 for a job that succeeded, 1 for a job that failed or was cancelled."""
         if not self.job.done():
             return None
         return int(self.job.exception() is not None)
 
     def stop(self) -> None:
-        """Cancel the job; its trial is queued again."""
+        """Cancel the job; its trial is requeued."""
         self.job.cancel()
 
     def kill(self) -> None:
-        """As :meth:`stop`."""
+        """Same as :meth:`stop`."""
         self.job.cancel()
 
     def log(self) -> str:
-        """Its output so far."""
+        """Output so far."""
         return "\n".join(text for text in (self.job.stdout(), self.job.stderr()) if text)
 
 
 @dataclass(slots=True)
 class _Sign:
-    """When a trial's sign of life was last seen to change."""
+    """When the heartbeat of a trial last changed."""
 
     beat: int
     seen: float
 
 
 class Coordinator:
-    """Keeps the workers of this machine busy until the study has as many trials as wanted.
+    """Keeps the workers of this machine busy until the study has the wanted number of trials.
 
     Args:
-        study: shared with other coordinators.
-        spec: of the study.
-        start: from the number of a worker and its name to the worker.
-        workers: how many.
-        table: shows how it goes.
+        study: study, shared with other coordinators.
+        spec: spec of the study.
+        start: starts a worker from its name and number.
+        workers: number of workers.
+        table: progress table.
     """
 
     def __init__(
@@ -173,7 +173,7 @@ class Coordinator:
         self.study, self.spec, self.table = study, spec, table
         self._start = start
         self._places: list[Worker | None] = [None] * workers
-        self._names: set[str] = set()  # of all workers that were started here
+        self._names: set[str] = set()  # of all workers started here
         self._signs: dict[int, _Sign] = {}
         self._early_deaths = 0
         self._signals = 0
@@ -183,7 +183,7 @@ class Coordinator:
         """Run the study.
 
         Returns:
-            False when it was interrupted.
+            False if it was interrupted.
 
         Raises:
             UserError: no worker can be started, or every trial fails.
@@ -200,7 +200,7 @@ class Coordinator:
         return self._signals == 0
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        """The first asks the workers to stop, another kills them. An exception here could break a storage's lock."""
+        """Ask the workers to stop; a second signal kills them. An exception here could break a storage's lock."""
         self._signals += 1
         if self._signals > 1:
             for worker in self._living():
@@ -210,11 +210,11 @@ class Coordinator:
         return [w for w in self._places if w is not None and w.exit_code() is None]
 
     def _step(self) -> bool:
-        """Look once at workers and trials; whether there is more to come."""
+        """Poll workers and trials once, and return whether there is more to do."""
         if self._signals:
             return False
         codes = {place: w.exit_code() for place, w in enumerate(self._places) if w is not None}
-        trials = own_trials(self.study)  # after the exit codes, so that they hold all that a dead worker has begun
+        trials = own_trials(self.study)  # read after the exit codes, so that they include all trials of a dead worker
         for place, code in codes.items():
             worker = self._places[place]
             if worker is not None and code is not None:
@@ -240,7 +240,7 @@ class Coordinator:
         return self._start(name, place)
 
     def _bury(self, worker: Worker, code: int, trials: list[FrozenTrial]) -> None:
-        """Queue again what a worker left; a worker that ended well has left nothing."""
+        """Requeue the trials of a dead worker; a worker that exited normally has none."""
         signalled = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
         hint = ", as the system does when memory runs out" if code == -signal.SIGKILL else ""
         left = [t for t in trials if t.state == TrialState.RUNNING and t.user_attrs.get("worker") == worker.name]
@@ -255,7 +255,7 @@ class Coordinator:
             raise UserError(f"workers cannot be started ({signalled}): {lines[-1].removeprefix('error: ')}")
 
     def _bury_stale(self, trials: list[FrozenTrial]) -> None:
-        """Queue again the trials of other machines that give no sign of life any more."""
+        """Requeue the trials of other machines whose heartbeat stopped."""
         now, living = time.monotonic(), {worker.name for worker in self._living()}
         for trial in trials:
             if trial.state != TrialState.RUNNING or trial.user_attrs.get("worker") in living:
@@ -276,7 +276,7 @@ class Coordinator:
             raise UserError(f"every trial of the study {self.spec.name} fails, the last one with: {reason}")
 
     def _end(self) -> None:
-        """Stop the workers and queue again what they could not put back themselves."""
+        """Stop the workers and requeue the trials that they could not requeue themselves."""
         for worker in self._living():
             worker.stop()
         deadline = time.monotonic() + _GRACE_SECONDS

@@ -1,4 +1,4 @@
-"""Trials of ``sweep=fusion``: weights of the ranking score on the predictions of a finished run, without training."""
+"""Trials of ``sweep=fusion``: search weights of the ranking score on a finished run's predictions, without training."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Floats = NDArray[np.float64]
 
 
 class Audience(Protocol):
-    """Users with items to rank, and what a ranking does to each of them."""
+    """Users with items to rank, and a measure of how a ranking serves each of them."""
 
     @property
     def log_p(self) -> Tensor:
@@ -52,7 +52,7 @@ class Audience(Protocol):
         """(N,) log P(UP), or None."""
 
     def measure(self, scores: Tensor) -> Floats:
-        """(N,) scores -> (U,) the figure of each user; nan for a user who has nothing to tell."""
+        """Map (N,) scores to the (U,) metric of each user; nan for a user without information."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +60,10 @@ class Lists:
     """The logged rows of each known user as a list, measured by the worth of what happened.
 
     Attributes:
-        log_p: (N, T).
-        log_up: (N,), or None.
-        gains: (N,) what each row was worth.
-        users: (N,) whose it is.
+        log_p: (N, T) log-probabilities of the tasks.
+        log_up: (N,) log P(UP), or None.
+        gains: (N,) worth of each row.
+        users: (N,) user of each row.
     """
 
     log_p: Tensor
@@ -72,22 +72,22 @@ class Lists:
     users: Tensor
 
     def measure(self, scores: Tensor) -> Floats:
-        """(U,) NDCG of each user's list; nan for a list without anything of worth."""
-        scores = scores.clamp(min=torch.finfo(scores.dtype).min)  # where nothing has weight, all tie
+        """(U,) NDCG of each user's list; nan for a list in which nothing has worth."""
+        scores = scores.clamp(min=torch.finfo(scores.dtype).min)  # where nothing has weight, all scores tie
         return graded_ndcg(scores, self.gains, self.users).numpy()
 
 
 @dataclass(frozen=True, slots=True)
 class FeedSessions:
-    """Sessions on a simulator's truth.
+    """Simulated sessions with known truth.
 
     Attributes:
-        log_p: (U I, T), users first.
-        log_up: (U I,), or None.
-        truth: of the same users and items.
-        sessions: of each user.
-        behaviour: how they go on and end.
-        seed: of candidates and moods.
+        log_p: (U I, T) log-probabilities, grouped by user.
+        log_up: (U I,) log P(UP), or None.
+        truth: truth of the same users and items.
+        sessions: sessions per user.
+        behaviour: how sessions continue and end.
+        seed: seed of candidates and moods.
         figure: stay time or page views.
     """
 
@@ -100,7 +100,7 @@ class FeedSessions:
     figure: str
 
     def measure(self, scores: Tensor) -> Floats:
-        """(U,) seconds or views of a session."""
+        """(U,) seconds or page views per session."""
         ranked = scores.reshape(self.truth.up.shape).float().numpy()
         found = simulate(ranked, self.truth, self.sessions, self.behaviour, self.seed)
         return (found.seconds if self.figure == STAY else found.views) / found.sessions
@@ -112,11 +112,11 @@ class FusionJob:
 
     Attributes:
         run: folder of the finished run.
-        tasks: of its data.
-        values: what each of them is worth.
-        figure: what is measured: one of ``FIGURES``.
+        tasks: tasks of its data.
+        values: value of each task.
+        figure: metric, one of ``FIGURES``.
         sessions: settings of the sessions, for stay time and page views.
-        calibrate: bring the probabilities to the scale of the validation rows first.
+        calibrate: calibrate the probabilities on the validation rows first.
     """
 
     run: str
@@ -127,15 +127,15 @@ class FusionJob:
     calibrate: bool
 
     def plain(self) -> dict[str, Any]:
-        """For the workers."""
+        """Plain values for the workers."""
         return asdict(self)
 
     def audience(self, split: str, trust: Sequence[str]) -> Audience:
-        """Whom the trials are measured by (``validation``), or their best (``test``): other rows, or other users.
+        """Users on which the trials are measured (``validation``) or the best one is (``test``): other rows or users.
 
         Args:
-            split: one of the two.
-            trust: packages whose classes the run's config may name beside those of dlen.
+            split: ``validation`` or ``test``.
+            trust: packages, in addition to dlen, whose classes the run's config may name.
 
         Raises:
             UserError: the data name no user, or have no truth for sessions.
@@ -170,25 +170,25 @@ class FusionJob:
         return calibrate(score(model, store.split("validation")), store.schema)(log_p) if self.calibrate else log_p
 
     def fusion(self, params: Mapping[str, Any]) -> Fusion:
-        """The settings at a point; what is not searched is 1 for a weight, and 0 for P(UP)."""
+        """The fusion at a point. A weight that is not searched is 1, and an exponent of P(UP) is 0."""
         weights = {task: float(params.get(f"weight.{task}", 1.0)) for task in self.tasks}
         form, up = str(params.get("form", Form.PRODUCT)), float(params.get("up", 0.0))
         return Fusion(form, weights, up, calibrate=self.calibrate)
 
     def by_user(self, audience: Audience, params: Mapping[str, Any]) -> Floats:
-        """(U,) the figure of each user with the settings of a point."""
+        """(U,) metric of each user under the settings of a point."""
         fusion = self.fusion(params)
         fused = Score(fusion, fusion.for_tasks(self.tasks, [False] * len(self.tasks)))
         return audience.measure(fused(audience.log_p, audience.log_up))
 
 
 def make_job(options: Mapping[str, Any], schema: Schema, objectives: Mapping[str, str]) -> FusionJob:
-    """A finished run, and how its score is measured.
+    """Build a job from a finished run and the settings by which its score is measured.
 
     Args:
-        options: ``sweep``.
-        schema: of the run's data.
-        objectives: figure to direction.
+        options: config of ``sweep``.
+        schema: schema of the run's data.
+        objectives: direction of each metric.
 
     Raises:
         UserError: a setting is wrong.
@@ -212,10 +212,10 @@ def make_job(options: Mapping[str, Any], schema: Schema, objectives: Mapping[str
 
 
 def check_fusion(space: Space, job: FusionJob) -> None:
-    """Only what a fusion has can be searched, and every point must be one that it can compute.
+    """Check that only settings of a fusion are searched and that every point can be computed.
 
     Raises:
-        UserError: it is not so.
+        UserError: a parameter or point is invalid.
     """
     for parameter in space.parameters:
         if parameter.key not in _KEYS or (parameter.key == "weight") != (parameter.task is not None):
@@ -233,13 +233,13 @@ def check_fusion(space: Space, job: FusionJob) -> None:
 
 
 def equal_weights(space: Space) -> dict[str, Any]:
-    """What the best is compared with, as the first point: a product of all probabilities, without P(UP)."""
+    """The baseline and first point: a product of all probabilities with equal weights, without P(UP)."""
     wanted: dict[str, Any] = {"weight": 1.0, "up": 0.0, "form": str(Form.PRODUCT)}
     return {p.name: wanted[p.key] for p in space.parameters if p.contains(wanted[p.key])}
 
 
 def run_fusion(study: optuna.Study, trial: optuna.Trial, space: Space, job: FusionJob, audience: Audience) -> None:
-    """One trial: milliseconds, or with sessions about a second."""
+    """Run one trial. Takes milliseconds, or about a second with sessions."""
     params = space.suggest(trial)
     try:
         found = job.by_user(audience, params)
@@ -256,16 +256,16 @@ def run_fusion(study: optuna.Study, trial: optuna.Trial, space: Space, job: Fusi
 
 
 def confirm(job: FusionJob, params: Mapping[str, Any], folder: Path, trust: Sequence[str]) -> str:
-    """The best weights beside equal ones without P(UP), once on the test split, or on users without part in the search.
+    """Compare the best weights with equal ones without P(UP), once, on the test split or on users outside the search.
 
     Args:
-        job: of the study.
-        params: of the best trial.
-        folder: of the study, for ``confirm.json``.
-        trust: packages whose classes the run's config may name beside those of dlen.
+        job: job of the study.
+        params: parameters of the best trial.
+        folder: folder of the study, for ``confirm.json``.
+        trust: packages, in addition to dlen, whose classes the run's config may name.
 
     Returns:
-        A line that tells it.
+        A line that reports the result.
     """
     audience = job.audience("test", trust)
     best, default = job.by_user(audience, params), job.by_user(audience, {})
@@ -284,6 +284,6 @@ def confirm(job: FusionJob, params: Mapping[str, Any], folder: Path, trust: Sequ
 
 
 def write_best_fusion(job: FusionJob, params: Mapping[str, Any], said: str, path: Path) -> None:
-    """The weights as YAML, in the form of predict.py's ``fusion``."""
+    """Write the weights as YAML, in the format of predict.py's ``fusion``."""
     text = yaml.safe_dump({"run": job.run, "fusion": asdict(job.fusion(params))}, sort_keys=False)
     write_text(path, f"# {said}\n{text}")

@@ -1,4 +1,4 @@
-"""A study's journal file, as Optuna writes it, of which a record that was not written to its end is no part."""
+"""A study's journal file in Optuna's format that ignores incompletely written records."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from typing import Any
 
 from optuna.storages.journal import BaseJournalBackend, JournalFileSymlinkLock
 
-_BEGIN = b'{"op_code"'  # of every record
+_BEGIN = b'{"op_code"'  # start of every record
 
 
 class Journal(BaseJournalBackend):
-    """One record in each line, of any number of processes.
+    """One record per line, from any number of processes.
 
-    Optuna's own class appends to whatever the file ends with, so a line that a full disk or a kill has torn takes the
-    next record with it, and the study is lost. Here the writer, who has the lock, first cuts the file after its last
-    whole record; readers stop there.
+    Optuna's own class appends to whatever the file ends with. If a full disk or a kill truncates a line, the next
+    record is lost with it, and so is the study. Here the writer, who holds the lock, first truncates the file after its
+    last complete record, and readers stop there.
 
     Args:
-        path: of the file, made where there is none.
+        path: path of the file; created if missing.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = JournalFileSymlinkLock(str(path))
-        self._ends = [0]  # where the file's first n records end
+        self._ends = [0]  # where the first n records of the file end
         path.open("ab").close()
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
-        """Records from this number on.
+        """Yield the records from this number on.
 
         Raises:
-            ValueError: the file is no journal, or a line that is no record has records behind it.
+            ValueError: the file is not a journal, or a broken line has records after it.
         """
         number = min(log_number_from, len(self._ends) - 1)
         size, end, torn = self._path.stat().st_size, self._ends[number], False
@@ -62,7 +62,7 @@ class Journal(BaseJournalBackend):
                     yield record
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Write records behind the last whole one."""
+        """Write records after the last complete one."""
         content = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
         self._lock.acquire()
         try:
@@ -78,7 +78,7 @@ class Journal(BaseJournalBackend):
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
-    """What a line says; None for what was torn. Another program may have written a record behind a torn one."""
+    """Parse a line; None if it is truncated. Another program may have appended a record to a truncated one."""
     begins = {0, max(line.rfind(_BEGIN), 0)} if line.endswith(b"\n") else set()
     for begin in sorted(begins):
         try:

@@ -1,4 +1,4 @@
-"""How a study goes: one live table on a terminal, plain lines elsewhere."""
+"""Progress of a study: one live table on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _ENDED = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialSta
 
 
 class StudyTable:
-    """Trials that run with their step and value, how many are done, the best so far, and the time left.
+    """Shows running trials with their step and value, how many are done, the best so far, and the time left.
 
     Args:
-        name: of the study.
+        name: name of the study.
         wanted: number of trials.
-        objectives: key of a figure to its direction.
-        first: trials that had ended before, which are not told again.
+        objectives: direction of each metric, by key.
+        first: trials of an earlier run; those that have ended are not reported again.
     """
 
     def __init__(self, name: str, wanted: int, objectives: Mapping[str, str], first: Sequence[FrozenTrial]) -> None:
@@ -51,10 +51,10 @@ class StudyTable:
             self._live.stop()
 
     def show(self, trials: Sequence[FrozenTrial]) -> None:
-        """Tell what has changed.
+        """Show what has changed.
 
         Args:
-            trials: of the study, as they are now.
+            trials: current trials of the study.
         """
         for trial in trials:
             if trial.state.is_finished() and trial.number not in self._told:
@@ -110,12 +110,12 @@ class StudyTable:
             ran = (datetime.now() - trial.datetime_start).total_seconds() if trial.datetime_start else 0
             worker = str(trial.user_attrs.get("worker", ""))
             cells = [str(trial.number), worker, f"{ran:.0f}", "" if step is None else str(step), value]
-            table.add_row(*(Text(cell) for cell in [*cells, describe(trial.params)]))  # brackets are no markup
+            table.add_row(*(Text(cell) for cell in [*cells, describe(trial.params)]))  # brackets are not markup
         return table
 
 
 def describe(params: Mapping[str, object]) -> str:
-    """Parameters on one line."""
+    """Format parameters on one line."""
     return ", ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in params.items())
 
 

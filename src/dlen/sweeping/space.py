@@ -1,4 +1,4 @@
-"""The search space of a study: parameters in the terms of Hydra's overrides, and the conditions between them."""
+"""The search space of a study: parameters as Hydra overrides, and the conditions between them."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ Value = bool | int | float | str | None
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One thing that is searched.
+    """One searched parameter.
 
     Attributes:
-        name: in the study: the config key, and for one of several values of a key ``KEY.TASK``.
-        key: what ``train.py`` is told on its command line, such as ``model.alpha`` or ``model/backbone``.
-        task: its part of a key that has one value for each task; None for a whole key.
-        distribution: Optuna's.
-        when: it exists only where each of these parameters has one of these values.
+        name: name in the study: the config key, or ``KEY.TASK`` for one of several values of a key.
+        key: key of a ``train.py`` override, such as ``model.alpha`` or ``model/backbone``.
+        task: task of this value, for a key with one value per task; None for a whole key.
+        distribution: Optuna distribution.
+        when: the parameter exists only if each of these parameters has one of these values.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Parameter:
         return [found.low, found.high]
 
     def contains(self, value: Any) -> bool:
-        """Whether it can have this value."""
+        """Whether the parameter can have this value."""
         try:
             return bool(self.distribution._contains(self.distribution.to_internal_repr(value)))
         except (TypeError, ValueError):
@@ -75,12 +75,12 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """All parameters of a study, those that others depend on first."""
+    """All parameters of a study. A parameter comes after those it depends on."""
 
     parameters: tuple[Parameter, ...]
 
     def suggest(self, trial: optuna.Trial) -> dict[str, Value]:
-        """Ask the study's sampler for the value of each parameter that exists in this trial."""
+        """Ask the study's sampler for a value of each parameter that exists in this trial."""
         params: dict[str, Value] = {}
         for parameter in self.parameters:
             if _exists(parameter, params):
@@ -88,7 +88,7 @@ class Space:
         return params
 
     def overrides(self, params: Mapping[str, Value]) -> list[str]:
-        """What ``train.py`` is told for these values."""
+        """The ``train.py`` overrides for these values."""
         whole: dict[str, str] = {}
         parts: dict[str, dict[str, Value]] = {}
         for parameter in self.parameters:
@@ -103,7 +103,7 @@ class Space:
         return [f"{key}={value}" for key, value in whole.items()]
 
     def probes(self) -> Iterator[dict[str, Value]]:
-        """Points that together have every choice and both ends of every range, and one point at least."""
+        """Points that together cover every choice and both ends of every range; at least one point."""
         yield self._complete({})
         for parameter in self.parameters:
             for value in parameter.extremes():
@@ -112,7 +112,7 @@ class Space:
                     yield point
 
     def grid(self) -> list[dict[str, Value]]:
-        """Every point, in a fixed order, each one once.
+        """Every distinct point, in a fixed order.
 
         Raises:
             UserError: a range has no step.
@@ -125,14 +125,14 @@ class Space:
         return list(points.values())
 
     def describe(self) -> dict[str, Any]:
-        """Plain values that tell one space from another."""
+        """Plain values that identify the space."""
         return {
             p.name: {**json.loads(optuna.distributions.distribution_to_json(p.distribution)), "when": p.when}
             for p in self.parameters
         }
 
     def _complete(self, wanted: Mapping[str, Value]) -> dict[str, Value]:
-        """A point with these values where they can be, and the first extreme of every other parameter."""
+        """A point with these values where they can exist, and the first extreme of every other parameter."""
         point: dict[str, Value] = {}
         for parameter in self.parameters:
             if _exists(parameter, point):
@@ -140,7 +140,7 @@ class Space:
         return point
 
     def _causes(self, parameter: Parameter) -> dict[str, Value]:
-        """Values under which a parameter exists."""
+        """Values that make a parameter exist."""
         found: dict[str, Value] = {}
         for name, values in parameter.when.items():
             found[name] = values[0]
@@ -150,11 +150,11 @@ class Space:
 
 
 def parse_space(space: Mapping[str, Any], tasks: Sequence[str]) -> Space:
-    """The search space of a sweep's config.
+    """Parse the search space of a sweep's config.
 
-    Each entry maps an override of ``train.py`` to a range ``{low, high}`` of whole numbers or of floats, with ``step``
-    or ``log: true``, or to ``{choices: [...]}``. ``when: {KEY: [VALUES]}`` makes it exist only there, and
-    ``each_task: true`` makes it one parameter for each task.
+    Each entry maps an override of ``train.py`` to a range ``{low, high}`` of integers or floats, with ``step`` or
+    ``log: true``, or to ``{choices: [...]}``. ``when: {KEY: [VALUES]}`` restricts it to these values, and
+    ``each_task: true`` makes it one parameter per task.
 
     Args:
         space: ``sweep.space`` as plain values.
@@ -243,5 +243,5 @@ def _ask(trial: optuna.Trial, parameter: Parameter) -> Value:
 
 
 def _scalar(choice: Any) -> Value:
-    """Lists and mappings become text in Hydra's grammar, as Optuna stores plain values only."""
+    """Write lists and mappings as text in Hydra's grammar, because Optuna stores only scalars."""
     return written(choice) if isinstance(choice, list | dict) else choice

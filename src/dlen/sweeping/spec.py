@@ -1,4 +1,4 @@
-"""What the coordinator of a study tells its workers."""
+"""What the coordinator of a study passes to its workers."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """All that a worker has to know, as plain values; the storage comes by the environment.
+    """All that a worker needs, as plain values. The storage is passed in the environment.
 
     Attributes:
-        name: of the study.
-        folder: of the study.
+        name: name of the study.
+        folder: folder of the study.
         conf: folder of Hydra's configs.
         common: overrides of all trials.
         space: ``sweep.space``.
-        tasks: of the data.
-        objectives: key of a figure to its direction.
+        tasks: tasks of the data.
+        objectives: direction of each metric, by key.
         sampler: name and further arguments.
         pruner: name and further arguments.
         first: training steps before the first validation.
-        steps: of a whole trial.
-        seed: of the samplers.
-        seeds: trainings of each trial.
-        trials: wanted number.
-        retries: how often a trial that died is tried again.
-        devices: of each trial, one process for each.
-        fusion: a finished run whose ranking score is searched, and how; None where trials train.
-        trust: packages whose classes the config of that run may name beside those of dlen.
-        until: no trial begins after this time, in seconds since the epoch; None for no limit.
+        steps: training steps of a whole trial.
+        seed: seed of the samplers.
+        seeds: training runs per trial, one per seed.
+        trials: wanted number of trials.
+        retries: how often a trial that died is retried.
+        devices: devices per trial, with one process each.
+        fusion: a finished run whose ranking score is searched, and how; None if trials train a model.
+        trust: packages, in addition to dlen, whose classes the config of that run may name.
+        until: no trial starts after this time, in seconds since the epoch; None for no limit.
     """
 
     name: str
@@ -54,9 +54,9 @@ class Spec:
     until: float | None
 
     def to_json(self) -> str:
-        """For a worker's command line."""
+        """JSON for the spec file that workers read."""
         return json.dumps(asdict(self))
 
     def prunable(self, seed: int) -> bool:
-        """Whether the training on this seed reports its validations: one objective's, and of the first seed alone."""
+        """Whether training on this seed reports validations: only with a single objective, and on the first seed."""
         return len(self.objectives) == 1 and seed == 0 and self.pruner[0] != "wilcoxon"

@@ -1,4 +1,4 @@
-"""The Optuna study behind a sweep: its storage, its identity, who may run a next trial, and trials that died."""
+"""The Optuna study of a sweep: its storage, its identity, who may start the next trial, and trials that died."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ from dlen.overrides import leaves
 from dlen.sweeping.journal import Journal
 from dlen.sweeping.trial_records import own_trials, retried, used
 
-STORAGE = "DLEN_STORAGE"  # tells a worker where the study is kept: a URL can hold a password, so it stays out of files
+STORAGE = "DLEN_STORAGE"  # passes the storage to workers; a URL may contain a password, so it is kept out of files
 _IDENTITY = "identity"
-_ATTEMPTS = 5  # to open a database whose tables are being made
-_REPAIR_AFTER = timedelta(minutes=1)  # a retry that is missing for so long was lost with its coordinator
+_ATTEMPTS = 5  # to open a database whose tables are being created
+_REPAIR_AFTER = timedelta(minutes=1)  # a retry that is missing for this long was lost with its coordinator
 _SAMPLERS: dict[str, tuple[type[BaseSampler], dict[str, Any]]] = {
     "tpe": (TPESampler, {"multivariate": True, "group": True, "constant_liar": True}),
     "gp": (GPSampler, {}),
@@ -57,10 +57,10 @@ _PRUNERS = {
 
 
 def connect(storage: str) -> BaseStorage:
-    """Open a storage: the path of a journal file, or the URL of a database.
+    """Open a storage from the path of a journal file or the URL of a database.
 
     Raises:
-        UserError: it cannot be reached, or its driver is not installed.
+        UserError: the storage cannot be reached, or its driver is not installed.
     """
     if "://" not in storage:
         path = Path(storage)
@@ -73,7 +73,7 @@ def connect(storage: str) -> BaseStorage:
             raise UserError(f"config sweep.storage: {path} cannot be written ({error.strerror})") from None
         except ValueError as error:
             raise UserError(f"config sweep.storage: {path} {error}") from None
-        except (LookupError, TypeError, AttributeError):  # whatever is replayed
+        except (LookupError, TypeError, AttributeError):  # raised while replaying records
             raise UserError(f"config sweep.storage: {path} is no journal file; SQLite is sqlite:///{path}") from None
     try:
         return _open_database(storage)
@@ -89,7 +89,7 @@ def connect(storage: str) -> BaseStorage:
 
 
 def _open_database(url: str) -> RDBStorage:
-    """Optuna makes its tables where there are none, which fails when another process makes them at the same moment."""
+    """Open a database. Optuna creates missing tables, which fails if another process does so at the same time."""
     for attempt in range(_ATTEMPTS):
         try:
             return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
@@ -101,7 +101,7 @@ def _open_database(url: str) -> RDBStorage:
 
 
 def shown(storage: str) -> str:
-    """A storage without its password."""
+    """The storage with its password hidden."""
     if "://" not in storage:
         return storage
     try:
@@ -111,10 +111,10 @@ def shown(storage: str) -> str:
 
 
 def check_options(sampler: str, pruner: str, objectives: Mapping[str, str]) -> None:
-    """Names of the sampler and the pruner, and whether they go with the objectives.
+    """Check the names of sampler and pruner, and that they support the objectives.
 
     Raises:
-        UserError: one is unknown, or several objectives are to be pruned.
+        UserError: a name is unknown, or does not support several objectives.
     """
     for key, name, known in (("sampler", sampler, _SAMPLERS), ("pruner", pruner, _PRUNERS)):
         if name not in known:
@@ -131,17 +131,17 @@ def check_options(sampler: str, pruner: str, objectives: Mapping[str, str]) -> N
 
 
 def make_sampler(name: str, options: Mapping[str, Any], seed: int, worker: str, trials: int) -> BaseSampler:
-    """A worker's own sampler.
+    """Make a worker's own sampler.
 
     Args:
-        name: one of the known ones.
+        name: a known sampler.
         options: further arguments of Optuna's class.
-        seed: of the study.
-        worker: what tells it from the others; they draw different random numbers, except where they share a sequence.
-        trials: that the study has: a study that goes on draws other numbers than at its start.
+        seed: seed of the study.
+        worker: identifies the worker. Workers draw different random numbers, unless they share a sequence.
+        trials: number of trials in the study, so that a resumed study draws new numbers.
 
     Raises:
-        UserError: the class refuses an argument.
+        UserError: the class rejects an argument.
     """
     kind, defaults = _SAMPLERS[name]
     if name != "qmc":
@@ -156,16 +156,16 @@ def make_sampler(name: str, options: Mapping[str, Any], seed: int, worker: str, 
 
 
 def make_pruner(name: str, options: Mapping[str, Any], first: int, steps: int) -> optuna.pruners.BasePruner:
-    """The study's pruner.
+    """Make the study's pruner.
 
     Args:
-        name: one of the known ones.
+        name: a known pruner.
         options: further arguments of Optuna's class.
         first: training steps before the first validation.
-        steps: of a whole trial.
+        steps: training steps of a whole trial.
 
     Raises:
-        UserError: the class refuses an argument.
+        UserError: the class rejects an argument.
     """
     defaults: dict[str, Any] = {"min_resource": first, "max_resource": max(steps, first)} if name == "hyperband" else {}
     try:
@@ -177,7 +177,7 @@ def make_pruner(name: str, options: Mapping[str, Any], first: int, steps: int) -
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Optuna warns that some of its classes are experimental, which a user of ours cannot help."""
+    """Silence Optuna's warnings about experimental classes, which the user cannot act on."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         yield
@@ -186,10 +186,10 @@ def _quiet() -> Iterator[None]:
 def open_study(
     storage: BaseStorage, name: str, objectives: Mapping[str, str], identity: Mapping[str, Any]
 ) -> optuna.Study:
-    """The study of this name, made if it is new.
+    """Open the study of this name, or create it.
 
     Raises:
-        UserError: it is another study; what differs stands in the lines of the message after the first.
+        UserError: the study has another identity; the further lines of the message list the differences.
     """
     directions: Any = list(objectives.values())
     try:
@@ -208,13 +208,13 @@ def open_study(
 
 
 def _plain(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What JSON makes of it, as a storage does."""
+    """Convert to what a storage returns, by a round trip through JSON."""
     plain: dict[str, Any] = json.loads(json.dumps(content))
     return plain
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """One line for each value that was changed, added or taken away."""
+    """One line for each value that was changed, added or removed."""
     was, now = ({k: json.dumps(v) for k, v in leaves(content, " ")} for content in (before, after))
     lines = []
     for key in sorted({*was, *now}):
@@ -228,16 +228,16 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
 
 
 def claim(study: optuna.Study, budget: int, folder: Path, worker: str) -> optuna.Trial | None:
-    """Begin the next trial; None when as many as wanted have been begun.
+    """Start the next trial; None if the wanted number of trials has been started.
 
-    Workers of one folder take turns. Workers that share the storage alone may begin one trial too many, which the
-    later one sees and takes back.
+    Workers of one folder take turns. Workers that share only the storage may start one trial too many, which the later
+    one detects and reverts.
 
     Args:
-        study: shared by all workers.
+        study: study shared by all workers.
         budget: wanted number of trials.
-        folder: of the study.
-        worker: name, kept with the trial.
+        folder: folder of the study.
+        worker: name of the worker, stored with the trial.
     """
     with locked(folder / ".claim.lock", "beginning a trial", quiet=True):
         if len(used(own_trials(study))) >= budget:
@@ -257,7 +257,7 @@ def claim(study: optuna.Study, budget: int, folder: Path, worker: str) -> optuna
 
 
 def queue_points(study: optuna.Study, points: Sequence[Mapping[str, Any]]) -> None:
-    """Have these points tried first; those that the study has already are left out."""
+    """Queue these points to be tried first, except those that the study already has."""
     known = [t.system_attrs.get("fixed_params") for t in study.get_trials(deepcopy=False)]
     for point in points:
         if dict(point) not in known:
@@ -265,16 +265,16 @@ def queue_points(study: optuna.Study, points: Sequence[Mapping[str, Any]]) -> No
 
 
 def fail(study: optuna.Study, trial: FrozenTrial, reason: str, retries: int | None) -> bool:
-    """End a trial that cannot go on, and have it tried again.
+    """Fail a trial that cannot continue, and requeue it.
 
     Args:
-        study: of the trial.
-        trial: begun and not ended.
-        reason: kept with it.
-        retries: how often a trial is tried again; None to try again without counting this time, 0 for never.
+        study: study of the trial.
+        trial: a started trial that has not ended.
+        reason: reason, stored with the trial.
+        retries: maximum number of retries; None retries without counting this attempt, 0 never retries.
 
     Returns:
-        Whether it is tried again.
+        Whether the trial is retried.
     """
     already = int(trial.user_attrs.get("retries", 0))
     again = retries is None or already < retries
@@ -296,11 +296,11 @@ def _queue_again(study: optuna.Study, trial: FrozenTrial, retries: int) -> None:
 
 
 def repair(study: optuna.Study, trials: Sequence[FrozenTrial]) -> None:
-    """Queue what was to be tried again and is not in the queue: its coordinator died at that very moment.
+    """Queue retries that are missing because the coordinator died before queueing them.
 
     Args:
-        study: to queue them in.
-        trials: of it, as they were read a moment ago; what is younger than a minute is left alone.
+        study: study in which to queue.
+        trials: its trials, as just read; those that ended less than a minute ago are left alone.
     """
     queued = {t.user_attrs.get("retry_of") for t in trials}
     for trial in trials:
@@ -310,5 +310,5 @@ def repair(study: optuna.Study, trials: Sequence[FrozenTrial]) -> None:
 
 
 def host() -> str:
-    """This machine's name, as workers' names begin."""
+    """Name of this machine, the prefix of its workers' names."""
     return socket.gethostname().split(".")[0]

@@ -1,4 +1,4 @@
-"""sweep: from a sweep's config to a study, its workers, and an answer that was tested on fresh seeds."""
+"""sweep: run a study from its config, and test the result on fresh seeds."""
 
 from __future__ import annotations
 
@@ -52,27 +52,27 @@ from dlen.training.run_folder import open_run
 from dlen.training.targets import Targets
 
 Draw = Callable[[optuna.Study, str, Sequence[FrozenTrial], Mapping[str, str], Path], None]
-_FRESH = 1000  # the first seed of the final comparison; trials count from 0
-_FIXED = ("data", "seed", "run_dir", "runs_dir", "ckpt", "base_run", "sweep")  # what a study cannot search
-_COUNTS = {"trials": 1, "seeds": 1, "retries": 0, "confirm": 0, "seed": 0, "devices_per_trial": 1}  # from
+_FRESH = 1000  # first seed of the final comparison; trials count from 0
+_FIXED = ("data", "seed", "run_dir", "runs_dir", "ckpt", "base_run", "sweep")  # keys that a study cannot search
+_COUNTS = {"trials": 1, "seeds": 1, "retries": 0, "confirm": 0, "seed": 0, "devices_per_trial": 1}  # lowest values
 _LAUNCHERS = ("local", "submitit")
 
 
 @dataclass(frozen=True, slots=True)
 class StudyPlan:
-    """A study that has been checked and not begun.
+    """A study that has been checked but not started.
 
     Attributes:
-        title: of the page.
-        job: a finished run whose ranking score is searched; None where trials train.
-        spec: for the workers.
-        space: what is searched.
+        title: title of the page.
+        job: a finished run whose ranking score is searched; None if trials train a model.
+        spec: spec for the workers.
+        space: search space.
         start: points that are tried first.
-        identity: what a study must have in common with the one that it goes on with.
+        identity: what must match when a study is resumed.
         storage: path or URL.
-        store: the prepared data.
-        said: overrides of the command line alone.
-        folder: of the study.
+        store: prepared data.
+        said: overrides of the command line only.
+        folder: folder of the study.
     """
 
     title: str
@@ -88,15 +88,15 @@ class StudyPlan:
 
 
 def sweep(config: DictConfig, draw: Draw) -> None:
-    """Run a study to its end, write what was found, and test the best against the default on fresh seeds.
+    """Run a study to its end, write the results, and test the best trial against the default on fresh seeds.
 
     Args:
-        config: of ``sweep.py``.
-        draw: writes the study's page into its folder.
+        config: config of ``sweep.py``.
+        draw: writes the study's page to its folder.
 
     Raises:
-        UserError: for wrong settings, for a study that was begun with others, or when every trial fails.
-        SystemExit: 130 after Ctrl-C; the same command goes on.
+        UserError: a setting is wrong, the study was started with other settings, or every trial fails.
+        SystemExit: 130 after Ctrl-C; the same command resumes the study.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     plan = make_plan(config)
@@ -111,7 +111,7 @@ def sweep(config: DictConfig, draw: Draw) -> None:
     with locked(plan.folder / ".claim.lock", "beginning this study", quiet=True):
         queue_points(study, plan.start)
     (plan.folder / "workers").mkdir(parents=True, exist_ok=True)
-    file = plan.folder / "workers" / f"spec-{host()}-{os.getpid()}.json"  # another coordinator has its own
+    file = plan.folder / "workers" / f"spec-{host()}-{os.getpid()}.json"  # another coordinator has its own file
     write_text(file, spec.to_json() + "\n")
     before = own_trials(study)
     print(f"study {spec.name}: {len(used(before))} of {spec.trials} trials so far, {workers} workers", file=sys.stderr)
@@ -140,7 +140,7 @@ def sweep(config: DictConfig, draw: Draw) -> None:
 
 
 def make_plan(config: DictConfig) -> StudyPlan:
-    """Check everything that can be known before a worker starts.
+    """Check everything that can be checked before a worker starts.
 
     Raises:
         UserError: the sweep or an override is wrong.
@@ -222,7 +222,7 @@ def make_plan(config: DictConfig) -> StudyPlan:
 
 
 def _asked(options: Mapping[str, Any]) -> dict[str, str]:
-    """Figure to direction, as the config says it in two lists."""
+    """Directions of the metrics in the config's two lists."""
     found: dict[str, str] = {}
     for direction in ("maximize", "minimize"):
         figures = options[direction] or []
@@ -233,10 +233,10 @@ def _asked(options: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _objectives(asked: Mapping[str, str], store: Store) -> dict[str, str]:
-    """``val/auc/*`` stands for each task.
+    """Expand ``val/auc/*`` to all tasks.
 
     Raises:
-        UserError: a validation AUC of no target.
+        UserError: a validation AUC names an unknown target.
     """
     found: dict[str, str] = {}
     names = Targets(store.schema).names
@@ -252,7 +252,7 @@ def _objectives(asked: Mapping[str, str], store: Store) -> dict[str, str]:
 
 
 def _check_points(space: Space, common: Sequence[str], said: Sequence[str], store: Store) -> None:
-    """Compose and build the config of enough points to have seen every choice and both ends of every range."""
+    """Compose and build enough configs to cover every choice and both ends of every range."""
     told = {o.lstrip("+~").split("=")[0] for o in said}
     for parameter in space.parameters:
         key = parameter.key.lstrip("+~")
@@ -269,10 +269,10 @@ def _check_points(space: Space, common: Sequence[str], said: Sequence[str], stor
 
 
 def _points(space: Space, points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The points that are to be tried first.
+    """Check the points that are tried first.
 
     Raises:
-        UserError: a point has a parameter that is not searched, or a value outside of its range.
+        UserError: a point has a parameter that is not searched, or a value outside its range.
     """
     known = {p.name: p for p in space.parameters}
     for point in points:
@@ -297,7 +297,7 @@ def _identity(base: DictConfig, space: Space, spec: Spec, store: Store) -> dict[
 
 
 def _write(study: optuna.Study, plan: StudyPlan, draw: Draw) -> None:
-    """What is known of the study by now: trials.parquet, study.html and best.yaml."""
+    """Write the results so far: trials.parquet, study.html and best.yaml."""
     trials = own_trials(study)
     if not trials:
         return
@@ -313,10 +313,10 @@ def _write(study: optuna.Study, plan: StudyPlan, draw: Draw) -> None:
 
 
 def _best(trials: Sequence[FrozenTrial], plan: StudyPlan) -> FrozenTrial | None:
-    """The best trial, whose values become overrides: they are not those of whoever else wrote into the storage.
+    """The best trial. Its values become overrides, so they must not come from other writers to the storage.
 
     Raises:
-        UserError: it has a value that the study does not search.
+        UserError: the trial has a value that the study does not search.
     """
     top = best_trial(trials, plan.spec.objectives)
     params = {} if top is None else top.params
@@ -331,7 +331,7 @@ def _best(trials: Sequence[FrozenTrial], plan: StudyPlan) -> FrozenTrial | None:
 
 
 def _answer(study: optuna.Study, plan: StudyPlan, asked: int, workers: int) -> None:
-    """Say which trial is best, and train it and the default on fresh seeds, each tested once."""
+    """Report the best trial, then train it and the default on fresh seeds and test each once."""
     trials = own_trials(study)
     top = _best(trials, plan)
     if top is None:

@@ -1,4 +1,4 @@
-"""One trial: train on its parameters, report each validation, and end pruned, failed or with its figures."""
+"""One trial: train with its parameters, report each validation, and end pruned, failed or with metrics."""
 
 from __future__ import annotations
 
@@ -33,32 +33,32 @@ from dlen.training.fit import Fitted, fit
 from dlen.training.loggers import finish_wandb
 from dlen.training.module import RankingModule
 
-FOLLOWED = "DLEN_TRIAL"  # tells the further processes of a trial what they train
-_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # how torch's allocators begin
+FOLLOWED = "DLEN_TRIAL"  # passes the overrides to the further processes of a trial
+_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # parts of the messages of torch's allocators
 
 
 class TrialInterruptedError(Exception):
-    """The worker is asked to stop."""
+    """The worker was asked to stop."""
 
 
 class TrialFailedError(Exception):
-    """Training cannot go on; the message is the reason."""
+    """Training cannot continue; the message is the reason."""
 
 
 class Reporter(Callback):
-    """Tells the study each validation's figure at its global step, and ends a training that the pruner gives up.
+    """Reports the metric of each validation at its global step, and stops training when the pruner decides to.
 
     With several processes the first one asks the pruner and the others follow.
 
     Args:
-        trial: that is told; None where another process tells it, or nobody.
-        key: of the figure that is reported.
+        trial: trial to report to; None if another process reports, or none does.
+        key: key of the reported metric.
         stopping: set when the worker has to stop.
-        prunable: the training can be given up, which all of its processes ask at the same time.
+        prunable: whether training can be pruned, the same in all of its processes.
 
     Attributes:
-        best: the figures of the validation with the best mean AUC, which is what a checkpoint would hold.
-        pruned: the pruner has given up this trial.
+        best: metrics of the validation with the best mean AUC, which is what a checkpoint would hold.
+        pruned: whether the pruner has stopped this trial.
     """
 
     def __init__(self, trial: optuna.Trial | None, key: str, stopping: threading.Event, *, prunable: bool) -> None:
@@ -69,25 +69,25 @@ class Reporter(Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Stop where the worker is asked to."""
+        """Stop if the worker was asked to."""
         if self.stopping.is_set():
             raise TrialInterruptedError
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Keep the loss, unread: reading it would wait for the device."""
+        """Keep the loss without reading it, because reading would wait for the device."""
         self._loss = outputs["loss"]
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Report."""
+        """Report the metric."""
         assert isinstance(pl_module, RankingModule)
         if trainer.sanity_checking:
             return
         if self._loss is not None and not math.isfinite(float(self._loss)):
             raise TrialFailedError(f"the training loss is {float(self._loss)} at step {trainer.global_step}")
         figures = {f"val/{key}": value for key, value in pl_module.figures["val"].values.items()}
-        if not self.prunable or trainer.state.fn is not TrainerFn.FITTING:  # a fit in one go is over by now
+        if not self.prunable or trainer.state.fn is not TrainerFn.FITTING:  # a fit in one go is already over
             return
         give_up = False
         if self.trial is not None and self.key in figures:
@@ -105,20 +105,20 @@ def run_trial(
     spec: Spec,
     stopping: threading.Event,
 ) -> bool:
-    """Train a trial on all of its seeds and tell the study how it ended.
+    """Train a trial on all of its seeds and report its outcome to the study.
 
-    A trial that fails says why and does no harm to the next; one that is interrupted goes back into the queue.
+    A failed trial records its reason and does not affect the next one. An interrupted trial is requeued.
 
     Args:
-        study: of the trial.
-        trial: begun.
-        compose: from the trial's overrides to a config of ``train.py``.
-        space: what is searched.
-        spec: of the study.
+        study: study of the trial.
+        trial: a started trial.
+        compose: makes a config of ``train.py`` from the trial's overrides.
+        space: search space.
+        spec: spec of the study.
         stopping: set when the worker has to stop.
 
     Returns:
-        Whether it came to its end.
+        Whether the trial ended normally.
     """
     try:
         overrides = space.overrides(space.suggest(trial))
@@ -137,12 +137,12 @@ def run_trial(
         _mark_wandb("failed", reason)
         return False
     finally:
-        gc.collect()  # Lightning's objects hold one another, and with them the model
+        gc.collect()  # Lightning's objects form reference cycles that hold the model
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     try:
         study.tell(trial, values, state)
-    except (ValueError, optuna.exceptions.UpdateFinishedTrialError):  # another coordinator took it for dead
+    except (ValueError, optuna.exceptions.UpdateFinishedTrialError):  # another coordinator considered it dead
         print(f"trial {trial.number} was ended by another coordinator", file=sys.stderr)
     _mark_wandb(state.name.lower())
     return True
@@ -180,7 +180,7 @@ def _train(
         if pruned:
             return TrialState.PRUNED, None
         if seed + 1 < spec.seeds:
-            _mark_wandb("complete")  # else the next seed would go on with this one's run
+            _mark_wandb("complete")  # else the next seed would continue this seed's W&B run
     values = [sum(f[key] for f in found) / len(found) for key in keys]
     for key, value in zip(keys, values, strict=True):
         if not math.isfinite(value):
@@ -189,11 +189,11 @@ def _train(
 
 
 def follow(compose: Callable[[list[str]], DictConfig], spec: Spec) -> None:
-    """What the further processes of a trial do: train along with the first one, which tells the study.
+    """Entry point of a trial's further processes: train along with the first one, which reports to the study.
 
     Args:
-        compose: from the trial's overrides to a config of ``train.py``.
-        spec: of the study.
+        compose: makes a config of ``train.py`` from the trial's overrides.
+        spec: spec of the study.
     """
     reporter = Reporter(None, next(iter(spec.objectives)), threading.Event(), prunable=spec.prunable(0))
     fit(compose(json.loads(os.environ[FOLLOWED])), lambda folder: [reporter], checkpoints=False)
@@ -202,7 +202,7 @@ def follow(compose: Callable[[list[str]], DictConfig], spec: Spec) -> None:
 def _keep(
     trial: optuna.Trial, fitted: Fitted, found: list[dict[str, Any]], steps: int, seconds: float, state: str
 ) -> None:
-    """A run's ``metrics.json``, and the study's own record of all seeds so far."""
+    """Write the run's ``metrics.json`` and the study's record of all seeds so far."""
     metrics = {**found[-1], "trial": trial.number, "state": state}
     write_json(fitted.folder / "metrics.json", metrics)
     fitted.dashboard.summarise(metrics)
@@ -216,7 +216,7 @@ def _keep(
 
 
 def _reason(error: Exception) -> str:
-    """One line."""
+    """The error on one line."""
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(m in text.lower() for m in _MEMORY):
         return f"out of memory: {text[:200]}"
@@ -226,7 +226,7 @@ def _reason(error: Exception) -> str:
 
 
 def _mark_wandb(state: str, reason: str | None = None) -> None:
-    """End the trial's W&B run, where there is one, with its state as a tag."""
+    """Finish the trial's W&B run, if there is one, with its state as a tag."""
     wandb = sys.modules.get("wandb")
     if wandb is None or wandb.run is None:
         return

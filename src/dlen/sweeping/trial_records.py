@@ -1,4 +1,4 @@
-"""Reading the trials of a study: which ones count, which ones are retried, and which ones are best."""
+"""Read the trials of a study: which ones count, which ones are retried, and which ones are best."""
 
 from __future__ import annotations
 
@@ -9,46 +9,46 @@ from optuna.trial import FrozenTrial, TrialState
 
 
 def own_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """All trials of a study but those that a second worker began beyond the wanted number."""
+    """All trials of a study except surplus ones, which a second worker started beyond the wanted number."""
     return [t for t in study.get_trials(deepcopy=False) if "surplus" not in t.user_attrs]
 
 
 def retried(trial: FrozenTrial) -> bool:
-    """It died or was interrupted, and another trial has its parameters."""
+    """Whether the trial died or was interrupted and another trial has its parameters."""
     return trial.state == TrialState.FAIL and bool(trial.user_attrs.get("retried"))
 
 
 def used(trials: Sequence[FrozenTrial]) -> list[int]:
-    """Numbers of the trials that count towards the wanted number: begun or ended, and not retried by another."""
+    """Numbers of the trials that count towards the wanted number: started or ended, and not retried."""
     return [t.number for t in trials if t.state != TrialState.WAITING and not retried(t)]
 
 
 def ended(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Complete, pruned, or failed for good."""
+    """Trials that are complete, pruned or failed for good."""
     return [t for t in trials if t.state.is_finished() and not retried(t)]
 
 
 def last_value(trial: FrozenTrial) -> float | None:
-    """What was reported last; None before the first report."""
+    """The last reported value; None before the first report."""
     return None if trial.last_step is None else trial.intermediate_values[trial.last_step]
 
 
 def targets_of(trials: Sequence[FrozenTrial]) -> list[str]:
-    """Names of all AUCs that trials have kept."""
+    """Names of all AUCs that the trials recorded."""
     return list(dict.fromkeys(name for t in trials for name in t.user_attrs.get("auc", {})))
 
 
 def seed_aucs(trial: FrozenTrial, target: str) -> list[float]:
-    """A target's validation AUC of each seed that has one."""
+    """Validation AUC of a target for each seed that has one."""
     return [v for v in trial.user_attrs.get("auc", {}).get(target, []) if v is not None]
 
 
 def best_trial(trials: Sequence[FrozenTrial], objectives: Mapping[str, str]) -> FrozenTrial | None:
-    """The best that is complete; with several objectives, the one of the Pareto front with the best mean AUC.
+    """The best complete trial; with several objectives, the one on the Pareto front with the best mean AUC.
 
     Args:
-        trials: of the study.
-        objectives: key of a figure to its direction.
+        trials: trials of the study.
+        objectives: direction of each metric, by key.
     """
     front = pareto_front(trials, objectives)
     if len(objectives) > 1:
@@ -57,7 +57,7 @@ def best_trial(trials: Sequence[FrozenTrial], objectives: Mapping[str, str]) -> 
 
 
 def pareto_front(trials: Sequence[FrozenTrial], objectives: Mapping[str, str]) -> list[FrozenTrial]:
-    """Complete trials that no other one beats in an objective without losing in another, the earliest of equals."""
+    """Complete trials that no other dominates; the earliest one among equals."""
     signs = [1 if direction == "maximize" else -1 for direction in objectives.values()]
     complete = [(t, [s * v for s, v in zip(signs, t.values, strict=True)]) for t in trials if t.values]
     complete = [(t, values) for t, values in complete if t.state == TrialState.COMPLETE]
@@ -73,6 +73,6 @@ def pareto_front(trials: Sequence[FrozenTrial], objectives: Mapping[str, str]) -
 
 
 def mean_auc(trial: FrozenTrial) -> float:
-    """Mean AUC over tasks and seeds; minus infinity where it is not known."""
+    """Mean AUC over tasks and seeds; minus infinity if unknown."""
     found = seed_aucs(trial, "mean")
     return sum(found) / len(found) if found else float("-inf")

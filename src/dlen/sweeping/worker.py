@@ -1,6 +1,6 @@
-"""A worker: one process on its own devices that begins, trains and ends trials until as many as wanted are done.
+"""A worker: one process with its own devices that runs trials until the wanted number is done.
 
-It stays warm between trials, so that Python, torch and the data's memory maps are loaded once.
+It stays alive between trials, so Python, torch and the data's memory maps are loaded only once.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from dlen.sweeping.study import (
 )
 from dlen.sweeping.trial import FOLLOWED, follow, run_trial
 
-BEAT_SECONDS = 10.0  # between two signs of life
+BEAT_SECONDS = 10.0  # between two heartbeats
 
 
 def work(spec: Spec, name: str, number: int, watch: bool) -> None:
-    """Run trials until as many as wanted are begun, or time is up, or the worker is asked to stop.
+    """Run trials until the wanted number has been started, time is up, or the worker is asked to stop.
 
     Args:
-        spec: of the study.
-        name: of this worker, by which its coordinator knows its trials.
-        number: of this worker on its machine, from 0.
-        watch: stop when standard input is closed, as happens when the coordinator ends in whatever way.
+        spec: spec of the study.
+        name: name of this worker, by which its coordinator finds its trials.
+        number: number of this worker on its machine, from 0.
+        watch: stop when standard input is closed, which happens however the coordinator ends.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    if FOLLOWED in os.environ:  # started by Lightning, as a further process of a trial
+    if FOLLOWED in os.environ:  # started by Lightning as a further process of a trial
         with initialize_config_dir(spec.conf, version_base="1.3"):
             follow(composer(spec, None), spec)
         return
@@ -71,19 +71,19 @@ def work(spec: Spec, name: str, number: int, watch: bool) -> None:
                 continue
             with _alive(storage, trial._trial_id):
                 whole = run_trial(study, trial, composer(spec, trial.number), space, spec, stopping)
-            if spec.devices > 1:  # a group of processes is for one trial, and is not left to wait for this one
+            if spec.devices > 1:  # a process group serves one trial and must not wait for this process
                 if not whole:
                     os.killpg(0, signal.SIGKILL)
                 return
 
 
 def work_from(path: str, name: str, number: int) -> None:
-    """As :func:`work`, for a job that has the spec as a file and nobody at its standard input."""
+    """Run :func:`work` in a job that has the spec as a file and no standard input to watch."""
     work(Spec(**read_mapping(Path(path))), name, number, watch=False)
 
 
 def composer(spec: Spec, trial: int | None) -> Callable[[list[str]], DictConfig]:
-    """From overrides to a config of ``train.py``, with the study as the group of W&B's runs."""
+    """Return a function from overrides to a config of ``train.py``, with the study as the W&B group."""
 
     def make(overrides: list[str]) -> DictConfig:
         config = compose_train([*spec.common, *overrides])
@@ -99,7 +99,7 @@ def composer(spec: Spec, trial: int | None) -> Callable[[list[str]], DictConfig]
 
 @contextmanager
 def _alive(storage: optuna.storages.BaseStorage, trial_id: int) -> Iterator[None]:
-    """Give signs of life while a trial runs."""
+    """Send heartbeats while a trial runs."""
     ended = threading.Event()
 
     def beat() -> None:
@@ -110,7 +110,7 @@ def _alive(storage: optuna.storages.BaseStorage, trial_id: int) -> Iterator[None
                 storage.set_trial_user_attr(trial_id, "beat", number)
             except optuna.exceptions.UpdateFinishedTrialError:
                 return
-            except Exception as error:  # a database that is away for a moment must not make the trial look dead
+            except Exception as error:  # a database that is briefly unreachable must not make the trial look dead
                 print(f"no sign of life could be given: {error}", file=sys.stderr)
 
     thread = threading.Thread(target=beat, daemon=True)
@@ -123,7 +123,7 @@ def _alive(storage: optuna.storages.BaseStorage, trial_id: int) -> Iterator[None
 
 
 def _wait_for_end_of_input(stopping: threading.Event) -> None:
-    while os.read(sys.stdin.fileno(), 4096):  # sys.stdin has a lock, which Python cannot take at its exit
+    while os.read(sys.stdin.fileno(), 4096):  # sys.stdin has a lock that Python cannot take at exit
         pass
     stopping.set()
 

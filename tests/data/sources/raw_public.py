@@ -1,4 +1,4 @@
-"""Small files in the grammar of the public data sets' publishers, drawn by a program."""
+"""Generate small files in the formats of the public data sets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def flags(rng: Rng, rate: float = 0.3, rows: int = ROWS) -> Any:
 
 
 def kuairand(folder: Path) -> None:
-    """Two logs, user features and video features; one video of the log has no features, and tags are quoted lists."""
+    """Two logs, user features and video features. One video has no features, and tags are quoted lists."""
     rng = np.random.default_rng(0)
     for number, name in enumerate(("log_standard_4_08_to_4_21_1k", "log_standard_4_22_to_5_08_1k")):
         n = ROWS // 2
@@ -51,7 +51,7 @@ def kuairand(folder: Path) -> None:
 
 
 def tenrec(folder: Path) -> None:
-    """One table; also the other one that data.files can choose."""
+    """One table, and the other one that data.files can select."""
     rng = np.random.default_rng(1)
     columns = {"user_id": rng.integers(60, size=ROWS), "item_id": rng.integers(20, size=ROWS)}
     columns |= {signal: flags(rng) for signal in ("click", "follow", "like", "share")}
@@ -62,7 +62,7 @@ def tenrec(folder: Path) -> None:
 
 
 def tenrec_article(folder: Path) -> None:
-    """Signals, counts and scores of articles, some without a score."""
+    """Signals, counts and scores of articles; some have no score."""
     rng = np.random.default_rng(5)
     columns: dict[str, Any] = {"user_id": rng.integers(60, size=ROWS), "item_id": rng.integers(20, size=ROWS)}
     columns |= {signal: flags(rng) for signal in ("click", "like", "share", "follow", "read", "favorite")}
@@ -102,7 +102,7 @@ def aliexpress(folder: Path) -> None:
 
 
 def census(folder: Path) -> None:
-    """No header, values after a comma and a space, labels that end in a full stop."""
+    """No header, a comma and a space between values, labels that end in a full stop."""
     rng = np.random.default_rng(4)
     columns = yaml.safe_load((SPECS / "census.yaml").read_text())["columns"]
     for name, rows in (("data", ROWS), ("test", ROWS // 2)):

@@ -41,7 +41,7 @@ ROWS = 1200
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A generated pair, made harder: every seventh training line is an impossible one."""
+    """A generated pair, made harder: every seventh training line is impossible."""
     folder = tmp_path_factory.mktemp("demo") / "raw"
     AliCCPDemo(raw_dir=str(folder), rows=ROWS).files()
     path = folder / "sample_skeleton_train.csv"
@@ -54,12 +54,12 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def held_out_users(store: Store, pair: SlowPair) -> set[int | None]:
-    """Users of validation, by the group numbers of its rows."""
+    """Users of the validation split, by the group numbers of its rows."""
     return {pair.user(group) for group in store.split("validation").group.tolist()}
 
 
 def check(store: Store, raw: Path, max_values: int, min_count: int) -> None:
-    """Every row and field of the store equals the slow reading."""
+    """Check that every row and field of the store equals the slow reading."""
     train, test = read_pair(raw, "train"), read_pair(raw, "test")
     out = held_out_users(store, train)
     expected: dict[str, list[Row]] = {"train": [], "validation": []}
@@ -97,7 +97,7 @@ def test_every_field_of_every_row(tmp_path: Path, raw: Path, max_values: int, mi
 
 
 def test_users_are_told_apart_by_their_own_ids(tmp_path: Path, raw: Path) -> None:
-    """Also those whom training has not seen, or seldom, who have no vector."""
+    """Also users who are unseen or rare in training and have no vector."""
     store, pair = prepare(AliCCP(str(raw), min_count=60), tmp_path), read_pair(raw, "test")
     split = store.split("test")
     found = [pair.user(group) for _, _, group, _ in pair.rows]
@@ -176,7 +176,7 @@ def test_tasks_and_rates(tmp_path: Path, raw: Path, cvr_rows: str, train_on: str
     assert (cvr.observed_where, cvr.train_on, cvr.joint) == ("ctr", train_on, "ctcvr")
 
 
-# Files written by hand
+# Hand-written files
 
 COMMONS = [
     common_line(
@@ -206,7 +206,7 @@ SKELETONS = [
     skeleton_line(7, 0, 0, "e5", [("702", 4, "0"), ("509", 3, "12.5"), ("207", 0, "1")]),
     skeleton_line(8, 0, 0, "b2", []),
 ]
-FILLERS = range(900, 930)  # users of one row each, so that there is always somebody to hold out
+FILLERS = range(900, 930)  # users with one row each, so that there is always someone to hold out
 FILLER_COMMONS = [common_line(f"f{n}", [("101", n, "1.0")]) for n in FILLERS]
 FILLER_SKELETONS = [skeleton_line(n, 0, 0, f"f{n}", [("205", n, "1.0")]) for n in FILLERS]
 TEST_SKELETONS = [
@@ -248,7 +248,7 @@ def test_quirks(
 
 
 def fillers_held_out(raw: Path, folder: Path, **settings: Any) -> Store:
-    """A store whose validation users are all fillers, by trying seeds of the hash."""
+    """A store whose validation users are all fillers, found by trying seeds of the hash."""
     for seed in range(50):
         store = prepare(AliCCP(str(raw), validation=0.15, seed=seed, **settings), folder)
         if held_out_users(store, read_pair(raw, "train")) <= set(FILLERS):
@@ -257,7 +257,7 @@ def fillers_held_out(raw: Path, folder: Path, **settings: Any) -> Store:
 
 
 def test_quirks_read_by_eye(tmp_path: Path) -> None:
-    """The same file, with what a person expects of it."""
+    """The same file against expectations written by hand."""
     store = fillers_held_out(by_hand(tmp_path / "raw"), tmp_path / "data", min_count=1, max_values=2)
     rows = decode(store, "train")[:7]
     assert [(r["ctr"], r["cvr"]) for r in rows] == [(1, 1), (0, 0), (0, 0), (1, 0), (1, 0), (0, 0), (0, 0)]
@@ -274,12 +274,12 @@ def test_quirks_read_by_eye(tmp_path: Path) -> None:
     assert [r["205"] for r in test] == [2, None]
     assert test[0]["853"] == [(None, 1.0)]
     assert (test[0]["127_14"], test[0]["127"]) == ([(600, 1.0)], 600)
-    assert test[1]["109_14"] == [(None, 1.0), (None, 2.0)]  # 71 is cut in every training row
+    assert test[1]["109_14"] == [(None, 1.0), (None, 2.0)]  # 71 is truncated in every training row
     assert test[1]["101"] is None
 
 
 def test_min_count_counts_every_occurrence(tmp_path: Path) -> None:
-    """An id twice in one impression has occurred twice; a user's ids occur in every impression of the group."""
+    """An id twice in one impression occurs twice; a user's ids occur in every impression of the group."""
     twice = [("210", 5, "1.0"), ("210", 5, "1.0"), ("210", 6, "1.0"), ("205", 1, "1.0")]
     lines = [skeleton_line(1, 0, 0, "g", twice), skeleton_line(2, 1, 0, "g", [("210", 6, "1.0")])]
     common = [common_line("g", [("101", 3, "1.0"), ("109_14", 8, "1.0")])]
@@ -301,7 +301,7 @@ def test_impressions_of_validation_and_impossible_ones_do_not_count(tmp_path: Pa
 
 
 def test_demo_is_drawn_once_and_never_replaced(tmp_path: Path) -> None:
-    """Stores and runs remember the files that they were made of."""
+    """Stores and runs record the files that they were made from."""
 
     def content(rows: int, seed: int = 0, folder: str = "raw") -> dict[str, bytes]:
         paths = AliCCPDemo(raw_dir=str(tmp_path / folder), rows=rows, demo_seed=seed).files()

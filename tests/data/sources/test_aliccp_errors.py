@@ -1,4 +1,4 @@
-"""Wrong Ali-CCP files: one line that names the file and the line, and nothing left behind."""
+"""Invalid Ali-CCP files: one line that names the file and the line, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_a_blank_line_at_the_end(tmp_path: Path) -> None:
 @pytest.mark.parametrize("file", [COMMON_TRAIN, SKELETON_TRAIN, COMMON_TEST, SKELETON_TEST])
 def test_empty_and_missing_files(tmp_path: Path, file: str) -> None:
     path = tmp_path / "raw" / f"{file}.csv"
-    message = refused(tmp_path, good() | {file: []})  # one newline and nothing else
+    message = refused(tmp_path, good() | {file: []})  # only a newline
     assert str(path) in message
     path.write_bytes(b"")
     source = AliCCP(str(tmp_path / "raw"))
@@ -211,7 +211,7 @@ def test_the_files_of_other_archives(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("validation", [1e-9, 1 - 1e-9])
 def test_no_rows_for_a_split(tmp_path: Path, validation: float) -> None:
-    """A split without rows cannot be trained or measured; a user is told before training starts."""
+    """A split without rows cannot be trained on or measured; the user is warned before training starts."""
     raw = write_raw(tmp_path / "raw", good())
     assert "validation" in refusal(lambda: prepare(AliCCP(str(raw), validation=validation), tmp_path / "data"))
 

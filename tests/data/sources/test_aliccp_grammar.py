@@ -1,4 +1,4 @@
-"""One grammar of Ali-CCP lines: what a line reads as, or that it is bad, depends neither on its block nor on others."""
+"""The grammar of Ali-CCP lines: how a line is read, or rejected, does not depend on its block or on other lines."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ PIECES += [b"-", b".", b"_", b"e", b"9", b"0", b"\t", b"#", b"\xe2\x80\xa8"]
 
 @st.composite
 def lines(draw: st.DrawFn) -> bytes:
-    """A line of the grammar, or of one with pieces put in, put over others or taken away."""
+    """A line of the grammar, or one with pieces inserted, overwritten or removed."""
     line = draw(st.sampled_from(ODD_LINES)).encode()
     for _ in range(draw(st.sampled_from([0, 0, 1, 1, 2]))):
         at, gone = draw(st.integers(0, len(line))), draw(st.integers(0, 2))
@@ -85,7 +85,7 @@ def lines(draw: st.DrawFn) -> bytes:
 
 
 def read(path: Path, block: int, allowed: int) -> tuple[list[Any], list[int]]:
-    """What each line reads as, bit by bit, and the numbers of those that were left out."""
+    """The content of each line, to the bit, and the numbers of the skipped lines."""
     found: list[Any] = []
     bad = BadRows(allowed)
     with pytest.MonkeyPatch.context() as patch:
@@ -104,7 +104,7 @@ def read(path: Path, block: int, allowed: int) -> tuple[list[Any], list[int]]:
 
 
 def alone(path: Path, line: bytes) -> Any:
-    """What a line reads as between two good ones, or None where it is bad."""
+    """The content of a line between two good ones; None if it is rejected."""
     path.write_bytes(b"\n".join([GOOD.encode(), line, GOOD.encode()]) + b"\n")
     found, bad = read(path, 1, 1)
     assert bad in ([], [2])
@@ -163,7 +163,7 @@ def test_a_damaged_line_is_left_out_and_the_others_stay(
     path.write_bytes(b"".join([*content[:5], content[5][:3] + damage + content[5][3:], *content[6:]]))
     source = partial(AliCCP, str(raw), validation=0.3, min_count=1)
     assert f"{file}.csv, line 6: " in refusal(lambda: prepare(source(), tmp_path / "data"))
-    lost = 1 if file == SKELETON_TRAIN else 2  # the impression of the lost group as well
+    lost = 1 if file == SKELETON_TRAIN else 2  # also the impression of the lost group
     store = prepare(source(bad_rows=lost), tmp_path / "data")
     assert store.content["notes"]["bad_rows_left_out"] == lost
     assert sum(len(store.split(name)) for name in ("train", "validation")) == len(content) - 1

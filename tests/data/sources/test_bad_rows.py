@@ -1,4 +1,4 @@
-"""data.bad_rows: rows that cannot be read are left out, counted and shown, up to as many as are tolerated."""
+"""data.bad_rows: unreadable rows are skipped, counted and shown, up to the tolerated number."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from tests.data.helpers import left_in, make_table, refusal, write_raw
 from tests.data.sources.test_aliccp_errors import SKELETON_TRAIN, good
 from tests.data.sources.test_table_errors import SPEC, lines
 
-# Row of the file (the header is 1) to what stands there instead.
+# Row of the file (the header is row 1) to its replacement.
 DAMAGE = {
     5: "4,u4,1600020000,7,0",  # a label of 7
-    9: "x,u8,1600040000,0,0",  # no number
-    20: "19,u1,yesterday,1,1",  # no time
+    9: "x,u8,1600040000,0,0",  # not a number
+    20: "19,u1,yesterday,1,1",  # not a time
     33: "32,u5",  # too short
     34: "33,u6,1600165000,1,0,1",  # too long
     60: "inf,u4,1600295000,0,0",
@@ -31,7 +31,7 @@ DAMAGE = {
 
 
 def damaged_table(folder: Path, name: str, blanks: int = 0) -> Path:
-    """The good table with bad rows, and without them, behind some blank lines."""
+    """The good table with bad rows, and without them, after some blank lines."""
     content = lines()
     if name == "bad":
         content = [DAMAGE.get(number, line) for number, line in enumerate(content, 1)]
@@ -56,7 +56,7 @@ def test_a_table_without_its_bad_rows(
     found = prepare(Table(str(bad), bad_rows=len(DAMAGE)), tmp_path / "data")
     assert found.content["notes"]["bad_rows_left_out"] == len(DAMAGE)
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("left out")]
-    assert len(said) == 6  # five, and that there are more
+    assert len(said) == 6  # five, and a line that there are more
     assert sum(f", row {33 + blanks}: 2 columns instead of 5" in line for line in said) == 1
     assert said[-1] == "left out: further rows, which are counted and not shown"
     assert rows(found) == rows(prepare(Table(str(clean)), tmp_path / "data"))
@@ -65,7 +65,7 @@ def test_a_table_without_its_bad_rows(
 
 
 def test_a_wrong_width_behind_a_cell_of_two_lines(tmp_path: Path) -> None:
-    """The wrong row is left out, and no other: a row of two lines counts as one."""
+    """Only the wrong row is skipped: a row of two lines counts as one."""
     content = lines()
     content[10] = '9,"u\n9",1600045000,1,0'
     clean = [line for number, line in enumerate(content) if number != 30]
@@ -121,7 +121,7 @@ def test_a_row_counts_once_however_often_it_is_read(capsys: pytest.CaptureFixtur
 
 
 def test_predicting_tolerates_none(tmp_path: Path) -> None:
-    """Each row of the input has its row of output."""
+    """Each input row has an output row."""
     (tmp_path / "clean").mkdir()
     source = Table(str(damaged_table(tmp_path, "clean")), bad_rows=9)
     store = prepare(source, tmp_path / "data")

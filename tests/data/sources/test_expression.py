@@ -1,4 +1,4 @@
-"""Label expressions give what Python gives, and nothing but comparisons gets through."""
+"""Label expressions evaluate as in Python, and only comparisons are allowed."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ SAME_AS_PYTHON = [
 def test_value_is_that_of_python(text: str) -> None:
     expected = [float(eval(text, {"__builtins__": {}}, dict(row))) for row in ROWS]
     assert FRAME.select(v=Expression(text).expr)["v"].to_list() == expected
-    assert len(set(expected)) == 2  # the example tells right from wrong
+    assert len(set(expected)) == 2  # both outcomes occur
 
 
 @pytest.mark.parametrize(("text", "expected"), [("a in []", False), ("kind not in []", True)])

@@ -1,4 +1,4 @@
-"""The feed simulator: what is drawn has the rates, preference and leak that were asked for."""
+"""The feed simulator: the generated data have the requested rates, preference and leak."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
 class World:
-    """All rows of a store, as numpy."""
+    """All rows of a store, as numpy arrays."""
 
     def __init__(self, store: Store) -> None:
         batches = [whole(store.split(name)) for name in ("train", "validation", "test")]
@@ -99,7 +99,7 @@ def test_a_leak_for_each_user_is_spread_around_the_asked_one(tmp_path: Path) -> 
             ratios.append(leaked.mean() / shown.mean())
     assert len(ratios) > 20
     assert np.median(ratios) == pytest.approx(0.2, abs=0.1)
-    assert np.std(np.log(np.maximum(ratios, 0.005))) > 0.6  # with one leak for all it is below 0.3
+    assert np.std(np.log(np.maximum(ratios, 0.005))) > 0.6  # with a single leak it is below 0.3
 
 
 def test_dislike_happens_to_those_who_do_not_prefer(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_dislike_happens_to_those_who_do_not_prefer(tmp_path: Path) -> None:
 
 
 def test_a_world_without_hidden_state(tmp_path: Path) -> None:
-    """Given user and item nothing joins the tasks: the truth has no preference, and labels follow P(t) alone."""
+    """Given user and item the tasks are independent: the truth has no preference, and labels follow P(t)."""
     store = prepare(Feed(rows=60_000, users=500, items=100, preference=1.0, own_match=1.5), tmp_path)
     assert store.schema.truth == tuple(store.schema.task_names)
     batch = whole(store.split("train"))
@@ -127,7 +127,7 @@ def test_a_world_without_hidden_state(tmp_path: Path) -> None:
 
 
 def test_exposures(tmp_path: Path) -> None:
-    """Uniform exposure shows items alike; matched exposure shows what is preferred before the threshold is set."""
+    """Uniform exposure shows all items alike; matched exposure shows preferred items before the threshold is set."""
     shown = {}
     for exposure in ("popular", "uniform", "matched"):
         store = prepare(Feed(rows=60_000, users=500, items=100, exposure=exposure), tmp_path)
@@ -136,7 +136,7 @@ def test_exposures(tmp_path: Path) -> None:
         shown[exposure] = (counts.std() / counts.mean(), float(batch.truth[:, 1].mean()))
     assert shown["uniform"][0] < 0.1
     assert shown["popular"][0] > 0.5
-    assert shown["matched"][1] == pytest.approx(0.35, abs=0.03)  # the rate asked for holds among what is shown
+    assert shown["matched"][1] == pytest.approx(0.35, abs=0.03)  # the requested rate holds among the shown items
 
 
 def test_interactions_are_independent_given_preference_and_user(world: World) -> None:
@@ -163,7 +163,7 @@ def test_oracle_stands_beside_the_data(world: World) -> None:
 
 
 def test_several_chunks_leave_no_seam(tmp_path: Path) -> None:
-    """Rows just over one chunk: all are there and the second chunk is no copy of the first."""
+    """Rows just over one chunk: all are present and the second chunk is not a copy of the first."""
     world = make(tmp_path, rows=2**17 + 5000)
     assert sum(world.sizes) == 2**17 + 5000
     assert len(np.unique(world.up)) > 0.9 * (2**17 + 5000)
@@ -244,7 +244,7 @@ def test_attention_falls_with_the_place(tmp_path: Path) -> None:
         rows = place == k
         wanted = relevance[rows].mean(0) * (1.0 + k) ** -0.7
         np.testing.assert_allclose(paged.labels[rows].mean(0), wanted, rtol=0.25, atol=2e-3)
-    both = paged.labels[:, 0] * paged.labels[:, 1]  # what is not seen has no interaction at all
+    both = paged.labels[:, 0] * paged.labels[:, 1]  # unseen items have no interaction
     assert both[place == 4].mean() > paged.labels[place == 4].mean(0)[:2].prod() * 1.5
 
 

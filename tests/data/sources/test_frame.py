@@ -30,7 +30,7 @@ def frame(rows: int = 300) -> pl.DataFrame:
 def test_it_is_the_table_of_its_own_files(tmp_path: Path) -> None:
     store = prepare(frame_source(frame(), SPEC, tmp_path / "new", "mine"), tmp_path)
     again = prepare(Table(str(tmp_path / "new" / "mine.yaml"), "mine"), tmp_path)
-    assert store.folder == again.folder  # what data=table reads
+    assert store.folder == again.folder  # the store of data=table
     labels = [label for name in ("train", "validation", "test") for label in store.split(name).labels[:, 0].tolist()]
     assert sum(labels) == frame()["click"].sum()
     assert len(labels) == 300

@@ -1,6 +1,6 @@
-"""Damaged files, thousands of them: each is refused in one line, or every row is what another parser reads.
+"""Thousands of damaged files: each is refused in one line, or every row equals that of another parser.
 
-CI takes some thousand cases; `make fuzz` takes a hundred thousand (FUZZ times as many, from other seeds).
+CI runs a few thousand cases; `make fuzz` runs a hundred thousand (FUZZ times as many, from other seeds).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SEED = 1 if FUZZ == 1 else 100
 
 
 def damaged(content: bytes, rng: random.Random, alphabet: bytes) -> bytes:
-    """One to four small accidents: a bit, a byte more or less, a piece twice, gone or elsewhere, an end too soon."""
+    """One to four small damages: a flipped bit, a byte added or removed, a piece copied, cut or moved, a truncation."""
     for _ in range(rng.choice([1, 1, 2, 4])):
         if not content:
             return content
@@ -63,7 +63,7 @@ def damaged(content: bytes, rng: random.Random, alphabet: bytes) -> bytes:
 
 
 def outcome(read: Callable[[], Any], path: Path) -> Any:
-    """What is read, or None where it is refused as it must be; any other exception fails the test."""
+    """The content, or None if the file is refused properly; any other exception fails the test."""
     try:
         return read()
     except UserError as error:
@@ -77,7 +77,7 @@ def outcome(read: Callable[[], Any], path: Path) -> Any:
 
 
 def slow_lines(content: bytes) -> list[tuple[list[str], list[tuple[str, int, np.float32]]]]:
-    """Heads and features of a skeleton by Python's own means; ValueError for what is no number."""
+    """Heads and features of a skeleton in plain Python; ValueError if something is not a number."""
     text = content.replace(b"\r\n", b"\n").decode("utf-8", "replace")
     found = []
     for line in text.split("\n")[: -1 if text.endswith("\n") else None]:
@@ -96,7 +96,7 @@ def slow_lines(content: bytes) -> list[tuple[list[str], list[tuple[str, int, np.
 
 
 def read_skeleton(path: Path) -> list[tuple[list[str], list[tuple[str, int, np.float32]]]]:
-    """The same by the reader."""
+    """The same from the reader."""
     head = ["sample_id", "click", "conversion", "common_feature_index"]
     kept: list[Entries] = []
 
@@ -150,7 +150,7 @@ def table_text(rows: int) -> str:
 
 
 def split_rows(text: str) -> list[list[str]] | None:
-    """Cells; None where Python's csv ends a row at a lone carriage return, which RFC 4180 does not."""
+    """Cells; None if Python's csv ends a row at a lone carriage return, which RFC 4180 does not."""
     if '"' not in text:
         return [line.removesuffix("\r").split(",") for line in text.split("\n")]
     if "\r" in text.replace("\r\n", ""):
@@ -159,7 +159,7 @@ def split_rows(text: str) -> list[list[str]] | None:
 
 
 def slow_table(content: bytes, store: Store) -> list[list[Any]] | None:
-    """Scaled number, user, weights of tags, hour and label of each row, by csv and float."""
+    """Scaled number, user, weights of tags, hour and label of each row, with csv and float."""
     rows = split_rows(content.decode("utf-8", "replace"))
     if rows is None:
         return None
@@ -184,7 +184,7 @@ def slow_table(content: bytes, store: Store) -> list[list[Any]] | None:
 
 
 def read_table(source: Table, path: Path, store: Store) -> list[list[Any]]:
-    """The same by the table's reader."""
+    """The same from the table's reader."""
     found, offsets = [], store.schema.offsets
     names = list(offsets)
     for chunk in source.read(path, store, labels=True):
@@ -198,7 +198,7 @@ def read_table(source: Table, path: Path, store: Store) -> list[list[Any]]:
             end = start + int(batch.bag_lengths[0, row])
             pairs = zip(batch.bag_ids[start:end].tolist(), batch.bag_weights[start:end].tolist(), strict=True)
             bag = sorted((i - offsets["tags"], weight) for i, weight in pairs)
-            label = float(batch.labels[row, 0].nan_to_num(-1))  # a label that is missing
+            label = float(batch.labels[row, 0].nan_to_num(-1))  # a missing label
             found.append([float(batch.numeric[row, 0]), user, bag, hour, label])
             start = end
     return found
@@ -247,7 +247,7 @@ def rows_of(store: Store) -> Counter[tuple[int, float]]:
 def test_no_good_row_is_left_out_with_the_bad_ones(
     seed: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of a damaged table, every line that is as it was is a row, as often as it is there."""
+    """Every undamaged line of a damaged table is a row, with the same multiplicity."""
     head, *rows = table_text(30).splitlines()
     rng, read, clean = random.Random(seed), 0, "\n".join(rows).encode()
     spec = SPEC | {"split": {"by": "hash", "column": "when", "validation": 0.2, "test": 0.2, "allow_one_class": True}}
@@ -270,7 +270,7 @@ def test_no_good_row_is_left_out_with_the_bad_ones(
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [SEED])
 def test_random_logs_in_random_forms(seed: int, tmp_path: Path) -> None:
-    """The same store, to the bit, however the log is written."""
+    """The store is equal to the bit, whatever the file format of the log."""
     rng = random.Random(seed)
     for case in range(3 * FUZZ):
         frame, form = alike.log(1000 * seed + case, rng.randrange(200, 600)), rng.choice(list(alike.FORMS))

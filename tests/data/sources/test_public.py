@@ -1,4 +1,4 @@
-"""Public data sets by name: files in their publishers' grammar become stores with the right rows, tasks and joins."""
+"""Public data sets by name: files in their published formats become stores with the right rows, tasks and joins."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any table: values, vocabularies, statistics and splits against slow references."""
+"""Any table: values, vocabularies, statistics and splits against slow reference implementations."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ N = 400
 
 
 def draw(rows: int = N, seed: int = 0) -> list[dict[str, Any]]:
-    """A log with every awkward cell; n is the number of the row."""
+    """A log with every awkward kind of cell; n is the row number."""
     rng = random.Random(seed)
     return [
         {
@@ -99,13 +99,13 @@ def rows_of_splits(store: Store) -> dict[str, list[int]]:
 
 
 def check(store: Store, rows: Sequence[dict[str, Any]]) -> None:
-    """Every field of every row against slow readings; the split itself is taken as it is."""
+    """Check every field of every row against slow readings; the split itself is taken as given."""
     numbers = rows_of_splits(store)
     assert sorted(n for part in numbers.values() for n in part) == [r["n"] for r in rows]
     training = [rows[n] for n in numbers["train"]]
     references: list[dict[str, Any]] = [references_of(training, row) for row in rows]
     for split, places in numbers.items():
-        assert places == sorted(places)  # the file's order is kept
+        assert places == sorted(places)  # file order is preserved
         found = decode(store, split)
         batch = whole(store.split(split))
         scaled = {f.name: batch.numeric[:, i].tolist() for i, f in enumerate(store.schema.of_kind(Kind.NUMERIC))}
@@ -146,7 +146,7 @@ def references_of(training: list[dict[str, Any]], row: dict[str, Any]) -> dict[s
 
 
 def slow_bucket(prices: list[float], cell: str, buckets: int) -> int:
-    """Its id, counted edge by edge: after unknown and absent come the buckets. test_buckets.py has the edges."""
+    """The id, counted edge by edge: buckets follow unknown and absent. test_buckets.py tests the edges."""
     edges = bucket_edges(np.sort(prices), buckets).tolist()
     return 2 + sum(edge <= float(cell) for edge in edges) if cell else 1
 
@@ -368,7 +368,7 @@ def files_of(folder: Path, parts: Mapping[str, Sequence[dict[str, Any]]], split:
 
 @pytest.mark.parametrize("by", ["fraction", "hash", "time"])
 def test_separate_test_file(tmp_path: Path, by: str) -> None:
-    """Validation is taken from train alone, in its share; the test file is the whole test split."""
+    """Validation is a share of train only; the test file is the whole test split."""
     rows = draw(500)
     rows.sort(key=lambda r: r["stamp"])
     for n, row in enumerate(rows):
@@ -452,7 +452,7 @@ def test_tasks_rates_and_joint(tmp_path: Path) -> None:
         "observed",
     )
     assert (tasks["all"].train_on, tasks["all"].weight) == ("all", 0.5)
-    assert tasks["all"].rate == pytest.approx(sum(buys) / len(train))  # learns click and buy together, on every row
+    assert tasks["all"].rate == pytest.approx(sum(buys) / len(train))  # learns click and buy jointly, on every row
 
 
 def test_one_column_read_as_number_and_as_text(tmp_path: Path) -> None:
@@ -516,7 +516,7 @@ def test_labels_are_those_of_their_rows_in_every_split(tmp_path: Path) -> None:
 @pytest.mark.parametrize("transform", ["standardise", "log1p"])
 @pytest.mark.parametrize("value", ["0.1", "3.3", "1000000000.1", "3"])
 def test_a_constant_in_training_is_not_scaled_by_its_rounding(tmp_path: Path, transform: str, value: str) -> None:
-    """Another value in test is then as far away as it is, and not 1e16 deviations."""
+    """Another value in test keeps its distance instead of becoming 1e16 deviations."""
     parts = ["a"] * 300 + ["b"] * 5 + ["c"] * 5
     lines = [f"{value if part == 'a' else float(value) + 1},{part},{i % 2}" for i, part in enumerate(parts)]
     spec = {

@@ -1,4 +1,4 @@
-"""The same log in other forms is the same store: CSV, TSV, Parquet and frames, whole numbers, floats and text."""
+"""The same log in other formats is the same store: CSV, TSV, Parquet and frames; integers, floats and text."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SPEC: dict[str, Any] = {
 
 
 def log(seed: int, rows: int = 300) -> pl.DataFrame:
-    """A log as Parquet would hold it, with empty cells in every column that may have them."""
+    """A log as in Parquet, with empty cells in every column that may have them."""
     r = np.random.default_rng(seed)
 
     def some(values: list[Any], share: float = 0.1) -> list[Any]:
@@ -65,12 +65,12 @@ def log(seed: int, rows: int = 300) -> pl.DataFrame:
 
 
 def flat(frame: pl.DataFrame) -> pl.DataFrame:
-    """Lists as CSV holds them."""
+    """Lists as in CSV."""
     return frame.with_columns(pl.col("tags").cast(pl.List(pl.String)).list.join("|"))
 
 
 def by_pandas(frame: pl.DataFrame) -> pl.DataFrame:
-    """Whole numbers beside empty cells become floats, truths are written in capitals, and text is padded."""
+    """Integers in columns with empty cells become floats, booleans are capitalised, and text is padded."""
     floats = [pl.col(c).cast(pl.Float64) for c in ("user_id", "level", "like")]
     flag = pl.col("flag").cast(pl.String).str.to_titlecase()
     return flat(frame).with_columns(*floats, flag, (pl.lit("  ") + pl.col("item") + " ").alias("item"))
@@ -94,12 +94,12 @@ def parquet(change: Callable[[pl.DataFrame], pl.DataFrame], name: str = "t.parqu
 
 
 def packed(folder: Path, frame: pl.DataFrame) -> Path:
-    (folder / "t.csv").write_bytes(gzip.compress(flat(frame).write_csv().encode()))  # named as if it were plain
+    (folder / "t.csv").write_bytes(gzip.compress(flat(frame).write_csv().encode()))  # named as if it were uncompressed
     return folder / "t.csv"
 
 
 def parts(folder: Path, frame: pl.DataFrame) -> Path:
-    """A folder of parts, the second of which has floats where the first has whole numbers."""
+    """A folder of parts; the second has floats where the first has integers."""
     (folder / "parts").mkdir()
     frame.head(100).write_parquet(folder / "parts" / "part-0.parquet")
     typed(frame.tail(-100)).write_parquet(folder / "parts" / "part-1.parquet")
@@ -108,7 +108,7 @@ def parts(folder: Path, frame: pl.DataFrame) -> Path:
 
 
 def typed(frame: pl.DataFrame) -> pl.DataFrame:
-    """The same values in other types of Parquet."""
+    """The same values in other Parquet types."""
     stamps = pl.from_epoch("ts").dt.replace_time_zone("UTC")
     return frame.with_columns(
         pl.col("user_id").cast(pl.Float64),
@@ -128,7 +128,7 @@ def iso(zone: str) -> Callable[[pl.DataFrame], pl.DataFrame]:
 
 
 def written_lists(frame: pl.DataFrame) -> pl.DataFrame:
-    """As Python writes lists, and numpy."""
+    """Lists as written by Python and numpy."""
     texts = [str(t) if n % 2 else "[" + " ".join(map(str, t)) + "]" for n, t in enumerate(frame["tags"].to_list())]
     return frame.with_columns(tags=pl.Series(texts, dtype=pl.String))
 
@@ -257,7 +257,7 @@ def test_ids_that_merge_as_floats_are_refused(tmp_path: Path) -> None:
 
 
 def test_times_are_instants(base: tuple[Store, Split]) -> None:
-    """The hour of a row is that of its stamp in UTC."""
+    """The hour of a row is the hour of its timestamp in UTC."""
     store, first = base[0], next(r for r in log(0).iter_rows(named=True) if r["day"] < 3)
     batch = store.split("train").batch(torch.tensor([0]))
     hour = [f.name for f in store.schema.fields if f.kind == "id"].index("shown_hour")

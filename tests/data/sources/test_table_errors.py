@@ -1,4 +1,4 @@
-"""Wrong tables and specs: one line that names the file and the row or key, and nothing left behind."""
+"""Invalid tables and specs: one line that names the file and the row or key, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_a_row_of_the_wrong_width(tmp_path: Path, row: int, change: Callable[[st
 
 @pytest.mark.parametrize("before", [["# a comment"], ["", ""], ["# one", "", "# two"]])
 def test_rows_are_counted_as_lines_of_the_file(tmp_path: Path, before: list[str]) -> None:
-    """The number of a wrong label is that of its line, as an editor shows it, also behind comments and blanks."""
+    """The row number of a wrong label is its line number in an editor, also after comments and blank lines."""
     content = lines()
     content[10:10] = before
     place = 60
@@ -113,7 +113,7 @@ def test_blank_lines_before_the_header_are_counted(tmp_path: Path, blank: int) -
 @pytest.mark.parametrize("compressed", [False, True])
 @pytest.mark.parametrize(("last", "cells"), [("1,u1", 2), ("1,u1,1600000000,0,0,", 6), ('1,"u1",1600000000,0,0,,', 7)])
 def test_the_last_wrong_row_without_a_newline(tmp_path: Path, last: str, cells: int, compressed: bool) -> None:
-    """Polars reads the second without a word (found by ``make fuzz``)."""
+    """Polars reads the second one silently (found by ``make fuzz``)."""
     text, name = "\n".join([*lines(), last]).encode(), "t.csv.gz" if compressed else "t.csv"
     message = refused(tmp_path, SPEC, gzip.compress(text) if compressed else text, name)
     assert f"row {ROWS + 2}: {cells} columns instead of 5" in message
@@ -293,7 +293,7 @@ def test_a_spec_that_is_no_text_and_one_that_is_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("split", "first"), [("train", 2), ("validation", 82), ("test", 102)])
 @pytest.mark.parametrize(("label", "missing"), [("0", "positives"), ("1", "negatives")])
 def test_a_task_with_one_class(tmp_path: Path, split: str, first: int, label: str, missing: str) -> None:
-    """Rows 2-81 train, 82-101 validation, 102-121 test, by time."""
+    """By time: rows 2-81 are training, 82-101 validation, 102-121 test."""
     last = {"train": 81, "validation": 101, "test": 121}[split]
     content = lines()
     for row in range(first, last + 1):

@@ -1,4 +1,4 @@
-"""Tables and specs that cannot be meant are refused with one line; what looks odd and is meant is read."""
+"""Tables and specs that cannot be intended are refused with one line; odd but valid ones are read."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LATE = {"by": "time", "column": "n", "validation_from": "2023-11-16", "test_from
 
 
 def rows(count: int = 200) -> list[str]:
-    """Lines of a CSV file, the first the header."""
+    """Lines of a CSV file; the first is the header."""
     return ["u,n,day,click", *(f"u{i % 9},{i},{i % 5},{i // 5 % 2}" for i in range(count))]
 
 
@@ -57,7 +57,7 @@ def total(store: Store) -> int:
 
 
 def swallowed() -> list[str]:
-    """A quote opens in one row and closes five rows later, and each row has as many cells as it should."""
+    """A quote opens in one row and closes five rows later; each row has the right number of cells."""
     lines = rows()
     lines[21] = '"' + lines[21]
     name, rest = lines[26].split(",", 1)
@@ -270,7 +270,7 @@ def test_a_number_that_32_bits_do_not_hold(tmp_path: Path, cell: str, transform:
 
 @pytest.mark.parametrize("value", [0.7, 1e-30, 123456.789, -3e37])
 def test_a_constant_has_no_scale(tmp_path: Path, value: float) -> None:
-    """Whatever rounding leaves of it, and whatever other rows hold."""
+    """Regardless of rounding and of the values of other rows."""
     lines = [line.replace(f",{i - 1},", f",{value},", 1) if i else line for i, line in enumerate(rows())]
     assert made(tmp_path, lines).content["statistics"]["n"]["deviation"] == 1.0
 
@@ -293,7 +293,7 @@ def test_a_zip_in_a_gz_is_still_no_table(tmp_path: Path) -> None:
 
 
 def test_a_bad_row_behind_a_cell_with_a_line_break(tmp_path: Path) -> None:
-    """Rows are counted alike by whoever finds a bad one and by whoever leaves it out."""
+    """The check that finds bad rows and the reader that skips them count rows alike."""
     lines = ("\n".join(rows()) + "\n").encode().split(b"\n")
     lines[3] = b'"x\ny",2,2,0'
     lines[31] = lines[31].replace(b"u", b"\xff")
@@ -412,7 +412,7 @@ def test_lists_as_they_are_written(tmp_path: Path, cell: str, wanted: list[str])
 
 def test_everyday_files_are_read(tmp_path: Path) -> None:
     lines = [line.replace(",", ", ") for line in rows()]
-    assert total(made(tmp_path, lines)) == 200  # blanks behind the separator, in the header too
+    assert total(made(tmp_path, lines)) == 200  # blanks after the separator, also in the header
     content = "\n".join(rows()).replace(",", "\t").encode()
     assert total(prepare(source(tmp_path, content, "P.TSV"), tmp_path / "data")) == 200
     long = [line + "," if i else line + ",note" for i, line in enumerate(rows())]

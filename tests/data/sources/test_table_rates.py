@@ -1,4 +1,4 @@
-"""Rates and counts of a table: no row's own label, nor a later one, is in its features; new rows get them too."""
+"""Rates and counts of a table: features never use the row's own or a later label; new rows get them too."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ RATES = ["item_rate_click", "item_rate_buy", "item_rate_count", "pair_rate", "pa
 
 
 def draw(seed: int = 0) -> list[Row]:
-    """A log in no order of time, with ties; n is the number of the row."""
+    """A log not ordered by time, with ties; n is the row number."""
     rng = random.Random(seed)
     return [
         {
@@ -72,7 +72,7 @@ def store_of(folder: Path, rows: list[Row], spec: dict[str, Any]) -> Store:
 
 
 def stored(store: Store) -> dict[int, list[float]]:
-    """By the number of the row, its rates and counts as they are in the store."""
+    """Rates and counts as stored, by row number."""
     names = [f.name for f in store.schema.of_kind(Kind.NUMERIC)]
     columns = [names.index(f) for f in RATES]
     return {
@@ -85,7 +85,7 @@ def stored(store: Store) -> dict[int, list[float]]:
 
 
 def features(store: Store, split: str = "") -> dict[int, dict[str, float]]:
-    """By the number of the row, its rates and counts as they were before they were scaled."""
+    """Rates and counts before scaling, by row number."""
     found = {}
     names = [f.name for f in store.schema.of_kind(Kind.NUMERIC)]
     for name in [split] if split else ["train", "validation", "test"]:
@@ -110,7 +110,7 @@ def slow_rate(seen: list[Row], key: tuple[str, ...], by: list[str], of: str, smo
 
 
 def slow_features(rows: list[Row], row: Row, every: int) -> dict[str, float]:
-    """Of a log with a time: what earlier rows say."""
+    """Features from earlier rows, for a log with a time."""
     seen = [r for r in rows if r["time"] // every < row["time"] // every]
     item, pair, user = (row["item"],), (row["user"], row["city"]), row["user"]
     of_pair = [r for r in seen if (r["user"], r["city"]) == pair]
@@ -134,7 +134,7 @@ def test_every_row_of_every_split_sees_earlier_rows(tmp_path: Path, every: str) 
 
 
 def test_labels_of_training_rows_alone(tmp_path: Path) -> None:
-    """With rates.rows: train, whatever happened in validation and test is in nobody's features."""
+    """With rates.rows: train, no label of validation and test enters any feature."""
     rows, spec = draw(), spec_of("time", rows="train")
     store = store_of(tmp_path, rows, spec)
     training = [rows[n] for n in numbers_of(store, "train")]
@@ -158,7 +158,7 @@ def test_small_chunks_give_the_same_features(tmp_path: Path, monkeypatch: pytest
 def test_no_own_label_and_no_later_one_ever_enters(
     tmp_path_factory: pytest.TempPathFactory, seed: int, kind: str
 ) -> None:
-    """Change what happened in a row and after it: its features, and those of all rows before it, stay to the bit."""
+    """Change the labels of a row and of later ones: its features and those of all earlier rows are equal to the bit."""
     rng, rows, folder = random.Random(seed), draw(seed), tmp_path_factory.mktemp("log")
     spec = spec_of(kind) if kind == "folds" else spec_of("time", every=kind)
     spec["split"]["allow_one_class"] = True
@@ -168,7 +168,7 @@ def test_no_own_label_and_no_later_one_ever_enters(
     if kind == "folds":
         chosen = rows[rng.choice(numbers_of(store, "train"))]
         changed = [r for r in rows if r is chosen or r["n"] not in numbers_of(store, "train")]
-        same = {chosen["n"]}  # and no row that is tested has a part in anything
+        same = {chosen["n"]}  # and no tested row contributes to any feature
     else:
         every = 1 if kind == "row" else 86_400
         changed = [r for r in rows if r["time"] // every >= chosen["time"] // every]
@@ -183,7 +183,7 @@ def test_no_own_label_and_no_later_one_ever_enters(
 
 
 def test_a_label_does_enter_the_features_of_later_rows(tmp_path: Path) -> None:
-    """So that the property above is not true of features that nothing enters."""
+    """Otherwise the property above would hold for features that no label enters."""
     rows = draw()
     first = min(rows, key=lambda r: r["time"])
     other = [r | {"click": 1 - r["click"], "buy": 0} if r is first else r for r in rows]
@@ -191,7 +191,7 @@ def test_a_label_does_enter_the_features_of_later_rows(tmp_path: Path) -> None:
     later = [r["n"] for r in rows if r["time"] > first["time"]]
     assert (
         sum(after[n] != before[n] for n in later) > len(later) / 2
-    )  # those of other keys without a history do not move
+    )  # those of other keys without a history do not change
     assert {n: v for n, v in after.items() if n not in later} == {n: v for n, v in before.items() if n not in later}
 
 
@@ -213,7 +213,7 @@ def test_folds_give_each_training_row_the_others_and_tested_rows_all(tmp_path: P
 
 @pytest.mark.parametrize("kind", ["row", "folds"])
 def test_new_rows_are_told_as_those_of_the_log(tmp_path: Path, kind: str) -> None:
-    """The test split's rows, read again from a file of their own without any label."""
+    """The test split's rows, read again from a separate file without labels."""
     rows = draw()
     spec = spec_of(kind) if kind == "folds" else SPEC
     store = store_of(tmp_path, rows, spec)
@@ -306,7 +306,7 @@ def test_a_row_without_a_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bad", [3, N - 1])
 @pytest.mark.parametrize("column", ["seconds", "time"])
 def test_rows_that_are_left_out_are_in_no_split_and_in_no_rate(tmp_path: Path, bad: int, column: str) -> None:
-    """Those that only a rate cannot read, the last of the file too."""
+    """Rows that only a rate cannot read, including the last row of the file."""
     rows = draw()
     spec = copy.deepcopy(SPEC) | {"split": {"by": "hash", "column": "n", "validation": 0.2, "test": 0.2}}
     del spec["fields"]["at"]
