@@ -1,3 +1,3 @@
 """dlen: multi-task ranking experiments around the Deep Latent Emotion Network."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

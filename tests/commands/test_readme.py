@@ -113,12 +113,32 @@ def test_a_sweep_of_ones_own(tmp_path: Path) -> None:
     assert "best: trial" in ran.stdout
 
 
-def test_no_page_names_a_missing_file() -> None:
-    for page in [*PAGES, *(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))]:
-        text = (ROOT / page).read_text()
-        for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
-            made = target in ("config.md", "python.md")  # created by mkdocs, see test_site.py
-            assert made or ((ROOT / page).parent / target).exists(), f"{page}: {target}"
+def anchors(page: Path) -> set[str]:
+    """Of the headings of a Markdown page, as GitHub and mkdocs make them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+def test_every_link_and_anchor_is_there() -> None:
+    pages = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
+    for page in pages:
+        for target, anchor in re.findall(r"\]\((?!http)([^)#]*)(?:#([^)]+))?\)", (ROOT / page).read_text()):
+            if target in ("config.md", "python.md"):  # made by mkdocs, see test_site.py
+                continue
+            path = (ROOT / page).parent / target if target else ROOT / page
+            assert path.exists(), f"{page}: {target}"
+            assert not anchor or anchor in anchors(path), f"{page}: {target}#{anchor}"
+
+
+def test_paths_in_the_documentation_are_there() -> None:
+    """Of source files, tests and configs; a test named as path::name has to be there too."""
+    for page in ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]:
+        if page == "docs/log.md":  # names files as they were
+            continue
+        for path in re.findall(
+            r"`((?:src|tests|conf|sweeps|bench|examples|docs)/[\w./]+\.\w+)`", (ROOT / page).read_text()
+        ):
+            assert (ROOT / path).exists(), f"{page}: {path}"
 
 
 def write_log(path: Path) -> None:
