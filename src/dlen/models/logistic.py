@@ -55,7 +55,7 @@ class Logistic(Baseline):
         super().__init__(schema)
         if not isinstance(l2, list | tuple) or not l2:
             raise ValueError(f"l2 must be a list of numbers above 0, got {l2!r}")
-        self.l2 = sorted((positive("l2", value) for value in l2), reverse=True)  # each fit is warm-started from the last
+        self.l2 = sorted((positive("l2", value) for value in l2), reverse=True)  # each fit starts from the last one
         self.iterations = whole("iterations", iterations, 1)
         self.encoder = RateEncoder(schema, smoothing, folds)
         tasks = len(schema.tasks)

@@ -83,7 +83,7 @@ def task_losses(predictions: Predictions, labels: Tensor, mask: Tensor) -> Tenso
     are averaged over processes, so the result is the loss of the joint batch even if a task has few rows.
 
     Args:
-        predictions: of B rows and T tasks.
+        predictions: predictions for B rows and T tasks.
         labels: (B, T) 0 or 1.
         mask: (B, T) 1 where a row trains a task.
 
