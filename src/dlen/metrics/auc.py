@@ -75,7 +75,7 @@ class ExactAUC(Metric):
 
 
 class HistogramAUC(Metric):
-    """Area under the ROC curve of K targets from histograms of log-odds. Memory: 4 MiB per target for any number of rows.
+    """Area under the ROC curve of K targets from histograms of log-odds. Memory: 4 MiB per target, independent of rows.
 
     Sums over processes are exact. The only error compared with :class:`ExactAUC` is that scores which differ by less
     than 0.00015 in log-odds may count as ties.

@@ -114,7 +114,7 @@ def log_odds_bin(log_odds: Tensor) -> Tensor:
     """Assign log-odds to bins 0..BINS-1 of equal width; values beyond ±LIMIT fall into the outermost bins.
 
     Equal width in log-odds resolves scores near 0.0002 as finely as scores near one half: to 0.00015, far below the
-    noise of any estimate. nan is treated as log-odds 0.
+    noise of any estimate. nan falls into the lowest bin.
     """
     scaled = (log_odds.float() + LIMIT) * (BINS / (2 * LIMIT))
     return scaled.nan_to_num(0.0).clamp(0, BINS - 1).long()

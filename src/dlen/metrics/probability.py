@@ -92,7 +92,7 @@ class CalibrationRatio(Metric):
 
 
 class CalibrationError(Metric):
-    """Expected calibration error of K targets over groups of equal size. Memory: 6 MiB per target for any number of rows.
+    """Expected calibration error of K targets over groups of equal size. Memory: 6 MiB per target, independent of rows.
 
     Args:
         num_targets: number of targets K.

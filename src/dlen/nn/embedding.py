@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from dlen.batch import Batch
 from dlen.schema import Kind, Pooling, Schema
 
-_CHUNK = 1 << 20  # rows drawn at a time; a multiple of 16, torch's step, so that chunks draw the same values as the whole
+_CHUNK = 1 << 20  # rows drawn at a time; a multiple of 16, torch's step, so chunks draw the same values as the whole
 _ALIGNED = 4  # FBGEMM needs first-order terms padded to a multiple of this
 _deferred = False
 
@@ -145,7 +145,7 @@ def join_input(vectors: Sequence[Tensor], numeric: Tensor, dim: int, first_order
     parts += [numeric] if numeric.shape[1] else []
     if first_order:
         sums = [v[..., dim : dim + first_order].sum(1) for v in vectors]
-        # Adam moves the terms of all fields by the same amount; dividing by the root keeps many fields from overshooting.
+        # Adam moves the terms of all fields by the same amount; without the root, many fields would overshoot.
         fields = max(sum(v.shape[1] for v in vectors), 1)
         parts.append(sum(sums, numeric.new_zeros(numeric.shape[0], first_order)) / fields**0.5)
     return torch.cat(parts, 1) if len(parts) > 1 else parts[0]

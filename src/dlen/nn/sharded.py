@@ -303,7 +303,7 @@ def check_torchrec() -> None:
 def _shard(tables: dict[str, _Table], dim: int, device: torch.device, update: dict[str, Any]) -> Any:
     """Build TorchRec's sharded module."""
     check_torchrec()
-    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)  # warns about a deprecated name that TorchRec uses
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)  # warns of a deprecated name in TorchRec
     from fbgemm_gpu.split_embedding_configs import EmbOptimType
     from fbgemm_gpu.split_table_batched_embeddings_ops_training import WeightDecayMode
     from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
