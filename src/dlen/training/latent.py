@@ -42,8 +42,8 @@ class HiddenFigures:
 class LatentMeasures(nn.Module):
     """All metrics of P(UP).
 
-    Keys: ``auc/up_any``, ``auc/up_DISLIKE``, ``hidden/...``, ``leak/T`` and ``negatives/KIND/T``; on simulated data also
-    ``auc/up_truth``, ``corr/up_truth``, ``calibration/up_truth``, ``ece/up_truth`` and ``negatives_true/KIND/T``.
+    Keys: ``auc/up_any``, ``auc/up_DISLIKE``, ``hidden/...``, ``leak/T`` and ``negatives/KIND/T``. On simulated data
+    also ``auc/up_truth``, ``corr/up_truth``, ``calibration/up_truth``, ``ece/up_truth`` and ``negatives_true/KIND/T``.
 
     Args:
         schema: schema of the data.
