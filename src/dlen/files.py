@@ -20,8 +20,8 @@ from omegaconf._utils import get_yaml_loader
 from dlen.errors import UserError
 
 _BLOCK = 1 << 20
-_YAML_BYTES = 1 << 18  # a config has about two thousand
-_JSON_BYTES = 1 << 24  # a study of ten thousand trials has four million
+_YAML_BYTES = 1 << 18  # a config has two thousand bytes
+_JSON_BYTES = 1 << 24  # a study of ten thousand trials has four million bytes
 _MOST_PLAIN = 1 << 12  # characters of an unquoted value; longer ones take seconds to parse as base-60 numbers
 _MOST_LEVELS = 64  # of nested lists and mappings
 _MOST_WHOLE = 1 << 63  # limit of 64-bit integers
@@ -70,7 +70,8 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        UserError: it is not JSON, or has content that dlen never writes: very deep nesting, numbers beyond 64 bits, NaN.
+        UserError: it is not JSON, or has content that dlen never writes: very deep nesting, numbers beyond 64 bits,
+            NaN.
     """
     try:
         content = json.loads(_read_text(path, _JSON_BYTES))

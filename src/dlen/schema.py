@@ -168,7 +168,7 @@ class Schema:
 
 
 def check_targets(tasks: Sequence[tuple[str, str, bool]]) -> None:
-    """Check that names of tasks and joint events are unique, because they become metric keys such as ``test/auc/click``.
+    """Check that names of tasks and joint events are unique: they become metric keys such as ``test/auc/click``.
 
     Args:
         tasks: for each task: name, joint event (or an empty string), and whether it is a dislike.

@@ -107,7 +107,7 @@ def restoring(trainer: L.Trainer, checkpoint: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, LookupError, TypeError, AttributeError, ValueError) as error:
-        if not trainer._checkpoint_connector._loaded_checkpoint:  # it has been restored, or there is none
+        if not trainer._checkpoint_connector._loaded_checkpoint:  # already restored, or no checkpoint
             raise
         why = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"{checkpoint} is of another model or balancing than config.yaml says ({why})") from None
