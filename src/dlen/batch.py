@@ -1,4 +1,4 @@
-"""Batch: whole-batch tensors, the one form in which rows reach a model."""
+"""Batch: the tensors of a batch of rows, the only input format of models."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ def _nobody() -> Tensor:
 
 @dataclass(slots=True)
 class Batch:
-    """B rows of a prepared data set, with S single ids, M multi-valued fields, K numbers and T tasks.
+    """B rows of a prepared data set, with S single ids, M multi-valued fields, K numeric fields and T tasks.
 
-    Ids are rows of the shared embedding table (:attr:`Schema.offsets` already added). Multi-valued fields are
-    ragged and field-major: the values of bag (m, b) follow those of bag (m, b - 1) in ``bag_ids``.
+    Ids are row indices of the shared embedding table, with :attr:`Schema.offsets` already added. Multi-valued fields
+    are ragged and field-major: the values of bag (m, b) follow those of bag (m, b - 1) in ``bag_ids``.
 
     Attributes:
         ids: (B, S) int32.
         numeric: (B, K) float32, scaled with training statistics.
         bag_lengths: (M, B) int64, number of values in each bag.
-        bag_ids: (L,) int32 with L the sum of ``bag_lengths``.
+        bag_ids: (L,) int32, where L is the sum of ``bag_lengths``.
         bag_weights: (L,) float32.
-        labels: (B, T) float32, 0 or 1 as logged, whether observed or not; nan where the log does not say.
-        truth: (B, R) float32, a simulator's own probabilities; R = 0 on real logs.
-        users: (B,) int32, whose row each is, 0 for nobody's; empty where users are told apart by their ids.
+        labels: (B, T) float32, 0 or 1 as logged, whether observed or not; nan if missing from the log.
+        truth: (B, R) float32, the simulator's true values; R = 0 on real logs.
+        users: (B,) int32, number of each row's user, 0 for none; empty if the user field's ids identify users.
     """
 
     ids: Tensor
@@ -41,7 +41,7 @@ class Batch:
 
     @classmethod
     def of_ids(cls, ids: Tensor, labels: Tensor) -> Batch:
-        """(B, S) ids and (B, T) labels of data without lists, numbers or truth."""
+        """Build a batch from (B, S) ids and (B, T) labels, without multi-valued fields, numbers or truth."""
         none = torch.zeros(len(ids), 0)
         return cls(ids, none, none.T.long(), none.flatten().int(), none.flatten(), labels, none)
 
@@ -49,5 +49,5 @@ class Batch:
         return len(self.labels)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """The same batch on another device."""
+        """Return the batch on another device."""
         return Batch(*(getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)))

@@ -1,4 +1,4 @@
-"""Checks of numbers that a user sets: each names the setting, and the range that it must be in."""
+"""Checks of numeric settings; errors name the setting and its valid range."""
 
 from __future__ import annotations
 
@@ -6,31 +6,31 @@ from typing import TypeGuard
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
-    """Whether a value is a number, which true and false are not."""
+    """Whether a value is a number; booleans are not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def is_whole(value: object) -> TypeGuard[int]:
-    """Whether a value is a whole number, which true and false are not."""
+    """Whether a value is an integer; booleans are not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def whole(name: str, value: object, least: int, most: int = 2**31 - 1) -> int:
-    """A whole number; ValueError that names the setting for anything else."""
+    """Return ``value`` if it is an integer in the range; otherwise raise ValueError with the setting's name."""
     if not is_whole(value) or not least <= value <= most:
         raise ValueError(f"{name} must be a whole number from {least} to {most}, got {value!r}")
     return value
 
 
 def positive(name: str, value: object, most: float = 1e9) -> float:
-    """A number above 0; ValueError that names the setting for anything else."""
+    """Return ``value`` as a float if it is a number above 0; otherwise raise ValueError with the setting's name."""
     if not is_number(value) or not 0 < value <= most:
         raise ValueError(f"{name} must be a number above 0 and at most {most:g}, got {value!r}")
     return float(value)
 
 
 def from_zero(**values: object) -> None:
-    """Raise ValueError for the first of some settings that is no finite number from 0."""
+    """Raise ValueError for the first setting that is not a finite number from 0."""
     for name, value in values.items():
         if not is_number(value) or not 0 <= value < float("inf"):
             raise ValueError(f"{name} must be a number from 0, got {value!r}")

@@ -1,4 +1,4 @@
-"""The commands' shared frame: compose a config with Hydra, run, and turn every expected error into one line."""
+"""The shared frame of all commands: compose a config with Hydra, run, and print every expected error as one line."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def conf_folder() -> Path:
-    """The configs that come with the package; beside its sources in a clone."""
+    """The folder of the package's configs; in a clone, next to its sources."""
     packaged = Path(__file__).parent / "conf"
     return packaged if packaged.is_dir() else Path(__file__).parents[2] / "conf"
 
 
 def entry(run: Callable[[DictConfig], Any], config_name: str) -> Callable[..., None]:
-    """A command as a function; its argument is the folder of the configs, by default the package's own."""
+    """Make a command's entry point; it takes the folder of the configs, by default the package's own."""
 
     def main(conf: Path | None = None) -> None:
         command(run, config_name, conf or conf_folder())
@@ -53,21 +53,21 @@ def entry(run: Callable[[DictConfig], Any], config_name: str) -> Callable[..., N
 
 
 def command(run: Callable[[DictConfig], Any], config_name: str, conf: Path) -> None:
-    """Run one command and exit: 0 when it is done, 2 with one line when the input or the config is wrong.
+    """Run a command and exit: with code 0 on success, with code 2 and one line if the input or the config is invalid.
 
     Args:
-        run: does the work with the composed config.
-        config_name: the primary config.
-        conf: the folder that it lies in.
+        run: function of the composed config.
+        config_name: name of the primary config.
+        conf: folder of the primary config.
     """
     register_resolvers()
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, so that the errors reach _one_line below
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise, so that errors reach _one_line below
 
     def guarded(config: DictConfig) -> None:
         try:
             run(config)
         except UserError as error:
-            _fail(str(error))  # here, because Hydra prints lines of its own when a job raises
+            _fail(str(error))  # here, because Hydra adds its own lines when a job raises
         except Exception as error:
             line = _of_the_machine(error)
             if line is None and isinstance(error, HydraException | OmegaConfBaseException):
@@ -88,7 +88,7 @@ def command(run: Callable[[DictConfig], Any], config_name: str, conf: Path) -> N
     except (HydraException, OmegaConfBaseException) as error:
         _fail(_one_line(error))
     except ValueError as error:
-        if not str(error).startswith("Config group override"):  # what Hydra says of model=null
+        if not str(error).startswith("Config group override"):  # Hydra's error for model=null
             raise
         _fail(f"config: a group such as model or data cannot be null ({error})")
     except KeyboardInterrupt:
@@ -97,13 +97,13 @@ def command(run: Callable[[DictConfig], Any], config_name: str, conf: Path) -> N
 
 
 def _with_best(arguments: Sequence[str]) -> list[str]:
-    """``+best=FILE``, what a study found, as ordinary overrides; all others come later and win.
+    """Expand ``+best=FILE``, the result of a study, to ordinary overrides. All other overrides follow and win.
 
     Args:
-        arguments: of the command line.
+        arguments: arguments of the command line.
 
     Raises:
-        UserError: it is no best.yaml, or one that does more than set what a study can search.
+        UserError: the file is not a best.yaml, or sets more than a study can search.
     """
     found: list[str] = []
     rest = [a for a in arguments if not a.startswith("+best=")]
@@ -119,42 +119,42 @@ def _with_best(arguments: Sequence[str]) -> list[str]:
                 raise UserError(f"config +best: {error}") from None
             except (ValueError, LookupError, AttributeError, TypeError):
                 raise UserError(f"config +best: {path}: is not the best.yaml of a study that trains") from None
-    # Hydra's own flags, which begin with a dash, may stand anywhere.
+    # Hydra's own flags, which start with a dash, can appear anywhere.
     return [*found, *rest]
 
 
 def _trusted(arguments: Sequence[str]) -> tuple[str, ...]:
-    """What the command line itself says of ``trust``."""
+    """The value of ``trust`` on the command line."""
     said = [argument for argument in arguments if argument.lstrip("+").startswith("trust=")]
     return packages(OverridesParser.create().parse_override(said[-1]).value()) if said else ()
 
 
 def _overrides_of(content: dict[str, Any]) -> list[str]:
-    """The groups and values of a best.yaml; ValueError if it is none."""
+    """Overrides for the groups and values of a best.yaml; ValueError for other content."""
     choices = content.pop("defaults")
     overrides = []
     for choice in choices:
         if choice != "_self_":
             ((key, value),) = choice.items()
             _check_key(key)
-            if not re.fullmatch(r"\w[\w.-]*", str(value)):  # not a path to a file elsewhere
+            if not re.fullmatch(r"\w[\w.-]*", str(value)):  # no paths to other files
                 raise UserError(f"{key}={value} is no choice of a group")
             group = key.removeprefix("override ").lstrip("/")
             overrides.append(f"{'' if key.startswith('override ') else '+'}{group}={value}")
     for path, value in leaves(content, "\0"):
-        if not all(re.fullmatch(r"[\w-]+", part) for part in path.split("\0")):  # a dot would lead around the checks
+        if not all(re.fullmatch(r"[\w-]+", part) for part in path.split("\0")):  # a dot would bypass the checks
             raise UserError(f"{path}: is no name of a setting; write groups as mappings in each other")
         key = path.replace("\0", ".")
         _check_key(key)
         override = f"++{key}={written(value, quote=True)}"
         if OverridesParser.create().parse_override(override).value() != value:
-            raise UserError(f"{key}: cannot be said on a command line")  # such as a comma in a key of a mapping
+            raise UserError(f"{key}: cannot be said on a command line")  # such as a mapping key with a comma
         overrides.append(override)
     return overrides
 
 
 def _check_key(key: str) -> None:
-    """Raise UserError for what no study searches: Hydra's own settings, whose code is trusted, which run it is."""
+    """Raise UserError for keys that no study searches: Hydra's settings, ``trust``, and the choice of the run."""
     name = key.removeprefix("override ").lstrip("/")
     if not re.fullmatch(r"\w+([./-]\w+)*", name) or re.split(r"\W", name)[0] in _NOT_OF_BEST:
         raise UserError(f"{key}: is not for a best.yaml to set; delete it there, and say it on the command line")
@@ -166,7 +166,7 @@ def _fail(line: str) -> NoReturn:
 
 
 def _of_the_machine(error: BaseException) -> str | None:
-    """What a full disk or too little memory is told as; None for any other error."""
+    """One line for a full disk, missing permissions or too little memory; None for any other error."""
     seen: BaseException | None = error
     while seen is not None:
         number, path, text = getattr(seen, "errno", None), getattr(seen, "filename", None), str(seen)
@@ -189,7 +189,7 @@ def _of_the_machine(error: BaseException) -> str | None:
 
 
 def _one_line(error: Exception) -> str:
-    """Hydra's and OmegaConf's messages without their paragraphs, with the nearest name where there is one."""
+    """Reduce an error of Hydra or OmegaConf to one line, with the closest matching name if there is one."""
     while isinstance(error, ConfigCompositionException) and isinstance(error.__cause__, Exception):
         error = error.__cause__
     text = str(error)

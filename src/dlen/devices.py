@@ -1,4 +1,4 @@
-"""Who computes where: how many processes train at once, and which GPUs or share of the CPU cores each one gets."""
+"""Device assignment: how many processes train at once, and the GPUs or share of CPU cores of each."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from dlen.errors import UserError
 
 
 def available() -> int:
-    """GPUs, or CPU cores where there is none."""
+    """Number of GPUs, or of CPU cores if there is no GPU."""
     return torch.cuda.device_count() or len(os.sched_getaffinity(0))
 
 
 def number_of_workers(asked: int | str, most: int, key: str = "workers", devices: int = 1) -> int:
-    """How many processes train at once: as asked, or as many as there are GPUs, or CPU cores without one.
+    """Number of processes that train at once: as requested, or one per GPU, or per CPU core without GPUs.
 
     Args:
         asked: ``auto`` or a number.
-        most: there is no work for more.
-        key: of the config, for the error.
-        devices: of each process.
+        most: upper limit, such as the number of jobs.
+        key: config key, for the error message.
+        devices: number of devices per process.
 
     Raises:
-        UserError: it is neither ``auto`` nor a positive number.
+        UserError: ``asked`` is neither ``auto`` nor a positive number.
     """
     if asked == "auto":
         return max(1, min(available() // devices, most))
@@ -34,12 +34,12 @@ def number_of_workers(asked: int | str, most: int, key: str = "workers", devices
 
 
 def worker_environment(number: int, workers: int, devices: int = 1) -> dict[str, str]:
-    """The GPUs, or the share of the cores, of one worker.
+    """Environment variables that assign a worker its GPUs, or its share of the cores.
 
     Args:
-        number: of the worker, from 0.
-        workers: on this machine.
-        devices: of each worker.
+        number: number of the worker, counted from 0.
+        workers: number of workers on this machine.
+        devices: number of devices per worker.
     """
     gpus = torch.cuda.device_count()
     if gpus:

@@ -1,4 +1,4 @@
-"""Exceptions: the one that a user is meant to read, and what data must have for a model."""
+"""Exceptions: errors for the user, and unmet requirements of a model."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 
 class UserError(Exception):
-    """Wrong input or settings. The message is one line that names the file, row, field or config key.
+    """Invalid input or settings. The message is one line that names the file, row, field or config key.
 
     The commands print it without a traceback and exit with code 2.
 
     Args:
-        message: what cannot be printed in it, such as a line break of a cell that is quoted or what would move a
-            terminal's cursor, is shown as its escape.
-        details: lines below it, such as a list of what differs.
+        message: the message. Unprintable characters, such as line breaks in quoted cells or terminal control
+            characters, are escaped.
+        details: further lines, such as a list of differences.
     """
 
     def __init__(self, message: str, details: Sequence[str] = ()) -> None:
@@ -25,8 +25,8 @@ def _printable(text: str) -> str:
 
 
 class UnfitError(UserError):
-    """A model that the data do not allow."""
+    """The data do not meet the requirements of the model."""
 
 
 class UnmetNeedError(ValueError):
-    """Raised by a model whose schema lacks what it needs, such as a funnel or a position."""
+    """Raised by a model if the schema lacks something it needs, such as a funnel or a position."""

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and read with care: whoever made a folder may have made it to hurt."""
+"""Atomic writes, and defensive reads of files that may be malicious."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from omegaconf._utils import get_yaml_loader
 from dlen.errors import UserError
 
 _BLOCK = 1 << 20
-_YAML_BYTES = 1 << 18  # a config has two thousand
-_JSON_BYTES = 1 << 24  # a study of ten thousand trials has four million
-_MOST_PLAIN = 1 << 12  # characters of a value without quotes; as a number in sixties longer ones take seconds
-_MOST_LEVELS = 64  # of lists and mappings in each other
-_MOST_WHOLE = 1 << 63  # what a number of 64 bits holds
+_YAML_BYTES = 1 << 18  # a config has two thousand bytes
+_JSON_BYTES = 1 << 24  # a study of ten thousand trials has four million bytes
+_MOST_PLAIN = 1 << 12  # characters of an unquoted value; longer ones take seconds to parse as base-60 numbers
+_MOST_LEVELS = 64  # of nested lists and mappings
+_MOST_WHOLE = 1 << 63  # limit of 64-bit integers
 _TEXTS = ("model", "data", "version", "code", "data_fingerprint", "config_hash", "checkpoint", "state")
 _FIGURES = ("test/", "val/", "validation/", "train/", "fit/", "model/", "gates/")
 
 
 def checksum(path: Path) -> int:
-    """CRC-32 of a file, about 4 GB/s: every flipped bit shows."""
+    """CRC-32 of a file, at about 4 GB/s: detects every flipped bit."""
     found = 0
     with path.open("rb", buffering=0) as file:
         while block := file.read(_BLOCK):
@@ -39,7 +39,7 @@ def checksum(path: Path) -> int:
 
 
 def check_regular(path: Path) -> int:
-    """The size of a file; UserError for a pipe or a device, which may have no end, and where there is none."""
+    """Size of a file; UserError if it is missing, or a pipe or device, which may never end."""
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -52,10 +52,10 @@ def check_regular(path: Path) -> int:
 
 
 def _read_text(path: Path, most: int) -> str:
-    """A whole file; UserError where it is larger than a file of its kind can be."""
+    """Read a whole file; UserError if it is larger than ``most`` bytes."""
     check_regular(path)
     try:
-        with path.open("rb") as file:  # its stated size may be wrong, as that of a file below /proc is
+        with path.open("rb") as file:  # the reported size may be wrong, as under /proc
             content = file.read(most + 1)
         if len(content) > most:
             raise UserError(f"{path}: is larger than {most:,} bytes, which no file of its kind is")
@@ -67,10 +67,11 @@ def _read_text(path: Path, most: int) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """A file of JSON.
+    """Read a JSON file.
 
     Raises:
-        UserError: it is none, or holds what no file of ours does: very deep nesting, numbers beyond 64 bits, NaN.
+        UserError: it is not JSON, or has content that dlen never writes: very deep nesting, numbers beyond 64 bits,
+            NaN.
     """
     try:
         content = json.loads(_read_text(path, _JSON_BYTES))
@@ -83,10 +84,11 @@ def read_json(path: Path) -> Any:
 
 
 def read_yaml(path: Path) -> Any:
-    """A file of YAML, with OmegaConf's numbers.
+    """Read a YAML file, with OmegaConf's rules for numbers.
 
     Raises:
-        UserError: it is none, or holds what no file of ours does: anchors, tags, and what :func:`read_json` refuses.
+        UserError: it is not YAML, or has content that dlen never writes: anchors, tags, and what :func:`read_json`
+            refuses.
     """
     text = _read_text(path, _YAML_BYTES)
     try:
@@ -101,13 +103,13 @@ def read_yaml(path: Path) -> Any:
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """OmegaConf's own reads the same at a tenth of the speed."""
+    """Parses like OmegaConf's loader, ten times faster."""
 
     yaml_implicit_resolvers = get_yaml_loader().yaml_implicit_resolvers
 
 
 def _check_events(path: Path, text: str) -> None:
-    """Look at the text before anything is made of it: aliases of aliases would grow without end."""
+    """Check the parser events before building objects: nested aliases would expand without limit."""
     level = 0
     for event in yaml.parse(text, Loader=_Loader):
         why = None
@@ -126,7 +128,7 @@ def _check_events(path: Path, text: str) -> None:
 
 
 def _check_plain(path: Path, content: Any) -> None:
-    """Level by level, as a function that calls itself would end where the nesting is meant to make it end."""
+    """Check values level by level: a recursive function would hit the recursion limit on malicious nesting."""
     level = [content]
     for _ in range(_MOST_LEVELS + 1):
         for value in level:
@@ -146,7 +148,7 @@ def _too_deep(path: Path) -> UserError:
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """A mapping of JSON, as :func:`read_json` reads it."""
+    """Read a JSON mapping with :func:`read_json`."""
     content = read_json(path)
     if not isinstance(content, dict):
         raise UserError(f"{path}: is no mapping of names to values")
@@ -154,10 +156,10 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def read_figures(path: Path) -> dict[str, Any]:
-    """``metrics.json``, whose figures are numbers or null.
+    """Read a ``metrics.json``, whose metrics are numbers or null.
 
     Raises:
-        UserError: it cannot be read, or a figure is something else.
+        UserError: it cannot be read, or an entry has the wrong type.
     """
     content = read_mapping(path)
     for key, value in content.items():
@@ -177,9 +179,9 @@ def _shown(value: Any) -> str:
 
 
 def check_links(folder: Path) -> None:
-    """Raise UserError if something in a folder that is written to leads out of it; the folder itself may be a link.
+    """Raise UserError if an output folder contains links that lead out of it. The folder itself may be a link.
 
-    W&B's own folder has links to its log in the user's cache, and takes none that it finds there.
+    W&B's folder is skipped: it links to a log in the user's cache, and W&B follows no links that it finds there.
     """
     top = os.path.realpath(folder)
     for name, folders, files in os.walk(folder):
@@ -193,11 +195,11 @@ def check_links(folder: Path) -> None:
 
 @contextmanager
 def replacing_file(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path``, for a file that takes its place on success and vanishes on failure."""
+    """Provide a temporary file next to ``path`` that replaces it on success and is deleted on failure."""
     temporary = path.with_name(f".{path.name}.writing")
     temporary.unlink(missing_ok=True)
     try:
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # follows no link that was left there
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # does not follow links
         yield temporary
         temporary.replace(path)
     finally:
@@ -205,13 +207,13 @@ def replacing_file(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file as :func:`replacing_file` does."""
+    """Write a text file atomically, with :func:`replacing_file`."""
     with replacing_file(path) as temporary:
         temporary.write_text(text)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write plain containers as JSON, as :func:`write_text` does; a number that is none becomes null."""
+    """Write plain containers as JSON with :func:`write_text`; nan and infinity become null."""
     write_text(path, json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
 
 
@@ -224,7 +226,7 @@ def _finite(value: Any) -> Any:
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a table as CSV, as :func:`write_text` does."""
+    """Write a table as CSV with :func:`write_text`."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(header)

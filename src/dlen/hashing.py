@@ -1,4 +1,4 @@
-"""Hashes that are the same on every machine and in every session."""
+"""Hashes that are stable across machines and sessions."""
 
 from __future__ import annotations
 
@@ -19,6 +19,6 @@ def mix(value: U64, key: np.uint64) -> U64:
 
 
 def fraction(values: NDArray[Any], seed: int) -> NDArray[np.float64]:
-    """A number in 0..1 for each integer, the same for equal integers: splits by user, or by row."""
+    """Hash each integer to a number in 0..1, for splits by user or by row."""
     key = np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]
     return mix(values.astype(np.int64).view(np.uint64), key) / 2.0**64

@@ -1,4 +1,4 @@
-"""Overrides of ``train.py``: their grammar, those of another command's line, and the config that they make."""
+"""Overrides of ``train.py``: writing them, passing them on from other commands, and composing a config from them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from dlen.renamed import present_overrides
 
 
 def written(value: Any, *, quote: bool = False) -> str:
-    """A plain value in the grammar of Hydra's overrides.
+    """Write a plain value in Hydra's override grammar.
 
     Args:
-        value: of YAML.
-        quote: take a string as text; else it is in that grammar already.
+        value: plain YAML value.
+        quote: quote strings; otherwise they must already be in that grammar.
     """
     if isinstance(value, list):
         return "[" + ",".join(written(item, quote=quote) for item in value) + "]"
@@ -32,7 +32,7 @@ def written(value: Any, *, quote: bool = False) -> str:
 
 
 def leaves(content: Mapping[str, Any], separator: str = ".", prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value of nested mappings under its joined keys; an empty mapping is a value."""
+    """Yield every value of nested mappings under its joined keys. An empty mapping counts as a value."""
     for key, value in content.items():
         if isinstance(value, Mapping) and value:
             yield from leaves(value, separator, f"{prefix}{key}{separator}")
@@ -41,11 +41,11 @@ def leaves(content: Mapping[str, Any], separator: str = ".", prefix: str = "") -
 
 
 def said_overrides(own: Sequence[str], settings: Sequence[str]) -> list[str]:
-    """What ``train.py`` has to be told so that a run is as another command was asked for.
+    """The overrides of ``train.py`` for the runs of another command.
 
     Args:
-        own: top keys of that command's config that ``train.py`` does not know.
-        settings: what the command sets for all of its runs; its command line comes later and wins.
+        own: top-level keys of that command's config that ``train.py`` does not have.
+        settings: overrides that the command sets for all of its runs; its command line follows and wins.
     """
     hydra = HydraConfig.get()
     said = [o for o in hydra.overrides.task if o.lstrip("+~").split("=")[0].split(".")[0] not in own]
@@ -53,22 +53,22 @@ def said_overrides(own: Sequence[str], settings: Sequence[str]) -> list[str]:
 
 
 def conf_of_this_command() -> str:
-    """The folder of the configs that the running command was composed from, for the processes that it starts."""
+    """The config folder of the running command, for the processes that it starts."""
     found = [source.path for source in HydraConfig.get().runtime.config_sources if source.provider == "main"]
     return str(found[0])
 
 
 def register_resolvers() -> None:
-    """What the configs' interpolations use beside OmegaConf's own."""
+    """Register the resolvers that the configs use in addition to OmegaConf's own."""
     OmegaConf.register_new_resolver("stem", lambda path: Path(str(path)).stem, replace=True)
 
 
 def compose_train(overrides: Sequence[str]) -> DictConfig:
-    """The resolved config of ``train.py``, outside of its command; Hydra must have been initialised."""
+    """Compose the resolved config of ``train.py`` outside its command. Hydra must be initialised."""
     register_resolvers()
     composed = compose("train", present_overrides(overrides), return_hydra_config=True)
     state, before = HydraConfig.instance(), HydraConfig.instance().cfg
-    state.set_config(composed)  # for the interpolations of Hydra's own part, which goes
+    state.set_config(composed)  # for interpolations into Hydra's own part, which is removed below
     own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
     config = OmegaConf.create(OmegaConf.to_container(own, resolve=True))
     state.cfg = before

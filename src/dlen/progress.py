@@ -1,4 +1,4 @@
-"""Progress of long work: a bar with rate and remaining time on a terminal, plain lines elsewhere."""
+"""Progress of long operations: a bar with rate and remaining time on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class _Rate(ProgressColumn):
 
 
 def format_count(value: float) -> str:
-    """A number in three digits: 950, 12.3k, 4.56M; below 1 in two: 0.018."""
+    """Format a number with three digits, such as 950, 12.3k or 4.56M; below 1 with two, such as 0.018."""
     for limit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= 0.9995 * limit:  # 999,900 is 1M, not 1000k
             return f"{value / limit:.3g}{letter}"
@@ -37,12 +37,12 @@ def _amount(value: float, unit: str) -> str:
 
 
 class Stage:
-    """One stage of long work, as a context manager; call :meth:`advance` as it goes.
+    """One stage of a long operation, as a context manager. Call :meth:`advance` to report progress.
 
     Args:
-        label: what is being done.
-        total: units of the whole stage, such as bytes or rows.
-        unit: their name.
+        label: description of the stage.
+        total: number of units in the stage, such as bytes or rows.
+        unit: name of the unit.
     """
 
     def __init__(self, label: str, total: float, unit: str) -> None:
@@ -70,7 +70,7 @@ class Stage:
             self._print("done")
 
     def advance(self, amount: float) -> None:
-        """Say that ``amount`` more units are done."""
+        """Report that ``amount`` more units are done."""
         self._done += amount
         if self._bar:
             self._bar.advance(self._task, amount)

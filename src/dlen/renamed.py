@@ -1,4 +1,4 @@
-"""Config keys of version 0.1.0 under their present names: on command lines, in studies and in run folders."""
+"""Maps config keys of version 0.1.0 to their current names, on command lines, in studies and in run folders."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ KEYS = {
     **{f"model.{name}": f"model.backbone.{name}" for name in _BACKBONE},
     **{f"model.{name}": f"model.head.{name}" for name in _HEAD},
 }
-VARIANTS = {"default": "latent", "match": "latent_match", "paper": "latent_paper"}  # of model/variant, as model/head
+VARIANTS = {"default": "latent", "match": "latent_match", "paper": "latent_paper"}  # model/variant -> model/head
 
-_MODELS = {  # class of 0.1.0: its backbone and head
+_MODELS = {  # class in 0.1.0 -> backbone and head
     "SharedBottom": ("SharedBottomBackbone", "heads.IndependentHead"),
     "MoE": ("MoEBackbone", "heads.IndependentHead"),
     "MMoE": ("MMoEBackbone", "heads.IndependentHead"),
@@ -35,7 +35,7 @@ _MODELS = {  # class of 0.1.0: its backbone and head
 
 
 def present_key(key: str) -> str:
-    """The present name of a key, which may name a part of a setting, such as ``model.alpha.click``."""
+    """The current name of a key, which may address a part of a setting, such as ``model.alpha.click``."""
     first, _, rest = key.partition("[")
     parts = first.split(".")
     renamed = KEYS.get(".".join(parts[:2]))
@@ -45,7 +45,7 @@ def present_key(key: str) -> str:
 
 
 def present_override(override: str) -> str:
-    """A Hydra override with its key, or the group ``model/variant``, under the present name."""
+    """A Hydra override with the current name of its key, or of the group ``model/variant``."""
     found = re.fullmatch(r"([+~]*)([^=]*)(=.*)?", override, re.DOTALL)
     if found is None:
         return override
@@ -57,17 +57,17 @@ def present_override(override: str) -> str:
 
 
 def present_overrides(overrides: Iterable[str]) -> list[str]:
-    """Each of them by :func:`present_override`."""
+    """Apply :func:`present_override` to each override."""
     return [present_override(override) for override in overrides]
 
 
 def present_keys(point: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by their present names."""
+    """Settings by their current names."""
     return {present_key(str(key)): value for key, value in point.items()}
 
 
 def present_space(space: Mapping[str, Any]) -> dict[str, Any]:
-    """A study's space, and the conditions in it, by the present names."""
+    """A study's search space and its conditions, by current names."""
     found = {}
     for key, choices in present_keys(space).items():
         if isinstance(choices, Mapping) and isinstance(choices.get("when"), Mapping):
@@ -77,7 +77,7 @@ def present_space(space: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def present_model(model: dict[str, Any]) -> dict[str, Any]:
-    """The group ``model`` of a run's config.yaml; that of a network of version 0.1.0 in its present parts."""
+    """The group ``model`` of a run's config.yaml, with networks of version 0.1.0 split into their current parts."""
     name = str(model.get("_target_", "")).removeprefix("dlen.models.")
     if name not in _MODELS or "head" in model:
         return model
@@ -87,7 +87,7 @@ def present_model(model: dict[str, Any]) -> dict[str, Any]:
         "embedding": {
             "_target_": "dlen.nn.embedding.EmbeddingTable",
             "_partial_": True,
-            "first_order": False,  # which 0.1.0 did not know
+            "first_order": False,  # not available in 0.1.0
             "private": name == "SingleTask",
         },
         "backbone": {"_target_": f"dlen.models.backbones.{backbone}", "_partial_": True},

@@ -1,4 +1,4 @@
-"""Field, Task and Schema: the one contract between prepared data and models."""
+"""Field, Task and Schema: the contract between prepared data and models."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import numpy as np
 class Kind(StrEnum):
     """How a field's values enter a model."""
 
-    ID = "id"  # exactly one id for each row; absent counts as unknown
-    IDS = "ids"  # any number of ids for each row, each with a weight
-    NUMERIC = "numeric"  # one float for each row, scaled with statistics of the training rows
+    ID = "id"  # exactly one id per row; a missing id counts as unknown
+    IDS = "ids"  # any number of weighted ids per row
+    NUMERIC = "numeric"  # one float per row, scaled with statistics of the training rows
 
 
 class Pooling(StrEnum):
-    """How the embeddings of a multi-valued field become one vector."""
+    """How the embeddings of a multi-valued field are combined."""
 
     MEAN = "mean"  # weighted mean: weights say which values matter more
     SUM = "sum"  # weighted sum: the weight itself is a signal, such as a match score
@@ -31,10 +31,10 @@ class Field:
 
     Attributes:
         name: unique name in the schema.
-        kind: single id, many ids or a number.
-        side: who the field describes: ``user``, ``item``, ``cross`` or ``context``.
-        vocab_size: number of ids, counting id 0, which stands for unknown. 0 for numeric fields.
-        pooling: for many ids, how their vectors are joined.
+        kind: single id, multiple ids, or a number.
+        side: what the field describes: ``user``, ``item``, ``cross`` or ``context``.
+        vocab_size: number of ids, including id 0 for unknown; 0 for numeric fields.
+        pooling: how the vectors of multiple ids are combined.
     """
 
     name: str
@@ -49,15 +49,15 @@ class Task:
     """One binary label to predict.
 
     Attributes:
-        name: unique name; also the end of every metric key.
-        rate: share of positives among the training rows that train this task.
-        observed_where: the task is measured on rows where this other task is positive (cvr where ctr).
-        train_on: ``observed`` trains on the rows it is measured on, ``all`` on every row.
-        joint: name under which "this and its whole chain of parents happened" is measured over all rows
-            (``ctcvr``); empty for tasks without ``observed_where``.
+        name: unique name; also the last part of metric keys.
+        rate: positive rate among the training rows that train this task.
+        observed_where: parent task; this task is evaluated on rows where the parent is positive (cvr where ctr).
+        train_on: ``observed`` trains on the rows that evaluate the task, ``all`` on every row.
+        joint: name of the joint event "this task and its whole chain of parents are positive", which is evaluated over
+            all rows (``ctcvr``); empty for tasks without ``observed_where``.
         weight: factor of this task's loss in the sum.
-        dislike: a positive says that the user does *not* prefer the item (hide, report, hate). It is no interaction
-            in the sense of the paper, and the latent head turns its two conditional probabilities round.
+        dislike: a positive means that the user does *not* prefer the item (hide, report, hate). It is not an
+            interaction in the paper's sense, and the latent head swaps its two conditional probabilities.
     """
 
     name: str
@@ -71,21 +71,20 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """The fields and tasks of one prepared data set.
+    """The fields and tasks of a prepared data set.
 
     All id fields, single and multi-valued, share one embedding table: field ``f`` owns the rows
-    ``offset(f) .. offset(f) + vocab_size - 1``, and the first of them is its unknown id.
+    ``offset(f) .. offset(f) + vocab_size - 1``, the first of which is its unknown id.
 
     Attributes:
-        fields: in the order in which models see them, within each kind.
-        tasks: in the order of every (B, T) tensor.
-        truth: names of columns known only to a simulator; measured against, never an input.
-        user: name of the field that says whose impression a row is.
-        position: name of the field with the place on the page.
+        fields: all fields; within each kind, in the column order of a batch.
+        tasks: all tasks, in the order of every (B, T) tensor.
+        truth: names of columns known only to a simulator, used for evaluation but never as input.
+        user: name of the field that identifies the user of an impression.
+        position: name of the field with the position on the page.
 
     Raises:
-        ValueError: names repeat or are those of other figures, or ``observed_where`` names an unknown or circular
-            parent.
+        ValueError: names repeat or clash with metric names, or ``observed_where`` names an unknown or circular parent.
 
     Example:
         >>> fields = (Field("user", Kind.ID, "user", 100), Field("tags", Kind.IDS, "item", 50))
@@ -132,16 +131,16 @@ class Schema:
         return {f.name: int(start) for f, start in zip(self.fields, ends, strict=False)}
 
     def rows(self, name: str) -> slice:
-        """The rows of the shared embedding table that an id field owns, the first of which is its unknown id."""
+        """Rows of an id field in the shared embedding table; the first is its unknown id."""
         first = self.offsets[name]
         return slice(first, first + next(f.vocab_size for f in self.fields if f.name == name))
 
     def task_index(self, name: str) -> int:
-        """Position of a task; ``ValueError`` for an unknown name."""
+        """Index of a task; ``ValueError`` for an unknown name."""
         return self.task_names.index(name)
 
     def chain(self, name: str) -> Iterator[int]:
-        """Positions of a task and the tasks it is observed under, nearest first."""
+        """Yield the indices of a task and its parents, nearest first."""
         seen: list[str] = []
         current: str | None = name
         while current is not None:
@@ -155,12 +154,12 @@ class Schema:
             current = self.tasks[index].observed_where
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain containers, as written to ``schema.json``."""
+        """Convert to plain containers, as written to ``schema.json``."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Schema:
-        """The inverse of :meth:`to_dict`."""
+        """Build a schema from the result of :meth:`to_dict`."""
         fields = tuple(
             Field(**{**f, "kind": Kind(f["kind"]), "pooling": Pooling(f["pooling"])}) for f in data["fields"]
         )
@@ -169,13 +168,13 @@ class Schema:
 
 
 def check_targets(tasks: Sequence[tuple[str, str, bool]]) -> None:
-    """Names of tasks and joint events become keys of figures, such as ``test/auc/click``, so each has to be its own.
+    """Check that names of tasks and joint events are unique: they become metric keys such as ``test/auc/click``.
 
     Args:
-        tasks: the name, the joint event (or an empty text) and whether it is a dislike, of each.
+        tasks: for each task: name, joint event (or an empty string), and whether it is a dislike.
 
     Raises:
-        ValueError: a name is that of another target, or of a figure that is no target's.
+        ValueError: a name is that of another target or of another metric.
     """
     taken = dict.fromkeys(("mean", "weighted", "labels", "up_any", "up_truth"), "a figure over all tasks")
     taken |= {f"up_{name}": f"a figure of P(UP) against {name}" for name, _, dislike in tasks if dislike}

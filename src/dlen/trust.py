@@ -1,7 +1,7 @@
-"""What a config that lies in a folder may name: a stranger's folder must not say which code runs.
+"""Checks which classes a config file may name: an untrusted folder must not decide which code runs.
 
-Hydra makes objects of everything that a config calls ``_target_``, whatever it is. The configs that a user composes are
-the user's own; those of a run, a study or a best.yaml are checked here first.
+Hydra instantiates whatever a config names as ``_target_``. Configs that the user composes are trusted. Configs read
+from a run, a study or a best.yaml are checked here first.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MADE_IN_PART = (
     "model.backbone",
     "model.head",
     "optimizer",
-)  # slots whose object takes further arguments later
+)  # keys whose object gets further arguments later
 _NAMES = {
     "optimizer": ("dlen.training.optimizers.adam", "dlen.training.optimizers.adagrad"),
     "logger": (
@@ -36,24 +36,24 @@ _IN_FOLDER = ("dlen.training.loggers.ContinuedCSVLogger", "lightning.pytorch.log
 
 
 def packages(value: Any) -> tuple[str, ...]:
-    """The config key ``trust``: packages whose classes a folder may name beside those of dlen.
+    """Parse the config key ``trust``: packages, besides dlen, whose classes a folder may name.
 
     Raises:
-        UserError: it is no list of top-level packages.
+        UserError: the value is not a list of top-level packages.
     """
     wanted = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else None
     if wanted is None or not all(isinstance(name, str) and name.isidentifier() for name in wanted):
         raise UserError(f"config trust: {value!r} is no list of packages, such as [my_models]")
-    return tuple(name for name in wanted if name != _OWN)  # of which there is always less than all
+    return tuple(name for name in wanted if name != _OWN)  # dlen has its own, stricter rules
 
 
 def check_config(content: Any, trust: Sequence[str], path: Path) -> None:
-    """Raise UserError unless a config from a file makes nothing but objects of trusted classes, in their places.
+    """Raise UserError unless a config from a file instantiates only trusted classes, each at a suitable key.
 
     Args:
-        content: plain values.
-        trust: packages beside dlen.
-        path: where it comes from.
+        content: config as plain values.
+        trust: trusted packages besides dlen.
+        path: path of the file, for error messages.
     """
     for key, node in _nodes("", content):
         if isinstance(node, str) and "${" in node:
@@ -63,7 +63,7 @@ def check_config(content: Any, trust: Sequence[str], path: Path) -> None:
 
 
 def _nodes(key: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Every part of nested values, under its dotted key."""
+    """Yield every part of nested values under its dotted key."""
     yield key, value
     if isinstance(value, dict):
         for name, inner in value.items():
@@ -83,7 +83,7 @@ def _check_node(key: str, node: dict[Any, Any], trust: Sequence[str], path: Path
         _check_target(key, target, trust, path)
     if partial is not None and (partial is not True or not (key in _MADE_IN_PART or _is_of(target, trust))):
         raise UserError(f"{path}: config {_join(key, _PARTIAL)}: is no setting of {key or 'a config'}; delete it")
-    if target in _IN_FOLDER or key in ("logger.csv", "logger.tensorboard"):  # its texts become names of folders
+    if target in _IN_FOLDER or key in ("logger.csv", "logger.tensorboard"):  # their strings become folder names
         for name, value in node.items():
             if isinstance(value, str) and not re.fullmatch(r"(?!\.)[\w.-]*", value):
                 raise UserError(f"{path}: config {key}.{name}: {value!r} is no plain name; write it without slashes")
@@ -98,12 +98,12 @@ def _check_target(key: str, target: Any, trust: Sequence[str], path: Path) -> No
     if target in _NAMES.get(slot, ()):
         return
     if package not in (_OWN, *trust):
-        own = slot in _KINDS or slot in _NAMES  # where a user's own class can stand
+        own = slot in _KINDS or slot in _NAMES  # keys that accept a user's own class
         hint = f"; if you trust this folder, say trust=[{package}]" if own else ""
         raise UserError(f"{where}: {target} is no class of dlen{hint}")
     what, fits = _KINDS.get(slot, (slot if slot in _NAMES else "setting", lambda found: False))
     found = _located(where, target)
-    defined = str(getattr(found, "__module__", "")).split(".")[0]  # wherever it was found
+    defined = str(getattr(found, "__module__", "")).split(".")[0]  # where it is defined, not where it was found
     if defined == _OWN and isinstance(found, type) and fits(found):
         return
     if defined not in trust or not callable(found):
@@ -126,7 +126,7 @@ def _located(where: str, target: str) -> Any:
 
 
 def _is_kind(base: str) -> Callable[[type], bool]:
-    """Whether a class is one of a base class, known by its name so that nothing has to be imported for the question."""
+    """Make a test for subclasses of a base class, which is given by name to avoid importing it."""
     return lambda found: any(f"{c.__module__}.{c.__qualname__}" == base for c in found.__mro__)
 
 
@@ -136,7 +136,7 @@ def _is_source(found: type) -> bool:
     )
 
 
-# What a class of dlen has to be at each place.
+# The required kind of class at each config key.
 _KINDS: dict[str, tuple[str, Callable[[type], bool]]] = {
     "data": ("data source", _is_source),
     "model": ("model", _is_kind("dlen.models.model.Model")),

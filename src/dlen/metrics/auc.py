@@ -1,4 +1,4 @@
-"""AUC, exact or in constant memory, and the gain over a base model."""
+"""AUC, exact or with constant memory, and the gain over a base model."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from dlen.metrics.functional import (
 
 
 class ExactAUC(Metric):
-    """Area under the ROC curve of K targets from every score. Memory: 9 bytes for each row and target.
+    """Exact area under the ROC curve of K targets. Memory: 9 bytes per row and target.
 
     Args:
-        num_targets: K.
+        num_targets: number of targets K.
 
     Example:
         >>> auc = ExactAUC(1)
@@ -53,20 +53,20 @@ class ExactAUC(Metric):
         self.masks.append(torch.ones_like(labels, dtype=torch.bool) if mask is None else mask.bool())
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
-        """Gather all processes' rows; one without rows still takes part, with none of the right shape."""
+        """Gather the rows of all processes; a process without rows contributes empty tensors of the right shape."""
         if not self.scores:
             self.update(*(torch.zeros(0, self.num_targets, device=self.device) for _ in range(2)))
         super().sync(*args, **kwargs)
 
     def compute(self) -> Tensor:
-        """(K,) float64; nan where one class is absent."""
+        """Return (K,) float64; nan if one class is absent."""
         if not len(self.scores):
             return torch.full((self.num_targets,), torch.nan, dtype=torch.float64)
         scores, labels, masks = (dim_zero_cat(x) for x in (self.scores, self.labels, self.masks))
         return torch.stack(for_each_target(exact_auc, masks, scores, labels))
 
     def roc(self, points: int) -> list[Tensor]:
-        """The K curves of :func:`~dlen.metrics.functional.exact_roc`, over all processes."""
+        """The K curves of :func:`~dlen.metrics.functional.exact_roc` over all processes."""
         with self.sync_context():
             if not len(self.scores):
                 return [torch.zeros(2, 0, dtype=torch.float64)] * self.num_targets
@@ -75,13 +75,13 @@ class ExactAUC(Metric):
 
 
 class HistogramAUC(Metric):
-    """Area under the ROC curve of K targets from histograms of log-odds. Memory: 4 MiB for each target, any rows.
+    """Area under the ROC curve of K targets from histograms of log-odds. Memory: 4 MiB per target, independent of rows.
 
-    Sums over ranks exactly. The error against :class:`ExactAUC` is that of calling scores equal that differ by less
-    than 0.00015 in log-odds.
+    Sums over processes are exact. The only error compared with :class:`ExactAUC` is that scores which differ by less
+    than 0.00015 in log-odds may count as ties.
 
     Args:
-        num_targets: K.
+        num_targets: number of targets K.
 
     Example:
         >>> auc = HistogramAUC(1)
@@ -108,21 +108,21 @@ class HistogramAUC(Metric):
         self.counts.view(-1).scatter_add_(0, where.flatten(), weight.flatten())
 
     def compute(self) -> Tensor:
-        """(K,) float64; nan where one class is absent."""
+        """Return (K,) float64; nan if one class is absent."""
         return histogram_auc(self.counts[:, 0], self.counts[:, 1])
 
     def roc(self, points: int) -> list[Tensor]:
-        """The K curves of :func:`~dlen.metrics.functional.histogram_roc`, over all processes."""
+        """The K curves of :func:`~dlen.metrics.functional.histogram_roc` over all processes."""
         with self.sync_context():
             return [histogram_roc(negatives, positives, points) for negatives, positives in self.counts]
 
 
 class MTLGain(Metric):
-    """Each task's AUC minus the base model's, and the mean over tasks, as in the paper's tables.
+    """AUC of each target minus the base model's AUC, and the mean gain, as in the paper's tables.
 
     Args:
-        auc: the metric whose values are compared; its state is this metric's state.
-        base: (K,) the base model's AUCs; nan where it has none.
+        auc: AUC metric to compare; its state is the state of this metric.
+        base: (K,) AUCs of the base model; nan if undefined.
     """
 
     higher_is_better = True
@@ -135,15 +135,15 @@ class MTLGain(Metric):
         self.base: Tensor
 
     def update(self, scores: Tensor, labels: Tensor, mask: Tensor | None = None) -> None:
-        """Add rows, as the wrapped metric does."""
+        """Add rows to the wrapped metric."""
         self.auc.update(scores, labels, mask)
 
     def compute(self) -> Tensor:
-        """(K + 1,) gains, then the mean over the defined ones."""
+        """Return (K + 1,): K gains, then the mean of the defined gains."""
         gain = self.auc.compute() - self.base
         return torch.cat([gain, gain.nanmean()[None]])
 
     def reset(self) -> None:
-        """Forget all rows."""
+        """Discard all rows."""
         super().reset()
         self.auc.reset()

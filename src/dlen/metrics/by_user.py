@@ -13,18 +13,18 @@ from torchmetrics.utilities.data import dim_zero_cat
 from dlen.metrics.functional import ends_of_runs, for_each_target, ordered_integers
 
 NDCG_AT = 10
-BY_USER_ROWS = 1_000_000  # of a split that is ranked within users unless asked otherwise
+BY_USER_ROWS = 1_000_000  # largest split that is ranked within users by default
 
 
 @dataclass(slots=True)
 class UserFigures:
-    """Figures of one target.
+    """Per-user ranking metrics of one target.
 
     Attributes:
-        gauc: mean AUC of the users, weighted by their rows; users with one class are left out.
-        ndcg: mean NDCG@k of the users with a positive.
+        gauc: mean AUC over users, weighted by their rows; users with only one class are excluded.
+        ndcg: mean NDCG@k over users with a positive.
         users: number of users.
-        left_out: users without both classes, who have no AUC.
+        left_out: number of users with only one class, who have no AUC.
     """
 
     gauc: float
@@ -36,42 +36,42 @@ class UserFigures:
 def rank_by_user(scores: Tensor, labels: Tensor, users: Tensor, k: int = NDCG_AT) -> UserFigures:
     """GAUC (Zhou et al. 2018, DIN, equation 6) and NDCG@k (Järvelin and Kekäläinen 2002), without a loop over users.
 
-    Ties count one half in the AUC, and share the mean of their gains in the NDCG, as in scikit-learn.
+    Ties count one half in the AUC and share their mean gain in the NDCG, as in scikit-learn.
 
     Args:
-        scores: (N,) any monotone score.
+        scores: (N,) scores on any monotone scale.
         labels: (N,) 0 or 1.
-        users: (N,) integers of 31 bits.
-        k: places of a list that count.
+        users: (N,) 31-bit integers.
+        k: number of top positions in NDCG@k.
 
     Returns:
-        Figures, nan where no user has one. Time N log N.
+        The metrics; nan if undefined for all users. Time N log N.
     """
-    # One sort of integers: by user, then by falling score, with the label in the last bit.
-    falling = 0x7FFFFFFF - ordered_integers(scores)  # from 0 on
+    # One integer sort: by user, then by falling score, with the label in the last bit.
+    falling = 0x7FFFFFFF - ordered_integers(scores)  # starts at 0
     ranked = (users.long() << 33 | falling << 1 | labels.long()).sort().values
-    ends = ends_of_runs(ranked >> 1)  # of the blocks: rows of one user with one score
+    ends = ends_of_runs(ranked >> 1)  # ends of blocks: rows of one user with equal scores
     zero = ends.new_zeros(1)
     size = (ends + 1).diff(prepend=zero)
     good = (ranked & 1).cumsum(0)[ends].diff(prepend=zero)
-    last_blocks = ends_of_runs(ranked[ends] >> 33)  # of the users
+    last_blocks = ends_of_runs(ranked[ends] >> 33)  # last block of each user
     blocks = (last_blocks + 1).diff(prepend=zero)
 
     def by_user(values: Tensor) -> Tensor:
         return values.cumsum(0)[last_blocks].diff(prepend=values.new_zeros(1))
 
     def within(values: Tensor, totals: Tensor) -> Tensor:
-        """Cumulative sums that begin anew with each user."""
+        """Cumulative sums that restart with each user."""
         return values.cumsum(0) - (totals.cumsum(0) - totals).repeat_interleave(blocks)
 
     bad = size - good
     rows, goods, bads = by_user(size), by_user(good), by_user(bad)
-    below = 2 * (bads.repeat_interleave(blocks) - within(bad, bads)) + bad  # twice the negatives a positive is above
+    below = 2 * (bads.repeat_interleave(blocks) - within(bad, bads)) + bad  # twice the negatives below a positive
     pairs = goods * bads
     both = pairs > 0
     auc = by_user(good * below)[both].double() / (2 * pairs[both])
     gauc = (auc * rows[both]).sum() / rows[both].sum()
-    last = within(size, rows)  # place of the block's last row in its list
+    last = within(size, rows)  # position of the block's last row in the user's list
     gained = _discounts(k, scores.device)
 
     def upto(places: Tensor) -> Tensor:
@@ -84,48 +84,48 @@ def rank_by_user(scores: Tensor, labels: Tensor, users: Tensor, k: int = NDCG_AT
 
 
 def _discounts(k: int, device: torch.device) -> Tensor:
-    """(k + 1,) what n rows of gain 1 have gained together on the first n places."""
+    """(k + 1,) cumulative discounts: the DCG of n rows with gain 1 at the first n positions."""
     each = 1 / torch.arange(2, k + 2, dtype=torch.float64, device=device).log2()
     return torch.cat([each.new_zeros(1), each.cumsum(0)])
 
 
 def graded_ndcg(scores: Tensor, gains: Tensor, users: Tensor, k: int = NDCG_AT) -> Tensor:
-    """NDCG@k of each user's list, for gains of any size. Ties share the mean of their gains, as in scikit-learn.
+    """NDCG@k of each user, for graded gains. Ties share their mean gain, as in scikit-learn.
 
     Args:
-        scores: (N,) any monotone score.
-        gains: (N,) from 0.
-        users: (N,) integers of 31 bits.
-        k: places of a list that count.
+        scores: (N,) scores on any monotone scale.
+        gains: (N,) non-negative gains.
+        users: (N,) 31-bit integers.
+        k: number of top positions that count.
 
     Returns:
-        (U,) float64 in rising order of the users; nan for a user without any gain. Time N log N.
+        (U,) float64 in ascending order of users; nan for users without any gain. Time N log N.
     """
     found, best = _dcg(scores, gains, users, k), _dcg(gains, gains, users, k)
     return found / torch.where(best > 0, best, torch.nan)
 
 
 def _dcg(scores: Tensor, gains: Tensor, users: Tensor, k: int) -> Tensor:
-    """(U,) discounted gains of the users' lists."""
+    """(U,) DCG@k of each user."""
     key, order = (users.long() << 32 | 0x7FFFFFFF - ordered_integers(scores)).sort()
-    ends = ends_of_runs(key)  # of the blocks: rows of one user with one score
+    ends = ends_of_runs(key)  # ends of blocks: rows of one user with equal scores
     zero = ends.new_zeros(1)
     size = (ends + 1).diff(prepend=zero)
     gain = gains[order].double().cumsum(0)[ends].diff(prepend=torch.zeros(1, dtype=torch.float64, device=key.device))
-    last_blocks = ends_of_runs(key[ends] >> 32)  # of the users
-    lists = (ends + 1)[last_blocks].diff(prepend=zero)  # rows of each user
+    last_blocks = ends_of_runs(key[ends] >> 32)  # last block of each user
+    lists = (ends + 1)[last_blocks].diff(prepend=zero)  # number of rows of each user
     blocks = (last_blocks + 1).diff(prepend=zero)
-    last = ends + 1 - (lists.cumsum(0) - lists).repeat_interleave(blocks)  # place of the block's last row in its list
+    last = ends + 1 - (lists.cumsum(0) - lists).repeat_interleave(blocks)  # position of the block's last row
     gained = _discounts(k, scores.device)
     each = gain / size * (gained[last.clamp(max=k)] - gained[(last - size).clamp(max=k)])
     return each.cumsum(0)[last_blocks].diff(prepend=each.new_zeros(1))
 
 
 class ByUser(Metric):
-    """GAUC and NDCG@k of K targets. Memory: 5 K + 8 bytes for each row.
+    """GAUC and NDCG@k of K targets. Memory: 5 K + 8 bytes per row.
 
     Args:
-        num_targets: K.
+        num_targets: number of targets K.
     """
 
     full_state_update = False
@@ -141,21 +141,21 @@ class ByUser(Metric):
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def update(self, scores: Tensor, labels: Tensor, mask: Tensor, users: Tensor) -> None:
-        """Add rows: (N, K) scores, labels 0 or 1 and mask of rows that count, and the (N,) users, 32-bit integers."""
+        """Add rows: (N, K) scores, labels 0 or 1 and mask of rows that count, and (N,) users as 32-bit integers."""
         self.scores.append(scores.detach().float())
         self.labels.append(labels.bool())
         self.masks.append(mask.bool())
         self.users.append(users.int())
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
-        """Gather all processes' rows; one without rows still takes part, with none of the right shape."""
+        """Gather the rows of all processes; a process without rows contributes empty tensors of the right shape."""
         if not self.scores:
             empty = torch.zeros(0, self.num_targets, device=self.device)
             self.update(empty, empty, empty, torch.zeros(0, dtype=torch.int32, device=self.device))
         super().sync(*args, **kwargs)
 
     def compute(self) -> list[UserFigures]:
-        """Figures of each target."""
+        """Return the metrics of each target."""
         if not len(self.scores):
             return [UserFigures(float("nan"), float("nan"), 0, 0)] * self.num_targets
         scores, labels, masks = (dim_zero_cat(x) for x in (self.scores, self.labels, self.masks))

@@ -1,4 +1,4 @@
-"""What DLEN's hidden state looks like, and what it makes of every negative label."""
+"""Metrics of DLEN's hidden state: its distribution, and its interpretation of negative labels."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-BINS = 50  # of the histogram of P(UP)
+BINS = 50  # bins in the histogram of P(UP)
 PATTERNS = ("no interaction", "interaction", "dislike")
 NEGATIVES = ("other", "silent", "detest")
 _SATURATED = 0.01
@@ -15,13 +15,13 @@ _SATURATED = 0.01
 def negative_kinds(negative: Tensor, other: Tensor, up: Tensor) -> Tensor:
     """Split the negatives of each task into the paper's three kinds (its section on conflicts between tasks).
 
-    A negative beside a positive of another task is told by the labels; of the rest, as much as ``up`` says is silent
-    liking and what is left is detest.
+    A negative in a row where another task is positive follows from the labels. Each remaining negative counts as
+    silent liking with probability ``up``, and as detest otherwise.
 
     Args:
         negative: (B, T) 1 where a row is a negative of a task.
         other: (B, T) 1 where another task of the row is positive.
-        up: (B,) P(UP | all labels, x), or the hidden state itself where it is known.
+        up: (B,) P(UP | all labels, x), or the hidden state itself if it is known.
 
     Returns:
         (T, 3) expected numbers of rows, in the order of :data:`NEGATIVES`.
@@ -31,7 +31,7 @@ def negative_kinds(negative: Tensor, other: Tensor, up: Tensor) -> Tensor:
 
 
 class HiddenState(Metric):
-    """Distribution of P(UP), leak of each task, and the three kinds of negatives. Constant memory.
+    """Distribution of P(UP), leak of each task, and the three kinds of negatives, in constant memory.
 
     Args:
         relations: (T, T) 1 where a positive of the column's task explains a negative of the row's task.
@@ -77,7 +77,7 @@ class HiddenState(Metric):
             labels: (B, T) 0 or 1.
             mask: (B, T) 1 where a row counts for a task.
             pattern: (B,) index into :data:`PATTERNS`.
-            prefers: (B,) the hidden state itself, where a simulator knows it.
+            prefers: (B,) true hidden state; None if there is no simulator.
         """
         bin_ = (up * BINS).long().clamp(0, BINS - 1)
         ones = torch.ones_like(up, dtype=torch.float64)
@@ -92,8 +92,11 @@ class HiddenState(Metric):
             self.true_kinds += negative_kinds(negative, other, prefers)
 
     def compute(self) -> dict[str, Tensor]:
-        """``mean``, ``std``, ``saturated`` of P(UP), ``p10``, ``p50``, ``p90``; ``ratio`` (T,) of mean P(t | not UP) to
-        mean P(t | UP); ``kinds`` and ``true_kinds`` (T, 3) shares of the negatives; ``counts`` (3, bins).
+        """Return all metrics by name.
+
+        ``mean``, ``std``, ``saturated``, ``p10``, ``p50`` and ``p90`` describe P(UP). ``ratio`` (T,) is mean
+        P(t | not UP) over mean P(t | UP). ``kinds`` and ``true_kinds`` (T, 3) are shares of the negatives, and
+        ``counts`` (3, bins) is the histogram of P(UP).
         """
         _, total, squares, saturated = self.moments / self.moments[0].clamp(min=1)
         found = {
@@ -108,7 +111,7 @@ class HiddenState(Metric):
         return found | {f"p{q}": self._quantile(q / 100) for q in (10, 50, 90)}
 
     def _quantile(self, share: float) -> Tensor:
-        """By linear interpolation within the histogram's bins."""
+        """Quantile of P(UP), by linear interpolation within the histogram's bins."""
         counts = self.counts.sum(0)
         reached = counts.cumsum(0)
         wanted = share * reached[-1]

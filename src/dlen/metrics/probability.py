@@ -1,4 +1,4 @@
-"""How good the probabilities themselves are: logloss, calibration ratio and calibration error."""
+"""Metrics of probabilities: logloss, normalised entropy, calibration ratio and calibration error."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from dlen.nn.logspace import log_odds
 
 
 class LogLoss(Metric):
-    """Mean cross entropy in nats of K targets.
+    """Mean cross entropy of K targets, in nats.
 
     Args:
-        num_targets: K.
+        num_targets: number of targets K.
     """
 
     higher_is_better = False
@@ -34,17 +34,17 @@ class LogLoss(Metric):
         self.rows += mask.double().sum(0)
 
     def compute(self) -> Tensor:
-        """(K,) float64; nan without rows."""
+        """Return (K,) float64; nan without rows."""
         return self.total / torch.where(self.rows > 0, self.rows, torch.nan)
 
 
 class NormalizedEntropy(LogLoss):
-    """Logloss of K targets over that of always predicting the split's own rate (He et al. 2014, equation 3).
+    """Logloss of K targets divided by that of always predicting the split's positive rate (He et al. 2014, equation 3).
 
-    1 is as good as the rate alone and 0 is perfect; unlike the logloss it compares tasks of different rates.
+    1 is as good as the rate alone, 0 is perfect. Unlike logloss, it is comparable across tasks with different rates.
 
     Args:
-        num_targets: K.
+        num_targets: number of targets K.
     """
 
     positives: Tensor
@@ -54,22 +54,22 @@ class NormalizedEntropy(LogLoss):
         self.add_state("positives", default=torch.zeros(num_targets, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, log_p: Tensor, log_q: Tensor, labels: Tensor, mask: Tensor) -> None:
-        """Add rows, as :class:`LogLoss`."""
+        """Add rows, with the arguments of :class:`LogLoss`."""
         super().update(log_p, log_q, labels, mask)
         self.positives += (labels * mask).double().sum(0)
 
     def compute(self) -> Tensor:
-        """(K,) float64; nan where one class is absent."""
+        """Return (K,) float64; nan if one class is absent."""
         rate = self.positives / self.rows
         entropy = -(torch.xlogy(rate, rate) + torch.xlogy(1 - rate, 1 - rate))
         return super().compute() / torch.where(entropy > 0, entropy, torch.nan)
 
 
 class CalibrationRatio(Metric):
-    """Sum of probabilities over number of positives of K targets: 1 is right, 2 promises twice too much.
+    """Sum of probabilities divided by number of positives, for K targets: 1 is calibrated, 2 predicts twice too many.
 
     Args:
-        num_targets: K.
+        num_targets: number of targets K.
     """
 
     full_state_update = False
@@ -87,15 +87,15 @@ class CalibrationRatio(Metric):
         self.observed += (labels * mask).double().sum(0)
 
     def compute(self) -> Tensor:
-        """(K,) float64; nan without positives."""
+        """Return (K,) float64; nan without positives."""
         return self.predicted / torch.where(self.observed > 0, self.observed, torch.nan)
 
 
 class CalibrationError(Metric):
-    """Expected calibration error of K targets over groups of equal size. Memory: 6 MiB for each target, any rows.
+    """Expected calibration error of K targets over groups of equal size. Memory: 6 MiB per target, independent of rows.
 
     Args:
-        num_targets: K.
+        num_targets: number of targets K.
         groups: number of groups of equal size.
     """
 
@@ -126,12 +126,12 @@ class CalibrationError(Metric):
             state.view(-1).scatter_add_(0, where, value.flatten())
 
     def compute(self) -> Tensor:
-        """(K,) float64; nan without rows."""
+        """Return (K,) float64; nan without rows."""
         columns = zip(self.counts, self.predicted, self.observed, strict=True)
         return torch.stack([equal_mass_calibration_error(*column, self.groups) for column in columns])
 
     def reliability(self) -> Tensor:
-        """(K, 3, groups) float64 sums of rows, probabilities and labels, over all processes."""
+        """(K, 3, groups) float64 sums of rows, probabilities and labels over all processes."""
         with self.sync_context():
             columns = zip(self.counts, self.predicted, self.observed, strict=True)
             return torch.stack([equal_mass_groups(*column, self.groups) for column in columns])

@@ -1,4 +1,4 @@
-"""Multi-task rankers. Each is a torch module that takes a schema and its sizes, without Lightning or Hydra."""
+"""Multi-task rankers: plain torch modules built from a schema and sizes, independent of Lightning and Hydra."""
 
 from dlen.models.baseline import Baseline
 from dlen.models.boosting import LightGBM

@@ -1,4 +1,4 @@
-"""Baseline: a model that is fitted in one go instead of trained step by step, and measured as any other."""
+"""Baseline: a model that is fitted in one go instead of trained step by step, and evaluated like any other."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from dlen.schema import Schema
 
 
 class Baseline(Model):
-    """A model of its own for each task, fitted by a library; what was fitted lies in buffers, so checkpoints hold it.
+    """One model per task, fitted by a library. The fitted state is in buffers, so checkpoints contain it.
 
     Args:
-        schema: fields and tasks.
+        schema: fields and tasks of the data.
 
     Attributes:
-        name: of the model, in messages.
-        library: that fits it.
+        name: model name used in messages.
+        library: name of the module that fits the model.
 
     Raises:
         ValueError: the library is not installed.
@@ -46,27 +46,27 @@ class Baseline(Model):
         """Fit every task.
 
         Args:
-            train: rows to learn from.
-            validation: rows that choose a setting, or end the fit.
-            seed: of whatever is drawn.
+            train: training rows.
+            validation: rows used to select a setting or to stop early.
+            seed: seed of all random draws.
         """
 
     @abstractmethod
     def logits(self, batch: Batch) -> Tensor:
-        """(B, T) float32 log-odds."""
+        """Compute the (B, T) float32 log-odds."""
 
     @abstractmethod
     def size(self) -> dict[str, float]:
-        """How large the fitted model is, under the keys of ``metrics.json``."""
+        """Size of the fitted model, under the keys of ``metrics.json``."""
 
     def forward(self, batch: Batch) -> Predictions:
-        """Probabilities of every task for B rows."""
+        """Predict the probability of every task for B rows."""
         logits = self.logits(batch)
         log_p = F.logsigmoid(logits)
         return Predictions(log_p, F.logsigmoid(-logits), log_p)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Take buffers of any size, as that of a fitted model is known to its checkpoint alone."""
+        """Accept buffers of any size, because only the checkpoint knows the sizes of a fitted model."""
         for name, buffer in self._buffers.items():
             found = state_dict.get(prefix + name)
             if buffer is not None and isinstance(found, Tensor) and found.shape != buffer.shape:

@@ -1,4 +1,4 @@
-"""LightGBM: gradient-boosted trees on out-of-fold rates, a model for each task."""
+"""LightGBM: gradient-boosted trees on out-of-fold rates, one model per task."""
 
 from __future__ import annotations
 
@@ -20,31 +20,32 @@ from dlen.schema import Kind, Schema
 
 
 class LightGBM(Baseline):
-    """Gradient-boosted trees (Ke et al. 2017), the baseline that networks on tables are measured against.
+    """Gradient-boosted trees (Ke et al. 2017), the standard baseline for networks on tabular data.
 
-    Inputs are those of :class:`RateEncoder`, and beside them the ids of small fields as categories. Boosting of a task
-    ends when the log loss of its validation rows has not improved for ``early_stopping`` rounds: the log loss is
-    defined where a rare task has no positives in the validation, and probabilities are measured and multiplied along
-    funnels, which AUC does not look at. Rows that do not train a task are left out of its model.
+    The inputs are those of :class:`RateEncoder`, plus the ids of small fields as categorical features. Boosting of a
+    task stops when its validation log loss has not improved for ``early_stopping`` rounds. The criterion is log loss
+    rather than AUC for two reasons: it is defined even if a rare task has no validation positives, and it covers the
+    probabilities themselves, which are evaluated and multiplied along funnels. Rows that do not train a task are
+    excluded from its model.
 
-    Memory: 4 bytes for each input of each training row while LightGBM sorts them into bins, then about 1 byte.
+    Memory: 4 bytes per input of each training row while LightGBM bins them, then about 1 byte.
 
     Args:
-        schema: fields and tasks.
-        num_leaves: of each tree.
-        learning_rate: factor of each tree.
-        rounds: most trees of a task.
-        early_stopping: rounds without a better log loss after which boosting ends.
-        min_data_in_leaf: fewest training rows of a leaf.
-        min_sum_hessian_in_leaf: least sum of p (1 - p) over a leaf's rows, about the positives that a rare task is
-            expected to have there.
-        feature_fraction: share of the inputs that each tree may use.
-        categories: largest vocabulary, unknown included, of an id field that enters as categories too.
-        smoothing: rows at the prior's rate that are added to those of each id.
-        folds: parts of the training rows for out-of-fold rates.
+        schema: fields and tasks of the data.
+        num_leaves: maximum number of leaves per tree.
+        learning_rate: shrinkage factor of each tree.
+        rounds: maximum number of trees per task.
+        early_stopping: number of rounds without a better validation log loss before boosting stops.
+        min_data_in_leaf: minimum number of training rows per leaf.
+        min_sum_hessian_in_leaf: minimum sum of p (1 - p) over a leaf's rows; for a rare task about the number of
+            positives expected in the leaf.
+        feature_fraction: fraction of the inputs that each tree may use.
+        categories: largest vocabulary size, unknown included, of id fields that are also used as categorical features.
+        smoothing: pseudo-rows at the prior rate that are added to each id's counts.
+        folds: number of folds for out-of-fold rates of the training rows.
 
     Raises:
-        ValueError: a setting is out of its range, or the library is not installed.
+        ValueError: a setting is out of range, or the library is not installed.
     """
 
     name, library = "lightgbm", "lightgbm"
@@ -81,26 +82,26 @@ class LightGBM(Baseline):
         first = [schema.offsets[fields[column].name] for column in self.categorical]
         self.register_buffer("first_ids", torch.tensor(first, dtype=torch.int32), persistent=False)
         self.first_ids: Tensor
-        for task in range(len(schema.tasks)):  # the text of a fitted model, which holds numbers and nothing to execute
+        for task in range(len(schema.tasks)):  # a fitted model as text: numbers only, nothing executable
             self.register_buffer(f"trees{task}", torch.zeros(0, dtype=torch.uint8))
         self._boosters: list[Any] | None = None
 
     def inputs(self, batch: Batch) -> Tensor:
-        """(B, F) inputs of rows that are not among those of training."""
+        """Compute the (B, F) inputs of rows that are not training rows."""
         return self._with_categories(batch, self.encoder(batch))
 
     def _with_categories(self, batch: Batch, encoded: Tensor) -> Tensor:
-        """The inputs with the ids of small fields behind them."""
+        """Append the ids of small fields to the encoded inputs."""
         return torch.cat([encoded, (batch.ids[:, self.categorical] - self.first_ids).float()], 1)
 
     def logits(self, batch: Batch) -> Tensor:
-        """(B, T) float32 log-odds."""
+        """Compute the (B, T) float32 log-odds."""
         inputs, threads = self.inputs(batch).cpu().numpy(), torch.get_num_threads()
         found = [booster.predict(inputs, raw_score=True, num_threads=threads) for booster in self.boosters()]
         return torch.from_numpy(np.stack(found, 1).astype(np.float32)).to(batch.numeric.device)
 
     def boosters(self) -> list[Any]:
-        """The ``lightgbm.Booster`` of each task."""
+        """Return the ``lightgbm.Booster`` of each task."""
         import lightgbm
 
         if self._boosters is None:
@@ -108,7 +109,7 @@ class LightGBM(Baseline):
         return self._boosters
 
     def _texts(self) -> list[str]:
-        """The model of each task as LightGBM writes it."""
+        """The model of each task in LightGBM's text format."""
         return [bytes(getattr(self, f"trees{t}").cpu().numpy()).decode() for t in range(len(self.schema.tasks))]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -116,7 +117,7 @@ class LightGBM(Baseline):
         self._boosters = None
 
     def size(self) -> dict[str, float]:
-        """Rates and counts of ids, values of leaves, and trees."""
+        """Numbers of leaf values, of rates and counts of ids, and of trees."""
         leaves = [
             int(count) for text in self._texts() for count in re.findall(r"^num_leaves=(\d+)$", text, re.MULTILINE)
         ]
@@ -127,7 +128,7 @@ class LightGBM(Baseline):
         }
 
     def fit(self, train: Rows, validation: Rows, seed: int) -> None:
-        """Fit every task; arguments as :meth:`Baseline.fit`."""
+        """Fit every task. Takes the arguments of :meth:`Baseline.fit`."""
         sums = self.encoder.fit(train, seed)
         rows = _Matrix(self, train, sums)
         held_out = _Matrix(self, validation, None)
@@ -137,7 +138,7 @@ class LightGBM(Baseline):
             "metric": "binary_logloss",
             "seed": seed % 2**31,
             "deterministic": True,
-            "force_row_wise": True,  # else LightGBM measures which way is faster, and the two add in another order
+            "force_row_wise": True,  # else LightGBM picks the faster layout, and the two sum in different orders
             "feature_pre_filter": False,
             "num_threads": torch.get_num_threads(),
             "verbosity": -1,
@@ -150,7 +151,7 @@ class LightGBM(Baseline):
         self._boosters = None
 
     def _boost(self, task: int, settings: dict[str, Any], rows: _Matrix, held_out: _Matrix) -> str:
-        """One task's fitted model as LightGBM's text."""
+        """Fit one task and return its model in LightGBM's text format."""
         import lightgbm
 
         with Stage(f"lightgbm: {self.schema.task_names[task]}", self.rounds, "rounds") as stage:
@@ -168,12 +169,12 @@ class _Matrix:
     Attributes:
         inputs: (N, F) float32; None once LightGBM has binned them.
         labels: (N, T) bool.
-        mask: (N, T) bool, which rows train a task.
+        mask: (N, T) bool, True where a row trains a task.
 
     Args:
-        model: whose inputs are made.
-        rows: of the split.
-        sums: where they are those of training.
+        model: model that encodes the inputs.
+        rows: rows of the split.
+        sums: fold sums for out-of-fold encoding of training rows; None for other splits.
     """
 
     def __init__(self, model: LightGBM, rows: Rows, sums: FoldSums | None) -> None:
@@ -191,7 +192,7 @@ class _Matrix:
         self.binned: Any = None
 
     def bin(self, settings: dict[str, Any], like: _Matrix | None) -> None:
-        """Sort the inputs into LightGBM's bins, once for all tasks; ``like``: training rows, whose bins are taken."""
+        """Bin the inputs once for all tasks; ``like`` is the training matrix whose bins are reused."""
         import lightgbm
 
         self.binned = lightgbm.Dataset(
@@ -204,7 +205,7 @@ class _Matrix:
         self.inputs = None
 
     def of_task(self, task: int) -> Any:
-        """The ``lightgbm.Dataset`` of the rows that train a task."""
+        """Return the ``lightgbm.Dataset`` of the rows that train a task."""
         self.binned.set_label(self.labels[:, task])
         used = np.flatnonzero(self.mask[:, task])
         return self.binned if len(used) == len(self.labels) else self.binned.subset(used).construct()

@@ -1,16 +1,16 @@
 """DLEN: the Deep Latent Emotion Network, the whole paper in one file.
 
-For every task t, label y_t and impression x, with UP ("user prefers this item") a hidden binary state that all tasks
-share and that is never labelled:
+UP ("user prefers this item") is a hidden binary state that all tasks share and that is never labelled. For every task
+t, label y_t and impression x:
 
     P(t) = P(t | UP) P(UP) + P(t | not UP) P(not UP)    total probability                 (1)
     P(not UP) = 1 - P(UP)                                                                 (2)
-    P(t, UP) = P(t | UP) P(UP)                          what the paper ranks by           (4)
+    P(t, UP) = P(t | UP) P(UP)                          the paper's ranking score         (4)
     0 < P(t | not UP) < bound                           what makes UP identifiable        (5)-(7)
     P(t | UP) = sigmoid(c),  P(t | not UP) = alpha sigmoid(n) base                        (8)-(10)
 
-:class:`LatentHead` makes c, n and P(UP), ``LatentHead.mixture`` is the equations, in log space, and
-:class:`Likelihood` names what training fits: the paper's sum of cross entropies of (1), or :func:`joint_loss`.
+:class:`LatentHead` computes c, n and P(UP). ``LatentHead.mixture`` implements the equations in log space.
+:class:`Likelihood` selects the training loss: the paper's sum of cross entropies of (1), or :func:`joint_loss`.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from dlen.nn.mlp import MLP
 from dlen.schema import Schema
 
 E = TypeVar("E", bound=StrEnum)
-_MOST_SHARE = 0.9  # of its bound, of P(t | not UP) at the first step
-_MOST_UP = 0.98  # P(UP) starts unsaturated
+_MOST_SHARE = 0.9  # largest initial P(t | not UP), as a fraction of its bound
+_MOST_UP = 0.98  # largest initial P(UP), so that it starts unsaturated
 
 
 class Bound(StrEnum):
-    """What alpha multiplies in the upper bound of P(t | not UP), which the paper leaves open."""
+    """What alpha multiplies in the upper bound of P(t | not UP). The paper leaves this open."""
 
     CONDITIONAL = "conditional"  # P(t | UP) of the same row
     PRIOR = "prior"  # the training rate of the task
@@ -45,43 +45,43 @@ class Bound(StrEnum):
 
 
 class Likelihood(StrEnum):
-    """What training fits."""
+    """Likelihood that training maximises."""
 
-    MARGINAL = "marginal"  # each label by itself: the sum of cross entropies of equation (1), the paper's
-    FULL = "full"  # all labels of an impression together, the hidden state summed out
+    MARGINAL = "marginal"  # each label separately: the paper's sum of cross entropies of equation (1)
+    FULL = "full"  # all labels of an impression jointly, with the hidden state summed out
 
 
 class LatentHead(Head):
-    """DLEN's head: a hidden state UP shared by all tasks, and two conditional probabilities for each task.
+    """DLEN's head: a hidden state UP shared by all tasks, and two conditional probabilities per task.
 
-    A tower ends in two logits, c and n, of equations (8) to (10); ``base`` is P(t | UP), the training rate of t, or 1,
-    by ``bound``. For a task that shows dislike, UP and not UP change places.
+    Each tower outputs the two logits c and n of equations (8) to (10). ``bound`` selects ``base``: P(t | UP), the
+    training rate of t, or 1. For a dislike task, UP and not UP are swapped.
 
-    The paper's own settings are ``alpha=0.1, prediction="joint", likelihood="marginal"``; the defaults are those that
-    are most accurate (docs/results.md).
+    The paper's settings are ``alpha=0.1, prediction="joint", likelihood="marginal"``. The defaults are the most
+    accurate settings (docs/results.md).
 
-    The hidden state network is an MLP on the input. With ``match`` > 0 a dot product of user and item is added to its
-    logit: preference is mostly a match of the two, a product that an MLP is slow to learn.
+    The hidden state network is an MLP on the input features. With ``match`` > 0, a dot product of user and item is
+    added to its logit: preference is mostly a match of the two, a product that an MLP is slow to learn.
 
     Args:
-        schema: gives the tasks and their training rates.
-        rep_dim: H.
-        spec: of the features, the input of the hidden state network.
-        alpha: the bound's multiplier in (0, 1]: one number, or one for each task by name.
+        schema: tasks and their training positive rates.
+        rep_dim: size H of the task representations.
+        spec: layout of the input features, which the hidden state network takes as input.
+        alpha: multiplier of the bound in (0, 1]: one number, or a mapping with one per task name.
         bound: what alpha multiplies.
-        prediction: the probability that ranks.
-        likelihood: what training fits.
-        tower: hidden layers of each tower.
-        hidden: layers of the hidden state network; None for one P(UP) for all rows, to see what the network is worth.
-        match: factors of the dot product of user and item in P(UP); 0 for none, as in the paper.
-        detach_bound: with the conditional bound, let P(t | not UP) send no gradient into P(t | UP).
-        initial_up: P(UP) of the first step, raised where the training rates ask for more.
-        initial_leak: P(t | not UP) over P(t | UP) of the first step, lowered where the bound asks for less. It says
-            which of the two states is to mean preference, and where learning starts.
-        dropout: in the towers and the hidden state network.
+        prediction: the probability used for ranking.
+        likelihood: the likelihood that training maximises.
+        tower: hidden layer sizes of each tower.
+        hidden: layer sizes of the hidden state network; None for one constant P(UP), as an ablation of the network.
+        match: number of factors of the user-item dot product in P(UP); 0 for none, as in the paper.
+        detach_bound: with the conditional bound, stop the gradient from P(t | not UP) into P(t | UP).
+        initial_up: initial P(UP); raised if the training rates require it.
+        initial_leak: initial ratio P(t | not UP) / P(t | UP); lowered if the bound requires it. It determines which
+            of the two states means preference, and where learning starts.
+        dropout: dropout probability in the towers and the hidden state network.
 
     Raises:
-        ValueError: alpha is outside (0, 1] or does not name every task, or a first step is impossible.
+        ValueError: alpha is outside (0, 1] or does not name every task, or an initial value is out of range.
     """
 
     def __init__(
@@ -133,11 +133,11 @@ class LatentHead(Head):
 
     @property
     def ranking(self) -> Ranking:
-        """``prediction``."""
+        """The ``prediction`` setting."""
         return self.prediction
 
     def forward(self, representations: Tensor, features: Features) -> Predictions:
-        """Predictions with the hidden state."""
+        """Predict all tasks, with the hidden state."""
         c, n = self.towers(representations).unbind(2)  # (B, T) each
         c = add_first_order(c, features)
         x = features.flat
@@ -147,7 +147,7 @@ class LatentHead(Head):
         return self.mixture(c, n, at_least_float32(up))
 
     def mixture(self, c: Tensor, n: Tensor, up: Tensor) -> Predictions:
-        """Equations (1) to (10).
+        """Apply equations (1) to (10).
 
         Args:
             c: (B, T) logits of P(t | UP).
@@ -170,16 +170,16 @@ class LatentHead(Head):
         return Predictions(log_p, log_q, joint if self.prediction is Ranking.JOINT else log_p, latent)
 
     def shared_parameters(self) -> list[nn.Parameter]:
-        """The hidden state network and the match."""
+        """Parameters of the hidden state network and the match."""
         modules = [m for m in (self.hidden, self.hidden_output, self.match) if m is not None]
         return [p for module in modules for p in module.parameters()]
 
     def _turn(self, strong: Tensor, bounded: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T) of the state in which a task happens and of the other one -> of UP and of not UP."""
+        """Order a pair of (B, T) values as (UP, not UP): swap them for dislike tasks."""
         return torch.where(self.dislike, bounded, strong), torch.where(self.dislike, strong, bounded)
 
     def loss(self, predictions: Predictions, labels: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
-        """Cross entropies of equation (1), or the likelihood of all labels together, by ``likelihood``."""
+        """Cross entropies of equation (1), or the joint likelihood of all labels, as set by ``likelihood``."""
         if self.likelihood is Likelihood.MARGINAL:
             return super().loss(predictions, labels, mask, weights)
         assert predictions.latent is not None
@@ -196,21 +196,21 @@ class LatentHead(Head):
 
 
 def joint_loss(latent: Latent, labels: Tensor, mask: Tensor) -> Tensor:
-    """Mean negative log-likelihood of all labels of an impression together, the hidden state summed out.
+    """Mean negative log-likelihood of all labels of an impression jointly, with the hidden state summed out.
 
         -log( P(UP) prod_t P(y_t | UP) + P(not UP) prod_t P(y_t | not UP) )
 
-    The sum of cross entropies of equation (1) looks at one label at a time. This also sees which labels occur
-    together, so that a positive of one task says that the negatives beside it are habit and not dislike. Its gradient
-    is that of expectation maximisation with exact posteriors.
+    The sum of cross entropies of equation (1) treats labels separately. This loss also uses which labels occur
+    together: a positive of one task shows that the negatives next to it are habit, not dislike. Its gradient is that
+    of expectation maximisation with exact posteriors.
 
     Args:
-        latent: of B rows.
+        latent: hidden state of B rows.
         labels: (B, T) 0 or 1.
-        mask: (B, T) weight of each label; 0 leaves it out.
+        mask: (B, T) weight of each label; 0 ignores it.
 
     Returns:
-        Scalar, in nats for each impression.
+        Scalar, in nats per impression.
     """
     return -torch.logaddexp(*latent.log_with_labels(labels, mask)).mean()
 
@@ -236,7 +236,7 @@ def _alphas(alpha: float | Mapping[str, float], tasks: Sequence[str]) -> list[fl
 
 
 def _initial_up(asked: float, rates: Sequence[float], dislikes: Sequence[bool]) -> float:
-    """P(UP) at which every interaction's rate can be reached, and if possible every dislike's."""
+    """Initial P(UP) at which the rate of every interaction, and if possible of every dislike, is reachable."""
     least = max([r / 0.9 for r, dislike in zip(rates, dislikes, strict=True) if not dislike], default=0.0)
     most = 1 - max([r / 0.9 for r, dislike in zip(rates, dislikes, strict=True) if dislike], default=0.0)
     return min(max(min(asked, most), least, 1 - _MOST_UP), _MOST_UP)
@@ -245,7 +245,7 @@ def _initial_up(asked: float, rates: Sequence[float], dislikes: Sequence[bool]) 
 def _initial_pair(rate: float, up: float, ceiling: float, bound: Bound, leak: float) -> tuple[float, float]:
     """Logits (c, n) at which P(t) is the training rate and P(t | not UP) is ``leak`` times P(t | UP).
 
-    Where the bound asks for less than ``leak`` it begins at 0.9 of the bound, so that the sigmoid is not saturated.
+    If ``leak`` exceeds the bound, P(t | not UP) starts at 0.9 of the bound, so that the sigmoid is not saturated.
     """
     if bound is Bound.CONDITIONAL:
         share = min(_MOST_SHARE, leak / ceiling)

@@ -1,4 +1,4 @@
-"""Examples: rows to fit a baseline to, which whoever trains hands over with what each task learns from them."""
+"""Examples: the training input of a baseline, rows with the label and mask of each task."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from dlen.batch import Batch
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """B rows.
+    """B rows with labels and mask.
 
     Attributes:
-        batch: their inputs.
-        labels: (B, T) 0 or 1, what each task learns.
+        batch: inputs of the rows.
+        labels: (B, T) training label of each task, 0 or 1.
         mask: (B, T) 1 where a row trains a task.
     """
 
@@ -25,4 +25,4 @@ class Examples:
     mask: Tensor
 
 
-Rows = Callable[[], Iterator[Examples]]  # all rows of a split in stored order, as often as it is called
+Rows = Callable[[], Iterator[Examples]]  # each call iterates over a split in stored order

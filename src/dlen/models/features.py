@@ -1,4 +1,4 @@
-"""Features: what the embedding makes of a batch, with the names and sides of its fields."""
+"""Features: the embedded batch, with the names and sides of its fields."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from dlen.schema import Kind, Schema
 
 @dataclass(frozen=True, slots=True)
 class FeatureSpec:
-    """What :class:`Features` hold, known before there is a batch: backbones and heads are built from it.
+    """Layout of :class:`Features`, known before the first batch. Backbones and heads are built from it.
 
     Attributes:
-        fields: names of the F fields with a vector: single-valued fields, then pooled multi-valued fields.
-        sides: side of each of them, see :class:`~dlen.schema.Field`.
+        fields: names of the F embedded fields: single-valued fields, then pooled multi-valued fields.
+        sides: side of each of these fields, see :class:`~dlen.schema.Field`.
         numbers: names of the K numeric fields.
-        dim: E, length of a vector.
-        parts: P, equal parts of a vector that belong to one task each; 1 where all tasks share it.
-        first_order: O, first-order terms behind the input; 0 for none.
+        dim: length E of a field's vector.
+        parts: number P of equal parts of a vector, one per task; 1 if all tasks share it.
+        first_order: number O of first-order terms appended to the input; 0 for none.
     """
 
     fields: tuple[str, ...]
@@ -34,7 +34,7 @@ class FeatureSpec:
 
     @classmethod
     def of(cls, schema: Schema, table: EmbeddingTable) -> FeatureSpec:
-        """The features that a table makes of the rows of a schema."""
+        """The layout of the features that a table produces for a schema."""
         embedded = [*schema.of_kind(Kind.ID), *schema.of_kind(Kind.IDS)]
         return cls(
             fields=tuple(f.name for f in embedded),
@@ -47,16 +47,16 @@ class FeatureSpec:
 
     @property
     def width(self) -> int:
-        """D = F E + K, the length of :attr:`Features.flat`."""
+        """D = F E + K, the width of :attr:`Features.flat`."""
         return len(self.fields) * self.dim + len(self.numbers)
 
     @property
     def task_width(self) -> int:
-        """Length of each task's part of the input, see :meth:`Features.by_task`."""
+        """Width D' of each task's input, see :meth:`Features.by_task`."""
         return len(self.fields) * self.dim // self.parts + len(self.numbers)
 
     def without(self, names: Sequence[str]) -> FeatureSpec:
-        """The same without some fields.
+        """Return the layout without the named fields.
 
         Raises:
             ValueError: there is no such field.
@@ -68,11 +68,11 @@ class FeatureSpec:
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """The input of a backbone and a head, for B rows.
+    """Input of a backbone and a head, for B rows.
 
     Attributes:
-        values: (B, D + O): the F vectors, the K numbers and the O first-order terms, in one tensor.
-        spec: what is where.
+        values: (B, D + O) tensor of the F vectors, the K numbers and the O first-order terms.
+        spec: layout of ``values``.
     """
 
     values: Tensor
@@ -80,32 +80,32 @@ class Features:
 
     @property
     def flat(self) -> Tensor:
-        """(B, D): the vectors of all fields and the numbers, one after the other."""
+        """(B, D) vectors of all fields and numbers, concatenated."""
         return self.values[:, : self.spec.width]
 
     @property
     def fields(self) -> Tensor:
-        """(B, F, E): the vector of each field."""
+        """(B, F, E) vectors of the embedded fields."""
         spec = self.spec
         return self.values[:, : len(spec.fields) * spec.dim].unflatten(1, (len(spec.fields), spec.dim))
 
     @property
     def numbers(self) -> Tensor:
-        """(B, K)."""
+        """(B, K) values of the numeric fields."""
         return self.values[:, len(self.spec.fields) * self.spec.dim : self.spec.width]
 
     @property
     def first_order(self) -> Tensor | None:
-        """(B, O), one term for each task; None where the table has none."""
+        """(B, O) first-order terms, one per task; None if the table has none."""
         return self.values[:, self.spec.width :] if self.spec.first_order else None
 
     def field(self, name: str) -> Tensor:
-        """(B, E): the vector of one field."""
+        """(B, E) vectors of one field."""
         _check_known([name], self.spec.fields)
         return self.fields[:, self.spec.fields.index(name)]
 
     def by_task(self, num_tasks: int) -> Tensor:
-        """(T, B, D'): the input of each task: its own parts of the vectors, or all of them where tasks share them."""
+        """(T, B, D') input of each task: its own parts of the vectors, or the whole vectors if tasks share them."""
         spec = self.spec
         if spec.parts == 1:
             return self.flat.expand(num_tasks, -1, -1)
@@ -113,7 +113,7 @@ class Features:
         return torch.cat([own, self.numbers.expand(num_tasks, -1, -1)], 2)
 
     def without(self, names: Sequence[str]) -> Features:
-        """The same without some fields."""
+        """Return the features without the named fields."""
         if not names:
             return self
         spec = self.spec.without(names)

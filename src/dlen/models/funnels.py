@@ -1,4 +1,4 @@
-"""Heads for a funnel (click, then conversion) that learn over all impressions: ESMM and AITM."""
+"""Heads for funnels (click, then conversion) that train on all impressions: ESMM and AITM."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from dlen.models.predictions import Predictions
 from dlen.nn.logspace import log1mexp
 from dlen.schema import Schema
 
-_SURE = -1e-6  # the largest log-probability of a step given the one before it
+_SURE = -1e-6  # upper limit of the log-probability of a step given the previous one
 
 
 def check_funnel(schema: Schema, model: str) -> None:
-    """Raise UnmetNeedError for a schema without a funnel, or with one that is already trained on all rows."""
+    """Raise UnmetNeedError if the schema has no funnel, or a funnel task that already trains on all rows."""
     steps = [t for t in schema.tasks if t.observed_where]
     if not steps:
         raise UnmetNeedError(f"{model} needs a funnel: a task with observed_where, such as cvr where ctr")
@@ -33,14 +33,14 @@ def check_funnel(schema: Schema, model: str) -> None:
 
 
 class FunnelHead(Head):
-    """What ESMM and AITM share: the loss over all rows, of each task together with its parents.
+    """Base of ESMM and AITM: the loss over all rows of each task jointly with its parents.
 
     Args:
-        schema: gives the tasks and which is observed under which.
-        model: name in error messages.
+        schema: tasks and their ``observed_where`` parents.
+        model: model name for error messages.
 
     Raises:
-        ValueError: there is no funnel.
+        ValueError: the schema has no funnel.
     """
 
     def __init__(self, schema: Schema, model: str) -> None:
@@ -49,11 +49,11 @@ class FunnelHead(Head):
         self.chains = [list(schema.chain(name)) for name in schema.task_names]
 
     def joint_labels(self, labels: Tensor) -> Tensor:
-        """(B, T) labels -> (B, T) 1 where a task and all it is observed under are positive."""
+        """(B, T) labels -> (B, T) 1 where a task and all of its parents are positive."""
         return torch.stack([labels[:, chain].prod(1) for chain in self.chains], 1)
 
     def task_losses(self, predictions: Predictions, labels: Tensor, mask: Tensor) -> Tensor:
-        """(T,) cross entropies of the joint events, each over all rows but those whose labels do not tell."""
+        """(T,) cross entropies of the joint events over all rows; a row counts 0 where its labels leave it open."""
         assert predictions.log_joint is not None
         log_p = predictions.log_joint
         wanted = self.joint_labels(labels)
@@ -61,7 +61,7 @@ class FunnelHead(Head):
         return (nll * self._told(wanted, mask)).mean(0)
 
     def _told(self, wanted: Tensor, mask: Tensor) -> Tensor:
-        """(B, T) 1 where the labels say whether a joint event happened: all are there, or one did not happen."""
+        """(B, T) 1 where the labels decide a joint event: all of them are known, or a known one is negative."""
         told = []
         for chain in self.chains:
             known = mask[:, chain[-1]]
@@ -75,11 +75,11 @@ class ESMMHead(FunnelHead):
     """Entire space multi-task head (Ma et al. 2018, equations 1 and 3): pCTCVR = pCTR * pCVR, for chains of any length.
 
     Args:
-        schema: gives the tasks and their training rates.
-        rep_dim: H.
-        spec: of the features.
-        tower: hidden layers of each tower.
-        dropout: in the towers.
+        schema: tasks, funnel and training rates.
+        rep_dim: size H of the task representations.
+        spec: layout of the input features.
+        tower: hidden layer sizes of each tower.
+        dropout: dropout probability in the towers.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class ESMMHead(FunnelHead):
         self.towers = Towers(initial_logits(schema), rep_dim, tower, dropout)
 
     def forward(self, representations: Tensor, features: Features) -> Predictions:
-        """Each tower's probability is conditional on the parent; along the chain they multiply."""
+        """Predict each task conditional on its parent, and multiply the probabilities along the chain."""
         logits = add_first_order(self.towers(representations)[..., 0], features)
         log_p = F.logsigmoid(logits)
         log_joint = torch.stack([log_p[:, chain].sum(1) for chain in self.chains], 1)
@@ -103,22 +103,22 @@ class ESMMHead(FunnelHead):
 
 
 class AITMHead(FunnelHead):
-    """Adaptive information transfer (Xi et al. 2021, equations 4 to 9) along the funnel, with its calibrator.
+    """Adaptive information transfer along the funnel, with calibrator (Xi et al. 2021, equations 4 to 9).
 
-    A task's representation q and the information p from its parent attend to themselves and are added:
+    Attention combines a task's representation q with the information p from its parent:
 
         z = sum over u in {p, q} of w(u) h1(u),    w = softmax of <h2(u), h3(u)> / sqrt(H)
 
-    The towers predict the joint events, so P(t given its parent) is a ratio of two of them.
+    The towers predict the joint events, so P(t given its parent) is the ratio of two joint probabilities.
 
     Args:
-        schema: gives the tasks and their training rates.
-        rep_dim: H.
-        spec: of the features.
-        tower: hidden layers of each tower.
-        calibration: weight of the penalty on a later step that is predicted more likely than the one before; .6 in
+        schema: tasks, funnel and training rates.
+        rep_dim: size H of the task representations.
+        spec: layout of the input features.
+        tower: hidden layer sizes of each tower.
+        calibration: weight of the penalty for predicting a later step as more likely than the previous one; .6 in
             the paper.
-        dropout: in the towers.
+        dropout: dropout probability in the towers.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class AITMHead(FunnelHead):
         self.towers = Towers(initial_logits(schema, joint=True), rep_dim, tower, dropout)
 
     def forward(self, representations: Tensor, features: Features) -> Predictions:
-        """Transfer along each chain, parents first, then the towers."""
+        """Transfer information along each chain, parents first, then apply the towers."""
         z: list[Tensor] = list(representations)
         for task in self.order:
             parent = self.parents[task]
@@ -159,13 +159,13 @@ class AITMHead(FunnelHead):
         return Predictions(log_p, log1mexp(log_p), log_p, log_joint=log_joint)
 
     def _transferred(self, task: int, p: Tensor, q: Tensor) -> Tensor:
-        """(B, H) each -> (B, H)."""
+        """Combine p from the parent and q of the task, (B, H) each, into (B, H)."""
         value, query, key = self.attention[str(task)](torch.stack([p, q], 1)).chunk(3, 2)  # (B, 2, H) each
         weight = ((query * key).sum(2) / math.sqrt(key.shape[2])).softmax(1)
         return (weight[..., None] * value).sum(1)
 
     def extra_loss(self, predictions: Predictions) -> Tensor:
-        """The calibrator (equation 9)."""
+        """The calibrator loss (equation 9)."""
         assert predictions.log_joint is not None
         p = predictions.log_joint.exp()
         excess = [

@@ -1,4 +1,4 @@
-"""Heads: from task representations to probabilities and their loss."""
+"""Heads: map task representations to probabilities, and compute the loss."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _RATE_LIMITS = (1e-6, 1 - 1e-6)
 
 
 class Ranking(StrEnum):
-    """Which probability ranks and is measured by AUC, of a head that has P(UP)."""
+    """Probability used for ranking and AUC, for heads with P(UP)."""
 
-    JOINT = "joint"  # P(t, UP), equation (4); of a dislike P(t, not UP)
+    JOINT = "joint"  # P(t, UP), equation (4); P(t, not UP) for a dislike task
     TOTAL = "total"  # P(t), equation (1)
 
 
@@ -35,7 +35,7 @@ def logit(p: float) -> float:
 
 
 def initial_logits(schema: Schema, *, joint: bool = False) -> Tensor:
-    """(T, 1) logits of the tasks' training rates; ``joint``: of a task together with those it is observed under."""
+    """(T, 1) logits of the training rates; with ``joint``, of the rates of a task jointly with its parents."""
     rates = training_rates(schema)
     if joint:
         rates = [math.prod(rates[i] for i in schema.chain(name)) for name in schema.task_names]
@@ -43,56 +43,56 @@ def initial_logits(schema: Schema, *, joint: bool = False) -> Tensor:
 
 
 class Head(nn.Module, ABC):
-    """(T, B, H) task representations and the features -> Predictions.
+    """Maps (T, B, H) task representations and features to predictions.
 
-    A head is built by ``Head(schema, rep_dim, spec, **settings)``.
+    Construct with ``Head(schema, rep_dim, spec, **settings)``.
     """
 
     @abstractmethod
     def forward(self, representations: Tensor, features: Features) -> Predictions:
-        """Probabilities of B rows."""
+        """Predict all tasks for B rows."""
 
     @property
     def ranking(self) -> Ranking | None:
-        """Which of its probabilities ranks, of a head that has P(UP); None for others."""
+        """The probability used for ranking, for heads with P(UP); None for all others."""
         return None
 
     def loss(self, predictions: Predictions, labels: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
-        """What training minimises: the weighted sum of the tasks' cross entropies.
+        """The training loss: the weighted sum of the tasks' cross entropies, plus :meth:`extra_loss`.
 
         Args:
-            predictions: of B rows and T tasks.
+            predictions: predictions for B rows and T tasks.
             labels: (B, T) 0 or 1.
             mask: (B, T) 1 where a row trains a task.
-            weights: (T,) of the tasks.
+            weights: (T,) task weights.
         """
         return (self.task_losses(predictions, labels, mask) * weights).sum() + self.extra_loss(predictions)
 
     def task_losses(self, predictions: Predictions, labels: Tensor, mask: Tensor) -> Tensor:
-        """(T,) loss of each task, before it is weighted. Arguments as :meth:`loss`.
+        """(T,) unweighted losses of the tasks. Takes the arguments of :meth:`loss` except ``weights``.
 
         Raises:
-            ValueError: the head has one loss for all tasks.
+            ValueError: the head has a single loss for all tasks.
         """
         return task_losses(predictions, labels, mask)
 
     def shared_parameters(self) -> list[nn.Parameter]:
-        """What all tasks train in the head; nothing in most."""
+        """Parameters of the head that all tasks train; empty for most heads."""
         return []
 
     def extra_loss(self, predictions: Predictions) -> Tensor:
-        """What is trained beside the tasks' losses; 0 for most heads."""
+        """Loss term that belongs to no single task; 0 for most heads."""
         return predictions.log_p.new_zeros(())
 
 
 class Towers(nn.Module):
-    """An MLP for each task, ending in ``outputs`` logits whose initial biases are given.
+    """One MLP per task with ``outputs`` logits and given initial biases.
 
     Args:
-        biases: (T, outputs) logits of the first step.
-        in_dim: H.
-        sizes: hidden layers of each tower.
-        dropout: after each hidden layer.
+        biases: (T, outputs) initial biases of the logits.
+        in_dim: input size H.
+        sizes: hidden layer sizes of each tower.
+        dropout: dropout probability after each hidden layer.
     """
 
     def __init__(self, biases: Tensor, in_dim: int, sizes: Sequence[int], dropout: float) -> None:
@@ -109,16 +109,17 @@ class Towers(nn.Module):
 
 
 class IndependentHead(Head):
-    """A tower and a sigmoid for each task, as in every multi-task model before DLEN.
+    """A tower and a sigmoid per task, as in the multi-task models before DLEN.
 
     Args:
-        schema: gives the tasks and their training rates.
-        rep_dim: H.
-        spec: of the features.
-        tower: hidden layers of each tower.
-        match: factors of a dot product of user and item that is added to each logit, as it is to that of P(UP) in
-            DLEN's head; 0 for none. It tells what DLEN owes to the hidden state and what to the product.
-        dropout: in the towers.
+        schema: tasks and their training positive rates.
+        rep_dim: size H of the task representations.
+        spec: layout of the input features.
+        tower: hidden layer sizes of each tower.
+        match: number of factors of a user-item dot product that is added to each logit; 0 for none. DLEN's head adds
+            it to the logit of P(UP), so this ablation separates the effect of the product from that of the hidden
+            state.
+        dropout: dropout probability in the towers.
     """
 
     def __init__(
@@ -136,7 +137,7 @@ class IndependentHead(Head):
         self.match = make_match(spec, match, len(schema.tasks))
 
     def forward(self, representations: Tensor, features: Features) -> Predictions:
-        """Sigmoid of each tower's logit."""
+        """Apply a sigmoid to each tower's logit."""
         logits = add_first_order(self.towers(representations)[..., 0], features)
         if self.match is not None:
             logits = logits + at_least_float32(self.match(features.fields))
@@ -145,13 +146,13 @@ class IndependentHead(Head):
 
 
 def add_first_order(logits: Tensor, features: Features) -> Tensor:
-    """(B, T) logits with the table's first-order terms, where it has them."""
+    """Add the table's first-order terms, if any, to (B, T) logits."""
     first_order = features.first_order
     return logits if first_order is None else logits + at_least_float32(first_order)
 
 
 def make_match(spec: FeatureSpec, factors: int, outputs: int) -> Match | None:
-    """A match of user and item; None for 0 factors, or where one side has no field."""
+    """Build a match of user and item; None for 0 factors, or if one side has no field."""
     users = [i for i, side in enumerate(spec.sides) if side == "user"]
     items = [i for i, side in enumerate(spec.sides) if side != "user"]
     if not factors or not users or not items:
@@ -160,6 +161,6 @@ def make_match(spec: FeatureSpec, factors: int, outputs: int) -> Match | None:
 
 
 def training_rates(schema: Schema) -> list[float]:
-    """The tasks' training rates, away from 0 and 1."""
+    """Training positive rates of the tasks, clamped away from 0 and 1."""
     low, high = _RATE_LIMITS
     return [min(max(t.rate, low), high) for t in schema.tasks]

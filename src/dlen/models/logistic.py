@@ -1,4 +1,4 @@
-"""Logistic: logistic regression on one-hot ids, rates and numbers, a model for each task."""
+"""Logistic: logistic regression on one-hot ids, rates and numeric fields, one model per task."""
 
 from __future__ import annotations
 
@@ -22,22 +22,23 @@ from dlen.schema import Schema
 
 
 class Logistic(Baseline):
-    """Logistic regression with an L2 penalty: what the inputs are worth one by one, without interactions.
+    """Logistic regression with an L2 penalty: a linear baseline without feature interactions.
 
-    Every id has a coefficient for each task, and the values of a multi-valued field share theirs as its pooling says.
-    Beside them stand the inputs of :class:`RateEncoder`, standardised. The penalty of a task falls from the largest of
-    ``l2`` until the log loss of its validation rows gets worse. Rows that do not train a task are left out of its
-    model. Memory: 12 bytes for each id and each input of each training row.
+    Every id has one coefficient per task; the values of a multi-valued field are weighted according to its pooling.
+    The standardised inputs of :class:`RateEncoder` are added as further features. For each task, the penalty decreases
+    from the largest value of ``l2`` until the validation log loss gets worse. Rows that do not train a task are
+    excluded from its model. Memory: 12 bytes per id and input of each training row.
 
     Args:
-        schema: fields and tasks.
-        l2: penalties to choose from: factors of half the squared coefficients beside the summed log loss of all rows.
-        iterations: most steps of L-BFGS for each penalty.
-        smoothing: rows at the prior's rate that are added to those of each id.
-        folds: parts of the training rows for out-of-fold rates.
+        schema: fields and tasks of the data.
+        l2: candidate penalties: factors of half the sum of squared coefficients, added to the log loss summed over
+            all rows.
+        iterations: maximum number of L-BFGS steps per penalty.
+        smoothing: pseudo-rows at the prior rate that are added to each id's counts.
+        folds: number of folds for out-of-fold rates of the training rows.
 
     Raises:
-        ValueError: a setting is out of its range, or the library is not installed.
+        ValueError: a setting is out of range, or the library is not installed.
     """
 
     name, library = "logistic", "sklearn"
@@ -54,11 +55,11 @@ class Logistic(Baseline):
         super().__init__(schema)
         if not isinstance(l2, list | tuple) or not l2:
             raise ValueError(f"l2 must be a list of numbers above 0, got {l2!r}")
-        self.l2 = sorted((positive("l2", value) for value in l2), reverse=True)  # each begins where the last one ended
+        self.l2 = sorted((positive("l2", value) for value in l2), reverse=True)  # each fit starts from the last one
         self.iterations = whole("iterations", iterations, 1)
         self.encoder = RateEncoder(schema, smoothing, folds)
         tasks = len(schema.tasks)
-        self.ids = EmbeddingTable(schema, tasks, std=0.0).requires_grad_(False)  # coefficients: a vector of T for each
+        self.ids = EmbeddingTable(schema, tasks, std=0.0).requires_grad_(False)  # T coefficients per id
         self.register_buffer("mean", torch.zeros(self.encoder.width))
         self.register_buffer("scale", torch.ones(self.encoder.width))
         self.register_buffer("coefficients", torch.zeros(self.encoder.width, tasks))
@@ -69,21 +70,21 @@ class Logistic(Baseline):
         self.intercept: Tensor
 
     def logits(self, batch: Batch) -> Tensor:
-        """(B, T) float32 log-odds."""
+        """Compute the (B, T) float32 log-odds."""
         tasks = len(self.schema.tasks)
         of_ids = self.ids(batch)[:, : (self.ids.num_single + self.ids.num_bags) * tasks]
         standardised = (self.encoder(batch) - self.mean) / self.scale
         return of_ids.view(len(batch), -1, tasks).sum(1) + standardised @ self.coefficients + self.intercept
 
     def size(self) -> dict[str, float]:
-        """Coefficients of ids, with their rates and counts, and of the other inputs."""
+        """Number of coefficients; those of ids are counted together with their rates and counts."""
         return {
             "model/dense_parameters": self.coefficients.numel() + self.intercept.numel(),
             "model/embedding_parameters": self.ids.weight.numel() + self.encoder.table.numel(),
         }
 
     def fit(self, train: Rows, validation: Rows, seed: int) -> None:
-        """Fit every task; arguments as :meth:`Baseline.fit`."""
+        """Fit every task. Takes the arguments of :meth:`Baseline.fit`."""
         sums = self.encoder.fit(train, seed)
         inputs, labels, mask = self._matrix(train, sums)
         held_out, held_labels, held_mask = self._matrix(validation, None)
@@ -97,16 +98,16 @@ class Logistic(Baseline):
             self.coefficients[:, task] = coefficients[self.schema.num_embeddings :]
 
     def _best(self, inputs: Any, labels: Any, held_out: Any, held_labels: Any, stage: Stage) -> Any:
-        """(columns + 1,) float32 coefficients and intercept of the best penalty."""
+        """Return the (columns + 1,) float32 coefficients and intercept for the best penalty."""
         from sklearn.linear_model import LogisticRegression
 
-        # Gradients are of the mean loss: a tolerance that does not fall with the rows would take the last penalty's
-        # coefficients for those of the next, and never look at rare ids.
+        # Gradients are those of the mean loss. With a tolerance that ignores the number of rows, the warm start would
+        # already count as converged, and the coefficients of rare ids would never change.
         model = LogisticRegression(max_iter=self.iterations, warm_start=True, tol=min(1e-4, 1 / len(labels)))
         best, least = None, math.inf
         for penalty in self.l2:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of steps that were not enough
+                warnings.simplefilter("ignore")  # convergence warnings
                 model.set_params(C=1 / penalty).fit(inputs, labels)
             loss = _log_loss(model.decision_function(held_out), held_labels) if len(held_labels) else 0.0
             stage.advance(1)
@@ -116,7 +117,10 @@ class Logistic(Baseline):
         return best
 
     def _matrix(self, rows: Rows, sums: FoldSums | None) -> tuple[Any, Any, Any]:
-        """The (N, R + F) sparse inputs of a split, (N, T) labels and (N, T) mask; ``sums``: for those of training."""
+        """Return the (N, R + F) sparse inputs, (N, T) labels and (N, T) mask of a split.
+
+        ``sums`` is given for the training rows only, which are encoded out of fold.
+        """
         from scipy.sparse import csr_array, hstack, vstack
 
         one_hot, dense, labels, mask, first = [], [], [], [], 0
@@ -137,7 +141,7 @@ class Logistic(Baseline):
         return inputs, torch.cat(labels).numpy(), torch.cat(mask).numpy()
 
     def _one_hot(self, batch: Batch) -> Any:
-        """(B, R) sparse: 1 for each single id, and the weights of multi-valued fields' values as their pooling says."""
+        """(B, R) sparse matrix: 1 for each single id, and the pooling weight of each value of multi-valued fields."""
         from scipy.sparse import csr_array
 
         lengths = batch.bag_lengths
@@ -146,7 +150,7 @@ class Logistic(Baseline):
         weights = batch.bag_weights / torch.repeat_interleave(divisors, lengths.flatten())
         rows = torch.cat([row[:, None].expand_as(batch.ids).flatten(), row_of_value(batch)])
         columns = torch.cat([batch.ids.flatten(), batch.bag_ids])
-        values = torch.cat([torch.ones(batch.ids.numel()), weights]).double()  # for gradients that small
+        values = torch.cat([torch.ones(batch.ids.numel()), weights]).double()  # the gradients are too small for float32
         shape = (len(batch), self.schema.num_embeddings)
         return csr_array((values.numpy(), (rows.numpy(), columns.numpy())), shape)
 

@@ -1,4 +1,4 @@
-"""Model: what every model of the frame offers when it is measured, whatever it is made of and however it is fitted."""
+"""Model: the interface that evaluation needs from every model, networks and baselines alike."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from dlen.schema import Schema
 
 
 class Model(nn.Module):
-    """A multi-task ranking model: the networks (:class:`~dlen.models.ranker.Ranker`) and the baselines.
+    """Base class of multi-task ranking models: networks (:class:`~dlen.models.ranker.Ranker`) and baselines.
 
     Args:
-        schema: fields and tasks.
+        schema: fields and tasks of the data.
     """
 
     def __init__(self, schema: Schema) -> None:
@@ -23,14 +23,14 @@ class Model(nn.Module):
         self.schema = schema
 
     def forward(self, batch: Batch) -> Predictions:
-        """Probabilities of every task for B rows."""
+        """Predict the probability of every task for B rows."""
         raise NotImplementedError
 
     @property
     def ranking(self) -> Ranking | None:
-        """Which of its probabilities ranks, of a model that has P(UP); None for others."""
+        """The probability used for ranking, for models with P(UP); None for all others."""
         return None
 
     def mixtures(self) -> list[Mixture]:
-        """Mixtures of experts whose gates can be watched; none in most models without a backbone."""
+        """Mixtures of experts whose gates can be monitored; empty by default."""
         return []

@@ -1,4 +1,4 @@
-"""Models by the names of their papers: a backbone under a head, built from a schema and one list of settings."""
+"""Published models by name: a fixed backbone and head, built from a schema and one flat list of settings."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from dlen.schema import Schema
 
 
 class Named(Ranker):
-    """A ranker whose backbone and head are known, so that the settings of both can be given in one list.
+    """A ranker with a fixed backbone and head, whose settings are passed as one flat list of keywords.
 
     Args:
-        schema: fields and tasks.
-        embedding_dim: length of each id's vector.
-        first_order: give each id one number per task, see :class:`~dlen.nn.embedding.EmbeddingTable`; None for the
-            model's default.
-        embedding: makes another table than these two say.
-        backbone: makes another backbone than the model's own.
-        head: makes another head than the model's own.
-        dropout: of backbone and head.
-        settings: of the backbone and the head, by their names there.
+        schema: fields and tasks of the data.
+        embedding_dim: length of each id's embedding vector.
+        first_order: add first-order terms, see :class:`~dlen.nn.embedding.EmbeddingTable`; None for the model's
+            default.
+        embedding: factory of the embedding table; overrides ``embedding_dim`` and ``first_order``.
+        backbone: factory of the backbone; overrides the model's own.
+        head: factory of the head; overrides the model's own.
+        dropout: dropout probability of backbone and head.
+        settings: keyword arguments of the backbone and the head.
 
     Raises:
-        TypeError: there is no such setting.
+        TypeError: neither backbone nor head has such a setting.
         ValueError: a setting is out of range, or the schema lacks what the model needs.
     """
 
@@ -78,12 +78,12 @@ class Named(Ranker):
 
 
 def _taken(made: Callable[..., Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """Take out the settings that a class knows."""
+    """Pop the settings that a class accepts."""
     return {name: settings.pop(name) for name in inspect.signature(made).parameters if name in settings}
 
 
 class SharedBottom(Named):
-    """Hard parameter sharing (Caruana 1997): one MLP, a tower for each task."""
+    """Hard parameter sharing (Caruana 1997): one MLP and a tower per task."""
 
     BACKBONE, FIRST_ORDER = SharedBottomBackbone, True
 
@@ -113,22 +113,23 @@ class PLE(Named):
 
 
 class SingleTask(Named):
-    """A model for each task, vectors included: no parameter has a gradient from two tasks.
+    """One separate model per task, embeddings included: no parameter gets gradients from two tasks.
 
-    They are trained side by side on the same batches; early stopping and the best weights go by all of them together.
+    The models train side by side on the same batches. Early stopping and the best checkpoint apply to all of them
+    together.
     """
 
     BACKBONE, PRIVATE = TaskNetworksBackbone, True
 
 
 class MRAN(Named):
-    """Multiple relational attention network (Zhao et al. 2019), reconstructed from its description."""
+    """Multiple relational attention network (Zhao et al. 2019), reimplemented from the paper."""
 
     BACKBONE = MRANBackbone
 
 
 class ESMM(Named):
-    """Entire space multi-task model (Ma et al. 2018): a network for each task on shared vectors; needs a funnel."""
+    """Entire space multi-task model (Ma et al. 2018): a network per task on shared embeddings; needs a funnel."""
 
     BACKBONE, HEAD = TaskNetworksBackbone, ESMMHead
 
@@ -140,7 +141,7 @@ class AITM(Named):
 
 
 class PAL(Named, PositionRanker):
-    """Position-bias aware learning (Guo et al. 2019) over a mixture of experts; needs a position."""
+    """Position-bias aware learning (Guo et al. 2019) on top of MMoE; needs a position field."""
 
     BACKBONE = MMoEBackbone
 
@@ -148,8 +149,8 @@ class PAL(Named, PositionRanker):
 class DLEN(Named):
     """Deep Latent Emotion Network: the latent head on any backbone (MMoE in the paper).
 
-    The paper's own variant is ``alpha=0.1, prediction="joint", likelihood="marginal", first_order=False``. With many
-    positives in every task ``match=8`` is better.
+    The paper's variant is ``alpha=0.1, prediction="joint", likelihood="marginal", first_order=False``. ``match=8``
+    works better when every task has many positives.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""PAL: position-bias aware learning, a network for the position that is left out when the model ranks."""
+"""PAL: position-bias aware learning, with a position network that is used in training only."""
 
 from __future__ import annotations
 
@@ -27,20 +27,21 @@ class PositionRanker(Ranker):
 
         P(t | x, position) = P(seen | position) * P(t | x, seen)          equation (2)
 
-    Training fits the product. In evaluation mode, and so in validation, test and prediction, the second factor alone
-    is given: what the item deserves wherever it stands. A task that is observed under another has no factor of its
-    own, since whoever clicked has seen the item.
+    Training fits the product. In evaluation mode (validation, test and prediction) the model returns only the second
+    factor, which does not depend on the position. A task observed under another has no position factor: a user who
+    clicked has seen the item.
 
     Args:
-        schema: fields and tasks, with a position.
-        embedding: makes the embedding table, without first-order terms, through which the position would rank.
-        backbone: makes the backbone of P(t | x, seen).
-        head: makes its head.
-        position_network: hidden layers from the position's vector to P(seen).
-        dropout: of backbone and head; None leaves each as it is made.
+        schema: fields and tasks of the data, with a position field.
+        embedding: factory of the embedding table. First-order terms are not allowed: they would leak the position
+            into the ranking.
+        backbone: factory of the backbone of P(t | x, seen).
+        head: factory of the head of P(t | x, seen).
+        position_network: hidden layer sizes of the network from the position's embedding to P(seen).
+        dropout: dropout probability of backbone and head; None for each factory's own.
 
     Raises:
-        ValueError: the schema names no position, or its position is not a single id; or the table has first-order
+        ValueError: the schema names no position field, the position is not a single id, or the table has first-order
             terms.
     """
 
@@ -67,7 +68,7 @@ class PositionRanker(Ranker):
         self.seen = Towers(biases, self.position_network.out_dim, (), 0.0)
 
     def predict(self, features: Features) -> Predictions:
-        """Probabilities at the logged positions in training, and of items that were seen in evaluation."""
+        """Predict for the logged positions in training mode, and for seen items in evaluation mode."""
         predictions = super().predict(features)
         if not self.training:
             return predictions
@@ -75,7 +76,7 @@ class PositionRanker(Ranker):
         return Predictions(log_p, log1mexp(log_p), log_p)
 
     def log_seen(self, features: Features) -> Tensor:
-        """(B, T) log P(seen | position); 0 for a task that is observed under another."""
+        """(B, T) log P(seen | position); 0 for tasks observed under another task."""
         position = self.position_network(features.field(self.position))
         seen = F.logsigmoid(self.seen(position.expand(sum(self.first), *position.shape))[..., 0]).unbind(1)
         columns, everybody = iter(seen), torch.zeros_like(seen[0])

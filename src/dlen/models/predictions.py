@@ -1,4 +1,4 @@
-"""Predictions: what a head says of each impression, in log space, and the loss made from it."""
+"""Predictions: a head's output in log space, and the loss computed from it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dlen.nn.processes import total, world_size
 
 @dataclass(slots=True)
 class Latent:
-    """The hidden state of DLEN, as log-probabilities.
+    """DLEN's hidden state as log-probabilities.
 
     Attributes:
         log_up: (B,) log P(UP).
@@ -21,7 +21,7 @@ class Latent:
         log_given_not_up: (B, T) log P(t | not UP).
         log_not_given_up: (B, T) log of 1 - P(t | UP).
         log_not_given_not_up: (B, T) log of 1 - P(t | not UP).
-        log_joint: (B, T) log P(t, UP), equation (4); for a task that shows dislike log P(t, not UP).
+        log_joint: (B, T) log P(t, UP), equation (4); log P(t, not UP) for a dislike task.
     """
 
     log_up: Tensor
@@ -33,33 +33,35 @@ class Latent:
     log_joint: Tensor
 
     def log_with_labels(self, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """log P(UP, labels) and log P(not UP, labels), (B,) each: labels are independent given the hidden state.
+        """Return log P(UP, labels) and log P(not UP, labels), (B,) each.
+
+        Labels are independent given the hidden state.
 
         Args:
             labels: (B, T) 0 or 1.
-            mask: (B, T) weight of each label; 0 leaves it out.
+            mask: (B, T) weight of each label; 0 ignores it.
         """
         up = torch.where(labels.bool(), self.log_given_up, self.log_not_given_up)
         not_up = torch.where(labels.bool(), self.log_given_not_up, self.log_not_given_not_up)
         return self.log_up + (up * mask).sum(1), self.log_not_up + (not_up * mask).sum(1)
 
     def posterior_log_odds(self, labels: Tensor, mask: Tensor) -> Tensor:
-        """(B,) log-odds of P(UP | labels, x) by Bayes. Arguments as :meth:`log_with_labels`."""
+        """(B,) log-odds of P(UP | labels, x) by Bayes' rule. Takes the arguments of :meth:`log_with_labels`."""
         up, not_up = self.log_with_labels(labels, mask)
         return up - not_up
 
 
 @dataclass(slots=True)
 class Predictions:
-    """What a model says of B impressions and T tasks.
+    """A model's predictions for B impressions and T tasks.
 
     Attributes:
         log_p: (B, T) log P(y_t = 1); for DLEN the total probability, equation (1).
         log_q: (B, T) log P(y_t = 0).
-        log_score: (B, T) the log-probability that ranks: ``log_p``, or equation (4).
+        log_score: (B, T) log-probability used for ranking: ``log_p``, or equation (4).
         latent: DLEN's hidden state; None for other models.
-        log_joint: (B, T) log-probability of a task together with the tasks it is observed under, of the models that
-            learn it over all rows (ESMM, AITM); None for others.
+        log_joint: (B, T) joint log-probability of a task and its parents, for models that learn it over all rows
+            (ESMM, AITM); None for others.
     """
 
     log_p: Tensor
@@ -70,18 +72,18 @@ class Predictions:
 
     @property
     def log_up(self) -> Tensor | None:
-        """(B,) log P(UP); None for models without hidden state."""
+        """(B,) log P(UP); None for models without a hidden state."""
         return None if self.latent is None else self.latent.log_up
 
 
 def task_losses(predictions: Predictions, labels: Tensor, mask: Tensor) -> Tensor:
     """Mean cross entropy of each task over the rows that train it.
 
-    With several processes each one's share of the mean over all of their rows, so that the mean of the shares, which is
-    what gradients are reduced to, is the loss of the joint batch also where a task is observed in few rows.
+    With several processes, the mean runs over the rows of all of them, and each process returns its share. Gradients
+    are averaged over processes, so the result is the loss of the joint batch even if a task has few rows.
 
     Args:
-        predictions: of B rows and T tasks.
+        predictions: predictions for B rows and T tasks.
         labels: (B, T) 0 or 1.
         mask: (B, T) 1 where a row trains a task.
 

@@ -1,4 +1,4 @@
-"""Ranker: embedding + backbone + head. The composition and nothing else."""
+"""Ranker: the composition of embedding, backbone and head."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from dlen.models.predictions import Predictions
 from dlen.nn.embedding import EmbeddingTable
 from dlen.schema import Schema
 
-# What makes the parts, each with its settings: functools.partial(EmbeddingTable, dim=8) ...
+# Factories of the parts, such as functools.partial(EmbeddingTable, dim=8)
 MakeEmbedding = Callable[[Schema], EmbeddingTable]
-MakeBackbone = Callable[..., Backbone]  # of (FeatureSpec, number of tasks)
-MakeHead = Callable[..., Head]  # of (Schema, H of the backbone, FeatureSpec)
+MakeBackbone = Callable[..., Backbone]  # called with (FeatureSpec, number of tasks)
+MakeHead = Callable[..., Head]  # called with (Schema, H of the backbone, FeatureSpec)
 
 
 class Ranker(Model):
-    """A network that ranks for several tasks: any backbone under any head.
+    """A multi-task ranking network: any embedding, backbone and head.
 
     Args:
-        schema: fields and tasks.
-        embedding: makes the embedding table.
-        backbone: makes the backbone.
-        head: makes the head.
-        dropout: of backbone and head; None leaves each as it is made.
-        without: names of fields that backbone and head do not see.
+        schema: fields and tasks of the data.
+        embedding: factory of the embedding table.
+        backbone: factory of the backbone.
+        head: factory of the head.
+        dropout: dropout probability of backbone and head; None for each factory's own.
+        without: names of fields that are hidden from backbone and head.
     """
 
     def __init__(
@@ -51,24 +51,24 @@ class Ranker(Model):
         self.head = head(schema, self.backbone.out_dim, seen, **settings)
 
     def forward(self, batch: Batch) -> Predictions:
-        """Probabilities of every task for B rows."""
+        """Predict the probability of every task for B rows."""
         return self.predict(self.features(batch))
 
     def features(self, batch: Batch) -> Features:
-        """What the embedding makes of B rows."""
+        """Embed B rows."""
         return Features(self.embedding(batch), self.spec)
 
     def predict(self, features: Features) -> Predictions:
-        """Probabilities from features."""
+        """Predict from features."""
         seen = features.without(self.without)
         predictions: Predictions = self.head(self.backbone(seen), seen)
         return predictions
 
     @property
     def ranking(self) -> Ranking | None:
-        """That of the head."""
+        """The head's ranking."""
         return self.head.ranking
 
     def mixtures(self) -> list[Mixture]:
-        """Those of the backbone."""
+        """The backbone's mixtures."""
         return self.backbone.mixtures()

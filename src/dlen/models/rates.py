@@ -1,4 +1,4 @@
-"""RateEncoder: ids as smoothed rates and counts of the training rows, without a row's own label in its inputs."""
+"""RateEncoder: out-of-fold target encoding of ids as smoothed rates and counts."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from dlen.models.examples import Examples, Rows
 from dlen.schema import Kind, Pooling, Schema
 
 _RATE_LIMITS = (1e-6, 1 - 1e-6)
-_CHUNK = 1 << 18  # ids at a time
+_CHUNK = 1 << 18  # ids encoded at a time
 
 
 class RateEncoder(nn.Module):
-    """Turns a batch into (B, F) numbers that a model without embeddings can use.
+    """Encodes a batch as (B, F) numbers for models without embeddings.
 
-    An id becomes, for each task, the log-odds of its smoothed rate of positives, (positives + smoothing * prior) /
-    (rows + smoothing), where the prior is the rate of all rows; and log(1 + rows). A multi-valued field becomes the
-    weighted means of these over its values, the number of values and, where it is pooled by its sum, the sum of the
-    weights. A number stays as it is. An id that training did not see has the prior.
+    Each id becomes log(1 + rows) and, for each task, the log-odds of its smoothed positive rate, (positives +
+    smoothing * prior) / (rows + smoothing), where the prior is the rate over all rows. A multi-valued field becomes
+    the weighted means of these over its values, the number of values and, with sum pooling, the sum of the weights.
+    Numeric fields pass through unchanged. An id that is not in the training rows gets the prior.
 
-    New rows use the rates of all training rows. Training rows are encoded out of fold: a row belongs to one of
-    ``folds`` parts by a hash of its number, and its rates, counts and priors are those of the other parts, so that
-    neither its own label nor that of another row of its part enters its inputs.
+    New rows use the rates of all training rows. Training rows are encoded out of fold: a hash of the row number
+    assigns each row to one of ``folds`` folds, and its rates, counts and priors come from the other folds. No label
+    of a row's own fold enters its inputs.
 
     Args:
-        schema: which fields and tasks there are.
-        smoothing: rows at the prior's rate that are added to those of each id.
-        folds: parts of the training rows.
+        schema: fields and tasks of the data.
+        smoothing: pseudo-rows at the prior rate that are added to each id's counts.
+        folds: number of folds of the training rows.
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: an argument is out of range.
     """
 
     def __init__(self, schema: Schema, smoothing: float, folds: int) -> None:
@@ -52,7 +52,7 @@ class RateEncoder(nn.Module):
         self.prior: Tensor
 
     def forward(self, batch: Batch) -> Tensor:
-        """(B, F) inputs of rows that are not among those of training."""
+        """Encode B rows that are not training rows as (B, F) inputs."""
         prior = self.prior.expand(len(batch), -1)
         return self._join(batch, self.table[batch.ids.long()], self.table[batch.bag_ids.long()], prior)
 
@@ -60,11 +60,11 @@ class RateEncoder(nn.Module):
         """Learn the rates of all training rows.
 
         Args:
-            rows: of training.
-            seed: of the folds.
+            rows: the training rows.
+            seed: seed of the assignment to folds.
 
         Returns:
-            What :meth:`out_of_fold` needs. Memory: 4 (2 T + 1) (folds + 1) bytes for each id.
+            The sums that :meth:`out_of_fold` needs. Memory: 4 (2 T + 1) (folds + 1) bytes per id.
         """
         sums = FoldSums(self.num_ids, self.tasks, self.folds, seed)
         first = 0
@@ -78,12 +78,12 @@ class RateEncoder(nn.Module):
         return sums
 
     def out_of_fold(self, batch: Batch, first: int, sums: FoldSums) -> Tensor:
-        """(B, F) inputs of training rows.
+        """Encode B training rows out of fold as (B, F) inputs.
 
         Args:
-            batch: B rows.
-            first: the number of the first of them among all training rows.
-            sums: of these rows.
+            batch: B consecutive training rows.
+            first: row number of the first one among all training rows.
+            sums: the sums over all training rows, as returned by :meth:`fit`.
         """
         fold = sums.fold_of(first, len(batch))  # (B,)
         prior = self._prior(sums.all_rows.sum(0) - sums.all_rows)[fold]  # (B, T)
@@ -93,7 +93,7 @@ class RateEncoder(nn.Module):
         return self._join(batch, single, values, _log_odds(prior))
 
     def _others(self, ids: Tensor, fold: Tensor, prior: Tensor, sums: FoldSums) -> Tensor:
-        """(..., T + 1) of ids by the rows of the other folds, whose counts are scaled to those of all."""
+        """(..., T + 1) encoding of ids from the other folds, with row counts scaled up to all folds."""
         counts = sums.total[ids] - sums.by_fold[fold, ids]
         return self._encoded(counts, prior, self.folds / (self.folds - 1))
 
@@ -104,18 +104,18 @@ class RateEncoder(nn.Module):
         return torch.cat([_log_odds(rates), torch.log1p(rows * scale)], -1)
 
     def _prior(self, counts: Tensor) -> Tensor:
-        """(..., 2 T + 1) -> (..., T) rates of all rows."""
+        """(..., 2 T + 1) counts -> (..., T) positive rates over all rows."""
         positives, trained, _ = counts.double().split([self.tasks, self.tasks, 1], -1)
         return (positives / trained.clamp(min=1)).clamp(*_RATE_LIMITS).float()
 
     def _join(self, batch: Batch, single: Tensor, values: Tensor, prior: Tensor) -> Tensor:
-        """The (B, F) inputs.
+        """Concatenate the encoded parts to the (B, F) inputs.
 
         Args:
             batch: B rows.
-            single: (B, S, T + 1) of its ids.
-            values: (L, T + 1) of its multi-valued fields' values.
-            prior: (B, T) log-odds, for empty lists.
+            single: (B, S, T + 1) encoded single ids.
+            values: (L, T + 1) encoded values of the multi-valued fields.
+            prior: (B, T) log-odds used for empty lists.
         """
         parts = [single.flatten(1)]
         if batch.bag_lengths.shape[0]:
@@ -131,17 +131,17 @@ class RateEncoder(nn.Module):
 
 
 class FoldSums:
-    """Positives and rows of each id in each fold of the training rows.
+    """Counts of positives and rows per id and fold of the training rows.
 
     Attributes:
-        by_fold: (folds, R, 2 T + 1) int32: positives, rows that train each task, and rows.
-        all_rows: (folds, 2 T + 1) int64, the same of all rows.
+        by_fold: (folds, R, 2 T + 1) int32 counts per id: positives, rows that train each task, and rows.
+        all_rows: (folds, 2 T + 1) int64, the same counts over all rows.
 
     Args:
-        num_ids: R.
-        tasks: T.
-        folds: number of parts.
-        seed: of the parts.
+        num_ids: number of ids R.
+        tasks: number of tasks T.
+        folds: number of folds.
+        seed: seed of the assignment to folds.
     """
 
     def __init__(self, num_ids: int, tasks: int, folds: int, seed: int) -> None:
@@ -152,19 +152,19 @@ class FoldSums:
 
     @property
     def total(self) -> Tensor:
-        """(R, 2 T + 1) of all folds."""
+        """(R, 2 T + 1) counts summed over all folds."""
         if self._total is None:
             self._total = self.by_fold.sum(0, dtype=torch.int32)
         return self._total
 
     def fold_of(self, first: int, rows: int) -> Tensor:
-        """(rows,) the folds of the rows from number ``first``: a hash of number and seed."""
+        """(rows,) folds of consecutive rows starting at row ``first``: a hash of row number and seed."""
         key = np.uint64(self.seed * 0x9E3779B97F4A7C15 % 2**64)
         mixed = mix(np.arange(first, first + rows, dtype=np.uint64), key)
         return torch.from_numpy((mixed % np.uint64(self.folds)).astype(np.int64))
 
     def add(self, examples: Examples, first: int) -> None:
-        """Count rows; ``first`` is the number of the first of them among all training rows."""
+        """Add the counts of a batch; ``first`` is the row number of its first row among all training rows."""
         batch = examples.batch
         trained = (examples.mask > 0).int()
         counted = torch.cat([examples.labels.int() * trained, trained, torch.ones_like(trained[:, :1])], 1)
@@ -176,14 +176,14 @@ class FoldSums:
         self._total = None
 
     def _add(self, ids: Tensor, fold: Tensor, counted: Tensor) -> None:
-        # One number at a time: torch adds rows to a matrix many times slower than numbers to a vector.
+        # Flat scalar indices: torch's index_add_ is many times slower on matrix rows than on a vector.
         width = self.by_fold.shape[2]
         place = ((fold * self.by_fold.shape[1] + ids) * width)[..., None] + torch.arange(width)
         self.by_fold.view(-1).index_add_(0, place.flatten(), counted.expand(place.shape).flatten())
 
 
 def row_of_value(batch: Batch) -> Tensor:
-    """(L,) the row of each value of the multi-valued fields."""
+    """(L,) row index of each value of the multi-valued fields."""
     lengths = batch.bag_lengths
     row = torch.arange(len(batch), device=lengths.device).repeat(len(lengths))
     return torch.repeat_interleave(row, lengths.flatten())

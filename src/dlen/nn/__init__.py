@@ -1,1 +1,1 @@
-"""Pure torch blocks."""
+"""Building blocks in plain torch."""

@@ -12,14 +12,14 @@ from torch.nn import functional as F
 from dlen.batch import Batch
 from dlen.schema import Kind, Pooling, Schema
 
-_CHUNK = 1 << 20  # rows drawn at a time; a multiple of 16, torch's step, so that chunks draw what the whole would
-_ALIGNED = 4  # first-order numbers are padded to a multiple, as FBGEMM wants it
+_CHUNK = 1 << 20  # rows drawn at a time; a multiple of 16, torch's step, so chunks draw the same values as the whole
+_ALIGNED = 4  # FBGEMM needs first-order terms padded to a multiple of this
 _deferred = False
 
 
 @contextmanager
 def deferred_tables() -> Iterator[None]:
-    """Tables made within have no memory; their first values are drawn by :meth:`EmbeddingTable.initial`."""
+    """Create tables without memory inside this context; :meth:`EmbeddingTable.initial` draws their initial values."""
     global _deferred
     before, _deferred = _deferred, True
     try:
@@ -29,26 +29,27 @@ def deferred_tables() -> Iterator[None]:
 
 
 class EmbeddingTable(nn.Module):
-    """Turns a batch into one dense row for each impression.
+    """Embeds a batch as one dense row per impression.
 
-    The ids of every field are rows of a single table, so a batch costs one gather for all single-valued fields and
-    one pooled gather for all multi-valued ones, whatever their number. The gradient of the table is sparse: it
-    holds the touched rows alone.
+    The ids of all fields share one table, so a batch needs one gather for all single-valued fields and one pooled
+    gather for all multi-valued fields, regardless of their number. The table's gradient is sparse: it contains only
+    the touched rows.
 
     Args:
-        schema: fields and tasks.
-        dim: length of each id's vector.
-        first_order: give each id one number per task beside its vector, initially 0. Summed over the F fields and
-            divided by the root of F they are first-order terms of the tasks' logits (the wide part of Cheng et al.
-            2016), so that a rare task has parameters of its own in the table.
-        private: give each task vectors of its own, ``dim`` numbers of each id.
+        schema: fields and tasks of the data.
+        dim: length of each id's embedding vector.
+        first_order: add one number per id and task next to the vector, initially 0. Summed over the F fields and
+            divided by the root of F, they are first-order terms of the tasks' logits (the wide part of Cheng et al.
+            2016), which give a rare task its own parameters in the table.
+        private: give each task its own vectors, of length ``dim`` per id.
         std: standard deviation of the initial vectors.
 
     Attributes:
-        dim: E, length of a vector: ``dim``, or T times that where vectors are private.
-        parts: P, equal parts of a vector that belong to one task each, and that an optimiser must keep apart.
-        first_order: O, first-order numbers of each id: T or 0.
-        out_dim: D, vectors and numbers; the first-order sums come behind them.
+        dim: length E of a vector: ``dim``, or T times ``dim`` with private vectors.
+        parts: number P of equal parts of a vector, one per task, which an optimiser must treat separately; 1 if tasks
+            share the vectors.
+        first_order: number O of first-order terms per id: T or 0.
+        out_dim: width D of vectors and numbers; the O first-order sums follow them.
 
     Raises:
         ValueError: ``dim`` is not a positive whole number.
@@ -74,7 +75,7 @@ class EmbeddingTable(nn.Module):
         if _deferred:
             self._random = torch.get_rng_state()
             for _ in self._draw(rows, width, torch.default_generator):
-                pass  # other parameters are to be the same as beside a table with memory
+                pass  # advance the generator, so that all other parameters match those of a normal table
             self.weight = nn.Parameter(torch.empty(rows, width, device="meta"))
         else:
             self.weight = nn.Parameter(torch.empty(rows, width).normal_(std=std))
@@ -88,7 +89,7 @@ class EmbeddingTable(nn.Module):
         self.out_dim = (self.num_single + self.num_bags) * dim + self.num_numeric
 
     def initial(self) -> Iterator[tuple[int, Tensor]]:
-        """Of a deferred table, the values it would have had: the first row and (n, dim) values of each chunk."""
+        """Yield the initial values of a deferred table in chunks: first row and (n, dim) values."""
         generator = torch.Generator()
         generator.set_state(self._random)
         rows, dim = self.weight.shape
@@ -103,7 +104,7 @@ class EmbeddingTable(nn.Module):
             yield first, values
 
     def forward(self, batch: Batch) -> Tensor:
-        """(B, D + O): vectors of single ids, pooled vectors of multi-valued fields, numbers, and first-order sums."""
+        """(B, D + O) vectors of single ids, pooled vectors of multi-valued fields, numbers, and first-order sums."""
         vectors = []
         if self.num_single:
             vectors.append(F.embedding(batch.ids, self.weight, sparse=True))
@@ -112,7 +113,7 @@ class EmbeddingTable(nn.Module):
         return join_input(vectors, batch.numeric, self.dim, self.first_order)
 
     def _pool(self, batch: Batch) -> Tensor:
-        """(M, B, dim): weighted sum or weighted mean of each bag; an empty bag is a zero vector."""
+        """(M, B, dim) weighted sum or weighted mean of each bag; zero for an empty bag."""
         lengths = batch.bag_lengths.flatten()
         ends = lengths.cumsum(0)
         starts = F.pad(ends, (1, 0)).to(batch.bag_ids.dtype)
@@ -129,35 +130,35 @@ class EmbeddingTable(nn.Module):
 
 
 def join_input(vectors: Sequence[Tensor], numeric: Tensor, dim: int, first_order: int) -> Tensor:
-    """The input of a model from what was looked up.
+    """Concatenate looked-up vectors and numeric fields to the input of a model.
 
     Args:
-        vectors: of single ids, and of multi-valued fields, (B, F, width) each, those that there are.
-        numeric: (B, K).
-        dim: E, of a vector; first-order numbers come behind it.
-        first_order: O.
+        vectors: table rows of single ids and of multi-valued fields, (B, F, width) each; absent kinds are left out.
+        numeric: (B, K) values of the numeric fields.
+        dim: length E of a vector; the first-order terms follow it in each row.
+        first_order: number O of first-order terms.
 
     Returns:
-        (B, F E + K + O): vectors, numbers, and the sums of the first-order numbers over the fields, over the root of F.
+        (B, F E + K + O) vectors, numbers, and the first-order terms summed over fields and divided by the root of F.
     """
     parts = [v[..., :dim].flatten(1) for v in vectors]
     parts += [numeric] if numeric.shape[1] else []
     if first_order:
         sums = [v[..., dim : dim + first_order].sum(1) for v in vectors]
-        # A step of Adam moves the numbers of all fields by as much: by their root, many fields do not overshoot.
+        # Adam moves the terms of all fields by the same amount; without the root, many fields would overshoot.
         fields = max(sum(v.shape[1] for v in vectors), 1)
         parts.append(sum(sums, numeric.new_zeros(numeric.shape[0], first_order)) / fields**0.5)
     return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
 
 
 def bag_divisors(batch: Batch, mean: Tensor) -> Tensor:
-    """(M, B, 1) what the weighted sum of each bag is divided by: its weights' sum, or 1.
+    """(M, B, 1) divisor of each bag's weighted sum: the sum of its weights for mean pooling, otherwise 1.
 
     Args:
-        batch: with M multi-valued fields.
-        mean: (M, 1, 1), which fields are pooled by their mean.
+        batch: a batch with M multi-valued fields.
+        mean: (M, 1, 1) True for fields with mean pooling.
     """
-    # unsafe: without the check of the lengths, for which a GPU would have to wait
+    # unsafe skips the check of the lengths, which would synchronise with a GPU
     total = torch.segment_reduce(batch.bag_weights, "sum", lengths=batch.bag_lengths.flatten(), unsafe=True)
     total = total.view(*batch.bag_lengths.shape, 1)
     return torch.where(mean & (total > 0), total, 1.0)

@@ -1,4 +1,4 @@
-"""A gate: softmax weights that mix experts."""
+"""Gate: softmax weights over experts."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from torch import Tensor, nn
 
 
 class Gate(nn.Linear):
-    """Weights of E experts for each of G mixtures, from one input.
+    """Computes the weights of E experts for each of G mixtures.
 
     Args:
-        in_dim: D.
-        mixtures: G.
-        experts: E.
+        in_dim: input size D.
+        mixtures: number of mixtures G.
+        experts: number of experts E.
     """
 
     def __init__(self, in_dim: int, mixtures: int, experts: int) -> None:
@@ -19,5 +19,5 @@ class Gate(nn.Linear):
         self.shape = (mixtures, experts)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, D) -> (B, G, E), sums of 1 over the experts."""
+        """(B, D) -> (B, G, E) weights that sum to 1 over the experts."""
         return super().forward(x).unflatten(1, self.shape).softmax(2)

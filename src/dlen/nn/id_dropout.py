@@ -1,4 +1,4 @@
-"""IdDropout: trains each field's unknown id for what it is used for, by standing in for rare ids."""
+"""IdDropout: trains each field's unknown id by replacing rare ids with it."""
 
 from __future__ import annotations
 
@@ -14,29 +14,30 @@ from dlen.schema import Kind, Schema
 
 
 class IdDropout(nn.Module):
-    """Replaces ids by their field's unknown id in training, the more often the rarer they are.
+    """Replaces ids with their field's unknown id in training, rarer ids more often.
 
     An id with n occurrences in the training rows is replaced with probability
 
         min(most, k / (k + n))
 
-    A new id is one of few occurrences, so what the unknown id learns in the place of rare ids is what it has to say
-    about new ones. Frequent ids are left alone: with n = 1000 and k = 3 three in a thousand are replaced. In evaluation
-    the batch is returned as it is. Without it the unknown id has no gradient where every training id is known
-    (``min_count: 1``), and is trained on ids that occur once where rarer ones are unknown.
+    New ids resemble rare ids, so the unknown id learns from rare ids what it predicts for new ones. Frequent ids are
+    almost never replaced: three in a thousand for n = 1000 and k = 3. In evaluation mode the batch is returned
+    unchanged. Without this module, the unknown id gets no gradient if every training id is known (``min_count: 1``),
+    and otherwise trains only on ids rarer than ``min_count``.
 
-    The draws come from torch's global generator, 16 bits for each id, so that a probability is exact to 1.5e-5, and the
-    whole costs less than a hundredth of a step. No step waits for a device.
+    The draws come from torch's global generator, 16 bits per id, so probabilities are exact to 1.5e-5. The cost is less
+    than a hundredth of a training step, without device synchronisation.
 
     Args:
-        schema: gives the fields.
-        counts: (num_embeddings,) occurrences of each row of the embedding table in the training rows.
-        k: occurrences at which an id is replaced half of the time; 0 replaces none.
-        most: highest probability, in [0, 1).
-        fields: another k for some fields, by name.
+        schema: fields of the data.
+        counts: (num_embeddings,) occurrences of each embedding row in the training rows.
+        k: number of occurrences at which an id is replaced half of the time; 0 disables replacement.
+        most: upper limit of the replacement probability, in [0, 1).
+        fields: values of ``k`` for single fields, by field name.
 
     Raises:
-        ValueError: a k is negative, ``most`` is outside [0, 1), a field has no ids, or ``counts`` is of another schema.
+        ValueError: a k is negative, ``most`` is outside [0, 1), a named field has no ids, or ``counts`` does not match
+            the schema.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class IdDropout(nn.Module):
             own = schema.rows(name)
             if strength > 0:
                 probability[own] = (strength / (strength + counts[own].double())).clamp(max=most)
-        # A draw of 16 bits with a sign is below the limit with the id's probability.
+        # A signed 16-bit draw is below the limit with the id's replacement probability.
         limits = (probability * 2**16).round().clamp(max=2**16 - 1) - 2**15
         self.register_buffer("limits", limits.to(torch.int16), persistent=False)
         self.limits: Tensor
@@ -73,7 +74,7 @@ class IdDropout(nn.Module):
         self.active = self.trains(slice(None))
 
     def forward(self, batch: Batch) -> Batch:
-        """The batch with some ids replaced; its labels, numbers and list lengths stay."""
+        """Return the batch with some ids replaced; labels, numbers and list lengths are unchanged."""
         if not self.training or not self.active:
             return batch
         ids, bag_ids = batch.ids, batch.bag_ids
@@ -87,14 +88,14 @@ class IdDropout(nn.Module):
         return replace(batch, ids=ids, bag_ids=bag_ids)
 
     def trains(self, rows: slice) -> bool:
-        """Whether any of some rows of the table may give way to the unknown id."""
+        """Whether any of the given table rows can be replaced with the unknown id."""
         return bool((self.limits[rows] > -(2**15)).any())
 
     def _replaced(self, ids: Tensor, unknown: Tensor) -> Tensor:
         limits = self.limits.index_select(0, ids.flatten()).view(ids.shape)
         words = torch.empty(-(-ids.numel() // 4), dtype=torch.int64, device=ids.device).random_(-(2**63), None)
         gone = words.view(torch.int16)[: ids.numel()].view(ids.shape) < limits
-        return (unknown - ids).mul_(gone).add_(ids)  # three times as fast as torch.where
+        return (unknown - ids).mul_(gone).add_(ids)  # three times faster than torch.where
 
 
 def _of_each_field(schema: Schema, k: float, fields: Mapping[str, float]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The match of user and item: a dot product of two projections, as in two-tower retrieval."""
+"""Match: a dot product of user and item projections, as in two-tower retrieval."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from torch import Tensor, nn
 
 
 class Match(nn.Module):
-    """Dot products of what is known of the user with what is known of the item, as logits.
+    """Dot products of user fields and item fields, as logits.
 
-    Each field's vector is projected by a matrix of its own; the projections of a side's fields add up, and the two
-    sides are multiplied factor by factor (a factorisation machine, Rendle 2010, without the pairs inside a side).
+    Each field has its own projection matrix. The projections are summed over the fields of each side, and the two sums
+    are multiplied factor by factor (a factorisation machine, Rendle 2010, without pairs within a side).
 
     Args:
-        users: positions of the user's fields among the F fields.
-        items: positions of all other fields.
-        dim: E, length of each vector.
-        factors: K, length of a projection.
-        outputs: O, number of logits.
+        users: indices of the user fields among the F fields.
+        items: indices of all other fields.
+        dim: length E of each vector.
+        factors: length K of each projection.
+        outputs: number of logits O.
         std: standard deviation of the initial projections.
 
     Raises:
-        ValueError: a side has no field, or there is no factor.
+        ValueError: a side has no field, or ``factors`` is below 1.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Match(nn.Module):
         self.weight = nn.Parameter(torch.ones(factors, outputs))
 
     def forward(self, vectors: Tensor) -> Tensor:
-        """(B, F, E) -> (B, O)."""
+        """(B, F, E) field vectors -> (B, O) logits."""
         user = torch.einsum("bfe,fek->bk", vectors[:, self.users], self.projection[self.users])
         item = torch.einsum("bfe,fek->bk", vectors[:, self.items], self.projection[self.items])
         return (user * item) @ self.weight

@@ -1,4 +1,4 @@
-"""A multilayer perceptron with ReLU after every layer, as the paper's experts and hidden state network."""
+"""MLP with a ReLU after every layer, as in the paper's experts and hidden state network."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ class MLP(nn.Module):
     """Linear layers, each followed by ReLU and dropout.
 
     Args:
-        in_dim: features of the input.
-        sizes: output features of each layer; empty makes the identity.
-        dropout: probability of zeroing a feature in training.
+        in_dim: number of input features.
+        sizes: output features of each layer; empty for the identity.
+        dropout: dropout probability after each layer.
     """
 
     def __init__(self, in_dim: int, sizes: Sequence[int], dropout: float = 0.0) -> None:

@@ -1,4 +1,4 @@
-"""Sums and exchanges over the processes of a training; with one process they do nothing."""
+"""Reductions and exchanges over the training processes; with one process they do nothing."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from torch import Tensor, distributed, nn
 
 
 def world_size() -> int:
-    """Processes that train together."""
+    """Number of processes that train together."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def total(value: Tensor) -> Tensor:
-    """The sum over all processes; no gradient flows through it."""
+    """Sum over all processes; no gradient flows through it."""
     if world_size() == 1:
         return value
     value = value.detach().clone()
@@ -21,17 +21,17 @@ def total(value: Tensor) -> Tensor:
 
 
 def exchange_rows(table: nn.Parameter) -> None:
-    """Give a table with a row-sparse gradient the mean gradient of all processes.
+    """Average a table's row-sparse gradient over all processes.
 
-    Rows and values are gathered, as NCCL cannot reduce sparse tensors, and as a dense gradient would cost the whole
-    table. What is sent grows with the ids in a batch, not with the table.
+    Gathers rows and values, because NCCL cannot reduce sparse tensors and a dense gradient is as large as the table.
+    The traffic scales with the ids in a batch, not with the table.
 
     Args:
-        table: (R, D), with a sparse gradient in which rows may repeat.
+        table: (R, D) parameter with a sparse gradient, in which rows may repeat.
     """
     if world_size() == 1 or table.grad is None:
         return
-    grad = table.grad if table.grad.is_cuda else table.grad.coalesce()  # on a GPU it would wait to learn its size
+    grad = table.grad if table.grad.is_cuda else table.grad.coalesce()  # on a GPU, coalesce would synchronise
     rows, values = grad._indices()[0], grad._values()
     counts = _gather_counts(rows)
     longest = max(counts)

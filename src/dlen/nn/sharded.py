@@ -1,4 +1,4 @@
-"""One embedding table split over processes by TorchRec, which also updates it: the extra ``dlen[torchrec]``."""
+"""An embedding table that TorchRec shards over processes and updates; needs the extra ``dlen[torchrec]``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SENT = 1 << 20  # rows sent at a time
 
 @dataclass(frozen=True, slots=True)
 class _Shard:
-    """Rows ``first .. first + rows - 1`` of the whole table, which ``rank`` holds from row ``at`` of its own on."""
+    """Rows ``first .. first + rows - 1`` of the whole table, held by ``rank`` starting at its local row ``at``."""
 
     rank: int
     first: int
@@ -32,7 +32,7 @@ class _Shard:
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """One of TorchRec's: its rows and fields, and the process that holds it, or None where its rows are split."""
+    """A TorchRec table: its rows and fields, and the process that holds it, or None if its rows are split."""
 
     rows: int
     features: list[str]
@@ -41,13 +41,13 @@ class _Table:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What which process holds: one TorchRec table in all, or one in each process with the rows of all of its fields.
+    """Placement of the table: one row-split TorchRec table, or one TorchRec table per process with whole fields.
 
     Args:
-        tables: by name.
-        features: names of fields, single ids first.
+        tables: TorchRec tables by name.
+        features: names of the embedded fields, single ids first.
         shards: parts of the whole table.
-        moved: of each feature, what is taken from its rows in the whole table.
+        moved: offset of each feature, subtracted from its rows in the whole table.
     """
 
     tables: dict[str, _Table]
@@ -57,7 +57,7 @@ class Layout:
 
     @classmethod
     def of(cls, schema: Schema, by: str, world: int) -> Layout:
-        """For that many processes.
+        """Build the layout for ``world`` processes.
 
         Raises:
             UserError: there are fewer fields than processes.
@@ -76,19 +76,19 @@ class Layout:
 
 
 def check_shardable(schema: Schema, dim: int, by: str, world: int, device: str, weight_decay: float) -> None:
-    """All that can be wrong with a sharded table before it is made.
+    """Check the settings of a sharded table before it is built.
 
     Args:
-        schema: of the table.
-        dim: of its vectors.
-        by: as of :class:`ShardedTable`.
+        schema: schema of the table.
+        dim: length of its vectors.
+        by: ``rows`` or ``tables``, see :class:`ShardedTable`.
         world: number of processes.
-        device: cpu or another type.
-        weight_decay: of the table.
+        device: device type, such as ``cpu``.
+        weight_decay: weight decay of the table.
 
     Raises:
-        UserError: there are no ids, too few of them or fewer fields than processes, vectors have a length that FBGEMM
-            does not take, or TorchRec would leave out the weight decay.
+        UserError: there are no ids or too few, there are fewer fields than processes, FBGEMM does not support the
+            vector length, or TorchRec would ignore the weight decay.
     """
     if dim % 4:
         raise UserError(f"config model.embedding.dim: of a sharded table has to be a multiple of 4, got {dim}")
@@ -98,7 +98,7 @@ def check_shardable(schema: Schema, dim: int, by: str, world: int, device: str, 
     if not all(shard.rows for shard in layout.shards):
         raise UserError(f"config sharding: {schema.num_embeddings} ids are too few for {world} processes")
     if weight_decay and device == "cpu" and any(len(t.features) == 1 for t in layout.tables.values()):
-        # FBGEMM has a kernel of its own for these, which knows no decay and does not say so.
+        # FBGEMM has a separate kernel for this case, which silently ignores weight decay.
         raise UserError(
             "config optimizer.embedding_weight_decay: on a CPU TorchRec leaves it out where a process holds one field "
             "alone; set it to 0, or sharding=rows with more fields"
@@ -106,19 +106,19 @@ def check_shardable(schema: Schema, dim: int, by: str, world: int, device: str, 
 
 
 class ShardedTable(nn.Module):
-    """An :class:`EmbeddingTable` of which each process holds a part.
+    """An :class:`EmbeddingTable` split over processes.
 
-    The same (B, D + O) comes out, and ``state_dict`` has the same ``weight``, put together in the first process
-    alone, so that checkpoints do not tell how a table was held. Every process has to take part in each forward pass
-    and in ``state_dict``. The table is updated during the backward pass, in which all have the same number of rows.
+    The output is the same (B, D + O). ``state_dict`` has the same ``weight``, gathered in the first process only, so
+    checkpoints do not depend on sharding. Every process must take part in each forward pass and in ``state_dict``. The
+    table is updated during the backward pass, in which all processes must have the same number of rows.
 
-    TorchRec's module is kept out of torch's registry: DDP, optimisers and Lightning must not touch its parameters.
+    TorchRec's module is hidden from torch's registry: DDP, optimisers and Lightning must not touch its parameters.
 
     Args:
-        table: made by :func:`deferred_tables`.
-        schema: of the table.
-        by: ``rows``, each process has the same number of rows; or ``tables``, a field's rows stay together.
-        device: of this process.
+        table: table created inside :func:`deferred_tables`.
+        schema: schema of the table.
+        by: ``rows`` gives each process the same number of rows; ``tables`` keeps the rows of a field together.
+        device: device of this process.
         update: ``lr``, ``eps`` and ``weight_decay`` of row-wise Adagrad.
 
     Raises:
@@ -139,14 +139,14 @@ class ShardedTable(nn.Module):
         self.register_buffer("moved", torch.tensor(layout.moved), persistent=False)
         self.moved: Tensor
         self._engine = [_shard(layout.tables, self.shape[1], device, update)]
-        self.learning_rate: Callable[[], float] | None = None  # set by what stands for the optimiser
+        self.learning_rate: Callable[[], float] | None = None  # set by ShardedAdagrad
         self._told = update["lr"]
         own = self._weights()
         for start, values in table.initial():
             self._write(own, start, values)
 
     def forward(self, batch: Batch) -> Tensor:
-        """(B, D + O) as an :class:`EmbeddingTable` gives it."""
+        """(B, D + O), as from an :class:`EmbeddingTable`."""
         from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
         self._tell_learning_rate()
@@ -172,15 +172,15 @@ class ShardedTable(nn.Module):
         return join_input(parts, batch.numeric, self.dim, self.first_order)
 
     def accumulators(self) -> Tensor | None:
-        """(R, 1) row-wise Adagrad's sums, on the CPU of the first process; None in the others."""
+        """(R, 1) accumulators of row-wise Adagrad, on the CPU of the first process; None in the others."""
         return self._gathered(self._sums(), 1)
 
     def load_accumulators(self, sums: Tensor) -> None:
-        """The inverse of :meth:`accumulators`, in every process."""
+        """Restore the result of :meth:`accumulators`; call in every process."""
         self._write(self._sums(), 0, sums)
 
     def _tell_learning_rate(self) -> None:
-        """As the update is a part of the backward pass, it has to be known before."""
+        """Set TorchRec's learning rate before the backward pass, which includes the update."""
         if self.learning_rate is None or (lr := self.learning_rate()) == self._told:
             return
         for lookup in self._engine[0]._lookups:
@@ -190,19 +190,19 @@ class ShardedTable(nn.Module):
         self._told = lr
 
     def _weights(self) -> Tensor:
-        """(n, dim) this process's part, which may be written."""
+        """(n, dim) writable weights of this process."""
         own: Tensor = next(_local(self._engine[0].state_dict().values()), torch.empty(0, self.shape[1]))
         return own
 
     def _sums(self) -> Tensor:
-        """(n, 1) of this process's part, which may be written."""
+        """(n, 1) writable accumulators of this process."""
         states = self._engine[0].fused_optimizer.state_dict()["state"].values()
         own: Tensor = next(_local(value for state in states for value in state.values()), torch.empty(0))
         return own[:, None]
 
     @torch.no_grad()
     def _write(self, own: Tensor, start: int, values: Tensor) -> None:
-        """Put rows ``start ..`` of the whole table where this process holds them."""
+        """Write rows ``start ..`` of the whole table into this process's part."""
         for shard in self._shards:
             low, high = max(start, shard.first), min(start + len(values), shard.first + shard.rows)
             if shard.rank == distributed.get_rank() and low < high:
@@ -211,7 +211,7 @@ class ShardedTable(nn.Module):
 
     @torch.no_grad()
     def _gathered(self, own: Tensor, width: int) -> Tensor | None:
-        """The whole table on the CPU of the first process, sent in pieces; None in the others."""
+        """Gather the whole table on the CPU of the first process, in pieces; None in the others."""
         rank = distributed.get_rank()
         whole = torch.empty(self.shape[0], width) if rank == 0 else None
         for shard in self._shards:
@@ -256,14 +256,14 @@ class ShardedTable(nn.Module):
 
 
 def _split(rows: int, world: int) -> list[_Shard]:
-    """As TorchRec splits them: equal blocks, the last ones shorter or empty."""
+    """Split rows like TorchRec: equal blocks, of which the last may be shorter or empty."""
     block = -(-rows // world)
     starts = [min(rank * block, rows) for rank in range(world + 1)]
     return [_Shard(rank, starts[rank], starts[rank + 1] - starts[rank], 0) for rank in range(world)]
 
 
 def _placed(fields: list[tuple[int, int]], world: int) -> list[_Shard]:
-    """First rows and numbers of rows of fields: the largest first, each on the process that has least.
+    """Place fields, given as (first row, number of rows), largest first, on the process with the fewest rows.
 
     Raises:
         UserError: there are fewer fields than processes.
@@ -285,12 +285,12 @@ def _placed(fields: list[tuple[int, int]], world: int) -> list[_Shard]:
 
 
 def _local(tensors: Iterable[Any]) -> Iterator[Tensor]:
-    """The parts of sharded tensors that this process holds."""
+    """The local parts of sharded tensors."""
     return (part.tensor for tensor in tensors for part in tensor.local_shards())
 
 
 def check_torchrec() -> None:
-    """UserError where TorchRec or its operators are missing."""
+    """Raise UserError if TorchRec or its operators cannot be imported."""
     try:
         import fbgemm_gpu  # noqa: F401
         import torchrec  # noqa: F401
@@ -301,9 +301,9 @@ def check_torchrec() -> None:
 
 
 def _shard(tables: dict[str, _Table], dim: int, device: torch.device, update: dict[str, Any]) -> Any:
-    """TorchRec's module."""
+    """Build TorchRec's sharded module."""
     check_torchrec()
-    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)  # of a name that TorchRec still uses
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)  # warns of a deprecated name in TorchRec
     from fbgemm_gpu.split_embedding_configs import EmbOptimType
     from fbgemm_gpu.split_table_batched_embeddings_ops_training import WeightDecayMode
     from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
@@ -325,7 +325,7 @@ def _shard(tables: dict[str, _Table], dim: int, device: torch.device, update: di
     ]
     module = EmbeddingBagCollection(tables=configs, is_weighted=True, device=torch.device("meta"))
     sharder: Any = EmbeddingBagCollectionSharder(fused_params=fused)
-    kernel = "fused"  # TorchRec would choose another one on the CPU, with dense gradients
+    kernel = "fused"  # on the CPU, TorchRec's default has dense gradients
     plans = {
         name: row_wise(compute_kernel=kernel) if t.rank is None else table_wise(t.rank, compute_kernel=kernel)
         for name, t in tables.items()

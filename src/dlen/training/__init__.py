@@ -1,1 +1,1 @@
-"""LightningModule, data module, optimisers, callbacks and the run folder."""
+"""Training: LightningModule, data module, optimisers, callbacks and run folders."""

@@ -1,4 +1,4 @@
-"""Advice: lines that tell a user what a run's figures or data say is wrong, and what to do about it."""
+"""Advice: warnings about problems in a run's metrics or data, with a remedy for each."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dlen.data.store import Store
 from dlen.nn.id_dropout import IdDropout
 from dlen.training.targets import Targets
 
-_MORE_UNKNOWN = 0.05  # of a split's values, beyond the share in training
-_RATE_SHIFT = 1.5  # a ratio of rates of positives
+_MORE_UNKNOWN = 0.05  # excess share of unknown values over the training split
+_RATE_SHIFT = 1.5  # ratio of predicted to observed positives
 
 
 def unknown_id_warnings(store: Store, id_dropout: IdDropout) -> list[str]:
-    """A line for each field whose unknown id nothing trains though the validation rows have it."""
+    """One line per field whose unknown id occurs in the validation rows but is never trained."""
     lines = []
     for field, share in store.unknown["validation"].items():
         if share and not store.unknown["train"][field] and not id_dropout.trains(store.schema.rows(field)):
@@ -28,13 +28,13 @@ def unknown_id_warnings(store: Store, id_dropout: IdDropout) -> list[str]:
 def base_rate_warnings(
     metrics: Mapping[str, Any], store: Store, targets: Targets, id_dropout: IdDropout | None
 ) -> list[str]:
-    """A line for each tested target that predicts worse than its rate of positives alone, with the likely cause.
+    """One line per tested target that is worse than its constant positive rate, with the likely cause.
 
     Args:
-        metrics: of ``metrics.json``.
-        store: the data.
-        targets: what was measured.
-        id_dropout: of the training; None of a baseline, which is not trained in steps.
+        metrics: content of ``metrics.json``.
+        store: prepared data of the run.
+        targets: measured targets.
+        id_dropout: id dropout used in training; None for a baseline, which does not train in steps.
     """
     lines = []
     for name in targets.names:

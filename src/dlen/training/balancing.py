@@ -1,4 +1,4 @@
-"""Balancing: how the tasks' losses, or their gradients of what is shared, become one."""
+"""Balancing: combine the task losses, or their gradients on shared parameters, into one."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ from dlen.nn.processes import total, world_size
 
 
 class Balancer(nn.Module, ABC):
-    """Turns (T,) losses into the scalar that is trained.
+    """Combines (T,) losses into the scalar training loss.
 
     Attributes:
-        on_gradients: it works on gradients, see :class:`Surgery`.
-        weights: factors of the tasks' losses beside the schema's, by name; 1 for the others.
+        on_gradients: whether it works on gradients, see :class:`Surgery`.
+        weights: additional loss factors by task name, on top of the schema's weights; 1 for all other tasks.
     """
 
     on_gradients = False
     weights: Mapping[str, float] = MappingProxyType({})
 
     def setup(self, num_tasks: int) -> None:
-        """Make what depends on the number of tasks T."""
+        """Create the state that depends on the number of tasks T."""
 
     @abstractmethod
     def forward(self, losses: Tensor, weights: Tensor) -> Tensor:
-        """(T,) losses and (T,) weights of the schema's tasks -> scalar."""
+        """(T,) losses and (T,) task weights of the schema -> scalar."""
 
     def task_weights(self) -> Tensor | None:
-        """(T,) factors in use, to be logged; None where they never change."""
+        """(T,) current factors for logging; None if they are constant."""
         return None
 
     def end_epoch(self) -> None:
-        """An epoch of training has ended."""
+        """Called at the end of each training epoch."""
 
 
 class Fixed(Balancer):
-    """The weighted sum, with the weights of the schema's tasks.
+    """Fixed weighted sum, with the task weights of the schema.
 
     Args:
-        weights: further factors of some tasks, by name.
+        weights: additional loss factors by task name; 1 for all other tasks.
 
     Raises:
-        ValueError: a weight is negative or no number.
+        ValueError: a weight is negative or not a number.
     """
 
     def __init__(self, weights: Mapping[str, float] | None = None) -> None:
@@ -65,15 +65,15 @@ class Fixed(Balancer):
 class Uncertainty(Balancer):
     """Homoscedastic uncertainty (Kendall et al. 2018, equation 10): sum of exp(-s) L + s / 2, s a learned log variance.
 
-    For a constant loss L the best s is log(2 L), so every task comes to pull alike.
+    For a constant loss L, the optimal s is log(2 L), so all tasks end up with equal weighted losses.
     """
 
     def setup(self, num_tasks: int) -> None:
-        """One s for each task, from 0."""
+        """Create one s per task, initially 0."""
         self.log_variance = nn.Parameter(torch.zeros(num_tasks))
 
     def forward(self, losses: Tensor, weights: Tensor) -> Tensor:
-        """Weighted sum over the tasks."""
+        """Weighted sum over tasks."""
         return (weights * ((-self.log_variance).exp() * losses + self.log_variance / 2)).sum()
 
     def task_weights(self) -> Tensor:
@@ -82,14 +82,14 @@ class Uncertainty(Balancer):
 
 
 class DynamicWeightAverage(Balancer):
-    """Dynamic weight average (Liu et al. 2019, equation 7): a task that has stopped falling weighs more.
+    """Dynamic weight average (Liu et al. 2019, equation 7): tasks whose loss has stopped falling weigh more.
 
         w(t) = T softmax(r(t) / temperature),    r(t) = mean loss of the last epoch / of the one before
 
-    The first two epochs have weights of 1.
+    All weights are 1 in the first two epochs.
 
     Args:
-        temperature: 2 in the paper; the higher, the more even.
+        temperature: softmax temperature; higher values give more even weights. 2 in the paper.
     """
 
     def __init__(self, temperature: float = 2.0) -> None:
@@ -99,7 +99,7 @@ class DynamicWeightAverage(Balancer):
         self.temperature = temperature
 
     def setup(self, num_tasks: int) -> None:
-        """Sums of this epoch, and means of the two before (0 where there is none)."""
+        """Create the sums of the current epoch and the means of the previous two (0 if there is none)."""
         for name in ("total", "last", "before"):
             self.register_buffer(name, torch.zeros(num_tasks, dtype=torch.float64))
         self.register_buffer("steps", torch.zeros((), dtype=torch.float64))
@@ -109,33 +109,33 @@ class DynamicWeightAverage(Balancer):
         self.steps: Tensor
 
     def forward(self, losses: Tensor, weights: Tensor) -> Tensor:
-        """Weighted sum; adds the losses to the epoch's mean."""
+        """Weighted sum; in training mode, also accumulates the losses for the epoch's mean."""
         if self.training:
-            self.total += total(losses.detach()) / world_size()  # of all processes, as is what a checkpoint holds
+            self.total += total(losses.detach()) / world_size()  # over all processes, like a checkpoint
             self.steps += 1
         return (losses * weights * self.task_weights().to(losses.dtype)).sum()
 
     def task_weights(self) -> Tensor:
-        """(T,) of this epoch."""
+        """(T,) weights of the current epoch."""
         ratio = torch.where(self.before > 0, self.last / self.before, 1.0)
         return len(ratio) * (ratio / self.temperature).softmax(0)
 
     def end_epoch(self) -> None:
-        """This epoch's mean becomes the last one's."""
+        """Shift the epoch means and reset the sums."""
         self.before, self.last = self.last, self.total / self.steps
         self.total, self.steps = torch.zeros_like(self.total), torch.zeros_like(self.steps)
 
 
 class Surgery(Balancer):
-    """Gradient surgery: one of torchjd's aggregators on the Jacobian of the tasks' losses.
+    """Gradient surgery: a torchjd aggregator on the Jacobian of the task losses.
 
-    The Jacobian is that of what the tasks share: the backbone's shared parameters, DLEN's hidden state network, and the
-    embeddings of the batch. All other parameters, gates among them, have the gradient of the weighted sum. Costs a
-    backward pass for each task.
+    The Jacobian covers what the tasks share: the backbone's shared parameters, DLEN's hidden state network, and the
+    embeddings of the batch. All other parameters, including gates, get the gradient of the weighted sum. The cost is
+    one backward pass per task.
 
     Args:
-        aggregator: a class of ``torchjd.aggregation``, such as UPGrad, PCGrad, MGDA, CAGrad, IMTLG or AlignedMTL.
-        arguments: of its constructor.
+        aggregator: class name in ``torchjd.aggregation``, such as UPGrad, PCGrad, MGDA, CAGrad, IMTLG or AlignedMTL.
+        arguments: keyword arguments of the aggregator.
 
     Raises:
         ValueError: torchjd is not installed, or has no such aggregator.
@@ -159,27 +159,27 @@ class Surgery(Balancer):
             raise ValueError(f"aggregator {aggregator}: {error}") from None
 
     def setup(self, num_tasks: int) -> None:
-        """Aggregate once, so that settings that do not fit the number of tasks are told now."""
+        """Run the aggregator once, so settings that do not fit the number of tasks fail fast."""
         try:
             self.aggregator(torch.eye(num_tasks))
         except (ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise ValueError(f"aggregator {type(self.aggregator).__name__}: {error}") from None
 
     def forward(self, losses: Tensor, weights: Tensor) -> Tensor:
-        """The weighted sum, to be looked at: the gradients come from :meth:`backward`."""
+        """The weighted sum, for inspection only: :meth:`backward` computes the gradients."""
         return (losses * weights).sum()
 
     def backward(self, model: Ranker, losses: Tensor, x: Tensor, extra: Tensor | None = None) -> None:
         """Set the gradients of all parameters.
 
         Args:
-            model: whose losses they are.
-            losses: (T,) weighted, with their graph.
-            x: (B, D) what the embedding has made, in that graph.
-            extra: a scalar that belongs to no task, such as AITM's calibrator.
+            model: model that produced the losses.
+            losses: (T,) weighted losses with their graph.
+            x: (B, D) output of the embedding, part of that graph.
+            extra: scalar loss that belongs to no task, such as AITM's calibrator.
         """
         shared = [*model.backbone.shared_parameters(), *model.head.shared_parameters()]
-        common = [*shared, *([x] if x.requires_grad else [])]  # numbers alone have no embedding
+        common = [*shared, *([x] if x.requires_grad else [])]  # a model with only numeric fields has no embedding
 
         if not common:
             losses.sum().backward()
@@ -204,6 +204,6 @@ class Surgery(Balancer):
 
 
 def _split(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """A flat vector in the shapes of some tensors."""
+    """Split a flat vector into the shapes of the given tensors."""
     parts = vector.split([t.numel() for t in like])
     return [part.view_as(t).to(t.dtype) for part, t in zip(parts, like, strict=True)]

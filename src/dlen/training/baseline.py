@@ -1,4 +1,4 @@
-"""Baselines in a run: what they cannot do, and a fit in one go in the place of training."""
+"""Baselines in a run: unsupported settings, and a fit in one go instead of training steps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from dlen.training.targets import Targets
 
 
 def check_baseline(config: DictConfig, model: Baseline) -> None:
-    """Raise UserError for settings of training steps that a fit in one go has no use for."""
+    """Raise UserError for training settings that a fit in one go cannot honour."""
     if config.ckpt is not None:
         raise UserError(f"config ckpt: {model.name} is fitted in one go, so there is nothing to resume; start it again")
     if config.sharding:
@@ -38,17 +38,17 @@ def check_baseline(config: DictConfig, model: Baseline) -> None:
 def fit_baseline(
     trainer: L.Trainer, module: RankingModule, data: RankingDataModule, meter: Meter, best: Path | None
 ) -> dict[str, Any]:
-    """Fit the module's model to all training rows on the CPU, measure the validation rows, and keep it.
+    """Fit the module's model to all training rows on the CPU, run validation, and save a checkpoint.
 
     Args:
-        trainer: of the run, in one process.
-        module: of the model.
-        data: the batches of its splits.
-        meter: is told the rows and the seconds of the fit.
-        best: the checkpoint to write; None for none.
+        trainer: trainer of the run, with one process.
+        module: module of the model.
+        data: batches of the splits.
+        meter: receives the number of rows and the seconds of the fit.
+        best: path of the checkpoint to write; None for none.
 
     Returns:
-        For ``metrics.json``: the model's size.
+        Size of the model, for ``metrics.json``.
     """
     model = module.model
     assert isinstance(model, Baseline)
@@ -68,9 +68,10 @@ def fit_baseline(
 
 
 def _examples(split: Split, targets: Targets, batch_size: int) -> Iterator[Examples]:
-    """A split's rows in stored order, with what trains each task.
+    """Yield a split's rows in stored order, with the training label and mask of each task.
 
-    The validation rows too: with ``train_on: all`` a task learns another label, over more rows, than it is measured by.
+    Validation rows use the training labels as well: with ``train_on: all``, a task is trained on a different label and
+    on more rows than it is evaluated on.
     """
     for batch in BatchLoader(split, batch_size, shuffle=False):
         yield Examples(batch, targets.training_labels(batch.labels), targets.trained(batch.labels))

@@ -1,4 +1,4 @@
-"""From config groups to the objects of a training: model, module, trainer and callbacks."""
+"""Builds the objects of a training run from config groups: model, module, trainer and callbacks."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from dlen.training.callbacks import Meter, Patience, PlainProgress, TerminalProg
 from dlen.training.configs import build
 from dlen.training.module import RankingModule
 
-UNSCALED = ("auto", "32-true", "bf16-mixed")  # precisions of 32-bit weights whose gradients are not scaled
+UNSCALED = ("auto", "32-true", "bf16-mixed")  # precisions with 32-bit weights and no gradient scaling
 
 
 def build_model(config: DictConfig, store: Store) -> Model:
-    """The config's model for the store's schema."""
+    """Build the config's model for the store's schema."""
     model: Model = build(config.model, "model", store.schema)
     return model
 
 
 def build_balancer(config: DictConfig) -> Balancer:
-    """The config's balancing of tasks.
+    """Build the config's task balancer.
 
     Raises:
-        UserError: it is none, or does not go with the trainer's settings.
+        UserError: the setting is invalid, or does not work with the trainer's settings.
     """
     balancer: Balancer = build(config.balancing, "balancing")
     if balancer.on_gradients:
@@ -52,10 +52,10 @@ def build_balancer(config: DictConfig) -> Balancer:
 
 
 def build_id_dropout(config: DictConfig, store: Store) -> IdDropout:
-    """The config's replacement of rare ids, by the store's counts.
+    """Build the config's id dropout from the store's id counts.
 
     Raises:
-        UserError: a setting is wrong.
+        UserError: a setting is invalid.
     """
     if not OmegaConf.is_dict(config.id_dropout):
         raise UserError("config id_dropout: is a group of settings; set id_dropout.k=0 for none")
@@ -75,7 +75,7 @@ def build_module(
     sharding: str | None = None,
     id_dropout: IdDropout | None = None,
 ) -> RankingModule:
-    """The LightningModule with the config's balancing of tasks."""
+    """Build the LightningModule with the config's task balancer."""
     balancer = build_balancer(config)
     try:
         return RankingModule(
@@ -88,7 +88,7 @@ def build_module(
 def build_trainer(
     config: DictConfig, folder: Path, logger: list[Any], callbacks: list[Callback], meter: Meter
 ) -> L.Trainer:
-    """Lightning's trainer from the config group ``trainer``."""
+    """Build Lightning's trainer from the config group ``trainer``."""
     arguments = plain_values(config.trainer)
     if arguments.get("gradient_clip_val"):
         raise UserError("config trainer.gradient_clip_val: row-sparse gradients cannot be clipped; lower optimizer.lr")
@@ -99,7 +99,7 @@ def build_trainer(
         return L.Trainer(
             **arguments,
             enable_progress_bar=bar,
-            inference_mode=not config.get("sharding"),  # FBGEMM knows nothing of it; older runs have no such key
+            inference_mode=not config.get("sharding"),  # FBGEMM lacks it; older runs have no such key
             enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
             logger=logger,
             callbacks=callbacks,
@@ -111,16 +111,16 @@ def build_trainer(
 
 
 def ranks_within_users(config: DictConfig, rows: int) -> bool:
-    """Whether to rank within users, which takes memory for each row."""
+    """Whether to compute ranking metrics within users, whose memory grows with the rows."""
     asked = config.metrics.by_user
     return rows <= BY_USER_ROWS if asked == "auto" else bool(asked)
 
 
 def choose_precision(accelerator: str) -> str:
-    """``bf16-mixed`` where the device has the instructions, else ``32-true``: a CPU without them is 20 times slower.
+    """Return ``bf16-mixed`` if the device supports it natively, else ``32-true``: a CPU without it is 20 times slower.
 
     Args:
-        accelerator: of the trainer, such as ``auto`` or ``cpu``.
+        accelerator: accelerator of the trainer, such as ``auto`` or ``cpu``.
     """
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
@@ -130,7 +130,7 @@ def choose_precision(accelerator: str) -> str:
 
 
 def build_callbacks(config: DictConfig, folder: Path, meter: Meter, mode: str, *, checkpoints: bool) -> list[Callback]:
-    """Progress, early stopping and, with ``checkpoints``, the best and the last of these."""
+    """Build the callbacks for progress, early stopping and, with ``checkpoints``, the best and last checkpoint."""
     chosen: dict[str, Any] = {"monitor": config.monitor, "mode": mode}
     stop = Patience(**chosen, patience=config.patience, min_delta=0.0, strict=False)
     progress = TerminalProgress(meter) if sys.stderr.isatty() else PlainProgress(meter)
@@ -143,14 +143,14 @@ def build_callbacks(config: DictConfig, folder: Path, meter: Meter, mode: str, *
 
 
 def plain_values(config: DictConfig) -> dict[str, Any]:
-    """A config as plain values."""
+    """Convert a config to plain values."""
     found = OmegaConf.to_container(config, resolve=True)
     assert isinstance(found, dict)
     return {str(k): v for k, v in found.items()}
 
 
 def quiet() -> None:
-    """Keep what a user needs to read: Lightning's and torch's own chatter goes."""
+    """Silence warnings of Lightning and torch."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"(lightning|torch|torchmetrics)\.")

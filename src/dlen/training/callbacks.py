@@ -1,4 +1,4 @@
-"""Callbacks: speed and memory of a fit, scores of a test pass, and progress on a terminal or in plain lines."""
+"""Callbacks: seeds, speed and memory of a fit, scores of a test pass, and progress on a terminal or in plain lines."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ _PLAIN_SECONDS = 10.0
 
 
 class StepSeed(Callback):
-    """Makes the random numbers of a step, such as dropout's, those of seed, process, epoch and batch alone.
+    """Seeds each training step from seed, process, epoch and batch, for example for dropout.
 
-    So a run that goes on draws what it would have drawn, in whichever process, and nothing has to be remembered.
+    A resumed run draws the same random numbers as an uninterrupted one, without saving generator state.
 
     Args:
-        seed: of the run.
+        seed: seed of the run.
     """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
-        """Before every step; about ten microseconds, and no wait for a device."""
+        """Seed the step. Takes about ten microseconds and does not synchronise with the device."""
         causes = [self.seed, trainer.global_rank, trainer.current_epoch, batch_idx]
         torch.manual_seed(int(np.random.SeedSequence(causes).generate_state(1, np.uint64)[0]))
 
 
 class Meter(Callback):
-    """Counts training rows and the seconds spent on them, validation and checkpoints left out.
+    """Counts training rows and training seconds, excluding validation and checkpoints.
 
-    It never touches the device. A resumed run goes on counting.
+    It never touches the device. A resumed run continues the counts.
 
     Attributes:
-        checkpoints: what writes them, for the trainer.
+        checkpoints: checkpoint plugin for the trainer.
     """
 
     def __init__(self) -> None:
@@ -55,24 +55,24 @@ class Meter(Callback):
         self._since = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        """What has been counted so far."""
+        """The counts so far."""
         counted = {name: getattr(self, name) for name in ("rows", "seconds", "validation_seconds")}
         return counted | {"checkpoint_seconds": self.checkpoints.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Resume from earlier counts."""
         counted = dict(state_dict)
         self.checkpoints.seconds = counted.pop("checkpoint_seconds")
         self.rows, self.seconds = counted["rows"], counted["seconds"]
         self.validation_seconds = counted["validation_seconds"]
 
     def _clock(self) -> float:
-        """Seconds of a clock that stands still while a checkpoint is written."""
+        """Seconds on a clock that stops while a checkpoint is written."""
         return time.perf_counter() - self.checkpoints.seconds
 
     @property
     def rate(self) -> float:
-        """Training rows a second so far, of this process."""
+        """Average training rows per second of this process."""
         return self.rows / self.seconds if self.seconds else 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -89,17 +89,17 @@ class Meter(Callback):
         self._since = now
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leave the clock of training."""
+        """Stop the training clock."""
         self._since = self._clock()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Go back to the clock of training."""
+        """Add the validation time and resume the training clock."""
         now = self._clock()
         self.validation_seconds += now - self._since
         self._since = now
 
     def figures(self, world_size: int) -> dict[str, float]:
-        """Keys of ``metrics.json``; peak memory is that of this process since its start, in MiB."""
+        """Metrics under the keys of ``metrics.json``; peak memory covers this process since its start, in MiB."""
         if self.rows == 0:  # training ended before its first batch
             return {}
         return {
@@ -112,18 +112,18 @@ class Meter(Callback):
 
 
 class Patience(EarlyStopping):
-    """Early stopping whose patience is the one that is set, also where a run goes on that had another."""
+    """Early stopping that keeps the configured patience when a run with a different one is resumed."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take what was seen so far, and not the setting."""
+        """Restore the progress, but not the patience setting."""
         super().load_state_dict({**state_dict, "patience": self.patience})
 
 
 class ScoreWriter(Callback):
-    """Writes the test split's scores as a memory-mapped array, row by row in stored order, for paired comparisons.
+    """Writes the scores of the test split to a memory-mapped array in stored order, for paired comparisons.
 
     Args:
-        path: of the ``.npy`` file, (rows, targets) float32 log-odds.
+        path: path of the ``.npy`` file of (rows, targets) float32 log-odds.
     """
 
     def __init__(self, path: Path) -> None:
@@ -140,7 +140,7 @@ class ScoreWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Append a batch."""
+        """Append the scores of a batch."""
         scores = outputs.float().cpu().numpy()
         if self._array is None:
             rows = trainer.datamodule.test_dataloader().rows  # type: ignore[attr-defined]
@@ -151,7 +151,7 @@ class ScoreWriter(Callback):
         self._next += len(scores)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Give the file its name if it is whole; scores of some rows are no scores of the split."""
+        """Rename the file if it is complete; otherwise delete it."""
         if self._array is not None:
             whole = self._next == len(self._array)
             self._array.flush()
@@ -171,7 +171,7 @@ class ScoreWriter(Callback):
 
 
 def _scores(module: L.LightningModule) -> dict[str, str]:
-    """The latest validation AUCs. Lightning's own ``callback_metrics`` lag one pass behind in these hooks."""
+    """The latest validation AUCs. In these hooks, Lightning's ``callback_metrics`` lag one pass behind."""
     assert isinstance(module, RankingModule)
     values = module.figures["val"].values if "val" in module.figures else {}
     return {k.removeprefix("auc/"): f"{v:.4f}" for k, v in values.items() if k.startswith("auc/")}
@@ -183,10 +183,10 @@ def _validation_line(trainer: L.Trainer, module: L.LightningModule) -> str:
 
 
 class TerminalProgress(RichProgressBar):
-    """Lightning's rich progress bar with rows a second and the latest mean validation AUC; a line for each validation.
+    """Lightning's rich progress bar with rows per second and mean validation AUC, plus one line per validation.
 
     Args:
-        meter: counts the rows.
+        meter: meter that counts the rows.
     """
 
     def __init__(self, meter: Meter) -> None:
@@ -194,29 +194,29 @@ class TerminalProgress(RichProgressBar):
         self.meter = meter
 
     def _get_train_description(self, current_epoch: int) -> str:
-        """Lightning counts from 0, people and our lines from 1; as wide as the other bars' names."""
+        """Epoch counted from 1, where Lightning counts from 0, padded to the width of the other bars' names."""
         most = self.trainer.max_epochs
         text = f"Epoch {current_epoch + 1}" + (f"/{most}" if most is not None and most > 0 else "")
         return text.ljust(len(self.validation_description))
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        """What stands right of the bar."""
+        """Values shown to the right of the bar."""
         shown: dict[str, Any] = {"samples/s": format_count(self.meter.rate)}
-        scores = _scores(pl_module)  # all of them would not fit on the line
+        scores = _scores(pl_module)  # there is no room for all of them
         return shown | ({"AUC": scores["mean"]} if "mean" in scores else {})
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """A line with the AUCs, above the bar."""
+        """Print a line with the AUCs above the bar."""
         super().on_validation_end(trainer, pl_module)
         if not trainer.sanity_checking and self.progress is not None:
             self.progress.console.print(_validation_line(trainer, pl_module), markup=False, highlight=False)
 
 
 class PlainProgress(Callback):
-    """Progress in lines, for logs: one every ten seconds and one for each validation.
+    """Progress as plain lines for logs: one every ten seconds and one per validation.
 
     Args:
-        meter: counts the rows.
+        meter: meter that counts the rows.
     """
 
     def __init__(self, meter: Meter) -> None:
@@ -224,13 +224,13 @@ class PlainProgress(Callback):
         self._printed = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the ten seconds."""
+        """Start the timer."""
         self._printed = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """A line every ten seconds."""
+        """Print a line every ten seconds."""
         if time.monotonic() - self._printed < _PLAIN_SECONDS:
             return
         total = trainer.num_training_batches
@@ -239,7 +239,7 @@ class PlainProgress(Callback):
         self._print(trainer, f"{where}: {format_count(self.meter.rate)} samples/s, {left:.0f} s left in the epoch")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """A line with the AUCs."""
+        """Print a line with the AUCs."""
         if not trainer.sanity_checking:
             self._print(trainer, _validation_line(trainer, pl_module))
 

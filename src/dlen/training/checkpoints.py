@@ -1,4 +1,4 @@
-"""Checkpoint files, written straight to disk under a temporary name, renamed when whole, and read only if undamaged."""
+"""Checkpoint files: streamed to a temporary name, renamed when complete, and verified when read."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ _KINDS: dict[str, type] = {"epoch": int, "global_step": int, "loops": dict, "cal
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's content, on the CPU. Nothing in it is executed.
+    """Read a checkpoint to the CPU. Nothing in it is executed.
 
     Raises:
-        UserError: the file is damaged, holds other things than tensors and plain values, or is made to fill memory.
+        UserError: the file is damaged, contains anything but tensors and plain values, or unpacks to more than its own
+            size.
     """
     size = check_regular(path)
     try:
-        with zipfile.ZipFile(path) as file:  # torch itself reads past wrong checksums
+        with zipfile.ZipFile(path) as file:  # torch itself ignores wrong checksums
             entries = file.infolist()
             packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
             if packed or sum(entry.file_size for entry in entries) > size:
@@ -62,30 +63,30 @@ def _is_weight(name: Any, value: Any) -> bool:
 
 
 class CheckpointFiles(TorchCheckpointIO):
-    """Lightning's own first makes the whole file in memory: two copies of every table. This one streams.
+    """Streams checkpoints to disk. Lightning's default builds the file in memory, with two copies of every table.
 
     Attributes:
-        seconds: spent on writing so far.
+        seconds: total seconds spent on writing.
     """
 
     def __init__(self) -> None:
         self.seconds = 0.0
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write one file; a failure leaves what was there before."""
+        """Write one file; on failure the previous file is kept."""
         started = time.perf_counter()
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with replacing_file(Path(path)) as temporary:
             try:
                 torch.save(checkpoint, temporary)
-            except RuntimeError as error:  # torch's writer says no more than that a write failed
+            except RuntimeError as error:  # torch's writer reports only that a write failed
                 if "PytorchStreamWriter" not in str(error) and "unexpected pos" not in str(error):
                     raise
                 raise OSError(errno.ENOSPC, "No space left on device", str(path)) from error
         self.seconds += time.perf_counter() - started
 
     def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
-        """Read one file, as :func:`read_checkpoint` does, with what Lightning looks at before anything else."""
+        """Read one file with :func:`read_checkpoint`, and check the entries that Lightning reads first."""
         content = read_checkpoint(Path(path))
         wrong = [key for key, kind in _KINDS.items() if key in content and not isinstance(content[key], kind)]
         if wrong or not re.fullmatch(r"2\.\d+\.[\w.+]+", str(content.get("pytorch-lightning_version"))):
@@ -94,7 +95,7 @@ class CheckpointFiles(TorchCheckpointIO):
         return content
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Delete one file. Which one a run that goes on has from its checkpoint, where anything can stand."""
+        """Delete one file. In a resumed run the path comes from the checkpoint, so it is not trusted."""
         found = Path(path)
         if ".." not in found.parts and found.is_file():
             found.unlink()
@@ -102,11 +103,11 @@ class CheckpointFiles(TorchCheckpointIO):
 
 @contextmanager
 def restoring(trainer: L.Trainer, checkpoint: str) -> Iterator[None]:
-    """Tell in one line that a checkpoint does not fit, of which Lightning says whatever it stumbles over."""
+    """Turn Lightning's various errors about a checkpoint that does not fit into one line."""
     try:
         yield
     except (RuntimeError, LookupError, TypeError, AttributeError, ValueError) as error:
-        if not trainer._checkpoint_connector._loaded_checkpoint:  # it has been restored, or there is none
+        if not trainer._checkpoint_connector._loaded_checkpoint:  # already restored, or no checkpoint
             raise
         why = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"{checkpoint} is of another model or balancing than config.yaml says ({why})") from None

@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a config, before anything is written."""
+"""Checks of a config that run before anything is written."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from dlen.training.targets import Targets
 
 
 def check_settings(config: DictConfig) -> None:
-    """Settings that no class checks for itself."""
+    """Check the settings that no class checks itself."""
     for key in ("loader.batch_size", "loader.eval_batch_size"):
         value = OmegaConf.select(config, key)
         if not isinstance(value, int) or value < 1:
@@ -56,7 +56,7 @@ def check_settings(config: DictConfig) -> None:
 
 
 def _check_trainer(trainer: DictConfig) -> None:
-    """Numbers that are used before Lightning sees them, or with which it would say something else."""
+    """Check numbers that are used before Lightning sees them, or for which its errors are misleading."""
     for key in ("num_nodes", "accumulate_grad_batches"):
         value = trainer[key]
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -82,7 +82,7 @@ def _check_sharding(config: DictConfig) -> None:
 
 
 def check_processes(config: DictConfig, trainer: L.Trainer, model: Model) -> None:
-    """What several processes cannot do, and what one cannot."""
+    """Check the settings that depend on the number of processes."""
     if config.sharding:
         _check_shardable(config, model, trainer.world_size, trainer.strategy.root_device.type)
     if trainer.world_size == 1:
@@ -106,16 +106,16 @@ def _check_shardable(config: DictConfig, model: Model, processes: int, device: s
 
 
 def check_by_user(config: DictConfig, store: Store) -> None:
-    """Raise UserError where ranking within users is asked for without a user field."""
+    """Raise UserError if ranking within users is requested without a user field."""
     if config.metrics.by_user is True and store.schema.user is None:
         raise UserError("config metrics.by_user: the data name no user field; set it to auto or false")
 
 
 def check(config: DictConfig, store: Store) -> None:
-    """All that is wrong with a config can be told before training, without the model's memory.
+    """Run all checks that need neither training nor the model's memory.
 
     Raises:
-        UserError: for wrong settings.
+        UserError: a setting is invalid.
     """
     check_settings(config)
     check_interval(config, store)
@@ -131,7 +131,7 @@ def check(config: DictConfig, store: Store) -> None:
 
 
 def planned_steps(config: DictConfig, store: Store) -> tuple[int, int]:
-    """Training steps before the first validation, and of the whole training if nothing ends it early."""
+    """Training steps before the first validation, and in total without early stopping."""
     batches, interval = _batches(config, store), config.trainer.val_check_interval
     each = config.trainer.accumulate_grad_batches
     first = interval if isinstance(interval, int) else max(1, int(batches * interval))
@@ -142,7 +142,7 @@ def planned_steps(config: DictConfig, store: Store) -> tuple[int, int]:
 
 
 def _batches(config: DictConfig, store: Store) -> int:
-    """Of an epoch of training, of each process."""
+    """Training batches per epoch and process."""
     devices, limit = config.trainer.devices, config.trainer.limit_train_batches
     processes = (devices if isinstance(devices, int) and devices > 0 else 1) * config.trainer.num_nodes
     batches = -(-(len(store.split("train")) // processes) // config.loader.batch_size)
@@ -150,7 +150,7 @@ def _batches(config: DictConfig, store: Store) -> int:
 
 
 def check_interval(config: DictConfig, store: Store) -> None:
-    """A validation interval in batches fits into an epoch."""
+    """Raise UserError if an epoch has no batches, or fewer than the validation interval."""
     batches, interval = _batches(config, store), config.trainer.val_check_interval
     if batches < 1 or (isinstance(interval, int) and interval > batches):
         raise UserError(
@@ -160,7 +160,7 @@ def check_interval(config: DictConfig, store: Store) -> None:
 
 
 def check_optimizer(config: DictConfig, make: Callable[[Model], Optimizer], model: Model) -> None:
-    """Make an optimiser to throw away, so that a wrong setting is told before anything is written."""
+    """Build and discard an optimiser, so that invalid settings fail before anything is written."""
     if isinstance(model, Baseline):
         return check_baseline(config, model)
     try:
@@ -172,7 +172,7 @@ def check_optimizer(config: DictConfig, make: Callable[[Model], Optimizer], mode
 
 
 def check_measurable(store: Store) -> None:
-    """Every task can be learnt, and as models are selected by validation AUC, at least one task has one."""
+    """Raise UserError if a task cannot be learnt, or if no task has the validation AUC that selects models."""
     targets = Targets(store.schema)
     counts = torch.zeros(len(store.schema.tasks), 2)
     validation = store.split("validation")

@@ -1,4 +1,4 @@
-"""From config nodes to objects, with errors that name the config key."""
+"""Builds objects from config nodes, with errors that name the config key."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from dlen.trust import check_config, packages
 
 _PLACES = ("data", "data_dir", "data_name", "runs_dir", "run_dir", "ckpt", "rerun", "base_run", "logger", "model_name")
 _FREE = (*_PLACES, "trust")
-_MADE = ("data", "model", "balancing", "optimizer")  # groups whose objects are made
+_MADE = ("data", "model", "balancing", "optimizer")  # groups that are instantiated
 _GROUPS = (*_MADE, "trainer", "loader", "metrics", "id_dropout", "logger")
 _TEXTS = ("data_dir", "data_name", "model_name")
 _NUMBERS = ("seed", "loader.batch_size", "loader.eval_batch_size")
 
 
 def build(node: DictConfig, key: str, *args: Any) -> Any:
-    """Instantiate a config node; what its class refuses becomes one line that names the config key.
+    """Instantiate a config node, and turn errors of its class into one line that names the config key.
 
     Raises:
-        UserError: an argument is unknown, missing or has a wrong value.
+        UserError: an argument is unknown, missing or has an invalid value.
     """
     try:
         return hydra.utils.instantiate(node, *args, _convert_="all")
@@ -51,14 +51,14 @@ def build(node: DictConfig, key: str, *args: Any) -> Any:
 
 
 def read_config(path: Path, trust: Sequence[str]) -> DictConfig:
-    """The resolved config of a run, from a file that may be a stranger's.
+    """Read the resolved config of a run from a file that may be untrusted.
 
     Args:
-        path: of the ``config.yaml``.
-        trust: the config key ``trust``: packages whose classes it may name beside those of dlen.
+        path: path of the ``config.yaml``.
+        trust: the config key ``trust``: packages, besides dlen, whose classes the config may name.
 
     Raises:
-        UserError: it is no config of a run, or names other code.
+        UserError: the file is not the config of a run, or names other code.
     """
     content = read_yaml(path)
     if not isinstance(content, dict):
@@ -83,13 +83,13 @@ def read_config(path: Path, trust: Sequence[str]) -> DictConfig:
 
 
 def open_store(config: DictConfig) -> Store:
-    """The prepared store of a config's data, prepared now if it is not there."""
+    """Open the prepared store of a config's data, preparing it first if needed."""
     source: Source = build(config.data, "data")
     return prepare(source, Path(config.data_dir))
 
 
 def code_fingerprint() -> str:
-    """A hash of the package's source, to tell figures of one version of the code from those of another."""
+    """A hash of the package's source, to distinguish the metrics of different code versions."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())
@@ -97,12 +97,12 @@ def code_fingerprint() -> str:
 
 
 def settings_of(config: DictConfig) -> dict[str, Any]:
-    """All that a run's figures depend on beside its data: the resolved config without places, names and ``trust``."""
+    """The settings that a run's metrics depend on: the resolved config without paths, names and ``trust``."""
     settings = OmegaConf.to_container(config, resolve=True)
     assert isinstance(settings, dict)
     return {str(k): v for k, v in settings.items() if k not in _FREE}
 
 
 def config_hash(config: DictConfig) -> str:
-    """A hash of :func:`settings_of`: runs that share it, the code and the data differ by nothing but their machines."""
+    """A hash of :func:`settings_of`: runs with the same hash, code and data can differ only by machine."""
     return hashlib.sha256(json.dumps(settings_of(config), sort_keys=True).encode()).hexdigest()[:16]

@@ -1,7 +1,7 @@
 """Gradient conflict: how often two tasks pull the shared parameters in opposite directions.
 
-The paper's central claim is that tasks fight over shared parameters, because a row that is positive for one task is
-negative for the others. This measures it, for any model, on a sample of training steps.
+The paper's central claim is that tasks conflict on shared parameters, because a row that is positive for one task is
+negative for the others. This module measures the conflict for any model, on a sample of training steps.
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ from dlen.models.ranker import Ranker
 from dlen.training.module import RankingModule
 from dlen.training.targets import Targets
 
-# A sample is a backward pass for each task, so with every row of a large batch it costs several steps; a fixed number
-# of rows also gives batches of 1024 and 4096 the same noise, and so figures that can be compared.
+# A sample needs one backward pass per task, so on a whole large batch it costs several steps. A fixed number of rows
+# also gives batches of 1024 and 4096 the same noise, which keeps their metrics comparable.
 ROWS = 1024
 
 
 def cosines(gradients: Tensor) -> Tensor:
-    """(..., T, P) gradients of T tasks -> (..., T, T) cosines; nan where a task has no gradient."""
+    """(..., T, P) gradients of T tasks -> (..., T, T) cosine similarities; nan where a task has no gradient."""
     norms = gradients.norm(dim=-1, keepdim=True)
     unit = gradients / torch.where(norms > 0, norms, 1.0)
-    none = norms == 0  # also where nothing is shared, P = 0
+    none = norms == 0  # also if nothing is shared, P = 0
     return (unit @ unit.transpose(-1, -2)).masked_fill(none | none.transpose(-1, -2), torch.nan)
 
 
 def task_gradients(model: Ranker, batch: Batch, targets: Targets, rows: int = ROWS) -> tuple[Tensor, Tensor]:
-    """Gradients of each task's cross entropy, whatever loss the model trains on.
+    """Gradients of each task's cross entropy, regardless of the training loss.
 
     Args:
         model: any ranker.
         batch: B rows.
-        targets: of the model's schema.
+        targets: targets of the model's schema.
         rows: use the first S = min(B, rows) rows.
 
     Returns:
-        (T, P) with respect to the parameters that all tasks share, and (S, T, D) with respect to each row's input but
-        for first-order terms.
+        (T, P) gradients of the shared parameters, and (S, T, D) gradients of each row's input without first-order
+        terms.
     """
     x, labels = model.embedding(batch).detach()[:rows].requires_grad_(), batch.labels[:rows]
     predictions = model.predict(Features(x, model.spec))
@@ -56,22 +56,22 @@ def task_gradients(model: Ranker, batch: Batch, targets: Targets, rows: int = RO
     for loss in losses:
         *parameters, row = torch.autograd.grad(loss, [*shared, x], retain_graph=True, materialize_grads=True)
         by_task.append(torch.cat([x.new_zeros(0), *(g.flatten() for g in parameters)]))
-        by_row.append(row[:, : model.spec.width])  # behind it is what each task has of its own
+        by_row.append(row[:, : model.spec.width])  # the first-order terms after it are not shared
     return torch.stack(by_task), torch.stack(by_row, 1)
 
 
 class GradientConflict(Callback):
-    """Samples gradient conflict every so many steps, on up to 1024 rows of the batch.
+    """Samples gradient conflict at a fixed interval of steps, on up to 1024 rows of the batch.
 
-    Nothing waits for the device until a validation reads the sums.
+    Does not synchronise with the device until a validation reads the sums.
 
-    Logged at each validation since the last one, and over the whole training in ``metrics.json``: ``conflict/share``,
-    the share of task pairs whose gradients of the shared parameters point apart (cosine below 0), ``conflict/cosine``,
-    the mean cosine, ``conflict/cosine/A-B`` for each pair, and ``conflict/rows``, the share of pairs that point apart
-    in a single row's input.
+    Each validation logs the samples since the last one; ``metrics.json`` covers the whole training. ``conflict/share``
+    is the share of task pairs whose gradients on the shared parameters have a cosine below 0. ``conflict/cosine`` is
+    the mean cosine, ``conflict/cosine/A-B`` that of one pair, and ``conflict/rows`` the share of pairs with a cosine
+    below 0 on a single row's input.
 
     Args:
-        every: steps between two samples; 0 for none.
+        every: number of steps between samples; 0 disables sampling.
     """
 
     def __init__(self, every: int) -> None:
@@ -82,7 +82,7 @@ class GradientConflict(Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Take a sample, without touching the random numbers of the training step."""
+        """Take a sample without changing the random numbers of the training step."""
         assert isinstance(pl_module, RankingModule)
         if self.every == 0 or trainer.global_step % self.every or len(pl_module.model.schema.tasks) < 2:
             return
@@ -98,7 +98,7 @@ class GradientConflict(Callback):
             _add(sums, by_task, by_row)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log what was sampled since the last validation."""
+        """Log the samples since the last validation."""
         if self.recent and not trainer.sanity_checking:
             assert isinstance(pl_module, RankingModule)
             figures = _figures(self.recent, pl_module.model.schema.task_names)
@@ -107,20 +107,20 @@ class GradientConflict(Callback):
             self.recent = {}
 
     def figures(self, names: list[str]) -> dict[str, float]:
-        """Over the whole training, under the keys of ``metrics.json``; empty without a sample."""
+        """Metrics over the whole training, under the keys of ``metrics.json``; empty without samples."""
         return {f"train/{key}": value for key, value in _figures(self.total, names).items()} if self.total else {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The sums so far, so that a resumed run reports all of its samples."""
+        """The sums so far, so that a resumed run reports all samples."""
         return {"total": self.total, "recent": self.recent}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The inverse of :meth:`state_dict`."""
+        """Restore the result of :meth:`state_dict`."""
         self.total, self.recent = state_dict["total"], state_dict["recent"]
 
 
 def _add(sums: dict[str, Tensor], by_task: Tensor, by_row: Tensor) -> None:
-    """Add the counts of one sample."""
+    """Add one sample to the sums."""
     for key, cosine in (("batch", cosines(by_task)[None]), ("rows", cosines(by_row))):
         known = ~cosine.isnan()
         for part, value in (
@@ -149,4 +149,4 @@ def _figures(sums: dict[str, Tensor], names: list[str]) -> dict[str, float]:
         if sums["batch/known"][i, j] > 0:
             cosine = sums["batch/cosine"][i, j] / sums["batch/known"][i, j]
             figures[f"conflict/cosine/{names[i]}-{names[j]}"] = float(cosine)
-    return {key: value for key, value in figures.items() if not math.isnan(value)}  # nothing is shared, or no row
+    return {key: value for key, value in figures.items() if not math.isnan(value)}  # nan: nothing is shared, or no rows

@@ -1,4 +1,4 @@
-"""Dashboard: what a W&B run shows beside the scalars that Lightning logs."""
+"""Dashboard: what a W&B run shows in addition to the scalars that Lightning logs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from dlen.metrics.hidden import NEGATIVES
 from dlen.training.module import RankingModule
 
-Draw = Callable[[Path], Mapping[str, Any]]  # from a finished run's folder to Plotly figures by their titles
+Draw = Callable[[Path], Mapping[str, Any]]  # maps a finished run's folder to Plotly figures by title
 _MEASURES = (
     "auc",
     "gain",
@@ -32,17 +32,17 @@ _MEASURES = (
 
 
 class Dashboard(Callback):
-    """Histograms of P(UP) at each validation; at the end figures, tables, plots and the best checkpoint.
+    """Logs histograms of P(UP) at each validation and, at the end, metrics, tables, plots and the best checkpoint.
 
     Args:
-        loggers: of the run; without W&B among them nothing happens.
+        loggers: loggers of the run; without a W&B logger, nothing is logged.
     """
 
     def __init__(self, loggers: Sequence[Logger]) -> None:
         self.logger = next((logger for logger in loggers if isinstance(logger, WandbLogger)), None)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The distribution of P(UP)."""
+        """Log the distribution of P(UP)."""
         assert isinstance(pl_module, RankingModule)
         figures = pl_module.figures.get("val")
         if self.logger is None or trainer.sanity_checking or figures is None or figures.hidden is None:
@@ -55,7 +55,7 @@ class Dashboard(Callback):
             self.logger.log_metrics({"val/hidden/up": histogram}, trainer.global_step)  # type: ignore[dict-item]
 
     def summarise(self, metrics: Mapping[str, Any]) -> None:
-        """The run's summary, by which W&B's tables compare runs: all of ``metrics.json``."""
+        """Write all of ``metrics.json`` to the run's summary, which W&B's tables use to compare runs."""
         if self.logger is not None:
             self.logger.experiment.summary.update(dict(metrics))
 
@@ -68,14 +68,14 @@ class Dashboard(Callback):
         *,
         checkpoint: bool,
     ) -> None:
-        """Everything of a run that has ended.
+        """Log the results of a finished run.
 
         Args:
-            metrics: content of ``metrics.json``, which is the run's summary.
-            targets: tasks and joint events.
-            folder: of the run, whose files are written.
-            draw: makes its plots; None for none.
-            checkpoint: keep ``best.ckpt`` as an artifact, with the config and the schema that it needs.
+            metrics: content of ``metrics.json``, used as the run's summary.
+            targets: names of tasks and joint events.
+            folder: run folder, with all files written.
+            draw: function that draws the plots; None for no plots.
+            checkpoint: save ``best.ckpt`` as an artifact, with the config and the schema that it needs.
         """
         if self.logger is None:
             return
@@ -88,7 +88,7 @@ class Dashboard(Callback):
         content |= {"test/negatives": kinds} if kinds else {}
         try:
             plots = {} if draw is None else draw(folder)
-        except Exception as error:  # a run that has ended does not fail for want of its pictures
+        except Exception as error:  # missing plots must not fail a finished run
             print(f"warning: W&B gets no plots of this run ({type(error).__name__}: {error})", file=sys.stderr)
             plots = {}
         content |= {f"plots/{title}": wandb.Plotly(figure) for title, figure in plots.items()}
@@ -103,7 +103,7 @@ class Dashboard(Callback):
 
 
 def _table(metrics: Mapping[str, Any], targets: Sequence[str]) -> Any:
-    """A row for each target; an undefined figure is empty."""
+    """Table with one row per target; undefined metrics are empty."""
     import wandb
 
     rows = [*targets, "mean"]
@@ -114,7 +114,7 @@ def _table(metrics: Mapping[str, Any], targets: Sequence[str]) -> Any:
 
 
 def _negatives(metrics: Mapping[str, Any], targets: Sequence[str]) -> Any:
-    """The paper's three kinds of negatives of each task; None for a model without hidden state."""
+    """Table of the paper's three kinds of negatives per task; None for models without a hidden state."""
     import wandb
 
     rows = [

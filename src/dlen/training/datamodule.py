@@ -1,4 +1,4 @@
-"""The one data module of all data sets: an open store and three loaders."""
+"""The data module for all data sets: an open store and three loaders."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from dlen.batch import Batch
 from dlen.data.loader import BatchLoader
 from dlen.data.store import ResidentSplit, Split, Store
 
-_SHARE = 0.25  # of a GPU's free memory that a split may take: the table and the optimiser's state come later
+_SHARE = 0.25  # of a GPU's free memory, per split: table and optimiser state are allocated later
 
 
 class RankingDataModule(L.LightningDataModule):
-    """Train, validation and test batches of a prepared store, shared out over the trainer's processes.
+    """Train, validation and test batches of a prepared store, split over the trainer's processes.
 
     Args:
-        store: the open store.
-        batch_size: rows of a training batch, of each process.
-        eval_batch_size: rows of a batch in validation and test.
-        seed: of the training order.
-        test_split: the split that the test pass reads.
+        store: open store.
+        batch_size: rows per training batch and process.
+        eval_batch_size: rows per batch in validation and test.
+        seed: seed of the training order.
+        test_split: name of the split that the test pass reads.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class RankingDataModule(L.LightningDataModule):
         return loader
 
     def _split(self, name: str) -> Split | ResidentSplit:
-        """A split, in the GPU's memory where it fits."""
+        """Open a split, in GPU memory if it fits."""
         if name not in self._splits:
             split = self.store.split(name)
             device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
@@ -56,7 +56,7 @@ class RankingDataModule(L.LightningDataModule):
         return self._splits[name]
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """The batch on the device, without Lightning's walk through everything that might hold a tensor."""
+        """Move the batch to the device, without Lightning's recursive search for tensors."""
         return batch.to(device, non_blocking=True)
 
     def train_dataloader(self) -> BatchLoader:
@@ -68,16 +68,16 @@ class RankingDataModule(L.LightningDataModule):
         return self._loader("validation", shuffle=False)
 
     def test_dataloader(self) -> BatchLoader:
-        """Rows of the test split in stored order."""
+        """Rows of ``test_split`` in stored order."""
         return self._loader(self.test_split, shuffle=False)
 
 
 def free_memory(device: torch.device) -> int:
-    """Free bytes of a GPU; 0 for a CPU, where the mapped files are as near as a copy would be."""
+    """Free bytes on a GPU; 0 for a CPU, where a copy would be no faster than the memory-mapped files."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
 
 
 def tested_rows(trainer: L.Trainer, data: RankingDataModule) -> int:
-    """How many rows of the split the test pass read: ``trainer.limit_test_batches`` may have left some out."""
+    """Number of rows that the test pass read, which ``trainer.limit_test_batches`` may limit."""
     read = int(trainer.num_test_batches[0]) * data.eval_batch_size * trainer.world_size
     return min(read, len(data.store.split(data.test_split)))

@@ -1,4 +1,4 @@
-"""Diagnostics of a test pass as plain values, for pages and dashboards: curves, hidden state, gates, attention."""
+"""Diagnostics of a test pass as plain values for reports: curves, hidden state, gates, attention."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from dlen.training.measures import Figures
 from dlen.training.module import RankingModule
 
 AttentionMap = tuple[NDArray[np.float64], Sequence[str], Sequence[str]]
-_SHOWN = 4096  # rows that a picture of attention is the mean of
-_DIGITS = 5  # far below what a picture shows
+_SHOWN = 4096  # rows that attention maps are averaged over
+_DIGITS = 5  # finer than a plot can show
 
 
 def diagnostics(
     figures: Figures, gates: Sequence[GateFigures] = (), attention: Mapping[str, AttentionMap] | None = None
 ) -> dict[str, Any]:
-    """What the file ``diagnostics_SPLIT.json`` of a run holds.
+    """Build the content of a run's ``diagnostics_SPLIT.json``.
 
     Args:
-        figures: of the pass.
-        gates: of the pass.
-        attention: by title the weights, the names of their lines and of their columns.
+        figures: metrics of the pass.
+        gates: gate metrics of the pass.
+        attention: by title: weights, names of their rows, and names of their columns.
 
     Returns:
-        ``roc`` and ``reliability`` by target; ``hidden``, ``gates`` and ``attention`` where the model has them.
+        ``roc`` and ``reliability`` by target; ``hidden``, ``gates`` and ``attention`` if the model has them.
     """
     content: dict[str, Any] = {
         "roc": {name: _rounded(c.roc) for name, c in figures.curves.items() if c.roc.numel()},
@@ -59,7 +59,7 @@ def diagnostics(
 
 
 def _reliability(sums: Tensor) -> dict[str, Any]:
-    """Mean probability and share of positives of each group that has rows."""
+    """Mean probability and positive rate of each non-empty group."""
     rows, probabilities, labels = sums[:, sums[0] > 0]
     return {
         "rows": rows.long().tolist(),
@@ -77,13 +77,13 @@ def _hidden(hidden: HiddenFigures) -> dict[str, Any]:
 
 
 def _rounded(values: Tensor, digits: int = _DIGITS) -> Any:
-    """Nested lists; null for what is not a number, as JSON has none."""
+    """Convert to nested lists of rounded values; nan becomes null, because JSON has no nan."""
     found = np.round(values.detach().double().cpu().numpy(), digits)
     return np.where(np.isnan(found), None, found).tolist()  # type: ignore[call-overload]
 
 
 def attention_maps(module: RankingModule, store: Store) -> dict[str, AttentionMap]:
-    """Of a backbone with attention, what attends to what, on average over the first rows of the test split."""
+    """Attention maps of a backbone with attention, averaged over the first rows of the test split."""
     model = module.model
     if not isinstance(model, Ranker):
         return {}

@@ -1,4 +1,4 @@
-"""What a run's figures can depend on beside its config and data: the libraries and the machine."""
+"""The libraries and the machine of a run, which can affect its metrics in addition to config and data."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ LIBRARIES = ("lightning", "torchmetrics", "numpy", "polars")
 
 
 def environment() -> dict[str, Any]:
-    """Flat keys for ``metrics.json``."""
-    # torch's own word tells the build, which the version of its package need not
+    """Library versions and machine, as flat keys for ``metrics.json``."""
+    # torch.__version__ includes the build, which the package version may omit
     found: dict[str, Any] = {"library/python": platform.python_version(), "library/torch": str(torch.__version__)}
     found |= {f"library/{name}": version(name) for name in LIBRARIES}
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
@@ -22,7 +22,7 @@ def environment() -> dict[str, Any]:
 
 
 def _cpu() -> str:
-    """Its name, by Linux where that tells it."""
+    """Name of the CPU, from Linux if available."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

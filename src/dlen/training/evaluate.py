@@ -1,4 +1,4 @@
-"""evaluate: from a run folder back to its metrics, on any split."""
+"""evaluate: recompute the metrics of a run folder, on any split."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from dlen.training.terminal import print_figures
 
 
 def evaluate(config: DictConfig) -> dict[str, Any]:
-    """Measure a finished run's checkpoint on a split, as its own test did.
+    """Evaluate a finished run's checkpoint on a split, the same way as the run's own test.
 
     Returns:
         The content of ``metrics_<split>.json``.
 
     Raises:
-        UserError: the folder is no run, or the data are not those of the run.
+        UserError: the folder is not a run, or the data are not those of the run.
     """
     quiet()
     folder = Path(config.run)

@@ -1,4 +1,4 @@
-"""train: from a composed config to a run folder."""
+"""train: turn a composed config into a run folder."""
 
 from __future__ import annotations
 
@@ -74,19 +74,19 @@ from dlen.training.terminal import print_figures
 
 @dataclass(slots=True)
 class Fitted:
-    """A model that has been trained and not yet tested.
+    """A model that is trained but not yet tested.
 
     Attributes:
-        store: its data.
-        folder: its run folder.
-        trainer: that trained it.
-        module: with the weights of the last step.
-        data: the batches of its splits.
-        gates: what was seen of its gates.
-        dashboard: what W&B is shown.
-        selection: the best validation.
-        base: figures of the run that gains are measured against; None without one.
-        metrics: for ``metrics.json``: what is known before the test.
+        store: prepared data.
+        folder: run folder.
+        trainer: trainer of the run.
+        module: module with the weights of the last step.
+        data: batches of the splits.
+        gates: gate monitor of the run.
+        dashboard: W&B dashboard of the run.
+        selection: tracks the best validation.
+        base: metrics of the run that gains are measured against; None without one.
+        metrics: the part of ``metrics.json`` that is known before the test.
     """
 
     store: Store
@@ -102,17 +102,17 @@ class Fitted:
 
 
 def train(config: DictConfig, draw: Draw | None = None) -> dict[str, Any]:
-    """Prepare if needed, fit, test the best checkpoint, and leave a run folder.
+    """Prepare the data if needed, fit, test the best checkpoint, and write a run folder.
 
     Args:
-        config: of ``train.py``.
-        draw: makes the plots of a finished run for W&B; None for none.
+        config: composed config of ``train.py``.
+        draw: function that draws the plots of a finished run for W&B; None for no plots.
 
     Returns:
         The content of ``metrics.json``.
 
     Raises:
-        UserError: for wrong input or settings.
+        UserError: the input or a setting is invalid.
     """
     with wandb_finished():
         return _fit_and_test(config, draw)
@@ -129,7 +129,7 @@ def _fit_and_test(config: DictConfig, draw: Draw | None) -> dict[str, Any]:
     metrics |= fitted.selection.best
     metrics |= flatten(module.figures["test"], "test")
     metrics["test/rows"] = tested_rows(trainer, fitted.data)
-    attention = attention_maps(module, fitted.store)  # in every process, as the table may be shared out
+    attention = attention_maps(module, fitted.store)  # in every process, because the table may be sharded
     if trainer.is_global_zero:
         write_json(folder / "metrics.json", metrics)
         print_figures(metrics, "test", module.targets.names, fitted.base, len(fitted.store.split("test")))
@@ -150,15 +150,15 @@ def _fit_and_test(config: DictConfig, draw: Draw | None) -> dict[str, Any]:
 def fit(
     config: DictConfig, more: Callable[[Path], Sequence[Callback]] = lambda folder: (), *, checkpoints: bool = True
 ) -> Fitted:
-    """Prepare if needed and fit; the run folder has everything but the figures of the test.
+    """Prepare the data if needed and fit. The run folder has everything except the test metrics.
 
     Args:
-        config: of ``train.py``.
-        more: callbacks beside the usual ones, for this run folder.
-        checkpoints: keep the best and the last.
+        config: composed config of ``train.py``.
+        more: function that returns additional callbacks for a run folder.
+        checkpoints: save the best and the last checkpoint.
 
     Raises:
-        UserError: for wrong input or settings.
+        UserError: the input or a setting is invalid.
     """
     quiet()
     check_settings(config)
@@ -200,7 +200,7 @@ def fit(
         )
         data = RankingDataModule(store, config.loader.batch_size, config.loader.eval_batch_size, config.seed)
         check_processes(config, trainer, model)
-        earlier: dict[Path, bytes] | None = None  # in the first process, which began before the others
+        earlier: dict[Path, bytes] | None = None  # only in the first process, which started before the others
         if trainer.is_global_zero:
             earlier = {p: p.read_bytes() for p in start_of(folder) if p.exists()}
             write_start(config, folder, store)
@@ -218,7 +218,7 @@ def fit(
             about |= fit_baseline(trainer, module, data, meter, folder / BEST if checkpoints else None)
         else:
             _fit(trainer, module, data, folder, resume)
-    except UserError:  # a resume that is refused leaves the run as it was, and what never began leaves nothing
+    except UserError:  # a refused resume restores the run; a run that never started leaves no files
         if earlier is not None:
             for path, content in earlier.items():
                 path.write_bytes(content)
@@ -234,19 +234,19 @@ def fit(
 
 
 def _hidden_state_warnings(module: RankingModule) -> list[str]:
-    """For DLEN, from the last validation."""
+    """Warnings about DLEN's hidden state in the last validation; empty for other models."""
     if "val" not in module.figures or module.figures["val"].hidden is None:
         return []
     return hidden_state_warnings(module.figures["val"].values, module.model.schema.task_names)
 
 
 def _fit(trainer: L.Trainer, module: RankingModule, data: RankingDataModule, folder: Path, resume: Path | None) -> None:
-    """Train; Ctrl-C exits with 130 and a line that says how to go on."""
+    """Train. Ctrl-C exits with code 130 and prints how to resume."""
     os.environ[RUN_DIR] = str(folder)
     try:
         with restoring(trainer, f"config ckpt: {resume}"):
             trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
-    except SystemExit:  # how Lightning ends after Ctrl-C
+    except SystemExit:  # Lightning exits this way after Ctrl-C
         if not trainer.interrupted:
             raise
         print(f"interrupted: go on with run_dir={folder} ckpt=last and the same settings", file=sys.stderr)
@@ -256,7 +256,7 @@ def _fit(trainer: L.Trainer, module: RankingModule, data: RankingDataModule, fol
 
 
 def _describe(config: DictConfig, size: dict[str, float], folder: Path) -> str:
-    if not size:  # known once it is fitted
+    if not size:  # a baseline's size is known only after the fit
         return f"{config.model_name}; run folder {folder}"
     table, dense = size["model/embedding_parameters"], size["model/dense_parameters"]
     return f"{config.model_name}: {table:,} embedding and {dense:,} dense parameters; run folder {folder}"

@@ -1,4 +1,4 @@
-"""Gates made visible: which experts each task listens to, and whether experts have become copies of each other."""
+"""Gate monitoring: which experts each task uses, and whether experts have become copies of each other."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from torch.utils.hooks import RemovableHandle
 from dlen.models.backbones import Mixture
 from dlen.training.module import RankingModule
 
-_COPIES = 0.98  # correlation of two experts' outputs from which they count as one
-ALL = "all"  # owner of a gate that is for all tasks
+_COPIES = 0.98  # experts whose outputs correlate more than this count as copies
+ALL = "all"  # owner of a gate that serves all tasks
 
 
 @dataclass(slots=True)
 class GateFigures:
-    """One gate of one task, over the rows of a validation pass.
+    """Metrics of one gate of one task, over the rows of a validation or test pass.
 
     Attributes:
-        level: of the backbone, from 1.
-        owner: the task, or ``all``.
-        experts: names.
+        level: level of the backbone, counted from 1.
+        owner: name of the task, or ``all``.
+        experts: names of the E experts.
         weights: (E,) mean weight of each expert.
-        entropy: mean entropy of a row's weights, 1 for equal ones and 0 for a single expert.
-        top1: share of the rows whose heaviest expert is the most frequent heaviest one.
+        entropy: mean normalised entropy of a row's weights: 1 for equal weights, 0 for a single expert.
+        top1: share of rows whose top expert is the most frequent top expert.
     """
 
     level: int
@@ -41,12 +41,12 @@ class GateFigures:
 
     @property
     def key(self) -> str:
-        """In logs and ``metrics.json``."""
+        """Key prefix in logs and ``metrics.json``."""
         return f"gates/level{self.level}/{self.owner}"
 
 
 class _Sums:
-    """What the weights of one gate add up to."""
+    """Running sums over the weights of one gate."""
 
     def __init__(self, mixture: Mixture) -> None:
         self.mixture = mixture
@@ -56,7 +56,7 @@ class _Sums:
         self.entropy = torch.zeros(shape[0])
 
     def add(self, gate: nn.Module, inputs: Any, weights: Tensor) -> None:
-        """A forward hook of the gate: (B, G, E) weights."""
+        """Forward hook of the gate: add (B, G, E) weights."""
         weights = weights.detach().float()
         self.rows += len(weights)
         self.weights = self.weights.to(weights.device) + weights.sum(0)
@@ -65,7 +65,7 @@ class _Sums:
         self.entropy = self.entropy.to(weights.device) - torch.xlogy(weights, weights).sum((0, 2))
 
     def figures(self, tasks: list[str]) -> list[GateFigures]:
-        """Of each mixture."""
+        """Metrics of each mixture."""
         most = math.log(self.weights.shape[1]) or 1.0
         return [
             GateFigures(
@@ -81,16 +81,16 @@ class _Sums:
 
 
 def _with_task(name: str, tasks: list[str]) -> str:
-    """``task2_expert0`` with the name of the task."""
+    """Replace ``task2`` in ``task2_expert0`` with the task's name."""
     head, _, rest = name.partition("_")
     return f"{tasks[int(head.removeprefix('task'))]}_{rest}" if rest else name
 
 
 class GateMonitor(Callback):
-    """Watches every gate of the backbone during each validation and test; costs nothing in training.
+    """Monitors every gate of the backbone during validation and test, at no cost in training.
 
-    Logged are ``gates/levelN/TASK/entropy`` and ``.../top1``, and the mean weight of each expert. Those of the last
-    validation enter ``metrics.json``; those of the test, which are the best checkpoint's, ``diagnostics_test.json``.
+    Logs ``gates/levelN/TASK/entropy`` and ``.../top1``, and the mean weight of each expert. The last validation goes
+    into ``metrics.json``; the test of the best checkpoint goes into ``diagnostics_test.json``.
     """
 
     def __init__(self) -> None:
@@ -101,15 +101,15 @@ class GateMonitor(Callback):
         self._handles: list[RemovableHandle] = []
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin to watch."""
+        """Start monitoring."""
         self._watch(pl_module)
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin to watch."""
+        """Start monitoring."""
         self._watch(pl_module)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop watching."""
+        """Stop monitoring."""
         self._stop(pl_module)
 
     def _watch(self, pl_module: L.LightningModule) -> None:
@@ -123,13 +123,13 @@ class GateMonitor(Callback):
 
     def _keep(self, name: str) -> Any:
         def hook(expert: nn.Module, inputs: Any, output: Tensor) -> None:
-            if name not in self._outputs:  # the first batch is enough to know copies by
+            if name not in self._outputs:  # one batch is enough to detect copies
                 self._outputs[name] = output.detach().float().flatten()
 
         return hook
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop watching, and log."""
+        """Stop monitoring, and log."""
         self._stop(pl_module)
         if trainer.sanity_checking:
             return
@@ -150,23 +150,23 @@ class GateMonitor(Callback):
         self._outputs = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The last figures, so that a run that goes on and has nothing left to do still has them."""
+        """The last metrics, so that a resumed run with no steps left still has them."""
         return {"last": [asdict(f) for f in self.last], "copies": self.copies}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The inverse of :meth:`state_dict`."""
+        """Restore the result of :meth:`state_dict`."""
         self.last = [GateFigures(**f) for f in state_dict["last"]]
         self.copies = state_dict["copies"]
 
     def figures(self) -> dict[str, float]:
-        """Of the last pass, under the keys of ``metrics.json``."""
+        """Metrics of the last pass, under the keys of ``metrics.json``."""
         found: dict[str, float] = {}
         for gate in self.last:
             found |= {f"{gate.key}/entropy": gate.entropy, f"{gate.key}/top1": gate.top1}
         return found
 
     def warnings(self) -> list[str]:
-        """A line for experts that have become copies."""
+        """A warning if experts have become copies; else empty."""
         if not self.copies:
             return []
         return [
@@ -180,10 +180,10 @@ def _with_task_in(pair: str, tasks: list[str]) -> str:
 
 
 def copies(outputs: dict[str, Tensor]) -> list[str]:
-    """Pairs of experts of one level whose outputs are the same up to scale.
+    """Pairs of experts of one level whose outputs are nearly the same up to scale.
 
     Args:
-        outputs: by name, such as ``level 1 expert0``, the outputs for the same rows, flattened to (B * H,).
+        outputs: outputs for the same rows, flattened to (B * H,), by name such as ``level 1 expert0``.
     """
     names, found = list(outputs), []
     for i, one in enumerate(names):

@@ -1,4 +1,4 @@
-"""Measures of DLEN's hidden state: its distribution, its AUCs, its calibration, and warnings with a remedy."""
+"""Metrics of DLEN's hidden state (distribution, AUCs, calibration), and warnings with a remedy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dlen.models.predictions import Latent
 from dlen.schema import Schema
 from dlen.training.targets import Targets
 
-PREFERS, UP = "prefers", "up"  # a simulator's truth: the drawn hidden state, and its probability
+PREFERS, UP = "prefers", "up"  # simulator columns: the sampled hidden state, and its probability
 _LEAST_STD = 0.02
 _MOST_SATURATED = 0.95
 _MOST_RATIO = 0.8
@@ -24,13 +24,13 @@ _MOST_RATIO = 0.8
 
 @dataclass(slots=True)
 class HiddenFigures:
-    """What a picture of the hidden state is drawn from.
+    """Data for a plot of the hidden state.
 
     Attributes:
         tasks: names of the T tasks that are interactions.
-        counts: (3, bins) rows by label pattern and P(UP).
+        counts: (3, bins) numbers of rows by label pattern and P(UP).
         kinds: (T, 3) shares of the negatives: other positive, silent liking, detest.
-        true_kinds: the same by a simulator's own hidden state; None on real logs.
+        true_kinds: the same shares by the simulator's hidden state; None on real logs.
     """
 
     tasks: list[str]
@@ -40,13 +40,14 @@ class HiddenFigures:
 
 
 class LatentMeasures(nn.Module):
-    """Everything measured of P(UP). Keys: ``auc/up_any``, ``auc/up_DISLIKE``, ``hidden/...``, ``leak/T``,
-    ``negatives/KIND/T``; on simulated data ``auc/up_truth``, ``corr/up_truth``, ``calibration/up_truth``,
-    ``ece/up_truth`` and ``negatives_true/KIND/T``.
+    """All metrics of P(UP).
+
+    Keys: ``auc/up_any``, ``auc/up_DISLIKE``, ``hidden/...``, ``leak/T`` and ``negatives/KIND/T``. On simulated data
+    also ``auc/up_truth``, ``corr/up_truth``, ``calibration/up_truth``, ``ece/up_truth`` and ``negatives_true/KIND/T``.
 
     Args:
-        schema: of the data.
-        exact: AUC from every score instead of a histogram.
+        schema: schema of the data.
+        exact: compute AUC from every score instead of a histogram.
     """
 
     def __init__(self, schema: Schema, *, exact: bool) -> None:
@@ -66,9 +67,9 @@ class LatentMeasures(nn.Module):
         self.ece = CalibrationError(1) if self.has_truth else None
 
     def any_interaction(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T) labels -> (B, 1) whether any interaction happened, a dislike is none; and (B, 1) whether they tell.
+        """(B, T) labels -> (B, 1) whether any interaction happened, and (B, 1) whether the labels decide it.
 
-        One that happened tells, though others are missing.
+        Dislikes are not interactions. One positive label decides it even if others are missing.
         """
         if not self.interactions:
             return torch.zeros_like(labels[:, :1]), torch.ones_like(labels[:, :1])
@@ -104,7 +105,7 @@ class LatentMeasures(nn.Module):
         self.auc.update(scores, wanted, counted)
 
     def compute(self) -> tuple[dict[str, float], HiddenFigures]:
-        """All figures so far, nan where undefined, and what a picture needs."""
+        """Return all metrics so far, nan if undefined, and the data for a plot."""
         values = {f"auc/{n}": v for n, v in zip(self.names, self.auc.compute().reshape(-1).tolist(), strict=True)}
         if self.corr is not None and self.ratio is not None and self.ece is not None:
             values["corr/up_truth"] = float(self.corr.compute())
@@ -114,7 +115,7 @@ class LatentMeasures(nn.Module):
         values |= {f"hidden/{key}": float(state[key]) for key in ("mean", "std", "saturated", "p10", "p50", "p90")}
         names = self.targets.schema.task_names
         tasks = [names[i] for i in self.interactions]
-        # A dislike's leak runs from UP: how often it happens to a user who prefers the item.
+        # The leak of a dislike is its rate given UP: how often it happens although the user prefers the item.
         ratio = [1 / r if i in self.dislikes else r for i, r in enumerate(state["ratio"].reshape(-1).tolist())]
         values |= {f"leak/{n}": r for n, r in zip(names, ratio, strict=True)}
         for prefix, key in (("negatives", "kinds"), ("negatives_true", "true_kinds")):
@@ -126,7 +127,7 @@ class LatentMeasures(nn.Module):
 
 
 def _relations(schema: Schema) -> Tensor:
-    """(T, T) which positives explain a negative: interactions other than the task and what it is observed under."""
+    """(T, T) 1 where a positive explains a negative: interactions other than the task itself and its parents."""
     relations = torch.zeros(len(schema.tasks), len(schema.tasks))
     for i, task in enumerate(schema.tasks):
         own = set(schema.chain(task.name))
@@ -136,10 +137,10 @@ def _relations(schema: Schema) -> Tensor:
 
 
 def warnings(values: Mapping[str, float], tasks: Sequence[str]) -> list[str]:
-    """Lines that say how the hidden state has failed and what to do; none when it has not.
+    """Warnings about failures of the hidden state, each with a remedy; empty if there are none.
 
     Args:
-        values: the figures of a validation pass.
+        values: metrics of a validation pass.
         tasks: names of the tasks.
     """
     mean, std = values["hidden/mean"], values["hidden/std"]

@@ -1,4 +1,4 @@
-"""Loggers of a run: CSV that a resumed run goes on with, Weights & Biases, TensorBoard, MLflow."""
+"""Loggers of a run: CSV that a resumed run continues, Weights & Biases, TensorBoard, MLflow."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from dlen.files import write_csv
 from dlen.overrides import leaves
 from dlen.training.configs import build
 
-_SAME_RUN = ("model", "balancing", "optimizer", "data", "seed")  # what a run that goes on has in common with before
+_SAME_RUN = ("model", "balancing", "optimizer", "data", "seed")  # settings that a resumed run keeps
 
 
 class ContinuedCSVLogger(CSVLogger):
-    """Lightning's CSV logger, which deletes what a run had logged before it was interrupted; this one goes on."""
+    """Lightning's CSV logger deletes the log of an interrupted run; this one continues it."""
 
     @property
     def experiment(self) -> _ExperimentWriter:
-        """The writer of the file."""
+        """The file writer."""
         if not getattr(rank_zero_only, "rank", 0) and self._experiment is None:
             Path(self.log_dir).mkdir(parents=True, exist_ok=True)
             self._experiment = _ContinuedWriter(self.log_dir)
@@ -41,30 +41,30 @@ class ContinuedCSVLogger(CSVLogger):
 
 
 class _ContinuedWriter(ExperimentWriter):
-    """Keeps the rows of an earlier file up to the step at which the run goes on; until then the file stays as it is."""
+    """Keeps the rows of an earlier file up to the step at which the run resumes. Until then the file is unchanged."""
 
     def __init__(self, log_dir: str) -> None:
         super().__init__(log_dir)
         self._goes_on = Path(self.metrics_file_path).exists()
 
     def _check_log_dir_exists(self) -> None:
-        """Lightning deletes the earlier file here."""
+        """Do nothing, where Lightning deletes the earlier file."""
 
     def save(self) -> None:
-        """Write what is new."""
+        """Write the new rows."""
         if self.metrics and self._goes_on:
             self._goes_on = False
             self._cut()
         super().save()
 
     def _cut(self) -> None:
-        """Leave out what the run logs again: rows after its first new one, and at that step those of the same keys."""
+        """Drop what the run logs again: rows after the first new step, and rows with the same keys at that step."""
         path = Path(self.metrics_file_path)
         try:
             with path.open(newline="") as file:
                 reader = csv.DictReader(file)
                 header = list(reader.fieldnames or [])
-                rows = [row for row in reader if None not in row and None not in row.values()]  # a torn line is none
+                rows = [row for row in reader if None not in row and None not in row.values()]  # skip incomplete lines
             steps = [int(row["step"] or 0) for row in rows]
         except (ValueError, LookupError, csv.Error) as error:
             raise UserError(f"{path}: is no log of a run ({error}); delete it, or train again") from None
@@ -80,12 +80,12 @@ class _ContinuedWriter(ExperimentWriter):
 
 
 def wandb_logger(save_dir: str, checkpoint: bool = False, **settings: Any) -> WandbLogger:
-    """Weights & Biases: online where ``WANDB_API_KEY`` is set, offline everywhere else, never asking for a key.
+    """Weights & Biases: online if ``WANDB_API_KEY`` is set, otherwise offline, never prompting for a key.
 
     Args:
-        save_dir: the run folder; the files go below it.
-        checkpoint: keep the best checkpoint as an artifact, see :class:`~dlen.training.dashboard.Dashboard`.
-        settings: arguments of Lightning's ``WandbLogger``.
+        save_dir: run folder, under which the files are written.
+        checkpoint: save the best checkpoint as an artifact, see :class:`~dlen.training.dashboard.Dashboard`.
+        settings: keyword arguments of Lightning's ``WandbLogger``.
     """
     import wandb
 
@@ -94,31 +94,31 @@ def wandb_logger(save_dir: str, checkpoint: bool = False, **settings: Any) -> Wa
         not os.environ.get("WANDB_API_KEY") and mode not in ("online", "disabled")
     )
     logger = WandbLogger(save_dir=save_dir, offline=offline, settings=wandb.Settings(quiet=True), **settings)
-    logger._wandb_init.pop("anonymous", None)  # Lightning passes it always, and W&B warns of it
+    logger._wandb_init.pop("anonymous", None)  # Lightning always passes it, and W&B warns about it
     return logger
 
 
 def mlflow_logger(save_dir: str, tracking_uri: str, **settings: Any) -> MLFlowLogger:
-    """MLflow; the folder of a local database is made where it is missing.
+    """MLflow. Creates the folder of a local database if it is missing.
 
     Args:
-        save_dir: the run folder, which MLflow does not use.
-        tracking_uri: a server, or ``sqlite:///FILE``.
-        settings: arguments of Lightning's ``MLFlowLogger``.
+        save_dir: run folder; not used by MLflow.
+        tracking_uri: address of a server, or ``sqlite:///FILE``.
+        settings: keyword arguments of Lightning's ``MLFlowLogger``.
     """
-    warnings.filterwarnings("ignore", message="MLFlow only allows")  # that ndcg@10 is ndcg10 there
+    warnings.filterwarnings("ignore", message="MLFlow only allows")  # it renames ndcg@10 to ndcg10
     if tracking_uri.startswith("sqlite:///"):
         Path(tracking_uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     return MLFlowLogger(tracking_uri=tracking_uri, **settings)
 
 
 def make_loggers(config: DictConfig, folder: Path, fingerprint: str) -> list[Logger]:
-    """The loggers of a run; nothing is written yet.
+    """Build the loggers of a run, without writing anything.
 
     Args:
-        config: of ``train.py``.
-        folder: of the run.
-        fingerprint: of the data.
+        config: composed config of ``train.py``.
+        folder: run folder.
+        fingerprint: fingerprint of the data.
     """
     made = []
     for name, node in (config.logger or {}).items():
@@ -132,9 +132,9 @@ def make_loggers(config: DictConfig, folder: Path, fingerprint: str) -> list[Log
 
 
 def run_id(config: DictConfig, folder: Path, fingerprint: str) -> str:
-    """A run's name in W&B, 16 hexadecimal digits: the same when it goes on, another for every other run.
+    """A run's W&B id, 16 hexadecimal digits: the same for a resumed run, different for every other run.
 
-    It is made of the user, the folder, the data, and the settings that a run which goes on has to keep.
+    It is a hash of the user, the folder, the data, and the settings that a resumed run must keep.
     """
     settings = {
         key: OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
@@ -148,19 +148,19 @@ def run_id(config: DictConfig, folder: Path, fingerprint: str) -> str:
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container may run under a number without a name
+    except (KeyError, OSError):  # in a container, the user id may have no name
         return str(os.getuid())
 
 
 @rank_zero_only
 def log_config(loggers: Sequence[Logger], config: DictConfig, about: Mapping[str, Any]) -> None:
-    """Every setting, and what is known of the run before it trains; CSV has its own files.
+    """Log all settings and what is known before training, except to CSV.
 
-    W&B takes the settings as they are nested, which its panels go by; the others take them by their dotted keys.
+    W&B gets nested settings, as its panels expect; the other loggers get dotted keys.
 
     Args:
-        loggers: of the run.
-        config: of ``train.py``.
+        loggers: loggers of the run.
+        config: composed config of ``train.py``.
         about: fingerprints and sizes.
     """
     settings = OmegaConf.to_container(config, resolve=True)
@@ -175,7 +175,7 @@ def log_config(loggers: Sequence[Logger], config: DictConfig, about: Mapping[str
 
 @rank_zero_only
 def log_final(loggers: Sequence[Logger], metrics: Mapping[str, Any], step: int) -> None:
-    """The figures of ``metrics.json`` that Lightning has not logged, for loggers that take numbers alone."""
+    """Log the numbers of ``metrics.json`` that Lightning has not logged, except to CSV and W&B."""
     new = {k: v for k, v in metrics.items() if not k.startswith(("test/", "val/", "train/"))}
     numbers = {k: float(v) for k, v in new.items() if isinstance(v, int | float)}
     for logger in loggers:
@@ -185,29 +185,29 @@ def log_final(loggers: Sequence[Logger], metrics: Mapping[str, Any], step: int) 
 
 @contextmanager
 def wandb_finished() -> Iterator[None]:
-    """End the W&B run that begins inside, also when what is inside fails; one that was there before is its owner's."""
+    """End a W&B run that starts inside this context, even on failure. An existing run is left to its owner."""
     before = _wandb_run()
     try:
         yield
     except BaseException:
         if _wandb_run() is not before:
-            finish_wandb(1)  # also after Ctrl-C: W&B shows the run as failed, and goes on with it when it goes on
+            finish_wandb(1)  # also after Ctrl-C: W&B shows the run as failed until it is resumed
         raise
     if _wandb_run() is not before:
         finish_wandb(0)
 
 
 def _wandb_run() -> Any:
-    """The process's W&B run; never imports what nobody asked for."""
+    """The process's W&B run, without importing wandb."""
     wandb = sys.modules.get("wandb")
     return None if wandb is None else wandb.run
 
 
 def finish_wandb(exit_code: int) -> None:
-    """End the process's W&B run, if it has one, and say how it gets to the server if it is not there yet.
+    """End the process's W&B run, if any, and print how to upload it if it is offline.
 
     Args:
-        exit_code: 0 where the run has come to its end; W&B shows others as failed.
+        exit_code: 0 for a finished run; W&B shows any other code as failed.
     """
     if _wandb_run() is None:
         return
@@ -219,9 +219,9 @@ def finish_wandb(exit_code: int) -> None:
 
 
 def sync_command(folder: Path | str) -> str:
-    """How offline runs get to W&B's server.
+    """The command that uploads offline runs to W&B's server.
 
     Args:
-        folder: that holds them; stars stand for any name.
+        folder: folder of the runs; may contain ``*`` wildcards.
     """
     return f"W&B, offline: wandb sync {folder}/offline-run-*"

@@ -1,4 +1,4 @@
-"""Measures: every figure of a validation or test pass, under its fixed key."""
+"""Measures: all metrics of a validation or test pass, under fixed keys."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ from dlen.training.latent import PREFERS, UP, HiddenFigures, LatentMeasures
 from dlen.training.targets import Targets
 
 AUC_KINDS = ("auto", "histogram", "exact")
-_ROC_POINTS = 101  # of the curves that are kept
+_ROC_POINTS = 101  # maximum number of points of a stored curve
 
 
 @dataclass(slots=True)
 class Figures:
-    """What a pass measured.
+    """The metrics of a pass.
 
     Attributes:
-        values: by key, such as ``auc/click``; only the defined ones.
-        undefined: the reason for each key that has no value.
-        hidden: what a picture of DLEN's hidden state is drawn from; None for other models.
-        curves: by target, only of a test pass.
+        values: defined metrics by key, such as ``auc/click``.
+        undefined: reason for each key without a value.
+        hidden: data for a plot of DLEN's hidden state; None for other models.
+        curves: curves by target; test pass only.
     """
 
     values: dict[str, float]
@@ -55,12 +55,12 @@ class Figures:
 
 @dataclass(slots=True)
 class Curves:
-    """How one target's scores rank and what its probabilities are worth.
+    """ROC curve and reliability diagram of one target.
 
     Attributes:
-        roc: (2, P) shares of the negatives and of the positives above falling thresholds; empty if one class is absent.
+        roc: (2, P) false positive and true positive rates at falling thresholds; empty if one class is absent.
         reliability: (3, G) sums of rows, probabilities and labels in groups of equal size and rising probability; None
-            where the score is no probability of the target.
+            if the score is not a probability of the target.
     """
 
     roc: Tensor
@@ -70,22 +70,26 @@ class Curves:
 class Measures(nn.Module):
     """All metrics of one pass over one split.
 
-    Keys: ``auc/T``, ``logloss/T``, ``ne/T``, ``calibration/T``, ``ece/T`` for each target T, ``auc/mean`` over
-    the tasks and ``auc/weighted``, in which a task counts by :func:`dlen.metrics.functional.auc_weight`;
-    ``logloss/labels`` of all labels of a row together, in which the hidden state of DLEN ties them and other
-    models have them independent; ``gauc/T``, ``ndcg@10/T`` and ``users_without_auc/T`` where ranking within users is
-    measured;
-    ``gain/T`` and ``gain/mean`` beside a base run; on simulated data ``oracle/T``; for DLEN ``auc_total/T`` or
-    ``auc_joint/T`` (the probability that does not rank) and those of :class:`LatentMeasures`.
+    Keys:
+        - ``auc/T``, ``logloss/T``, ``ne/T``, ``calibration/T`` and ``ece/T`` for each target T.
+        - ``auc/mean`` over tasks, and ``auc/weighted`` with the weights of
+          :func:`dlen.metrics.functional.auc_weight`.
+        - ``logloss/labels`` of all labels of a row jointly: dependent through DLEN's hidden state, independent for
+          other models.
+        - ``gauc/T``, ``ndcg@10/T`` and ``users_without_auc/T`` with ``by_user``.
+        - ``gain/T`` and ``gain/mean`` with a base run.
+        - ``oracle/T`` on simulated data.
+        - For DLEN, ``auc_total/T`` or ``auc_joint/T`` (the probability not used for ranking), and the keys of
+          :class:`LatentMeasures`.
 
     Args:
-        schema: of the data.
+        schema: schema of the data.
         auc: ``histogram`` (constant memory), ``exact``, or ``auto``: exact up to 2^18 rows.
-        rows: of the split.
-        ranking: for DLEN, which of its probabilities ranks; None for other models.
-        base: AUC by target of the run to compare with.
-        by_user: measure the ranking within each user's rows as well, if the schema names a user. Rows of users that
-            training has not seen are left out.
+        rows: number of rows of the split.
+        ranking: DLEN's probability used for ranking; None for other models.
+        base: AUC by target of the base run.
+        by_user: also compute ranking metrics within each user's rows, if the schema names a user. Rows of users that
+            are not in the training rows are excluded.
     """
 
     def __init__(
@@ -130,7 +134,7 @@ class Measures(nn.Module):
         labels, mask = self.targets.labels(batch.labels)
         scores = self.targets.log_probabilities(predictions.log_score)
         log_p = self.targets.log_probabilities(predictions.log_p)
-        # The heads give the complement of the tasks; that of the joint events follows from their probability.
+        # Heads return complements for the tasks only; those of joint events are computed from their probabilities.
         log_q = torch.cat([predictions.log_q, log1mexp(log_p[:, self.num_tasks :])], 1)
         (self.gain or self.auc).update(log_odds(scores), labels, mask)
         self.logloss.update(log_p, log_q, labels, mask)
@@ -141,7 +145,7 @@ class Measures(nn.Module):
         if self.by_user is not None:
             if len(batch.users):
                 users, nobody = batch.users, 0
-            else:  # all whom training has not seen have the same id
+            else:  # all users not seen in training share one id
                 users, nobody = batch.ids[:, self.user_column], self.unknown_user
             self.by_user.update(scores, labels, mask * (users != nobody)[:, None], users)
         if predictions.latent is not None:
@@ -154,7 +158,7 @@ class Measures(nn.Module):
             self._update_oracle(batch, labels, mask)
 
     def _labels_loss(self, predictions: Predictions, batch: Batch) -> Tensor:
-        """(B,) negative log-likelihood of all labels of a row that train a task."""
+        """(B,) joint negative log-likelihood of the labels of a row that train a task."""
         labels, mask = self.targets.training_labels(batch.labels), self.targets.trained(batch.labels)
         if predictions.latent is not None:
             return -torch.logaddexp(*predictions.latent.log_with_labels(labels, mask))
@@ -173,9 +177,9 @@ class Measures(nn.Module):
         self.oracle.update(torch.logit(scores), wanted, mask)
 
     def compute(self) -> Figures:
-        """All figures so far, over all processes."""
+        """Return all metrics so far, over all processes."""
         names = self.targets.names
-        counts = (self.logloss.rows.clone(), self.ratio.observed.clone())  # of this process, for the reasons
+        counts = (self.logloss.rows.clone(), self.ratio.observed.clone())  # of this process, to give reasons
         columns = {"auc": _column(self.auc), "logloss": _column(self.logloss), "ne": _column(self.entropy)}
         columns |= {"calibration": _column(self.ratio), "ece": _column(self.ece)}
         if self.gain is not None:
@@ -240,7 +244,7 @@ class Measures(nn.Module):
             figures.values["auc/weighted"] = sum(v * w for v, w in weighed) / sum(w for _, w in weighed)
 
     def curves(self) -> dict[str, Curves]:
-        """Each target's curves, over all processes."""
+        """Return the curves of each target, over all processes."""
         found = zip(self.auc.roc(_ROC_POINTS), self.ece.reliability(), self.targets.is_probability(), strict=True)
         return {
             name: Curves(roc, reliability if probability else None)
@@ -248,7 +252,7 @@ class Measures(nn.Module):
         }
 
     def reset(self) -> None:
-        """Forget all rows."""
+        """Discard all rows."""
         for metric in self.modules():
             if isinstance(metric, Metric):
                 metric.reset()
@@ -259,7 +263,7 @@ def _make_auc(kind: str, num_targets: int) -> HistogramAUC | ExactAUC:
 
 
 def _column(metric: Metric) -> Tensor:
-    """(K,) values; torchmetrics gives a single one without its dimension."""
+    """(K,) values of a metric; torchmetrics drops the dimension for a single value."""
     values: Tensor = metric.compute().reshape(-1)
     return values
 

@@ -1,4 +1,4 @@
-"""RankingModule: the LightningModule around any ranker."""
+"""RankingModule: the LightningModule for any model."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ from dlen.training.targets import Targets
 
 
 class RankingModule(L.LightningModule):
-    """Trains a ranker on its head's loss and measures it.
+    """Trains a ranker on its head's loss, and evaluates any model.
 
     Args:
-        model: any ranker.
-        make_optimizer: from a module to the optimiser of its parameters.
+        model: ranker or baseline.
+        make_optimizer: function from a module to the optimiser of its parameters; None for evaluation only.
         auc: ``auto``, ``histogram`` or ``exact``.
-        rows: of the splits of the stages ``val`` and ``test``, for ``auto``.
-        base: ``metrics.json`` of the run that gains are measured against.
-        by_user: measure the ranking within users in the test pass.
-        balancer: joins the tasks' losses; by default their weighted sum.
-        sharding: how the table, which was then made by ``deferred_tables``, is split over the processes: ``rows`` or
-            ``tables``; None for a copy in each.
-        id_dropout: replaces rare ids in training batches; None for none.
+        rows: number of rows by stage (``val``, ``test``), for ``auto``.
+        base: content of ``metrics.json`` of the run that gains are measured against.
+        by_user: compute ranking metrics within users in the test pass.
+        balancer: combines the task losses; by default a weighted sum.
+        sharding: how the table is split over processes: ``rows`` or ``tables``; None for a copy in each process. A
+            sharded table must be created inside ``deferred_tables``.
+        id_dropout: replaces rare ids in training batches; None to disable.
 
     Raises:
-        ValueError: the model has one loss for all tasks, and the balancer needs one for each; or a task is weighed
-            that is not there.
+        ValueError: the model has a single loss for all tasks but the balancer needs one per task, or a balancer weight
+            names an unknown task.
     """
 
     def __init__(
@@ -64,10 +64,10 @@ class RankingModule(L.LightningModule):
         self.balancer = Fixed() if balancer is None else balancer
         self.balancer.setup(len(model.schema.tasks))
         check_balanceable(model, self.balancer)
-        self._graph: tuple[Tensor, Tensor, Tensor] | None = None  # of a step whose gradients are to be joined
+        self._graph: tuple[Tensor, Tensor, Tensor] | None = None  # set in steps with gradient surgery
         self.make_optimizer = make_optimizer
         self.sharding = sharding
-        self._optimizer: Optimizer | None = None  # of a sharded table, which needs its settings early
+        self._optimizer: Optimizer | None = None  # built early for a sharded table, which needs its settings
         self.targets = Targets(model.schema)
         weights = torch.tensor([t.weight * factor for t, factor in _factors(model, self.balancer)])
         self.register_buffer("task_weights", weights, persistent=False)
@@ -85,16 +85,16 @@ class RankingModule(L.LightningModule):
                 for stage in ("val", "test")
             }
         )
-        self.figures: dict[str, Figures] = {}  # of the latest pass of each stage
-        # With several processes the tables' gradients are exchanged here, and DDP, which reads this, leaves them alone,
-        # and buffers, which are constants or sums of this process.
+        self.figures: dict[str, Figures] = {}  # metrics of the latest pass of each stage
+        # DDP reads the attribute below and skips what it names: tables, whose gradients this module exchanges itself,
+        # and buffers, which are constants or sums of one process.
         tables = {name: m for name, m in self.named_modules() if isinstance(m, EmbeddingTable)}
         self._tables = list(tables.values())
         buffers = [name for name, _ in self.named_buffers()]
         self._ddp_params_and_buffers_to_ignore = [*(f"{name}.weight" for name in tables), *buffers]
 
     def configure_model(self) -> None:
-        """Split the table, now that the processes know each other."""
+        """Shard the table, once the processes are connected."""
         if self.sharding is None or not isinstance(self.model, Ranker):
             return
         table: nn.Module = self.model.embedding
@@ -103,20 +103,20 @@ class RankingModule(L.LightningModule):
         dense, settings = split_for_sharding(self._make_optimizer())
         device = self.trainer.strategy.root_device
         sharded = ShardedTable(table, self.model.schema, self.sharding, device, settings)
-        self.model.embedding = sharded  # type: ignore[assignment]  # all but exporting asks no more of it
+        self.model.embedding = sharded  # type: ignore[assignment]  # only exporting needs more
         self._tables = []
         self._optimizer = Combined([dense, ShardedAdagrad(sharded, settings)])
 
     def forward(self, batch: Batch) -> Predictions:
-        """Probabilities of every task for B rows."""
+        """Predict the probability of every task for B rows."""
         predictions: Predictions = self.model(batch)
         return predictions
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The head's loss: the tasks' cross entropies, or what a latent head makes of them."""
+        """Compute the training loss of the head and the balancer."""
         assert isinstance(self.model, Ranker)  # a baseline is fitted in one go
         if self.id_dropout is not None:
-            batch = self.id_dropout(batch)  # the one place between a training batch and the table, whatever the model
+            batch = self.id_dropout(batch)  # here, so that it works for every model
         labels, mask = self.targets.training_labels(batch.labels), self.targets.trained(batch.labels)
         head = self.model.head
         if isinstance(self.balancer, Fixed):
@@ -131,12 +131,12 @@ class RankingModule(L.LightningModule):
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Log the loss where Lightning writes it; handing it every step's costs 4 % of a step."""
+        """Log the loss only at the steps that Lightning writes; logging every step costs 4 % of a step."""
         if self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.log("train/loss", outputs["loss"], batch_size=len(batch))
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """The gradients of the loss, or what gradient surgery makes of those of each task."""
+        """Compute the gradients of the loss, or apply gradient surgery to those of the tasks."""
         if self._graph is None:
             loss.backward(*args, **kwargs)
             return
@@ -147,41 +147,41 @@ class RankingModule(L.LightningModule):
         self.balancer.backward(self.model, losses, x, extra if extra.requires_grad else None)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Exchange the tables' gradients between the processes."""
+        """Average the tables' gradients over processes."""
         for table in self._tables:
             exchange_rows(table.weight)
 
     def on_train_epoch_end(self) -> None:
-        """Tell the balancer."""
+        """Notify the balancer."""
         self.balancer.end_epoch()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add a batch to the validation figures."""
+        """Add a batch to the validation metrics."""
         self._measure("val", batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Add a batch to the test figures; returns the (B, K) log-odds that rank each measured target."""
+        """Add a batch to the test metrics, and return the (B, K) ranking log-odds of all measured targets."""
         predictions = self._measure("test", batch)
         return log_odds(self.targets.log_probabilities(predictions.log_score))
 
     def _measure(self, stage: str, batch: Batch) -> Predictions:
         measures = self.measures[stage]
         assert isinstance(measures, Measures)
-        # In bfloat16 logits take few values, and ties are not ranked: what is measured is computed in 32 bits.
+        # bfloat16 logits take few distinct values, and ties cannot be ranked, so evaluation runs in 32 bits.
         with torch.autocast(self.device.type, enabled=False):
             predictions: Predictions = self.model(batch)
         measures.update(predictions, batch)
         return predictions
 
     def on_validation_epoch_end(self) -> None:
-        """Log the validation figures."""
+        """Log the validation metrics."""
         self._report("val")
         weights = self.balancer.task_weights()
         if weights is not None:
             self.log_dict({f"train/weight/{n}": w for n, w in zip(self.model.schema.task_names, weights, strict=True)})
 
     def on_test_epoch_end(self) -> None:
-        """Log the test figures."""
+        """Log the test metrics."""
         self._report("test")
 
     def _report(self, stage: str) -> None:
@@ -196,7 +196,7 @@ class RankingModule(L.LightningModule):
         self.log_dict({key: torch.tensor(value, dtype=torch.float64) for key, value in values.items()})
 
     def configure_optimizers(self) -> Optimizer:
-        """The optimiser given at construction."""
+        """Return the optimiser given at construction."""
         return self._make_optimizer() if self._optimizer is None else self._optimizer
 
     def _make_optimizer(self) -> Optimizer:
@@ -211,7 +211,7 @@ def _base_auc(base: Mapping[str, float] | None, stage: str, names: list[str]) ->
 
 
 def _factors(model: Model, balancer: Balancer) -> list[tuple[Task, float]]:
-    """Each task with its factor; ValueError for a factor of no task."""
+    """Each task with its factor; ValueError for a factor of an unknown task."""
     tasks = model.schema.tasks
     unknown = [name for name in balancer.weights if name not in model.schema.task_names]
     if unknown:
@@ -220,7 +220,7 @@ def _factors(model: Model, balancer: Balancer) -> list[tuple[Task, float]]:
 
 
 def check_balanceable(model: Model, balancer: Balancer) -> None:
-    """Raise ValueError for a head without a loss for each task under a balancer that needs one."""
+    """Raise ValueError if the balancer needs one loss per task and the model has none."""
     if isinstance(balancer, Fixed):
         return
     if not isinstance(model, Ranker):

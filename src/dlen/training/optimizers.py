@@ -1,7 +1,7 @@
-"""Optimisers: fused Adam for dense parameters, and row-sparse ones whose cost follows the ids in the batch.
+"""Optimisers: fused Adam for dense parameters, and row-sparse optimisers whose cost scales with the ids in a batch.
 
-Rows that a batch does not touch are not read and not written: their moments stand still ("lazy"), as in
-``torch.optim.SparseAdam``. Lightning sees a single optimiser, so that a step counts once.
+Rows that a batch does not touch are neither read nor written, so their moments do not decay ("lazy"), as in
+``torch.optim.SparseAdam``. Lightning sees a single optimiser, so that each step counts once.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ Params = Iterable[Tensor] | Iterable[dict[str, Any]]
 
 
 def touched_rows(grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and their summed gradients of a sparse gradient (R, D) with repeated rows.
+    """Sum a sparse gradient (R, D) over repeated rows.
 
     Returns:
-        (U,) distinct rows and (U, D) sums. On a GPU, which would have to wait to learn U, it is padded to the number
-        of entries by repeating the last row with its sum, so whoever writes rows must write, not add.
+        (U,) distinct rows and (U, D) sums. On a GPU, where computing U would synchronise, the result is padded to the
+        number of entries by repeating the last row with its sum. Callers must therefore overwrite rows, not add to
+        them.
     """
     rows, values = grad._indices()[0], grad._values()
     return _padded_rows(rows, values) if rows.is_cuda else _distinct_rows(rows, values)
@@ -49,17 +50,17 @@ def _padded_rows(rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class RowOptimizer(Optimizer):
-    """An optimiser of tables (R, D) with row-sparse gradients.
+    """Base class of optimisers of tables (R, D) with row-sparse gradients.
 
     Args:
-        params: the tables.
-        defaults: settings of the update.
+        params: tables to optimise.
+        defaults: default settings of the update.
     """
 
-    kept: tuple[str, ...] = ()  # names of what is kept of each table
+    kept: tuple[str, ...] = ()  # names of the state of each table
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """UserError where it is of another optimiser."""
+        """Restore the state; UserError if it belongs to a different optimiser."""
         _check_kept(state_dict, self.kept)
         super().load_state_dict(state_dict)
 
@@ -81,23 +82,23 @@ class RowOptimizer(Optimizer):
         values = table.index_select(0, rows)
         if group["weight_decay"]:
             grad.add_(values, alpha=group["weight_decay"])
-        # Gathering, changing and writing back takes half the time of index_add_ on the table.
+        # Gather, update and write back takes half the time of index_add_ on the table.
         table.index_copy_(0, rows, self._update(table, rows, values, grad, group))
 
     def _update(self, table: Tensor, rows: Tensor, values: Tensor, grad: Tensor, group: dict[str, Any]) -> Tensor:
-        """New (U, D) values of the rows; may work in place."""
+        """Return the new (U, D) values of the rows; may work in place."""
         raise NotImplementedError
 
 
 class RowAdam(RowOptimizer):
-    """Adam on touched rows; the same update as ``torch.optim.SparseAdam``, in less time.
+    """Adam on touched rows: the same update as ``torch.optim.SparseAdam``, but faster.
 
     Args:
         params: tables (R, D).
         lr: learning rate.
-        betas: decay of the first and second moment.
+        betas: decay rates of the first and second moment.
         eps: added to the root of the second moment.
-        weight_decay: times the row's weights joins its gradient, as in ``torch.optim.Adam``; of touched rows alone.
+        weight_decay: L2 penalty added to the gradient, as in ``torch.optim.Adam``, for touched rows only.
     """
 
     kept = ("step", "first", "second")
@@ -123,21 +124,21 @@ class RowAdam(RowOptimizer):
         state["first"].index_copy_(0, rows, first)
         state["second"].index_copy_(0, rows, second)
         scale1, scale2 = 1 - beta1 ** state["step"], 1 - beta2 ** state["step"]
-        # As in SparseAdam: eps joins the root before the bias correction.
+        # As in SparseAdam, eps is added to the root before bias correction.
         return values.addcdiv_(first, second.sqrt_().add_(group["eps"]), value=-group["lr"] * scale2**0.5 / scale1)
 
 
 class RowAdagrad(RowOptimizer):
-    """Row-wise Adagrad: one accumulator for each row, the mean square of its gradient (as in FBGEMM and DLRM).
+    """Row-wise Adagrad: one accumulator per row, the summed mean squares of its gradients (as in FBGEMM and DLRM).
 
-    Memory for state is 1/D of the table. A parameter group with ``parts`` P above 1 has an accumulator for each of the
-    P equal parts of a row.
+    The state takes 1/D of the table's memory. A parameter group with ``parts`` P above 1 has one accumulator for each
+    of the P equal parts of a row.
 
     Args:
         params: tables (R, D).
         lr: learning rate.
         eps: added to the root of the accumulator.
-        weight_decay: times the row's weights joins its gradient; of touched rows alone.
+        weight_decay: L2 penalty added to the gradient, for touched rows only.
     """
 
     kept = ("sum",)
@@ -157,31 +158,31 @@ class RowAdagrad(RowOptimizer):
 
 
 class ShardedAdagrad(Optimizer):
-    """What a :class:`ShardedTable` does in its backward pass, as an optimiser with the state of :class:`RowAdagrad`.
+    """Optimiser interface of a :class:`ShardedTable`'s backward pass, with the state of :class:`RowAdagrad`.
 
     Args:
-        table: that updates itself.
-        settings: of :class:`RowAdagrad`.
+        table: sharded table, which updates itself.
+        settings: settings of :class:`RowAdagrad`.
     """
 
     def __init__(self, table: ShardedTable, settings: dict[str, Any]) -> None:
-        super().__init__([torch.empty(0)], settings)  # torch wants a parameter
+        super().__init__([torch.empty(0)], settings)  # torch requires a parameter
         self.table = table
         table.learning_rate = lambda: self.param_groups[0]["lr"]
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Nothing is left to do after the backward pass."""
+        """Do nothing: the backward pass has updated the table."""
         return None if closure is None else closure()
 
     def state_dict(self) -> dict[str, Any]:
-        """As of :class:`RowAdagrad`; whole in the first process alone."""
+        """The state of :class:`RowAdagrad`; complete in the first process only."""
         return super().state_dict() | {"state": {0: {"sum": self.table.accumulators()}}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The inverse of :meth:`state_dict`; UserError where it is of another optimiser, or of other settings."""
+        """Restore the state; UserError if it belongs to a different optimiser or different settings."""
         _check_kept(state_dict, RowAdagrad.kept)
         (was,), (now,) = state_dict["param_groups"], self.param_groups
-        for key in ("eps", "weight_decay"):  # which TorchRec was told when the table was made
+        for key in ("eps", "weight_decay"):  # TorchRec gets them when the table is created
             if was[key] != now[key]:
                 raise UserError(
                     f"config ckpt: {key} of the table was {was[key]} and is {now[key]} now; set optimizer as it was"
@@ -192,10 +193,10 @@ class ShardedAdagrad(Optimizer):
 
 
 class Combined(Optimizer):
-    """Several optimisers that step together and save together.
+    """Several optimisers that step and save together.
 
     Args:
-        parts: optimisers of disjoint parameters; their parameter groups are shared, not copied, so that a learning
+        parts: optimisers of disjoint parameters. Their parameter groups are shared, not copied, so that a learning
             rate scheduler on the whole acts on the parts.
     """
 
@@ -211,22 +212,23 @@ class Combined(Optimizer):
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """States of the parts, in order."""
+        """The states of the parts, in order."""
         return {"parts": [part.state_dict() for part in self.parts]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The inverse of :meth:`state_dict`."""
+        """Restore the result of :meth:`state_dict`."""
         for part, state in zip(self.parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
-        # Loading gives the parts new groups; whoever holds this list (a scheduler) must go on acting on them.
+        # Loading gives the parts new groups; a scheduler that holds this list must act on the new ones.
         self.param_groups[:] = [group for part in self.parts for group in part.param_groups]
 
 
 def split_for_sharding(optimizer: Optimizer) -> tuple[Optimizer, dict[str, Any]]:
-    """The optimiser of the dense parameters, and what is done to the only table, for a :class:`ShardedTable`.
+    """Split an optimiser into that of the dense parameters and the settings of the table, for a :class:`ShardedTable`.
 
     Raises:
-        ValueError: it is not row-wise Adagrad, which is what TorchRec has on every device.
+        ValueError: the table's optimiser is not row-wise Adagrad, the one that TorchRec supports on every device, or
+            the table has a part per task.
     """
     dense, rows = optimizer.parts if isinstance(optimizer, Combined) else (optimizer, None)
     if not isinstance(rows, RowAdagrad):
@@ -282,12 +284,28 @@ def _with_dense_adam(
 def adam(
     model: nn.Module, *, lr: float, embedding_lr: float, weight_decay: float = 0.0, embedding_weight_decay: float = 0.0
 ) -> Optimizer:
-    """Fused Adam for the dense parameters, row-sparse Adam for the table, with a weight decay for each."""
+    """Fused Adam for the dense parameters and row-sparse Adam for the table.
+
+    Args:
+        model: model to optimise.
+        lr: learning rate of the dense parameters.
+        embedding_lr: learning rate of the embedding table.
+        weight_decay: L2 penalty of the dense parameters.
+        embedding_weight_decay: L2 penalty of the table rows that a batch touches.
+    """
     return _with_dense_adam(RowAdam, model, lr, embedding_lr, weight_decay, embedding_weight_decay)
 
 
 def adagrad(
     model: nn.Module, *, lr: float, embedding_lr: float, weight_decay: float = 0.0, embedding_weight_decay: float = 0.0
 ) -> Optimizer:
-    """Fused Adam for the dense parameters, row-wise Adagrad for the table, with 1/D of Adam's state."""
+    """Fused Adam for the dense parameters and row-wise Adagrad for the table, whose state takes 1/D of the table.
+
+    Args:
+        model: model to optimise.
+        lr: learning rate of the dense parameters.
+        embedding_lr: learning rate of the embedding table.
+        weight_decay: L2 penalty of the dense parameters.
+        embedding_weight_decay: L2 penalty of the table rows that a batch touches.
+    """
     return _with_dense_adam(RowAdagrad, model, lr, embedding_lr, weight_decay, embedding_weight_decay)

@@ -1,4 +1,4 @@
-"""A run from its own folder: gone on with where it was interrupted, or repeated from the start and compared."""
+"""Resume a run from its folder, or repeat it from the start and compare the results."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from dlen.training.dashboard import Draw
 from dlen.training.fit import train
 from dlen.training.run_folder import load_run_config, rank
 
-_PLACES = ("rerun", "run_dir", "runs_dir", "data_dir", "logger", "trust")  # what a repetition may be told
+_PLACES = ("rerun", "run_dir", "runs_dir", "data_dir", "logger", "trust")  # settings that a rerun accepts
 _CAUSES = ("version", "code", "library/", "machine/")
-_SHOWN = 5  # differences that are told one by one
+_SHOWN = 5  # differences that are printed one by one
 
 
 def continued(config: DictConfig, said: Sequence[str]) -> DictConfig:
-    """The config of a run that goes on: its own, but for what the command line says.
+    """The config of a resumed run: the run's own, with the overrides of the command line.
 
     Args:
-        config: of ``train.py`` with ``ckpt=last``, as it was composed.
+        config: composed config of ``train.py`` with ``ckpt=last``.
         said: overrides of the command line.
 
     Raises:
-        UserError: there is no such run, or another model or data are asked for.
+        UserError: the run does not exist, or an override changes its model or data.
     """
     if not (Path(config.run_dir) / "checkpoints" / "last.ckpt").exists():
-        return config  # which is refused, as there is nothing to go on with
+        return config  # training refuses it: there is nothing to resume
     before = load_run_config(Path(config.run_dir), config.trust)
     found = _of_the_run(before, config)
     for override in said:
@@ -53,25 +53,25 @@ def continued(config: DictConfig, said: Sequence[str]) -> DictConfig:
 
 
 def _of_the_run(before: DictConfig, config: DictConfig) -> DictConfig:
-    """A run's own config, with today's for keys that it did not have yet, and for whom the user trusts."""
+    """A run's own config, with the current values of ``trust`` and of keys that the run does not have."""
     found = OmegaConf.create({k: before[k] if k in before and k != "trust" else config[k] for k in config})
     assert isinstance(found, DictConfig)
     return found
 
 
 def rerun(config: DictConfig, said: Sequence[str], draw: Draw | None = None) -> bool:
-    """Repeat a finished run into a folder of its own, and say what differs: figures, weights, and what may be why.
+    """Repeat a finished run in a new folder, and print differences in metrics and weights with possible causes.
 
     Args:
-        config: of ``train.py`` with ``rerun``.
-        said: overrides of the command line; a repetition takes no settings but places.
-        draw: as of :func:`~dlen.training.fit.train`.
+        config: composed config of ``train.py`` with ``rerun``.
+        said: overrides of the command line; a rerun accepts only paths, loggers and ``trust``.
+        draw: see :func:`~dlen.training.fit.train`.
 
     Returns:
-        Whether every figure and every weight of the best checkpoint is the same.
+        Whether all metrics and all weights of the best checkpoint are identical.
 
     Raises:
-        UserError: there is no such finished run, its data are others now, or a setting is said.
+        UserError: there is no such finished run, its data have changed, or an override is not allowed.
     """
     folder = Path(config.rerun)
     for override in said:
@@ -88,7 +88,7 @@ def rerun(config: DictConfig, said: Sequence[str], draw: Draw | None = None) -> 
         found[key] = None if key == "rerun" else config[key]
     found.run_dir = str(_beside(folder)) if found.run_dir is None else found.run_dir
     was = read_figures(path)
-    # Training opens and checks the data itself.
+    # Only the fingerprint is needed: training opens and checks the data itself.
     fingerprint = identify(build(found.data, "data"), Path(found.data_dir))["fingerprint"]
     if fingerprint != was.get("data_fingerprint"):
         raise UserError(f"{folder}: was trained on data {was.get('data_fingerprint')}, but they are {fingerprint} now")
@@ -97,7 +97,7 @@ def rerun(config: DictConfig, said: Sequence[str], draw: Draw | None = None) -> 
 
 
 def _beside(folder: Path) -> Path:
-    """A free name for the repetition."""
+    """A free folder name for the rerun."""
     found, number = folder.with_name(f"{folder.name}-rerun"), 1
     while found.exists():
         number += 1
@@ -106,7 +106,7 @@ def _beside(folder: Path) -> Path:
 
 
 def _tell(folder: Path, again: Path, was: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Compare and print."""
+    """Compare the two runs and print the result."""
     if rank():
         return True
     figures = [key for key in {**was, **now} if _counts(key) and was.get(key) != now.get(key)]
@@ -128,7 +128,7 @@ def _tell(folder: Path, again: Path, was: Mapping[str, Any], now: Mapping[str, A
 
 
 def _counts(key: str) -> bool:
-    """Whether a figure of ``metrics.json`` must come out the same: times and memory need not."""
+    """Whether an entry of ``metrics.json`` must be identical in a rerun: times, memory and environment need not."""
     return not key.startswith((*_CAUSES, "fit/samples", "fit/peak")) and not key.endswith("seconds")
 
 
@@ -138,7 +138,7 @@ def _weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _other_weights(was: Mapping[str, torch.Tensor], now: Mapping[str, torch.Tensor]) -> Iterator[str]:
-    """Names of the tensors that are not bit for bit the same."""
+    """Names of the tensors that are not bitwise identical."""
     for name in {**was, **now}:
         if name not in was or name not in now or not torch.equal(was[name], now[name]):
             yield name

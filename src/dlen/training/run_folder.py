@@ -1,4 +1,4 @@
-"""A run folder: how it is named, begun, resumed and read back."""
+"""Run folders: how they are named, created, resumed and read."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from dlen.training.configs import build, open_store, read_config
 from dlen.training.measures import Figures
 
 BEST = "checkpoints/best.ckpt"
-_MOST_TRIES = 1000  # for a folder's name
-RUN_DIR = "DLEN_RUN_DIR"  # tells the processes of one run where its folder is
+_MOST_TRIES = 1000  # to find a free folder name
+RUN_DIR = "DLEN_RUN_DIR"  # environment variable with the run folder, for the processes of one run
 _LASTING = ("model", "balancing", "optimizer", "id_dropout", "seed", "monitor", "loader.batch_size")
 SPLITS = ("train", "validation", "test")
-DIAGNOSTICS = "diagnostics_{}.json"  # of a split: curves, hidden state, gates
+DIAGNOSTICS = "diagnostics_{}.json"  # by split: curves, hidden state, gates
 SCORES = "scores_test.npy"  # (rows, targets) log-odds of the test split, in stored order
 
 
 def read_identity(folder: Path) -> dict[str, str]:
-    """Which data a run was trained on, and where they were prepared: ``fingerprint`` and ``store``.
+    """The data that a run was trained on: their ``fingerprint``, and the path of their ``store``.
 
     Raises:
-        UserError: its schema.json does not say so.
+        UserError: the run's schema.json does not contain them.
     """
     path = folder / "schema.json"
     content = read_mapping(path)
@@ -49,14 +49,14 @@ def read_identity(folder: Path) -> dict[str, str]:
 
 
 def load_run_config(folder: Path, trust: Sequence[str] = ()) -> DictConfig:
-    """The resolved config of a run folder.
+    """Read the resolved config of a run folder.
 
     Args:
-        folder: of the run.
-        trust: packages whose classes it may name beside those of dlen.
+        folder: run folder.
+        trust: packages, besides dlen, whose classes the config may name.
 
     Raises:
-        UserError: the folder is no run, or its config names other code.
+        UserError: the folder is not a run, or its config names other code.
     """
     path = folder / "config.yaml"
     if not path.exists():
@@ -65,14 +65,14 @@ def load_run_config(folder: Path, trust: Sequence[str] = ()) -> DictConfig:
 
 
 def open_row_source(folder: Path, trust: Sequence[str] = ()) -> tuple[DictConfig, Store, RowSource]:
-    """A run's config, the data that it was trained on, and what reads new rows of their form.
+    """Open a run's config, its data, and the source that reads new rows of the same format.
 
     Args:
-        folder: of the run.
-        trust: packages whose classes its config may name beside those of dlen.
+        folder: run folder.
+        trust: packages, besides dlen, whose classes the config may name.
 
     Raises:
-        UserError: the folder is no run, its data are gone, or have no way to read new rows.
+        UserError: the folder is not a run, its data are gone, or their source cannot read new rows.
     """
     config, store = open_run(folder, trust)
     source = build(config.data, "data")
@@ -82,12 +82,12 @@ def open_row_source(folder: Path, trust: Sequence[str] = ()) -> tuple[DictConfig
 
 
 def open_kept_store(folder: Path, config: DictConfig) -> Store:
-    """The prepared data that a run was trained on, by the place that it remembers: the raw log may be gone or another.
+    """Open the prepared data of a run from the recorded path, because the raw log may be gone or changed.
 
-    Where they are gone they are prepared again, if the raw log still gives the same.
+    If the prepared data are gone, they are prepared again, provided that the raw log still gives the same result.
 
     Raises:
-        UserError: they are gone, and what the raw log gives now is something else.
+        UserError: the prepared data are gone, and the raw log gives a different result.
     """
     kept = read_identity(folder)
     place, wanted = Path(kept["store"]), kept["fingerprint"]
@@ -101,21 +101,21 @@ def open_kept_store(folder: Path, config: DictConfig) -> Store:
 
 
 def open_run(folder: Path, trust: Sequence[str] = ()) -> tuple[DictConfig, Store]:
-    """The resolved config of a run folder, and its data.
+    """Open the resolved config and the data of a run folder.
 
     Args:
-        folder: of the run.
-        trust: packages whose classes its config may name beside those of dlen.
+        folder: run folder.
+        trust: packages, besides dlen, whose classes the config may name.
 
     Raises:
-        UserError: the folder is no run, or the data are not those of the run.
+        UserError: the folder is not a run, or the data are not those of the run.
     """
     config = load_run_config(folder, trust)
     return config, open_kept_store(folder, config)
 
 
 def read_base(run: str | None, store: Store) -> dict[str, Any] | None:
-    """Figures of the run that gains are measured against, which are of the same test rows."""
+    """Read the metrics of the base run for gains; UserError unless it was tested on the same rows."""
     if run is None:
         return None
     path = Path(run) / "metrics.json"
@@ -138,7 +138,7 @@ def read_base(run: str | None, store: Store) -> dict[str, Any] | None:
 
 
 def write_start(config: DictConfig, folder: Path, store: Store) -> None:
-    """Make the run folder: only now, when config, data and trainer are known to be right."""
+    """Write config and schema to the run folder, after all checks of config, data and trainer."""
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -158,12 +158,12 @@ def write_start(config: DictConfig, folder: Path, store: Store) -> None:
 
 
 def start_of(folder: Path) -> tuple[Path, Path]:
-    """What a run folder has from its first moment: config and schema."""
+    """Paths of the first files of a run folder: config and schema."""
     return folder / "config.yaml", folder / "schema.json"
 
 
 def unwrite_start(folder: Path) -> None:
-    """The inverse of :func:`write_start`, unless there is something else by now."""
+    """Undo :func:`write_start`, unless the folder contains other files."""
     if {p for p in folder.rglob("*") if not p.is_dir()} <= set(start_of(folder)):
         for path in start_of(folder):
             path.unlink(missing_ok=True)
@@ -172,8 +172,8 @@ def unwrite_start(folder: Path) -> None:
 
 @contextmanager
 def run_folder(config: DictConfig) -> Iterator[Path]:
-    """The run's folder; a name that was made up is taken at once, and given back if the run is refused."""
-    if RUN_DIR in os.environ:  # set by the process that Lightning started this one from
+    """Provide the run's folder. A generated folder is created at once, and removed if the run is refused."""
+    if RUN_DIR in os.environ:  # set by the parent process under Lightning
         yield Path(os.environ[RUN_DIR])
     elif config.run_dir is not None:
         folder = Path(config.run_dir)
@@ -192,14 +192,14 @@ def run_folder(config: DictConfig) -> Iterator[Path]:
 
 
 def _one_of_many() -> bool:
-    """Whether torchrun or Slurm has started several processes, which would each make up a name."""
+    """Whether torchrun or Slurm started several processes, each of which would generate its own name."""
     torchrun, slurm = TorchElasticEnvironment.detect(), SLURMEnvironment.detect()
     counts = [os.environ.get("WORLD_SIZE", 1)] * torchrun + [os.environ.get("SLURM_NTASKS", 1)] * slurm
     return any(int(count) > 1 for count in counts)
 
 
 def _new_folder(config: DictConfig) -> tuple[Path, list[Path]]:
-    """Made so that no other run of the same second has it; and all folders that had to be made for it, inner first."""
+    """Create a folder that no other run shares; also return all folders created for it, innermost first."""
     name = f"{config.data_name}/{config.model_name}/{datetime.now():%Y%m%d-%H%M%S}-seed{config.seed}"
     for key in ("data_name", "model_name"):
         check_plain_name(config[key], key)
@@ -212,14 +212,14 @@ def _new_folder(config: DictConfig) -> tuple[Path, list[Path]]:
             folder.mkdir()
             break
         except OSError as error:
-            # taken; or a run beside this one was refused and took its folders back
+            # the name is taken, or a concurrent run was refused and removed its folders
             if not isinstance(error, FileExistsError | FileNotFoundError) or number > _MOST_TRIES:
                 raise _unwritable(folder, error) from None
     return folder, [folder, *made]
 
 
 def _remove_empty(folders: Sequence[Path]) -> None:
-    """Those that are there without anything in them, inner ones first."""
+    """Remove the folders that exist and are empty, in the given order."""
     for folder in folders:
         with suppress(OSError):
             folder.rmdir()
@@ -230,15 +230,15 @@ def _unwritable(folder: Path, error: OSError) -> UserError:
 
 
 def rank() -> int:
-    """Of this process, as whoever started it has said."""
+    """Rank of this process, as set by its launcher."""
     return getattr(rank_zero_only, "rank", None) or 0
 
 
 def resume_from(config: DictConfig) -> Path | None:
-    """The checkpoint to resume from; None to start anew.
+    """The checkpoint to resume from; None to start from scratch.
 
     Raises:
-        UserError: there is none.
+        UserError: the checkpoint does not exist.
     """
     if config.ckpt is None:
         return None
@@ -249,7 +249,7 @@ def resume_from(config: DictConfig) -> Path | None:
 
 
 def check_same_run(config: DictConfig) -> None:
-    """A run that goes on has the model, balancing and optimiser it began with."""
+    """Raise UserError if a resumed run changes a setting that must stay, such as model or optimiser."""
     if config.ckpt != "last":
         return
     before, today = plain_values(load_run_config(Path(config.run_dir), config.trust)), plain_values(config)
@@ -262,7 +262,7 @@ def check_same_run(config: DictConfig) -> None:
 
 
 def _below(config: dict[str, Any], key: str) -> dict[str, Any]:
-    """A setting, or those of a group, by their keys; empty where a run did not have it yet."""
+    """A setting, or all settings of a group, by key; empty if the run does not have it."""
     found: Any = config
     for part in key.split("."):
         found = found.get(part) if isinstance(found, dict) else None
@@ -272,7 +272,7 @@ def _below(config: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def check_same_data(resume: Path | None, store: Store) -> None:
-    """A run goes on with the data it began with, also where a checkpoint is gone on with in another folder."""
+    """Raise UserError if a resumed run changes its data, even if it resumes from another folder's checkpoint."""
     folder = None if resume is None else resume.parent.parent
     if folder is None or not (folder / "schema.json").exists():
         return
@@ -285,7 +285,7 @@ def check_same_data(resume: Path | None, store: Store) -> None:
 
 
 def flatten(figures: Figures, split: str) -> dict[str, Any]:
-    """Flat keys of ``metrics.json``; an undefined figure is null, with its reason under ``undefined/``."""
+    """Flatten to keys of ``metrics.json``; an undefined metric is null, with its reason under ``undefined/``."""
     flat: dict[str, Any] = {f"{split}/{key}": value for key, value in figures.values.items()}
     for key, reason in figures.undefined.items():
         flat[f"{split}/{key}"] = None

@@ -1,4 +1,4 @@
-"""Model selection: which validation figure decides when training stops and which weights are kept."""
+"""Model selection: the validation metric that decides when training stops and which weights are kept."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _MEANS = {"auc": ("mean", "weighted"), "gain": ("mean",), "logloss": ("labels",)
 
 
 def monitor_mode(monitor: Any, schema: Schema) -> str:
-    """``max`` or ``min``: which way a monitored figure gets better.
+    """Whether higher (``max``) or lower (``min``) values of a monitored metric are better.
 
     Args:
-        monitor: such as ``val/auc/weighted`` or ``val/logloss/click``.
-        schema: gives the tasks.
+        monitor: key of the metric, such as ``val/auc/weighted`` or ``val/logloss/click``.
+        schema: schema with the tasks.
 
     Raises:
-        UserError: there is no such figure of the validation.
+        UserError: there is no such validation metric.
     """
     names = Targets(schema).names
     stage, _, figure = str(monitor).partition("/")
@@ -41,14 +41,14 @@ def monitor_mode(monitor: Any, schema: Schema) -> str:
 
 
 class Selection(Callback):
-    """Keeps all figures of the validation that is best by the monitored one, which is the one that is tested.
+    """Keeps all metrics of the best validation by the monitored metric, whose weights are tested.
 
     Args:
-        monitor: key of the figure.
+        monitor: key of the monitored metric.
         mode: ``max`` or ``min``.
 
     Attributes:
-        best: figures of the best validation so far, by key; empty before the first.
+        best: metrics of the best validation so far, by key; empty before the first.
     """
 
     def __init__(self, monitor: str, mode: str) -> None:
@@ -56,18 +56,18 @@ class Selection(Callback):
         self.best: dict[str, float] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The best so far."""
+        """The best metrics so far."""
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore the result of :meth:`state_dict`."""
         self.best = dict(state_dict["best"])
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Compare as Lightning's checkpoints do: in 32 bits, and the first of equals stays.
+        """Compare like Lightning's checkpoint callback: in 32 bits, and the first of equal values wins.
 
         Raises:
-            UserError: the monitored figure is undefined on this validation split.
+            UserError: the monitored metric is undefined on this validation split.
         """
         assert isinstance(pl_module, RankingModule)
         if trainer.sanity_checking:

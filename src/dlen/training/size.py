@@ -1,4 +1,4 @@
-"""How large a model is: parameters, and floating point operations for each row."""
+"""Model size: parameters, and floating point operations per row."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from dlen.models.ranker import Ranker
 
 
 def dense_parameters(model: Model) -> int:
-    """Parameters outside the embedding table."""
+    """Number of parameters outside the embedding table."""
     table = model.embedding.weight.numel() if isinstance(model, Ranker) else 0
     return sum(p.numel() for p in model.parameters()) - table
 
 
 def size_figures(model: Model) -> dict[str, float]:
-    """Keys of ``metrics.json``.
+    """Size of a model, under the keys of ``metrics.json``.
 
     Args:
-        model: any.
+        model: any model.
 
     Returns:
         ``model/dense_parameters``, ``model/embedding_parameters``, and ``model/flops_per_row``: multiplications and
-        additions in the matrix products of a forward pass. Training takes three times as many. Nothing for a baseline,
-        whose size is known once it is fitted.
+        additions in the matrix products of a forward pass. Training takes three times as many. Empty for a baseline,
+        whose size is known only after the fit.
     """
     if not isinstance(model, Ranker):
         return {}
     training = model.training
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        x = torch.zeros(1, model.spec.width + model.spec.first_order)  # looking up vectors multiplies nothing
+        x = torch.zeros(1, model.spec.width + model.spec.first_order)  # embedding lookups have no FLOPs
         model.eval().predict(Features(x, model.spec))
     model.train(training)
     return {

@@ -1,4 +1,4 @@
-"""Targets: which rows train a task, which rows measure it, and what is measured over all rows of a funnel."""
+"""Targets: the rows that train a task, the rows that evaluate it, and the joint events of funnels."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dlen.schema import Schema
 
 
 class Targets:
-    """The rules of ``observed_where`` and ``train_on`` as tensor operations.
+    """Implements ``observed_where`` and ``train_on`` as tensor operations.
 
-    Measured targets are the tasks themselves, then the joint events of funnels such as ``ctcvr``.
+    The K measured targets are the T tasks, followed by the joint events of funnels, such as ``ctcvr``.
 
     Args:
-        schema: gives the tasks.
+        schema: schema with the tasks.
     """
 
     def __init__(self, schema: Schema) -> None:
@@ -23,7 +23,7 @@ class Targets:
         self.names = [*schema.task_names, *(t.joint for t in self.joints)]
 
     def measured(self, labels: Tensor) -> Tensor:
-        """(B, T) labels -> (B, T) 1 where a row measures a task: its label is there, and those above it are 1."""
+        """(B, T) labels -> (B, T) 1 where a row evaluates a task: its label is known and its parents are positive."""
         happened, columns = labels == 1, []
         for index, task in enumerate(self.schema.tasks):
             parents = list(self.schema.chain(task.name))[1:]
@@ -40,9 +40,9 @@ class Targets:
         return torch.stack(columns, 1)
 
     def training_labels(self, labels: Tensor) -> Tensor:
-        """(B, T) labels -> (B, T) what each head learns: with ``train_on: all``, the task together with its parents.
+        """(B, T) labels -> (B, T) training labels: with ``train_on: all``, the task jointly with its parents.
 
-        0 where a label is missing, which trains nothing.
+        Missing labels become 0; they do not train anything.
         """
         columns = [
             self._joint(labels, t.name)[0] if t.train_on == "all" else labels[:, i].nan_to_num()
@@ -58,9 +58,9 @@ class Targets:
         return wanted, mask
 
     def _joint(self, labels: Tensor, name: str) -> tuple[Tensor, Tensor]:
-        """(B,) 1 where a task and all that it is observed under happened, and (B,) 1 where the labels tell.
+        """(B,) 1 where a task and all of its parents are positive, and (B,) 1 where the labels decide it.
 
-        One of them that did not happen tells, though others are missing.
+        One negative label decides it even if others are missing.
         """
         chain = labels[:, list(self.schema.chain(name))]
         happened = (chain == 1).all(1)
@@ -70,8 +70,8 @@ class Targets:
     def log_probabilities(self, log_p: Tensor) -> Tensor:
         """(B, T) log-probabilities of the tasks -> (B, K) of all measured targets.
 
-        A task trained on the rows where its parent is positive is conditional, so its joint event has the product
-        of probabilities along the chain. A task trained on all rows already predicts the joint event.
+        A task trained on rows where its parent is positive predicts a conditional probability, so the probability of
+        its joint event is the product along the chain. A task trained on all rows already predicts the joint event.
         """
         columns = list(log_p.unbind(1))
         for task in self.joints:
@@ -84,9 +84,9 @@ class Targets:
         return torch.stack(columns, 1)
 
     def is_probability(self) -> list[bool]:
-        """For each measured target, whether the scores are its probability and not only rank it.
+        """For each measured target, whether its scores are also its probabilities.
 
-        A conversion head trained on all impressions ranks the clicked rows, but what it predicts is ``ctcvr``.
+        A conversion head trained on all impressions ranks the clicked rows, but its probability is that of ``ctcvr``.
         """
         tasks = [t.observed_where is None or t.train_on == "observed" for t in self.schema.tasks]
         return tasks + [True] * len(self.joints)

@@ -1,4 +1,4 @@
-"""The closing table of a run, on a terminal or in a log."""
+"""The final table of a run, on a terminal or in a log."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-_COLUMNS = {  # as many as fit into 80 characters; metrics.json has more
+_COLUMNS = {  # limited to 80 characters; metrics.json has more
     "auc": ("AUC", "{:.4f}"),
     "base": ("base AUC", "{:.4f}"),
     "gain": ("gain", "{:+.4f}"),
@@ -31,14 +31,14 @@ def print_figures(
     base: Mapping[str, Any] | None = None,
     rows_of_split: int = 0,
 ) -> None:
-    """Print one row for each target, and below them what is undefined and why.
+    """Print one row per target, followed by the undefined metrics with their reasons.
 
     Args:
-        metrics: the content of ``metrics.json``.
-        split: the prefix of its keys.
-        targets: tasks and joint events, in order.
-        base: the same of the run that gains are measured against, whose AUC stands beside.
-        rows_of_split: how many it has; where fewer were measured the title says so.
+        metrics: content of ``metrics.json``.
+        split: split name, the prefix of the keys.
+        targets: names of tasks and joint events, in order.
+        base: metrics of the base run, whose AUC gets a column; None without one.
+        rows_of_split: number of rows of the split; the title reports if fewer were measured.
     """
     if base is not None:
         metrics = {
@@ -47,13 +47,13 @@ def print_figures(
         }
     latent = _LATENT | {f"up_{t}": f"P(UP), {t}" for t in targets}
     rows = [*targets, *(k for k in latent if f"{split}/auc/{k}" in metrics), "mean"]
-    left_out = () if base is None else ("auc_total", "auc_joint", "gauc")  # would not fit beside the base run's
+    left_out = () if base is None else ("auc_total", "auc_joint", "gauc")  # no room next to the base run's columns
     used = [m for m in _COLUMNS if m not in left_out and any(f"{split}/{m}/{row}" in metrics for row in rows)]
     title = f"{metrics['model']} on {metrics['data']}, {split} split, seed {metrics['seed']}"
     measured = metrics.get(f"{split}/rows", rows_of_split)
     title += f"; {measured:,} of its {rows_of_split:,} rows" if measured < rows_of_split else ""
     title += f"; base: {base['model']}, seed {base['seed']}" if base is not None else ""
-    table = Table(title=escape(title))  # brackets in names are no markup
+    table = Table(title=escape(title))  # brackets in names are not markup
     table.add_column("target")
     for measure in used:
         table.add_column(_COLUMNS[measure][0], justify="right")
@@ -82,7 +82,7 @@ def _cell(metrics: Mapping[str, Any], key: str, layout: str) -> str:
 
 
 def _print_hidden_state(console: Console, metrics: Mapping[str, Any], split: str, targets: list[str]) -> None:
-    """What P(UP) looks like and what it makes of the negatives of each task."""
+    """Print the statistics of P(UP) and the kinds of negatives of each task."""
     tasks = [t for t in targets if f"{split}/negatives/other/{t}" in metrics]
     table = Table(title="Negatives: another interaction, silent liking, or detest")
     table.add_column("task")

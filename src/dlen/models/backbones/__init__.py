@@ -1,4 +1,4 @@
-"""Backbones: from features to one representation for each task."""
+"""Backbones: map features to one representation per task."""
 
 from dlen.models.backbones.base import EXPERT, Backbone, Mixture
 from dlen.models.backbones.mmoe import MMoEBackbone, MoEBackbone

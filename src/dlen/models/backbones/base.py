@@ -1,4 +1,4 @@
-"""Backbone: the interface of all backbones, and what several of them use."""
+"""Backbone: the interface of all backbones, and helpers that several of them share."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from dlen.models.features import Features
 from dlen.nn.gate import Gate
 
-EXPERT = (256, 128, 64)  # every expert of the paper
-_MOST = 1024  # experts or levels
+EXPERT = (256, 128, 64)  # layer sizes of every expert in the paper
+_MOST = 1024  # upper limit on experts and levels
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +21,11 @@ class Mixture:
     """A gate and the named experts it mixes, for inspection.
 
     Attributes:
-        level: of the backbone, from 1.
-        gate: its module.
-        owners: the task of each of its G mixtures, or None where it is for all tasks.
-        names: of its E experts.
-        experts: their modules.
+        level: level of the backbone, counted from 1.
+        gate: gate module.
+        owners: task of each of the G mixtures; None if the mixture serves all tasks.
+        names: names of the E experts.
+        experts: modules of the E experts.
     """
 
     level: int
@@ -37,12 +37,12 @@ class Mixture:
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """Attention weights; each sums to 1 along the last dimension. F counts all fields, numbers included.
+    """Attention weights, normalised over the last dimension. F counts all fields, numeric fields included.
 
     Attributes:
-        fields: (B, A, F, F) from each field to the fields, by head.
-        tasks: (B, A, T, F) from each task to the fields, by head.
-        transfer: (B, T, T) from each task to the tasks.
+        fields: (B, A, F, F) weights from fields to fields, for each of A attention heads.
+        tasks: (B, A, T, F) weights from tasks to fields, for each of A attention heads.
+        transfer: (B, T, T) weights from tasks to tasks.
     """
 
     fields: Tensor
@@ -51,41 +51,41 @@ class Attention:
 
 
 class Backbone(nn.Module, ABC):
-    """Features of B rows -> (T, B, H) task representations.
+    """Maps the features of B rows to (T, B, H) task representations.
 
-    A backbone is built by ``Backbone(spec, num_tasks, **settings)``.
+    Construct with ``Backbone(spec, num_tasks, **settings)``.
 
     Attributes:
-        out_dim: H.
+        out_dim: size H of each representation.
     """
 
     out_dim: int
 
     @abstractmethod
     def forward(self, features: Features) -> Tensor:
-        """(T, B, H) representations."""
+        """Compute the (T, B, H) task representations."""
 
     @abstractmethod
     def shared_parameters(self) -> list[nn.Parameter]:
-        """Parameters that every task's output depends on, without the gates."""
+        """Parameters that the outputs of all tasks depend on, excluding gates."""
 
     def mixtures(self) -> list[Mixture]:
-        """Its gates; none where nothing is mixed."""
+        """The gates and their experts; empty if the backbone mixes nothing."""
         return []
 
     def attention(self, features: Features) -> Attention | None:
-        """What attends to what; None for backbones without attention."""
+        """The attention weights; None for backbones without attention."""
         return None
 
 
 def check_sizes(expert: Sequence[int], **numbers: int) -> None:
-    """Raise ValueError for sizes that make no backbone."""
+    """Raise ValueError for invalid layer sizes or counts."""
     if not expert:
         raise ValueError("expert must name at least one layer size")
     for name, number in numbers.items():
         if number < 1:
             raise ValueError(f"{name} must be at least 1, got {number}")
-        if number > _MOST:  # each is a module of its own: a typo here would take hours to build
+        if number > _MOST:  # each one is a module: building a mistyped number could take hours
             raise ValueError(f"{name} must be at most {_MOST}, got {number}")
 
 
@@ -95,13 +95,13 @@ def expert_names(kind: str, number: int) -> list[str]:
 
 
 def mix(gates: Tensor, experts: Sequence[Tensor]) -> Tensor:
-    """Weighted sums of experts.
+    """Compute the weighted sums of the expert outputs.
 
     Args:
         gates: (B, G, E) weights of G mixtures.
-        experts: E tensors (B, H).
+        experts: outputs of the E experts, (B, H) each.
 
     Returns:
-        (G, B, H).
+        (G, B, H) mixtures.
     """
     return torch.einsum("bge,ebh->gbh", gates, torch.stack(list(experts)))

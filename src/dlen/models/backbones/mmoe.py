@@ -1,4 +1,4 @@
-"""Mixtures of experts with a gate for each task (MMoE) or one gate for all (MoE)."""
+"""Mixtures of experts with one gate per task (MMoE) or one gate for all tasks (MoE)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from dlen.nn.mlp import MLP
 
 
 class MMoEBackbone(Backbone):
-    """E experts and a softmax gate for each task (Ma et al. 2018, equations 6 and 7).
+    """E experts and a softmax gate per task (Ma et al. 2018, equations 6 and 7).
 
     Args:
-        spec: of the features.
-        num_tasks: T.
-        num_experts: E; 5 in the paper's feed setting, 2 on Ali-CCP.
+        spec: layout of the input features.
+        num_tasks: number of tasks T.
+        num_experts: number of experts E; 5 in the paper's feed setting, 2 on Ali-CCP.
         expert: layer sizes of each expert.
-        dropout: after each layer.
+        dropout: dropout probability after each layer.
     """
 
     def __init__(
@@ -40,16 +40,16 @@ class MMoEBackbone(Backbone):
         self.out_dim = expert[-1]
 
     def forward(self, features: Features) -> Tensor:
-        """(T, B, H)."""
+        """Compute the (T, B, H) task representations."""
         x = features.flat
         return mix(self.gates(x), [expert(x) for expert in self.experts])
 
     def shared_parameters(self) -> list[nn.Parameter]:
-        """All experts."""
+        """Parameters of all experts."""
         return list(self.experts.parameters())
 
     def mixtures(self) -> list[Mixture]:
-        """The gate of each task."""
+        """The gates of all tasks."""
         num_tasks, num_experts = self.gates.shape
         names = expert_names("expert", num_experts)
         return [Mixture(1, self.gates, list(range(num_tasks)), names, list(self.experts))]
@@ -58,7 +58,7 @@ class MMoEBackbone(Backbone):
 class MoEBackbone(MMoEBackbone):
     """E experts and one softmax gate for all tasks (Jacobs et al. 1991; "OMoE" in Ma et al. 2018).
 
-    Arguments as :class:`MMoEBackbone`.
+    Takes the arguments of :class:`MMoEBackbone`.
     """
 
     def __init__(
@@ -74,9 +74,9 @@ class MoEBackbone(MMoEBackbone):
         self.num_tasks = num_tasks
 
     def forward(self, features: Features) -> Tensor:
-        """(T, B, H), the same for each task."""
+        """(T, B, H) representations, identical for all tasks."""
         return super().forward(features).expand(self.num_tasks, -1, -1)
 
     def mixtures(self) -> list[Mixture]:
-        """The one gate."""
+        """The single gate."""
         return [replace(mixture, owners=[None]) for mixture in super().mixtures()]

@@ -1,4 +1,4 @@
-"""MRAN: attention between fields, from tasks to fields and between tasks, in place of experts."""
+"""MRAN: attention between fields, from tasks to fields, and between tasks, instead of experts."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from dlen.nn.mlp import MLP
 
 
 class MRANBackbone(Backbone):
-    """Three relations by attention, one after the other (Zhao et al. 2019).
+    """Three attention stages in sequence (Zhao et al. 2019).
 
-    1. Between features: multi-head self-attention over the fields' vectors, with a residual projection.
-    2. From a task to features: a learned query for each task over the fields, multi-head, then an MLP for each task.
-    3. Between tasks: each task's representation attends to all of them, with a residual.
+    1. Feature to feature: multi-head self-attention over the field vectors, with a residual projection.
+    2. Task to feature: a learned multi-head query per task over the fields, followed by an MLP per task.
+    3. Task to task: each task representation attends to all of them, with a residual connection.
 
-    Reconstructed from the published description: no code of the authors is known, and the sizes are ours.
+    Reimplemented from the paper's description: no code by the authors is known, and the layer sizes are ours.
 
     Args:
-        spec: of the features; each number becomes a field by a learned vector that it scales.
-        num_tasks: T.
-        heads: A.
-        head_dim: length of a vector within a head.
-        expert: layers of each task's MLP.
-        dropout: in the MLPs.
+        spec: layout of the input features; each numeric field becomes a learned vector scaled by its value.
+        num_tasks: number of tasks T.
+        heads: number of attention heads A.
+        head_dim: size of each attention head.
+        expert: layer sizes of each task's MLP.
+        dropout: dropout probability in the MLPs.
     """
 
     def __init__(
@@ -59,15 +59,15 @@ class MRANBackbone(Backbone):
         self.between_tasks = nn.Linear(self.out_dim, 3 * self.out_dim, bias=False)
 
     def forward(self, features: Features) -> Tensor:
-        """(T, B, H)."""
+        """Compute the (T, B, H) task representations."""
         return self._attend(features)[0]
 
     def attention(self, features: Features) -> Attention:
-        """The weights of all three relations."""
+        """The attention weights of all three stages."""
         return self._attend(features)[1]
 
     def _attend(self, features: Features) -> tuple[Tensor, Attention]:
-        """(T, B, H) representations, and the attention they were made with."""
+        """Return the (T, B, H) representations and their attention weights."""
         numbers = features.numbers[..., None] * self.number_vectors  # (B, K, E)
         fields = torch.cat([features.fields, numbers], 1)
         query, key, value = (self._split(part) for part in self.between_fields(fields).chunk(3, 2))  # (B, A, F, K)
@@ -92,10 +92,10 @@ class MRANBackbone(Backbone):
         return x.transpose(1, 2).flatten(2)
 
     def shared_parameters(self) -> list[nn.Parameter]:
-        """All: by the attention between tasks each one's output depends on every other's network."""
+        """All parameters: attention between tasks makes every output depend on every task's network."""
         return list(self.parameters())
 
 
 def _weights(query: Tensor, key: Tensor) -> Tensor:
-    """Softmax of scaled dot products: (..., Q, K) and (..., F, K) -> (..., Q, F)."""
+    """Scaled dot-product attention weights: (..., Q, K) and (..., F, K) -> (..., Q, F)."""
     return (query @ key.transpose(-1, -2) / math.sqrt(key.shape[-1])).softmax(-1)

@@ -1,4 +1,4 @@
-"""CGC and PLE: shared experts, experts of each task, and levels of them."""
+"""CGC and PLE: shared experts and task experts, in one or more levels."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from dlen.nn.mlp import MLP
 
 
 class CGCLevel(nn.Module):
-    """Customized gate control: experts of each task, shared experts, and gates that keep them apart.
+    """Customized gate control: task experts, shared experts, and gates that separate them.
 
-    The gate of task t mixes the experts of t and the shared ones, by the input of t (Tang et al. 2020, equations 1
-    to 3). Between two levels of PLE the shared gate mixes all experts, by the shared input (equations 5 and 6).
+    The gate of task t takes the input of t and mixes its own experts with the shared ones (Tang et al. 2020, equations
+    1 to 3). Between two levels of PLE, a shared gate takes the shared input and mixes all experts (equations 5 and 6).
 
     Args:
-        in_dim: D.
-        num_tasks: T.
+        in_dim: input size D.
+        num_tasks: number of tasks T.
         shared_experts: number of shared experts.
-        task_experts: number of experts of each task.
+        task_experts: number of experts per task.
         expert: layer sizes of each expert.
-        dropout: after each layer.
-        last: no level follows, so there is no shared gate.
+        dropout: dropout probability after each layer.
+        last: whether this is the last level, which has no shared gate.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class CGCLevel(nn.Module):
         return outputs, mix(self.shared_gate(shared), everything)[0]
 
     def mixtures(self, level: int) -> list[Mixture]:
-        """The gate of each task, and the shared one."""
+        """The task gates and the shared gate."""
         common, shared = list(self.shared_experts), expert_names("shared", len(self.shared_experts))
         own = [(f"task{t}_expert", list(group.children())) for t, group in enumerate(self.task_experts)]
         found = [
@@ -78,16 +78,16 @@ class CGCLevel(nn.Module):
 
 
 class PLEBackbone(Backbone):
-    """Progressive layered extraction: CGC levels, one on another (Tang et al. 2020). One level is CGC.
+    """Progressive layered extraction: a stack of CGC levels (Tang et al. 2020). With one level it is CGC.
 
     Args:
-        spec: of the features.
-        num_tasks: T.
+        spec: layout of the input features.
+        num_tasks: number of tasks T.
         levels: number of levels, at least 1.
-        shared_experts: shared experts in each level; 5 in the paper's feed setting, 2 on Ali-CCP.
-        task_experts: experts of each task in each level; 2 in the paper's feed setting, 1 on Ali-CCP.
+        shared_experts: shared experts per level; 5 in the paper's feed setting, 2 on Ali-CCP.
+        task_experts: experts per task and level; 2 in the paper's feed setting, 1 on Ali-CCP.
         expert: layer sizes of each expert, in every level.
-        dropout: after each layer.
+        dropout: dropout probability after each layer.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class PLEBackbone(Backbone):
         self.out_dim = expert[-1]
 
     def forward(self, features: Features) -> Tensor:
-        """(T, B, H)."""
+        """Compute the (T, B, H) task representations."""
         shared = features.flat
         tasks = [shared] * self.num_tasks
         for level in self.levels:
@@ -120,18 +120,21 @@ class PLEBackbone(Backbone):
         return torch.stack(tasks)
 
     def shared_parameters(self) -> list[nn.Parameter]:
-        """The shared experts; below the last level, where a shared gate mixes all, also those of the tasks."""
+        """The shared experts, plus the task experts below the last level, where a shared gate mixes all of them."""
         levels = list(self.levels)
         modules = [level.shared_experts for level in levels] + [level.task_experts for level in levels[:-1]]
         return [p for module in modules for p in module.parameters()]  # type: ignore[union-attr]
 
     def mixtures(self) -> list[Mixture]:
-        """The gates of all levels."""
+        """The gates of every level."""
         return [m for number, level in enumerate(self.levels, 1) for m in level.mixtures(number)]  # type: ignore[operator]
 
 
 class CGCBackbone(PLEBackbone):
-    """A single level of customized gate control (Tang et al. 2020, section 4.1). Arguments as :class:`PLEBackbone`."""
+    """One level of customized gate control (Tang et al. 2020, section 4.1).
+
+    Takes the arguments of :class:`PLEBackbone`, except ``levels``.
+    """
 
     def __init__(
         self,

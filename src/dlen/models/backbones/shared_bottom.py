@@ -12,13 +12,13 @@ from dlen.nn.mlp import MLP
 
 
 class SharedBottomBackbone(Backbone):
-    """One MLP that all tasks share (Caruana 1997).
+    """One MLP shared by all tasks (Caruana 1997).
 
     Args:
-        spec: of the features.
-        num_tasks: T.
+        spec: layout of the input features.
+        num_tasks: number of tasks T.
         expert: layer sizes of the MLP.
-        dropout: after each layer.
+        dropout: dropout probability after each layer.
     """
 
     def __init__(
@@ -31,9 +31,9 @@ class SharedBottomBackbone(Backbone):
         self.out_dim = self.bottom.out_dim
 
     def forward(self, features: Features) -> Tensor:
-        """(T, B, H), the same for each task."""
+        """(T, B, H) representations, identical for all tasks."""
         return self.bottom(features.flat).expand(self.num_tasks, -1, -1)
 
     def shared_parameters(self) -> list[nn.Parameter]:
-        """The one MLP."""
+        """All parameters of the MLP."""
         return list(self.bottom.parameters())

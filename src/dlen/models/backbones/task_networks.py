@@ -1,4 +1,4 @@
-"""Task networks: an MLP for each task, on shared vectors or on vectors of its own."""
+"""Task networks: one MLP per task, on shared or private embeddings."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from dlen.models.backbones.base import EXPERT, Backbone, check_sizes
 from dlen.models.features import Features, FeatureSpec
 from dlen.nn.mlp import MLP
 
-_OLD_PREFIX = "networks.networks."  # of version 0.1.0's single-task model
+_OLD_PREFIX = "networks.networks."  # key prefix of the single-task model in version 0.1.0
 
 
 class TaskNetworksBackbone(Backbone):
-    """An MLP for each task; tasks share the vectors of the ids, or nothing where these are private.
+    """One MLP per task. Tasks share only the embeddings, or nothing if the embeddings are private.
 
     Args:
-        spec: of the features.
-        num_tasks: T.
+        spec: layout of the input features.
+        num_tasks: number of tasks T.
         expert: layer sizes of each MLP.
-        dropout: after each layer.
+        dropout: dropout probability after each layer.
     """
 
     def __init__(
@@ -34,12 +34,12 @@ class TaskNetworksBackbone(Backbone):
         self.out_dim = expert[-1]
 
     def forward(self, features: Features) -> Tensor:
-        """(T, B, H)."""
+        """Compute the (T, B, H) task representations."""
         inputs = features.by_task(len(self.networks))
         return torch.stack([network(x) for network, x in zip(self.networks, inputs, strict=True)])
 
     def shared_parameters(self) -> list[nn.Parameter]:
-        """None."""
+        """Empty: the tasks share no parameters here."""
         return []
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
