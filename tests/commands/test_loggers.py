@@ -87,7 +87,7 @@ def test_curves_histograms_tables_plots_and_the_config_are_logged(logged: tuple[
     by_target = {row[0]: dict(zip(content["columns"], row, strict=True)) for row in content["data"]}
     assert by_target["click"]["auc"] == metrics["test/auc/click"]
     assert "test/negatives" in last
-    assert run.config["model"]["alpha"] == 1.0
+    assert run.config["model"]["head"]["alpha"] == 1.0
     assert run.config["data_fingerprint"] == metrics["data_fingerprint"]
     assert (run.group, run.name, run.job_type) == ("feed", "dlen-seed0", "train")
     ((name, kind, aliases, files),) = [a for a in run.artifacts if a[1] == "model"]
