@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import runpy
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -22,6 +25,7 @@ from dlen.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ("model.embedding.dim=4", "model.head.tower=[8]", "model.backbone.expert=[8]")  # makes any network small
+BRAKE = 600  # seconds after which a test that waits for an event gives up: an emergency brake, never a measurement
 Compose = Callable[..., DictConfig]
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -75,7 +79,7 @@ def run_program(
     told = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", **(environment or {})}
     told.pop("DLEN_RUN_DIR", None)
     return subprocess.run(
-        command, cwd=folder, env=told, preexec_fn=first, capture_output=True, text=True, timeout=600, check=False
+        command, cwd=folder, env=told, preexec_fn=first, capture_output=True, text=True, timeout=BRAKE, check=False
     )
 
 
@@ -99,6 +103,17 @@ def run_here(script: str, arguments: Sequence[str], folder: Path) -> subprocess.
         finally:
             GlobalHydra.instance().clear()
     return subprocess.CompletedProcess([script, *arguments], code, out.getvalue(), err.getvalue())
+
+
+def wait_for(condition: Callable[[], Any]) -> Any:
+    """What ``condition`` returns once it is true; a study or a file may not be there yet."""
+    deadline = time.monotonic() + BRAKE
+    while time.monotonic() < deadline:
+        with suppress(KeyError, FileNotFoundError, json.JSONDecodeError):
+            if found := condition():
+                return found
+        time.sleep(0.02)
+    raise AssertionError("it did not happen")
 
 
 def _train_missing(runs: Sequence[PlannedRun], workers: int, group: str, job_type: str) -> None:

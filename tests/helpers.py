@@ -20,7 +20,7 @@ needs_torchrec = pytest.mark.skipif(importlib.util.find_spec("torchrec") is None
 def join_processes(rank: int, world: int, init: Path) -> None:
     """Join the process group of a test, through the file ``init``, with one thread."""
     torch.set_num_threads(1)
-    limit = timedelta(seconds=60)
+    limit = timedelta(minutes=10)
     distributed.init_process_group("gloo", init_method=f"file://{init}", rank=rank, world_size=world, timeout=limit)
 
 

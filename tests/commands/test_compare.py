@@ -7,14 +7,14 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
-from tests.conftest import ROOT, TINY, Command, run_command, run_here
+from tests.conftest import BRAKE, ROOT, TINY, Command, run_command, run_here, wait_for
 
 SMALL = ["data.rows=4000", "data.users=40", "data.items=30", "loader.batch_size=512", "trainer.max_epochs=1"]
 SMALL += ["optimizer.embedding_lr=0.05", "optimizer.lr=0.01"]
@@ -107,15 +107,13 @@ def test_a_comparison_that_is_ended_ends_its_runs_and_goes_on(tmp_path: Path) ->
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "compare.py"), *arguments], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.rglob("last.ckpt")) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_for(lambda: list(tmp_path.rglob("last.ckpt")))
+    started = psutil.Process(process.pid).children(recursive=True)
+    assert started
     process.terminate()
-    assert process.wait(60) == 143
-    (log,) = tmp_path.rglob("cache/*.log")
-    ended = log.stat().st_mtime_ns
-    time.sleep(2)
-    assert log.stat().st_mtime_ns == ended
+    assert process.wait(BRAKE) == 143
+    _, alive = psutil.wait_procs(started, timeout=BRAKE)
+    assert not alive
     again = run_command("compare.py", arguments, tmp_path)
     assert again.returncode == 0, again.stderr
     (metrics,) = runs(tmp_path).values()

@@ -9,9 +9,8 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from dlen.cli import _one_line
 from dlen.errors import UserError
 from dlen.sweeping.study import connect
 from dlen.sweeping.sweep import make_plan
-from tests.conftest import ROOT, Command, run_command, run_here
+from tests.conftest import BRAKE, ROOT, Command, run_command, run_here, wait_for
 from tests.wandb_files import WandbRun, read_wandb
 
 DATA = ["data.rows=3000", "data.users=40", "data.items=30"]
@@ -68,18 +67,6 @@ def start(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, str(ROOT / "sweep.py"), *arguments]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, text=True, start_new_session=True, **pipes)
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 90) -> Any:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        try:
-            if found := condition():
-                return found
-        except (KeyError, FileNotFoundError, json.JSONDecodeError):
-            pass  # the study or a file does not exist yet
-        time.sleep(0.1)
-    raise AssertionError("it did not happen in time")
 
 
 def running(tmp_path: Path) -> list[optuna.trial.FrozenTrial]:
@@ -216,7 +203,7 @@ def test_ctrl_c_loses_and_repeats_nothing(tmp_path: Path) -> None:
     wait_for(lambda: running(tmp_path))
     params = {t.number: t.params for t in study_of(tmp_path).trials}
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=BRAKE)
     assert process.returncode == 130, errors
     assert "interrupted: the same command goes on" in errors
     assert "Traceback" not in errors
@@ -239,7 +226,7 @@ def test_a_killed_worker_costs_a_retry_and_no_more(tmp_path: Path) -> None:
     trial = wait_for(lambda: running(tmp_path))[0]
     (victim,) = (w for w in workers_of(process) if trial.user_attrs["worker"] in w.cmdline())
     victim.kill()
-    _, errors = process.communicate(timeout=300)
+    _, errors = process.communicate(timeout=BRAKE)
     assert process.returncode == 0, errors
     trials = study_of(tmp_path).trials
     dead = trials[trial.number]
@@ -259,7 +246,7 @@ def test_workers_end_with_a_killed_coordinator(tmp_path: Path) -> None:
     assert len(workers) == 2
     process.kill()
     process.wait()
-    gone, alive = psutil.wait_procs(workers, timeout=30)
+    gone, alive = psutil.wait_procs(workers, timeout=BRAKE)
     assert not alive
     assert len(gone) == 2
     trials = study_of(tmp_path).trials
@@ -271,7 +258,7 @@ def test_two_coordinators_share_a_study(tmp_path: Path) -> None:
     run_command("prepare.py", DATA, tmp_path)
     both = [start(tmp_path, *SMALL, "sweep.trials=5", "sweep.workers=1") for _ in range(2)]
     for process in both:
-        _, errors = process.communicate(timeout=300)
+        _, errors = process.communicate(timeout=BRAKE)
         assert process.returncode == 0, errors
     trials = study_of(tmp_path).trials
     assert sum(t.state == TrialState.COMPLETE for t in trials) == 5
@@ -394,7 +381,7 @@ def test_postgresql(postgres: str, tmp_path: Path) -> None:
     run_command("prepare.py", [*DATA, f"data_dir={tmp_path}/data"], tmp_path)
     both = [start(folder, *arguments) for folder in folders]
     for process in both:
-        output, errors = process.communicate(timeout=300)
+        output, errors = process.communicate(timeout=BRAKE)
         assert process.returncode == 0, errors
         assert "secret" not in output + errors
     trials = optuna.load_study(study_name=NAME, storage=connect(postgres)).trials

@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from dlen.schema import Schema
 from dlen.training.configs import build, open_store
 from dlen.training.evaluate import evaluate
 from dlen.training.fit import train
-from tests.conftest import ROOT, Compose, run_command
+from tests.conftest import ROOT, Compose, run_here, wait_for
 
 FEED = ["data.rows=6000", "data.users=50", "data.items=40", "loader.batch_size=512", "trainer.max_epochs=1"]
 SMALL = ["model.embedding.dim=4", "model.head.tower=[8]"]
@@ -388,19 +387,17 @@ def test_resume_after_a_kill_is_bit_equal(tmp_path: Path) -> None:
         "model.dropout=0.2",
         "metrics.conflict_every=7",
     ]  # random numbers of the steps are unchanged
-    whole = run_command("train.py", [*settings, "run_dir=whole"], tmp_path)
+    whole = run_here("train.py", [*settings, "run_dir=whole"], tmp_path)
     assert whole.returncode == 0, whole.stderr
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     arguments = [sys.executable, str(ROOT / "train.py"), *settings, "run_dir=killed"]
     process = subprocess.Popen(arguments, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
     last = tmp_path / "killed" / "checkpoints" / "last.ckpt"
-    deadline = time.monotonic() + 120
-    while not last.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_for(last.exists)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "killed" / "metrics.json").exists()
-    resumed = run_command("train.py", ["run_dir=killed", "ckpt=last"], tmp_path)  # with its own settings
+    resumed = run_here("train.py", ["run_dir=killed", "ckpt=last"], tmp_path)  # with its own settings
     assert resumed.returncode == 0, resumed.stderr
     logs = [pl.read_csv(tmp_path / name / "logs" / "metrics.csv") for name in ("whole", "killed")]
     curves = [log.select("step", "val/auc/mean").drop_nulls().unique().sort("step") for log in logs]

@@ -154,7 +154,7 @@ def demo(folder: Path) -> AliCCPDemo:
 
 def _prepare_at_once(make: Callable[[Path], Any], folder: Path, barrier: Barrier, results: Any) -> None:
     source = make(folder)
-    barrier.wait(60)
+    barrier.wait(600)
     try:
         store = prepare(source, folder / "data")
         results.put((store.fingerprint, whole(store.split("train")).ids.sum().item()))
@@ -171,7 +171,7 @@ def test_two_processes_at_once_make_one_store(tmp_path: Path, make: Callable[[Pa
     processes = [context.Process(target=_prepare_at_once, args=arguments, daemon=True) for _ in range(2)]
     for process in processes:
         process.start()
-    first, second = results.get(timeout=120), results.get(timeout=120)
+    first, second = results.get(timeout=600), results.get(timeout=600)
     for process in processes:
         process.join(60)
     assert not isinstance(first, str), first
