@@ -28,6 +28,7 @@ from dlen.ranking.scoring import load_model, make_scores, read_fusion
 from dlen.schema import Kind, Schema
 from dlen.serving.codings import different_field, encoded, field_codings, raw_rows
 from dlen.training.building import quiet
+from dlen.training.configs import check_whole
 from dlen.training.run_folder import open_run
 from dlen.training.targets import Targets
 
@@ -114,8 +115,7 @@ def export(config: DictConfig) -> None:
         UserError: the run or a setting is wrong, or an exported model differs from the run.
     """
     quiet()
-    if not isinstance(config.check_rows, int) or config.check_rows < 1:
-        raise UserError(f"config check_rows: {config.check_rows!r} is not a positive whole number")
+    check_whole(config, {"check_rows": 1})
     folder = Path(config.run)
     run_config, store = open_run(folder, config.trust)
     fusion = read_fusion(config.fusion)

@@ -21,6 +21,7 @@ from dlen.ranking.fusion import Score
 from dlen.ranking.scoring import load_model, make_scores, read_fusion
 from dlen.schema import Kind, Schema
 from dlen.training.building import quiet
+from dlen.training.configs import check_whole
 from dlen.training.run_folder import open_row_source
 from dlen.training.targets import Targets
 
@@ -36,8 +37,7 @@ def predict(config: DictConfig) -> None:
     """
     quiet()
     folder, path, out = Path(config.run), Path(config.input), Path(config.output)
-    if config.batch_size < 1:
-        raise UserError(f"config batch_size: {config.batch_size} is not a positive whole number")
+    check_whole(config, {"batch_size": 1})
     if out.suffix != ".parquet":
         raise UserError(f"config output: {str(out)!r} is no file that ends in .parquet")
     if not path.is_file():

@@ -46,7 +46,7 @@ from dlen.sweeping.study import (
 )
 from dlen.sweeping.trial_records import best_trial, ended, own_trials, used
 from dlen.training.checks import check, planned_steps
-from dlen.training.configs import open_store, settings_of
+from dlen.training.configs import check_whole, open_store, settings_of
 from dlen.training.loggers import sync_command
 from dlen.training.run_folder import open_run
 from dlen.training.targets import Targets
@@ -54,7 +54,14 @@ from dlen.training.targets import Targets
 Draw = Callable[[optuna.Study, str, Sequence[FrozenTrial], Mapping[str, str], Path], None]
 _FRESH = 1000  # first seed of the final comparison; trials count from 0
 _FIXED = ("data", "seed", "run_dir", "runs_dir", "ckpt", "base_run", "sweep")  # keys that a study cannot search
-_COUNTS = {"trials": 1, "seeds": 1, "retries": 0, "confirm": 0, "seed": 0, "devices_per_trial": 1}  # lowest values
+_COUNTS = {
+    "sweep.trials": 1,
+    "sweep.seeds": 1,
+    "sweep.devices_per_trial": 1,
+    "sweep.retries": 0,
+    "sweep.confirm": 0,
+    "sweep.seed": 0,
+}  # lowest values
 _LAUNCHERS = ("local", "submitit")
 
 
@@ -149,9 +156,7 @@ def make_plan(config: DictConfig) -> StudyPlan:
     options = config.sweep
     plain = OmegaConf.to_container(options, resolve=True)
     assert isinstance(plain, dict)
-    for key, least in _COUNTS.items():
-        if not isinstance(plain[key], int) or isinstance(plain[key], bool) or plain[key] < least:
-            raise UserError(f"config sweep.{key}: {plain[key]!r} is not a whole number from {least}")
+    check_whole(config, _COUNTS)
     if plain["devices_per_trial"] > 1 and plain["seeds"] > 1:
         raise UserError("config sweep.seeds: with several devices for a trial there is one training; set sweep.seeds=1")
     if plain["devices_per_trial"] > 1 and plain["confirm"]:

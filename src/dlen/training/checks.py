@@ -11,6 +11,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch.optim import Optimizer
 
+from dlen.checks import is_whole
 from dlen.data.store import Store
 from dlen.errors import UserError
 from dlen.models.baseline import Baseline
@@ -19,36 +20,33 @@ from dlen.models.ranker import Ranker
 from dlen.nn.sharded import SHARDINGS, check_shardable, check_torchrec
 from dlen.training.baseline import check_baseline
 from dlen.training.building import UNSCALED, build_balancer, build_id_dropout, build_model, build_module
-from dlen.training.configs import build
+from dlen.training.configs import build, check_whole
 from dlen.training.measures import AUC_KINDS
 from dlen.training.optimizers import split_for_sharding
 from dlen.training.selection import monitor_mode
 from dlen.training.targets import Targets
 
+_LEAST = {
+    "loader.batch_size": 1,
+    "loader.eval_batch_size": 1,
+    "trainer.num_nodes": 1,
+    "trainer.accumulate_grad_batches": 1,
+    "metrics.conflict_every": 0,
+    "patience": 0,
+    "seed": 0,
+}
+
 
 def check_settings(config: DictConfig) -> None:
     """Check the settings that no class checks itself."""
-    for key in ("loader.batch_size", "loader.eval_batch_size"):
-        value = OmegaConf.select(config, key)
-        if not isinstance(value, int) or value < 1:
-            raise UserError(f"config {key}: {value!r} is not a positive whole number")
-    for key in ("trainer.max_epochs", "trainer.max_steps"):
-        value = OmegaConf.select(config, key)
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < -1):
-            raise UserError(f"config {key}: {value!r} is not a whole number from -1")
+    limits = ("trainer.max_epochs", "trainer.max_steps")  # null or -1 for no limit
+    check_whole(config, _LEAST | {key: -1 for key in limits if OmegaConf.select(config, key) is not None})
     _check_trainer(config.trainer)
     _check_sharding(config)
-    if not isinstance(config.patience, int) or config.patience < 0:
-        raise UserError(f"config patience: {config.patience!r} is not a whole number from 0")
     if config.metrics.auc not in AUC_KINDS:
         raise UserError(f"config metrics.auc: {config.metrics.auc!r} is not one of {', '.join(AUC_KINDS)}")
     if config.metrics.by_user not in ("auto", True, False):
         raise UserError(f"config metrics.by_user: {config.metrics.by_user!r} is not auto, true or false")
-    every = config.metrics.conflict_every
-    if not isinstance(every, int) or every < 0:
-        raise UserError(f"config metrics.conflict_every: {every!r} is not a whole number from 0")
-    if not isinstance(config.seed, int) or config.seed < 0:
-        raise UserError(f"config seed: {config.seed!r} is not a whole number from 0")
     if config.ckpt not in (None, "last") and not Path(config.ckpt).exists():
         raise UserError(f"config ckpt: {config.ckpt!r} is neither `last` nor a checkpoint file")
     if config.ckpt == "last" and config.run_dir is None:
@@ -57,14 +55,9 @@ def check_settings(config: DictConfig) -> None:
 
 def _check_trainer(trainer: DictConfig) -> None:
     """Check numbers that are used before Lightning sees them, or for which its errors are misleading."""
-    for key in ("num_nodes", "accumulate_grad_batches"):
-        value = trainer[key]
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UserError(f"config trainer.{key}: {value!r} is not a positive whole number")
     for key in ("limit_train_batches", "limit_val_batches", "limit_test_batches", "val_check_interval"):
         value = trainer.get(key, 1.0)
-        whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-        if not whole and not (isinstance(value, float) and 0 < value <= 1):
+        if not (is_whole(value) and value >= 1) and not (isinstance(value, float) and 0 < value <= 1):
             raise UserError(f"config trainer.{key}: {value!r} is neither a number of batches nor a share of them")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,15 @@ def read_config(path: Path, trust: Sequence[str]) -> DictConfig:
         if not (isinstance(value, str) if key in _TEXTS else is_whole(value) and value >= 0):
             raise UserError(f"{path}: config {key}: {value!r} is no {what}")
     return config
+
+
+def check_whole(config: DictConfig, least: Mapping[str, int]) -> None:
+    """Raise UserError for a setting that is not a whole number from its least value; ``least`` is by dotted key."""
+    for key, smallest in least.items():
+        value = OmegaConf.select(config, key)
+        if not is_whole(value) or value < smallest:
+            what = "a positive whole number" if smallest == 1 else f"a whole number from {smallest}"
+            raise UserError(f"config {key}: {value!r} is not {what}")
 
 
 def open_store(config: DictConfig) -> Store:
