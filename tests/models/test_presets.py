@@ -16,7 +16,9 @@ from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
 from dlen import models
+from dlen.errors import UserError
 from dlen.models import PAL, Named, Ranker
+from dlen.models.backbones import PLEBackbone
 from dlen.overrides import compose_train
 from dlen.renamed import KEYS, present_override
 from dlen.schema import Schema, Task
@@ -72,9 +74,10 @@ def test_every_backbone_goes_with_every_head(backbone: str, head: str) -> None:
     assert all(bool(grad.isfinite().all()) for grad in trained)
 
 
-def test_pal_takes_the_latent_head() -> None:
-    model = made("model=pal", "model/head=latent", "model.embedding.dim=4")
-    assert model.eval()(make_batch(FUNNEL, 4)).latent is not None
+def test_pal_refuses_heads_without_a_loss_of_the_probability_alone() -> None:
+    for head in ("latent", "esmm", "aitm"):
+        with pytest.raises(UserError, match="set model/head=independent"):
+            made("model=pal", f"model/head={head}", "model.embedding.dim=4")
 
 
 @pytest.mark.parametrize("name", NAMED)
@@ -145,5 +148,11 @@ def test_a_named_model_refuses_settings_that_it_does_not_have() -> None:
 
 
 def test_the_latent_head_goes_on_any_backbone_in_python_too() -> None:
-    model = models.DLEN(make_schema(), backbone=partial(models.PLE.BACKBONE, levels=1), alpha=0.2, hidden=(5,))
-    assert model(make_batch(make_schema(), 4)).latent is not None
+    batch = make_batch(make_schema(), 4)
+    for model in (
+        models.DLEN(make_schema(), backbone=partial(PLEBackbone, levels=3), alpha=0.2, hidden=(5,)),
+        models.DLEN(make_schema(), backbone=PLEBackbone, levels=3, alpha=0.2, hidden=(5,)),
+    ):
+        assert model(batch).latent is not None
+        assert isinstance(model.backbone, PLEBackbone)
+        assert len(model.backbone.levels) == 3

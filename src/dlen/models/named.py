@@ -63,10 +63,10 @@ class Named(Ranker):
     ) -> None:
         first_order = self.FIRST_ORDER if first_order is None else first_order
         table: dict[str, Any] = {"dim": embedding_dim, "first_order": first_order, "private": self.PRIVATE}
-        if head is None:
-            head = partial(self.HEAD, **_taken(self.HEAD, settings))
-        if backbone is None:
-            backbone = partial(self.BACKBONE, **_taken(self.BACKBONE, settings))
+        head = self.HEAD if head is None else head
+        head = partial(head, **_taken(head, settings))
+        backbone = self.BACKBONE if backbone is None else backbone
+        backbone = partial(backbone, **_taken(backbone, settings))
         super().__init__(
             schema,
             embedding=partial(EmbeddingTable, **table) if embedding is None else embedding,

@@ -61,6 +61,8 @@ class PositionRanker(Ranker):
         super().__init__(schema, embedding=embedding, backbone=backbone, head=head, dropout=dropout, without=[position])
         if self.spec.first_order:
             raise ValueError("embedding.first_order: pal ranks without the position; set it to false")
+        if not isinstance(self.head, IndependentHead):
+            raise ValueError("pal multiplies each task's own probability; set model/head=independent")
         self.position = position
         self.first = [t.observed_where is None for t in schema.tasks]
         self.position_network = MLP(self.spec.dim, position_network)

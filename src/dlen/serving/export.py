@@ -19,7 +19,6 @@ from dlen.data.prepare import check_writable
 from dlen.data.store import Store
 from dlen.errors import UserError
 from dlen.files import check_links, write_json
-from dlen.models.dlen import LatentHead
 from dlen.models.features import Features
 from dlen.models.ranker import Ranker
 from dlen.nn.embedding import join_input
@@ -52,7 +51,7 @@ class Serving(nn.Module):
         self.model, self.score, self.targets = model, score, Targets(model.schema)
         kept = [i for i, known in enumerate(self.targets.is_probability()) if known]
         self.names = [self.targets.names[i] for i in kept]
-        self.outputs = ["p", "score", *(["up"] if isinstance(model.head, LatentHead) else [])]
+        self.outputs = ["p", "score", *(["up"] if model.ranking is not None else [])]
         self.register_buffer("kept", torch.tensor(kept))
         self.kept: Tensor
 

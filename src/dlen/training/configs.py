@@ -12,6 +12,7 @@ import hydra
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
+import dlen
 from dlen.checks import is_whole
 from dlen.data.prepare import Source, prepare
 from dlen.data.store import Store
@@ -20,6 +21,7 @@ from dlen.files import read_yaml
 from dlen.renamed import present_model
 from dlen.trust import check_config, packages
 
+PACKAGE = Path(dlen.__file__).parent
 _PLACES = ("data", "data_dir", "data_name", "runs_dir", "run_dir", "ckpt", "rerun", "base_run", "logger", "model_name")
 _FREE = (*_PLACES, "trust")
 _MADE = ("data", "model", "balancing", "optimizer")  # groups that are instantiated
@@ -97,10 +99,10 @@ def open_store(config: DictConfig) -> Store:
     return prepare(source, Path(config.data_dir))
 
 
-def code_fingerprint() -> str:
+def code_fingerprint(package: Path = PACKAGE) -> str:
     """A hash of the package's source, to distinguish the metrics of different code versions."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
+    for path in sorted(package.rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
