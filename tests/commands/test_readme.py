@@ -138,7 +138,8 @@ def test_paths_in_the_documentation_are_there() -> None:
         for path in re.findall(
             r"`((?:src|tests|conf|sweeps|bench|examples|docs)/[\w./]+\.\w+)`", (ROOT / page).read_text()
         ):
-            assert (ROOT / path).exists(), f"{page}: {path}"
+            made_up = "NAME" in path or "my_model" in path or "two_roads" in path
+            assert made_up or (ROOT / path).exists(), f"{page}: {path}"
 
 
 def write_log(path: Path) -> None:
