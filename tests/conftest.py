@@ -30,6 +30,14 @@ Compose = Callable[..., DictConfig]
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
+_LONGEST = ("test_sweep.py", "test_processes.py", "test_train.py", "test_readme.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take longest begin first, so that two processes end at about the same time."""
+    items.sort(key=lambda item: item.path.name not in _LONGEST)
+
+
 @pytest.fixture(autouse=True)
 def _no_inherited_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run folder set by one test does not leak to another."""
