@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TypeGuard
+import math
+from dataclasses import fields
+from typing import TYPE_CHECKING, TypeGuard, get_type_hints
+
+from dlen.errors import UserError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+_KINDS = {int: "a whole number", float: "a finite number", str: "text"}
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
@@ -34,3 +43,22 @@ def from_zero(**values: object) -> None:
     for name, value in values.items():
         if not is_number(value) or not 0 <= value < float("inf"):
             raise ValueError(f"{name} must be a number from 0, got {value!r}")
+
+
+def check_types(settings: DataclassInstance) -> None:
+    """Check the numbers and texts of a data source, which is a dataclass; seeds are whole numbers from 0.
+
+    Raises:
+        UserError: a value is not of the declared type.
+    """
+    hints = get_type_hints(type(settings))
+    for field in fields(settings):
+        value, kind = getattr(settings, field.name), hints[field.name]
+        fits = {
+            int: is_whole(value) and (value >= 0 or not field.name.endswith("seed")),
+            float: is_number(value) and math.isfinite(value),
+            str: isinstance(value, str),
+        }
+        if not fits.get(kind, True):
+            what = "a whole number from 0" if field.name.endswith("seed") else _KINDS[kind]
+            raise UserError(f"config data.{field.name}: {value!r} is not {what}")

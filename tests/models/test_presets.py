@@ -156,3 +156,24 @@ def test_the_latent_head_goes_on_any_backbone_in_python_too() -> None:
         assert model(batch).latent is not None
         assert isinstance(model.backbone, PLEBackbone)
         assert len(model.backbone.levels) == 3
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("model.head=null", "head"),
+        ("model.backbone=null", "backbone"),
+        ("model.embedding=null", "embedding"),
+        ("model.dropout=x", "dropout"),
+        ("model.dropout=1.5", "dropout"),
+        ("model.head.tower=null", "layer sizes"),
+        ("model.head.tower=[8.5]", "layer sizes"),
+        ("model.head.alpha=null", "alpha"),
+        ("model.embedding.dim=null", r"embedding\.dim"),
+        ("model.embedding.first_order=x", r"embedding\.first_order"),
+        ("model.embedding.private=null", r"embedding\.private"),
+    ],
+)
+def test_a_setting_of_another_type_is_named(setting: str, named: str) -> None:
+    with pytest.raises(UserError, match=f"^config model: .*{named}"):
+        made("model=dlen", setting)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dlen.checks import is_number
 from dlen.models.backbones import EXPERT
 from dlen.models.features import Features, FeatureSpec
 from dlen.models.heads import TOWER, Head, Ranking, Towers, add_first_order, logit, make_match, training_rates
@@ -226,12 +227,12 @@ def _alphas(alpha: float | Mapping[str, float], tasks: Sequence[str]) -> list[fl
     if isinstance(alpha, Mapping):
         if set(alpha) != set(tasks):
             raise ValueError(f"alpha must name every task ({', '.join(tasks)}), got {', '.join(alpha)}")
-        values = [float(alpha[t]) for t in tasks]
+        values = [alpha[t] for t in tasks]
     else:
-        values = [float(alpha)] * len(tasks)
+        values = [alpha] * len(tasks)
     for value in values:
-        if not 0 < value <= 1:
-            raise ValueError(f"alpha must be above 0 and at most 1, got {value}")
+        if not is_number(value) or not 0 < value <= 1:
+            raise ValueError(f"alpha must be above 0 and at most 1, got {value!r}")
     return values
 
 

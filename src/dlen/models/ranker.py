@@ -42,6 +42,9 @@ class Ranker(Model):
         without: Sequence[str] = (),
     ) -> None:
         super().__init__(schema)
+        for name, make in (("embedding", embedding), ("backbone", backbone), ("head", head)):
+            if not callable(make):
+                raise ValueError(f"{name}: {make!r} builds nothing; choose one with model/{name}=NAME")
         self.embedding = embedding(schema)
         self.spec = FeatureSpec.of(schema, self.embedding)
         self.without = tuple(without)

@@ -67,6 +67,9 @@ class EmbeddingTable(nn.Module):
         super().__init__()
         if not isinstance(dim, int) or dim < 1:
             raise ValueError(f"embedding.dim must be at least 1, got {dim}")
+        for name, value in (("first_order", first_order), ("private", private)):
+            if not isinstance(value, bool):
+                raise ValueError(f"embedding.{name} must be true or false, got {value!r}")
         self.parts = len(schema.tasks) if private else 1
         self.first_order = len(schema.tasks) if first_order else 0
         self.dim = dim = dim * self.parts

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from dlen.checks import is_number, is_whole
+
 
 class MLP(nn.Module):
     """Linear layers, each followed by ReLU and dropout.
@@ -18,8 +20,10 @@ class MLP(nn.Module):
 
     def __init__(self, in_dim: int, sizes: Sequence[int], dropout: float = 0.0) -> None:
         super().__init__()
-        if any(size < 1 for size in sizes):
-            raise ValueError(f"layer sizes must be at least 1, got {list(sizes)}")
+        if not isinstance(sizes, Sequence) or any(not is_whole(size) or size < 1 for size in sizes):
+            raise ValueError(f"layer sizes must be a list of whole numbers of at least 1, got {sizes!r}")
+        if not is_number(dropout) or not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be a number from 0 and below 1, got {dropout!r}")
         layers: list[nn.Module] = []
         for size in sizes:
             layers += [nn.Linear(in_dim, size), nn.ReLU(inplace=True)]

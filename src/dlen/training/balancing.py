@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dlen.checks import from_zero
 from dlen.models.ranker import Ranker
 from dlen.nn.processes import total, world_size
 
@@ -52,9 +53,9 @@ class Fixed(Balancer):
 
     def __init__(self, weights: Mapping[str, float] | None = None) -> None:
         super().__init__()
-        for task, weight in (weights or {}).items():
-            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
-                raise ValueError(f"the weight of {task} must be a number from 0, got {weight!r}")
+        if not isinstance(weights, Mapping | None):
+            raise ValueError(f"weights must name tasks, such as {{click: 2}}, got {weights!r}")
+        from_zero(**{f"the weight of {task}": weight for task, weight in (weights or {}).items()})
         self.weights = dict(weights or {})
 
     def forward(self, losses: Tensor, weights: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from dlen.checks import check_types
 from dlen.data.bad_rows import BadRowError, BadRows
 from dlen.data.ragged import ABSENT, Entries, field_of_values, rows_of_values, select_rows, to_columns
 from dlen.data.sources.aliccp_grammar import Block, Reader
@@ -108,6 +109,7 @@ class AliCCP:
     bad_rows: int = 0
 
     def __post_init__(self) -> None:
+        check_types(self)
         self.bad = BadRows(self.bad_rows)
         if self.cvr_rows not in ("clicks", "impressions"):
             raise UserError(f"config data.cvr_rows: {self.cvr_rows!r} is not clicks or impressions")

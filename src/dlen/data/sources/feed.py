@@ -21,6 +21,7 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
+from dlen.checks import check_types
 from dlen.data.sources.by_field import rows_by_field
 from dlen.data.store import Columns, Split, SplitWriter, Store, StoreWriter
 from dlen.data.truth import Truth
@@ -240,6 +241,7 @@ class Feed:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_types(self)
         for key, low, high in (("validation", 0, 1), ("test", 0, 1)):
             if not low < getattr(self, key) < high:
                 raise UserError(f"data.{key}: {getattr(self, key)} is not between {low} and {high}")
@@ -256,9 +258,6 @@ class Feed:
             raise UserError(
                 f"data.rates.{reserved.pop()}: this name is that of a hidden truth or a field; choose another"
             )
-        for key in ("rows", "users", "items", "positions"):
-            if isinstance(getattr(self, key), bool) or not isinstance(getattr(self, key), int):
-                raise UserError(f"data.{key}: {getattr(self, key)!r} is not a whole number")
         for key in ("rows", "users", "items"):
             if getattr(self, key) < 1:
                 raise UserError(f"data.{key}: {getattr(self, key)} is not a positive number")
