@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from dataclasses import fields
 from typing import TYPE_CHECKING, TypeGuard, get_type_hints
 
@@ -10,8 +10,6 @@ from dlen.errors import UserError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
-
-_KINDS = {int: "a whole number", float: "a finite number", str: "text"}
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
@@ -22,6 +20,11 @@ def is_number(value: object) -> TypeGuard[int | float]:
 def is_whole(value: object) -> TypeGuard[int]:
     """Whether a value is an integer; booleans are not."""
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_finite(value: object) -> TypeGuard[int | float]:
+    """Whether a value is a number that a float can hold, neither infinite nor nan."""
+    return is_number(value) and abs(value) <= sys.float_info.max
 
 
 def whole(name: str, value: object, least: int, most: int = 2**31 - 1) -> int:
@@ -54,11 +57,13 @@ def check_types(settings: DataclassInstance) -> None:
     hints = get_type_hints(type(settings))
     for field in fields(settings):
         value, kind = getattr(settings, field.name), hints[field.name]
-        fits = {
-            int: is_whole(value) and (value >= 0 or not field.name.endswith("seed")),
-            float: is_number(value) and math.isfinite(value),
-            str: isinstance(value, str),
-        }
-        if not fits.get(kind, True):
-            what = "a whole number from 0" if field.name.endswith("seed") else _KINDS[kind]
+        if kind is int and field.name.endswith("seed"):
+            fits, what = is_whole(value) and value >= 0, "a whole number from 0"
+        elif kind is int:
+            fits, what = is_whole(value), "a whole number"
+        elif kind is float:
+            fits, what = is_finite(value), "a finite number"
+        else:
+            fits, what = kind is not str or isinstance(value, str), "text"
+        if not fits:
             raise UserError(f"config data.{field.name}: {value!r} is not {what}")

@@ -79,27 +79,27 @@ def present_space(space: Mapping[str, Any]) -> dict[str, Any]:
 def present_model(model: dict[str, Any]) -> dict[str, Any]:
     """The group ``model`` of a run's config.yaml, with networks of version 0.1.0 split into their current parts."""
     name = str(model.get("_target_", "")).removeprefix("dlen.models.")
-    if name not in _MODELS or "head" in model:
+    if name not in _MODELS or model.keys() & {"embedding", "head"}:
         return model
     backbone, head = _MODELS[name]
-    found: dict[str, Any] = {
-        "_target_": "dlen.models.PositionRanker" if name == "PAL" else "dlen.models.Ranker",
+    own = model.get("backbone") or {}
+    if not isinstance(own, dict):  # of an untrusted folder; checked by whoever reads the config
+        return model
+    parts: dict[str, dict[str, Any]] = {
         "embedding": {
             "_target_": "dlen.nn.embedding.EmbeddingTable",
             "_partial_": True,
             "first_order": False,  # not available in 0.1.0
             "private": name == "SingleTask",
         },
-        "backbone": {"_target_": f"dlen.models.backbones.{backbone}", "_partial_": True},
+        "backbone": {"_target_": f"dlen.models.backbones.{backbone}", "_partial_": True, **own},
         "head": {"_target_": f"dlen.models.{head}", "_partial_": True},
     }
-    found["backbone"] |= model.get("backbone") or {}
-    for key, value in model.items():
-        if key == "dropout":
-            found["head"][key] = value
-            found["backbone"].setdefault(key, value)
-        elif key not in ("_target_", "backbone"):
-            _, *parts = present_key(f"model.{key}").split(".")
-            group = found if len(parts) == 1 else found[parts[0]]
-            group[parts[-1]] = value
-    return found
+    rest = {key: value for key, value in model.items() if key not in ("_target_", "dropout", *parts)}
+    for key in [key for key in rest if f"model.{key}" in KEYS]:
+        _, part, setting = KEYS[f"model.{key}"].split(".")
+        parts[part][setting] = rest.pop(key)
+    if "dropout" in model:
+        parts["head"]["dropout"] = model["dropout"]
+        parts["backbone"].setdefault("dropout", model["dropout"])
+    return {"_target_": f"dlen.models.{'PositionRanker' if name == 'PAL' else 'Ranker'}", **parts, **rest}

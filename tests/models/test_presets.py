@@ -20,7 +20,7 @@ from dlen.errors import UserError
 from dlen.models import PAL, Named, Ranker
 from dlen.models.backbones import PLEBackbone
 from dlen.overrides import compose_train
-from dlen.renamed import KEYS, present_override
+from dlen.renamed import KEYS, present_model, present_override
 from dlen.schema import Schema, Task
 from dlen.training.configs import build, read_config
 from tests.conftest import ROOT
@@ -177,3 +177,11 @@ def test_the_latent_head_goes_on_any_backbone_in_python_too() -> None:
 def test_a_setting_of_another_type_is_named(setting: str, named: str) -> None:
     with pytest.raises(UserError, match=f"^config model: .*{named}"):
         made("model=dlen", setting)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"backbone": "x"}, {"backbone": 3}, {"a.b": 1}, {"embedding": 3, "embedding_dim": 2}, {3: 1}, {"head": None}],
+)
+def test_a_damaged_old_config_is_left_to_the_checks_of_configs(more: dict[Any, Any]) -> None:
+    assert present_model({"_target_": "dlen.models.DLEN", **more})["_target_"].startswith("dlen.models.")

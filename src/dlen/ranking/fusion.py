@@ -10,6 +10,7 @@ from enum import StrEnum
 import torch
 from torch import Tensor, nn
 
+from dlen.checks import is_finite, is_number
 from dlen.ranking.calibration import Calibration
 
 
@@ -97,7 +98,7 @@ class Fusion:
     def __post_init__(self) -> None:
         Form(self.form)
         for name, value in {**(self.weights or {}), "up": self.up, "floor": self.floor}.items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            if not is_finite(value):
                 raise ValueError(f"{name}: {value!r} is not a number")
         if not 0 <= self.floor < 1:
             raise ValueError(f"floor: {self.floor} is not between 0 and 1")
@@ -167,6 +168,6 @@ def values_of(asked: Mapping[str, float] | None, tasks: Sequence[str], dislikes:
     for name, value in (asked or {}).items():
         if name not in tasks:
             raise ValueError(f"there is no task {name}; the tasks are {', '.join(tasks)}")
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if not is_number(value):
             raise ValueError(f"the value of {name} is {value!r}, and no number")
     return [float((asked or {}).get(t, -1.0 if d else 1.0)) for t, d in zip(tasks, dislikes, strict=True)]

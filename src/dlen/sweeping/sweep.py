@@ -167,7 +167,10 @@ def make_plan(config: DictConfig) -> StudyPlan:
         raise UserError(f"config sweep.hours: {plain['hours']!r} is not a positive number")
     if plain["launcher"] not in _LAUNCHERS:
         raise UserError(f"config sweep.launcher: {plain['launcher']!r} is not one of {', '.join(_LAUNCHERS)}")
-    plain["space"], plain["start"] = present_space(plain["space"]), [present_keys(p) for p in plain["start"] or []]
+    plain["space"], plain["start"] = (
+        present_space(plain["space"] or {}),
+        [present_keys(p) for p in plain["start"] or []],
+    )
     asked = _asked({str(key): value for key, value in plain.items()})
     check_options(plain["sampler"], plain["pruner"], asked)
     said = said_overrides(("sweep",), [])

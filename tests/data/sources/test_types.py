@@ -15,7 +15,7 @@ from dlen.errors import UserError
 SOURCES: list[tuple[Any, dict[str, Any]]] = [(Feed, {}), (AliCCP, {"raw_dir": "raw"}), (AliCCPDemo, {"raw_dir": "raw"})]
 WRONG: dict[type, list[Any]] = {
     int: [None, "x", 1.5, True, [1], float("nan")],
-    float: [None, "x", True, [1.0], float("nan"), float("inf")],
+    float: [None, "x", True, [1.0], float("nan"), float("inf"), 10**400],
     str: [None, 1, ["x"], {"a": 1}],
 }
 CASES = [
