@@ -6,6 +6,7 @@ import os
 
 import torch
 
+from dlen.checks import is_whole
 from dlen.errors import UserError
 
 
@@ -28,7 +29,7 @@ def number_of_workers(asked: int | str, most: int, key: str = "workers", devices
     """
     if asked == "auto":
         return max(1, min(available() // devices, most))
-    if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
+    if not is_whole(asked) or asked < 1:
         raise UserError(f"config {key}: {asked!r} is neither auto nor a positive number")
     return min(asked, most)
 

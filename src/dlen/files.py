@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 from omegaconf._utils import get_yaml_loader
 
+from dlen.checks import is_number
 from dlen.errors import UserError
 
 _BLOCK = 1 << 20
@@ -165,7 +166,7 @@ def read_figures(path: Path) -> dict[str, Any]:
     for key, value in content.items():
         if key in _TEXTS and not isinstance(value, str):
             raise UserError(f"{path}: {key} is {_shown(value)}, and no text")
-        number = isinstance(value, int | float) and not isinstance(value, bool)
+        number = is_number(value)
         if key.startswith(_FIGURES) and key != "fit/precision" and value is not None and not number:
             raise UserError(f"{path}: {key} is {_shown(value)}, and neither a number nor null")
         if key == "seed" and not (number and isinstance(value, int)):

@@ -66,6 +66,7 @@ def test_representations_equal_a_slow_loop() -> None:
 
 def test_attention_maps_are_distributions() -> None:
     net = model()
+    assert isinstance(net.backbone, MRANBackbone)
     maps = net.backbone.attention(net.features(make_batch(make_schema(), 6)))
     shapes = {"fields": (6, HEADS, 6, 6), "tasks": (6, HEADS, 3, 6), "transfer": (6, 3, 3)}
     for name, shape in shapes.items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -86,7 +85,7 @@ def test_copies_are_told_up_to_scale_within_a_level() -> None:
     assert copies(outputs) == ["level 1 expert0 and expert1"]
 
 
-def test_nothing_is_watched_after_a_validation(tmp_path: Path) -> None:
+def test_nothing_is_watched_after_a_validation() -> None:
     model = MMoE(make_schema(), num_experts=2, **SIZES)
     monitor = watched(model)
     before = [g.weights.clone() for g in monitor.last]

@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from dlen import __version__
+from dlen.checks import is_whole
 from dlen.comparing.fit import fitted
 from dlen.data.store import Store
 from dlen.errors import UserError
@@ -140,11 +141,11 @@ def _chosen(models: dict[str, list[str]], names: Sequence[str] | None) -> dict[s
 
 def parse_seeds(value: Any) -> list[int]:
     """Parse a list of seeds, or a number of seeds counted from 0."""
-    if isinstance(value, int) and not isinstance(value, bool):
+    if is_whole(value):
         seeds = list(range(value))
     else:
         seeds = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
-    wrong = [s for s in seeds if not isinstance(s, int) or isinstance(s, bool) or s < 0]
+    wrong = [s for s in seeds if not is_whole(s) or s < 0]
     if not seeds or wrong or len(set(seeds)) < len(seeds):
         raise UserError(f"config seeds: {value!r} is neither a positive number nor a list of different seeds from 0")
     return seeds

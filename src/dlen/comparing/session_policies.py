@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
+from dlen.checks import is_whole
 from dlen.comparing.plan import Plan
 from dlen.comparing.statistics import Difference, paired
 from dlen.data.sources.feed import Feed
@@ -129,7 +130,7 @@ def check_counts(settings: Mapping[str, Any], key: str) -> None:
     """Raise UserError unless users, sessions, hour and seed of the settings at ``key`` are valid numbers."""
     for name, least in (("users", 2), ("sessions", 1), ("hour", 0), ("seed", 0)):
         value = settings.get(name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        if not is_whole(value) or value < least:
             raise UserError(f"config {key}.{name}: {value!r} is not a whole number from {least}")
     if settings["hour"] > 23:
         raise UserError(f"config {key}.hour: {settings['hour']} is not an hour of the day")

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dlen.checks import is_whole
 from dlen.errors import UserError
 
 _SHOWN = 5
@@ -42,7 +43,7 @@ class BadRows:
     """
 
     def __init__(self, allowed: int) -> None:
-        if not isinstance(allowed, int) or isinstance(allowed, bool) or allowed < 0:
+        if not is_whole(allowed) or allowed < 0:
             raise UserError(f"config data.bad_rows: {allowed!r} is not a whole number from 0")
         self.allowed = allowed
         self._seen: set[tuple[Path, int]] = set()

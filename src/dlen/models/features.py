@@ -117,7 +117,8 @@ class Features:
         if not names:
             return self
         spec = self.spec.without(names)
-        kept = [self.field(name) for name in spec.fields]
+        vectors = zip(self.spec.fields, self.fields.unbind(1), strict=True)
+        kept = [vector for name, vector in vectors if name not in names]
         rest = self.values[:, len(self.spec.fields) * self.spec.dim :]
         return Features(torch.cat([*kept, rest], 1), spec)
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from dlen.errors import UnmetNeedError
-from dlen.models.backbones import MMoEBackbone
 from dlen.models.features import Features
 from dlen.models.heads import IndependentHead, Towers
 from dlen.models.predictions import Predictions
-from dlen.models.ranker import MakeBackbone, MakeEmbedding, MakeHead, Ranker
-from dlen.nn.embedding import EmbeddingTable
+from dlen.models.ranker import Ranker
 from dlen.nn.logspace import log1mexp
 from dlen.nn.mlp import MLP
 from dlen.schema import Kind, Schema
@@ -33,12 +32,9 @@ class PositionRanker(Ranker):
 
     Args:
         schema: fields and tasks of the data, with a position field.
-        embedding: factory of the embedding table. First-order terms are not allowed: they would leak the position
-            into the ranking.
-        backbone: factory of the backbone of P(t | x, seen).
-        head: factory of the head of P(t | x, seen).
         position_network: hidden layer sizes of the network from the position's embedding to P(seen).
-        dropout: dropout probability of backbone and head; None for each factory's own.
+        parts: the parts of P(t | x, seen), as for :class:`Ranker`. First-order terms are not allowed: they would leak
+            the position into the ranking.
 
     Raises:
         ValueError: the schema names no position field, the position is not a single id, or the table has first-order
@@ -49,16 +45,13 @@ class PositionRanker(Ranker):
         self,
         schema: Schema,
         *,
-        embedding: MakeEmbedding = EmbeddingTable,
-        backbone: MakeBackbone = MMoEBackbone,
-        head: MakeHead = IndependentHead,
         position_network: Sequence[int] = (16,),
-        dropout: float | None = None,
+        **parts: Any,
     ) -> None:
         if schema.position not in [f.name for f in schema.of_kind(Kind.ID)]:
             raise UnmetNeedError("pal needs a position: an id field that the schema names as `position`")
         position = str(schema.position)
-        super().__init__(schema, embedding=embedding, backbone=backbone, head=head, dropout=dropout, without=[position])
+        super().__init__(schema, without=[position], **parts)
         if self.spec.first_order:
             raise ValueError("embedding.first_order: pal ranks without the position; set it to false")
         if not isinstance(self.head, IndependentHead):

@@ -85,11 +85,10 @@ class EmbeddingTable(nn.Module):
             self.weight.data[:, dim:] = 0
         bags = schema.of_kind(Kind.IDS)
         self.num_single, self.num_bags = len(schema.of_kind(Kind.ID)), len(bags)
-        self.num_numeric = len(schema.of_kind(Kind.NUMERIC))
         mean = torch.tensor([f.pooling is Pooling.MEAN for f in bags], dtype=torch.bool)
         self.register_buffer("mean", mean[:, None, None], persistent=False)
         self.mean: Tensor
-        self.out_dim = (self.num_single + self.num_bags) * dim + self.num_numeric
+        self.out_dim = (self.num_single + self.num_bags) * dim + len(schema.of_kind(Kind.NUMERIC))
 
     def initial(self) -> Iterator[tuple[int, Tensor]]:
         """Yield the initial values of a deferred table in chunks: first row and (n, dim) values."""

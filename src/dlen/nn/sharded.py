@@ -129,7 +129,7 @@ class ShardedTable(nn.Module):
         self, table: EmbeddingTable, schema: Schema, by: str, device: torch.device, update: dict[str, Any]
     ) -> None:
         super().__init__()
-        self.num_single, self.num_bags, self.num_numeric = table.num_single, table.num_bags, table.num_numeric
+        self.num_single, self.num_bags = table.num_single, table.num_bags
         self.out_dim, self.shape = table.out_dim, tuple(table.weight.shape)
         self.dim, self.first_order = table.dim, table.first_order
         self.register_buffer("mean", table.mean, persistent=False)

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from dlen.checks import is_whole
 from dlen.data.prepare import check_writable
 from dlen.data.store import Split
 from dlen.errors import UserError
@@ -88,7 +89,7 @@ def check_off_policy(config: DictConfig) -> dict[str, Any]:
 def _settings(node: DictConfig) -> _Settings:
     values: Any = OmegaConf.to_container(node, resolve=True)
     for key, least in (("candidates", 2), ("draws", 1), ("seed", 0)):
-        if not isinstance(values[key], int) or isinstance(values[key], bool) or values[key] < least:
+        if not is_whole(values[key]) or values[key] < least:
             raise UserError(f"config off_policy.{key}: {values[key]!r} is not a whole number from {least}")
     if values["draws"] < values["candidates"] - 1:
         raise UserError(f"config off_policy.draws: at least {values['candidates'] - 1}, one less than the candidates")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dlen.checks import is_whole
 from dlen.data.truth import Truth
 
 Floats = NDArray[np.float32]
@@ -46,7 +47,7 @@ class Behaviour:
     def __post_init__(self) -> None:
         for name in ("candidates", "steps"):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            if not is_whole(value) or value < 1:
                 raise ValueError(f"{name}: {value!r} is not a positive whole number")
         for name in ("leave", "tire", "detest"):
             if not 0 <= getattr(self, name) <= 1:

@@ -14,6 +14,7 @@ from typing import Any
 
 import polars as pl
 
+from dlen.checks import is_number
 from dlen.errors import UserError
 from dlen.files import check_regular, read_figures, read_mapping, read_yaml
 from dlen.overrides import leaves
@@ -77,7 +78,7 @@ class RunRecord:
     def figure(self, key: str) -> float | None:
         """A number of ``metrics.json``; None if it is undefined or missing."""
         value = self.metrics.get(key)
-        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+        return float(value) if is_number(value) else None
 
 
 @dataclass(slots=True)

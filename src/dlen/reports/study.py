@@ -13,6 +13,7 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 from plotly.subplots import make_subplots
 
+from dlen.checks import is_number
 from dlen.files import write_json
 from dlen.reports.page import Cell, Plot, Section, Table, plain, safe, write_page
 from dlen.sweeping.trial_records import best_trial, last_value, mean_auc, pareto_front, seed_aucs, targets_of
@@ -164,7 +165,7 @@ def _add_slice(figure: go.Figure, row: int, column: int, trials: list[FrozenTria
     known = sorted(((t, v) for t, v in known if v), key=lambda pair: _sortable(pair[0].params[name]))
     if not known:
         return
-    x = [t.params[name] if _is_number(t.params[name]) else str(t.params[name]) for t, _ in known]
+    x = [t.params[name] if is_number(t.params[name]) else str(t.params[name]) for t, _ in known]
     mean = [float(np.mean(v)) for _, v in known]
     band = {
         "type": "data",
@@ -178,12 +179,8 @@ def _add_slice(figure: go.Figure, row: int, column: int, trials: list[FrozenTria
     figure.add_scatter(x=x, y=mean, error_y=band, text=text, mode="markers", marker=marker, row=row, col=column)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _sortable(value: Any) -> tuple[int, float, str]:
-    return (0, float(value), "") if _is_number(value) else (1, 0.0, str(value))
+    return (0, float(value), "") if is_number(value) else (1, 0.0, str(value))
 
 
 def _parallel(complete: Sequence[FrozenTrial], objectives: Mapping[str, str]) -> go.Figure:
@@ -191,7 +188,7 @@ def _parallel(complete: Sequence[FrozenTrial], objectives: Mapping[str, str]) ->
     dimensions: list[dict[str, Any]] = []
     for name in dict.fromkeys(name for t in complete for name in t.params):
         values = [t.params.get(name) for t in complete]
-        if all(_is_number(v) for v in values):
+        if all(is_number(v) for v in values):
             dimensions.append({"label": name, "values": values})
         else:
             labels = list(dict.fromkeys(str(v) if v is not None else "-" for v in values))
@@ -259,7 +256,7 @@ def _tables(trials: Sequence[FrozenTrial], objectives: Mapping[str, str]) -> lis
         ordered = sorted(complete, key=lambda t: t.values[0], reverse=next(iter(objectives.values())) == "maximize")
     params = list(dict.fromkeys(name for t in complete for name in t.params))
     header = ["trial", *objectives, *params, "seconds"]
-    numeric = {name: all(_is_number(t.params[name]) for t in complete if name in t.params) for name in params}
+    numeric = {name: all(is_number(t.params[name]) for t in complete if name in t.params) for name in params}
     layouts = ["{:d}", *["{:.4f}"] * len(objectives), *("{:.4g}" if numeric[n] else "" for n in params), "{:.0f}"]
     rows: list[list[Cell]] = [
         [t.number, *t.values, *(_cell(t, name, numeric[name]) for name in params), t.user_attrs.get("seconds")]

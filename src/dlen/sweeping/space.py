@@ -17,6 +17,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
+from dlen.checks import is_number
 from dlen.errors import UserError
 from dlen.overrides import written
 
@@ -201,7 +202,7 @@ def _distribution(where: str, entry: Mapping[str, Any]) -> BaseDistribution:
     high: Any = entry.get("high")
     step, log = entry.get("step"), bool(entry.get("log"))
     numbers = [low, high] + ([] if step is None else [step])
-    if any(isinstance(n, bool) or not isinstance(n, int | float) for n in numbers):
+    if not all(map(is_number, numbers)):
         raise UserError(f"{where} needs numbers for low, high and step")
     try:
         if all(isinstance(n, int) for n in numbers):

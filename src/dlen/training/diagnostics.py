@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dlen.data.store import Store
 from dlen.metrics.hidden import NEGATIVES, PATTERNS
+from dlen.models.backbones import AttentionBackbone
 from dlen.models.ranker import Ranker
 from dlen.training.gates import GateFigures
 from dlen.training.latent import HiddenFigures
@@ -85,15 +86,13 @@ def _rounded(values: Tensor, digits: int = _DIGITS) -> Any:
 def attention_maps(module: RankingModule, store: Store) -> dict[str, AttentionMap]:
     """Attention maps of a backbone with attention, averaged over the first rows of the test split."""
     model = module.model
-    if not isinstance(model, Ranker):
+    if not isinstance(model, Ranker) or not isinstance(model.backbone, AttentionBackbone):
         return {}
     split, tasks = store.split("test"), store.schema.task_names
     batch = split.batch(torch.arange(min(len(split), _SHOWN))).to(module.device)
     with torch.no_grad():
         features = model.eval().features(batch).without(model.without)
         attention = model.backbone.attention(features)
-    if attention is None:
-        return {}
     fields = [*features.spec.fields, *features.spec.numbers]
     maps = {
         "field to fields": (attention.fields.mean((0, 1)), fields, fields),

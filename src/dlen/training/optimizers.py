@@ -301,11 +301,6 @@ def adagrad(
 ) -> Optimizer:
     """Fused Adam for the dense parameters and row-wise Adagrad for the table, whose state takes 1/D of the table.
 
-    Args:
-        model: model to optimise.
-        lr: learning rate of the dense parameters.
-        embedding_lr: learning rate of the embedding table.
-        weight_decay: L2 penalty of the dense parameters.
-        embedding_weight_decay: L2 penalty of the table rows that a batch touches.
+    Arguments as for :func:`adam`.
     """
     return _with_dense_adam(RowAdagrad, model, lr, embedding_lr, weight_decay, embedding_weight_decay)

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import polars as pl
 import yaml
 
+from dlen.checks import is_number, is_whole
 from dlen.data.ragged import Keep
 from dlen.data.sources.cells import id_text
 from dlen.data.sources.expression import Expression
@@ -374,9 +375,9 @@ def _is_of_type(value: Any, wanted: str) -> bool:
         case "str":
             return isinstance(value, str)
         case "int":
-            return isinstance(value, int) and not isinstance(value, bool)
+            return is_whole(value)
         case "float":
-            return isinstance(value, int | float) and not isinstance(value, bool)
+            return is_number(value)
         case "bool":
             return isinstance(value, bool)
         case "list[str]":
@@ -506,7 +507,7 @@ def _check_split(split: SplitSpec, path: Path) -> None:
             if None in found:
                 raise UserError(f"{path}: split.{key}: an empty value; rows without one are trained on")
             setattr(split, key, found)
-        elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        elif not is_number(value) or not 0 <= value < 1:
             raise UserError(f"{path}: split.{key}: {value!r} is not a share between 0 and 1")
     if split.by == "column" and (both := set(split.validation) & set(split.test)):
         raise UserError(f"{path}: split: {min(both)!r} is listed for validation and for test")

@@ -1,6 +1,6 @@
 """Backbones: map features to one representation per task."""
 
-from dlen.models.backbones.base import EXPERT, Backbone, Mixture
+from dlen.models.backbones.base import EXPERT, Attention, AttentionBackbone, Backbone, Mixture
 from dlen.models.backbones.mmoe import MMoEBackbone, MoEBackbone
 from dlen.models.backbones.mran import MRANBackbone
 from dlen.models.backbones.ple import CGCBackbone, CGCLevel, PLEBackbone
@@ -9,6 +9,8 @@ from dlen.models.backbones.task_networks import TaskNetworksBackbone
 
 __all__ = [
     "EXPERT",
+    "Attention",
+    "AttentionBackbone",
     "Backbone",
     "CGCBackbone",
     "CGCLevel",

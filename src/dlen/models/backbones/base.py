@@ -73,9 +73,13 @@ class Backbone(nn.Module, ABC):
         """The gates and their experts; empty if the backbone mixes nothing."""
         return []
 
-    def attention(self, features: Features) -> Attention | None:
-        """The attention weights; None for backbones without attention."""
-        return None
+
+class AttentionBackbone(Backbone):
+    """A backbone whose attention can be inspected."""
+
+    @abstractmethod
+    def attention(self, features: Features) -> Attention:
+        """The attention weights of B rows."""
 
 
 def check_sizes(expert: Sequence[int], **numbers: int) -> None:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dlen.models.backbones.base import Attention, Backbone
+from dlen.models.backbones.base import Attention, AttentionBackbone
 from dlen.models.features import Features, FeatureSpec
 from dlen.nn.mlp import MLP
 
 
-class MRANBackbone(Backbone):
+class MRANBackbone(AttentionBackbone):
     """Three attention stages in sequence (Zhao et al. 2019).
 
     1. Feature to feature: multi-head self-attention over the field vectors, with a residual projection.
