@@ -15,6 +15,7 @@ from dlen.data.sources.aliccp_demo import AliCCPDemo
 from tests.conftest import ROOT, run_command, run_here
 
 PAGES = ["README.md", *(f"docs/{name}.md" for name in ("index", "commands", "reports", "sweeps", "datasets", "models"))]
+DOCUMENTS = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
 TEXT = {name: (ROOT / name).read_text() for name in PAGES}
 MODEL = ["model.embedding.dim=4", "model.backbone.expert=[16,8]"]
 RUN = "first"
@@ -120,8 +121,7 @@ def anchors(page: Path) -> set[str]:
 
 
 def test_every_link_and_anchor_is_there() -> None:
-    pages = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
-    for page in pages:
+    for page in DOCUMENTS:
         for target, anchor in re.findall(r"\]\((?!http)([^)#]*)(?:#([^)]+))?\)", (ROOT / page).read_text()):
             if target in ("config.md", "python.md"):  # made by mkdocs, see test_site.py
                 continue
@@ -140,6 +140,30 @@ def test_paths_in_the_documentation_are_there() -> None:
         ):
             made_up = "NAME" in path or "my_model" in path or "two_roads" in path
             assert made_up or (ROOT / path).exists(), f"{page}: {path}"
+
+
+def prose(text: str) -> list[tuple[int, str]]:
+    """Numbered lines outside of tables and code."""
+    found, fenced, before = [], False, ""
+    for number, line in enumerate(text.splitlines(), 1):
+        fence = line.lstrip().startswith("```")
+        fenced ^= fence
+        indented = line.startswith("    ") and (not before or before.startswith("    "))
+        if not (fence or fenced or indented or line.startswith("|")):
+            found.append((number, line))
+        before = line
+    return found
+
+
+def test_prose_is_what_is_outside_of_tables_and_code() -> None:
+    text = "a\n```\nb\n```\n| c |\n\n    d\n    e\n- f\n    g\n"
+    assert [line for _, line in prose(text)] == ["a", "", "- f", "    g"]
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_lines_of_prose_end_before_column_120(name: str) -> None:
+    long = [number for number, line in prose((ROOT / name).read_text()) if len(line) >= 120]
+    assert not long, f"{name}: lines {long}"
 
 
 def write_log(path: Path) -> None:
