@@ -15,7 +15,12 @@ from dlen.data.sources.aliccp_demo import AliCCPDemo
 from tests.conftest import ROOT, run_command, run_here
 
 PAGES = ["README.md", *(f"docs/{name}.md" for name in ("index", "commands", "reports", "sweeps", "datasets", "models"))]
-DOCUMENTS = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    *(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md")),
+]
 TEXT = {name: (ROOT / name).read_text() for name in PAGES}
 MODEL = ["model.embedding.dim=4", "model.backbone.expert=[16,8]"]
 RUN = "first"
@@ -115,9 +120,10 @@ def test_a_sweep_of_ones_own(tmp_path: Path) -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """Of the headings of a Markdown page, as GitHub and mkdocs make them."""
+    """Of the headings of a Markdown page, as GitHub and mkdocs make them, and of the objects that the API has."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+    objects = re.findall(r"^::: (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings} | {*objects}
 
 
 def test_every_link_and_anchor_is_there() -> None:

@@ -37,9 +37,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_every_page_is_there_and_nothing_is_loaded_from_elsewhere(site: Path) -> None:
-    pages = {path.stem for path in (ROOT / "docs").glob("*.md")} | {"config", "python"}
-    assert pages <= {path.stem for path in site.glob("*.html")}
-    for path in (p for p in site.glob("*.html") if p.stem != "404"):  # a server shows it at any depth
+    pages = {path.relative_to(ROOT / "docs").with_suffix("") for path in (ROOT / "docs").rglob("*.md")}
+    built = {path.relative_to(site).with_suffix("") for path in site.rglob("*.html")}
+    assert pages | {Path("config"), Path("python")} <= built
+    for path in (p for p in site.rglob("*.html") if p.stem != "404"):  # a server shows it at any depth
         text = path.read_text()
         loaded = re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="([^"]+)"', text)
         assert not [source for source in loaded if source.startswith(("http", "//"))]

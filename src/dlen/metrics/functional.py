@@ -144,7 +144,7 @@ def equal_mass_calibration_error(counts: Tensor, predicted: Tensor, observed: Te
     """Expected calibration error over groups of equal size. Takes the arguments of :func:`equal_mass_groups`.
 
     Returns:
-        Scalar: mean over rows of |mean probability - positive rate| of their group; nan without rows.
+        A scalar, the mean over rows of |mean probability - positive rate| of their group; nan without rows.
     """
     rows, probabilities, labels = equal_mass_groups(counts, predicted, observed, groups)
     total = rows.sum()

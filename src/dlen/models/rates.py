@@ -64,7 +64,7 @@ class RateEncoder(nn.Module):
             seed: seed of the assignment to folds.
 
         Returns:
-            The sums that :meth:`out_of_fold` needs. Memory: 4 (2 T + 1) (folds + 1) bytes per id.
+            The sums that :meth:`out_of_fold` needs. They take 4 (2 T + 1) (folds + 1) bytes per id.
         """
         sums = FoldSums(self.num_ids, self.tasks, self.folds, seed)
         first = 0

@@ -103,7 +103,7 @@ def simulate(scores: Floats | None, truth: Truth, sessions: int, behaviour: Beha
         seed: seed of candidates and users.
 
     Returns:
-        The outcome. Time: a gather of ``candidates`` scores per impression.
+        The outcome. An impression costs a gather of ``candidates`` scores.
     """
     users, items = truth.up.shape
     tasks = truth.given_up.shape[2]

@@ -65,8 +65,8 @@ class Serving(nn.Module):
             bag_weights: (B, M, L) float32; 0 is padding.
 
         Returns:
-            The tensors named by ``outputs``: ``p`` (B, K) of the measured targets, ``score`` (B,), and ``up`` (B,) if
-            the model has P(UP).
+            The tensors named by ``outputs``, which are ``p`` (B, K) of the measured targets, ``score`` (B,), and ``up``
+            (B,) if the model has P(UP).
         """
         table = self.model.embedding
         parts = [table.weight[ids]] if table.num_single else []

@@ -39,7 +39,7 @@ class Expression:
         numeric: columns read as numbers; the others are read as the text of an id.
 
     Raises:
-        ValueError: the text does not follow the grammar above.
+        ValueError: the text does not follow the grammar of this module.
     """
 
     def __init__(self, text: str) -> None:
