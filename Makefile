@@ -51,7 +51,7 @@ notebook: setup
 	rm -rf examples/data
 
 docs: setup
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "Site: site/index.html; $(BIN)/mkdocs serve shows it while you write"
 
 # A small DLEN behind the example server, at http://127.0.0.1:8000/docs.
