@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def _nobody() -> Tensor:
+def _no_users() -> Tensor:
     return torch.zeros(0, dtype=torch.int32)
 
 
@@ -37,13 +37,13 @@ class Batch:
     bag_weights: Tensor
     labels: Tensor
     truth: Tensor
-    users: Tensor = field(default_factory=_nobody)
+    users: Tensor = field(default_factory=_no_users)
 
     @classmethod
     def of_ids(cls, ids: Tensor, labels: Tensor) -> Batch:
         """Build a batch from (B, S) ids and (B, T) labels, without multi-valued fields, numbers or truth."""
-        none = torch.zeros(len(ids), 0)
-        return cls(ids, none, none.T.long(), none.flatten().int(), none.flatten(), labels, none)
+        empty = torch.zeros(len(ids), 0)
+        return cls(ids, empty, empty.T.long(), empty.flatten().int(), empty.flatten(), labels, empty)
 
     def __len__(self) -> int:
         return len(self.labels)

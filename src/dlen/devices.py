@@ -45,6 +45,6 @@ def worker_environment(number: int, workers: int, devices: int = 1) -> dict[str,
     gpus = torch.cuda.device_count()
     if gpus:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
-        own = [visible[(number * devices + i) % len(visible)] for i in range(devices)]
-        return {"CUDA_VISIBLE_DEVICES": ",".join(own)}
+        assigned = [visible[(number * devices + i) % len(visible)] for i in range(devices)]
+        return {"CUDA_VISIBLE_DEVICES": ",".join(assigned)}
     return {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // (workers * devices)))}

@@ -32,24 +32,24 @@ _FIGURES = ("test/", "val/", "validation/", "train/", "fit/", "model/", "gates/"
 
 def checksum(path: Path) -> int:
     """CRC-32 of a file, at about 4 GB/s: detects every flipped bit."""
-    found = 0
+    crc = 0
     with path.open("rb", buffering=0) as file:
         while block := file.read(_BLOCK):
-            found = zlib.crc32(block, found)
-    return found
+            crc = zlib.crc32(block, crc)
+    return crc
 
 
 def check_regular(path: Path) -> int:
     """Size of a file; UserError if it is missing, or a pipe or device, which may never end."""
     try:
-        found = path.stat()
+        status = path.stat()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise UserError(f"{path}: is no regular file; delete it")
-    return found.st_size
+    return status.st_size
 
 
 def _read_text(path: Path, most: int) -> str:

@@ -102,10 +102,10 @@ class Schema:
     position: str | None = None
 
     def __post_init__(self) -> None:
-        for what, names in (("field", [f.name for f in self.fields]), ("task", self.task_names)):
+        for kind, names in (("field", [f.name for f in self.fields]), ("task", self.task_names)):
             repeated = {n for n in names if names.count(n) > 1}
             if repeated:
-                raise ValueError(f"{what} names repeat: {', '.join(sorted(repeated))}")
+                raise ValueError(f"{kind} names repeat: {', '.join(sorted(repeated))}")
         for task in self.tasks:
             list(self.chain(task.name))
         check_targets([(t.name, t.joint, t.dislike) for t in self.tasks])
@@ -113,7 +113,7 @@ class Schema:
     @property
     def task_names(self) -> list[str]:
         """Names of the tasks, in order."""
-        return [t.name for t in self.tasks]
+        return [task.name for task in self.tasks]
 
     def of_kind(self, kind: Kind) -> list[Field]:
         """The fields of one kind, in the column order of a batch."""

@@ -15,14 +15,10 @@ from hydra._internal.utils import _locate
 
 from dlen.errors import UserError
 
-_OWN = "dlen"
+_PACKAGE = "dlen"
 _TARGET, _PARTIAL = "_target_", "_partial_"
-_MADE_IN_PART = (
-    "model.embedding",
-    "model.backbone",
-    "model.head",
-    "optimizer",
-)  # keys whose object gets further arguments later
+# Keys whose object gets further arguments later.
+_PARTIAL_KEYS = ("model.embedding", "model.backbone", "model.head", "optimizer")
 _NAMES = {
     "optimizer": ("dlen.training.optimizers.adam", "dlen.training.optimizers.adagrad"),
     "logger": (
@@ -44,7 +40,7 @@ def packages(value: Any) -> tuple[str, ...]:
     wanted = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else None
     if wanted is None or not all(isinstance(name, str) and name.isidentifier() for name in wanted):
         raise UserError(f"config trust: {value!r} is no list of packages, such as [my_models]")
-    return tuple(name for name in wanted if name != _OWN)  # dlen has its own, stricter rules
+    return tuple(name for name in wanted if name != _PACKAGE)  # dlen has its own, stricter rules
 
 
 def check_config(content: Any, trust: Sequence[str], path: Path) -> None:
@@ -81,7 +77,7 @@ def _check_node(key: str, node: dict[Any, Any], trust: Sequence[str], path: Path
     target, partial = node.get(_TARGET), node.get(_PARTIAL)
     if target is not None:
         _check_target(key, target, trust, path)
-    if partial is not None and (partial is not True or not (key in _MADE_IN_PART or _is_of(target, trust))):
+    if partial is not None and (partial is not True or not (key in _PARTIAL_KEYS or _is_of(target, trust))):
         raise UserError(f"{path}: config {_join(key, _PARTIAL)}: is no setting of {key or 'a config'}; delete it")
     if target in _IN_FOLDER or key in ("logger.csv", "logger.tensorboard"):  # their strings become folder names
         for name, value in node.items():
@@ -97,17 +93,17 @@ def _check_target(key: str, target: Any, trust: Sequence[str], path: Path) -> No
     slot = "logger" if re.fullmatch(r"logger\.\w+", key) else key
     if target in _NAMES.get(slot, ()):
         return
-    if package not in (_OWN, *trust):
-        own = slot in _KINDS or slot in _NAMES  # keys that accept a user's own class
-        hint = f"; if you trust this folder, say trust=[{package}]" if own else ""
+    if package not in (_PACKAGE, *trust):
+        extensible = slot in _KINDS or slot in _NAMES  # keys that accept a user's own class
+        hint = f"; if you trust this folder, say trust=[{package}]" if extensible else ""
         raise UserError(f"{where}: {target} is no class of dlen{hint}")
-    what, fits = _KINDS.get(slot, (slot if slot in _NAMES else "setting", lambda found: False))
-    found = _located(where, target)
-    defined = str(getattr(found, "__module__", "")).split(".")[0]  # where it is defined, not where it was found
-    if defined == _OWN and isinstance(found, type) and fits(found):
+    kind, fits = _KINDS.get(slot, (slot if slot in _NAMES else "setting", lambda _: False))
+    named = _located(where, target)
+    defined = str(getattr(named, "__module__", "")).split(".")[0]  # where it is defined, not where it was found
+    if defined == _PACKAGE and isinstance(named, type) and fits(named):
         return
-    if defined not in trust or not callable(found):
-        raise UserError(f"{where}: {target} is no {what} of {' or '.join((_OWN, *trust))}")
+    if defined not in trust or not callable(named):
+        raise UserError(f"{where}: {target} is no {kind} of {' or '.join((_PACKAGE, *trust))}")
 
 
 def _is_of(target: Any, trust: Sequence[str]) -> bool:
@@ -127,12 +123,12 @@ def _located(where: str, target: str) -> Any:
 
 def _is_kind(base: str) -> Callable[[type], bool]:
     """Make a test for subclasses of a base class, which is given by name to avoid importing it."""
-    return lambda found: any(f"{c.__module__}.{c.__qualname__}" == base for c in found.__mro__)
+    return lambda named: any(f"{c.__module__}.{c.__qualname__}" == base for c in named.__mro__)
 
 
-def _is_source(found: type) -> bool:
-    return found.__module__.startswith("dlen.data.sources.") and all(
-        hasattr(found, method) for method in ("settings", "files", "write")
+def _is_source(named: type) -> bool:
+    return named.__module__.startswith("dlen.data.sources.") and all(
+        hasattr(named, method) for method in ("settings", "files", "write")
     )
 
 

@@ -23,12 +23,12 @@ def run(config: DictConfig) -> None:
     from dlen.training.fit import train
     from dlen.training.resume import continued, rerun
 
-    said = list(HydraConfig.get().overrides.task)
+    overrides = list(HydraConfig.get().overrides.task)
     if config.rerun is not None:
-        if not rerun(config, said, _draw):
+        if not rerun(config, overrides, _draw):
             raise SystemExit(1)
         return
-    train(continued(config, said) if config.ckpt == "last" and config.run_dir is not None else config, _draw)
+    train(continued(config, overrides) if config.ckpt == "last" and config.run_dir is not None else config, _draw)
 
 
 main = entry(run, "train")

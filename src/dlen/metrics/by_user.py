@@ -68,19 +68,19 @@ def rank_by_user(scores: Tensor, labels: Tensor, users: Tensor, k: int = NDCG_AT
     rows, goods, bads = by_user(size), by_user(good), by_user(bad)
     below = 2 * (bads.repeat_interleave(blocks) - within(bad, bads)) + bad  # twice the negatives below a positive
     pairs = goods * bads
-    both = pairs > 0
-    auc = by_user(good * below)[both].double() / (2 * pairs[both])
-    gauc = (auc * rows[both]).sum() / rows[both].sum()
+    has_auc = pairs > 0
+    auc = by_user(good * below)[has_auc].double() / (2 * pairs[has_auc])
+    gauc = (auc * rows[has_auc]).sum() / rows[has_auc].sum()
     last = within(size, rows)  # position of the block's last row in the user's list
-    gained = _discounts(k, scores.device)
+    discounts = _discounts(k, scores.device)
 
     def upto(places: Tensor) -> Tensor:
-        return gained[places.clamp(max=k)]
+        return discounts[places.clamp(max=k)]
 
     dcg = by_user(good / size.double() * (upto(last) - upto(last - size)))
     liked = goods > 0
     ndcg = (dcg[liked] / upto(goods[liked])).mean()
-    return UserFigures(float(gauc), float(ndcg), len(rows), int((~both).sum()))
+    return UserFigures(float(gauc), float(ndcg), len(rows), int((~has_auc).sum()))
 
 
 def _discounts(k: int, device: torch.device) -> Tensor:
@@ -101,8 +101,8 @@ def graded_ndcg(scores: Tensor, gains: Tensor, users: Tensor, k: int = NDCG_AT) 
     Returns:
         (U,) float64 in ascending order of users; nan for users without any gain. Time N log N.
     """
-    found, best = _dcg(scores, gains, users, k), _dcg(gains, gains, users, k)
-    return found / torch.where(best > 0, best, torch.nan)
+    dcg, ideal = _dcg(scores, gains, users, k), _dcg(gains, gains, users, k)
+    return dcg / torch.where(ideal > 0, ideal, torch.nan)
 
 
 def _dcg(scores: Tensor, gains: Tensor, users: Tensor, k: int) -> Tensor:
@@ -116,8 +116,8 @@ def _dcg(scores: Tensor, gains: Tensor, users: Tensor, k: int) -> Tensor:
     lists = (ends + 1)[last_blocks].diff(prepend=zero)  # number of rows of each user
     blocks = (last_blocks + 1).diff(prepend=zero)
     last = ends + 1 - (lists.cumsum(0) - lists).repeat_interleave(blocks)  # position of the block's last row
-    gained = _discounts(k, scores.device)
-    each = gain / size * (gained[last.clamp(max=k)] - gained[(last - size).clamp(max=k)])
+    discounts = _discounts(k, scores.device)
+    each = gain / size * (discounts[last.clamp(max=k)] - discounts[(last - size).clamp(max=k)])
     return each.cumsum(0)[last_blocks].diff(prepend=each.new_zeros(1))
 
 

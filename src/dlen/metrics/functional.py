@@ -26,11 +26,11 @@ def for_each_target(measure: Callable[..., T], mask: Tensor, *columns: Tensor) -
     Returns:
         The K results.
     """
-    found = []
-    for k in range(mask.shape[1]):
-        rows = mask[:, k]
-        found.append(measure(*(c[:, k] if bool(rows.all()) else c[rows, k] for c in columns)))
-    return found
+    results = []
+    for target in range(mask.shape[1]):
+        rows = mask[:, target]
+        results.append(measure(*(c[:, target] if bool(rows.all()) else c[rows, target] for c in columns)))
+    return results
 
 
 def ordered_integers(scores: Tensor) -> Tensor:

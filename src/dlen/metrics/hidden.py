@@ -82,9 +82,9 @@ class HiddenState(Metric):
         bin_ = (up * BINS).long().clamp(0, BINS - 1)
         ones = torch.ones_like(up, dtype=torch.float64)
         self.counts.view(-1).scatter_add_(0, pattern * BINS + bin_, ones)
-        u = up.double()
-        saturated = ((u < _SATURATED) | (u > 1 - _SATURATED)).double()
-        self.moments += torch.stack([ones.sum(), u.sum(), u.square().sum(), saturated.sum()])
+        exact = up.double()
+        saturated = ((exact < _SATURATED) | (exact > 1 - _SATURATED)).double()
+        self.moments += torch.stack([ones.sum(), exact.sum(), exact.square().sum(), saturated.sum()])
         self.given += given.double().sum(0)
         negative, other = (1 - labels) * mask, (labels @ self.relations.T).clamp(max=1)
         self.kinds += negative_kinds(negative, other, posterior)
@@ -98,17 +98,17 @@ class HiddenState(Metric):
         P(t | not UP) over mean P(t | UP). ``kinds`` and ``true_kinds`` (T, 3) are shares of the negatives, and
         ``counts`` (3, bins) is the histogram of P(UP).
         """
-        _, total, squares, saturated = self.moments / self.moments[0].clamp(min=1)
-        found = {
-            "mean": total,
-            "std": (squares - total.square()).clamp(min=0).sqrt(),
+        _, mean, mean_square, saturated = self.moments / self.moments[0].clamp(min=1)
+        figures = {
+            "mean": mean,
+            "std": (mean_square - mean.square()).clamp(min=0).sqrt(),
             "saturated": saturated,
             "ratio": self.given[:, 1] / self.given[:, 0],
             "kinds": self.kinds / self.kinds.sum(1, keepdim=True),
             "true_kinds": self.true_kinds / self.true_kinds.sum(1, keepdim=True),
             "counts": self.counts.clone(),
         }
-        return found | {f"p{q}": self._quantile(q / 100) for q in (10, 50, 90)}
+        return figures | {f"p{q}": self._quantile(q / 100) for q in (10, 50, 90)}
 
     def _quantile(self, share: float) -> Tensor:
         """Quantile of P(UP), by linear interpolation within the histogram's bins."""

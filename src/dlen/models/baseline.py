@@ -68,7 +68,7 @@ class Baseline(Model):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Accept buffers of any size, because only the checkpoint knows the sizes of a fitted model."""
         for name, buffer in self._buffers.items():
-            found = state_dict.get(prefix + name)
-            if buffer is not None and isinstance(found, Tensor) and found.shape != buffer.shape:
-                self._buffers[name] = torch.empty_like(found, device=buffer.device)
+            saved = state_dict.get(prefix + name)
+            if buffer is not None and isinstance(saved, Tensor) and saved.shape != buffer.shape:
+                self._buffers[name] = torch.empty_like(saved, device=buffer.device)
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -79,8 +79,8 @@ class LightGBM(Baseline):
         most = whole("categories", categories, 0, 100_000)
         fields = schema.of_kind(Kind.ID)
         self.categorical = [column for column, field in enumerate(fields) if field.vocab_size <= most]
-        first = [schema.offsets[fields[column].name] for column in self.categorical]
-        self.register_buffer("first_ids", torch.tensor(first, dtype=torch.int32), persistent=False)
+        first_ids = [schema.offsets[fields[column].name] for column in self.categorical]
+        self.register_buffer("first_ids", torch.tensor(first_ids, dtype=torch.int32), persistent=False)
         self.first_ids: Tensor
         for task in range(len(schema.tasks)):  # a fitted model as text: numbers only, nothing executable
             self.register_buffer(f"trees{task}", torch.zeros(0, dtype=torch.uint8))
@@ -97,8 +97,8 @@ class LightGBM(Baseline):
     def logits(self, batch: Batch) -> Tensor:
         """Compute the (B, T) float32 log-odds."""
         inputs, threads = self.inputs(batch).cpu().numpy(), torch.get_num_threads()
-        found = [booster.predict(inputs, raw_score=True, num_threads=threads) for booster in self.boosters()]
-        return torch.from_numpy(np.stack(found, 1).astype(np.float32)).to(batch.numeric.device)
+        logits = [booster.predict(inputs, raw_score=True, num_threads=threads) for booster in self.boosters()]
+        return torch.from_numpy(np.stack(logits, 1).astype(np.float32)).to(batch.numeric.device)
 
     def boosters(self) -> list[Any]:
         """Return the ``lightgbm.Booster`` of each task."""
@@ -156,10 +156,12 @@ class LightGBM(Baseline):
 
         with Stage(f"lightgbm: {self.schema.task_names[task]}", self.rounds, "rounds") as stage:
             callbacks: list[Any] = [lambda _: stage.advance(1)]
-            watched = [held_out.of_task(task)] if held_out.mask[:, task].any() else []
-            if watched:
+            valid_sets = [held_out.of_task(task)] if held_out.mask[:, task].any() else []
+            if valid_sets:
                 callbacks.append(lightgbm.early_stopping(self.early_stopping, verbose=False))
-            booster = lightgbm.train(settings, rows.of_task(task), self.rounds, valid_sets=watched, callbacks=callbacks)
+            booster = lightgbm.train(
+                settings, rows.of_task(task), self.rounds, valid_sets=valid_sets, callbacks=callbacks
+            )
         return str(booster.model_to_string(num_iteration=booster.best_iteration))
 
 
@@ -178,8 +180,8 @@ class _Matrix:
     """
 
     def __init__(self, model: LightGBM, rows: Rows, sums: FoldSums | None) -> None:
-        learned = [(examples.labels.bool(), examples.mask.bool()) for examples in rows()]
-        self.labels, self.mask = (torch.cat([part[i] for part in learned]).numpy() for i in (0, 1))
+        targets = [(examples.labels.bool(), examples.mask.bool()) for examples in rows()]
+        self.labels, self.mask = (torch.cat(parts).numpy() for parts in zip(*targets, strict=True))
         width = model.encoder.width + len(model.categorical)
         self.inputs: NDArray[np.float32] | None = np.empty((len(self.labels), width), np.float32)
         self.categorical = list(range(model.encoder.width, width))

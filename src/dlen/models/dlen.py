@@ -159,8 +159,8 @@ class LatentHead(Head):
         log_n = self.log_ceiling.to(n.dtype) + F.logsigmoid(n)  # (9), (10), within the bound of (5) to (7)
         if self.bound is Bound.CONDITIONAL:
             log_n = log_n + (log_c.detach() if self.detach_bound else log_c)
-        given_up, given_not_up = self._turn(log_c, log_n)
-        not_given_up, not_given_not_up = self._turn(log_not_c, log1mexp(log_n))
+        given_up, given_not_up = self._swap_dislikes(log_c, log_n)
+        not_given_up, not_given_not_up = self._swap_dislikes(log_not_c, log1mexp(log_n))
         log_up, log_not_up = F.logsigmoid(up)[:, None], F.logsigmoid(-up)[:, None]  # (2)
         with_up, without = given_up + log_up, given_not_up + log_not_up  # (4)
         log_p = torch.logaddexp(with_up, without)  # (1)
@@ -175,7 +175,7 @@ class LatentHead(Head):
         modules = [m for m in (self.hidden, self.hidden_output, self.match) if m is not None]
         return [p for module in modules for p in module.parameters()]
 
-    def _turn(self, strong: Tensor, bounded: Tensor) -> tuple[Tensor, Tensor]:
+    def _swap_dislikes(self, strong: Tensor, bounded: Tensor) -> tuple[Tensor, Tensor]:
         """Order a pair of (B, T) values as (UP, not UP): swap them for dislike tasks."""
         return torch.where(self.dislike, bounded, strong), torch.where(self.dislike, strong, bounded)
 
@@ -236,11 +236,11 @@ def _alphas(alpha: float | Mapping[str, float], tasks: Sequence[str]) -> list[fl
     return values
 
 
-def _initial_up(asked: float, rates: Sequence[float], dislikes: Sequence[bool]) -> float:
+def _initial_up(wanted: float, rates: Sequence[float], dislikes: Sequence[bool]) -> float:
     """Initial P(UP) at which the rate of every interaction, and if possible of every dislike, is reachable."""
     least = max([r / 0.9 for r, dislike in zip(rates, dislikes, strict=True) if not dislike], default=0.0)
     most = 1 - max([r / 0.9 for r, dislike in zip(rates, dislikes, strict=True) if dislike], default=0.0)
-    return min(max(min(asked, most), least, 1 - _MOST_UP), _MOST_UP)
+    return min(max(min(wanted, most), least, 1 - _MOST_UP), _MOST_UP)
 
 
 def _initial_pair(rate: float, up: float, ceiling: float, bound: Bound, leak: float) -> tuple[float, float]:

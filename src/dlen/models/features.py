@@ -109,8 +109,8 @@ class Features:
         spec = self.spec
         if spec.parts == 1:
             return self.flat.expand(num_tasks, -1, -1)
-        own = self.fields.unflatten(2, (spec.parts, -1)).transpose(0, 2).transpose(1, 2).flatten(2)  # (T, B, F E')
-        return torch.cat([own, self.numbers.expand(num_tasks, -1, -1)], 2)
+        vectors = self.fields.unflatten(2, (spec.parts, -1)).transpose(0, 2).transpose(1, 2).flatten(2)  # (T, B, F E')
+        return torch.cat([vectors, self.numbers.expand(num_tasks, -1, -1)], 2)
 
     def without(self, names: Sequence[str]) -> Features:
         """Return the features without the named fields."""
@@ -119,8 +119,8 @@ class Features:
         spec = self.spec.without(names)
         vectors = zip(self.spec.fields, self.fields.unbind(1), strict=True)
         kept = [vector for name, vector in vectors if name not in names]
-        rest = self.values[:, len(self.spec.fields) * self.spec.dim :]
-        return Features(torch.cat([*kept, rest], 1), spec)
+        numbers_and_terms = self.values[:, len(self.spec.fields) * self.spec.dim :]
+        return Features(torch.cat([*kept, numbers_and_terms], 1), spec)
 
 
 def _check_known(names: Sequence[str], known: Sequence[str]) -> None:

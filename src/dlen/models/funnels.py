@@ -56,19 +56,19 @@ class FunnelHead(Head):
         """(T,) cross entropies of the joint events over all rows; a row counts 0 where its labels leave it open."""
         assert predictions.log_joint is not None
         log_p = predictions.log_joint
-        wanted = self.joint_labels(labels)
-        nll = -torch.where(wanted.bool(), log_p, log1mexp(log_p))
-        return (nll * self._told(wanted, mask)).mean(0)
+        happened = self.joint_labels(labels)
+        nll = -torch.where(happened.bool(), log_p, log1mexp(log_p))
+        return (nll * self._decided(happened, mask)).mean(0)
 
-    def _told(self, wanted: Tensor, mask: Tensor) -> Tensor:
+    def _decided(self, happened: Tensor, mask: Tensor) -> Tensor:
         """(B, T) 1 where the labels decide a joint event: all of them are known, or a known one is negative."""
-        told = []
+        columns = []
         for chain in self.chains:
-            known = mask[:, chain[-1]]
+            decided = mask[:, chain[-1]]
             for parent, task in zip(reversed(chain[1:]), reversed(chain[:-1]), strict=True):
-                known = known * torch.maximum(1 - wanted[:, parent], mask[:, task])
-            told.append(known)
-        return torch.stack(told, 1)
+                decided = decided * torch.maximum(1 - happened[:, parent], mask[:, task])
+            columns.append(decided)
+        return torch.stack(columns, 1)
 
 
 class ESMMHead(FunnelHead):

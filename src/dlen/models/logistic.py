@@ -89,10 +89,10 @@ class Logistic(Baseline):
         inputs, labels, mask = self._matrix(train, sums)
         held_out, held_labels, held_mask = self._matrix(validation, None)
         for task, name in enumerate(self.schema.task_names):
-            used, held = np.flatnonzero(mask[:, task]), np.flatnonzero(held_mask[:, task])
+            rows, held_rows = np.flatnonzero(mask[:, task]), np.flatnonzero(held_mask[:, task])
             with Stage(f"logistic: {name}", len(self.l2), "penalties") as stage:
-                few = inputs if len(used) == len(mask) else inputs[used]
-                best = self._best(few, labels[used, task], held_out[held], held_labels[held, task], stage)
+                of_task = inputs if len(rows) == len(mask) else inputs[rows]
+                best = self._best(of_task, labels[rows, task], held_out[held_rows], held_labels[held_rows, task], stage)
             coefficients, self.intercept[task] = torch.from_numpy(best[:-1]), float(best[-1])
             self.ids.weight.data[:, task] = coefficients[: self.schema.num_embeddings]
             self.coefficients[:, task] = coefficients[self.schema.num_embeddings :]

@@ -74,5 +74,5 @@ class PositionRanker(Ranker):
         """(B, T) log P(seen | position); 0 for tasks observed under another task."""
         position = self.position_network(features.field(self.position))
         seen = F.logsigmoid(self.seen(position.expand(sum(self.first), *position.shape))[..., 0]).unbind(1)
-        columns, everybody = iter(seen), torch.zeros_like(seen[0])
-        return torch.stack([next(columns) if first else everybody for first in self.first], 1)
+        columns, certain = iter(seen), torch.zeros_like(seen[0])
+        return torch.stack([next(columns) if first else certain for first in self.first], 1)

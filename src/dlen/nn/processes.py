@@ -47,7 +47,7 @@ def exchange_rows(table: nn.Parameter) -> None:
 
 
 def _gather_counts(rows: Tensor) -> list[int]:
-    own = torch.tensor([len(rows)], device=rows.device)
-    counts = [torch.empty_like(own) for _ in range(world_size())]
-    distributed.all_gather(counts, own)
+    count = torch.tensor([len(rows)], device=rows.device)
+    counts = [torch.empty_like(count) for _ in range(world_size())]
+    distributed.all_gather(counts, count)
     return [int(count) for count in counts]

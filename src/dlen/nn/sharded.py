@@ -17,7 +17,7 @@ from dlen.nn.processes import world_size
 from dlen.schema import Kind, Schema
 
 SHARDINGS = ("rows", "tables")
-_SENT = 1 << 20  # rows sent at a time
+_PIECE = 1 << 20  # rows sent at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +70,8 @@ class Layout:
         shards = _placed(list(zip(offsets, [f.vocab_size for f in fields], strict=True)), world)
         tables = {}
         for rank in range(world):
-            own = [(name, s.rows) for name, s in zip(features, shards, strict=True) if s.rank == rank]
-            tables[str(rank)] = _Table(sum(rows for _, rows in own), [name for name, _ in own], rank)
+            held = [(name, s.rows) for name, s in zip(features, shards, strict=True) if s.rank == rank]
+            tables[str(rank)] = _Table(sum(rows for _, rows in held), [name for name, _ in held], rank)
         return cls(tables, features, shards, [shard.first - shard.at for shard in shards])
 
 
@@ -140,16 +140,16 @@ class ShardedTable(nn.Module):
         self.moved: Tensor
         self._engine = [_shard(layout.tables, self.shape[1], device, update)]
         self.learning_rate: Callable[[], float] | None = None  # set by ShardedAdagrad
-        self._told = update["lr"]
-        own = self._weights()
+        self._applied_rate = update["lr"]
+        weights = self._weights()
         for start, values in table.initial():
-            self._write(own, start, values)
+            self._write(weights, start, values)
 
     def forward(self, batch: Batch) -> Tensor:
         """(B, D + O), as from an :class:`EmbeddingTable`."""
         from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-        self._tell_learning_rate()
+        self._apply_learning_rate()
         rows = len(batch)
         single = (batch.ids - self.moved[: self.num_single]).T.flatten()
         counts = batch.bag_lengths.sum(1)
@@ -160,10 +160,10 @@ class ShardedTable(nn.Module):
             lengths=torch.cat([batch.bag_lengths.new_ones(len(single)), batch.bag_lengths.flatten()]),
             weights=torch.cat([batch.bag_weights.new_ones(len(single)), batch.bag_weights]),
         )
-        found = self._engine[0](jagged).wait()
-        vectors = found.values()
-        if list(found.keys()) != self.features:
-            by_name = found.to_dict()
+        pooled = self._engine[0](jagged).wait()
+        vectors = pooled.values()
+        if list(pooled.keys()) != self.features:
+            by_name = pooled.to_dict()
             vectors = torch.cat([by_name[name] for name in self.features], 1)
         vectors = vectors.view(rows, len(self.features), self.shape[1])
         parts = [vectors[:, : self.num_single]]
@@ -179,47 +179,47 @@ class ShardedTable(nn.Module):
         """Restore the result of :meth:`accumulators`; call in every process."""
         self._write(self._sums(), 0, sums)
 
-    def _tell_learning_rate(self) -> None:
+    def _apply_learning_rate(self) -> None:
         """Set TorchRec's learning rate before the backward pass, which includes the update."""
-        if self.learning_rate is None or (lr := self.learning_rate()) == self._told:
+        if self.learning_rate is None or (rate := self.learning_rate()) == self._applied_rate:
             return
         for lookup in self._engine[0]._lookups:
             for module in lookup.modules():
                 if hasattr(module, "set_learning_rate"):
-                    module.set_learning_rate(lr)
-        self._told = lr
+                    module.set_learning_rate(rate)
+        self._applied_rate = rate
 
     def _weights(self) -> Tensor:
         """(n, dim) writable weights of this process."""
-        own: Tensor = next(_local(self._engine[0].state_dict().values()), torch.empty(0, self.shape[1]))
-        return own
+        weights: Tensor = next(_local(self._engine[0].state_dict().values()), torch.empty(0, self.shape[1]))
+        return weights
 
     def _sums(self) -> Tensor:
         """(n, 1) writable accumulators of this process."""
         states = self._engine[0].fused_optimizer.state_dict()["state"].values()
-        own: Tensor = next(_local(value for state in states for value in state.values()), torch.empty(0))
-        return own[:, None]
+        sums: Tensor = next(_local(value for state in states for value in state.values()), torch.empty(0))
+        return sums[:, None]
 
     @torch.no_grad()
-    def _write(self, own: Tensor, start: int, values: Tensor) -> None:
+    def _write(self, local: Tensor, start: int, values: Tensor) -> None:
         """Write rows ``start ..`` of the whole table into this process's part."""
         for shard in self._shards:
             low, high = max(start, shard.first), min(start + len(values), shard.first + shard.rows)
             if shard.rank == distributed.get_rank() and low < high:
                 moved = shard.at - shard.first
-                own[low + moved : high + moved].copy_(values[low - start : high - start])
+                local[low + moved : high + moved].copy_(values[low - start : high - start])
 
     @torch.no_grad()
-    def _gathered(self, own: Tensor, width: int) -> Tensor | None:
+    def _gathered(self, local: Tensor, width: int) -> Tensor | None:
         """Gather the whole table on the CPU of the first process, in pieces; None in the others."""
         rank = distributed.get_rank()
         whole = torch.empty(self.shape[0], width) if rank == 0 else None
         for shard in self._shards:
-            for start in range(0, shard.rows, _SENT):
-                rows = min(_SENT, shard.rows - start)
-                piece = own.new_empty(rows, width)
+            for start in range(0, shard.rows, _PIECE):
+                rows = min(_PIECE, shard.rows - start)
+                piece = local.new_empty(rows, width)
                 if shard.rank == rank:
-                    piece.copy_(own[shard.at + start : shard.at + start + rows])
+                    piece.copy_(local[shard.at + start : shard.at + start + rows])
                     if rank:
                         distributed.send(piece, 0)
                 elif rank == 0:
@@ -331,9 +331,9 @@ def _shard(tables: dict[str, _Table], dim: int, device: torch.device, update: di
         for name, t in tables.items()
     }
     world = world_size()
-    local = min(world, torch.cuda.device_count() or world)
+    local_size = min(world, torch.cuda.device_count() or world)
     plan = construct_module_sharding_plan(
-        module, plans, sharder=sharder, local_size=local, world_size=world, device_type=device.type
+        module, plans, sharder=sharder, local_size=local_size, world_size=world, device_type=device.type
     )
     assert distributed.group.WORLD is not None
     return sharder.shard(module, plan, ShardingEnv.from_process_group(distributed.group.WORLD), device)

@@ -72,5 +72,5 @@ def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
         p = expit(line @ inputs)
         return (inputs * (p * (1 - p))) @ inputs.T / rows
 
-    found = minimize(loss, np.array([1.0, 0.0]), jac=True, hess=curvature, method="trust-exact", options={"gtol": 1e-9})
-    return float(found.x[0]), float(found.x[1])
+    fit = minimize(loss, np.array([1.0, 0.0]), jac=True, hess=curvature, method="trust-exact", options={"gtol": 1e-9})
+    return float(fit.x[0]), float(fit.x[1])

@@ -90,16 +90,16 @@ def best_of(score: Tensor, others: Tensor, candidates: int, generator: torch.Gen
         raise ValueError(f"candidates: {candidates} is not from 1 to {draws + 1}, one more than are drawn")
     tie = (others == score[:, None]) & (torch.rand(others.shape, generator=generator) < 0.5)
     beaten = ((others < score[:, None]) | tie).sum(1).numpy()
-    more = candidates - 1
+    rivals = candidates - 1
     chance = np.where(
-        beaten >= more, np.exp(_log_choose(np.maximum(beaten, more), more) - _log_choose(draws, more)), 0.0
+        beaten >= rivals, np.exp(_log_choose(np.maximum(beaten, rivals), rivals) - _log_choose(draws, rivals)), 0.0
     )
     return torch.from_numpy(candidates * chance)
 
 
 def _log_choose(n: Ints | int, k: int) -> Floats:
-    found: Floats = gammaln(np.asarray(n) + 1.0) - gammaln(k + 1.0) - gammaln(np.asarray(n) - k + 1.0)
-    return found
+    logarithm: Floats = gammaln(np.asarray(n) + 1.0) - gammaln(k + 1.0) - gammaln(np.asarray(n) - k + 1.0)
+    return logarithm
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,15 +159,15 @@ def worth(labels: Tensor, values: Sequence[float]) -> Tensor:
     return (labels.nan_to_num() * torch.tensor(values, dtype=labels.dtype)).sum(1).clamp(min=0)
 
 
-def values_of(asked: Mapping[str, float] | None, tasks: Sequence[str], dislikes: Sequence[bool]) -> list[float]:
+def values_of(values: Mapping[str, float] | None, tasks: Sequence[str], dislikes: Sequence[bool]) -> list[float]:
     """Value of each task: the configured value, else 1, or -1 for a dislike.
 
     Raises:
         ValueError: a value names an unknown task or is not a number.
     """
-    for name, value in (asked or {}).items():
+    for name, value in (values or {}).items():
         if name not in tasks:
             raise ValueError(f"there is no task {name}; the tasks are {', '.join(tasks)}")
         if not is_number(value):
             raise ValueError(f"the value of {name} is {value!r}, and no number")
-    return [float((asked or {}).get(t, -1.0 if d else 1.0)) for t, d in zip(tasks, dislikes, strict=True)]
+    return [float((values or {}).get(t, -1.0 if d else 1.0)) for t, d in zip(tasks, dislikes, strict=True)]

@@ -73,10 +73,10 @@ def check_off_policy(config: DictConfig) -> dict[str, Any]:
     fusions = {SCORE: fusion} | ({WITHOUT_UP: replace(fusion, up=0.0, floor=0.0)} if fusion.needs_up else {})
     scores = dict(zip(fusions, make_scores(list(fusions.values()), model, store), strict=True))
     try:
-        found = list(_weigh(source.read(settings.log, store, labels=True), model, scores, settings))
+        batches = list(_weigh(source.read(settings.log, store, labels=True), model, scores, settings))
     except ValueError as error:
         raise UserError(f"config off_policy: {error}") from None
-    weights, labels, users = (np.concatenate(part) for part in zip(*found, strict=True))
+    weights, labels, users = (np.concatenate(part) for part in zip(*batches, strict=True))
     policies = {RANDOM: Estimator(np.ones(len(users)), users)}
     policies |= {name: Estimator(weights[:, i], users) for i, name in enumerate(scores)}
     content = _content(policies, labels, schema.task_names, config, settings)
@@ -115,24 +115,24 @@ def _weigh(
         for chunk in chunks:
             for index in torch.arange(len(chunk)).split(size):
                 others = torch.randint(len(chunk), (len(index), settings.draws), generator=generator)
-                own = chunk.batch(index)
-                if own.labels.isnan().any():
+                rows = chunk.batch(index)
+                if rows.labels.isnan().any():
                     raise UserError(f"{settings.log}: a label is empty; what a policy earns needs every label of a row")
                 context = chunk.batch(index.repeat_interleave(settings.draws))
                 drawn = model(swap_items(context, chunk.batch(others.flatten()), schema))
-                logged = model(own)
+                logged = model(rows)
                 weights = []
                 for score in scores.values():
-                    of_own, of_drawn = (score(p.log_p, p.log_up) for p in (logged, drawn))
-                    weights.append(best_of(of_own, of_drawn.view(len(index), -1), settings.candidates, generator))
-                yield torch.stack(weights, 1).numpy(), own.labels.numpy(), own.ids[:, user].numpy()
+                    of_logged, of_drawn = (score(p.log_p, p.log_up) for p in (logged, drawn))
+                    weights.append(best_of(of_logged, of_drawn.view(len(index), -1), settings.candidates, generator))
+                yield torch.stack(weights, 1).numpy(), rows.labels.numpy(), rows.ids[:, user].numpy()
 
 
 def _content(
     policies: Mapping[str, Estimator], labels: np.ndarray, tasks: list[str], config: DictConfig, settings: _Settings
 ) -> dict[str, Any]:
     """Metrics of every policy and task, and the settings."""
-    found = {}
+    figures = {}
     for name, estimator in policies.items():
         of_tasks = {}
         for number, task in enumerate(tasks):
@@ -142,10 +142,13 @@ def _content(
                 if other in policies and name == SCORE:
                     estimates[f"gain over {other}"] = estimator.snips_gain(policies[other], happened)
             of_tasks[task] = {key: asdict(estimate) for key, estimate in estimates.items()}
-        found[name] = {"effective_rows": estimator.effective_rows, "tasks": of_tasks}
-    said = {**asdict(settings), "log": settings.log.name}
-    fusion = OmegaConf.to_container(config.fusion, resolve=True)
-    return {"rows": len(labels), "settings": said, "fusion": fusion, "policies": found}
+        figures[name] = {"effective_rows": estimator.effective_rows, "tasks": of_tasks}
+    return {
+        "rows": len(labels),
+        "settings": {**asdict(settings), "log": settings.log.name},
+        "fusion": OmegaConf.to_container(config.fusion, resolve=True),
+        "policies": figures,
+    }
 
 
 def _print(content: Mapping[str, Any], settings: _Settings) -> None:

@@ -115,25 +115,25 @@ def simulate(scores: Floats | None, truth: Truth, sessions: int, behaviour: Beha
         user = of_session[first : first + _CHUNK]
         rng = np.random.default_rng([seed, number])
         shown = np.zeros((len(user), items), bool)
-        here = np.arange(len(user))  # sessions that continue
+        alive = np.arange(len(user))  # sessions that continue
         for step in range(behaviour.steps):
             # Drawn for all sessions of the chunk, even ended ones: the numbers must not depend on the ranking.
             offered = table[rng.integers(0, _TABLE, (len(user), behaviour.candidates), dtype=np.uint16)]
             draws = rng.random((len(user), 2 + tasks), dtype=np.float32)
-            who, what, luck = user[here], offered[here], draws[here]
-            ranked = -np.arange(behaviour.candidates) if scores is None else scores[who[:, None], what]
-            ranked = np.where(shown[here[:, None], what], -np.inf, ranked)  # if all were shown, one is shown again
-            item = what[np.arange(len(here)), ranked.argmax(1)]
-            shown[here, item] = True
-            liked = luck[:, 0] < truth.up[who, item]
+            viewer, choices, luck = user[alive], offered[alive], draws[alive]
+            ranked = -np.arange(behaviour.candidates) if scores is None else scores[viewer[:, None], choices]
+            ranked = np.where(shown[alive[:, None], choices], -np.inf, ranked)  # if all were shown, one is shown again
+            item = choices[np.arange(len(alive)), ranked.argmax(1)]
+            shown[alive, item] = True
+            liked = luck[:, 0] < truth.up[viewer, item]
             prefers = np.where(truth.dislikes, ~liked[:, None], liked[:, None])
-            chance = truth.given_up[who, item] * np.where(prefers, 1, truth.leak[who])
+            chance = truth.given_up[viewer, item] * np.where(prefers, 1, truth.leak[viewer])
             happened = luck[:, 2:] < chance
             seconds = np.where(liked, behaviour.seconds_liked, behaviour.seconds_other)
-            np.add.at(sums, who, np.column_stack([np.ones(len(who)), ~liked, seconds, happened]))
+            np.add.at(sums, viewer, np.column_stack([np.ones(len(viewer)), ~liked, seconds, happened]))
             leaves = behaviour.leave + behaviour.tire * step + behaviour.detest * ~liked
-            here = here[luck[:, 1] >= leaves]
-            if not len(here):
+            alive = alive[luck[:, 1] >= leaves]
+            if not len(alive):
                 break
     counted = np.full(users, float(sessions))
     return Outcome(counted, sums[:, 0], sums[:, 1], sums[:, 2], sums[:, 3:])

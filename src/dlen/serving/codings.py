@@ -46,16 +46,16 @@ def field_codings(store: Store) -> list[dict[str, Any]]:
 
 
 def _coding(store: Store, field: Field) -> dict[str, Any]:
-    kept = dict(store.content["statistics"].get(field.name, {}))
-    coding: dict[str, Any] = {key: kept.pop(key) for key in ("max_values", "keep", "range") if key in kept}
+    statistics = dict(store.content["statistics"].get(field.name, {}))
+    coding: dict[str, Any] = {key: statistics.pop(key) for key in ("max_values", "keep", "range") if key in statistics}
     if field.name in store.content["vocabularies"]:
         coding["values"] = store.vocabulary(field.name)["value"].cast(pl.String).to_list()
-    if "rate" in kept:
-        coding["rate"] = _latest(store, kept.pop("rate"))
-    if kept:
-        coding["statistics"] = kept
-    wanted = {"values", "max_values"} if field.kind is Kind.IDS else {"values", "range", "statistics"} & set(coding)
-    if not wanted or not wanted <= set(coding):
+    if "rate" in statistics:
+        coding["rate"] = _latest(store, statistics.pop("rate"))
+    if statistics:
+        coding["statistics"] = statistics
+    required = {"values", "max_values"} if field.kind is Kind.IDS else {"values", "range", "statistics"} & set(coding)
+    if not required or not required <= set(coding):
         raise UserError(
             f"{store.folder}: does not say how field {field.name} is coded, as an earlier version wrote it; "
             "delete it and train again"
@@ -65,10 +65,13 @@ def _coding(store: Store, field: Field) -> dict[str, Any]:
 
 def _latest(store: Store, rate: Mapping[str, Any]) -> dict[str, Any]:
     """The rates or counts that new rows get, by key."""
-    found = kept_rates(store, rate["history"]).latest()
-    values = found[rate["output"]].cast(pl.Float64).to_list()
-    key = {"by": rate["by"], "separators": rate["separators"]}
-    return {**key, "keys": found["key"].to_list(), "latest": values}
+    latest = kept_rates(store, rate["history"]).latest()
+    return {
+        "by": rate["by"],
+        "separators": rate["separators"],
+        "keys": latest["key"].to_list(),
+        "latest": latest[rate["output"]].cast(pl.Float64).to_list(),
+    }
 
 
 # From rows of a store to raw values, using the store
@@ -91,12 +94,12 @@ def raw_rows(store: Store, batch: Batch) -> tuple[list[Row], Batch]:
         _fill(rows, field.name, _lists(store, field.name, batch, position))
     numeric = batch.numeric.clone()
     for position, field in enumerate(store.schema.of_kind(Kind.NUMERIC)):
-        kept = store.content["statistics"][field.name]
-        if "rate" not in kept:
-            _fill(rows, field.name, [_unscaled(kept, value) for value in batch.numeric[:, position].tolist()])
+        statistics = store.content["statistics"][field.name]
+        if "rate" not in statistics:
+            _fill(rows, field.name, [_unscaled(statistics, value) for value in batch.numeric[:, position].tolist()])
             continue
-        told = _rates(store, field.name, kept, rows)
-        numeric[:, position] = torch.from_numpy((told - kept["mean"]) / kept["deviation"])
+        rates = _rates(store, field.name, statistics["rate"], rows)
+        numeric[:, position] = torch.from_numpy((rates - statistics["mean"]) / statistics["deviation"])
     return rows, replace(batch, numeric=numeric)
 
 
@@ -107,50 +110,51 @@ def _fill(rows: list[Row], name: str, values: Sequence[Any]) -> None:
 
 def _values(store: Store, name: str) -> list[Any]:
     """A raw value for each code of a field; None for 0, which means absent or unknown."""
-    kept = store.content["statistics"].get(name, {})
+    statistics = store.content["statistics"].get(name, {})
     if name in store.content["vocabularies"]:
         return [None, *store.vocabulary(name)["value"].cast(pl.String)]
-    if "range" in kept:
-        return [None, *range(kept["range"][0], kept["range"][1] + 1)]
-    edges = np.asarray(kept["edges"], np.float64)
+    if "range" in statistics:
+        return [None, *range(statistics["range"][0], statistics["range"][1] + 1)]
+    edges = np.asarray(statistics["edges"], np.float64)
     lowest = np.nextafter(edges[:1], -np.inf) if len(edges) else np.zeros(1)
-    return [None, *[None] * kept["absent"], *lowest.tolist(), *edges.tolist()]
+    return [None, *[None] * statistics["absent"], *lowest.tolist(), *edges.tolist()]
 
 
 def _lists(store: Store, name: str, batch: Batch, position: int) -> list[list[list[Any]]]:
     """[[value, weight], ...] for each row; a list of full length gets one more value, which has to be truncated."""
-    kept, values = store.content["statistics"][name], _values(store, name)
-    cap, keep = kept["max_values"], kept.get("keep", "heaviest")
+    statistics, values = store.content["statistics"][name], _values(store, name)
+    cap, keep = statistics["max_values"], statistics.get("keep", "heaviest")
     ends = batch.bag_lengths.flatten().cumsum(0).view(batch.bag_lengths.shape)[position].tolist()
-    found = []
+    lists = []
     for row, (end, length) in enumerate(zip(ends, batch.bag_lengths[position].tolist(), strict=True)):
         codes = (batch.bag_ids[end - length : end] - store.schema.offsets[name]).tolist()
         weights = batch.bag_weights[end - length : end].tolist()
-        told = [values[c] or f"{name} {row}.{i}, which is not known" for i, c in enumerate(codes)]
-        pairs = [[value, weight] for value, weight in zip(told, weights, strict=True)]
+        known = [values[c] or f"{name} {row}.{i}, which is not known" for i, c in enumerate(codes)]
+        pairs = [[value, weight] for value, weight in zip(known, weights, strict=True)]
         if length == cap and keep != "heaviest":
             pairs = [[values[-1], 1.0], *pairs] if keep == "last" else [*pairs, [values[-1], 1.0]]
         elif length == cap:  # as light as the lightest and after it, or lighter than all others
-            light = min(weights)
+            lightest = min(weights)
             lighter = row % 2 and set(weights) != {1.0}
-            pairs = [[values[-1], light - 1 - abs(light)], *pairs] if lighter else [*pairs, [values[-1], light]]
-        found.append(pairs)
-    return found
+            extra = [values[-1], lightest - 1 - abs(lightest) if lighter else lightest]
+            pairs = [extra, *pairs] if lighter else [*pairs, extra]
+        lists.append(pairs)
+    return lists
 
 
-def _unscaled(kept: Mapping[str, Any], value: float) -> float | None:
+def _unscaled(statistics: Mapping[str, Any], value: float) -> float | None:
     if value == 0:
         return None  # absent is the mean
-    number = value * kept["deviation"] + kept["mean"]
-    if kept.get("transform") != "log1p":
+    number = value * statistics["deviation"] + statistics["mean"]
+    if statistics.get("transform") != "log1p":
         return number
     with np.errstate(over="ignore"):
         return float(np.sign(number) * min(np.expm1(abs(number)), np.finfo(np.float64).max))
 
 
-def _rates(store: Store, name: str, kept: Mapping[str, Any], rows: list[Row]) -> Array:
+def _rates(store: Store, name: str, rate: Mapping[str, Any], rows: list[Row]) -> Array:
     """(n,) values that the store's history gives rows after its last row. Fills in key columns that rows lack."""
-    table, rate = kept_rates(store, kept["rate"]["history"]), kept["rate"]
+    table = kept_rates(store, rate["history"])
     known = table.history["key"].head(len(rows)).to_list()
     keys = []
     for number, row in enumerate(rows):
@@ -159,8 +163,8 @@ def _rates(store: Store, name: str, kept: Mapping[str, Any], rows: list[Row]) ->
             row.setdefault(by, part)
         keys.append(_key(name, rate, row))
     when = np.full(len(rows), np.inf) if table.settings.timed else None
-    found = table.features(pl.Series(keys, dtype=pl.String), when)
-    return found[:, -1 if rate["output"] == "count" else int(rate["output"])].astype(np.float64)
+    features = table.features(pl.Series(keys, dtype=pl.String), when)
+    return features[:, -1 if rate["output"] == "count" else int(rate["output"])].astype(np.float64)
 
 
 # From raw values to inputs, using schema.json
@@ -179,7 +183,7 @@ def encoded(fields: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> tuple[T
     of_input = {name: [f for f in fields if f["input"] == name] for name in _INPUTS.values()}
     singles = [[_single(f, code, row) for row in rows] for f, code in _with_codes(of_input["ids"])]
     numbers = [[_number(f, latest, row) for row in rows] for f, latest in _with_latest(of_input["numeric"])]
-    bags = [[_kept(f, code, row) for row in rows] for f, code in _with_codes(of_input["bag_ids"])]
+    bags = [[_bag(f, code, row) for row in rows] for f, code in _with_codes(of_input["bag_ids"])]
     longest = max((len(bag) for column in bags for bag in column), default=0) or 1
     ids, weights = np.zeros((len(rows), len(bags), longest), np.int64), np.zeros((len(rows), len(bags), longest))
     for position, column in enumerate(bags):
@@ -231,7 +235,7 @@ def _number(field: Mapping[str, Any], latest: Mapping[str, float], row: Row) -> 
     return float((value - scale["mean"]) / scale["deviation"])
 
 
-def _kept(field: Mapping[str, Any], codes: Mapping[str, int], row: Row) -> list[tuple[int, float]]:
+def _bag(field: Mapping[str, Any], codes: Mapping[str, int], row: Row) -> list[tuple[int, float]]:
     pairs, cap, keep = row[field["name"]], field["max_values"], field.get("keep", "heaviest")
     if keep == "heaviest":
         pairs = sorted(pairs, key=lambda pair: -pair[1])
@@ -255,18 +259,20 @@ def _key(name: str, rate: Mapping[str, Any], row: Row) -> str | None:
 
 
 def different_field(
-    fields: Sequence[Mapping[str, Any]], found: tuple[Tensor, ...], wanted: tuple[Tensor, ...]
+    fields: Sequence[Mapping[str, Any]], inputs: tuple[Tensor, ...], wanted: tuple[Tensor, ...]
 ) -> str | None:
     """The first field whose inputs differ from the expected ones, ignoring the order within lists."""
+    ids, numeric, bag_ids, weights = inputs
+    wanted_ids, wanted_numeric, wanted_bag_ids, wanted_weights = wanted
     for field in fields:
-        (ids, numeric, bag_ids, weights), (own_ids, own_numeric, own_bag_ids, own_weights) = found, wanted
-        at = field["position"]
+        column = field["position"]
         if field["input"] == "ids":
-            same = torch.equal(ids[:, at], own_ids[:, at])
+            same = torch.equal(ids[:, column], wanted_ids[:, column])
         elif field["input"] == "numeric":
-            same = torch.allclose(numeric[:, at], own_numeric[:, at], _ROUNDING, _ROUNDING)
+            same = torch.allclose(numeric[:, column], wanted_numeric[:, column], _ROUNDING, _ROUNDING)
         else:
-            same = _bags(bag_ids[:, at], weights[:, at]) == _bags(own_bag_ids[:, at], own_weights[:, at])
+            wanted_bags = _bags(wanted_bag_ids[:, column], wanted_weights[:, column])
+            same = _bags(bag_ids[:, column], weights[:, column]) == wanted_bags
         if not same:
             return str(field["name"])
     return None

@@ -49,11 +49,11 @@ class Serving(nn.Module):
     def __init__(self, model: Ranker, score: Score) -> None:
         super().__init__()
         self.model, self.score, self.targets = model, score, Targets(model.schema)
-        kept = [i for i, known in enumerate(self.targets.is_probability()) if known]
-        self.names = [self.targets.names[i] for i in kept]
+        columns = [i for i, is_probability in enumerate(self.targets.is_probability()) if is_probability]
+        self.names = [self.targets.names[i] for i in columns]
         self.outputs = ["p", "score", *(["up"] if model.ranking is not None else [])]
-        self.register_buffer("kept", torch.tensor(kept))
-        self.kept: Tensor
+        self.register_buffer("columns", torch.tensor(columns))
+        self.columns: Tensor
 
     def forward(self, ids: Tensor, numeric: Tensor, bag_ids: Tensor, bag_weights: Tensor) -> tuple[Tensor, ...]:
         """Compute the probabilities and the score.
@@ -80,8 +80,8 @@ class Serving(nn.Module):
         log_p = self.targets.log_probabilities(predictions.log_p)
         log_up = predictions.log_up
         score = self.score(predictions.log_p, log_up)
-        found = (log_p[:, self.kept].exp(), score)
-        return found if log_up is None else (*found, log_up.exp())
+        outputs = (log_p[:, self.columns].exp(), score)
+        return outputs if log_up is None else (*outputs, log_up.exp())
 
 
 def dense(batch: Batch, schema: Schema, length: int | None = None) -> Inputs:
@@ -129,11 +129,12 @@ def export(config: DictConfig) -> None:
     out.mkdir(parents=True, exist_ok=True)
     serving = Serving(model, score).eval()
     batches = _check_batches(store, config.check_rows)
-    with TemporaryDirectory(dir=out, prefix=".writing-") as made:
-        write_json(Path(made) / "schema.json", serving_schema(store, serving))
-        write_export(serving, dense(batches[0], store.schema), Path(made) / "model.onnx", Path(made) / "model.pt2")
-        worst = _check_all(folder, serving, store, batches, Path(made))
-        for path in Path(made).iterdir():  # a large table has its own file next to the graph
+    with TemporaryDirectory(dir=out, prefix=".writing-") as temporary:
+        staging = Path(temporary)
+        write_json(staging / "schema.json", serving_schema(store, serving))
+        write_export(serving, dense(batches[0], store.schema), staging / "model.onnx", staging / "model.pt2")
+        worst = _check_all(folder, serving, store, batches, staging)
+        for path in staging.iterdir():  # a large table has its own file next to the graph
             path.replace(out / path.name)
     rows = sum(map(len, batches))
     print(f"{rows:,} rows give the run's own scores in ONNX Runtime and torch.export, to {worst:.1e};")
@@ -141,19 +142,19 @@ def export(config: DictConfig) -> None:
     print(f"Export: {out}/model.onnx, model.pt2, schema.json")
 
 
-def _check_all(run: Path, serving: Serving, store: Store, batches: list[Batch], made: Path) -> float:
+def _check_all(run: Path, serving: Serving, store: Store, batches: list[Batch], exported: Path) -> float:
     """The largest difference between the export and the run, on some batches and on raw values of the first.
 
     Raises:
         UserError: the difference is too large, or raw values give other inputs than the data.
     """
-    fields = json.loads((made / "schema.json").read_text())["fields"]
+    fields = json.loads((exported / "schema.json").read_text())["fields"]
     rows, wanted = raw_rows(store, batches[0])
-    told = encoded(fields, rows)
-    cases = [*((dense(batch, store.schema), batch) for batch in batches), (told, wanted)]
-    *plain, raw = check_export(serving, cases, made / "model.onnx", made / "model.pt2")
-    name = different_field(fields, told, dense(wanted, store.schema))
-    worst = float(np.max(plain if name else [*plain, raw]))
+    inputs = encoded(fields, rows)
+    cases = [*((dense(batch, store.schema), batch) for batch in batches), (inputs, wanted)]
+    *of_batches, of_raw_rows = check_export(serving, cases, exported / "model.onnx", exported / "model.pt2")
+    name = different_field(fields, inputs, dense(wanted, store.schema))
+    worst = float(np.max(of_batches if name else [*of_batches, of_raw_rows]))
     if not worst <= _TOLERANCE:
         raise UserError(f"{run}: the exported model differs from the run by {worst:.2g}; nothing was written")
     if name:
@@ -183,13 +184,13 @@ def _check_batches(store: Store, rows: int) -> list[Batch]:
 def write_export(serving: Serving, example: tuple[Tensor, ...], onnx: Path, program: Path) -> None:
     """Trace the model once, with dynamic numbers of rows and list lengths."""
     rows, length = torch.export.Dim("rows"), torch.export.Dim("length")
-    few = tuple(torch.cat([part[:1]] * _EXAMPLE) for part in example)
-    few = tuple(nn.functional.pad(p, (0, 2)) if p.dim() == 3 and p.shape[1] else p for p in few)
-    shapes = tuple({0: rows, 2: length} if p.dim() == 3 and p.shape[1] else {0: rows} for p in few)
+    inputs = tuple(torch.cat([part[:1]] * _EXAMPLE) for part in example)
+    inputs = tuple(nn.functional.pad(p, (0, 2)) if p.dim() == 3 and p.shape[1] else p for p in inputs)
+    shapes = tuple({0: rows, 2: length} if p.dim() == 3 and p.shape[1] else {0: rows} for p in inputs)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        traced = torch.export.export(serving, few, dynamic_shapes=shapes)
+        traced = torch.export.export(serving, inputs, dynamic_shapes=shapes)
         torch.export.save(traced, program)
         large = sum(p.nbytes for p in serving.parameters()) > _GRAPH_BYTES
         torch.onnx.export(
@@ -209,21 +210,21 @@ def check_export(serving: Serving, cases: list[tuple[Inputs, Batch]], onnx: Path
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(onnx), providers=["CPUExecutionProvider"])
-    taken = {item.name for item in session.get_inputs()}
+    input_names = {item.name for item in session.get_inputs()}
     loaded = torch.export.load(program).module()
-    found = []
+    differences = []
     with torch.inference_mode():
         for inputs, batch in cases:
             predictions = serving.model(batch)
-            wanted = serving.targets.log_probabilities(predictions.log_p)[:, serving.kept].exp().numpy()
+            wanted = serving.targets.log_probabilities(predictions.log_p)[:, serving.columns].exp().numpy()
             wanted_score = serving.score(predictions.log_p, predictions.log_up).numpy()
-            feed = {name: part.numpy() for name, part in zip(INPUTS, inputs, strict=True) if name in taken}
+            feed = {name: part.numpy() for name, part in zip(INPUTS, inputs, strict=True) if name in input_names}
             worst = 0.0
             for p, score, *_ in (session.run(serving.outputs, feed), [part.numpy() for part in loaded(*inputs)]):
                 off = np.abs(score - wanted_score) / (1 + np.abs(wanted_score))  # a logarithm, of any magnitude
                 worst = np.max([worst, np.abs(p - wanted).max(), off.max()])  # NaN propagates
-            found.append(float(worst))
-    return found
+            differences.append(float(worst))
+    return differences
 
 
 def serving_schema(store: Store, serving: Serving) -> dict[str, Any]:

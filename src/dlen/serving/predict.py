@@ -59,10 +59,10 @@ def predict(config: DictConfig) -> None:
             # Polars cannot append to a Parquet file. Writing parts keeps memory at one chunk.
             pl.scan_parquet(Path(parts) / "*.parquet").sink_parquet(temporary)
     for field, count in unseen.items():
-        said = f"{field}: {count:,} of {rows:,} rows have a value that training did not know, or none"
+        line = f"{field}: {count:,} of {rows:,} rows have a value that training did not know, or none"
         if count == rows:
-            said = f"warning: {said}; if they should be known, compare how {field} is written here and in the log"
-        print(said, file=sys.stderr)
+            line = f"warning: {line}; if they should be known, compare how {field} is written here and in the log"
+        print(line, file=sys.stderr)
     print(f"{rows:,} rows: {out}")
 
 
@@ -73,9 +73,9 @@ def _write_parts(
     batch_size: int,
     folder: Path,
     unseen: dict[str, int],
-    said: Path,
+    source: Path,
 ) -> int:
-    """Write a Parquet file for each chunk of the input ``said``, in order, and return the number of rows."""
+    """Write a Parquet file for each chunk of the input ``source``, in order, and return the number of rows."""
     targets = Targets(model.schema)
     rows = 0
     for number, chunk in enumerate(chunks):
@@ -93,8 +93,8 @@ def _write_parts(
             if broken.any():
                 first = rows + int(index[broken][0]) + 1
                 raise UserError(
-                    f"{said}, row {first} of those that are scored: the score is not a number; a number of the row is "
-                    "too far from all that training has seen, or the training has diverged"
+                    f"{source}, row {first} of those that are scored: the score is not a number; a number of the row "
+                    "is too far from all that training has seen, or the training has diverged"
                 )
             frames.append(pl.DataFrame({**columns, "score": fused.numpy()}))
         if frames:

@@ -180,25 +180,24 @@ class Surgery(Balancer):
             extra: scalar loss that belongs to no task, such as AITM's calibrator.
         """
         shared = [*model.backbone.shared_parameters(), *model.head.shared_parameters()]
-        common = [*shared, *([x] if x.requires_grad else [])]  # a model with only numeric fields has no embedding
-
-        if not common:
+        inputs = [*shared, *([x] if x.requires_grad else [])]  # a model with only numeric fields has no embedding
+        if not inputs:
             losses.sum().backward()
             return
 
         def gradients(loss: Tensor) -> tuple[Tensor, ...]:
-            return torch.autograd.grad(loss, common, retain_graph=True, materialize_grads=True)
+            return torch.autograd.grad(loss, inputs, retain_graph=True, materialize_grads=True)
 
         matrix = torch.stack([torch.cat([g.flatten() for g in gradients(loss)]) for loss in losses])
-        joined = _split(self.aggregator(matrix.float()), common)
+        joined = _split(self.aggregator(matrix.float()), inputs)
         if extra is not None:
             joined = [a + b for a, b in zip(joined, gradients(extra), strict=True)]
         of_shared = joined[: len(shared)]
         known = {id(p) for p in shared} | {id(model.embedding.weight)}
-        own = [p for p in model.parameters() if id(p) not in known]
+        others = [p for p in model.parameters() if id(p) not in known]
         total = losses.sum() if extra is None else losses.sum() + extra
-        of_own = torch.autograd.grad(total, own, retain_graph=True, allow_unused=True)
-        for parameter, grad in zip([*shared, *own], [*of_shared, *of_own], strict=True):
+        of_others = torch.autograd.grad(total, others, retain_graph=True, allow_unused=True)
+        for parameter, grad in zip([*shared, *others], [*of_shared, *of_others], strict=True):
             parameter.grad = grad
         if x.requires_grad:
             x.backward(joined[-1])  # into the embedding table

@@ -96,9 +96,9 @@ class CheckpointFiles(TorchCheckpointIO):
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Delete one file. In a resumed run the path comes from the checkpoint, so it is not trusted."""
-        found = Path(path)
-        if ".." not in found.parts and found.is_file():
-            found.unlink()
+        file = Path(path)
+        if ".." not in file.parts and file.is_file():
+            file.unlink()
 
 
 @contextmanager
@@ -109,5 +109,5 @@ def restoring(trainer: L.Trainer, checkpoint: str) -> Iterator[None]:
     except (RuntimeError, LookupError, TypeError, AttributeError, ValueError) as error:
         if not trainer._checkpoint_connector._loaded_checkpoint:  # already restored, or no checkpoint
             raise
-        why = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"{checkpoint} is of another model or balancing than config.yaml says ({why})") from None
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"{checkpoint} is of another model or balancing than config.yaml says ({reason})") from None

@@ -31,8 +31,8 @@ def cosines(gradients: Tensor) -> Tensor:
     """(..., T, P) gradients of T tasks -> (..., T, T) cosine similarities; nan where a task has no gradient."""
     norms = gradients.norm(dim=-1, keepdim=True)
     unit = gradients / torch.where(norms > 0, norms, 1.0)
-    none = norms == 0  # also if nothing is shared, P = 0
-    return (unit @ unit.transpose(-1, -2)).masked_fill(none | none.transpose(-1, -2), torch.nan)
+    undefined = norms == 0  # also if nothing is shared, P = 0
+    return (unit @ unit.transpose(-1, -2)).masked_fill(undefined | undefined.transpose(-1, -2), torch.nan)
 
 
 def task_gradients(model: Ranker, batch: Batch, targets: Targets, rows: int = ROWS) -> tuple[Tensor, Tensor]:

@@ -79,8 +79,8 @@ def _hidden(hidden: HiddenFigures) -> dict[str, Any]:
 
 def _rounded(values: Tensor, digits: int = _DIGITS) -> Any:
     """Convert to nested lists of rounded values; nan becomes null, because JSON has no nan."""
-    found = np.round(values.detach().double().cpu().numpy(), digits)
-    return np.where(np.isnan(found), None, found).tolist()  # type: ignore[call-overload]
+    rounded = np.round(values.detach().double().cpu().numpy(), digits)
+    return np.where(np.isnan(rounded), None, rounded).tolist()  # type: ignore[call-overload]
 
 
 def attention_maps(module: RankingModule, store: Store) -> dict[str, AttentionMap]:

@@ -15,10 +15,10 @@ LIBRARIES = ("lightning", "torchmetrics", "numpy", "polars")
 def environment() -> dict[str, Any]:
     """Library versions and machine, as flat keys for ``metrics.json``."""
     # torch.__version__ includes the build, which the package version may omit
-    found: dict[str, Any] = {"library/python": platform.python_version(), "library/torch": str(torch.__version__)}
-    found |= {f"library/{name}": version(name) for name in LIBRARIES}
+    entries: dict[str, Any] = {"library/python": platform.python_version(), "library/torch": str(torch.__version__)}
+    entries |= {f"library/{name}": version(name) for name in LIBRARIES}
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return found | {"machine/cpu": _cpu(), "machine/threads": torch.get_num_threads(), "machine/gpu": gpu}
+    return entries | {"machine/cpu": _cpu(), "machine/threads": torch.get_num_threads(), "machine/gpu": gpu}
 
 
 def _cpu() -> str:

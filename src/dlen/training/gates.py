@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from typing import Any
 
 import lightning as L
@@ -82,8 +83,8 @@ class _Sums:
 
 def _with_task(name: str, tasks: list[str]) -> str:
     """Replace ``task2`` in ``task2_expert0`` with the task's name."""
-    head, _, rest = name.partition("_")
-    return f"{tasks[int(head.removeprefix('task'))]}_{rest}" if rest else name
+    task, _, expert = name.partition("_")
+    return f"{tasks[int(task.removeprefix('task'))]}_{expert}" if expert else name
 
 
 class GateMonitor(Callback):
@@ -134,9 +135,9 @@ class GateMonitor(Callback):
         if trainer.sanity_checking:
             return
         figures = {f"val/{k}": v for k, v in self.figures().items()}
-        for found in self.last:
-            weights = zip(found.experts, found.weights.tolist(), strict=True)
-            figures |= {f"val/{found.key}/weight/{name}": value for name, value in weights}
+        for gate in self.last:
+            weights = zip(gate.experts, gate.weights.tolist(), strict=True)
+            figures |= {f"val/{gate.key}/weight/{name}": value for name, value in weights}
         for logger in trainer.loggers:
             logger.log_metrics(figures, trainer.global_step)
 
@@ -160,10 +161,10 @@ class GateMonitor(Callback):
 
     def figures(self) -> dict[str, float]:
         """Metrics of the last pass, under the keys of ``metrics.json``."""
-        found: dict[str, float] = {}
+        figures: dict[str, float] = {}
         for gate in self.last:
-            found |= {f"{gate.key}/entropy": gate.entropy, f"{gate.key}/top1": gate.top1}
-        return found
+            figures |= {f"{gate.key}/entropy": gate.entropy, f"{gate.key}/top1": gate.top1}
+        return figures
 
     def warnings(self) -> list[str]:
         """A warning if experts have become copies; else empty."""
@@ -185,12 +186,11 @@ def copies(outputs: dict[str, Tensor]) -> list[str]:
     Args:
         outputs: outputs for the same rows, flattened to (B * H,), by name such as ``level 1 expert0``.
     """
-    names, found = list(outputs), []
-    for i, one in enumerate(names):
-        for other in names[i + 1 :]:
-            same_level = one.split(" ")[:2] == other.split(" ")[:2]
-            if same_level and outputs[one].shape == outputs[other].shape:
-                correlation = torch.corrcoef(torch.stack([outputs[one], outputs[other]]))[0, 1]
-                if float(correlation) > _COPIES:
-                    found.append(f"{one} and {other.split(' ')[-1]}")
-    return found
+    pairs = []
+    for first, second in combinations(outputs, 2):
+        same_level = first.split(" ")[:2] == second.split(" ")[:2]
+        if same_level and outputs[first].shape == outputs[second].shape:
+            correlation = torch.corrcoef(torch.stack([outputs[first], outputs[second]]))[0, 1]
+            if float(correlation) > _COPIES:
+                pairs.append(f"{first} and {second.split(' ')[-1]}")
+    return pairs

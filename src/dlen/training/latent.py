@@ -75,13 +75,13 @@ class LatentMeasures(nn.Module):
             return torch.zeros_like(labels[:, :1]), torch.ones_like(labels[:, :1])
         chosen = labels[:, self.interactions]
         happened = (chosen == 1).any(1, keepdim=True)
-        told = happened | ~chosen.isnan().any(1, keepdim=True)
-        return happened.to(labels.dtype), told.to(labels.dtype)
+        decided = happened | ~chosen.isnan().any(1, keepdim=True)
+        return happened.to(labels.dtype), decided.to(labels.dtype)
 
     def update(self, latent: Latent, batch: Batch) -> None:
         """Add the rows of one batch."""
         labels, mask = self.targets.training_labels(batch.labels), self.targets.trained(batch.labels)
-        up, (interacts, told) = latent.log_up.exp(), self.any_interaction(batch.labels)
+        up, (interacts, decided) = latent.log_up.exp(), self.any_interaction(batch.labels)
         posterior = latent.posterior_log_odds(labels, mask).sigmoid()
         given = torch.stack([latent.log_given_up, latent.log_given_not_up], 2).exp()
         pattern = interacts[:, 0].long()
@@ -90,18 +90,18 @@ class LatentMeasures(nn.Module):
         prefers = batch.truth[:, self.prefers] if self.has_truth else None
         self.state.update(up, posterior, given, labels, mask, pattern, prefers)
         log_odds = (latent.log_up - latent.log_not_up)[:, None]
-        against = [(log_odds, interacts, told)]
+        comparisons = [(log_odds, interacts, decided)]
         for i in self.dislikes:
             disliked = batch.labels[:, [i]]
-            against.append((-log_odds, disliked.nan_to_num(), (~disliked.isnan()).to(disliked.dtype)))
+            comparisons.append((-log_odds, disliked.nan_to_num(), (~disliked.isnan()).to(disliked.dtype)))
         if self.corr is not None and self.ratio is not None and self.ece is not None:
             truth = batch.truth[:, [self.prefers]]
-            against.append((log_odds, truth, torch.ones_like(truth)))
+            comparisons.append((log_odds, truth, torch.ones_like(truth)))
             self.corr.update(up, batch.truth[:, self.up])
             everywhere, log_up = torch.ones_like(truth), latent.log_up[:, None]
             self.ratio.update(log_up, truth, everywhere)
             self.ece.update(log_up, truth, everywhere)
-        scores, wanted, counted = (torch.cat(columns, 1) for columns in zip(*against, strict=True))
+        scores, wanted, counted = (torch.cat(columns, 1) for columns in zip(*comparisons, strict=True))
         self.auc.update(scores, wanted, counted)
 
     def compute(self) -> tuple[dict[str, float], HiddenFigures]:
@@ -130,9 +130,9 @@ def _relations(schema: Schema) -> Tensor:
     """(T, T) 1 where a positive explains a negative: interactions other than the task itself and its parents."""
     relations = torch.zeros(len(schema.tasks), len(schema.tasks))
     for i, task in enumerate(schema.tasks):
-        own = set(schema.chain(task.name))
+        chain = set(schema.chain(task.name))
         for j, other in enumerate(schema.tasks):
-            relations[i, j] = float(j not in own and not other.dislike)
+            relations[i, j] = float(j not in chain and not other.dislike)
     return relations
 
 

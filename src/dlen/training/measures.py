@@ -201,10 +201,10 @@ class Measures(nn.Module):
         self._means(figures, *(total(c).tolist() for c in counts))
         _put_all(figures, {"logloss/labels": float(self.labels_loss.compute())}, "no rows")
         if self.by_user is not None:
-            for name, found in zip(names, self.by_user.compute(), strict=True):
-                _put_all(figures, {f"gauc/{name}": found.gauc}, "no user has both classes")
-                _put_all(figures, {f"ndcg@{NDCG_AT}/{name}": found.ndcg}, "no user has a positive")
-                figures.values[f"users_without_auc/{name}"] = found.left_out / max(found.users, 1)
+            for name, of_users in zip(names, self.by_user.compute(), strict=True):
+                _put_all(figures, {f"gauc/{name}": of_users.gauc}, "no user has both classes")
+                _put_all(figures, {f"ndcg@{NDCG_AT}/{name}": of_users.ndcg}, "no user has a positive")
+                figures.values[f"users_without_auc/{name}"] = of_users.left_out / max(of_users.users, 1)
         if self.latent is not None:
             values, figures.hidden = self.latent.compute()
             _put_all(figures, values)
@@ -224,14 +224,13 @@ class Measures(nn.Module):
         elif measure == "gain" and not math.isnan(figures.values.get(f"auc/{key.split('/')[1]}", math.nan)):
             figures.undefined[key] = "the base run has no such figure"
         else:
-            what = "no rows" if rows == 0 else "no positives" if positives == 0 else "no negatives"
-            figures.undefined[key] = f"{what} among {rows} observed rows"
+            absent = "no rows" if rows == 0 else "no positives" if positives == 0 else "no negatives"
+            figures.undefined[key] = f"{absent} among {rows} observed rows"
 
     def _means(self, figures: Figures, rows: list[float], positives: list[float]) -> None:
         tasks = self.targets.names[: self.num_tasks]
         for measure in ("auc", "gain"):
-            found = [figures.values.get(f"{measure}/{t}") for t in tasks]
-            defined = [v for v in found if v is not None]
+            defined = [figures.values[f"{measure}/{t}"] for t in tasks if f"{measure}/{t}" in figures.values]
             if defined:
                 figures.values[f"{measure}/mean"] = sum(defined) / len(defined)
         weights = [auc_weight(p, n - p) for n, p in zip(rows, positives, strict=True)]
@@ -245,10 +244,10 @@ class Measures(nn.Module):
 
     def curves(self) -> dict[str, Curves]:
         """Return the curves of each target, over all processes."""
-        found = zip(self.auc.roc(_ROC_POINTS), self.ece.reliability(), self.targets.is_probability(), strict=True)
+        columns = zip(self.auc.roc(_ROC_POINTS), self.ece.reliability(), self.targets.is_probability(), strict=True)
         return {
             name: Curves(roc, reliability if probability else None)
-            for name, (roc, reliability, probability) in zip(self.targets.names, found, strict=True)
+            for name, (roc, reliability, probability) in zip(self.targets.names, columns, strict=True)
         }
 
     def reset(self) -> None:

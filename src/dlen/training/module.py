@@ -206,8 +206,8 @@ class RankingModule(L.LightningModule):
 
 
 def _base_auc(base: Mapping[str, float] | None, stage: str, names: list[str]) -> dict[str, float] | None:
-    found = {n: base.get(f"{stage}/auc/{n}") for n in names} if base else {}
-    return {n: v for n, v in found.items() if v is not None} or None
+    auc = {n: base.get(f"{stage}/auc/{n}") for n in names} if base else {}
+    return {n: v for n, v in auc.items() if v is not None} or None
 
 
 def _factors(model: Model, balancer: Balancer) -> list[tuple[Task, float]]:

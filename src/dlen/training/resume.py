@@ -19,17 +19,17 @@ from dlen.training.dashboard import Draw
 from dlen.training.fit import train
 from dlen.training.run_folder import load_run_config, rank
 
-_PLACES = ("rerun", "run_dir", "runs_dir", "data_dir", "logger", "trust")  # settings that a rerun accepts
+_RERUN_KEYS = ("rerun", "run_dir", "runs_dir", "data_dir", "logger", "trust")  # settings that a rerun accepts
 _CAUSES = ("version", "code", "library/", "machine/")
 _SHOWN = 5  # differences that are printed one by one
 
 
-def continued(config: DictConfig, said: Sequence[str]) -> DictConfig:
+def continued(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """The config of a resumed run: the run's own, with the overrides of the command line.
 
     Args:
         config: composed config of ``train.py`` with ``ckpt=last``.
-        said: overrides of the command line.
+        overrides: overrides of the command line.
 
     Raises:
         UserError: the run does not exist, or an override changes its model or data.
@@ -37,8 +37,8 @@ def continued(config: DictConfig, said: Sequence[str]) -> DictConfig:
     if not (Path(config.run_dir) / "checkpoints" / "last.ckpt").exists():
         return config  # training refuses it: there is nothing to resume
     before = load_run_config(Path(config.run_dir), config.trust)
-    found = _of_the_run(before, config)
-    for override in said:
+    resumed = _of_the_run(before, config)
+    for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
         group = key.partition("@")[0].split("/")[0]
         if key in ("model", "data"):
@@ -46,25 +46,25 @@ def continued(config: DictConfig, said: Sequence[str]) -> DictConfig:
             if config[f"{key}_name"] != was:
                 raise UserError(f"cannot resume: {key} was {was} and is {value} now; set it as it was")
         elif "/" in key or OmegaConf.is_dict(OmegaConf.select(config, key)):
-            found[group] = config[group]
+            resumed[group] = config[group]
         else:
-            OmegaConf.update(found, key, OmegaConf.select(config, key), force_add=True)
-    return found
+            OmegaConf.update(resumed, key, OmegaConf.select(config, key), force_add=True)
+    return resumed
 
 
 def _of_the_run(before: DictConfig, config: DictConfig) -> DictConfig:
     """A run's own config, with the current values of ``trust`` and of keys that the run does not have."""
-    found = OmegaConf.create({k: before[k] if k in before and k != "trust" else config[k] for k in config})
-    assert isinstance(found, DictConfig)
-    return found
+    merged = OmegaConf.create({k: before[k] if k in before and k != "trust" else config[k] for k in config})
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
-def rerun(config: DictConfig, said: Sequence[str], draw: Draw | None = None) -> bool:
+def rerun(config: DictConfig, overrides: Sequence[str], draw: Draw | None = None) -> bool:
     """Repeat a finished run in a new folder, and print differences in metrics and weights with possible causes.
 
     Args:
         config: composed config of ``train.py`` with ``rerun``.
-        said: overrides of the command line; a rerun accepts only paths, loggers and ``trust``.
+        overrides: overrides of the command line; a rerun accepts only paths, loggers and ``trust``.
         draw: see :func:`~dlen.training.fit.train`.
 
     Returns:
@@ -74,43 +74,47 @@ def rerun(config: DictConfig, said: Sequence[str], draw: Draw | None = None) -> 
         UserError: there is no such finished run, its data have changed, or an override is not allowed.
     """
     folder = Path(config.rerun)
-    for override in said:
-        key = override.lstrip("+~").partition("=")[0]
-        if key.split(".")[0].split("/")[0] not in _PLACES:
+    keys = [override.lstrip("+~").partition("=")[0] for override in overrides]
+    for key in keys:
+        if _group(key) not in _RERUN_KEYS:
             raise UserError(f"config {key}: a rerun is as its run was; leave it out, or train without rerun")
     before, path = load_run_config(folder, config.trust), folder / "metrics.json"
     if not path.exists():
         raise UserError(f"{folder}: the run has no metrics.json, so it has not ended and cannot be compared with")
-    found = _of_the_run(before, config)
-    found.ckpt, found.rerun, found.run_dir = None, None, config.run_dir
-    for override in said:
-        key = override.lstrip("+~").partition("=")[0].split(".")[0].split("/")[0]
-        found[key] = None if key == "rerun" else config[key]
-    found.run_dir = str(_beside(folder)) if found.run_dir is None else found.run_dir
+    again = _of_the_run(before, config)
+    for group in map(_group, keys):
+        again[group] = config[group]
+    again.ckpt, again.rerun = None, None
+    again.run_dir = str(_free_folder(folder)) if config.run_dir is None else config.run_dir
     was = read_figures(path)
     # Only the fingerprint is needed: training opens and checks the data itself.
-    fingerprint = identify(build(found.data, "data"), Path(found.data_dir))["fingerprint"]
+    fingerprint = identify(build(again.data, "data"), Path(again.data_dir))["fingerprint"]
     if fingerprint != was.get("data_fingerprint"):
         raise UserError(f"{folder}: was trained on data {was.get('data_fingerprint')}, but they are {fingerprint} now")
-    now = train(found, draw)
-    return _tell(folder, Path(found.run_dir), was, now)
+    now = train(again, draw)
+    return _compare(folder, Path(again.run_dir), was, now)
 
 
-def _beside(folder: Path) -> Path:
-    """A free folder name for the rerun."""
-    found, number = folder.with_name(f"{folder.name}-rerun"), 1
-    while found.exists():
+def _group(key: str) -> str:
+    """The top-level key or config group that an override sets."""
+    return key.split(".")[0].split("/")[0]
+
+
+def _free_folder(folder: Path) -> Path:
+    """A folder for the rerun, next to its run, that does not exist yet."""
+    free, number = folder.with_name(f"{folder.name}-rerun"), 1
+    while free.exists():
         number += 1
-        found = folder.with_name(f"{folder.name}-rerun{number}")
-    return found
+        free = folder.with_name(f"{folder.name}-rerun{number}")
+    return free
 
 
-def _tell(folder: Path, again: Path, was: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+def _compare(folder: Path, again: Path, was: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     """Compare the two runs and print the result."""
     if rank():
         return True
-    figures = [key for key in {**was, **now} if _counts(key) and was.get(key) != now.get(key)]
-    weights = list(_other_weights(*(_weights(f / "checkpoints" / "best.ckpt") for f in (folder, again))))
+    figures = [key for key in {**was, **now} if _must_match(key) and was.get(key) != now.get(key)]
+    weights = list(_different_weights(*(_weights(f / "checkpoints" / "best.ckpt") for f in (folder, again))))
     if not figures and not weights:
         print(f"rerun: every figure and every weight is that of {folder}")
         return True
@@ -122,12 +126,12 @@ def _tell(folder: Path, again: Path, was: Mapping[str, Any], now: Mapping[str, A
     if weights:
         print(f"  {len(weights)} tensors of weights, such as {weights[0]}", file=sys.stderr)
     causes = [key for key in {**was, **now} if key.startswith(_CAUSES) and was.get(key) != now.get(key)]
-    told = [f"{key} was {was.get(key, 'not recorded')} and is {now.get(key)}" for key in causes]
-    print(f"  what may be why: {'; '.join(told) or 'nothing that is recorded differs'}", file=sys.stderr)
+    changes = [f"{key} was {was.get(key, 'not recorded')} and is {now.get(key)}" for key in causes]
+    print(f"  what may be why: {'; '.join(changes) or 'nothing that is recorded differs'}", file=sys.stderr)
     return False
 
 
-def _counts(key: str) -> bool:
+def _must_match(key: str) -> bool:
     """Whether an entry of ``metrics.json`` must be identical in a rerun: times, memory and environment need not."""
     return not key.startswith((*_CAUSES, "fit/samples", "fit/peak")) and not key.endswith("seconds")
 
@@ -137,7 +141,7 @@ def _weights(path: Path) -> dict[str, torch.Tensor]:
     return content
 
 
-def _other_weights(was: Mapping[str, torch.Tensor], now: Mapping[str, torch.Tensor]) -> Iterator[str]:
+def _different_weights(was: Mapping[str, torch.Tensor], now: Mapping[str, torch.Tensor]) -> Iterator[str]:
     """Names of the tensors that are not bitwise identical."""
     for name in {**was, **now}:
         if name not in was or name not in now or not torch.equal(was[name], now[name]):

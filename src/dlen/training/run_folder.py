@@ -41,11 +41,11 @@ def read_identity(folder: Path) -> dict[str, str]:
     """
     path = folder / "schema.json"
     content = read_mapping(path)
-    found = {key: content.get(key) for key in ("fingerprint", "store")}
-    for key, value in found.items():
+    identity = {key: content.get(key) for key in ("fingerprint", "store")}
+    for key, value in identity.items():
         if not isinstance(value, str) or "\0" in value:
             raise UserError(f"{path}: {key} is {value!r}, and no text")
-    return {key: str(value) for key, value in found.items()}
+    return {key: str(value) for key, value in identity.items()}
 
 
 def load_run_config(folder: Path, trust: Sequence[str] = ()) -> DictConfig:
@@ -89,12 +89,12 @@ def open_kept_store(folder: Path, config: DictConfig) -> Store:
     Raises:
         UserError: the prepared data are gone, and the raw log gives a different result.
     """
-    kept = read_identity(folder)
-    place, wanted = Path(kept["store"]), kept["fingerprint"]
+    recorded = read_identity(folder)
+    place, fingerprint = Path(recorded["store"]), recorded["fingerprint"]
     store = Store(place) if (place / "store.json").exists() else open_store(config)
-    if store.fingerprint != wanted:
+    if store.fingerprint != fingerprint:
         raise UserError(
-            f"{folder}: was trained on data {wanted}, which are no longer in {place}, and the raw files now give "
+            f"{folder}: was trained on data {fingerprint}, which are no longer in {place}, and the raw files now give "
             f"{store.fingerprint}"
         )
     return store
@@ -125,12 +125,12 @@ def read_base(run: str | None, store: Store) -> dict[str, Any] | None:
             raise UserError("not the figures of a run")
     except UserError as error:
         raise UserError(f"config base_run: {path} cannot be read ({error})") from None
-    own = {"data_test": store.labels_identity("test"), "data_fingerprint": store.fingerprint}
+    identity = {"data_test": store.labels_identity("test"), "data_fingerprint": store.fingerprint}
     key = "data_test" if "data_test" in content else "data_fingerprint"
-    if content[key] != own[key]:
+    if content[key] != identity[key]:
         raise UserError(
-            f"config base_run: {run} was tested on other rows ({content[key]}) than this run is ({own[key]}), so no "
-            "difference of their figures is a gain; train the base on the same data"
+            f"config base_run: {run} was tested on other rows ({content[key]}) than this run is ({identity[key]}), so "
+            "no difference of their figures is a gain; train the base on the same data"
         )
     if content.get("test/rows", len(store.split("test"))) != len(store.split("test")):
         raise UserError(f"config base_run: {run} was tested on {content['test/rows']} rows of the test split alone")
@@ -184,11 +184,11 @@ def run_folder(config: DictConfig) -> Iterator[Path]:
     elif rank() != 0 or _one_of_many():
         raise UserError("config run_dir: must be set where processes are started by torchrun or Slurm")
     else:
-        folder, made = _new_folder(config)
+        folder, created = _new_folder(config)
         try:
             yield folder
         finally:
-            _remove_empty(made)
+            _remove_empty(created)
 
 
 def _one_of_many() -> bool:
@@ -203,10 +203,10 @@ def _new_folder(config: DictConfig) -> tuple[Path, list[Path]]:
     name = f"{config.data_name}/{config.model_name}/{datetime.now():%Y%m%d-%H%M%S}-seed{config.seed}"
     for key in ("data_name", "model_name"):
         check_plain_name(config[key], key)
-    made: list[Path] = []
+    created: list[Path] = []
     for number in count(1):
         folder = Path(config.runs_dir) / (name if number == 1 else f"{name}-{number}")
-        made = [p for p in folder.parents if not p.exists()] or made
+        created = [p for p in folder.parents if not p.exists()] or created
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             folder.mkdir()
@@ -215,7 +215,7 @@ def _new_folder(config: DictConfig) -> tuple[Path, list[Path]]:
             # the name is taken, or a concurrent run was refused and removed its folders
             if not isinstance(error, FileExistsError | FileNotFoundError) or number > _MOST_TRIES:
                 raise _unwritable(folder, error) from None
-    return folder, [folder, *made]
+    return folder, [folder, *created]
 
 
 def _remove_empty(folders: Sequence[Path]) -> None:
@@ -254,21 +254,21 @@ def check_same_run(config: DictConfig) -> None:
         return
     before, today = plain_values(load_run_config(Path(config.run_dir), config.trust)), plain_values(config)
     for key in _LASTING:
-        was, now = _below(before, key), _below(today, key)
+        was, now = _settings_below(before, key), _settings_below(today, key)
         changed = [k for k in {**was, **now} if was.get(k) != now.get(k)]
         if was and changed:
             shown = ", ".join(f"{k} was {was.get(k)} and is {now.get(k)} now" for k in changed)
             raise UserError(f"cannot resume: {shown}; set it as it was")
 
 
-def _below(config: dict[str, Any], key: str) -> dict[str, Any]:
+def _settings_below(config: dict[str, Any], key: str) -> dict[str, Any]:
     """A setting, or all settings of a group, by key; empty if the run does not have it."""
-    found: Any = config
+    node: Any = config
     for part in key.split("."):
-        found = found.get(part) if isinstance(found, dict) else None
-    if isinstance(found, dict):
-        return {f"{key}.{k}": v for k, v in leaves(found)}
-    return {} if found is None else {key: found}
+        node = node.get(part) if isinstance(node, dict) else None
+    if isinstance(node, dict):
+        return {f"{key}.{k}": v for k, v in leaves(node)}
+    return {} if node is None else {key: node}
 
 
 def check_same_data(resume: Path | None, store: Store) -> None:

@@ -72,10 +72,10 @@ class Selection(Callback):
         assert isinstance(pl_module, RankingModule)
         if trainer.sanity_checking:
             return
-        found = pl_module.figures["val"]
-        figures = {f"val/{key}": value for key, value in found.values.items()}
+        validation = pl_module.figures["val"]
+        figures = {f"val/{key}": value for key, value in validation.values.items()}
         if self.monitor not in figures:
-            reason = found.undefined.get(self.monitor.removeprefix("val/"), "this model or run has no such figure")
+            reason = validation.undefined.get(self.monitor.removeprefix("val/"), "this model or run has no such figure")
             raise UserError(f"config monitor: {self.monitor} is undefined ({reason}); choose another figure")
         now, before = figures[self.monitor], self.best.get(self.monitor)
         if before is None or np.float32(self.sign * now) > np.float32(self.sign * before):

@@ -34,8 +34,8 @@ class Targets:
         """(B, T) labels -> (B, T) 1 where a row trains a task."""
         measured = self.measured(labels).unbind(1)
         columns = [
-            self._joint(labels, t.name)[1] if t.train_on == "all" else own
-            for t, own in zip(self.schema.tasks, measured, strict=True)
+            self._joint(labels, t.name)[1] if t.train_on == "all" else mask
+            for t, mask in zip(self.schema.tasks, measured, strict=True)
         ]
         return torch.stack(columns, 1)
 
@@ -53,9 +53,9 @@ class Targets:
     def labels(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T) labels -> (B, K) labels and (B, K) mask of all measured targets."""
         joint = [self._joint(labels, t.name) for t in self.joints]
-        wanted = torch.stack([*labels.nan_to_num().unbind(1), *(event for event, _ in joint)], 1)
-        mask = torch.stack([*self.measured(labels).unbind(1), *(told for _, told in joint)], 1)
-        return wanted, mask
+        happened = torch.stack([*labels.nan_to_num().unbind(1), *(event for event, _ in joint)], 1)
+        mask = torch.stack([*self.measured(labels).unbind(1), *(decided for _, decided in joint)], 1)
+        return happened, mask
 
     def _joint(self, labels: Tensor, name: str) -> tuple[Tensor, Tensor]:
         """(B,) 1 where a task and all of its parents are positive, and (B,) 1 where the labels decide it.
@@ -64,8 +64,8 @@ class Targets:
         """
         chain = labels[:, list(self.schema.chain(name))]
         happened = (chain == 1).all(1)
-        told = happened | (chain == 0).any(1)
-        return happened.to(labels.dtype), told.to(labels.dtype)
+        decided = happened | (chain == 0).any(1)
+        return happened.to(labels.dtype), decided.to(labels.dtype)
 
     def log_probabilities(self, log_p: Tensor) -> Tensor:
         """(B, T) log-probabilities of the tasks -> (B, K) of all measured targets.

@@ -77,7 +77,7 @@ class MRANBackbone(AttentionBackbone):
         by_task = _weights(self.queries.transpose(0, 1), key)  # (B, A, T, F)
         pooled = self._joined(by_task @ value)  # (B, T, A * K)
         tasks = torch.stack(
-            [net(own) for net, own in zip(self.networks, pooled.unbind(1), strict=True)], 1
+            [network(x) for network, x in zip(self.networks, pooled.unbind(1), strict=True)], 1
         )  # (B, T, H)
         query, key, value = self.between_tasks(tasks).chunk(3, 2)
         transfer = _weights(query, key)

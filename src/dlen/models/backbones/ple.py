@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -47,34 +48,36 @@ class CGCLevel(nn.Module):
 
         self.shared_experts = experts(shared_experts)
         self.task_experts = nn.ModuleList(experts(task_experts) for _ in range(num_tasks))
-        mixed = task_experts + shared_experts
-        self.gates = nn.ModuleList(Gate(in_dim, 1, mixed) for _ in range(num_tasks))
-        everything = num_tasks * task_experts + shared_experts
-        self.shared_gate = None if last else Gate(in_dim, 1, everything)
+        self.gates = nn.ModuleList(Gate(in_dim, 1, task_experts + shared_experts) for _ in range(num_tasks))
+        num_experts = num_tasks * task_experts + shared_experts
+        self.shared_gate = None if last else Gate(in_dim, 1, num_experts)
 
     def forward(self, tasks: Sequence[Tensor], shared: Tensor) -> tuple[list[Tensor], Tensor]:
         """T task inputs and the shared input, (B, D) each -> T task outputs and the shared output, (B, H)."""
-        common = [expert(shared) for expert in self.shared_experts]
-        own = [[expert(x) for expert in group] for x, group in zip(tasks, self.task_experts, strict=True)]  # type: ignore[attr-defined]
-        outputs = [mix(gate(x), [*mine, *common])[0] for x, gate, mine in zip(tasks, self.gates, own, strict=True)]
+        of_shared = [expert(shared) for expert in self.shared_experts]
+        of_tasks = [[expert(x) for expert in group] for x, group in zip(tasks, self.task_experts, strict=True)]  # type: ignore[attr-defined]
+        mixed = [
+            mix(gate(x), [*of_task, *of_shared])[0]
+            for x, gate, of_task in zip(tasks, self.gates, of_tasks, strict=True)
+        ]
         if self.shared_gate is None:
-            return outputs, shared
-        everything = [output for mine in own for output in mine] + common
-        return outputs, mix(self.shared_gate(shared), everything)[0]
+            return mixed, shared
+        all_outputs = [output for of_task in of_tasks for output in of_task] + of_shared
+        return mixed, mix(self.shared_gate(shared), all_outputs)[0]
 
     def mixtures(self, level: int) -> list[Mixture]:
         """The task gates and the shared gate."""
-        common, shared = list(self.shared_experts), expert_names("shared", len(self.shared_experts))
-        own = [(f"task{t}_expert", list(group.children())) for t, group in enumerate(self.task_experts)]
-        found = [
-            Mixture(level, gate, [task], [*expert_names(name, len(group)), *shared], [*group, *common])  # type: ignore[arg-type]
-            for task, (gate, (name, group)) in enumerate(zip(self.gates, own, strict=True))
+        shared, shared_names = list(self.shared_experts), expert_names("shared", len(self.shared_experts))
+        groups = [list(group.children()) for group in self.task_experts]
+        names = [expert_names(f"task{task}_expert", len(group)) for task, group in enumerate(groups)]
+        mixtures = [
+            Mixture(level, gate, [task], [*names[task], *shared_names], [*groups[task], *shared])  # type: ignore[arg-type]
+            for task, gate in enumerate(self.gates)
         ]
         if self.shared_gate is not None:
-            names = [n for name, group in own for n in expert_names(name, len(group))]
-            experts = [e for _, group in own for e in group]
-            found.append(Mixture(level, self.shared_gate, [None], [*names, *shared], [*experts, *common]))
-        return found
+            all_names, all_experts = [*chain(*names), *shared_names], [*chain(*groups), *shared]
+            mixtures.append(Mixture(level, self.shared_gate, [None], all_names, all_experts))
+        return mixtures
 
 
 class PLEBackbone(Backbone):
