@@ -30,7 +30,7 @@ def number_of_workers(asked: int | str, most: int, key: str = "workers", devices
     if asked == "auto":
         return max(1, min(available() // devices, most))
     if not is_whole(asked) or asked < 1:
-        raise UserError(f"config {key}: {asked!r} is neither auto nor a positive number")
+        raise UserError(f"config {key}: {asked!r} is neither auto nor a positive whole number")
     return min(asked, most)
 
 

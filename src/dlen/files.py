@@ -48,7 +48,7 @@ def check_regular(path: Path) -> int:
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
     if not stat.S_ISREG(status.st_mode):
-        raise UserError(f"{path}: is no regular file; delete it")
+        raise UserError(f"{path}: is not a regular file; delete it")
     return status.st_size
 
 
@@ -59,12 +59,12 @@ def _read_text(path: Path, most: int) -> str:
         with path.open("rb") as file:  # the reported size may be wrong, as under /proc
             content = file.read(most + 1)
         if len(content) > most:
-            raise UserError(f"{path}: is larger than {most:,} bytes, which no file of its kind is")
+            raise UserError(f"{path}: is larger than {most:,} bytes, the limit for a file of its kind")
         return content.decode()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
-        raise UserError(f"{path}: is no text in UTF-8") from None
+        raise UserError(f"{path}: is not UTF-8 text") from None
 
 
 def read_json(path: Path) -> Any:
@@ -79,7 +79,7 @@ def read_json(path: Path) -> Any:
     except RecursionError:
         raise _too_deep(path) from None
     except ValueError as error:
-        raise UserError(f"{path}: is no JSON ({error})") from None
+        raise UserError(f"{path}: is not valid JSON ({error})") from None
     _check_plain(path, content)
     return content
 
@@ -98,7 +98,7 @@ def read_yaml(path: Path) -> Any:
     except RecursionError:
         raise _too_deep(path) from None
     except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{path}: is no YAML ({' '.join(str(error).split())[:200]})") from None
+        raise UserError(f"{path}: is not valid YAML ({' '.join(str(error).split())[:200]})") from None
     _check_plain(path, content)
     return content
 
@@ -113,16 +113,16 @@ def _check_events(path: Path, text: str) -> None:
     """Check the parser events before building objects: nested aliases would expand without limit."""
     level = 0
     for event in yaml.parse(text, Loader=_Loader):
-        why = None
+        problem = None
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
-            why = "an anchor or alias; write it out"
+            problem = "an anchor or alias; write it out"
         elif getattr(event, "tag", None) not in (None, "!"):
-            why = "a tag; leave it out"
+            problem = "a tag; remove it"
         elif isinstance(event, yaml.ScalarEvent) and event.implicit[0] and len(event.value) > _MOST_PLAIN:
-            why = f"a value of {len(event.value):,} characters without quotes; quote it"
-        if why is not None:
+            problem = f"a value of {len(event.value):,} characters without quotes; quote it"
+        if problem is not None:
             line = "" if event.start_mark is None else f", line {event.start_mark.line + 1}"
-            raise UserError(f"{path}{line}: has {why}")
+            raise UserError(f"{path}{line}: contains {problem}")
         level += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if level > _MOST_LEVELS:
             raise _too_deep(path)
@@ -134,9 +134,9 @@ def _check_plain(path: Path, content: Any) -> None:
     for _ in range(_MOST_LEVELS + 1):
         for value in level:
             if isinstance(value, float) and not math.isfinite(value):
-                raise UserError(f"{path}: has the number {value}, which is none that can be computed with")
+                raise UserError(f"{path}: contains the number {value}; every number must be finite")
             if isinstance(value, int) and not -_MOST_WHOLE <= value < _MOST_WHOLE:
-                raise UserError(f"{path}: has a whole number beyond 64 bits")
+                raise UserError(f"{path}: contains a whole number beyond 64 bits")
         inner = [v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list) and v]
         level = [value for values in inner for value in values]
         if not level:
@@ -145,14 +145,14 @@ def _check_plain(path: Path, content: Any) -> None:
 
 
 def _too_deep(path: Path) -> UserError:
-    return UserError(f"{path}: is nested deeper than {_MOST_LEVELS} levels, which no file of its kind is")
+    return UserError(f"{path}: is nested deeper than {_MOST_LEVELS} levels, the limit for a config or record")
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
     """Read a JSON mapping with :func:`read_json`."""
     content = read_json(path)
     if not isinstance(content, dict):
-        raise UserError(f"{path}: is no mapping of names to values")
+        raise UserError(f"{path}: is not a mapping of names to values")
     return content
 
 
@@ -165,12 +165,12 @@ def read_figures(path: Path) -> dict[str, Any]:
     content = read_mapping(path)
     for key, value in content.items():
         if key in _TEXTS and not isinstance(value, str):
-            raise UserError(f"{path}: {key} is {_shown(value)}, and no text")
+            raise UserError(f"{path}: {key} is {_shown(value)}, not text")
         number = is_number(value)
         if key.startswith(_FIGURES) and key != "fit/precision" and value is not None and not number:
-            raise UserError(f"{path}: {key} is {_shown(value)}, and neither a number nor null")
+            raise UserError(f"{path}: {key} is {_shown(value)}, neither a number nor null")
         if key == "seed" and not (number and isinstance(value, int)):
-            raise UserError(f"{path}: {key} is {_shown(value)}, and no whole number")
+            raise UserError(f"{path}: {key} is {_shown(value)}, not a whole number")
     return content
 
 
@@ -188,9 +188,9 @@ def check_links(folder: Path) -> None:
     for name, folders, files in os.walk(folder):
         for entry in (Path(name, inner) for inner in (*folders, *files)):
             if entry.is_symlink() and not Path(os.path.realpath(entry)).is_relative_to(top):
-                raise UserError(f"{entry}: is a link that leads out of {folder}; nothing is written there, delete it")
+                raise UserError(f"{entry}: is a link out of {folder}, where nothing is written; delete it")
             if entry.exists() and not entry.is_dir() and not entry.is_file():
-                raise UserError(f"{entry}: is no regular file; delete it")
+                raise UserError(f"{entry}: is not a regular file; delete it")
         folders[:] = [inner for inner in folders if inner != "wandb"]
 
 

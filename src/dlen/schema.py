@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
@@ -145,7 +145,7 @@ class Schema:
         current: str | None = name
         while current is not None:
             if current in seen:
-                raise ValueError(f"task {name}: observed_where goes in a circle ({' -> '.join(seen)})")
+                raise ValueError(f"task {name}: observed_where is circular ({' -> '.join(seen)})")
             if current not in self.task_names:
                 raise ValueError(f"task {seen[-1]}: observed_where names an unknown task {current!r}")
             seen.append(current)
@@ -167,6 +167,13 @@ class Schema:
         return cls(fields, tasks, tuple(data["truth"]), data["user"], data["position"])
 
 
+def check_known_tasks(setting: str, names: Iterable[str], tasks: Sequence[str]) -> None:
+    """Raise ValueError if a setting by task names an unknown task."""
+    for name in names:
+        if name not in tasks:
+            raise ValueError(f"{setting} name an unknown task {name}; the tasks are {', '.join(tasks)}")
+
+
 def check_targets(tasks: Sequence[tuple[str, str, bool]]) -> None:
     """Check that names of tasks and joint events are unique: they become metric keys such as ``test/auc/click``.
 
@@ -176,10 +183,10 @@ def check_targets(tasks: Sequence[tuple[str, str, bool]]) -> None:
     Raises:
         ValueError: a name is that of another target or of another metric.
     """
-    taken = dict.fromkeys(("mean", "weighted", "labels", "up_any", "up_truth"), "a figure over all tasks")
-    taken |= {f"up_{name}": f"a figure of P(UP) against {name}" for name, _, dislike in tasks if dislike}
+    taken = dict.fromkeys(("mean", "weighted", "labels", "up_any", "up_truth"), "a metric over all tasks")
+    taken |= {f"up_{name}": f"a metric of P(UP) against {name}" for name, _, dislike in tasks if dislike}
     for kind, names in (("task", [t[0] for t in tasks]), ("joint event", [t[1] for t in tasks if t[1]])):
         for name in names:
             if name in taken:
-                raise ValueError(f"{kind} {name}: this name is that of {taken[name]}; choose another")
+                raise ValueError(f"{kind} {name}: the name is already used for {taken[name]}; choose another")
             taken[name] = f"another {kind}"

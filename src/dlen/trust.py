@@ -39,7 +39,7 @@ def packages(value: Any) -> tuple[str, ...]:
     """
     wanted = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else None
     if wanted is None or not all(isinstance(name, str) and name.isidentifier() for name in wanted):
-        raise UserError(f"config trust: {value!r} is no list of packages, such as [my_models]")
+        raise UserError(f"config trust: {value!r} is not a list of packages, such as [my_models]")
     return tuple(name for name in wanted if name != _PACKAGE)  # dlen has its own, stricter rules
 
 
@@ -53,7 +53,7 @@ def check_config(content: Any, trust: Sequence[str], path: Path) -> None:
     """
     for key, node in _nodes("", content):
         if isinstance(node, str) and "${" in node:
-            raise UserError(f"{path}: {key} refers to something else ({node[:50]!r}); write the value itself")
+            raise UserError(f"{path}: config {key}: refers to another value ({node[:50]!r}); write out the value")
         if isinstance(node, dict):
             _check_node(key, node, trust, path)
 
@@ -73,37 +73,37 @@ def _check_node(key: str, node: dict[Any, Any], trust: Sequence[str], path: Path
     for name in node:
         special = str(name).startswith("_") and str(name).endswith("_") and name not in (_TARGET, _PARTIAL)
         if special or "${" in str(name):
-            raise UserError(f"{path}: config {_join(key, name)}: is no setting; delete it")
+            raise UserError(f"{path}: config {_join(key, name)}: is not a setting; delete it")
     target, partial = node.get(_TARGET), node.get(_PARTIAL)
     if target is not None:
         _check_target(key, target, trust, path)
     if partial is not None and (partial is not True or not (key in _PARTIAL_KEYS or _is_of(target, trust))):
-        raise UserError(f"{path}: config {_join(key, _PARTIAL)}: is no setting of {key or 'a config'}; delete it")
+        raise UserError(f"{path}: config {_join(key, _PARTIAL)}: is not a setting of {key or 'a config'}; delete it")
     if target in _IN_FOLDER or key in ("logger.csv", "logger.tensorboard"):  # their strings become folder names
         for name, value in node.items():
             if isinstance(value, str) and not re.fullmatch(r"(?!\.)[\w.-]*", value):
-                raise UserError(f"{path}: config {key}.{name}: {value!r} is no plain name; write it without slashes")
+                raise UserError(f"{path}: config {key}.{name}: {value!r} is not a plain name; write it without slashes")
 
 
 def _check_target(key: str, target: Any, trust: Sequence[str], path: Path) -> None:
     where = f"{path}: config {_join(key, _TARGET)}"
     if not isinstance(target, str) or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", target):
-        raise UserError(f"{where}: {str(target)[:80]!r} is no class of dlen")
+        raise UserError(f"{where}: {str(target)[:80]!r} is not a class of dlen")
     package = target.split(".")[0]
     slot = "logger" if re.fullmatch(r"logger\.\w+", key) else key
     if target in _NAMES.get(slot, ()):
         return
     if package not in (_PACKAGE, *trust):
         extensible = slot in _KINDS or slot in _NAMES  # keys that accept a user's own class
-        hint = f"; if you trust this folder, say trust=[{package}]" if extensible else ""
-        raise UserError(f"{where}: {target} is no class of dlen{hint}")
+        hint = f"; if you trust this folder, set trust=[{package}]" if extensible else ""
+        raise UserError(f"{where}: {target} is not a class of dlen{hint}")
     kind, fits = _KINDS.get(slot, (slot if slot in _NAMES else "setting", lambda _: False))
     named = _located(where, target)
     defined = str(getattr(named, "__module__", "")).split(".")[0]  # where it is defined, not where it was found
     if defined == _PACKAGE and isinstance(named, type) and fits(named):
         return
     if defined not in trust or not callable(named):
-        raise UserError(f"{where}: {target} is no {kind} of {' or '.join((_PACKAGE, *trust))}")
+        raise UserError(f"{where}: {target} is not a {kind} of {' or '.join((_PACKAGE, *trust))}")
 
 
 def _is_of(target: Any, trust: Sequence[str]) -> bool:

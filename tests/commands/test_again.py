@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_rerun_is_bit_for_bit_the_run(folder: Path) -> None:
     ran = run_here("train.py", ["rerun=run"], folder)
     assert ran.returncode == 0, ran.stderr
-    assert "rerun: every figure and every weight is that of run" in ran.stdout
+    assert "rerun: all metrics and weights are identical to those of run" in ran.stdout
     was, now = (json.loads((folder / name / "metrics.json").read_text()) for name in ("run", "run-rerun"))
     differ = {key for key in {**was, **now} if was.get(key) != now.get(key)}
     assert all(key.startswith("fit/") and key not in ("fit/steps", "fit/precision") for key in differ), differ
@@ -60,8 +60,8 @@ def test_what_differs_is_told_with_what_may_be_why(folder: Path) -> None:
     path.write_text(kept)
     assert ran.returncode == 1
     assert f"test/auc/click: was 0.123, is {content['test/auc/click']}" in ran.stderr
-    assert f"1 tensors of weights, such as {name}" in ran.stderr
-    assert f"what may be why: library/torch was 1.0 and is {torch.__version__}" in ran.stderr
+    assert f"1 weight tensors, such as {name}" in ran.stderr
+    assert f"possible causes: library/torch was 1.0 and is {torch.__version__}" in ran.stderr
     assert (folder / "second" / "metrics.json").exists()
 
 
@@ -85,7 +85,7 @@ def test_a_run_goes_on_with_its_own_settings(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["rerun=run", "seed=3"], "config seed: a rerun is as its run was; leave it out"),
+        (["rerun=run", "seed=3"], "config seed: a rerun uses the settings of its run"),
         (["rerun=nowhere"], "nowhere: not a run folder"),
         (["run_dir=run", "ckpt=last", "model=dlen"], "cannot resume: model was mmoe and is dlen now"),
         (["run_dir=run", "ckpt=last", "data=aliccp_demo"], "cannot resume: data was feed and is aliccp_demo now"),
@@ -109,4 +109,4 @@ def test_an_unfinished_run_cannot_be_repeated(folder: Path, tmp_path: Path, refu
     shutil.copy(folder / "run" / "config.yaml", tmp_path / "run")
     ran = refused("train.py", "rerun=run")
     assert ran.returncode == 2
-    assert "has not ended" in ran.stderr.splitlines()[-1]
+    assert "metrics.json, so the run is not finished" in ran.stderr.splitlines()[-1]

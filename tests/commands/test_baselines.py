@@ -103,14 +103,14 @@ def test_predict_takes_new_rows(run: tuple[str, Path]) -> None:
 def test_a_rerun_is_bit_for_bit_the_run(run: tuple[str, Path]) -> None:
     ran = run_here("train.py", ["rerun=run"], run[1])
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert "rerun: every figure and every weight is that of run" in ran.stdout
+    assert "rerun: all metrics and weights are identical to those of run" in ran.stdout
 
 
 def test_export_says_that_it_is_no_network(run: tuple[str, Path]) -> None:
     name, folder = run
     ran = run_here("export.py", ["run=run"], folder)
     assert ran.returncode == 2
-    assert ran.stderr == f"error: run: only networks are exported, and {name} is none; use predict.py\n"
+    assert ran.stderr == f"error: run: only networks can be exported, and {name} is not one; use predict.py\n"
     assert not (folder / "run" / "export").exists()
 
 
@@ -118,7 +118,7 @@ def test_export_says_that_it_is_no_network(run: tuple[str, Path]) -> None:
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        (["balancing=dwa"], "config balancing: the model has one of its own for each task"),
+        (["balancing=dwa"], "config balancing: the model fits each task separately"),
         (["trainer.devices=2"], "config trainer.devices: lightgbm is fitted in one process; set trainer.devices=1"),
         (["ckpt=FILE"], "config ckpt: lightgbm is fitted in one go, so there is nothing to resume"),
         (["trainer.limit_train_batches=5"], "config trainer.limit_train_batches: lightgbm is fitted to all"),

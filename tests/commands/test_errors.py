@@ -28,7 +28,7 @@ CASES = {
     "learning rate": (["optimizer.lr=abc", "data.rows=2000"], "config optimizer: lr must be a number from 0"),
     "patience": (["patience=-1"], "config patience: -1 is not a whole number from 0"),
     "validation interval": (["trainer.val_check_interval=99", "data.rows=2000"], "an epoch has 2 batches"),
-    "embedding size": (["model.embedding.dim=0", "data.rows=2000"], "embedding.dim must be at least 1, got 0"),
+    "embedding size": (["model.embedding.dim=0", "data.rows=2000"], "embedding.dim must be a whole number"),
     "no experts": (["model.backbone.num_experts=0", "data.rows=2000"], "num_experts must be at least 1, got 0"),
     "metric": (["metrics.auc=exakt"], "config metrics.auc: 'exakt' is not one of auto, histogram, exact"),
     "impossible rate": (["data.rates.click=0.9"], "data.rates.click: 0.9 cannot be reached"),

@@ -100,7 +100,7 @@ def test_no_command_runs_what_a_run_names(command: str, place: Path) -> None:
     put(place / "run" / "config.yaml", "model.dropout", {"_target_": "evil.system", "command": "touch sentinel"})
     before = files(place)
     line = refused(COMMANDS[command], place)
-    assert "run/config.yaml: config model.dropout._target_: evil.system is no class of dlen" in line
+    assert "run/config.yaml: config model.dropout._target_: evil.system is not a class of dlen" in line
     assert files(place) == before
 
 
@@ -212,11 +212,11 @@ def test_a_class_of_ones_own_is_trusted_by_its_package(
     ran = run_here("train.py", own, place)
     assert ran.returncode == 0, ran.stderr
     wanted = (
-        "config model._target_: my_models.Mine is no class of dlen; if you trust this folder, say trust=[my_models]"
+        "config model._target_: my_models.Mine is not a class of dlen; if you trust this folder, set trust=[my_models]"
     )
     assert wanted in refused(["evaluate.py", "run=own"], place)
     assert wanted in refused(["train.py", "run_dir=own", "ckpt=last"], place)
-    assert "config trust: 'my_models' is no list of packages" in refused(
+    assert "config trust: 'my_models' is not a list of packages" in refused(
         ["evaluate.py", "run=own", "trust=my_models"], place
     )
     for arguments in (["evaluate.py", "run=own"], ["train.py", "rerun=own"], ["train.py", "run_dir=own", "ckpt=last"]):
@@ -224,7 +224,7 @@ def test_a_class_of_ones_own_is_trusted_by_its_package(
         assert ran.returncode == 0, ran.stderr
     path = place / "own" / "config.yaml"
     assert "trust:\n- my_models" in path.read_text()
-    with pytest.raises(UserError, match="no class of dlen"):  # a config cannot vouch for itself
+    with pytest.raises(UserError, match="not a class of dlen"):  # a config cannot vouch for itself
         read_config(path, [])
     for name in ("system", "torch.load", "Nothing", "build", "dlen.files.write_text", "dlen.models.PLE.mixtures"):
         put(path, "model._target_", f"my_models.{name}")
@@ -281,7 +281,7 @@ def test_a_best_yaml_is_said_word_for_word(tmp_path: Path) -> None:
     assert found[:2] == ["model=dlen", "+logger=csv"]
     assert found[-1] == "seed=1"
     own = "defaults: [_self_]\nmodel: {_target_: my_own.Model}\n"
-    with pytest.raises(UserError, match=r"say trust=\[my_own\]"):
+    with pytest.raises(UserError, match=r"set trust=\[my_own\]"):
         _with_best(best(tmp_path, own))
     with pytest.raises(UserError, match=r"my_own.Model cannot be imported"):
         _with_best([*best(tmp_path, own), "trust=[my_own]"])
@@ -370,7 +370,7 @@ READ_BY = [
 @pytest.mark.parametrize(("name", "command"), READ_BY)
 def test_a_command_tells_of_a_file_made_to_hurt(name: str, command: str, place: Path) -> None:
     endless(place / "run" / name)
-    assert f"{name}: is no regular file" in refused(COMMANDS[command], place)
+    assert f"{name}: is not a regular file" in refused(COMMANDS[command], place)
 
 
 @pytest.mark.parametrize(
@@ -422,7 +422,7 @@ def test_a_checkpoint_that_unpacks_to_more_is_refused(tmp_path: Path) -> None:
         for name in source.namelist():
             target.writestr(name, source.read(name))
     assert packed.stat().st_size < 100_000
-    with pytest.raises(UserError, match="unpacks to more than its own size"):
+    with pytest.raises(UserError, match="larger than the file"):
         read_checkpoint(packed)
 
 
@@ -432,7 +432,7 @@ def test_a_checkpoint_that_unpacks_to_more_is_refused(tmp_path: Path) -> None:
 def test_a_state_of_other_types_is_refused(state: Any, tmp_path: Path) -> None:
     path = tmp_path / "a.ckpt"
     CheckpointFiles().save_checkpoint({"state_dict": state}, path)
-    with pytest.raises(UserError, match="no mapping of names to tensors"):
+    with pytest.raises(UserError, match="state_dict is not a mapping of names to tensors"):
         read_checkpoint(path)
 
 
@@ -492,7 +492,7 @@ def test_nothing_is_written_through_a_link(name: str, command: str, place: Path)
         outside.write_text("mine")
     entry.symlink_to(outside)
     before = {p: p.read_bytes() for p in [outside, *outside.rglob("*")] if p.is_file()}
-    assert f"run/{name}: is a link that leads out of run" in refused(COMMANDS[command], place)
+    assert f"run/{name}: is a link out of run" in refused(COMMANDS[command], place)
     assert {p: p.read_bytes() for p in [outside, *outside.rglob("*")] if p.is_file()} == before
 
 
@@ -518,7 +518,7 @@ def test_links_to_the_log_of_wandb_are_left_alone(tmp_path: Path) -> None:
     check_links(tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "wandb")
     (tmp_path / "run" / "wandb").symlink_to(tmp_path)
-    with pytest.raises(UserError, match="leads out of"):
+    with pytest.raises(UserError, match="is a link out of"):
         check_links(tmp_path / "run")
 
 
@@ -551,5 +551,5 @@ def test_a_message_moves_no_cursor() -> None:
 
 
 def test_a_config_that_is_checked_says_where(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"x.yaml: config model._args_: is no setting"):
+    with pytest.raises(UserError, match=r"x.yaml: config model._args_: is not a setting"):
         check_config({"model": {"_args_": [1]}}, [], Path("x.yaml"))

@@ -93,9 +93,9 @@ def test_estimates_hold_the_true_rates(folder: Path, overrides: tuple[str, ...])
     ("overrides", "expected"),
     [
         (["off_policy.candidates=1"], "config off_policy.candidates: 1 is not a whole number from 2"),
-        (["off_policy.draws=3"], "config off_policy.draws: at least 9, one less than the candidates"),
+        (["off_policy.draws=3"], "config off_policy.draws: must be at least 9"),
         (["off_policy.log=nowhere.csv"], "config off_policy.log: nowhere.csv: no such file"),
-        (["fusion.weights={clik: 1}"], "config fusion: there is no task clik to weigh"),
+        (["fusion.weights={clik: 1}"], "config fusion: weights name an unknown task clik"),
     ],
 )
 def test_what_is_refused(folder: Path, overrides: list[str], expected: str, refused: Command) -> None:

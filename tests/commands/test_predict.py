@@ -140,7 +140,7 @@ def test_the_raw_log_may_be_gone_and_unknown_values_are_told(
     frame = predicted(folder, folder / "unseen.csv")
     assert len(frame) == len(rows)
     told = capsys.readouterr()
-    assert f"user: {len(rows):,} of {len(rows):,} rows have a value that training did not know" in told.err
+    assert f"user: {len(rows):,} of {len(rows):,} rows have a value that is missing or new" in told.err
     assert f"{len(rows):,} rows: {folder}/out/scores.parquet" in told.out
 
 
@@ -170,12 +170,12 @@ def test_a_wrong_table_is_one_line_and_leaves_nothing(
     ("settings", "expected"),
     [
         (["input=none.csv"], "config input: none.csv: no such file"),
-        (["output=scores.csv"], "config output: 'scores.csv' is no file that ends in .parquet"),
+        (["output=scores.csv"], "config output: 'scores.csv' does not end in .parquet"),
         (["run=none"], "none: not a run folder"),
         (["checkpoint=worst"], "worst.ckpt: no such checkpoint"),
         (["batch_size=0"], "config batch_size: 0"),
-        (["fusion.form=mean"], "config fusion: 'mean' is not a valid Form"),
-        (["fusion.weights={clik: 1}"], "config fusion: there is no task clik to weigh; the tasks are click, hate"),
+        (["fusion.form=mean"], "config fusion: form must be one of product, sum, got 'mean'"),
+        (["fusion.weights={clik: 1}"], "config fusion: weights name an unknown task clik; the tasks are click, hate"),
     ],
 )
 def test_wrong_settings(table: Path, tmp_path: Path, settings: list[str], expected: str) -> None:

@@ -213,7 +213,7 @@ def test_an_export_whose_schema_gives_other_inputs_is_not_written(
         return coding
 
     monkeypatch.setattr(codings, "_coding", wrong)
-    with pytest.raises(UserError, match=r"field liked: raw values through schema\.json give other inputs"):
+    with pytest.raises(UserError, match=r"field liked: raw values .*schema\.json"):
         write_export(run, f"output={tmp_path / 'out'}", "check_rows=300")
     assert not list((tmp_path / "out").iterdir())
 
@@ -222,7 +222,7 @@ def test_an_export_whose_schema_gives_other_inputs_is_not_written(
 def test_a_store_of_an_earlier_version_is_refused_by_the_field(name: str, run: Path) -> None:
     store = open_run(run)[1]
     del store.content["statistics"][name]
-    with pytest.raises(UserError, match=f"does not say how field {name} is coded"):
+    with pytest.raises(UserError, match=f"the coding of field {name} is missing"):
         codings.field_codings(store)
 
 

@@ -157,7 +157,7 @@ def test_a_run_goes_on_with_what_it_began_with(composed: Compose, tmp_path: Path
             train(composed("model=mmoe", *change, *settings, "ckpt=last", "trainer.max_epochs=2"))
         assert (tmp_path / "run" / "config.yaml").read_bytes() == config
     other = [f"run_dir={tmp_path / 'other'}", f"ckpt={tmp_path / 'run' / 'checkpoints' / 'last.ckpt'}"]
-    with pytest.raises(UserError, match=r"config ckpt: .* is of another model or balancing"):
+    with pytest.raises(UserError, match=r"config ckpt: .*does not fit the model or balancing"):
         train(composed("model=mmoe", "balancing=uncertainty", *settings[1:], *other, "trainer.max_epochs=2"))
     again = train(composed("model=mmoe", "balancing=dwa", *settings, "ckpt=last"))  # nothing is left to train
     assert {k for k in first if k.startswith("gates/")} == {k for k in again if k.startswith("gates/")}
@@ -166,7 +166,7 @@ def test_a_run_goes_on_with_what_it_began_with(composed: Compose, tmp_path: Path
 
 
 def test_what_cannot_be_balanced_is_one_line(composed: Compose, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="config balancing: DLEN's full likelihood is one loss"):
+    with pytest.raises(UserError, match=r"config balancing: .*set model\.head\.likelihood=marginal"):
         train(composed("model=dlen", "balancing=surgery", *SIZES["dlen"], *FEED))
     with pytest.raises(UserError, match=r"config balancing: gradient surgery needs trainer\.accumulate_grad_batches=1"):
         train(composed("model=mmoe", "balancing=surgery", "trainer.accumulate_grad_batches=2", *SIZES["mmoe"], *FEED))
@@ -174,7 +174,7 @@ def test_what_cannot_be_balanced_is_one_line(composed: Compose, tmp_path: Path) 
         train(composed("model=mmoe", "balancing=surgery", "trainer.precision=16-mixed", *SIZES["mmoe"], *FEED))
     with pytest.raises(UserError, match=r"config trainer\.gradient_clip_val: row-sparse gradients cannot be clipped"):
         train(composed("model=mmoe", "+trainer.gradient_clip_val=1", *SIZES["mmoe"], *FEED))
-    with pytest.raises(UserError, match="config balancing: aggregator 'x' is none of torchjd's"):
+    with pytest.raises(UserError, match=r"config balancing: aggregator .*got 'x'"):
         train(composed("model=mmoe", "balancing=surgery", "balancing.aggregator=x", *SIZES["mmoe"], *FEED))
     assert not (tmp_path / "runs").exists()
 
@@ -444,10 +444,10 @@ def test_id_dropout_of_a_field_and_another_monitor(composed: Compose) -> None:
     assert own["test/auc/mean"] != plain["test/auc/mean"]
     assert {"val/logloss/labels", "val/auc/mean", "val/auc/weighted"} <= own.keys()
     for change, message in (
-        ("id_dropout.fields={nobody: 10}", "config id_dropout: fields: 'nobody' is no field of ids"),
+        ("id_dropout.fields={nobody: 10}", "config id_dropout: fields: 'nobody' is not a field"),
         ("id_dropout.fields=3", "config id_dropout: fields must be numbers by the names of fields, got 3"),
         ("id_dropout.k=-1", "config id_dropout: k must be a number from 0, got -1"),
-        ("monitor=val/auc/likes", "config monitor: 'val/auc/likes' is no figure of a validation"),
+        ("monitor=val/auc/likes", "config monitor: 'val/auc/likes' cannot be monitored"),
     ):
         with pytest.raises(UserError, match=message):
             train(composed(*settings, change))

@@ -45,7 +45,7 @@ def test_without_leaves_the_others_as_they_are() -> None:
     assert rest.first_order is not None
     assert made.first_order is not None
     assert torch.equal(rest.first_order, made.first_order)
-    with pytest.raises(ValueError, match="no field place"):
+    with pytest.raises(ValueError, match="no embedded field place"):
         made.without(["place"])
 
 

@@ -91,7 +91,7 @@ def test_it_has_no_part_in_a_checkpoint() -> None:
         ({"k": float("nan")}, "k must be a number from 0, got nan"),
         ({"most": 1.0}, "most must be a probability below 1, got 1.0"),
         ({"most": True}, "most must be a probability below 1, got True"),
-        ({"fields": {"age": 3.0}}, "fields: 'age' is no field of ids; those are user, tags, item, matches"),
+        ({"fields": {"age": 3.0}}, "fields: 'age' is not a field with ids; those are user, tags, item, matches"),
         ({"fields": {"item": -2}}, "fields.item must be a number from 0, got -2"),
     ],
 )
@@ -101,5 +101,5 @@ def test_wrong_settings(settings: dict[str, object], said: str) -> None:
 
 
 def test_counts_of_another_schema() -> None:
-    with pytest.raises(ValueError, match="3 counts for 36 ids"):
+    with pytest.raises(ValueError, match="36 ids, got 3"):
         IdDropout(make_schema(), torch.zeros(3))

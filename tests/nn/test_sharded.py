@@ -127,7 +127,7 @@ def test_what_cannot_be_split() -> None:
         check_shardable(make_schema(fields=FIELDS[:1]), DIM, "rows", 2, "cpu", 0.1)
     check_shardable(make_schema(fields=FIELDS[:1]), DIM, "rows", 2, "cpu", 0.0)
     check_shardable(make_schema(fields=FIELDS[:1]), DIM, "rows", 2, "cuda", 0.1)
-    with pytest.raises(UserError, match=r"embedding\.dim: of a sharded table has to be a multiple of 4, got 6"):
+    with pytest.raises(UserError, match=r"config model\.embedding\.dim: .*multiple of 4, got 6"):
         check_shardable(make_schema(), 6, "rows", 2, "cpu", 0.0)
     three = (Field("user", Kind.ID, "user", 3),)
     with pytest.raises(UserError, match="3 ids are too few for 4 processes"):

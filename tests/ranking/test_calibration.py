@@ -52,7 +52,7 @@ def test_perfect_predictions_stay_finite_and_wrong_ones_are_refused() -> None:
     labels = (torch.arange(200) >= 100).double()[:, None]
     found = fit_calibration(log_p, labels, torch.ones_like(labels))
     assert 1 < found.slope.item() < 100
-    with pytest.raises(ValueError, match="task 0: greater predictions went with fewer positives"):
+    with pytest.raises(ValueError, match=r"task 0: .*fewer positives \(slope -"):
         fit_calibration(log_p, 1 - labels, torch.ones_like(labels))
 
 
@@ -65,5 +65,5 @@ def test_a_score_of_calibrated_probabilities() -> None:
     p = 1 / (1 + torch.exp(-odds))
     wanted = log_up.exp().sqrt() * p[:, 0] * p[:, 1] ** 2
     assert found.exp().tolist() == pytest.approx(wanted.tolist(), rel=1e-4)
-    with pytest.raises(ValueError, match="calibrate: 1 is neither true nor false"):
+    with pytest.raises(ValueError, match="calibrate must be true or false, got 1"):
         Fusion(calibrate=1)  # type: ignore[arg-type]

@@ -29,7 +29,7 @@ def test_weights_are_the_share_of_choices_that_the_item_beats() -> None:
 def test_ties_are_broken_evenly() -> None:
     found = best_of(torch.zeros(20_000), torch.zeros(20_000, 3), 2, torch.Generator().manual_seed(0))
     assert found.mean().item() == pytest.approx(1.0, abs=0.02)
-    with pytest.raises(ValueError, match="candidates: 5 is not from 1 to 4"):
+    with pytest.raises(ValueError, match="candidates must be from 1 to 4"):
         best_of(torch.zeros(2), torch.zeros(2, 3), 5, torch.Generator())
 
 

@@ -48,7 +48,7 @@ def test_an_unknown_id_that_nothing_trains(
 
 def test_a_field_without_dropout_of_its_own() -> None:
     (line,) = unknown_id_warnings(store_with({}, {"item": 0.3, "user": 0.3}), dropout(3.0, item=0.0))
-    assert "30.0% of the validation's values of item are unknown" in line
+    assert "30.0% of the validation values of item are unknown" in line
 
 
 def metrics(**changes: float) -> dict[str, Any]:
@@ -61,17 +61,17 @@ def metrics(**changes: float) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("found", "later", "k", "cause"),
     [
-        (metrics(test__ne__t1=5.6), {"item": 0.72}, 0.0, "72% of its values of item are new"),
-        (metrics(test__ne__t1=1.2, test__calibration__t1=2.0), {}, 3.0, "2.00 times the positives"),
+        (metrics(test__ne__t1=5.6), {"item": 0.72}, 0.0, "72% of the test values of item are new"),
+        (metrics(test__ne__t1=1.2, test__calibration__t1=2.0), {}, 3.0, "2.00 times the observed positives"),
         (metrics(test__ne__t1=1.2, val__ne__t1=1.1), {}, 3.0, "training has overfitted"),
-        (metrics(test__ne__t1=1.2), {}, 3.0, "few rows have a positive"),
+        (metrics(test__ne__t1=1.2), {}, 3.0, "few positives"),
     ],
 )
 def test_worse_than_the_base_rate_with_the_likely_cause(
     found: dict[str, Any], later: dict[str, float], k: float, cause: str
 ) -> None:
     (line,) = base_rate_warnings(found, store_with({}, later), Targets(SCHEMA), dropout(k))
-    assert line.startswith("t1: logloss 0.9000 on the test split is worse than that of its rate of positives alone")
+    assert line.startswith("t1: logloss 0.9000 on the test split is worse than always predicting its positive rate")
     assert cause in line
 
 

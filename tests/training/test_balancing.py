@@ -155,14 +155,14 @@ def test_a_joint_likelihood_cannot_be_balanced() -> None:
     model = DLEN(make_schema(), hidden=(5,), **SIZES)
     RankingModule(model)
     for balancer in (Uncertainty(), DynamicWeightAverage(), Surgery()):
-        with pytest.raises(ValueError, match="full likelihood is one loss for all tasks"):
+        with pytest.raises(ValueError, match=r"set model\.head\.likelihood=marginal"):
             RankingModule(model, balancer=balancer)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (partial(Surgery, "PCGard"), "aggregator 'PCGard' is none of torchjd's: .*PCGrad"),
+        (partial(Surgery, "PCGard"), "aggregator must be one of torchjd's .*PCGrad.*got 'PCGard'"),
         (partial(Surgery, "MGDA", steps=3), "aggregator MGDA: .*steps"),
         (partial(DynamicWeightAverage, 0.0), "temperature must be above 0"),
         (lambda: Surgery("TrimmedMean", trim_number=3).setup(5), "aggregator TrimmedMean: "),

@@ -80,7 +80,7 @@ def test_a_hostile_pickle_is_not_executed(tmp_path: Path) -> None:
     target, path = tmp_path / "executed", tmp_path / "best.ckpt"
     torch.save({"state_dict": {}, "extra": Hostile(target)}, path)
     for read in (read_checkpoint, CheckpointFiles().load_checkpoint):
-        with pytest.raises(UserError, match="is no checkpoint of a run"):
+        with pytest.raises(UserError, match="is not a checkpoint of a run"):
             read(path)
     assert not target.exists()
     with zipfile.ZipFile(path) as file:  # a valid torch archive: plain pickle would have executed it

@@ -211,7 +211,7 @@ def test_gain_beside_a_base_run_with_one_figure() -> None:
     assert figures.values["gain/ctcvr"] == pytest.approx(roc_auc_score(y.prod(1), p.prod(1)) - 0.7, abs=1e-6)
     assert figures.values["gain/mean"] == pytest.approx(click, abs=1e-6)  # over the tasks that have one
     assert "gain/cvr" not in figures.values
-    assert figures.undefined == {"gain/cvr": "the base run has no such figure"}
+    assert figures.undefined == {"gain/cvr": "the base run has no such metric"}
 
 
 @pytest.mark.slow
@@ -259,5 +259,5 @@ def test_diverged_predictions_are_told(auc: str) -> None:
     batch = labelled(schema, p)
     predictions = plain(p)
     predictions.log_p[3] = predictions.log_q[3] = predictions.log_score[3] = torch.nan
-    with pytest.raises(UserError, match=r"the predictions of ctr.* are not numbers: training has diverged"):
+    with pytest.raises(UserError, match=r"the predictions of ctr.* are NaN: training has diverged"):
         measure(Measures(schema, auc), predictions, batch)

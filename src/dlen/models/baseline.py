@@ -39,7 +39,7 @@ class Baseline(Model):
         try:
             import_module(self.library)
         except (ImportError, OSError):
-            raise ValueError(f"{self.name} needs: pip install 'dlen[baselines]'") from None
+            raise ValueError(f"{self.name} needs the module {self.library}: pip install 'dlen[baselines]'") from None
 
     @abstractmethod
     def fit(self, train: Rows, validation: Rows, seed: int) -> None:

@@ -190,7 +190,7 @@ class LatentHead(Head):
         """Cross entropies of equation (1)."""
         if self.likelihood is Likelihood.FULL:
             raise ValueError(
-                "DLEN's full likelihood is one loss for all tasks, which cannot be balanced; set "
+                "DLEN's full likelihood is a single loss for all tasks and cannot be balanced; set "
                 "model.head.likelihood=marginal"
             )
         return super().task_losses(predictions, labels, mask)

@@ -126,4 +126,4 @@ class Features:
 def _check_known(names: Sequence[str], known: Sequence[str]) -> None:
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise ValueError(f"there is no field {unknown[0]} with a vector; the fields are {', '.join(known)}")
+        raise ValueError(f"there is no embedded field {unknown[0]}; the embedded fields are {', '.join(known)}")

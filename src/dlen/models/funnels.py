@@ -27,8 +27,8 @@ def check_funnel(schema: Schema, model: str) -> None:
     for task in steps:
         if task.train_on == "all":
             raise UnmetNeedError(
-                f"{model} learns over all rows by itself, so task {task.name} must be the conditional one: "
-                "train_on observed (data.cvr_rows=clicks on Ali-CCP)"
+                f"{model} already trains on all rows, so task {task.name} must be conditional on its parent; set its "
+                "train_on to observed (on Ali-CCP, data.cvr_rows=clicks)"
             )
 
 

@@ -49,13 +49,15 @@ class PositionRanker(Ranker):
         **parts: Any,
     ) -> None:
         if schema.position not in [f.name for f in schema.of_kind(Kind.ID)]:
-            raise UnmetNeedError("pal needs a position: an id field that the schema names as `position`")
+            raise UnmetNeedError("pal needs a position: name an id field as `position` in the schema")
         position = str(schema.position)
         super().__init__(schema, without=[position], **parts)
         if self.spec.first_order:
-            raise ValueError("embedding.first_order: pal ranks without the position; set it to false")
+            raise ValueError("embedding.first_order must be false: pal ranks without the position")
         if not isinstance(self.head, IndependentHead):
-            raise ValueError("pal multiplies each task's own probability; set model/head=independent")
+            raise ValueError(
+                f"pal needs an independent head, got {type(self.head).__name__}; set model/head=independent"
+            )
         self.position = position
         self.first = [t.observed_where is None for t in schema.tasks]
         self.position_network = MLP(self.spec.dim, position_network)

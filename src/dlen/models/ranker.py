@@ -44,7 +44,7 @@ class Ranker(Model):
         super().__init__(schema)
         for name, make in (("embedding", embedding), ("backbone", backbone), ("head", head)):
             if not callable(make):
-                raise ValueError(f"{name}: {make!r} builds nothing; choose one with model/{name}=NAME")
+                raise ValueError(f"{name} must be callable, got {make!r}; choose one with model/{name}=NAME")
         self.embedding = embedding(schema)
         self.spec = FeatureSpec.of(schema, self.embedding)
         self.without = tuple(without)

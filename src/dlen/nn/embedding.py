@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dlen.batch import Batch
+from dlen.checks import is_whole
 from dlen.schema import Kind, Pooling, Schema
 
 _CHUNK = 1 << 20  # rows drawn at a time; a multiple of 16, torch's step, so chunks draw the same values as the whole
@@ -65,8 +66,8 @@ class EmbeddingTable(nn.Module):
         std: float = 0.05,
     ) -> None:
         super().__init__()
-        if not isinstance(dim, int) or dim < 1:
-            raise ValueError(f"embedding.dim must be at least 1, got {dim}")
+        if not is_whole(dim) or dim < 1:
+            raise ValueError(f"embedding.dim must be a whole number of at least 1, got {dim!r}")
         for name, value in (("first_order", first_order), ("private", private)):
             if not isinstance(value, bool):
                 raise ValueError(f"embedding.{name} must be true or false, got {value!r}")

@@ -51,11 +51,13 @@ class IdDropout(nn.Module):
     ) -> None:
         super().__init__()
         if len(counts) != schema.num_embeddings:
-            raise ValueError(f"{len(counts)} counts for {schema.num_embeddings} ids")
+            raise ValueError(
+                f"counts must have one entry for each of the {schema.num_embeddings} ids, got {len(counts)}"
+            )
         if not is_number(most) or not 0 <= most < 1:
             raise ValueError(f"most must be a probability below 1, got {most!r}")
         if fields is not None and not isinstance(fields, Mapping):
-            raise ValueError(f"fields must be numbers by the names of fields, got {fields!r}")
+            raise ValueError(f"fields must map field names to numbers, got {fields!r}")
         strengths = _strengths(schema, k, fields or {})
         probability = torch.zeros(len(counts), dtype=torch.float64)
         for name, strength in strengths.items():
@@ -101,7 +103,7 @@ def _strengths(schema: Schema, k: float, fields: Mapping[str, float]) -> dict[st
     with_ids = [f.name for f in schema.fields if f.kind is not Kind.NUMERIC]
     for name in fields:
         if name not in with_ids:
-            raise ValueError(f"fields: {name!r} is no field of ids; those are {', '.join(with_ids)}")
+            raise ValueError(f"fields: {name!r} is not a field with ids; those are {', '.join(with_ids)}")
     strengths = {name: fields.get(name, k) for name in with_ids}
     from_zero(k=k, **{f"fields.{name}": value for name, value in strengths.items()})
     return strengths

@@ -31,7 +31,9 @@ class Match(nn.Module):
     ) -> None:
         super().__init__()
         if factors < 1 or not users or not items:
-            raise ValueError(f"match needs a factor and fields on both sides, got {factors}, {users} and {items}")
+            raise ValueError(
+                f"match needs a factor and fields on both sides, got factors={factors}, users={users} and items={items}"
+            )
         self.users, self.items = list(users), list(items)
         self.projection = nn.Parameter(torch.empty(len(users) + len(items), dim, factors).normal_(std=std))
         self.weight = nn.Parameter(torch.ones(factors, outputs))

@@ -23,7 +23,7 @@ class MLP(nn.Module):
         if not isinstance(sizes, Sequence) or any(not is_whole(size) or size < 1 for size in sizes):
             raise ValueError(f"layer sizes must be a list of whole numbers of at least 1, got {sizes!r}")
         if not is_number(dropout) or not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be a number from 0 and below 1, got {dropout!r}")
+            raise ValueError(f"dropout must be a number from 0 to below 1, got {dropout!r}")
         layers: list[nn.Module] = []
         for size in sizes:
             layers += [nn.Linear(in_dim, size), nn.ReLU(inplace=True)]

@@ -91,17 +91,19 @@ def check_shardable(schema: Schema, dim: int, by: str, world: int, device: str, 
             vector length, or TorchRec would ignore the weight decay.
     """
     if dim % 4:
-        raise UserError(f"config model.embedding.dim: of a sharded table has to be a multiple of 4, got {dim}")
+        raise UserError(f"config model.embedding.dim: a sharded table needs a multiple of 4, got {dim}")
     if not schema.num_embeddings:
         raise UserError("config sharding: the data have no ids, so there is no table to split; set sharding=null")
     layout = Layout.of(schema, by, world)
     if not all(shard.rows for shard in layout.shards):
-        raise UserError(f"config sharding: {schema.num_embeddings} ids are too few for {world} processes")
+        raise UserError(
+            f"config sharding: {schema.num_embeddings} ids are too few for {world} processes; use fewer processes"
+        )
     if weight_decay and device == "cpu" and any(len(t.features) == 1 for t in layout.tables.values()):
         # FBGEMM has a separate kernel for this case, which silently ignores weight decay.
         raise UserError(
-            "config optimizer.embedding_weight_decay: on a CPU TorchRec leaves it out where a process holds one field "
-            "alone; set it to 0, or sharding=rows with more fields"
+            "config optimizer.embedding_weight_decay: on a CPU, TorchRec ignores it in a process that holds a single "
+            "field; set it to 0, or use sharding=rows with more fields"
         )
 
 
@@ -296,7 +298,7 @@ def check_torchrec() -> None:
         import torchrec  # noqa: F401
     except (ImportError, OSError) as error:
         raise UserError(
-            f"config sharding: TorchRec cannot be loaded ({error}); see `Larger than a device` in docs/scaling.md"
+            f"config sharding: TorchRec cannot be imported ({error}); see `Larger than a device` in docs/scaling.md"
         ) from None
 
 

@@ -53,7 +53,7 @@ def fit_calibration(log_p: Tensor, labels: Tensor, measured: Tensor) -> Calibrat
         x, y = log_odds(log_p[rows, task].double()).numpy(), labels[rows, task].double().numpy()
         lines.append(_line(x, y) if len(y) else (1.0, 0.0))
         if lines[-1][0] <= 0:
-            raise ValueError(f"task {task}: greater predictions went with fewer positives (slope {lines[-1][0]:.3g})")
+            raise ValueError(f"task {task}: higher predictions go with fewer positives (slope {lines[-1][0]:.3g})")
     slope, offset = torch.tensor(lines, dtype=torch.float32).T.contiguous()
     return Calibration(slope, offset)
 

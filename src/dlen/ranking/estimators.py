@@ -41,7 +41,9 @@ def swap_items(context: Batch, item: Batch, schema: Schema) -> Batch:
     """
     together = [field.name for field in schema.fields if field.side == "cross"]
     if together:
-        raise ValueError(f"field {together[0]} describes user and item together: for another item it is not known")
+        raise ValueError(
+            f"field {together[0]} describes user and item together, so its value for another item is unknown"
+        )
 
     def of_item(kind: Kind) -> Tensor:
         return torch.tensor([field.side == "item" for field in schema.of_kind(kind)], dtype=torch.bool)
@@ -87,7 +89,7 @@ def best_of(score: Tensor, others: Tensor, candidates: int, generator: torch.Gen
     """
     draws = others.shape[1]
     if not 1 <= candidates <= draws + 1:
-        raise ValueError(f"candidates: {candidates} is not from 1 to {draws + 1}, one more than are drawn")
+        raise ValueError(f"candidates must be from 1 to {draws + 1}, one more than the draws, got {candidates}")
     tie = (others == score[:, None]) & (torch.rand(others.shape, generator=generator) < 0.5)
     beaten = ((others < score[:, None]) | tie).sum(1).numpy()
     rivals = candidates - 1

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dlen.checks import is_finite, is_number
 from dlen.ranking.calibration import Calibration
+from dlen.schema import check_known_tasks
 
 
 class Form(StrEnum):
@@ -61,10 +62,10 @@ def fuse(
     """
     form = Form(form)
     if log_up is None and (up != 0 or floor > 0):
-        raise ValueError("the model has no P(UP), which is asked for")
+        raise ValueError("up and floor need P(UP), which the model does not have")
     if form is Form.SUM:
         if (weights < 0).any():
-            raise ValueError("a weighted sum needs weights from 0; a product takes negative ones")
+            raise ValueError("a weighted sum needs weights of at least 0; only a product takes negative weights")
         score = (log_p + weights.log()).logsumexp(1)
     else:
         score = (log_p * weights).sum(1)
@@ -96,14 +97,15 @@ class Fusion:
     calibrate: bool = False
 
     def __post_init__(self) -> None:
-        Form(self.form)
+        if self.form not in list(Form):
+            raise ValueError(f"form must be one of {', '.join(Form)}, got {self.form!r}")
         for name, value in {**(self.weights or {}), "up": self.up, "floor": self.floor}.items():
             if not is_finite(value):
-                raise ValueError(f"{name}: {value!r} is not a number")
+                raise ValueError(f"{name} must be a finite number, got {value!r}")
         if not 0 <= self.floor < 1:
-            raise ValueError(f"floor: {self.floor} is not between 0 and 1")
+            raise ValueError(f"floor must be from 0 to below 1, got {self.floor}")
         if not isinstance(self.calibrate, bool):
-            raise ValueError(f"calibrate: {self.calibrate!r} is neither true nor false")
+            raise ValueError(f"calibrate must be true or false, got {self.calibrate!r}")
 
     @property
     def needs_up(self) -> bool:
@@ -116,9 +118,7 @@ class Fusion:
         Raises:
             ValueError: a weight names an unknown task.
         """
-        unknown = [name for name in self.weights or {} if name not in tasks]
-        if unknown:
-            raise ValueError(f"there is no task {unknown[0]} to weigh; the tasks are {', '.join(tasks)}")
+        check_known_tasks("weights", self.weights or {}, tasks)
         of_dislike = -1.0 if self.form == Form.PRODUCT else 0.0
         defaults = [of_dislike if dislike else 1.0 for dislike in dislikes]
         return torch.tensor([float((self.weights or {}).get(t, d)) for t, d in zip(tasks, defaults, strict=True)])
@@ -165,9 +165,8 @@ def values_of(values: Mapping[str, float] | None, tasks: Sequence[str], dislikes
     Raises:
         ValueError: a value names an unknown task or is not a number.
     """
+    check_known_tasks("values", values or {}, tasks)
     for name, value in (values or {}).items():
-        if name not in tasks:
-            raise ValueError(f"there is no task {name}; the tasks are {', '.join(tasks)}")
         if not is_number(value):
-            raise ValueError(f"the value of {name} is {value!r}, and no number")
+            raise ValueError(f"the value of {name} must be a number, got {value!r}")
     return [float((values or {}).get(t, -1.0 if d else 1.0)) for t, d in zip(tasks, dislikes, strict=True)]

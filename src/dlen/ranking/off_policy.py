@@ -67,7 +67,7 @@ def check_off_policy(config: DictConfig) -> dict[str, Any]:
     check_links(folder)
     schema = store.schema
     if schema.user is None:
-        raise UserError(f"{folder}: its data name no user, whose rows the intervals would keep together")
+        raise UserError(f"{folder}: the data have no user field, which the confidence intervals need")
     model = load_model(folder, run_config, store, config.checkpoint)
     fusion = read_fusion(config.fusion)
     fusions = {SCORE: fusion} | ({WITHOUT_UP: replace(fusion, up=0.0, floor=0.0)} if fusion.needs_up else {})
@@ -91,8 +91,9 @@ def _settings(node: DictConfig) -> _Settings:
     for key, least in (("candidates", 2), ("draws", 1), ("seed", 0)):
         if not is_whole(values[key]) or values[key] < least:
             raise UserError(f"config off_policy.{key}: {values[key]!r} is not a whole number from {least}")
-    if values["draws"] < values["candidates"] - 1:
-        raise UserError(f"config off_policy.draws: at least {values['candidates'] - 1}, one less than the candidates")
+    draws, least = values["draws"], values["candidates"] - 1
+    if draws < least:
+        raise UserError(f"config off_policy.draws: must be at least {least}, one less than candidates, got {draws}")
     values["log"] = Path(values["log"])
     if not values["log"].is_file():
         raise UserError(f"config off_policy.log: {values['log']}: no such file")
@@ -117,7 +118,9 @@ def _weigh(
                 others = torch.randint(len(chunk), (len(index), settings.draws), generator=generator)
                 rows = chunk.batch(index)
                 if rows.labels.isnan().any():
-                    raise UserError(f"{settings.log}: a label is empty; what a policy earns needs every label of a row")
+                    raise UserError(
+                        f"{settings.log}: a label is missing; off-policy estimates need every label of every row"
+                    )
                 context = chunk.batch(index.repeat_interleave(settings.draws))
                 drawn = model(swap_items(context, chunk.batch(others.flatten()), schema))
                 logged = model(rows)

@@ -73,13 +73,13 @@ def load_model(folder: Path, config: DictConfig, store: Store, name: str = "best
     """
     checkpoint = folder / "checkpoints" / f"{name}.ckpt"
     if not checkpoint.exists():
-        raise UserError(f"{checkpoint}: no such checkpoint; the run has not ended")
+        raise UserError(f"{checkpoint}: no such checkpoint; the run is not finished")
     model = build_model(config, store)
     state = read_checkpoint(checkpoint)["state_dict"]
     try:
         model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
     except RuntimeError as error:
-        raise UserError(f"{checkpoint}: is of another model than config.yaml says ({_first(error)})") from None
+        raise UserError(f"{checkpoint}: does not fit the model in config.yaml ({_first(error)})") from None
     return model.eval()
 
 
@@ -186,4 +186,4 @@ def calibrate(scores: SplitScores, schema: Schema) -> Calibration:
     try:
         return fit_calibration(scores.log_p, scores.labels, Targets(schema).measured(scores.labels))
     except ValueError as error:
-        raise UserError(f"config fusion.calibrate: {error}; leave it off, or train longer") from None
+        raise UserError(f"config fusion.calibrate: {error}; set it to false, or train longer") from None

@@ -57,8 +57,8 @@ def _coding(store: Store, field: Field) -> dict[str, Any]:
     required = {"values", "max_values"} if field.kind is Kind.IDS else {"values", "range", "statistics"} & set(coding)
     if not required or not required <= set(coding):
         raise UserError(
-            f"{store.folder}: does not say how field {field.name} is coded, as an earlier version wrote it; "
-            "delete it and train again"
+            f"{store.folder}: the coding of field {field.name} is missing, because an earlier version wrote this "
+            "folder; delete it and train again"
         )
     return coding
 
@@ -250,7 +250,9 @@ def _key(name: str, rate: Mapping[str, Any], row: Row) -> str | None:
         part = row[by]
         if isinstance(part, list):
             if any(weight != 1 for _, weight in part):
-                raise UserError(f"field {name}: by {by}, a list with weights, which no request can tell; leave it out")
+                raise UserError(
+                    f"field {name}: its key {by} is a list with weights, which a request cannot express; leave it out"
+                )
             part = separator.join(value for value, _ in part)
         if part is None or part == "":
             return None

@@ -120,7 +120,9 @@ def export(config: DictConfig) -> None:
     fusion = read_fusion(config.fusion)
     model = load_model(folder, run_config, store, config.checkpoint)
     if not isinstance(model, Ranker):
-        raise UserError(f"{folder}: only networks are exported, and {run_config.model_name} is none; use predict.py")
+        raise UserError(
+            f"{folder}: only networks can be exported, and {run_config.model_name} is not one; use predict.py"
+        )
     (score,) = make_scores([fusion], model, store)
     if config.output is None:
         check_links(folder)
@@ -137,8 +139,8 @@ def export(config: DictConfig) -> None:
         for path in staging.iterdir():  # a large table has its own file next to the graph
             path.replace(out / path.name)
     rows = sum(map(len, batches))
-    print(f"{rows:,} rows give the run's own scores in ONNX Runtime and torch.export, to {worst:.1e};")
-    print(f"so do {len(batches[0]):,} rows of raw values through schema.json")
+    print(f"ONNX Runtime and torch.export match the run's scores on {rows:,} rows, to {worst:.1e},")
+    print(f"and on {len(batches[0]):,} rows encoded from raw values with schema.json")
     print(f"Export: {out}/model.onnx, model.pt2, schema.json")
 
 
@@ -159,7 +161,8 @@ def _check_all(run: Path, serving: Serving, store: Store, batches: list[Batch], 
         raise UserError(f"{run}: the exported model differs from the run by {worst:.2g}; nothing was written")
     if name:
         raise UserError(
-            f"{run}: field {name}: raw values through schema.json give other inputs than the data; nothing was written"
+            f"{run}: field {name}: raw values encoded with schema.json differ from the data's inputs; nothing was "
+            "written"
         )
     return worst
 

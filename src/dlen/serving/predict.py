@@ -39,11 +39,11 @@ def predict(config: DictConfig) -> None:
     folder, path, out = Path(config.run), Path(config.input), Path(config.output)
     check_whole(config, {"batch_size": 1})
     if out.suffix != ".parquet":
-        raise UserError(f"config output: {str(out)!r} is no file that ends in .parquet")
+        raise UserError(f"config output: {str(out)!r} does not end in .parquet")
     if not path.is_file():
         raise UserError(f"config input: {path}: no such file")
     if out.exists() and out.samefile(path):
-        raise UserError(f"config output: {out} is the input itself")
+        raise UserError(f"config output: {out} is the input file; choose another")
     check_writable(out.parent)
     run_config, store, source = open_row_source(folder, config.trust)
     fusion = read_fusion(config.fusion)
@@ -59,9 +59,9 @@ def predict(config: DictConfig) -> None:
             # Polars cannot append to a Parquet file. Writing parts keeps memory at one chunk.
             pl.scan_parquet(Path(parts) / "*.parquet").sink_parquet(temporary)
     for field, count in unseen.items():
-        line = f"{field}: {count:,} of {rows:,} rows have a value that training did not know, or none"
+        line = f"{field}: {count:,} of {rows:,} rows have a value that is missing or new since training"
         if count == rows:
-            line = f"warning: {line}; if they should be known, compare how {field} is written here and in the log"
+            line = f"warning: {line}; compare how {field} is written here and in the training log"
         print(line, file=sys.stderr)
     print(f"{rows:,} rows: {out}")
 
@@ -93,8 +93,8 @@ def _write_parts(
             if broken.any():
                 first = rows + int(index[broken][0]) + 1
                 raise UserError(
-                    f"{source}, row {first} of those that are scored: the score is not a number; a number of the row "
-                    "is too far from all that training has seen, or the training has diverged"
+                    f"{source}, scored row {first}: the score is not finite; a number in the row is far outside the "
+                    "range seen in training, or training has diverged"
                 )
             frames.append(pl.DataFrame({**columns, "score": fused.numpy()}))
         if frames:

@@ -19,8 +19,8 @@ def unknown_id_warnings(store: Store, id_dropout: IdDropout) -> list[str]:
     for field, share in store.unknown["validation"].items():
         if share and not store.unknown["train"][field] and not id_dropout.trains(store.schema.rows(field)):
             lines.append(
-                f"{share:.1%} of the validation's values of {field} are unknown, and nothing trains the unknown id: "
-                "set id_dropout.k above 0, or a min_count of the field that leaves rare ids unknown"
+                f"{share:.1%} of the validation values of {field} are unknown ids, and nothing trains the unknown id: "
+                "set id_dropout.k above 0, or a min_count for the field, so that rare ids become unknown"
             )
     return lines
 
@@ -41,8 +41,8 @@ def base_rate_warnings(
         entropy = metrics.get(f"test/ne/{name}")
         if entropy is not None and entropy > 1:
             lines.append(
-                f"{name}: logloss {metrics[f'test/logloss/{name}']:.4f} on the test split is worse than that of its "
-                f"rate of positives alone (normalised entropy {entropy:.2f}): "
+                f"{name}: logloss {metrics[f'test/logloss/{name}']:.4f} on the test split is worse than always "
+                f"predicting its positive rate (normalised entropy {entropy:.2f}): "
                 f"{_cause(metrics, name, store, id_dropout)}"
             )
     return lines
@@ -53,19 +53,19 @@ def _cause(metrics: Mapping[str, Any], name: str, store: Store, id_dropout: IdDr
     field = max(unknown, key=lambda f: unknown[f], default=None)
     if field is not None and unknown[field] > _MORE_UNKNOWN and id_dropout and not id_dropout.active:
         share = store.unknown["test"][field]
-        return f"{share:.0%} of its values of {field} are new, which nothing trains; set id_dropout.k=3"
+        return f"{share:.0%} of the test values of {field} are new ids, which nothing trains; set id_dropout.k=3"
     ratio = metrics.get(f"test/calibration/{name}") or 1.0
     validation = metrics.get(f"val/ne/{name}", 0.0)
     if not 1 / _RATE_SHIFT < ratio < _RATE_SHIFT and validation <= 1:
         return (
-            f"it predicts {ratio:.2f} times the positives there are, and the validation was in order, so the rate has "
-            "changed between the splits; the ranking may still be good, the probabilities are not"
+            f"it predicts {ratio:.2f} times the observed positives although validation was fine, so the positive rate "
+            "differs between the splits; the ranking may still be good, but the probabilities are not"
         )
     if validation > 1 and id_dropout is None:
-        return "the validation was worse as well, so it has too few positives for this model"
+        return "validation was worse as well, so the task has too few positives for this model"
     if validation > 1:
         return (
-            "the validation was worse as well, so training has overfitted this task: lower optimizer.lr or "
+            "validation was worse as well, so training has overfitted this task: lower optimizer.lr or "
             "trainer.max_epochs, or set monitor=val/logloss/labels"
         )
-    return "few rows have a positive, or test rows are unlike those of the validation"
+    return "the split has few positives, or the test rows differ from the validation rows"

@@ -54,7 +54,7 @@ class Fixed(Balancer):
     def __init__(self, weights: Mapping[str, float] | None = None) -> None:
         super().__init__()
         if not isinstance(weights, Mapping | None):
-            raise ValueError(f"weights must name tasks, such as {{click: 2}}, got {weights!r}")
+            raise ValueError(f"weights must map task names to numbers, such as {{click: 2}}, got {weights!r}")
         from_zero(**{f"the weight of {task}": weight for task, weight in (weights or {}).items()})
         self.weights = dict(weights or {})
 
@@ -149,11 +149,11 @@ class Surgery(Balancer):
         try:
             from torchjd import aggregation
         except ImportError:
-            raise ValueError("gradient surgery needs the library torchjd: pip install 'dlen[torchjd]'") from None
+            raise ValueError("gradient surgery needs the module torchjd: pip install 'dlen[torchjd]'") from None
         kind = getattr(aggregation, aggregator, None)
         if not (isinstance(kind, type) and issubclass(kind, aggregation.Aggregator)):
             known = [n for n in aggregation.__all__ if not n.endswith("Weighting") and "Aggregator" not in n]
-            raise ValueError(f"aggregator {aggregator!r} is none of torchjd's: {', '.join(known)}")
+            raise ValueError(f"aggregator must be one of torchjd's ({', '.join(known)}), got {aggregator!r}")
         try:
             self.aggregator = kind(**arguments)
         except (TypeError, ValueError, AttributeError, ImportError) as error:

@@ -26,9 +26,11 @@ from dlen.training.targets import Targets
 def check_baseline(config: DictConfig, model: Baseline) -> None:
     """Raise UserError for training settings that a fit in one go cannot honour."""
     if config.ckpt is not None:
-        raise UserError(f"config ckpt: {model.name} is fitted in one go, so there is nothing to resume; start it again")
+        raise UserError(
+            f"config ckpt: {model.name} is fitted in one go, so there is nothing to resume; start a new run"
+        )
     if config.sharding:
-        raise UserError(f"config sharding: {model.name} has no embedding table to split; leave it out")
+        raise UserError(f"config sharding: {model.name} has no embedding table to shard; set sharding=null")
     if config.trainer.limit_train_batches != 1.0:
         raise UserError(
             f"config trainer.limit_train_batches: {model.name} is fitted to all training rows; leave it at 1.0"
@@ -58,7 +60,7 @@ def fit_baseline(
     try:
         model.fit(train, validation, data.seed)
     except KeyboardInterrupt:
-        print(f"interrupted: {model.name} is fitted in one go, so start it again", file=sys.stderr)
+        print(f"interrupted: {model.name} is fitted in one go and cannot resume; start a new run", file=sys.stderr)
         raise SystemExit(130) from None
     meter.rows, meter.seconds = len(splits[0]), time.perf_counter() - started
     trainer.validate(module, datamodule=data, verbose=False)

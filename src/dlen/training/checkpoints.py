@@ -36,7 +36,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             entries = file.infolist()
             packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
             if packed or sum(entry.file_size for entry in entries) > size:
-                raise UserError(f"{path}: is no checkpoint of a run: it unpacks to more than its own size")
+                raise UserError(f"{path}: is not a checkpoint of a run: its unpacked content is larger than the file")
             broken = file.testzip()
         if broken is not None:
             raise UserError(
@@ -45,8 +45,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(
-            f"{path}: is no checkpoint of a run: it holds other things than tensors and plain values, none of which "
-            "was executed"
+            f"{path}: is not a checkpoint of a run: it contains more than tensors and plain values; none of it was "
+            "executed"
         ) from None
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, KeyError, NotImplementedError) as error:
         raise UserError(
@@ -54,7 +54,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         ) from None
     state = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(_is_weight(k, v) for k, v in state.items()):
-        raise UserError(f"{path}: is no checkpoint of a run: its state_dict is no mapping of names to tensors")
+        raise UserError(f"{path}: is not a checkpoint of a run: its state_dict is not a mapping of names to tensors")
     return content
 
 
@@ -90,8 +90,8 @@ class CheckpointFiles(TorchCheckpointIO):
         content = read_checkpoint(Path(path))
         wrong = [key for key, kind in _KINDS.items() if key in content and not isinstance(content[key], kind)]
         if wrong or not re.fullmatch(r"2\.\d+\.[\w.+]+", str(content.get("pytorch-lightning_version"))):
-            what = ", ".join(wrong) or "its version"
-            raise UserError(f"{path}: is no checkpoint of a run: {what} is not what it should be")
+            problem = f"wrong type of {', '.join(wrong)}" if wrong else "it was not written by Lightning 2"
+            raise UserError(f"{path}: is not a checkpoint of a run: {problem}")
         return content
 
     def remove_checkpoint(self, path: str | Path) -> None:
@@ -110,4 +110,4 @@ def restoring(trainer: L.Trainer, checkpoint: str) -> Iterator[None]:
         if not trainer._checkpoint_connector._loaded_checkpoint:  # already restored, or no checkpoint
             raise
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"{checkpoint} is of another model or balancing than config.yaml says ({reason})") from None
+        raise UserError(f"{checkpoint} does not fit the model or balancing in config.yaml ({reason})") from None

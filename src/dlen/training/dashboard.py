@@ -89,7 +89,7 @@ class Dashboard(Callback):
         try:
             plots = {} if draw is None else draw(folder)
         except Exception as error:  # missing plots must not fail a finished run
-            print(f"warning: W&B gets no plots of this run ({type(error).__name__}: {error})", file=sys.stderr)
+            print(f"warning: no plots are logged to W&B ({type(error).__name__}: {error})", file=sys.stderr)
             plots = {}
         content |= {f"plots/{title}": wandb.Plotly(figure) for title, figure in plots.items()}
         run.log(content)

@@ -43,7 +43,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     data = RankingDataModule(store, loader.batch_size, loader.eval_batch_size, run_config.seed, config.split)
     checkpoint = folder / "checkpoints" / f"{config.checkpoint}.ckpt"
     if not checkpoint.exists():
-        raise UserError(f"{checkpoint}: no such checkpoint; checkpoint is best or last")
+        raise UserError(f"{checkpoint}: no such checkpoint; set checkpoint=best or checkpoint=last")
     run_config.trainer = OmegaConf.merge(run_config.trainer, config.trainer)
     meter = Meter()
     gates = GateMonitor()

@@ -171,8 +171,8 @@ class GateMonitor(Callback):
         if not self.copies:
             return []
         return [
-            f"experts have become copies of each other ({'; '.join(self.copies)}): fewer experts would do the same, or "
-            "raise model.dropout so that they learn different things"
+            f"experts have become copies of each other ({'; '.join(self.copies)}): use fewer experts, or raise "
+            "model.dropout so that they learn different functions"
         ]
 
 

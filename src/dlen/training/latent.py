@@ -148,13 +148,13 @@ def warnings(values: Mapping[str, float], tasks: Sequence[str]) -> list[str]:
     if std < _LEAST_STD:
         lines.append(
             f"P(UP) is nearly constant ({mean:.3f} with a deviation of {std:.3f}), so the hidden state explains "
-            "nothing and DLEN is its backbone: lower model.head.alpha or train longer, or use the backbone alone if "
-            "the tasks share no preference"
+            "nothing and DLEN reduces to its backbone: lower model.head.alpha or train longer, or use the backbone "
+            "alone if the tasks share no preference"
         )
     elif values["hidden/saturated"] > _MOST_SATURATED:
         share = values["hidden/saturated"]
         lines.append(
-            f"P(UP) is saturated: {share:.0%} of the rows lie within 0.01 of 0 or 1 and learn no more; lower "
+            f"P(UP) is saturated: {share:.0%} of the rows are within 0.01 of 0 or 1 and no longer learn; lower "
             "optimizer.lr, or raise model.dropout"
         )
     ignoring = [t for t in tasks if values[f"leak/{t}"] > _MOST_RATIO]

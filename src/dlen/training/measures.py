@@ -191,8 +191,8 @@ class Measures(nn.Module):
         broken = [n for n in broken if counts[0][names.index(n)] > 0]
         if broken:
             raise UserError(
-                f"the predictions of {', '.join(broken)} are not numbers: training has diverged; lower optimizer.lr "
-                "and optimizer.embedding_lr, and look for extreme values in numeric fields"
+                f"the predictions of {', '.join(broken)} are NaN: training has diverged; lower optimizer.lr and "
+                "optimizer.embedding_lr, and check numeric fields for extreme values"
             )
         figures = Figures({}, {})
         for key, column in columns.items():
@@ -222,7 +222,7 @@ class Measures(nn.Module):
         elif not math.isnan(value):
             figures.values[key] = value
         elif measure == "gain" and not math.isnan(figures.values.get(f"auc/{key.split('/')[1]}", math.nan)):
-            figures.undefined[key] = "the base run has no such figure"
+            figures.undefined[key] = "the base run has no such metric"
         else:
             absent = "no rows" if rows == 0 else "no positives" if positives == 0 else "no negatives"
             figures.undefined[key] = f"{absent} among {rows} observed rows"

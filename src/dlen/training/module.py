@@ -19,7 +19,7 @@ from dlen.nn.id_dropout import IdDropout
 from dlen.nn.logspace import log_odds
 from dlen.nn.processes import exchange_rows
 from dlen.nn.sharded import ShardedTable
-from dlen.schema import Task
+from dlen.schema import Task, check_known_tasks
 from dlen.training.balancing import Balancer, Fixed, Surgery
 from dlen.training.measures import Figures, Measures
 from dlen.training.optimizers import Combined, ShardedAdagrad, split_for_sharding
@@ -201,7 +201,7 @@ class RankingModule(L.LightningModule):
 
     def _make_optimizer(self) -> Optimizer:
         if self.make_optimizer is None:
-            raise ValueError("this module was made without an optimiser, for evaluation alone")
+            raise ValueError("this module has no make_optimizer, so it can only evaluate")
         return self.make_optimizer(nn.ModuleList([self.model, self.balancer]))
 
 
@@ -212,11 +212,8 @@ def _base_auc(base: Mapping[str, float] | None, stage: str, names: list[str]) ->
 
 def _factors(model: Model, balancer: Balancer) -> list[tuple[Task, float]]:
     """Each task with its factor; ValueError for a factor of an unknown task."""
-    tasks = model.schema.tasks
-    unknown = [name for name in balancer.weights if name not in model.schema.task_names]
-    if unknown:
-        raise ValueError(f"there is no task {unknown[0]} to weigh; the tasks are {', '.join(model.schema.task_names)}")
-    return [(task, float(balancer.weights.get(task.name, 1.0))) for task in tasks]
+    check_known_tasks("weights", balancer.weights, model.schema.task_names)
+    return [(task, float(balancer.weights.get(task.name, 1.0))) for task in model.schema.tasks]
 
 
 def check_balanceable(model: Model, balancer: Balancer) -> None:
@@ -224,6 +221,6 @@ def check_balanceable(model: Model, balancer: Balancer) -> None:
     if isinstance(balancer, Fixed):
         return
     if not isinstance(model, Ranker):
-        raise ValueError("the model has one of its own for each task, so there is nothing to balance; leave it fixed")
+        raise ValueError("the model fits each task separately, so there is no loss to balance; set balancing=fixed")
     nothing = torch.zeros(1, len(model.schema.tasks))
     model.head.task_losses(Predictions(nothing, nothing, nothing, log_joint=nothing - 1), nothing, nothing)

@@ -44,7 +44,7 @@ def continued(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
         if key in ("model", "data"):
             was = before[f"{key}_name"]
             if config[f"{key}_name"] != was:
-                raise UserError(f"cannot resume: {key} was {was} and is {value} now; set it as it was")
+                raise UserError(f"cannot resume: {key} was {was} and is {value} now; set {key}={was}")
         elif "/" in key or OmegaConf.is_dict(OmegaConf.select(config, key)):
             resumed[group] = config[group]
         else:
@@ -77,10 +77,10 @@ def rerun(config: DictConfig, overrides: Sequence[str], draw: Draw | None = None
     keys = [override.lstrip("+~").partition("=")[0] for override in overrides]
     for key in keys:
         if _group(key) not in _RERUN_KEYS:
-            raise UserError(f"config {key}: a rerun is as its run was; leave it out, or train without rerun")
+            raise UserError(f"config {key}: a rerun uses the settings of its run; leave it out, or train without rerun")
     before, path = load_run_config(folder, config.trust), folder / "metrics.json"
     if not path.exists():
-        raise UserError(f"{folder}: the run has no metrics.json, so it has not ended and cannot be compared with")
+        raise UserError(f"{folder}: has no metrics.json, so the run is not finished and cannot be compared")
     again = _of_the_run(before, config)
     for group in map(_group, keys):
         again[group] = config[group]
@@ -90,7 +90,9 @@ def rerun(config: DictConfig, overrides: Sequence[str], draw: Draw | None = None
     # Only the fingerprint is needed: training opens and checks the data itself.
     fingerprint = identify(build(again.data, "data"), Path(again.data_dir))["fingerprint"]
     if fingerprint != was.get("data_fingerprint"):
-        raise UserError(f"{folder}: was trained on data {was.get('data_fingerprint')}, but they are {fingerprint} now")
+        raise UserError(
+            f"{folder}: was trained on data {was.get('data_fingerprint')}, and the data are {fingerprint} now"
+        )
     now = train(again, draw)
     return _compare(folder, Path(again.run_dir), was, now)
 
@@ -116,18 +118,18 @@ def _compare(folder: Path, again: Path, was: Mapping[str, Any], now: Mapping[str
     figures = [key for key in {**was, **now} if _must_match(key) and was.get(key) != now.get(key)]
     weights = list(_different_weights(*(_weights(f / "checkpoints" / "best.ckpt") for f in (folder, again))))
     if not figures and not weights:
-        print(f"rerun: every figure and every weight is that of {folder}")
+        print(f"rerun: all metrics and weights are identical to those of {folder}")
         return True
-    print(f"rerun: not the same as {folder}", file=sys.stderr)
+    print(f"rerun: differs from {folder}", file=sys.stderr)
     for key in figures[:_SHOWN]:
         print(f"  {key}: was {was.get(key)}, is {now.get(key)}", file=sys.stderr)
     if len(figures) > _SHOWN:
-        print(f"  and {len(figures) - _SHOWN} further figures", file=sys.stderr)
+        print(f"  and {len(figures) - _SHOWN} more metrics", file=sys.stderr)
     if weights:
-        print(f"  {len(weights)} tensors of weights, such as {weights[0]}", file=sys.stderr)
+        print(f"  {len(weights)} weight tensors, such as {weights[0]}", file=sys.stderr)
     causes = [key for key in {**was, **now} if key.startswith(_CAUSES) and was.get(key) != now.get(key)]
     changes = [f"{key} was {was.get(key, 'not recorded')} and is {now.get(key)}" for key in causes]
-    print(f"  what may be why: {'; '.join(changes) or 'nothing that is recorded differs'}", file=sys.stderr)
+    print(f"  possible causes: {'; '.join(changes) or 'none recorded'}", file=sys.stderr)
     return False
 
 

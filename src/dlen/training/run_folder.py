@@ -44,7 +44,7 @@ def read_identity(folder: Path) -> dict[str, str]:
     identity = {key: content.get(key) for key in ("fingerprint", "store")}
     for key, value in identity.items():
         if not isinstance(value, str) or "\0" in value:
-            raise UserError(f"{path}: {key} is {value!r}, and no text")
+            raise UserError(f"{path}: {key} is {value!r}, not text")
     return {key: str(value) for key, value in identity.items()}
 
 
@@ -77,7 +77,7 @@ def open_row_source(folder: Path, trust: Sequence[str] = ()) -> tuple[DictConfig
     config, store = open_run(folder, trust)
     source = build(config.data, "data")
     if not isinstance(source, RowSource):
-        raise UserError(f"{folder}: its data ({config.data_name}) have no way to read new rows")
+        raise UserError(f"{folder}: its data source ({config.data_name}) cannot read new rows")
     return config, store, source
 
 
@@ -122,18 +122,18 @@ def read_base(run: str | None, store: Store) -> dict[str, Any] | None:
     try:
         content = read_figures(path)
         if not {"model", "seed", "data_fingerprint"} <= content.keys():
-            raise UserError("not the figures of a run")
+            raise UserError("not the metrics of a run")
     except UserError as error:
         raise UserError(f"config base_run: {path} cannot be read ({error})") from None
     identity = {"data_test": store.labels_identity("test"), "data_fingerprint": store.fingerprint}
     key = "data_test" if "data_test" in content else "data_fingerprint"
     if content[key] != identity[key]:
         raise UserError(
-            f"config base_run: {run} was tested on other rows ({content[key]}) than this run is ({identity[key]}), so "
-            "no difference of their figures is a gain; train the base on the same data"
+            f"config base_run: {run} was tested on other rows ({content[key]}) than this run ({identity[key]}), so "
+            "their metrics cannot be compared; train the base run on the same data"
         )
     if content.get("test/rows", len(store.split("test"))) != len(store.split("test")):
-        raise UserError(f"config base_run: {run} was tested on {content['test/rows']} rows of the test split alone")
+        raise UserError(f"config base_run: {run} was tested on only {content['test/rows']} rows of the test split")
     return content
 
 
@@ -152,7 +152,7 @@ def write_start(config: DictConfig, folder: Path, store: Store) -> None:
             with config_file.open("x") as file:
                 file.write(text)
     except FileExistsError:
-        raise UserError(f"config run_dir: {folder} was taken by another run just now; choose another") from None
+        raise UserError(f"config run_dir: another run has just taken {folder}; choose another") from None
     identity = {"fingerprint": store.fingerprint, "store": str(store.folder.absolute())}
     write_json(schema_file, {**identity, **store.schema.to_dict()})
 
@@ -178,11 +178,13 @@ def run_folder(config: DictConfig) -> Iterator[Path]:
     elif config.run_dir is not None:
         folder = Path(config.run_dir)
         if (folder / "config.yaml").exists() and config.ckpt is None and rank() == 0:
-            raise UserError(f"config run_dir: {folder} already holds a run; choose another, or resume with ckpt=last")
+            raise UserError(
+                f"config run_dir: {folder} already holds a run; choose another, or resume it with ckpt=last"
+            )
         check_links(folder)
         yield folder
     elif rank() != 0 or _one_of_many():
-        raise UserError("config run_dir: must be set where processes are started by torchrun or Slurm")
+        raise UserError("config run_dir: must be set when torchrun or Slurm starts the processes")
     else:
         folder, created = _new_folder(config)
         try:
@@ -258,7 +260,7 @@ def check_same_run(config: DictConfig) -> None:
         changed = [k for k in {**was, **now} if was.get(k) != now.get(k)]
         if was and changed:
             shown = ", ".join(f"{k} was {was.get(k)} and is {now.get(k)} now" for k in changed)
-            raise UserError(f"cannot resume: {shown}; set it as it was")
+            raise UserError(f"cannot resume: {shown}; keep the settings of the run")
 
 
 def _settings_below(config: dict[str, Any], key: str) -> dict[str, Any]:
@@ -279,8 +281,8 @@ def check_same_data(resume: Path | None, store: Store) -> None:
     was = read_identity(folder)["fingerprint"]
     if was != store.fingerprint:
         raise UserError(
-            f"cannot resume: {folder} was trained on data {was}, and the data are {store.fingerprint} now; bring "
-            "back the files and data settings that it began with, or start a new run"
+            f"cannot resume: {folder} was trained on data {was}, and the data are {store.fingerprint} now; restore "
+            "the original files and data settings, or start a new run"
         )
 
 

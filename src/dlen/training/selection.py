@@ -34,8 +34,8 @@ def monitor_mode(monitor: Any, schema: Schema) -> str:
     if stage != "val" or measure not in _MODES or target not in (*names, *_MEANS.get(measure, ())):
         known = [f"val/{m}/{t}" for m in ("auc", "logloss") for t in (*_MEANS[m], *names)]
         raise UserError(
-            f"config monitor: {monitor!r} is no figure of a validation that can be monitored; such are "
-            f"{', '.join(known)}, and those of {', '.join(m for m in _MODES if m not in ('auc', 'logloss'))}"
+            f"config monitor: {monitor!r} cannot be monitored; choose one of {', '.join(known)}, or a validation "
+            f"metric of {', '.join(m for m in _MODES if m not in ('auc', 'logloss'))}"
         )
     return _MODES[measure]
 
@@ -75,8 +75,8 @@ class Selection(Callback):
         validation = pl_module.figures["val"]
         figures = {f"val/{key}": value for key, value in validation.values.items()}
         if self.monitor not in figures:
-            reason = validation.undefined.get(self.monitor.removeprefix("val/"), "this model or run has no such figure")
-            raise UserError(f"config monitor: {self.monitor} is undefined ({reason}); choose another figure")
+            reason = validation.undefined.get(self.monitor.removeprefix("val/"), "this model or run has no such metric")
+            raise UserError(f"config monitor: {self.monitor} is undefined ({reason}); choose another metric")
         now, before = figures[self.monitor], self.best.get(self.monitor)
         if before is None or np.float32(self.sign * now) > np.float32(self.sign * before):
             self.best = figures

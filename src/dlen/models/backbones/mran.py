@@ -45,7 +45,8 @@ class MRANBackbone(AttentionBackbone):
         super().__init__()
         if min(heads, head_dim) < 1 or not expert:
             raise ValueError(
-                f"mran needs at least one head of one number and a layer, got {heads}, {head_dim}, {expert}"
+                f"mran needs heads and head_dim of at least 1 and a layer size in expert, got heads={heads}, "
+                f"head_dim={head_dim} and expert={expert}"
             )
         self.heads = heads
         dim, width = spec.dim, heads * head_dim
