@@ -22,7 +22,6 @@ def number_of_workers(asked: int | str, most: int, key: str = "workers", devices
         asked: ``auto`` or a number.
         most: upper limit, such as the number of jobs.
         key: config key, for the error message.
-        devices: number of devices per process.
 
     Raises:
         UserError: ``asked`` is neither ``auto`` nor a positive number.
@@ -39,8 +38,6 @@ def worker_environment(number: int, workers: int, devices: int = 1) -> dict[str,
 
     Args:
         number: number of the worker, counted from 0.
-        workers: number of workers on this machine.
-        devices: number of devices per worker.
     """
     gpus = torch.cuda.device_count()
     if gpus:

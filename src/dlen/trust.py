@@ -47,7 +47,6 @@ def check_config(content: Any, trust: Sequence[str], path: Path) -> None:
     """Raise UserError unless a config from a file instantiates only trusted classes, each at a suitable key.
 
     Args:
-        content: config as plain values.
         trust: trusted packages besides dlen.
         path: path of the file, for error messages.
     """

@@ -20,9 +20,6 @@ from dlen.schema import Schema
 class Baseline(Model):
     """One model per task, fitted by a library. The fitted state is in buffers, so checkpoints contain it.
 
-    Args:
-        schema: fields and tasks of the data.
-
     Attributes:
         name: model name used in messages.
         library: name of the module that fits the model.
@@ -46,9 +43,7 @@ class Baseline(Model):
         """Fit every task.
 
         Args:
-            train: training rows.
             validation: rows used to select a setting or to stop early.
-            seed: seed of all random draws.
         """
 
     @abstractmethod

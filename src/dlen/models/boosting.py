@@ -31,7 +31,6 @@ class LightGBM(Baseline):
     Memory: 4 bytes per input of each training row while LightGBM bins them, then about 1 byte.
 
     Args:
-        schema: fields and tasks of the data.
         num_leaves: maximum number of leaves per tree.
         learning_rate: shrinkage factor of each tree.
         rounds: maximum number of trees per task.
@@ -174,8 +173,6 @@ class _Matrix:
         mask: (N, T) bool, True where a row trains a task.
 
     Args:
-        model: model that encodes the inputs.
-        rows: rows of the split.
         sums: fold sums for out-of-fold encoding of training rows; None for other splits.
     """
 

@@ -65,7 +65,6 @@ class LatentHead(Head):
     added to its logit: preference is mostly a match of the two, a product that an MLP is slow to learn.
 
     Args:
-        schema: tasks and their training positive rates.
         rep_dim: size H of the task representations.
         spec: layout of the input features, which the hidden state network takes as input.
         alpha: multiplier of the bound in (0, 1]: one number, or a mapping with one per task name.
@@ -206,7 +205,6 @@ def joint_loss(latent: Latent, labels: Tensor, mask: Tensor) -> Tensor:
     of expectation maximisation with exact posteriors.
 
     Args:
-        latent: hidden state of B rows.
         labels: (B, T) 0 or 1.
         mask: (B, T) weight of each label; 0 ignores it.
 

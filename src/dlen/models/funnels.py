@@ -35,10 +35,6 @@ def check_funnel(schema: Schema, model: str) -> None:
 class FunnelHead(Head):
     """Base of ESMM and AITM: the loss over all rows of each task jointly with its parents.
 
-    Args:
-        schema: tasks and their ``observed_where`` parents.
-        model: model name for error messages.
-
     Raises:
         ValueError: the schema has no funnel.
     """
@@ -75,9 +71,7 @@ class ESMMHead(FunnelHead):
     """Entire space multi-task head (Ma et al. 2018, equations 1 and 3): pCTCVR = pCTR * pCVR, for chains of any length.
 
     Args:
-        schema: tasks, funnel and training rates.
         rep_dim: size H of the task representations.
-        spec: layout of the input features.
         tower: hidden layer sizes of each tower.
         dropout: dropout probability in the towers.
     """
@@ -112,9 +106,7 @@ class AITMHead(FunnelHead):
     The towers predict the joint events, so P(t given its parent) is the ratio of two joint probabilities.
 
     Args:
-        schema: tasks, funnel and training rates.
         rep_dim: size H of the task representations.
-        spec: layout of the input features.
         tower: hidden layer sizes of each tower.
         calibration: weight of the penalty for predicting a later step as more likely than the previous one; .6 in
             the paper.

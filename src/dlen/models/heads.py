@@ -45,7 +45,8 @@ def initial_logits(schema: Schema, *, joint: bool = False) -> Tensor:
 class Head(nn.Module, ABC):
     """Maps (T, B, H) task representations and features to predictions.
 
-    Construct with ``Head(schema, rep_dim, spec, **settings)``.
+    Construct with ``Head(schema, rep_dim, spec, **settings)``: the tasks, the size H of the representations and the
+    layout of the input features.
     """
 
     @abstractmethod
@@ -112,9 +113,7 @@ class IndependentHead(Head):
     """A tower and a sigmoid per task, as in the multi-task models before DLEN.
 
     Args:
-        schema: tasks and their training positive rates.
         rep_dim: size H of the task representations.
-        spec: layout of the input features.
         tower: hidden layer sizes of each tower.
         match: number of factors of a user-item dot product that is added to each logit; 0 for none. DLEN's head adds
             it to the logit of P(UP), so this ablation separates the effect of the product from that of the hidden

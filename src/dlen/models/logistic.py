@@ -30,7 +30,6 @@ class Logistic(Baseline):
     excluded from its model. Memory: 12 bytes per id and input of each training row.
 
     Args:
-        schema: fields and tasks of the data.
         l2: candidate penalties: factors of half the sum of squared coefficients, added to the log loss summed over
             all rows.
         iterations: maximum number of L-BFGS steps per penalty.

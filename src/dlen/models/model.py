@@ -12,11 +12,7 @@ from dlen.schema import Schema
 
 
 class Model(nn.Module):
-    """Base class of multi-task ranking models: networks (:class:`~dlen.models.ranker.Ranker`) and baselines.
-
-    Args:
-        schema: fields and tasks of the data.
-    """
+    """Base class of multi-task ranking models: networks (:class:`~dlen.models.ranker.Ranker`) and baselines."""
 
     def __init__(self, schema: Schema) -> None:
         super().__init__()

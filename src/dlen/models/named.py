@@ -29,7 +29,6 @@ class Named(Ranker):
     """A ranker with a fixed backbone and head, whose settings are passed as one flat list of keywords.
 
     Args:
-        schema: fields and tasks of the data.
         embedding_dim: length of each id's embedding vector.
         first_order: add first-order terms, see :class:`~dlen.nn.embedding.EmbeddingTable`; None for the model's
             default.

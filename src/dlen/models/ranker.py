@@ -23,10 +23,6 @@ class Ranker(Model):
     """A multi-task ranking network: any embedding, backbone and head.
 
     Args:
-        schema: fields and tasks of the data.
-        embedding: factory of the embedding table.
-        backbone: factory of the backbone.
-        head: factory of the head.
         dropout: dropout probability of backbone and head; None for each factory's own.
         without: names of fields that are hidden from backbone and head.
     """

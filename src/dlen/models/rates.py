@@ -29,7 +29,6 @@ class RateEncoder(nn.Module):
     of a row's own fold enters its inputs.
 
     Args:
-        schema: fields and tasks of the data.
         smoothing: pseudo-rows at the prior rate that are added to each id's counts.
         folds: number of folds of the training rows.
 
@@ -58,10 +57,6 @@ class RateEncoder(nn.Module):
 
     def fit(self, rows: Rows, seed: int) -> FoldSums:
         """Learn the rates of all training rows.
-
-        Args:
-            rows: the training rows.
-            seed: seed of the assignment to folds.
 
         Returns:
             The sums that :meth:`out_of_fold` needs. They take 4 (2 T + 1) (folds + 1) bytes per id.
@@ -140,8 +135,6 @@ class FoldSums:
     Args:
         num_ids: number of ids R.
         tasks: number of tasks T.
-        folds: number of folds.
-        seed: seed of the assignment to folds.
     """
 
     def __init__(self, num_ids: int, tasks: int, folds: int, seed: int) -> None:

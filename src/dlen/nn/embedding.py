@@ -37,7 +37,6 @@ class EmbeddingTable(nn.Module):
     the touched rows.
 
     Args:
-        schema: fields and tasks of the data.
         dim: length of each id's embedding vector.
         first_order: add one number per id and task next to the vector, initially 0. Summed over the F fields and
             divided by the root of F, they are first-order terms of the tasks' logits (the wide part of Cheng et al.
@@ -158,7 +157,6 @@ def bag_divisors(batch: Batch, mean: Tensor) -> Tensor:
     """(M, B, 1) divisor of each bag's weighted sum: the sum of its weights for mean pooling, otherwise 1.
 
     Args:
-        batch: a batch with M multi-valued fields.
         mean: (M, 1, 1) True for fields with mean pooling.
     """
     # unsafe skips the check of the lengths, which would synchronise with a GPU

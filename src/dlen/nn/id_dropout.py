@@ -29,7 +29,6 @@ class IdDropout(nn.Module):
     than a hundredth of a training step, without device synchronisation.
 
     Args:
-        schema: fields of the data.
         counts: (num_embeddings,) occurrences of each embedding row in the training rows.
         k: number of occurrences at which an id is replaced half of the time; 0 disables replacement.
         most: upper limit of the replacement probability, in [0, 1).

@@ -20,7 +20,6 @@ class Match(nn.Module):
         dim: length E of each vector.
         factors: length K of each projection.
         outputs: number of logits O.
-        std: standard deviation of the initial projections.
 
     Raises:
         ValueError: a side has no field, or ``factors`` is below 1.

@@ -44,7 +44,6 @@ class Layout:
     """Placement of the table: one row-split TorchRec table, or one TorchRec table per process with whole fields.
 
     Args:
-        tables: TorchRec tables by name.
         features: names of the embedded fields, single ids first.
         shards: parts of the whole table.
         moved: offset of each feature, subtracted from its rows in the whole table.
@@ -79,12 +78,9 @@ def check_shardable(schema: Schema, dim: int, by: str, world: int, device: str, 
     """Check the settings of a sharded table before it is built.
 
     Args:
-        schema: schema of the table.
         dim: length of its vectors.
         by: ``rows`` or ``tables``, see :class:`ShardedTable`.
-        world: number of processes.
         device: device type, such as ``cpu``.
-        weight_decay: weight decay of the table.
 
     Raises:
         UserError: there are no ids or too few, there are fewer fields than processes, FBGEMM does not support the
@@ -118,7 +114,6 @@ class ShardedTable(nn.Module):
 
     Args:
         table: table created inside :func:`deferred_tables`.
-        schema: schema of the table.
         by: ``rows`` gives each process the same number of rows; ``tables`` keeps the rows of a field together.
         device: device of this process.
         update: ``lr``, ``eps`` and ``weight_decay`` of row-wise Adagrad.

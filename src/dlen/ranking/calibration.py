@@ -45,7 +45,7 @@ def fit_calibration(log_p: Tensor, labels: Tensor, measured: Tensor) -> Calibrat
         The calibration of every task.
 
     Raises:
-        ValueError: a task's predictions are in the wrong order on the held-out rows, so no rescaling helps.
+        ValueError: for a task, higher predictions go with fewer positives, so no rescaling helps.
     """
     lines = []
     for task in range(log_p.shape[1]):

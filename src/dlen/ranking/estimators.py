@@ -31,7 +31,6 @@ def swap_items(context: Batch, item: Batch, schema: Schema) -> Batch:
     Args:
         context: B rows.
         item: B rows.
-        schema: schema of both batches.
 
     Returns:
         B rows. Their labels are those of ``context`` and have no meaning.

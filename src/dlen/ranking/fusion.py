@@ -128,7 +128,6 @@ class Score(nn.Module):
     """The score of a feed as a module, for scoring rows and for export.
 
     Args:
-        fusion: settings of the score.
         weights: (T,) weights of the tasks, from :meth:`Fusion.for_tasks`.
         calibration: calibration of the tasks' probabilities; None leaves them unchanged.
     """

@@ -63,10 +63,7 @@ def load_model(folder: Path, config: DictConfig, store: Store, name: str = "best
     """Load a run's model in evaluation mode, on the CPU.
 
     Args:
-        folder: run folder.
-        config: config of the run.
         store: prepared data of the run.
-        name: name of the checkpoint.
 
     Raises:
         UserError: there is no such checkpoint.
@@ -79,12 +76,12 @@ def load_model(folder: Path, config: DictConfig, store: Store, name: str = "best
     try:
         model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
     except RuntimeError as error:
-        raise UserError(f"{checkpoint}: does not fit the model in config.yaml ({_first(error)})") from None
+        raise UserError(f"{checkpoint}: does not fit the model in config.yaml ({_one_line(error)})") from None
     return model.eval()
 
 
-def _first(error: Exception) -> str:
-    """The first of the errors that torch lists."""
+def _one_line(error: Exception) -> str:
+    """The error on one line, cut to 200 characters: torch lists every tensor that does not fit."""
     return " ".join(str(error).split())[:200]
 
 
@@ -94,7 +91,6 @@ def score(model: Model, split: Split, batch_size: int = 16384) -> SplitScores:
     Args:
         model: trained model, on the CPU.
         split: split of the model's data.
-        batch_size: rows per batch.
     """
     schema = model.schema
     ids = [f.name for f in schema.of_kind(Kind.ID)]
@@ -120,9 +116,7 @@ def score_pairs(model: Model, source: Feed, users: NDArray[Any], hour: int) -> t
 
     Args:
         model: model trained on the simulator's data.
-        source: the simulator.
         users: (U,) user numbers.
-        hour: hour of the day.
 
     Returns:
         (U I, T) log-probabilities, grouped by user, and (U I,) log P(UP) or None.
@@ -157,7 +151,6 @@ def make_scores(fusions: Sequence[Fusion], model: Model, store: Store, key: str 
 
     Args:
         fusions: settings of each score. The model is calibrated once for all of them.
-        model: model whose predictions are combined.
         store: data of the model.
         key: config key of the settings, for error messages.
 
@@ -181,7 +174,7 @@ def calibrate(scores: SplitScores, schema: Schema) -> Calibration:
     """Calibrate a model's tasks on its predictions for held-out rows.
 
     Raises:
-        UserError: a task's predictions are in the wrong order there.
+        UserError: for a task, higher predictions go with fewer positives.
     """
     try:
         return fit_calibration(scores.log_p, scores.labels, Targets(schema).measured(scores.labels))

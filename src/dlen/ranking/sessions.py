@@ -82,7 +82,6 @@ def session_users(users: int, number: int, seed: int, searching: bool = False) -
     Args:
         users: number of users in the simulated world.
         number: number of users to choose. At most all users are returned, and at most half for a search.
-        seed: seed of the order.
         searching: whether the sessions are used to choose settings.
     """
     order = np.random.default_rng(seed).permutation(users)
@@ -98,8 +97,6 @@ def simulate(scores: Floats | None, truth: Truth, sessions: int, behaviour: Beha
     Args:
         scores: (U, I) scores by which the ranker orders; None shows a random candidate.
         truth: truth of the same users and items.
-        sessions: sessions per user.
-        behaviour: how sessions continue and end.
         seed: seed of candidates and users.
 
     Returns:

@@ -43,7 +43,6 @@ class Serving(nn.Module):
 
     Args:
         model: model in evaluation mode.
-        score: score of the feed.
     """
 
     def __init__(self, model: Ranker, score: Score) -> None:
@@ -89,7 +88,6 @@ def dense(batch: Batch, schema: Schema, length: int | None = None) -> Inputs:
 
     Args:
         batch: B rows.
-        schema: schema of the batch.
         length: L. The default is the length of the longest list, and at least 1.
     """
     bags, rows = len(schema.of_kind(Kind.IDS)), len(batch)
@@ -106,9 +104,6 @@ def dense(batch: Batch, schema: Schema, length: int | None = None) -> Inputs:
 
 def export(config: DictConfig) -> None:
     """Write ``model.onnx``, ``model.pt2`` and ``schema.json`` after checking that they reproduce the run's scores.
-
-    Args:
-        config: config of ``export.py``.
 
     Raises:
         UserError: the run or a setting is wrong, or an exported model differs from the run.

@@ -29,9 +29,6 @@ from dlen.training.targets import Targets
 def predict(config: DictConfig) -> None:
     """Score the rows of a file: one output row per input row, in order.
 
-    Args:
-        config: config of ``predict.py``.
-
     Raises:
         UserError: the run, the input or a setting is wrong. No output is left behind.
     """

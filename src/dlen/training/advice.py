@@ -32,8 +32,6 @@ def base_rate_warnings(
 
     Args:
         metrics: content of ``metrics.json``.
-        store: prepared data of the run.
-        targets: measured targets.
         id_dropout: id dropout used in training; None for a baseline, which does not train in steps.
     """
     lines = []

@@ -38,7 +38,7 @@ class Balancer(nn.Module, ABC):
         return None
 
     def end_epoch(self) -> None:
-        """Called at the end of each training epoch."""
+        """Hook at the end of each training epoch."""
 
 
 class Fixed(Balancer):
@@ -174,7 +174,6 @@ class Surgery(Balancer):
         """Set the gradients of all parameters.
 
         Args:
-            model: model that produced the losses.
             losses: (T,) weighted losses with their graph.
             x: (B, D) output of the embedding, part of that graph.
             extra: scalar loss that belongs to no task, such as AITM's calibrator.

@@ -43,9 +43,6 @@ def fit_baseline(
     """Fit the module's model to all training rows on the CPU, run validation, and save a checkpoint.
 
     Args:
-        trainer: trainer of the run, with one process.
-        module: module of the model.
-        data: batches of the splits.
         meter: receives the number of rows and the seconds of the fit.
         best: path of the checkpoint to write; None for none.
 

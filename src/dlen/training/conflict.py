@@ -39,9 +39,7 @@ def task_gradients(model: Ranker, batch: Batch, targets: Targets, rows: int = RO
     """Gradients of each task's cross entropy, regardless of the training loss.
 
     Args:
-        model: any ranker.
         batch: B rows.
-        targets: targets of the model's schema.
         rows: use the first S = min(B, rows) rows.
 
     Returns:

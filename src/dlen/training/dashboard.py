@@ -72,7 +72,6 @@ class Dashboard(Callback):
 
         Args:
             metrics: content of ``metrics.json``, used as the run's summary.
-            targets: names of tasks and joint events.
             folder: run folder, with all files written.
             draw: function that draws the plots; None for no plots.
             checkpoint: save ``best.ckpt`` as an artifact, with the config and the schema that it needs.

@@ -16,7 +16,6 @@ class RankingDataModule(L.LightningDataModule):
     """Train, validation and test batches of a prepared store, split over the trainer's processes.
 
     Args:
-        store: open store.
         batch_size: rows per training batch and process.
         eval_batch_size: rows per batch in validation and test.
         seed: seed of the training order.

@@ -30,8 +30,6 @@ def diagnostics(
     """Build the content of a run's ``diagnostics_SPLIT.json``.
 
     Args:
-        figures: metrics of the pass.
-        gates: gate metrics of the pass.
         attention: by title: weights, names of their rows, and names of their columns.
 
     Returns:

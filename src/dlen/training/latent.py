@@ -46,7 +46,6 @@ class LatentMeasures(nn.Module):
     also ``auc/up_truth``, ``corr/up_truth``, ``calibration/up_truth``, ``ece/up_truth`` and ``negatives_true/KIND/T``.
 
     Args:
-        schema: schema of the data.
         exact: compute AUC from every score instead of a histogram.
     """
 
@@ -137,12 +136,7 @@ def _relations(schema: Schema) -> Tensor:
 
 
 def warnings(values: Mapping[str, float], tasks: Sequence[str]) -> list[str]:
-    """Warnings about failures of the hidden state, each with a remedy; empty if there are none.
-
-    Args:
-        values: metrics of a validation pass.
-        tasks: names of the tasks.
-    """
+    """Warnings about failures of the hidden state, each with a remedy; empty if there are none."""
     mean, std = values["hidden/mean"], values["hidden/std"]
     lines = []
     if std < _LEAST_STD:

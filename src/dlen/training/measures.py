@@ -83,7 +83,6 @@ class Measures(nn.Module):
           :class:`LatentMeasures`.
 
     Args:
-        schema: schema of the data.
         auc: ``histogram`` (constant memory), ``exact``, or ``auto``: exact up to 2^18 rows.
         rows: number of rows of the split.
         ranking: DLEN's probability used for ranking; None for other models.

@@ -29,7 +29,6 @@ def continued(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
 
     Args:
         config: composed config of ``train.py`` with ``ckpt=last``.
-        overrides: overrides of the command line.
 
     Raises:
         UserError: the run does not exist, or an override changes its model or data.

@@ -52,7 +52,6 @@ def load_run_config(folder: Path, trust: Sequence[str] = ()) -> DictConfig:
     """Read the resolved config of a run folder.
 
     Args:
-        folder: run folder.
         trust: packages, besides dlen, whose classes the config may name.
 
     Raises:
@@ -68,7 +67,6 @@ def open_row_source(folder: Path, trust: Sequence[str] = ()) -> tuple[DictConfig
     """Open a run's config, its data, and the source that reads new rows of the same format.
 
     Args:
-        folder: run folder.
         trust: packages, besides dlen, whose classes the config may name.
 
     Raises:
@@ -104,7 +102,6 @@ def open_run(folder: Path, trust: Sequence[str] = ()) -> tuple[DictConfig, Store
     """Open the resolved config and the data of a run folder.
 
     Args:
-        folder: run folder.
         trust: packages, besides dlen, whose classes the config may name.
 
     Raises:

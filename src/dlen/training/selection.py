@@ -23,7 +23,6 @@ def monitor_mode(monitor: Any, schema: Schema) -> str:
 
     Args:
         monitor: key of the metric, such as ``val/auc/weighted`` or ``val/logloss/click``.
-        schema: schema with the tasks.
 
     Raises:
         UserError: there is no such validation metric.
@@ -42,10 +41,6 @@ def monitor_mode(monitor: Any, schema: Schema) -> str:
 
 class Selection(Callback):
     """Keeps all metrics of the best validation by the monitored metric, whose weights are tested.
-
-    Args:
-        monitor: key of the monitored metric.
-        mode: ``max`` or ``min``.
 
     Attributes:
         best: metrics of the best validation so far, by key; empty before the first.

@@ -19,9 +19,6 @@ def dense_parameters(model: Model) -> int:
 def size_figures(model: Model) -> dict[str, float]:
     """Size of a model, under the keys of ``metrics.json``.
 
-    Args:
-        model: any model.
-
     Returns:
         ``model/dense_parameters``, ``model/embedding_parameters``, and ``model/flops_per_row``: multiplications and
         additions in the matrix products of a forward pass. Training takes three times as many. Empty for a baseline,

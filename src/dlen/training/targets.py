@@ -12,9 +12,6 @@ class Targets:
     """Implements ``observed_where`` and ``train_on`` as tensor operations.
 
     The K measured targets are the T tasks, followed by the joint events of funnels, such as ``ctcvr``.
-
-    Args:
-        schema: schema with the tasks.
     """
 
     def __init__(self, schema: Schema) -> None:

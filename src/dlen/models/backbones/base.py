@@ -53,7 +53,8 @@ class Attention:
 class Backbone(nn.Module, ABC):
     """Maps the features of B rows to (T, B, H) task representations.
 
-    Construct with ``Backbone(spec, num_tasks, **settings)``.
+    Construct with ``Backbone(spec, num_tasks, **settings)``: the layout of the input features and the number T of
+    tasks.
 
     Attributes:
         out_dim: size H of each representation.

@@ -17,8 +17,6 @@ class MMoEBackbone(Backbone):
     """E experts and a softmax gate per task (Ma et al. 2018, equations 6 and 7).
 
     Args:
-        spec: layout of the input features.
-        num_tasks: number of tasks T.
         num_experts: number of experts E; 5 in the paper's feed setting, 2 on Ali-CCP.
         expert: layer sizes of each expert.
         dropout: dropout probability after each layer.

@@ -25,7 +25,6 @@ class MRANBackbone(AttentionBackbone):
 
     Args:
         spec: layout of the input features; each numeric field becomes a learned vector scaled by its value.
-        num_tasks: number of tasks T.
         heads: number of attention heads A.
         head_dim: size of each attention head.
         expert: layer sizes of each task's MLP.

@@ -22,8 +22,6 @@ class CGCLevel(nn.Module):
 
     Args:
         in_dim: input size D.
-        num_tasks: number of tasks T.
-        shared_experts: number of shared experts.
         task_experts: number of experts per task.
         expert: layer sizes of each expert.
         dropout: dropout probability after each layer.
@@ -84,8 +82,6 @@ class PLEBackbone(Backbone):
     """Progressive layered extraction: a stack of CGC levels (Tang et al. 2020). With one level it is CGC.
 
     Args:
-        spec: layout of the input features.
-        num_tasks: number of tasks T.
         levels: number of levels, at least 1.
         shared_experts: shared experts per level; 5 in the paper's feed setting, 2 on Ali-CCP.
         task_experts: experts per task and level; 2 in the paper's feed setting, 1 on Ali-CCP.

@@ -15,8 +15,6 @@ class SharedBottomBackbone(Backbone):
     """One MLP shared by all tasks (Caruana 1997).
 
     Args:
-        spec: layout of the input features.
-        num_tasks: number of tasks T.
         expert: layer sizes of the MLP.
         dropout: dropout probability after each layer.
     """

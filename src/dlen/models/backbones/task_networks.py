@@ -19,8 +19,6 @@ class TaskNetworksBackbone(Backbone):
     """One MLP per task. Tasks share only the embeddings, or nothing if the embeddings are private.
 
     Args:
-        spec: layout of the input features.
-        num_tasks: number of tasks T.
         expert: layer sizes of each MLP.
         dropout: dropout probability after each layer.
     """
