@@ -120,6 +120,12 @@ class Schema:
         return [f for f in self.fields if f.kind is kind]
 
     @property
+    def user_column(self) -> int | None:
+        """Column of the user field in :attr:`Batch.ids`; None if no single id names the user."""
+        names = [f.name for f in self.of_kind(Kind.ID)]
+        return names.index(self.user) if self.user in names else None
+
+    @property
     def num_embeddings(self) -> int:
         """Rows of the shared embedding table."""
         return sum(f.vocab_size for f in self.fields)

@@ -29,7 +29,7 @@ CASES = {
     "patience": (["patience=-1"], "config patience: -1 is not a whole number from 0"),
     "validation interval": (["trainer.val_check_interval=99", "data.rows=2000"], "an epoch has 2 batches"),
     "embedding size": (["model.embedding.dim=0", "data.rows=2000"], "embedding.dim must be a whole number"),
-    "no experts": (["model.backbone.num_experts=0", "data.rows=2000"], "num_experts must be at least 1, got 0"),
+    "no experts": (["model.backbone.num_experts=0", "data.rows=2000"], "num_experts must be a whole number from 1"),
     "metric": (["metrics.auc=exakt"], "config metrics.auc: 'exakt' is not one of auto, histogram, exact"),
     "impossible rate": (["data.rates.click=0.9"], "data.rates.click: 0.9 cannot be reached"),
     "missing raw files": (["data=aliccp"], "sample_skeleton_train.csv: no such file. Ali-CCP is published by Alimama"),

@@ -159,12 +159,12 @@ def test_lower_levels_of_ple_learn_from_every_task() -> None:
 
 
 def test_ple_without_levels_is_refused() -> None:
-    with pytest.raises(ValueError, match="levels must be at least 1"):
+    with pytest.raises(ValueError, match="levels must be a whole number from 1 to 1024, got 0"):
         PLEBackbone(SPEC, 2, levels=0)
 
 
 def test_a_slip_of_the_hand_is_refused_before_it_builds_for_hours() -> None:
-    with pytest.raises(ValueError, match="num_experts must be at most 1024, got 100000000"):
+    with pytest.raises(ValueError, match="num_experts must be a whole number from 1 to 1024, got 100000000"):
         MMoEBackbone(SPEC, 2, num_experts=100_000_000, expert=[4])
-    with pytest.raises(ValueError, match="levels must be at most 1024"):
+    with pytest.raises(ValueError, match="levels must be a whole number from 1 to 1024"):
         PLEBackbone(SPEC, 2, levels=10**30, shared_experts=1, task_experts=1, expert=[4])

@@ -145,5 +145,5 @@ def test_data_without_a_funnel_are_refused(kind: type[ESMM] | type[AITM]) -> Non
 
 
 def test_a_negative_calibration_is_refused() -> None:
-    with pytest.raises(ValueError, match="calibration must be at least 0"):
+    with pytest.raises(ValueError, match="calibration must be a number from 0"):
         AITM(make_schema(TASKS), calibration=-1.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -62,16 +62,19 @@ class ExactAUC(Metric):
         """Return (K,) float64; nan if one class is absent."""
         if not len(self.scores):
             return torch.full((self.num_targets,), torch.nan, dtype=torch.float64)
-        scores, labels, masks = (dim_zero_cat(x) for x in (self.scores, self.labels, self.masks))
-        return torch.stack(for_each_target(exact_auc, masks, scores, labels))
+        return torch.stack(self._for_each_target(exact_auc))
 
     def roc(self, points: int) -> list[Tensor]:
         """The K curves of :func:`~dlen.metrics.functional.exact_roc` over all processes."""
         with self.sync_context():
             if not len(self.scores):
                 return [torch.zeros(2, 0, dtype=torch.float64)] * self.num_targets
-            scores, labels, masks = (dim_zero_cat(x) for x in (self.scores, self.labels, self.masks))
-            return for_each_target(lambda s, y: exact_roc(s, y, points), masks, scores, labels)
+            return self._for_each_target(lambda scores, labels: exact_roc(scores, labels, points))
+
+    def _for_each_target(self, measure: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
+        """Call ``measure`` with the scores and labels of each target's rows that count."""
+        scores, labels, masks = (dim_zero_cat(x) for x in (self.scores, self.labels, self.masks))
+        return for_each_target(measure, masks, scores, labels)
 
 
 class HistogramAUC(Metric):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dlen.checks import from_zero
 from dlen.errors import UnmetNeedError
 from dlen.models.features import Features, FeatureSpec
 from dlen.models.heads import TOWER, Head, Towers, add_first_order, initial_logits
@@ -124,8 +125,7 @@ class AITMHead(FunnelHead):
         dropout: float = 0.0,
     ) -> None:
         super().__init__(schema, "aitm")
-        if calibration < 0:
-            raise ValueError(f"calibration must be at least 0, got {calibration}")
+        from_zero(calibration=calibration)
         self.calibration = calibration
         self.parents = [chain[1] if len(chain) > 1 else None for chain in self.chains]
         self.order = sorted(range(len(self.chains)), key=lambda t: len(self.chains[t]))  # parents first

@@ -14,7 +14,6 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from dlen.checks import is_whole
 from dlen.data.prepare import check_writable
 from dlen.data.store import Split
 from dlen.errors import UserError
@@ -23,8 +22,8 @@ from dlen.models.model import Model
 from dlen.ranking.estimators import Estimate, Estimator, best_of, swap_items
 from dlen.ranking.fusion import Score
 from dlen.ranking.scoring import load_model, make_scores, read_fusion
-from dlen.schema import Kind
 from dlen.training.building import quiet
+from dlen.training.configs import check_whole
 from dlen.training.run_folder import open_row_source
 
 RANDOM, SCORE, WITHOUT_UP = "random", "score", "score without P(UP)"
@@ -61,12 +60,12 @@ def check_off_policy(config: DictConfig) -> dict[str, Any]:
         UserError: the run, the log or a setting is wrong.
     """
     quiet()
-    settings, folder = _settings(config.off_policy), Path(config.run)
+    settings, folder = _settings(config), Path(config.run)
     check_writable(folder)
     run_config, store, source = open_row_source(folder, config.trust)
     check_links(folder)
     schema = store.schema
-    if schema.user is None:
+    if schema.user_column is None:
         raise UserError(f"{folder}: the data have no user field, which the confidence intervals need")
     model = load_model(folder, run_config, store, config.checkpoint)
     fusion = read_fusion(config.fusion)
@@ -86,11 +85,9 @@ def check_off_policy(config: DictConfig) -> dict[str, Any]:
     return content
 
 
-def _settings(node: DictConfig) -> _Settings:
-    values: Any = OmegaConf.to_container(node, resolve=True)
-    for key, least in (("candidates", 2), ("draws", 1), ("seed", 0)):
-        if not is_whole(values[key]) or values[key] < least:
-            raise UserError(f"config off_policy.{key}: {values[key]!r} is not a whole number from {least}")
+def _settings(config: DictConfig) -> _Settings:
+    check_whole(config, {"off_policy.candidates": 2, "off_policy.draws": 1, "off_policy.seed": 0})
+    values: Any = OmegaConf.to_container(config.off_policy, resolve=True)
     draws, least = values["draws"], values["candidates"] - 1
     if draws < least:
         raise UserError(f"config off_policy.draws: must be at least {least}, one less than candidates, got {draws}")
@@ -109,7 +106,8 @@ def _weigh(
     each row are kept.
     """
     schema = model.schema
-    user = [field.name for field in schema.of_kind(Kind.ID)].index(str(schema.user))
+    user = schema.user_column
+    assert user is not None
     generator = torch.Generator().manual_seed(settings.seed)
     size = max(_ROWS_AT_ONCE // (settings.draws + 1), 1)
     with torch.inference_mode():

@@ -21,7 +21,7 @@ from dlen.errors import UserError
 from dlen.models.model import Model
 from dlen.ranking.calibration import Calibration, fit_calibration
 from dlen.ranking.fusion import Fusion, Score
-from dlen.schema import Kind, Schema
+from dlen.schema import Schema
 from dlen.training.building import build_model
 from dlen.training.checkpoints import read_checkpoint
 from dlen.training.run_folder import open_run
@@ -93,8 +93,7 @@ def score(model: Model, split: Split, batch_size: int = 16384) -> SplitScores:
         split: split of the model's data.
     """
     schema = model.schema
-    ids = [f.name for f in schema.of_kind(Kind.ID)]
-    column = ids.index(schema.user) if schema.user in ids else None
+    column = schema.user_column
     log_p, log_up, labels, users = [], [], [], []
     model.eval()
     with torch.inference_mode():

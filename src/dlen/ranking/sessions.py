@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dlen.checks import is_whole
+from dlen.checks import from_zero, is_number, whole
 from dlen.data.truth import Truth
 
 Floats = NDArray[np.float32]
@@ -45,16 +45,13 @@ class Behaviour:
     seconds_other: float = 5.0
 
     def __post_init__(self) -> None:
-        for name in ("candidates", "steps"):
-            value = getattr(self, name)
-            if not is_whole(value) or value < 1:
-                raise ValueError(f"{name}: {value!r} is not a positive whole number")
+        whole("candidates", self.candidates, 1)
+        whole("steps", self.steps, 1)
         for name in ("leave", "tire", "detest"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is not between 0 and 1")
-        for name in ("seconds_liked", "seconds_other"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: {getattr(self, name)} is below 0")
+            value = getattr(self, name)
+            if not is_number(value) or not 0 <= value <= 1:
+                raise ValueError(f"{name}: {value!r} is not between 0 and 1")
+        from_zero(seconds_liked=self.seconds_liked, seconds_other=self.seconds_other)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from dlen.models.heads import Ranking
 from dlen.models.predictions import Predictions
 from dlen.nn.logspace import log1mexp, log_odds
 from dlen.nn.processes import total
-from dlen.schema import Kind, Schema
+from dlen.schema import Schema
 from dlen.training.latent import PREFERS, UP, HiddenFigures, LatentMeasures
 from dlen.training.targets import Targets
 
@@ -111,9 +111,8 @@ class Measures(nn.Module):
         self.logloss, self.ratio = LogLoss(len(names)), CalibrationRatio(len(names))
         self.labels_loss = MeanMetric(nan_strategy="ignore")
         self.ece, self.entropy = CalibrationError(len(names)), NormalizedEntropy(len(names))
-        ids = [f.name for f in schema.of_kind(Kind.ID)]
-        self.user_column = ids.index(schema.user) if by_user and schema.user in ids else None
-        self.unknown_user = schema.offsets[schema.user] if schema.user in ids else 0
+        self.user_column = schema.user_column if by_user else None
+        self.unknown_user = 0 if self.user_column is None else schema.offsets[str(schema.user)]
         self.by_user = None if self.user_column is None else ByUser(len(names))
         base_values = [(base or {}).get(n, math.nan) for n in names]
         self.gain = MTLGain(self.auc, base_values) if base else None

@@ -115,7 +115,8 @@ def _compare(folder: Path, again: Path, was: Mapping[str, Any], now: Mapping[str
     if rank():
         return True
     figures = [key for key in {**was, **now} if _must_match(key) and was.get(key) != now.get(key)]
-    weights = list(_different_weights(*(_weights(f / "checkpoints" / "best.ckpt") for f in (folder, again))))
+    states = (read_checkpoint(f / "checkpoints" / "best.ckpt")["state_dict"] for f in (folder, again))
+    weights = list(_different_weights(*states))
     if not figures and not weights:
         print(f"rerun: all metrics and weights are identical to those of {folder}")
         return True
@@ -135,11 +136,6 @@ def _compare(folder: Path, again: Path, was: Mapping[str, Any], now: Mapping[str
 def _must_match(key: str) -> bool:
     """Whether an entry of ``metrics.json`` must be identical in a rerun: times, memory and environment need not."""
     return not key.startswith((*_CAUSES, "fit/samples", "fit/peak")) and not key.endswith("seconds")
-
-
-def _weights(path: Path) -> dict[str, torch.Tensor]:
-    content: dict[str, torch.Tensor] = read_checkpoint(path)["state_dict"]
-    return content
 
 
 def _different_weights(was: Mapping[str, torch.Tensor], now: Mapping[str, torch.Tensor]) -> Iterator[str]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from dlen.checks import whole
 from dlen.models.features import Features
 from dlen.nn.gate import Gate
 
@@ -88,10 +89,7 @@ def check_sizes(expert: Sequence[int], **numbers: int) -> None:
     if not expert:
         raise ValueError("expert must name at least one layer size")
     for name, number in numbers.items():
-        if number < 1:
-            raise ValueError(f"{name} must be at least 1, got {number}")
-        if number > _MOST:  # each one is a module: building a mistyped number could take hours
-            raise ValueError(f"{name} must be at most {_MOST}, got {number}")
+        whole(name, number, 1, _MOST)  # each one is a module: building a mistyped number could take hours
 
 
 def expert_names(kind: str, number: int) -> list[str]:

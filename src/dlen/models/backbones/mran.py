@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dlen.models.backbones.base import Attention, AttentionBackbone
+from dlen.checks import whole
+from dlen.models.backbones.base import Attention, AttentionBackbone, check_sizes
 from dlen.models.features import Features, FeatureSpec
 from dlen.nn.mlp import MLP
 
@@ -42,12 +43,9 @@ class MRANBackbone(AttentionBackbone):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if min(heads, head_dim) < 1 or not expert:
-            raise ValueError(
-                f"mran needs heads and head_dim of at least 1 and a layer size in expert, got heads={heads}, "
-                f"head_dim={head_dim} and expert={expert}"
-            )
-        self.heads = heads
+        check_sizes(expert)
+        self.heads = whole("heads", heads, 1)
+        whole("head_dim", head_dim, 1)
         dim, width = spec.dim, heads * head_dim
         self.number_vectors = nn.Parameter(torch.empty(len(spec.numbers), dim).normal_(std=0.05))
         self.between_fields = nn.Linear(dim, 3 * width, bias=False)
