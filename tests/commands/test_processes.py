@@ -177,5 +177,5 @@ def test_what_several_processes_cannot_do(settings: list[str], expected: str, re
 def test_torchrun_without_a_run_folder_is_refused_by_every_process(tmp_path: Path) -> None:
     ran = by_torchrun(tmp_path, 2, [*CASES["feed"], *SMALL])
     assert ran.returncode != 0
-    assert ran.stderr.count("error: config run_dir: must be set where processes are started by torchrun") >= 1
+    assert ran.stderr.count("error: config run_dir: must be set when torchrun or Slurm") >= 1
     assert not (tmp_path / "runs").exists()

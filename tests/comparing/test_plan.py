@@ -164,7 +164,7 @@ def test_what_cannot_be_balanced_is_left_out_and_wrong_sizes_are_not(tmp_path: P
     plan = planned(tmp_path, "experiment=field", "seeds=1", "balancing=uncertainty", some, *SMALL)
     assert plan.models == ["MMoE", "DLEN paper"]
     wrong = 'experiment.models.MRAN=["model=mran","model.backbone.heads=0"]'
-    with pytest.raises(UserError, match="mran needs at least one head"):
+    with pytest.raises(UserError, match="heads must be a whole number from 1"):
         planned(tmp_path, "experiment=field", "seeds=1", wrong, "models=[MMoE,MRAN]", *SMALL)
 
 
