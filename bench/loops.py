@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from dlen.batch import Batch
 from dlen.data.loader import BatchLoader
-from dlen.data.store import Split, Store
+from dlen.data.split import Split
+from dlen.data.store import Store
 from dlen.models import DLEN, PLE, MMoE, Ranker
 from dlen.models.backbones import MMoEBackbone
 from dlen.schema import Schema

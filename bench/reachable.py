@@ -22,7 +22,7 @@ from dlen.batch import Batch
 from dlen.data.loader import BatchLoader
 from dlen.data.prepare import prepare
 from dlen.data.sources.feed import Feed
-from dlen.data.store import Split
+from dlen.data.split import Split
 from dlen.metrics.functional import exact_auc
 from dlen.models.dlen import joint_loss
 from dlen.models.predictions import Latent

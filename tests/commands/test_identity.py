@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from dlen.data.prepare import prepare
 from dlen.data.sources.table import Table
-from dlen.data.store import StoreWriter
+from dlen.data.writer import StoreWriter
 from dlen.errors import UserError
 from dlen.overrides import leaves, written
 from dlen.schema import Schema

@@ -14,9 +14,12 @@ import torch
 import yaml
 
 from dlen.batch import Batch
+from dlen.data.columns import Columns
 from dlen.data.prepare import prepare
 from dlen.data.sources.table import Table
-from dlen.data.store import Columns, Split, Store, StoreWriter
+from dlen.data.split import Split
+from dlen.data.store import Store
+from dlen.data.writer import StoreWriter
 from dlen.errors import UserError
 from dlen.schema import Field, Kind, Schema, Task
 

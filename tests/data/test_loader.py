@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dlen.data.loader import BatchLoader
-from dlen.data.store import Split
+from dlen.data.split import Split
 from dlen.errors import UserError
 from tests.data.helpers import tiny_split
 

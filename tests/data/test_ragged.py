@@ -8,8 +8,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dlen.data.columns import Columns
 from dlen.data.ragged import Entries, field_of_values, heaviest, rows_of_values, select_rows, to_columns
-from dlen.data.store import Columns
 
 Value = tuple[int, int, float]  # field, id, weight
 values = st.tuples(st.integers(0, 4), st.integers(0, 9), st.sampled_from([0.0, 0.5, 1.0, 1.5, -1.0]))

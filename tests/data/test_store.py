@@ -13,10 +13,13 @@ import polars as pl
 import pytest
 import torch
 
-from dlen.data import store as store_module
-from dlen.data.prepare import prepare
+from dlen.data import id_counts
+from dlen.data.columns import Columns
+from dlen.data.prepare import prepare, replacing
 from dlen.data.sources.aliccp_demo import AliCCPDemo
-from dlen.data.store import FORMAT, Columns, ResidentSplit, Store, StoreWriter, replacing
+from dlen.data.split import ResidentSplit
+from dlen.data.store import FORMAT, Store
+from dlen.data.writer import StoreWriter
 from dlen.errors import UserError
 from dlen.schema import Field, Kind, Pooling, Schema, Task
 from tests.data.helpers import bags_of, refusal, whole
@@ -282,7 +285,7 @@ def test_counts_of_ids_are_those_of_the_training_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int
 ) -> None:
     """With user groups, whose ids count once per row, and long lists."""
-    monkeypatch.setattr(store_module, "_PIECE", piece)
+    monkeypatch.setattr(id_counts, "_PIECE", piece)
     store = prepare(AliCCPDemo(raw_dir=str(tmp_path / "raw"), rows=2000, min_count=3), tmp_path / "data")
     assert store.counts.tolist() == counted(store, "train")
     for split, shares in store.unknown.items():

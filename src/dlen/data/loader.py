@@ -10,7 +10,7 @@ import torch
 
 from dlen.batch import Batch
 from dlen.data.shuffle import permute
-from dlen.data.store import ResidentSplit, Split
+from dlen.data.split import ResidentSplit, Split
 from dlen.errors import UserError
 
 

@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -13,7 +14,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from dlen.data.store import FORMAT, Split, Store, StoreWriter, replacing
+from dlen.data.split import Split
+from dlen.data.store import FORMAT, Store
+from dlen.data.writer import StoreWriter
 from dlen.errors import UserError
 from dlen.files import write_json
 from dlen.schema import Schema
@@ -123,6 +126,20 @@ def identify(source: Source, data_dir: Path) -> dict[str, Any]:
     files.keep()
     text = json.dumps({"format": FORMAT, **causes}, sort_keys=True)
     return {"fingerprint": hashlib.sha256(text.encode()).hexdigest()[:16], **causes}
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A temporary folder next to ``folder`` that is renamed to it on success and removed on failure."""
+    temporary = folder.with_name(f".{folder.name}.writing")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager

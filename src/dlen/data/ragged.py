@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlen.data.store import Columns
+from dlen.data.columns import Columns
 
 Array = NDArray[Any]
 
@@ -138,7 +138,7 @@ def rows_of_values(lengths: Array) -> Array:
 
 def select_rows(columns: Columns, mask: Array) -> Columns:
     """The rows for which ``mask`` (n,) is true."""
-    values = np.repeat(mask, columns.bag_lengths.sum(axis=1, dtype=np.int64))
+    values = np.repeat(mask, columns.values_per_row())
     return Columns(
         columns.ids[mask],
         columns.numeric[mask],

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dlen.data.prepare import check_writable
-from dlen.data.store import Split
+from dlen.data.split import Split
 from dlen.errors import UserError
 from dlen.files import check_links, write_json
 from dlen.models.model import Model

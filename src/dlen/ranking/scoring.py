@@ -16,7 +16,8 @@ from torch import Tensor
 from dlen.batch import Batch
 from dlen.data.loader import BatchLoader
 from dlen.data.sources.feed import Feed
-from dlen.data.store import Split, Store
+from dlen.data.split import Split
+from dlen.data.store import Store
 from dlen.errors import UserError
 from dlen.models.model import Model
 from dlen.ranking.calibration import Calibration, fit_calibration

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from dlen.data.prepare import check_writable
-from dlen.data.store import Split
+from dlen.data.split import Split
 from dlen.errors import UserError
 from dlen.files import replacing_file
 from dlen.models.model import Model

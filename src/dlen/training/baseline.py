@@ -13,7 +13,7 @@ import lightning as L
 from omegaconf import DictConfig
 
 from dlen.data.loader import BatchLoader
-from dlen.data.store import Split
+from dlen.data.split import Split
 from dlen.errors import UserError
 from dlen.models.baseline import Baseline
 from dlen.models.examples import Examples

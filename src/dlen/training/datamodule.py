@@ -7,7 +7,8 @@ import torch
 
 from dlen.batch import Batch
 from dlen.data.loader import BatchLoader
-from dlen.data.store import ResidentSplit, Split, Store
+from dlen.data.split import ResidentSplit, Split
+from dlen.data.store import Store
 
 _SHARE = 0.25  # of a GPU's free memory, per split: table and optimiser state are allocated later
 

@@ -12,7 +12,8 @@ import yaml
 from dlen.data.prepare import prepare
 from dlen.data.sources.public_table import SPECS, PublicTable
 from dlen.data.sources.table import Table
-from dlen.data.store import Split, Store
+from dlen.data.split import Split
+from dlen.data.store import Store
 from dlen.errors import UserError
 from dlen.training.fit import train
 from tests.conftest import Compose

@@ -17,7 +17,8 @@ import yaml
 from dlen.data.prepare import prepare
 from dlen.data.sources.frame import frame_source
 from dlen.data.sources.table import Table
-from dlen.data.store import Split, Store
+from dlen.data.split import Split
+from dlen.data.store import Store
 from tests.data.helpers import arrays
 
 SPEC: dict[str, Any] = {

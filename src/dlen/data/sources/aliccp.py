@@ -22,21 +22,15 @@ from numpy.typing import NDArray
 
 from dlen.checks import check_types
 from dlen.data.bad_rows import BadRowError, BadRows
+from dlen.data.columns import Columns
 from dlen.data.ragged import ABSENT, Entries, field_of_values, rows_of_values, select_rows, to_columns
+from dlen.data.scratch import read_flat, read_scratch
 from dlen.data.sources.aliccp_grammar import Block, Reader
 from dlen.data.sources.by_field import rows_by_field
-from dlen.data.store import (
-    Columns,
-    Split,
-    SplitWriter,
-    Store,
-    StoreWriter,
-    TableWriter,
-    read_scratch,
-    read_vectors,
-    split_of,
-)
+from dlen.data.split import Split, split_of
+from dlen.data.store import Store
 from dlen.data.vocabulary import IdCounter, IdVocabulary
+from dlen.data.writer import SplitWriter, StoreWriter, TableWriter
 from dlen.errors import UserError
 from dlen.hashing import fraction
 from dlen.progress import Stage
@@ -293,7 +287,7 @@ class AliCCP:
     def _count(self, scratch: Path, held_out: HeldOut, groups: int) -> dict[str, IdVocabulary]:
         """Count every field over the training impressions. Values dropped by the cap are not counted."""
         counters = {name: IdCounter() for name in (*SKELETON.names, *COMMON.names)}
-        group = read_vectors(scratch, "train", "group", "<i4")
+        group = read_flat(scratch, "train", "group")
         uses = np.zeros(groups, np.int64)  # training impressions of each group
         for part, start in _walk(scratch, "train", "counting item ids"):
             rows = group[start : start + len(part.ids)]
@@ -315,8 +309,8 @@ class AliCCP:
         offsets: Mapping[str, int],
     ) -> NDArray[np.int64]:
         """Write train and validation, and return the number of training positives of both labels."""
-        group = read_vectors(scratch, "train", "group", "<i4")
-        labels = read_vectors(scratch, "train", "labels", "u1").reshape(-1, 2)
+        group = read_flat(scratch, "train", "group")
+        labels = read_flat(scratch, "train", "labels").reshape(-1, 2)
         users = _users(read_scratch(scratch, "common_train", COMMON.counts).columns)
         positives = np.zeros(2, np.int64)
         for part, start in _walk(scratch, "train", "vocabularies applied to training rows"):

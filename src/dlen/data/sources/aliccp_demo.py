@@ -16,9 +16,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from dlen.data.prepare import check_writable, locked
+from dlen.data.prepare import check_writable, locked, replacing
 from dlen.data.sources.aliccp import AliCCP
-from dlen.data.store import replacing
 from dlen.errors import UserError
 from dlen.progress import Stage
 

@@ -20,8 +20,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from dlen.data.bad_rows import BadRowError, BadRows
+from dlen.data.columns import Columns
 from dlen.data.ragged import Entries
-from dlen.data.store import Columns
 
 BLOCK = 8 << 20
 _THREADS = min(4, len(os.sched_getaffinity(0)))  # each has one block in progress and one finished

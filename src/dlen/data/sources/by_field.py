@@ -7,7 +7,8 @@ from pathlib import Path
 
 from dlen.data.sources.table import Table
 from dlen.data.sources.table_spec import FieldSpec, TableSpec, TaskSpec
-from dlen.data.store import Split, Store
+from dlen.data.split import Split
+from dlen.data.store import Store
 from dlen.errors import UserError
 from dlen.schema import Field, Kind
 

@@ -22,9 +22,12 @@ import torch
 from numpy.typing import NDArray
 
 from dlen.checks import check_types
+from dlen.data.columns import Columns
 from dlen.data.sources.by_field import rows_by_field
-from dlen.data.store import Columns, Split, SplitWriter, Store, StoreWriter
+from dlen.data.split import Split
+from dlen.data.store import Store
 from dlen.data.truth import Truth
+from dlen.data.writer import SplitWriter, StoreWriter
 from dlen.errors import UserError
 from dlen.metrics import HistogramAUC
 from dlen.progress import Stage

@@ -22,6 +22,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from dlen.data.bad_rows import BadRowError, BadRows
+from dlen.data.columns import MISSING, Columns
 from dlen.data.ragged import Entries, Keep, select_rows, to_columns
 from dlen.data.sample import Sample
 from dlen.data.sources.cells import LINE, Rising, id_text, moments
@@ -30,7 +31,9 @@ from dlen.data.sources.table_columns import IdColumn, TableColumn, make_column
 from dlen.data.sources.table_file import Form, TableFile, csv_bytes
 from dlen.data.sources.table_rates import ROW, RateColumn, read_label
 from dlen.data.sources.table_spec import TableSpec, expression, parse_spec, read_spec
-from dlen.data.store import MISSING, Columns, Split, SplitWriter, Store, StoreWriter, split_of
+from dlen.data.split import Split, split_of
+from dlen.data.store import Store
+from dlen.data.writer import SplitWriter, StoreWriter
 from dlen.errors import UserError
 from dlen.hashing import fraction
 from dlen.progress import Stage

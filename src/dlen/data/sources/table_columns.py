@@ -16,7 +16,8 @@ from dlen.data.buckets import bucket_edges
 from dlen.data.sample import Sample
 from dlen.data.sources.cells import LARGEST, LINE, id_text, list_of_cells, moments, numbers, refuse, text_of
 from dlen.data.sources.table_spec import TIME_PARTS, FieldSpec
-from dlen.data.store import Store, StoreWriter
+from dlen.data.store import Store
+from dlen.data.writer import StoreWriter
 from dlen.errors import UserError
 from dlen.schema import Field, Kind, Pooling
 

@@ -10,12 +10,14 @@ import polars as pl
 from numpy.typing import NDArray
 
 from dlen.data.bad_rows import BadRowError
+from dlen.data.columns import MISSING
 from dlen.data.rates import RateTable, Settings, kept_rates
 from dlen.data.sources.cells import LINE, Rising, id_text, list_of_cells, numbers
 from dlen.data.sources.expression import Expression
 from dlen.data.sources.table_columns import TableColumn, TimeColumn
 from dlen.data.sources.table_spec import FieldSpec, TableSpec, names_of
-from dlen.data.store import MISSING, Store, StoreWriter
+from dlen.data.store import Store
+from dlen.data.writer import StoreWriter
 from dlen.errors import UserError
 from dlen.hashing import fraction
 from dlen.schema import Field, Kind

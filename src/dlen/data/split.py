@@ -1,0 +1,174 @@
+"""The rows of a split as batches: memory-mapped, in memory, or resident on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dlen.batch import Batch
+from dlen.data.columns import MISSING, TABLE_ARRAYS, Array, Columns
+
+
+class StoredTable:
+    """A memory-mapped table that gathers arbitrary rows without per-row Python work."""
+
+    def __init__(self, arrays: Mapping[str, Tensor]) -> None:
+        self.ids = arrays["ids"]
+        self.numeric = arrays["numeric"]
+        self.bag_lengths = arrays["bag_lengths"]
+        self.bag_start = arrays["bag_start"]
+        self.bag_ids = arrays["bag_ids"]
+        self.bag_weights = arrays["bag_weights"]
+
+    def count_values(self, index: Tensor) -> int:
+        """L, the total number of ragged values in rows ``index`` (B,)."""
+        return int((self.bag_start.index_select(0, index + 1) - self.bag_start.index_select(0, index)).sum())
+
+    def gather_bags(self, index: Tensor, total: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Ragged values of rows ``index`` (B,): lengths (M, B), ids (L,) and weights (L,), field-major.
+
+        ``total`` is L. The caller passes it so that the device is not synchronised to compute it.
+        """
+        rows = self.bag_lengths.index_select(0, index).long()  # (B, M)
+        if rows.shape[1] == 0:
+            return rows.T, self.bag_ids[:0], self.bag_weights[:0]
+        starts = self.bag_start.index_select(0, index)[:, None] + rows.cumsum(1) - rows
+        lengths = rows.T.contiguous()  # (M, B)
+        flat = lengths.flatten()
+        ends = flat.cumsum(0)
+        shift = starts.T.flatten() - (ends - flat)
+        where = torch.repeat_interleave(shift, flat, output_size=total) + torch.arange(total, device=flat.device)
+        return lengths, self.bag_ids.index_select(0, where), self.bag_weights.index_select(0, where)
+
+    def to(self, device: torch.device) -> StoredTable:
+        """Copy the table to a device."""
+        return StoredTable({name: array.to(device) for name, array in vars(self).items()})
+
+
+@dataclass(eq=False, slots=True)
+class Split:
+    """A memory-mapped split; ``split.batch(index)`` joins rows with their user groups.
+
+    Attributes:
+        rows: n, the number of rows.
+        table: features of the rows.
+        groups: features of the user groups that the rows are joined with.
+        labels: (n, T) uint8: 0, 1 or :data:`MISSING`.
+        group: (n,) row number in ``groups``; empty without groups.
+        truth: (n, R) a simulator's probabilities.
+        users: (n,) user numbers; empty if users are distinguished by their ids.
+        complete: whether no label is missing.
+    """
+
+    rows: int
+    table: StoredTable
+    groups: StoredTable | None
+    labels: Tensor
+    group: Tensor
+    truth: Tensor
+    users: Tensor
+    complete: bool = field(kw_only=True)
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def count_values(self, index: Tensor) -> tuple[int, int]:
+        """Number of ragged values in rows ``index`` (B,), from the rows themselves and from their user groups."""
+        of_rows = self.table.count_values(index)
+        if self.groups is None:
+            return of_rows, 0
+        return of_rows, self.groups.count_values(self.group.index_select(0, index).long())
+
+    def batch(self, index: Tensor, totals: tuple[int, int] | None = None) -> Batch:
+        """Rows ``index`` (B,) int64 as one batch; ``totals`` is the result of :meth:`count_values`, if known."""
+        of_rows, of_groups = self.count_values(index) if totals is None else totals
+        ids = self.table.ids.index_select(0, index)
+        numeric = self.table.numeric.index_select(0, index)
+        bags = self.table.gather_bags(index, of_rows)
+        if self.groups is not None:
+            group = self.group.index_select(0, index).long()
+            ids = torch.cat([ids, self.groups.ids.index_select(0, group)], 1)
+            numeric = torch.cat([numeric, self.groups.numeric.index_select(0, group)], 1)
+            joined = zip(bags, self.groups.gather_bags(group, of_groups), strict=True)
+            bags = tuple(torch.cat(pair) for pair in joined)  # type: ignore[assignment]
+        return Batch(
+            ids,
+            numeric,
+            *bags,
+            self.logged(self.labels.index_select(0, index)),
+            self.truth.index_select(0, index),
+            self.users.index_select(0, index) if len(self.users) else self.users,
+        )
+
+    def logged(self, labels: Tensor) -> Tensor:
+        """Stored labels as float32, with NaN for missing ones."""
+        return labels.float() if self.complete else torch.where(labels == MISSING, torch.nan, labels.float())
+
+    @property
+    def bytes(self) -> int:
+        """Size of all arrays in bytes, including user groups."""
+        tables = [self.table] if self.groups is None else [self.table, self.groups]
+        arrays = [self.labels, self.group, self.truth, self.users, *(a for t in tables for a in vars(t).values())]
+        return sum(a.nbytes for a in arrays)
+
+
+def split_of(columns: Columns, labels: Array, groups: StoredTable | None = None, group: Array | None = None) -> Split:
+    """Wrap rows in memory as a split.
+
+    Args:
+        columns: features of n rows.
+        labels: (n, T) 0, 1 or :data:`MISSING`.
+        groups: table that the rows are joined with.
+        group: (n,) row numbers in ``groups``.
+    """
+    n = len(columns.ids)
+    bag_start = np.append(0, columns.values_per_row().cumsum())
+    arrays = {
+        part: np.ascontiguousarray(bag_start if part == "bag_start" else getattr(columns, part), dtype)
+        for part, (dtype, _) in TABLE_ARRAYS.items()
+    }
+    table = StoredTable({part: torch.from_numpy(values) for part, values in arrays.items()})
+    group_rows = np.zeros(0, np.int32) if group is None else group.astype(np.int32)
+    return Split(
+        n,
+        table,
+        groups,
+        labels=torch.from_numpy(labels.astype(np.uint8)),
+        group=torch.from_numpy(group_rows),
+        truth=torch.zeros(n, 0),
+        users=torch.zeros(0, dtype=torch.int32),
+        complete=not bool((labels == MISSING).any()),
+    )
+
+
+class ResidentSplit:
+    """A split in device memory. Making a batch transfers only the row numbers.
+
+    The row numbers of a batch and its number of ragged values are computed on the host, so no step waits for the
+    device.
+
+    Args:
+        split: the memory-mapped split.
+        device: target device.
+    """
+
+    def __init__(self, split: Split, device: torch.device) -> None:
+        self.host = split
+        self.device = device
+        groups = None if split.groups is None else split.groups.to(device)
+        arrays = (a.to(device) for a in (split.labels, split.group, split.truth, split.users))
+        self.copy = Split(split.rows, split.table.to(device), groups, *arrays, complete=split.complete)
+
+    def __len__(self) -> int:
+        return self.host.rows
+
+    def batch(self, index: Tensor) -> Batch:
+        """Rows ``index`` (B,) int64, a host tensor, as one batch on the device."""
+        totals = self.host.count_values(index)
+        if self.device.type == "cuda":
+            index = index.pin_memory()
+        return self.copy.batch(index.to(self.device, non_blocking=True), totals)

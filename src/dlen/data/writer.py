@@ -1,0 +1,199 @@
+"""Writes a prepared store: tables and splits as flat binary columns, appended in chunks, and ``store.json`` last."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import polars as pl
+
+from dlen.data.columns import MISSING, SPLIT_ARRAYS, TABLE_ARRAYS, Array, Columns
+from dlen.data.id_counts import count_ids, unknown_shares
+from dlen.data.store import FORMAT, content_checksum
+from dlen.files import checksum
+from dlen.schema import Kind, Schema
+
+
+class _ArrayWriter:
+    """Appends rows to one flat file and tracks their dtype and shape."""
+
+    def __init__(self, path: Path, dtype: str, width: int | None) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.file: BinaryIO = path.open("wb")
+        self.dtype = np.dtype(dtype)
+        self.width = width
+        self.rows = 0
+        self.checksum = 0
+
+    def append(self, values: Array) -> None:
+        if values.shape[1:] != (() if self.width is None else (self.width,)):
+            raise ValueError(f"{self.file.name}: rows of shape {values.shape[1:]}, expected width {self.width}")
+        content = np.ascontiguousarray(values, dtype=self.dtype).data
+        self.file.write(content)
+        self.checksum = zlib.crc32(content, self.checksum)
+        self.rows += len(values)
+
+    def close(self) -> dict[str, Any]:
+        self.file.close()
+        shape = [self.rows] if self.width is None else [self.rows, self.width]
+        return {"dtype": self.dtype.str, "shape": shape, "crc32": self.checksum}
+
+
+class TableWriter:
+    """Writes one table in chunks. Its fields are a subset of the schema's fields."""
+
+    def __init__(self, folder: Path, name: str, counts: Mapping[Kind, int]) -> None:
+        self.name = name
+        self.arrays = {
+            part: _ArrayWriter(folder / name / f"{part}.bin", dtype, None if kind is None else counts[kind])
+            for part, (dtype, kind) in TABLE_ARRAYS.items()
+        }
+        self.arrays["bag_start"].append(np.zeros(1, np.int64))
+
+    def append(self, columns: Columns) -> None:
+        """Append rows."""
+        start = self.arrays["bag_ids"].rows
+        self.arrays["bag_start"].append(start + np.cumsum(columns.values_per_row()))
+        for part in ("ids", "numeric", "bag_lengths", "bag_ids", "bag_weights"):
+            self.arrays[part].append(getattr(columns, part))
+
+    def close(self) -> dict[str, Any]:
+        """Close the files and return the dtype and shape of each array."""
+        return {f"{self.name}/{part}": writer.close() for part, writer in self.arrays.items()}
+
+
+class SplitWriter:
+    """Writes one split: a table plus labels, users, group numbers and a simulator's ground truth."""
+
+    def __init__(self, folder: Path, name: str, counts: Mapping[Kind, int], num_tasks: int, num_truth: int) -> None:
+        self.table = TableWriter(folder, name, counts)
+        widths = {"labels": num_tasks, "truth": num_truth}
+        self.arrays = {
+            part: _ArrayWriter(folder / name / f"{part}.bin", dtype, widths.get(part))
+            for part, dtype in SPLIT_ARRAYS.items()
+        }
+        self.missing = np.zeros(num_tasks, np.int64)
+
+    def append(
+        self,
+        columns: Columns,
+        labels: Array,
+        group: Array | None = None,
+        truth: Array | None = None,
+        users: Array | None = None,
+    ) -> None:
+        """Append rows.
+
+        Args:
+            columns: features of n rows.
+            labels: (n, T) 0, 1 or :data:`MISSING`.
+            group: (n,) row numbers in the group table.
+            truth: (n, R) a simulator's probabilities.
+            users: (n,) user number, the same for all rows of a user in all splits; 0 for no user. Without it, users are
+                distinguished by their ids, so users not seen in training count as no user.
+        """
+        self.table.append(columns)
+        for part, values in (("labels", labels), ("group", group), ("truth", truth), ("users", users)):
+            if values is not None:
+                self.arrays[part].append(values)
+        self.missing += (labels == MISSING).sum(axis=0)
+
+    @property
+    def rows(self) -> int:
+        """Rows written so far."""
+        return self.arrays["labels"].rows
+
+    def close(self) -> dict[str, Any]:
+        """Close the files and return the dtype and shape of each array."""
+        closed = {f"{self.table.name}/{part}": writer.close() for part, writer in self.arrays.items()}
+        return {**self.table.close(), **closed}
+
+
+class StoreWriter:
+    """Receives everything a source writes: tables, splits, vocabularies, and finally the schema.
+
+    Args:
+        folder: a temporary folder, renamed by the caller after :meth:`finish` returns.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._tables: list[TableWriter] = []
+        self._splits: dict[str, tuple[SplitWriter, str | None]] = {}  # with the name of its group table
+        self.notes: dict[str, Any] = {}  # shown to the user after preparing
+        self.statistics: dict[str, Any] = {}  # by field: scale, buckets, range or cap, for encoding new values
+        self.histories: dict[str, Any] = {}  # by field: what rates of new rows need besides their files
+
+    @property
+    def scratch(self) -> Path:
+        """A folder for intermediate files, deleted by :meth:`finish`."""
+        path = self.folder / "scratch"
+        path.mkdir(exist_ok=True)
+        return path
+
+    def table(self, name: str, counts: Mapping[Kind, int]) -> TableWriter:
+        """Start a table of user groups."""
+        self._tables.append(TableWriter(self.folder, name, counts))
+        return self._tables[-1]
+
+    def split(
+        self,
+        name: str,
+        counts: Mapping[Kind, int],
+        num_tasks: int,
+        *,
+        group: str | None = None,
+        num_truth: int = 0,
+    ) -> SplitWriter:
+        """Start a split; ``group`` names the table that its rows are joined with."""
+        writer = SplitWriter(self.folder, name, counts, num_tasks, num_truth)
+        self._splits[name] = (writer, group)
+        return writer
+
+    def vocabulary(self, field: str, values: pl.Series, counts: pl.Series | None = None) -> None:
+        """Store a field's raw values: ``values[i]`` has id ``i + 1``; id 0 is unknown."""
+        path = self.folder / "vocabulary" / f"{field}.parquet"
+        path.parent.mkdir(exist_ok=True)
+        frame = pl.DataFrame({"value": values})
+        (frame if counts is None else frame.with_columns(count=counts)).write_parquet(path)
+
+    def history(self, field: str) -> Path:
+        """The file for the history of a rate, which becomes part of the store."""
+        path = self.folder / "history" / f"{field}.parquet"
+        path.parent.mkdir(exist_ok=True)
+        return path
+
+    def finish(self, schema: Schema, identity: Mapping[str, Any]) -> None:
+        """Close every file and write ``store.json``; ``identity`` holds the fingerprint and the settings behind it."""
+        arrays: dict[str, Any] = {}
+        writers: list[TableWriter | SplitWriter] = [*self._tables, *(split for split, _ in self._splits.values())]
+        for writer in writers:
+            arrays |= writer.close()
+        shutil.rmtree(self.folder / "scratch", ignore_errors=True)
+        occurrences = {name: count_ids(self.folder, name, group, schema) for name, (_, group) in self._splits.items()}
+        counts = _ArrayWriter(self.folder / "counts.bin", "<i8", None)
+        counts.append(occurrences.get("train", np.zeros(schema.num_embeddings, np.int64)))
+        arrays["counts"] = counts.close()
+        content = {
+            "format": FORMAT,
+            **identity,
+            "schema": schema.to_dict(),
+            "splits": {name: {"rows": split.rows, "group": group} for name, (split, group) in self._splits.items()},
+            "notes": self.notes,
+            "missing_labels": {name: split.missing.tolist() for name, (split, _) in self._splits.items()},
+            "unknown": {name: unknown_shares(of_split, schema) for name, of_split in occurrences.items()},
+            "statistics": self.statistics,
+            "histories": self.histories,
+            "arrays": arrays,
+            "vocabularies": self._checksums("vocabulary"),
+            "history_files": self._checksums("history"),
+        }
+        (self.folder / "store.json").write_text(json.dumps({**content, "crc32": content_checksum(content)}, indent=1))
+
+    def _checksums(self, folder: str) -> dict[str, int]:
+        return {p.stem: checksum(p) for p in sorted((self.folder / folder).glob("*.parquet"))}
