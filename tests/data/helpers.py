@@ -28,8 +28,7 @@ Row = dict[str, Any]  # field -> raw id or None, or list of (raw id or None, wei
 
 def no_bags(ids: Sequence[int]) -> Columns:
     """Columns with only one id field."""
-    n, none = len(ids), np.zeros(0)
-    return Columns(np.reshape(ids, (n, 1)), np.zeros((n, 0)), np.zeros((n, 0), np.int16), none, none)
+    return Columns.of_ids(np.reshape(ids, (len(ids), 1)))
 
 
 class TinySource:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from dlen.schema import Kind
@@ -42,7 +43,13 @@ class Columns:
     bag_ids: Array
     bag_weights: Array
 
+    @classmethod
+    def of_ids(cls, ids: Array) -> Columns:
+        """Rows that have single-valued ids (n, S) only."""
+        nothing = np.zeros((len(ids), 0))
+        return cls(ids, nothing, nothing.astype(np.int16), nothing.ravel(), nothing.ravel())
+
     def values_per_row(self) -> Array:
         """(n,) int64 number of ragged values in each row."""
-        lengths: Array = self.bag_lengths.sum(axis=1, dtype="int64")
+        lengths: Array = self.bag_lengths.sum(axis=1, dtype=np.int64)
         return lengths

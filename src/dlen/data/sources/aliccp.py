@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from dlen.checks import check_types
 from dlen.data.bad_rows import BadRowError, BadRows
 from dlen.data.columns import Columns
 from dlen.data.ragged import ABSENT, Entries, field_of_values, rows_of_values, select_rows, to_columns
@@ -29,6 +28,7 @@ from dlen.data.sources.aliccp_grammar import Block, Reader
 from dlen.data.sources.by_field import rows_by_field
 from dlen.data.split import Split, split_of
 from dlen.data.store import Store
+from dlen.data.valid import INSIDE_0_1, OneOf, Range, check_source
 from dlen.data.vocabulary import IdCounter, IdVocabulary
 from dlen.data.writer import SplitWriter, StoreWriter, TableWriter
 from dlen.errors import UserError
@@ -94,27 +94,17 @@ class AliCCP:
 
     raw_dir: str
     name: str = "aliccp"
-    min_count: int = 10
-    max_values: int = 20
-    validation: float = 0.1
-    validation_by: str = "user"
-    cvr_rows: str = "clicks"
-    seed: int = 0
+    min_count: Annotated[int, Range(1)] = 10
+    max_values: Annotated[int, Range(1, 2**15 - 1)] = 20
+    validation: Annotated[float, INSIDE_0_1] = 0.1
+    validation_by: Annotated[str, OneOf("user", "row")] = "user"
+    cvr_rows: Annotated[str, OneOf("clicks", "impressions")] = "clicks"
+    seed: Annotated[int, Range(0)] = 0
     bad_rows: int = 0
 
     def __post_init__(self) -> None:
-        check_types(self)
+        check_source(self)
         self.bad = BadRows(self.bad_rows)
-        if self.cvr_rows not in ("clicks", "impressions"):
-            raise UserError(f"config data.cvr_rows: {self.cvr_rows!r} is not clicks or impressions")
-        if self.validation_by not in ("user", "row"):
-            raise UserError(f"config data.validation_by: {self.validation_by!r} is not user or row")
-        if not 0 < self.validation < 1:
-            raise UserError(f"config data.validation: {self.validation} is not between 0 and 1")
-        if not 1 <= self.max_values < 2**15:
-            raise UserError(f"config data.max_values: {self.max_values} is not between 1 and {2**15 - 1}")
-        if self.min_count < 1:
-            raise UserError(f"config data.min_count: {self.min_count} is not at least 1")
 
     def settings(self) -> dict[str, Any]:
         """Settings that affect the store."""

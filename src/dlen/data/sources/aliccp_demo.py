@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Annotated, Any, TextIO
 
 import numpy as np
 import polars as pl
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from dlen.data.prepare import check_writable, locked, replacing
 from dlen.data.sources.aliccp import AliCCP
+from dlen.data.valid import Range
 from dlen.errors import UserError
 from dlen.progress import Stage
 
@@ -60,13 +61,8 @@ class AliCCPDemo(AliCCP):
     """
 
     name: str = "aliccp_demo"
-    rows: int = 100_000
-    demo_seed: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.rows < _ROWS_PER_GROUP:
-            raise UserError(f"config data.rows: {self.rows} is less than {_ROWS_PER_GROUP}, the rows of one user group")
+    rows: Annotated[int, Range(_ROWS_PER_GROUP)] = 100_000
+    demo_seed: Annotated[int, Range(0)] = 0
 
     def settings(self) -> dict[str, Any]:
         """Settings that affect the store."""

@@ -1,0 +1,119 @@
+"""Settings of the feed simulator and what follows from them alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlen.data.valid import INSIDE_0_1, OneOf, Range, check_source
+from dlen.errors import UserError
+
+_WORLD = 2  # increase if the same settings would draw another world
+_RATES = {"click": 0.21, "like": 0.12, "share": 0.06, "follow": 0.05, "comment": 0.08}
+HATE, POSITION = "hate", "position"
+
+
+@dataclass
+class FeedSettings:
+    """Settings of :class:`~dlen.data.sources.feed.Feed`.
+
+    Args:
+        name: name of the data set.
+        rows: number of impressions in all splits together.
+        users: number of users.
+        items: number of items.
+        rates: marginal rate of each task, given that the impression is seen; the keys define the tasks.
+        hate: marginal rate of an explicit dislike, which shows that the user does not prefer the item; 0 to disable.
+        preference: marginal P(UP); 1 for a world without hidden state.
+        leak: P(t | not UP) / P(t | UP), or its inverse for hate; one number, or one per task.
+        leak_spread: standard deviation over users of the leak's logit; 0 gives every user the same leak.
+        strength: weight of the match of user and item in the logit of P(UP).
+        habit: standard deviation over users of each task's logit given UP.
+        own_match: weight of a separate match of user and item in each task's logit.
+        exposure: ``popular`` shows popular items more often, ``uniform`` shows all items equally often, and ``matched``
+            mostly picks the one of five popular candidates that suits the user, as a recommender would.
+        positions: number of positions on the page, added as a field; popular items are mostly at the top. 0 to disable.
+        position_bias: an impression at position k is seen with probability k to the power of minus this value; an
+            unseen impression has no interaction.
+        validation: fraction of rows in the validation split.
+        test: fraction of rows in the test split.
+        seed: random seed of the world and of the impressions.
+
+    Raises:
+        UserError: a setting is invalid, or a rate cannot be reached with the others.
+    """
+
+    name: str = "feed"
+    rows: Annotated[int, Range(1)] = 300_000
+    users: Annotated[int, Range(1)] = 4_000
+    items: Annotated[int, Range(1)] = 2_000
+    rates: dict[str, float] = field(default_factory=lambda: dict(_RATES))
+    hate: Annotated[float, Range(0)] = 0.0
+    preference: Annotated[float, Range(0, 1, above=True)] = 0.35
+    leak: float | dict[str, float] = 0.1
+    leak_spread: Annotated[float, Range(0)] = 0.0
+    strength: float = 2.0
+    habit: Annotated[float, Range(0)] = 1.5
+    own_match: Annotated[float, Range(0)] = 0.0
+    exposure: Annotated[str, OneOf("popular", "uniform", "matched")] = "popular"
+    positions: Annotated[int, Range(0)] = 0
+    position_bias: Annotated[float, Range(0)] = 1.0
+    validation: Annotated[float, INSIDE_0_1] = 0.1
+    test: Annotated[float, INSIDE_0_1] = 0.1
+    seed: Annotated[int, Range(0)] = 0
+
+    def __post_init__(self) -> None:
+        check_source(self)
+        if self.validation + self.test >= 1:
+            raise UserError("config data.validation, data.test: their sum is 1 or more, which leaves no training rows")
+        self._check_names()
+        self._check_leaks_and_rates()
+
+    def _check_names(self) -> None:
+        if not self.rates:
+            raise UserError("config data.rates: is empty; give the rate of at least one task")
+        if HATE in self.rates:
+            raise UserError("config data.rates.hate: hate is not an ordinary task; set data.hate to its rate instead")
+        reserved = {"prefers", "up", POSITION} & set(self.rates)
+        if reserved:
+            raise UserError(f"config data.rates.{reserved.pop()}: this name is reserved; choose another task name")
+        if isinstance(self.leak, Mapping) and set(self.leak) != set(self.tasks):
+            raise UserError(f"config data.leak: its keys are {', '.join(self.leak)}, expected {', '.join(self.tasks)}")
+
+    def _check_leaks_and_rates(self) -> None:
+        for (task, rate), leak, dislike in zip(self.tasks.items(), self.leaks(), self.dislikes(), strict=True):
+            key = f"leak.{task}" if isinstance(self.leak, Mapping) else "leak"
+            wrong = INSIDE_0_1.fault(float(leak), "a finite number")
+            if wrong:
+                raise UserError(f"config data.{key}: {wrong}")
+            reach = 1 - self.preference if dislike else self.preference
+            highest = reach + leak * (1 - reach)
+            if not 0 < rate < highest:
+                name = HATE if dislike else f"rates.{task}"
+                raise UserError(
+                    f"config data.{name}: {rate} cannot be reached with preference {self.preference} and leak {leak}; "
+                    f"choose a rate above 0 and below {highest:.4g}"
+                )
+
+    @property
+    def tasks(self) -> dict[str, float]:
+        """Rate of every task, with an explicit dislike last."""
+        return self.rates | ({HATE: self.hate} if self.hate else {})
+
+    def leaks(self) -> NDArray[np.float64]:
+        """(T,) leak of each task."""
+        by_task = self.leak if isinstance(self.leak, Mapping) else dict.fromkeys(self.tasks, self.leak)
+        return np.array([by_task[task] for task in self.tasks], np.float64)
+
+    def dislikes(self) -> NDArray[np.bool_]:
+        """(T,) whether each task is a dislike."""
+        return np.array([task == HATE for task in self.tasks])
+
+    def settings(self) -> dict[str, Any]:
+        """All arguments that affect the data, and the version of the simulator."""
+        unused = {"name"} if self.positions else {"name", "positions", "position_bias"}
+        return {**{k: v for k, v in asdict(self).items() if k not in unused}, "world": _WORLD}
