@@ -12,6 +12,7 @@ from dlen.data.bad_rows import BadRowError
 from dlen.errors import UserError
 
 LINE = "__line__"  # row number within its file
+ROW = "__row__"  # row number over all files of a table
 LARGEST = float(np.finfo(np.float32).max)  # of 32 bits, the precision of numbers in a model
 _LATEST = 7_258_118_400_000_000  # the year 2200, in microseconds since 1970
 _SECONDS = (631_152_000, 7_258_118_400)  # years 1990 and 2200; read as milliseconds, they would be days of 1970

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from dlen.data.bad_rows import BadRowError
 from dlen.data.columns import MISSING
 from dlen.data.rates import RateTable, Settings, kept_rates
-from dlen.data.sources.cells import LINE, Rising, id_text, list_of_cells, numbers
+from dlen.data.sources.cells import LINE, ROW, Rising, id_text, list_of_cells
 from dlen.data.sources.expression import Expression
 from dlen.data.sources.table_columns import TableColumn, TimeColumn
+from dlen.data.sources.table_labels import read_label
 from dlen.data.sources.table_spec import FieldSpec, TableSpec, names_of
 from dlen.data.store import Store
 from dlen.data.writer import StoreWriter
@@ -23,7 +24,6 @@ from dlen.hashing import fraction
 from dlen.schema import Field, Kind
 
 Array = NDArray[Any]
-ROW = "__row__"  # row number over all files of the table
 _BETWEEN = "\x1f"  # separates the values of a multi-column key
 _DAY = 86_400_000_000  # microseconds
 _TWO_FORMS = (
@@ -234,24 +234,3 @@ def _key(frame: pl.DataFrame, column: str, separator: str, path: Path, is_list: 
     joined = long.group_by("row").agg(pl.col("value").str.join(separator))
     rows = pl.DataFrame({"row": pl.int_range(len(lists), eager=True)})
     return rows.join(joined, on="row", how="left", maintain_order="left")["value"]
-
-
-def read_label(frame: pl.DataFrame, path: Path, whose: str, parsed: Expression, spec: Path) -> Array:
-    """(n,) 0 or 1 from an expression, MISSING if it is empty; BadRowError for rows with any other value."""
-    # A separate frame, because another label may compare the same column with text.
-    read = frame.with_columns(
-        (numbers(frame, c, path) if c in parsed.numeric else id_text(frame[c], path)).alias(c)
-        for c in dict.fromkeys(parsed.columns)
-    )
-    values = read.select(label=parsed.expr)["label"]
-    bad = values.is_not_null() & ~values.is_in([0.0, 1.0])
-    if bad.any():
-        found = read.filter(bad)
-        shown = ", ".join(f"{c} = {found[c][0]!r}" for c in dict.fromkeys(parsed.columns))
-        problem = (
-            f"{whose}: the label is neither 0 nor 1 ({shown}); "
-            f"an expression such as `{parsed.columns[0]} > 0` in {spec} makes it so"
-        )
-        raise BadRowError(path, found[LINE].to_list(), problem)
-    label: Array = values.fill_null(MISSING).cast(pl.UInt8).to_numpy()
-    return label

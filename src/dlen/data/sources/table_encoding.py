@@ -1,0 +1,100 @@
+"""Encodes rows of a table: the columns of its fields as row indices and numbers, and the numbers of its users."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from dlen.data.columns import Columns
+from dlen.data.ragged import Entries, Keep, to_columns
+from dlen.data.sources.cells import id_text
+from dlen.data.sources.expression import Expression
+from dlen.data.sources.table_columns import IdColumn, TableColumn, make_column
+from dlen.data.sources.table_rates import RateColumn
+from dlen.data.sources.table_spec import TableSpec
+from dlen.schema import Kind, Schema
+
+Array = NDArray[Any]
+
+
+def make_columns(
+    spec: TableSpec, path: Path, labels: dict[str, Expression], scratch: Path | None = None
+) -> list[TableColumn]:
+    """The column of each field.
+
+    Args:
+        spec: spec of the table.
+        path: path of the YAML, for messages.
+        labels: the parsed label of each task.
+        scratch: folder for intermediate files; None to restore from a store.
+    """
+    return [
+        RateColumn(name, field, spec, path, labels, scratch) if field.kind == "rate" else make_column(name, field)
+        for name, field in spec.fields.items()
+    ]
+
+
+def encode(frame: pl.DataFrame, path: Path, columns: list[TableColumn], schema: Schema) -> Columns:
+    """Rows of the file ``path`` as row indices into the embedding table and scaled numbers."""
+    n, offsets = len(frame), schema.offsets
+
+    def stacked(values: list[Array], dtype: type) -> Array:
+        return np.stack(values, 1).astype(dtype) if values else np.zeros((n, 0), dtype)
+
+    codes = [code for column in columns for code in column.ids(frame, path)]
+    ids = [code + offsets[field.name] for field, code in zip(schema.of_kind(Kind.ID), codes, strict=True)]
+    scaled = [value for column in columns for value in column.numbers(frame, path)]
+    bags = [(column, bag) for column in columns if (bag := column.bag(frame, path)) is not None]
+    flat = [
+        (row, np.full(len(row), number), code + offsets[column.name], weight)
+        for number, (column, (row, code, weight)) in enumerate(bags)
+    ]
+    parts = [np.concatenate(part) for part in zip(*flat, strict=True)] or [np.zeros(0, np.int64)] * 4
+    caps, keep = [c.spec.max_values for c, _ in bags], [Keep(c.spec.keep) for c, _ in bags]
+    ragged = to_columns(Entries(n, *parts), [], range(len(bags)), caps, keep)
+    return Columns(
+        stacked(ids, np.int32),
+        stacked(scaled, np.float32),
+        ragged.bag_lengths,
+        ragged.bag_ids,
+        ragged.bag_weights,
+    )
+
+
+class UserNumbers:
+    """Numbers of users, shared by all splits: 0 for no user, then users of the vocabulary, then new ones.
+
+    A user not seen in training, or seen too rarely, has no embedding vector but still counts as a user.
+
+    Args:
+        columns: frozen columns of the table.
+        schema: schema that defines the user field and the start of its ids.
+    """
+
+    def __init__(self, columns: list[TableColumn], schema: Schema) -> None:
+        ids = [f.name for f in schema.of_kind(Kind.ID)]
+        candidates = (c for c in columns if isinstance(c, IdColumn) and c.name == schema.user)
+        self.column = next((c for c in candidates if c.name in ids), None)
+        if self.column is not None:
+            self._place, self._rows = ids.index(self.column.name), schema.rows(self.column.name)
+        self._new: dict[str, int] = {}
+
+    def of(self, frame: pl.DataFrame, path: Path, ids: Array) -> Array | None:
+        """(n,) int32 user numbers of rows with these (n, S) ids. Python work is per distinct new user only."""
+        if self.column is None:
+            return None
+        numbers: Array = ids[:, self._place] - self._rows.start
+        unknown = numbers == 0
+        if unknown.any():
+            texts = id_text(frame[self.column.spec.column].filter(pl.Series(unknown)), path)
+            distinct = texts.drop_nulls().unique(maintain_order=True)
+            size = self._rows.stop - self._rows.start
+            codes = [self._new.setdefault(value, size + len(self._new)) for value in distinct]
+            numbered = pl.DataFrame({"text": distinct, "code": pl.Series(codes, dtype=pl.Int32)})
+            joined = pl.DataFrame({"text": texts}).join(numbered, on="text", how="left", maintain_order="left")
+            numbers[unknown] = joined["code"].fill_null(0).to_numpy()
+        return numbers

@@ -1,0 +1,146 @@
+"""Labels of a table: read from expressions, counted by split, and turned into tasks with their rates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from dlen.data.bad_rows import BadRowError
+from dlen.data.columns import MISSING
+from dlen.data.sources.cells import LINE, id_text, numbers
+from dlen.data.sources.expression import Expression
+from dlen.data.sources.table_paths import SPLITS
+from dlen.data.sources.table_spec import TableSpec, TaskSpec, expression
+from dlen.errors import UserError
+from dlen.schema import Task
+
+Array = NDArray[Any]
+
+
+class Labels:
+    """The labels of a table's tasks.
+
+    Args:
+        tasks: settings of each task.
+        path: path of the YAML, for messages.
+
+    Attributes:
+        expressions: the parsed label of each task.
+    """
+
+    def __init__(self, tasks: dict[str, TaskSpec], path: Path) -> None:
+        self.tasks, self.path = tasks, path
+        self.expressions = {name: expression(task, path, name) for name, task in tasks.items()}
+        self._observed = {n: expression(task, path, n, "observed") for n, task in tasks.items() if task.observed}
+        self._chains = [self._chain(name) for name in tasks]
+
+    def _chain(self, name: str) -> list[int]:
+        """Column indices of a task and of its ``observed_where`` ancestors, nearest first."""
+        names, chain = list(self.tasks), [name]
+        while (parent := self.tasks[chain[-1]].observed_where) is not None:
+            if parent in chain:
+                circle = " -> ".join([*chain, parent])
+                raise UserError(f"{self.path}: tasks.{name}.observed_where: forms a circle ({circle}); break it")
+            chain.append(parent)
+        return [names.index(n) for n in chain]
+
+    def inputs(self) -> list[tuple[str, str]]:
+        """Columns from which labels are computed, or whether they are observed, with the task name."""
+        parsed = [*self.expressions.items(), *self._observed.items()]
+        return [(column, name) for name, label in parsed for column in label.columns]
+
+    def read(self, frame: pl.DataFrame, path: Path) -> Array:
+        """(n, T) 0, 1 or MISSING."""
+        columns = [read_label(frame, path, f"task {name}", e, self.path) for name, e in self.expressions.items()]
+        labels = np.stack(columns, 1)
+        for place, name in enumerate(self.expressions):
+            if name in self._observed:
+                is_observed = read_label(frame, path, f"tasks.{name}.observed", self._observed[name], self.path)
+                labels[is_observed != 1, place] = MISSING
+        return labels
+
+    def observed(self, labels: Array) -> Array:
+        """(n, T) whether a row measures a task: its label is present, and its ancestors are 1."""
+        chains = self._chains
+        return np.stack([(labels[:, task] != MISSING) & (labels[:, above] == 1).all(1) for task, *above in chains], 1)
+
+    def determined(self, labels: Array) -> Array:
+        """(n, T) whether the labels determine if a task and all its ancestors happened."""
+        chains = [labels[:, chain] for chain in self._chains]
+        return np.stack([(chain == 1).all(1) | (chain == 0).any(1) for chain in chains], 1)
+
+
+class Tally:
+    """Counts of the labels of all rows.
+
+    Attributes:
+        counts: (split, task, label) observed rows.
+        missing: (T,) rows without the label of a task.
+        determined: (T,) training rows that determine whether a task and its ancestors happened.
+    """
+
+    def __init__(self, labels: Labels) -> None:
+        self.labels = labels
+        num_tasks = len(labels.tasks)
+        self.counts = np.zeros((len(SPLITS), num_tasks, 2), np.int64)
+        self.missing, self.determined = np.zeros(num_tasks, np.int64), np.zeros(num_tasks, np.int64)
+
+    def add(self, where: Array, labels: Array, observed: Array) -> None:
+        """Count rows with their split (n,), labels (n, T) and whether each label is observed (n, T)."""
+        self.missing += (labels == MISSING).sum(axis=0)
+        self.determined += self.labels.determined(labels[where == 0]).sum(axis=0)
+        for split, task in np.ndindex(self.counts.shape[:2]):
+            rows = (where == split) & observed[:, task]
+            self.counts[split, task] += np.bincount(labels[rows, task], minlength=2)
+
+    def check(self, spec: TableSpec) -> None:
+        """Raise UserError if a split has no rows, or a task has only one class in a split."""
+        path = self.labels.path
+        for split, counts in zip(SPLITS, self.counts, strict=True):
+            if counts.sum() == 0:
+                raise UserError(f"{path}: split: no rows are left for {split}; change the split")
+            for name, (negatives, positives) in zip(spec.tasks, counts, strict=True):
+                if negatives and positives:
+                    continue
+                absent = "positives" if negatives else "negatives" if positives else "observed rows"
+                if split == "train" or not spec.split.allow_one_class:
+                    raise UserError(
+                        f"{path}: task {name} has no {absent} in {split} ({negatives + positives} rows): change "
+                        "the split, drop the task" + (", or set split.allow_one_class" if split != "train" else "")
+                    )
+
+    def schema_tasks(self) -> tuple[Task, ...]:
+        """The tasks of the schema, with their rates in the training rows."""
+        tasks = []
+        training = zip(self.labels.tasks.items(), self.counts[0], self.determined, strict=True)
+        for (name, spec), (negatives, positives), determined in training:
+            over_all = spec.train_on == "all" and spec.observed_where
+            rate = positives / (determined if over_all else negatives + positives)
+            rules = (spec.observed_where, spec.train_on, spec.joint, spec.weight, spec.dislike)
+            tasks.append(Task(name, float(rate), *rules))
+        return tuple(tasks)
+
+
+def read_label(frame: pl.DataFrame, path: Path, whose: str, parsed: Expression, spec: Path) -> Array:
+    """(n,) 0 or 1 from an expression, MISSING if it is empty; BadRowError for rows with any other value."""
+    # A separate frame, because another label may compare the same column with text.
+    cells = frame.with_columns(
+        (numbers(frame, c, path) if c in parsed.numeric else id_text(frame[c], path)).alias(c)
+        for c in dict.fromkeys(parsed.columns)
+    )
+    values = cells.select(label=parsed.expr)["label"]
+    bad = values.is_not_null() & ~values.is_in([0.0, 1.0])
+    if bad.any():
+        bad_cells = cells.filter(bad)
+        shown = ", ".join(f"{c} = {bad_cells[c][0]!r}" for c in dict.fromkeys(parsed.columns))
+        problem = (
+            f"{whose}: the label is neither 0 nor 1 ({shown}); "
+            f"write an expression such as `{parsed.columns[0]} > 0` in {spec}"
+        )
+        raise BadRowError(path, bad_cells[LINE].to_list(), problem)
+    label: Array = values.fill_null(MISSING).cast(pl.UInt8).to_numpy()
+    return label

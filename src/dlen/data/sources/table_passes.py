@@ -1,0 +1,149 @@
+"""Converts a table to a prepared store: one pass learns from the training rows, the next encodes all rows."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from numpy.typing import NDArray
+
+from dlen.data.bad_rows import BadRows
+from dlen.data.columns import Columns
+from dlen.data.ragged import select_rows
+from dlen.data.sources.table_encoding import UserNumbers, encode, make_columns
+from dlen.data.sources.table_labels import Labels, Tally
+from dlen.data.sources.table_paths import SPLITS
+from dlen.data.sources.table_rows import TableRows
+from dlen.data.sources.table_spec import TableSpec
+from dlen.data.sources.table_split import RowSplit
+from dlen.data.valid import did_you_mean
+from dlen.data.writer import StoreWriter
+from dlen.errors import UserError
+from dlen.schema import Kind, Schema
+
+Array = NDArray[Any]
+
+
+class TablePasses:
+    """One conversion of a table.
+
+    Args:
+        spec: spec of the table.
+        path: path of the YAML, for messages.
+        files: files by split, or under ``all``.
+        join_files: files of each join.
+        bad: counter of unreadable rows.
+        writer: the store to write.
+    """
+
+    def __init__(
+        self,
+        spec: TableSpec,
+        path: Path,
+        files: dict[str, list[Path]],
+        join_files: dict[str, list[Path]],
+        bad: BadRows,
+        writer: StoreWriter,
+    ) -> None:
+        self.spec, self.path, self.writer, self.bad = spec, path, writer, bad
+        self.labels = Labels(spec.tasks, path)
+        self.columns = make_columns(spec, path, self.labels.expressions, writer.scratch)
+        wanted = {name for column in self.columns for name in column.inputs}
+        self.rows = TableRows(spec, path, files, join_files, wanted, bad, writer.scratch)
+        self.split = RowSplit(spec.split, files, path)
+
+    def run(self) -> Schema:
+        """Write the splits and vocabularies."""
+        for paths in self.rows.files.values():
+            for path in paths:
+                self._check_columns(path)
+        self.split.find_boundaries(self.rows)
+        tally = self._learn()
+        self.split.check_values()
+        self.rows.joins.check_matched(self.rows.total)
+        for column in self.columns:
+            column.freeze(self.writer)
+        tally.check(self.spec)
+        fields = [f for kind in Kind for column in self.columns for f in column.fields() if f.kind is kind]
+        schema = Schema(tuple(fields), tally.schema_tasks(), user=self.spec.user, position=self.spec.position)
+        self._write_splits(schema)
+        self._write_notes(tally)
+        return schema
+
+    def _check_columns(self, path: Path) -> None:
+        """Check that every column in the spec exists, and that every column of the file is used or ignored."""
+        existing = self.rows.columns(path)
+        named = {name: f"fields.{column.name}" for column in self.columns for name in column.inputs}
+        named |= {name: f"fields.{column.name}" for column in self.columns for name in column.happened}
+        named |= {name: f"tasks.{task}" for name, task in self.labels.inputs()}
+        if self.spec.split.column:
+            named.setdefault(self.spec.split.column, "split.column")
+        ignore = self.spec.ignore if isinstance(self.spec.ignore, list) else [self.spec.ignore]
+        named |= {str(name): "ignore" for name in ignore if name != "rest"}
+        for name, key in named.items():
+            if name not in existing:
+                hint = missing_column_hint(name, existing)
+                raise UserError(f"{path}: no column {name!r}, named by {key} in {self.path}; {hint}")
+        unnamed = [name for name in existing if name not in named]
+        if unnamed and "rest" not in ignore:
+            listed = ", ".join(
+                name or "'' (an unnamed column, such as the index that pandas writes)" for name in unnamed
+            )
+            raise UserError(
+                f"{self.path}: does not name these columns of {path.name}: {listed}; add them to fields, list them "
+                "under ignore, or set ignore: rest"
+            )
+
+    def _learn(self) -> Tally:
+        """Show all rows to every column, the training rows to learn from, and count the labels."""
+        tally = Tally(self.labels)
+        for chunk, path, file_split in self.rows.chunks("learning vocabularies and statistics"):
+            frame, (where, labels) = self.rows.readable(chunk, path, partial(self._read, file_split))
+            training = frame.filter(pl.Series(where == 0))
+            observed = self.labels.observed(labels)
+            for column in self.columns:
+                column.observe(training, path)
+                column.show(frame, path, where, labels, observed)
+            tally.add(where, labels, observed)
+        return tally
+
+    def _read(self, file_split: str, frame: pl.DataFrame, path: Path) -> tuple[Array, Array]:
+        """Split (n,) and labels (n, T) of rows. If bad rows may be skipped, every cell is checked as well."""
+        where, labels = self.split.assign(frame, path, file_split), self.labels.read(frame, path)
+        for column in self.columns if self.bad.allowed else ():
+            column.check(frame, path)
+        return where, labels
+
+    def _read_encoded(
+        self, schema: Schema, file_split: str, frame: pl.DataFrame, path: Path
+    ) -> tuple[Array, Array, Columns]:
+        return *self._read(file_split, frame, path), encode(frame, path, self.columns, schema)
+
+    def _write_splits(self, schema: Schema) -> None:
+        counts = {kind: len(schema.of_kind(kind)) for kind in Kind}
+        splits = [self.writer.split(name, counts, len(schema.tasks)) for name in SPLITS]
+        users = UserNumbers(self.columns, schema)
+        for chunk, path, file_split in self.rows.chunks("writing the prepared store"):
+            read = partial(self._read_encoded, schema, file_split)
+            frame, (where, labels, encoded) = self.rows.readable(chunk, path, read)
+            user = users.of(frame, path, encoded.ids)
+            for number, split in enumerate(splits):
+                mask = where == number
+                if mask.any():
+                    split.append(select_rows(encoded, mask), labels[mask], users=None if user is None else user[mask])
+
+    def _write_notes(self, tally: Tally) -> None:
+        rows, notes = max(self.rows.total, 1), self.writer.notes
+        notes |= {f"rows_without_{name}": n for name, n in self.rows.joins.unmatched.items() if n}
+        notes |= {"bad_rows_left_out": len(self.bad)} if len(self.bad) else {}
+        missing = zip(self.spec.tasks, tally.missing, strict=True)
+        notes |= {f"rows_without_a_label_of_{name}": f"{n:,} ({n / rows:.2%})" for name, n in missing if n}
+        for column in self.columns:
+            notes |= column.notes()
+
+
+def missing_column_hint(column: str, existing: list[str]) -> str:
+    """Suggest which column a missing one may have been meant to be."""
+    return did_you_mean(column, existing).removeprefix("; ") or f"its columns are {', '.join(existing)}"

@@ -1,0 +1,81 @@
+"""Finds the files that a table's YAML names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dlen.data.sources.table_spec import TableSpec
+from dlen.errors import UserError
+
+SPLITS = ("train", "validation", "test")
+_ENDINGS = tuple(f".{kind}{p}" for kind in ("csv", "tsv", "tab", "txt") for p in ("", ".gz", ".bz2", ".xz"))
+_ENDINGS += (".parquet", ".pq")  # files of a folder that are read
+
+
+def files_by_split(spec: TableSpec, files: object, folder: Path, path: Path) -> dict[str, list[Path]]:
+    """The files of a table by split; ``all`` if one table is to be split.
+
+    Args:
+        spec: spec of the table.
+        files: its ``files``, or what replaces them.
+        folder: folder of relative paths.
+        path: path of the YAML, for messages.
+
+    Raises:
+        UserError: no file is named, one is named twice, or the splits are incomplete.
+    """
+    if files is None:
+        raise UserError(f"{path}: files: is missing; name the files of the table here, or set data.files=FILE")
+    patterns = files if isinstance(files, dict) else {"all": files}
+    if set(patterns) not in ({"all"}, {"train", "test"}, set(SPLITS)):
+        raise UserError(
+            f"{path}: files: has the keys {', '.join(map(str, patterns))}; give one table, or files for train and "
+            "test, or for train, validation and test"
+        )
+    split = spec.split
+    if split.by == "column" and set(patterns) != set(SPLITS) and not split.validation:
+        raise UserError(
+            f"{path}: split.validation: is empty; list the values of {split.column} that form the validation split"
+        )
+    by_split = {
+        name: [match for p in (given if isinstance(given, list) else [given]) for match in matching(folder, str(p))]
+        for name, given in patterns.items()
+    }
+    _check_unique([p for paths in by_split.values() for p in paths], path)
+    return by_split
+
+
+def join_files(spec: TableSpec, folder: Path) -> dict[str, list[Path]]:
+    """The files of each join."""
+    return {name: matching(folder, join.file) for name, join in spec.joins.items()}
+
+
+def _check_unique(files: list[Path], path: Path) -> None:
+    seen: dict[Path, Path] = {}
+    for file in files:
+        other = seen.setdefault(file.resolve(), file)
+        if other is not file:
+            also = "" if other == file else f", also as {other}"
+            raise UserError(f"{path}: files: {file} is listed twice{also}, so its rows would count twice; list it once")
+
+
+def matching(folder: Path, pattern: str) -> list[Path]:
+    """Files matching a path, pattern or folder, sorted. Without a match, the path itself, for the error message.
+
+    An existing path is taken literally, whatever characters it contains. ``*`` matches any part of a name, and ``**``
+    matches any folders.
+    """
+    path = folder / pattern
+    if path.is_dir():
+        tables = [p for p in path.iterdir() if p.is_file() and p.name.lower().endswith(_ENDINGS)]
+        return sorted(p for p in tables if not p.name.startswith((".", "_"))) or [path]
+    if path.exists() or "*" not in pattern:
+        return [path]
+    literal, parts = folder, list(Path(pattern).parts)
+    while "*" not in parts[0]:
+        literal /= parts.pop(0)
+    escaped = "/".join(part.replace("[", "[[]").replace("?", "[?]") for part in parts)
+    try:
+        return sorted(p for p in literal.glob(escaped) if p.is_file()) or [path]
+    except ValueError:
+        raise UserError(f"{path}: ** must stand for whole folders, as in logs/**/part-*.csv") from None

@@ -1,0 +1,111 @@
+"""The rows of all files of a table, in chunks, with the columns of its joined tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import polars as pl
+
+from dlen.data.bad_rows import BadRowError, BadRows
+from dlen.data.sources.cells import LINE, ROW
+from dlen.data.sources.table_file import Form, TableFile, csv_bytes
+from dlen.data.sources.table_joins import Joins
+from dlen.data.sources.table_spec import TableSpec
+from dlen.errors import UserError
+from dlen.progress import Stage
+
+T = TypeVar("T")
+
+
+class TableRows:
+    """Reads the files of a table, any number of times.
+
+    Args:
+        spec: spec of the table.
+        path: path of the YAML, for messages.
+        files: files by split, or under ``all``.
+        join_files: files of each join.
+        wanted: columns that a field reads.
+        bad: counter of unreadable rows.
+        scratch: folder for unpacked copies.
+
+    Attributes:
+        joins: the joined tables.
+        total: number of rows, after the first pass.
+    """
+
+    def __init__(
+        self,
+        spec: TableSpec,
+        path: Path,
+        files: dict[str, list[Path]],
+        join_files: dict[str, list[Path]],
+        wanted: Collection[str],
+        bad: BadRows,
+        scratch: Path,
+    ) -> None:
+        self.files, self.bad, self.scratch = files, bad, scratch
+        self._form = Form(
+            spec.separator,
+            spec.header,
+            tuple(spec.columns),
+            spec.comment,
+            spec.encoding,
+            spec.quote,
+            tuple(spec.null_values),
+            path,
+        )
+        self._opened: dict[Path, TableFile] = {}
+        self.joins = Joins(spec.joins, join_files, path, wanted, self._open)
+        self.total = 0
+
+    def _open(self, path: Path) -> TableFile:
+        """Open a file. It is scanned only once, however often it is read."""
+        if path not in self._opened:
+            self._opened[path] = TableFile(path, self._form, self.bad, self.scratch)
+        return self._opened[path]
+
+    def columns(self, path: Path) -> list[str]:
+        """Columns of a file and of the tables joined to it."""
+        return self.joins.columns(self._open(path).names, path)
+
+    def chunks(self, label: str) -> Iterator[tuple[pl.DataFrame, Path, str]]:
+        """Chunks of all files without blank lines, each with its file and split.
+
+        A row has the number LINE in its file, and the number ROW over all files. Both are the same in every pass.
+
+        Args:
+            label: description of the pass, for the progress bar.
+
+        Raises:
+            UserError: a file has no rows or cannot be read.
+        """
+        paths = [(path, split) for split, paths in self.files.items() for path in paths]
+        self.joins.restart()
+        self.total = 0
+        with Stage(label, sum(path.stat().st_size for path, _ in paths), "B") as stage:
+            for path, split in paths:
+                file, before = self._open(path), self.total
+                bytes_left = file.size
+                for frame in file.chunks():
+                    size = 0 if file.parquet else min(csv_bytes(frame), bytes_left)
+                    yield self.joins.add(frame).with_row_index(ROW, self.total), path, split
+                    self.total += len(frame)
+                    stage.advance(size)
+                    bytes_left -= size
+                if self.total == before:
+                    raise UserError(f"{path}: has no rows")
+                stage.advance(bytes_left)
+
+    def readable(
+        self, frame: pl.DataFrame, path: Path, read: Callable[[pl.DataFrame, Path], T]
+    ) -> tuple[pl.DataFrame, T]:
+        """Read a chunk. Returns it without the rows skipped as unreadable, and what ``read`` returns for the others."""
+        while True:
+            try:
+                return frame, read(frame, path)
+            except BadRowError as error:
+                self.bad.add(error)
+                frame = frame.filter(~pl.col(LINE).is_in(error.lines))
