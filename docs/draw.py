@@ -21,8 +21,9 @@ from playwright.sync_api import sync_playwright
 from plots import plot_gates, plot_hidden_state
 
 from dlen.metrics.hidden import PATTERNS
-from dlen.reports.run_figures import representative
-from dlen.reports.runs import RunRecord, find, read_runs
+from dlen.reports.run_labels import representative
+from dlen.reports.run_record import RunRecord
+from dlen.reports.runs import find, read_runs
 from dlen.training.gates import GateFigures
 from dlen.training.latent import HiddenFigures
 

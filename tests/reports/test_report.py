@@ -15,9 +15,10 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from dlen.errors import UserError
+from dlen.reports.bars import auc_bars
 from dlen.reports.page import Section, Table, write_page
 from dlen.reports.report import report
-from dlen.reports.run_figures import auc_bars, one_of_each_seed
+from dlen.reports.run_labels import one_of_each_seed
 from dlen.reports.runs import find, read_runs
 from tests.conftest import run_command
 
@@ -199,7 +200,7 @@ def test_an_unfinished_run_shows_its_curves_and_a_broken_one_is_left_out(
     report(compose_report(f"runs={tmp_path / 'runs' / '*'}", f"out={tmp_path / 'r.html'}"))
     told = capsys.readouterr()
     assert "2 runs" in told.out
-    assert f"warning: {tmp_path}/runs/broken: is left out" in told.err
+    assert f"warning: {tmp_path}/runs/broken: skipped" in told.err
     page = Page(tmp_path / "r.html")
     states = {row[0]: row[4] for row in page.rows[1:3]}
     assert states == {"whole": "tested", "unfinished": "unfinished"}
@@ -269,7 +270,7 @@ def test_a_damaged_run_does_not_take_the_others_with_it(
     assert "Report: " in told.out
     rows = [row[0] for row in Page(tmp_path / "r.html").rows[1:3]]
     assert "whole" in rows
-    assert ("broken [1]: is left out" in told.err) == ("broken [1]" not in rows)
+    assert ("broken [1]: skipped" in told.err) == ("broken [1]" not in rows)
     if name != "logs/metrics.csv":
         assert "1 run)" in told.out
 
@@ -293,7 +294,7 @@ def test_a_damaged_comparison_or_study_is_left_out(
         content = json.dumps({"sections": [{"title": "s", "plots": [plot], "tables": [], "note": ""}]})
     (tmp_path / "runs" / "other" / name).write_text(content)
     report(compose_report(f"runs={tmp_path / 'runs'}", f"out={tmp_path / 'r.html'}"))
-    assert "other: is left out" in capsys.readouterr().err
+    assert "other: skipped" in capsys.readouterr().err
     assert '1"><script>' not in (tmp_path / "r.html").read_text()
 
 
@@ -315,9 +316,9 @@ def test_patterns_files_and_strange_names_are_found(made: Path, tmp_path: Path) 
     ("settings", "expected"),
     [
         (["runs=nothing/*"], "config runs: 'nothing/*' matches no run, comparison or study"),
-        (["out=report.pdf"], "config out: 'report.pdf' is no file that ends in .html"),
+        (["out=report.pdf"], "config out: 'report.pdf' does not end in .html"),
         (["wandb=me"], "config wandb: 'me' is not ENTITY/PROJECT"),
-        (["out=/dev/null/r.html"], "config out: /dev/null is not a folder that can be written"),
+        (["out=/dev/null/r.html"], "config out: folder /dev/null cannot be written"),
     ],
 )
 def test_wrong_settings(

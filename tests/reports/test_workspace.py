@@ -12,7 +12,8 @@ import wandb_workspaces.workspaces as ws
 from wandb_workspaces.workspaces import internal
 
 from dlen.errors import UserError
-from dlen.reports.runs import RunRecord, find, read_runs
+from dlen.reports.run_record import RunRecord
+from dlen.reports.runs import find, read_runs
 from dlen.reports.workspace import build_workspace, publish
 
 

@@ -13,7 +13,7 @@ from dlen.cli import entry
 
 def _draw(folder: Path) -> dict[str, Any]:
     """Plots of a finished run by title, for W&B. Imports Plotly only when needed."""
-    from dlen.reports.run_figures import draw_run
+    from dlen.reports.run_plots import draw_run
 
     return draw_run(folder)
 

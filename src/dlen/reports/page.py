@@ -17,8 +17,6 @@ from plotly.offline import get_plotlyjs
 
 from dlen.files import write_text
 
-# Colour-blind safe on white and on black (Tol, bright and muted).
-COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#882255", "#44aa99", "#999933", "#bb8866")
 Cell = str | float | int | None
 
 

@@ -18,24 +18,14 @@ from dlen.comparing.statistics import Difference
 from dlen.data.prepare import check_writable
 from dlen.errors import UserError
 from dlen.files import read_json, read_mapping
+from dlen.reports.bars import auc_bars, comparison_bars, difference_bars, gains, means, session_changes
+from dlen.reports.curves import learning_curves, reliability_curves, roc_curves, speed_and_size
+from dlen.reports.heat_maps import surface_maps
 from dlen.reports.page import Cell, Plot, RunRow, Runs, Section, Table, check, write_page
-from dlen.reports.run_figures import (
-    auc_bars,
-    by_label,
-    comparison_bars,
-    difference_bars,
-    gains,
-    learning_curves,
-    means,
-    reliability_curves,
-    representative,
-    roc_curves,
-    run_plots,
-    session_changes,
-    speed_and_size,
-    surface_maps,
-)
-from dlen.reports.runs import Found, RunRecord, differing, find, read_runs
+from dlen.reports.run_labels import by_label, differing, representative
+from dlen.reports.run_plots import run_plots
+from dlen.reports.run_record import RunRecord
+from dlen.reports.runs import Matches, find, read_runs
 from dlen.reports.workspace import build_workspace, publish, split_project
 
 _ABOUT = (  # metrics of a run other than its AUCs, as columns of the table
@@ -61,58 +51,54 @@ def report(config: DictConfig) -> None:
         UserError: nothing matches, or the page cannot be written.
     """
     out = Path(config.out)
-    if out.suffix != ".html":
-        raise UserError(f"config out: {str(out)!r} is no file that ends in .html")
-    project = None if config.wandb is None else split_project(str(config.wandb))
     _check_out(out)
-    asked = config.runs if isinstance(config.runs, str) else [str(pattern) for pattern in config.runs]
-    found = find(asked)
-    plots = _drawn(read_runs(found), found)
+    project = None if config.wandb is None else split_project(str(config.wandb))
+    matches = find(config.runs if isinstance(config.runs, str) else [str(pattern) for pattern in config.runs])
+    plots = _drawn(read_runs(matches), matches)
     records = [record for record, _ in plots]
-    sections = [*_data_sections(records, str(config.base)), *_other_sections(found)]
+    sections = [*_data_sections(records, str(config.base)), *_other_sections(matches)]
     if len(by_label(records)) > 1:
         sections.append(_config_section(records))
-    for line in found.unreadable:
+    for line in matches.unreadable:
         print(f"warning: {line}", file=sys.stderr)
-    runs = _runs_table(plots) if plots else None
-    counts = Counter({"run": len(records), "comparison": len(found.comparisons) + len(found.surfaces)})
-    counts["study"] = len(found.studies)
-    told = ", ".join(f"{n} {_plural(what, n)}" for what, n in counts.items() if n)
-    when = f"{datetime.now():%Y-%m-%d %H:%M}"
+    counts = {"run": len(records), "comparison": len(matches.comparisons) + len(matches.surfaces)}
+    counts["study"] = len(matches.studies)
+    content = ", ".join(f"{n} {_plural(what, n)}" for what, n in counts.items() if n)
+    subtitle = f"{content} of {config.runs}; dlen {__version__}, {datetime.now():%Y-%m-%d %H:%M}"
     try:
-        write_page(out, "Report", f"{told} of {config.runs}; dlen {__version__}, {when}", sections, runs)
+        write_page(out, "Report", subtitle, sections, _runs_table(plots) if plots else None)
     except OSError as error:
         raise UserError(f"config out: {out}: cannot be written ({error.strerror})") from None
-    print(f"Report: {out} ({told})")
+    print(f"Report: {out} ({content})")
     if project is not None:
         if not records:
-            raise UserError(f"config wandb: {config.runs} matches no run whose figures a workspace could show")
+            raise UserError(f"config wandb: {config.runs} matches no run, and a workspace needs at least one")
         print(publish(build_workspace(records, *project), out.with_name("workspace.json")))
 
 
 def _check_out(out: Path) -> None:
+    if out.suffix != ".html":
+        raise UserError(f"config out: {str(out)!r} does not end in .html; name an HTML file")
     try:
         check_writable(out.parent)
     except UserError:
-        raise UserError(f"config out: {out.parent} is not a folder that can be written") from None
+        raise UserError(f"config out: folder {out.parent} cannot be written; choose another") from None
     if out.is_dir():
         raise UserError(f"config out: {out} is a folder; name a file")
 
 
-def _drawn(records: Sequence[RunRecord], found: Found) -> list[tuple[RunRecord, list[Plot]]]:
+def _drawn(records: Sequence[RunRecord], matches: Matches) -> list[tuple[RunRecord, list[Plot]]]:
     """The runs with valid files, with their plots. The others are skipped with a warning."""
-    kept = []
+    drawn = []
     for record in records:
         try:
             plots = run_plots(record)
             for plot in plots:
                 json.dumps(plot.figure, allow_nan=False)
-            kept.append((record, plots))
+            drawn.append((record, plots))
         except Exception as error:  # whatever a damaged file raises
-            found.unreadable.append(
-                f"{record.folder}: is left out, as it cannot be drawn ({type(error).__name__}: {error})"
-            )
-    return kept
+            matches.skip(record.folder, f"{type(error).__name__}: {error}")
+    return drawn
 
 
 def _plural(what: str, number: int) -> str:
@@ -128,22 +114,14 @@ def _runs_table(drawn: Sequence[tuple[RunRecord, list[Plot]]]) -> Runs:
     layouts = ["", "", "", "{:d}", "", *["{:.4f}"] * (2 + len(targets)), *(layout for *_, layout in _ABOUT)]
     rows = []
     for r, plots in sorted(drawn, key=lambda pair: (pair[0].data, pair[0].label, pair[0].seed)):
-        cells: list[Cell] = [_name(r), r.data, r.label, r.seed, "tested" if r.metrics else "unfinished"]
-        best = r.selection
-        cells += [
-            None if math.isinf(best) else best,
-            r.figure("test/auc/mean"),
-            *(r.figure(f"test/auc/{t}") for t in targets),
-        ]
-        cells += [r.figure(key) for _, _, key, _ in _ABOUT]
-        name = f"{r.data}, {r.label}, seed {r.seed} ({_name(r)})"
+        cells: list[Cell] = [r.folder.name, r.data, r.label, r.seed, "tested" if r.metrics else "unfinished"]
+        cells.append(None if math.isinf(r.selection) else r.selection)
+        keys = [f"test/auc/{t}" for t in ("mean", *targets)] + [key for _, _, key, _ in _ABOUT]
+        cells += [r.figure(key) for key in keys]
+        name = f"{r.data}, {r.label}, seed {r.seed} ({r.folder.name})"
         rows.append(RunRow(r.key, name, cells, _about(r), plots, _config_text(r)))
     shown = [r for r in records if r.diagnostics.get("hidden")] or [r for r in records if r.diagnostics] or records
     return Runs(header, layouts, rows, representative(shown).key)
-
-
-def _name(record: RunRecord) -> str:
-    return record.folder.name
 
 
 def _about(record: RunRecord) -> str:
@@ -163,24 +141,24 @@ def _data_sections(records: Sequence[RunRecord], base: str) -> list[Section]:
     """Compare the runs on each data set."""
     sections = []
     for data in dict.fromkeys(r.data for r in records):
-        own = [r for r in records if r.data == data]
+        of_data = [r for r in records if r.data == data]
         conflict = {"train/conflict/share": "in a batch", "train/conflict/rows": "in a row"}
         hidden = {
             "test/auc/up_any": "against any interaction",
             "test/auc/up_truth": "against the truth",
         }
         plots = [
-            auc_bars(own),
-            gains(own, base),
-            learning_curves(own),
-            roc_curves(own),
-            reliability_curves(own),
-            means(own, "Hidden state", hidden, "AUC of P(UP)", "Mean over seeds."),
-            means(own, "Gradient conflict", conflict, "task pairs apart", "Over the whole training.", ".0%"),
-            means(own, "Speed", {"fit/samples_per_second": "samples/s"}, "training samples/s"),
-            speed_and_size(own),
+            auc_bars(of_data),
+            gains(of_data, base),
+            learning_curves(of_data),
+            roc_curves(of_data),
+            reliability_curves(of_data),
+            means(of_data, "Hidden state", hidden, "AUC of P(UP)", "Mean over seeds."),
+            means(of_data, "Gradient conflict", conflict, "task pairs apart", "Over the whole training.", ".0%"),
+            means(of_data, "Speed", {"fit/samples_per_second": "samples/s"}, "training samples/s"),
+            speed_and_size(of_data),
         ]
-        note = "" if plots[1] is not None else f"There is no run of {base} to measure gains against (base=...)."
+        note = "" if plots[1] is not None else f"Gains need a run with the label or model {base} (base=...)."
         sections.append(Section(f"Runs on {data}", [p for p in plots if p is not None], note=note))
     return sections
 
@@ -201,27 +179,30 @@ def _config_section(records: Sequence[RunRecord]) -> Section:
         rows.append([key, *values])
     header = ["setting", *(f"{r.data}, {r.label}" if several else r.label for r in shown)]
     table = Table("", header, rows, [""] * len(header), marked=marked)
-    return Section("Config differences", tables=[table], note="Settings that differ; what most do not have is marked.")
+    note = "Settings that differ between configurations; values other than the most common one are marked."
+    return Section("Config differences", tables=[table], note=note)
 
 
 def _shown(value: Any) -> str:
     return "" if value is None else value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def _other_sections(found: Found) -> list[Section]:
+def _other_sections(matches: Matches) -> list[Section]:
     """Comparisons, surfaces and studies. Invalid files are skipped with a warning."""
     sections = []
-    readers = ((found.comparisons, _comparison_sections), (found.surfaces, _surface_sections))
-    for folders, read in (*readers, (found.studies, _study_sections)):
+    for folders, read in (
+        (matches.comparisons, _comparison_sections),
+        (matches.surfaces, _surface_sections),
+        (matches.studies, _study_sections),
+    ):
         for folder in folders:
             try:
-                own = read(folder)
-                for section in own:
+                of_folder = read(folder)
+                for section in of_folder:
                     check(section)
-                sections += own
+                sections += of_folder
             except Exception as error:  # whatever a damaged file raises
-                why = f"{type(error).__name__}: {error}"
-                found.unreadable.append(f"{folder}: is left out, as it cannot be read ({why})")
+                matches.skip(folder, f"{type(error).__name__}: {error}")
     return sections
 
 
@@ -251,7 +232,7 @@ def _comparison_sections(folder: Path) -> list[Section]:
         for row in rows
         if row["differences"]
     }
-    intervals = "Paired differences; the 95 % interval joins the chance of the seed and that of the test rows."
+    intervals = "Paired differences. Error bars: 95 % interval over seeds and test rows."
     plots = [comparison_bars(content), difference_bars(differences, content["base"], intervals)]
     section = Section(f"{content['title']} ({folder.name})", [p for p in plots if p], [table])
     return [section, *_session_sections(folder)]
@@ -267,9 +248,7 @@ def _session_sections(folder: Path) -> list[Section]:
     rows: list[list[Cell]] = [
         [row["name"], *(row["changes"][m]["mean"] for m in measures)] for row in content["rows"] if row["changes"]
     ]
-    note = (
-        f"Relative change against {content['base']}; of detested, the share of impressions not liked, the difference."
-    )
+    note = f"Relative change against {content['base']}; for detested (share of impressions not liked), the difference."
     table = Table("", ["ranking", *measures], rows, ["", *["{:+.1%}"] * len(measures)], note)
     plot = session_changes(content, measures)
     return [Section(f"Sessions: {content['title']} ({folder.name})", [plot], [table])]
@@ -281,9 +260,9 @@ def _numbers(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    return (
-        None if not values or any(v is None for v in values) else sum(v for v in values if v is not None) / len(values)
-    )
+    """Mean; None without values or if one is missing."""
+    known = [v for v in values if v is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
 def _surface_sections(folder: Path) -> list[Section]:

@@ -15,10 +15,12 @@ from plotly.subplots import make_subplots
 
 from dlen.checks import is_number
 from dlen.files import write_json
+from dlen.reports.colours import BLUE, GREEN, RED, YELLOW
 from dlen.reports.page import Cell, Plot, Section, Table, plain, safe, write_page
 from dlen.sweeping.trial_records import best_trial, last_value, mean_auc, pareto_front, seed_aucs, targets_of
 
-_COLOURS = {"complete": "#4477aa", "pruned": "#ccbb44", "fail": "#ee6677", "running": "#bbbbbb", "best": "#228833"}
+_RUNNING = "#bbbbbb"
+_COLOURS = {"complete": BLUE, "pruned": YELLOW, "fail": RED, "running": _RUNNING, "best": GREEN}
 _MOST_LINES = 12  # rows of the table of trials
 
 
@@ -108,7 +110,7 @@ def _validations(trials: Sequence[FrozenTrial]) -> go.Figure:
             y=[trial.intermediate_values[s] for s in steps],
             name=f"trial {trial.number}",
             text=_text(trial),
-            line={"color": _COLOURS.get(_state(trial), "#bbbbbb"), "width": 1},
+            line={"color": _COLOURS.get(_state(trial), _RUNNING), "width": 1},
             mode="lines+markers",
             marker_size=4,
             showlegend=False,

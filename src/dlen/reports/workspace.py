@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from dlen.errors import UserError
 from dlen.files import read_mapping, write_json
-from dlen.reports.runs import RunRecord, differing
+from dlen.reports.run_labels import differing
+from dlen.reports.run_record import RunRecord
 
 if TYPE_CHECKING:
     import wandb_workspaces.workspaces as ws

@@ -1,0 +1,215 @@
+"""Bar plots of metrics, by configuration: of runs, and of the files of a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from dlen.comparing.statistics import Difference, paired
+from dlen.reports.colours import COLOURS, NEUTRAL, colours_of
+from dlen.reports.page import Plot, plain, safe
+from dlen.reports.run_labels import by_label, figures, one_of_each_seed
+from dlen.reports.run_record import RunRecord
+
+
+def auc_bars(records: Sequence[RunRecord]) -> Plot | None:
+    """Mean test AUC of each configuration, with the interval over its seeds, and the oracle as a line."""
+    targets = [*records[0].targets, "mean"]
+    values = {
+        label: {target: figures(runs, f"test/auc/{target}") for target in targets}
+        for label, runs in by_label(records).items()
+    }
+    oracle = {t: v for t in targets for r in records if (v := r.figure(f"test/oracle/{t}")) is not None}
+    known = [oracle.get(t) for t in records[0].tasks]
+    if None not in known:
+        oracle["mean"] = float(np.mean([v for v in known if v is not None]))
+    return _auc_bars(values, targets, oracle)
+
+
+def comparison_bars(content: Mapping[str, Any]) -> Plot | None:
+    """Same as :func:`auc_bars`, for a comparison's ``table.json``."""
+    targets = [*content["targets"], "mean"]
+    values = {
+        row["model"]: {t: [v for v in row["auc"][t] if v is not None] for t in targets} for row in content["rows"]
+    }
+    return _auc_bars(values, targets, content["oracle"])
+
+
+def _auc_bars(
+    values: Mapping[str, Mapping[str, Sequence[float]]], targets: Sequence[str], oracle: Mapping[str, float]
+) -> Plot | None:
+    figure = go.Figure()
+    colours = colours_of(list(values))
+    for label, by_target in values.items():
+        _add_mean_bars(figure, label, colours[label], {t: by_target[t] for t in targets})
+    if not figure.data:
+        return None
+    bars = list(figure.data)
+    places = list(dict.fromkeys(place for trace in bars for place in trace.x))
+    _add_oracle(figure, places, oracle)
+    lowest = min(height for trace in bars for height in trace.y)
+    ends = [y + (above or 0) for trace in bars for y, above in zip(trace.y, trace.error_y.array, strict=True)]
+    figure.update_layout(
+        barmode="group",
+        xaxis={"categoryorder": "array", "categoryarray": places, "type": "category"},
+        yaxis={"title": "AUC", "range": [min(0.5, lowest), max([*oracle.values(), *ends]) + 0.02]},
+    )
+    note = "Test split; bars begin at chance. Error bars: 95 % interval over seeds, if there are several."
+    return Plot("AUC", plain(figure), note, wide=True)
+
+
+def _add_oracle(figure: go.Figure, places: Sequence[str], oracle: Mapping[str, float]) -> None:
+    """A line over the bars of each target, and an entry in the legend."""
+    line = {"color": NEUTRAL, "width": 3}
+    heights = {safe(target): value for target, value in oracle.items()}
+    for place, target in enumerate(places):
+        if target in heights:
+            ends = {"x0": place - 0.45, "x1": place + 0.45, "y0": heights[target], "y1": heights[target]}
+            figure.add_shape(type="line", line=line, **ends)
+    if oracle:
+        figure.add_scatter(x=[None], y=[None], mode="lines", line=line, name="oracle")
+
+
+def _half_interval(values: Sequence[float]) -> float | None:
+    """Half-width of the 95 % interval of a mean; None for one value."""
+    if len(values) < 2:
+        return None
+    interval = paired(values, [0.0] * len(values))
+    return interval.high - interval.mean
+
+
+def _add_mean_bars(figure: go.Figure, label: str, colour: str, values: Mapping[str, Sequence[float]]) -> bool:
+    """Bars of means with their intervals, by place. Without any value, nothing is added, and False returned."""
+    values = {place: numbers for place, numbers in values.items() if numbers}
+    halves = [_half_interval(numbers) for numbers in values.values()]
+    if values:
+        _add_bars(figure, label, colour, list(values), [float(np.mean(v)) for v in values.values()], halves, halves)
+    return bool(values)
+
+
+def _add_bars(
+    figure: go.Figure,
+    label: str,
+    colour: str,
+    places: Sequence[str],
+    values: Sequence[float],
+    above: Sequence[float | None],
+    below: Sequence[float | None],
+) -> None:
+    errors = {"type": "data", "symmetric": False, "array": list(above), "arrayminus": list(below), "thickness": 1}
+    errors["visible"] = any(a is not None for a in above)
+    figure.add_bar(
+        x=[safe(place) for place in places],
+        y=list(values),
+        error_y=errors,
+        name=safe(label),
+        marker_color=colour,
+        hovertemplate="%{x}: %{y:.4f}",
+    )
+
+
+def difference_bars(differences: Mapping[str, Mapping[str, Difference]], base: str, note: str) -> Plot | None:
+    """MTL gain of each configuration over a base, by target, with intervals.
+
+    Args:
+        differences: differences by configuration and target.
+        base: name of the base.
+        note: description of the intervals.
+    """
+    figure = go.Figure()
+    for (label, by_target), colour in zip(differences.items(), COLOURS[1:] * len(differences), strict=False):
+        known = {t: d for t, d in by_target.items() if d is not None}
+        if known:
+            above = [None if np.isnan(d.high) else d.high - d.mean for d in known.values()]
+            below = [None if np.isnan(d.low) else d.mean - d.low for d in known.values()]
+            _add_bars(figure, label, colour, list(known), [d.mean for d in known.values()], above, below)
+    if not figure.data:
+        return None
+    figure.update_layout(
+        barmode="group", xaxis_type="category", yaxis={"title": "difference in AUC", "tickformat": "+.3f"}
+    )
+    return Plot(f"MTL gain over {base}", plain(figure), note, wide=True)
+
+
+def gains(records: Sequence[RunRecord], base: str) -> Plot | None:
+    """Paired differences from the runs of ``base`` with the same seeds; None if there are none."""
+    groups = by_label(records)
+    reference = groups.get(base) or next((runs for runs in groups.values() if runs[0].model == base), None)
+    if reference is None:
+        return None
+    targets = [*records[0].targets, "mean"]
+    differences = {
+        label: {t: d for t in targets if (d := _difference(runs, reference, f"test/auc/{t}")) is not None}
+        for label, runs in groups.items()
+        if runs is not reference
+    }
+    note = (
+        "Test split, paired by seed. Error bars: 95 % interval over seeds, if there are several; compare.py also "
+        "includes the sampling error of the test rows."
+    )
+    return difference_bars(differences, reference[0].label, note)
+
+
+def _difference(runs: Sequence[RunRecord], reference: Sequence[RunRecord], key: str) -> Difference | None:
+    """Difference of a metric between runs with the same seeds; None if no seed has both."""
+    base = {r.seed: v for r in one_of_each_seed(reference) if (v := r.figure(key)) is not None}
+    pairs = [(v, base[r.seed]) for r in one_of_each_seed(runs) if (v := r.figure(key)) is not None and r.seed in base]
+    return paired([value for value, _ in pairs], [value for _, value in pairs]) if pairs else None
+
+
+def means(
+    records: Sequence[RunRecord], title: str, keys: Mapping[str, str], axis: str, note: str = "", tick: str = ""
+) -> Plot | None:
+    """Bars of metrics from ``metrics.json``, mean over seeds, with one place per configuration.
+
+    Args:
+        records: runs of one data set.
+        title: title of the plot.
+        keys: name of each metric, by key.
+        axis: title of the vertical axis.
+        note: text after the title.
+        tick: tick format of the axis.
+    """
+    figure, groups = go.Figure(), by_label(records)
+    for number, (key, name) in enumerate(keys.items()):
+        values = {label: figures(runs, key) for label, runs in groups.items()}
+        if _add_mean_bars(figure, name, COLOURS[number], values):
+            labels = [_wrapped(label) for label, numbers in values.items() if numbers]
+            figure.data[-1].update(x=labels, hovertemplate="%{x}: %{y}")
+    if not figure.data:
+        return None
+    figure.update_layout(
+        barmode="group",
+        xaxis={"type": "category", "tickangle": 0 if len(groups) < 7 else 45, "tickfont": {"size": 10}},
+        yaxis={"title": axis, "tickformat": tick},
+        showlegend=len(keys) > 1,
+        legend={"y": 1.02, "yanchor": "bottom"},  # below the plot are names that may be long
+    )
+    return Plot(title, plain(figure), note)
+
+
+def _wrapped(label: str) -> str:
+    """A label with one word per line."""
+    return "<br>".join(safe(word) for word in label.split(" "))
+
+
+def session_changes(content: Mapping[str, Any], measures: Sequence[str]) -> Plot:
+    """Changes of a comparison's ``sessions.json`` with intervals. Random and oracle are far off and omitted.
+
+    Args:
+        content: content of the file.
+        measures: measures to draw.
+    """
+    figure = go.Figure()
+    shown = [row for row in content["rows"] if row["changes"] and row["name"] not in ("random", "oracle")]
+    for row, colour in zip(shown, COLOURS[1:] * len(shown), strict=False):
+        changes = [row["changes"][m] for m in measures]
+        above, below = [c["high"] - c["mean"] for c in changes], [c["mean"] - c["low"] for c in changes]
+        _add_bars(figure, row["name"], colour, measures, [c["mean"] for c in changes], above, below)
+        figure.data[-1].hovertemplate = "%{x}: %{y:+.1%}"
+    figure.update_layout(barmode="group", xaxis_type="category", yaxis={"title": "change", "tickformat": "+.0%"})
+    note = "Error bars: 95 % interval over seeds and users."
+    return Plot(f"Change against {content['base']}", plain(figure), note, wide=True)
