@@ -200,7 +200,7 @@ def test_an_unfinished_run_shows_its_curves_and_a_broken_one_is_left_out(
     report(compose_report(f"runs={tmp_path / 'runs' / '*'}", f"out={tmp_path / 'r.html'}"))
     told = capsys.readouterr()
     assert "2 runs" in told.out
-    assert f"warning: {tmp_path}/runs/broken: skipped" in told.err
+    assert f"warning: {tmp_path}/runs/broken: is left out" in told.err
     page = Page(tmp_path / "r.html")
     states = {row[0]: row[4] for row in page.rows[1:3]}
     assert states == {"whole": "tested", "unfinished": "unfinished"}
@@ -270,7 +270,7 @@ def test_a_damaged_run_does_not_take_the_others_with_it(
     assert "Report: " in told.out
     rows = [row[0] for row in Page(tmp_path / "r.html").rows[1:3]]
     assert "whole" in rows
-    assert ("broken [1]: skipped" in told.err) == ("broken [1]" not in rows)
+    assert ("broken [1]: is left out" in told.err) == ("broken [1]" not in rows)
     if name != "logs/metrics.csv":
         assert "1 run)" in told.out
 
@@ -294,7 +294,7 @@ def test_a_damaged_comparison_or_study_is_left_out(
         content = json.dumps({"sections": [{"title": "s", "plots": [plot], "tables": [], "note": ""}]})
     (tmp_path / "runs" / "other" / name).write_text(content)
     report(compose_report(f"runs={tmp_path / 'runs'}", f"out={tmp_path / 'r.html'}"))
-    assert "other: skipped" in capsys.readouterr().err
+    assert "other: is left out" in capsys.readouterr().err
     assert '1"><script>' not in (tmp_path / "r.html").read_text()
 
 
@@ -335,7 +335,7 @@ def test_the_command(made: Path, tmp_path: Path) -> None:
     ran = run_command("report.py", [f"runs={made / 'runs'}", "wandb=me/dlen"], tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert "Report: report.html (6 runs, 1 comparison, 1 study)" in ran.stdout
-    assert "workspace.json is what would be created" in ran.stdout
+    assert "workspace.json; set WANDB_API_KEY" in ran.stdout
     wrong = run_command("report.py", ["runs=nowhere"], tmp_path)
     assert wrong.returncode == 2
     assert len(wrong.stderr.splitlines()) == 1

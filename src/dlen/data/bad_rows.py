@@ -28,7 +28,7 @@ class BadRowError(UserError):
 
     def only(self, line: int) -> BadRowError:
         """The same error for one of its lines. Only the first line quotes its value; the others refer to the first."""
-        problem = self.problem if line == self.lines[0] else f"the same as {self.where} {self.lines[0]}"
+        problem = self.problem if line == self.lines[0] else f"same problem as {self.where} {self.lines[0]}"
         return BadRowError(self.path, [line], problem, self.where)
 
 
@@ -62,8 +62,8 @@ class BadRows:
             if len(self._seen) <= _SHOWN:
                 print(f"left out: {error.only(line)}", file=sys.stderr)
             elif len(self._seen) == _SHOWN + 1:
-                print(f"left out: further {error.where}s, which are counted and not shown", file=sys.stderr)
+                print(f"left out: further {error.where}s are counted but not shown", file=sys.stderr)
 
     def too_many(self, error: BadRowError) -> UserError:
         """The error for the first row beyond the limit."""
-        return UserError(f"{error}; data.bad_rows={self.allowed} tolerates no more") if self.allowed else error
+        return UserError(f"{error}; the limit data.bad_rows={self.allowed} is exceeded") if self.allowed else error

@@ -107,5 +107,5 @@ class BatchLoader:
         """
         for key, value in self._order().items():
             if state[key] != value:
-                raise UserError(f"cannot resume: {key} was {state[key]} and is {value} now; set it as it was")
+                raise UserError(f"cannot resume: {key} was {state[key]} and is {value} now; restore the previous value")
         self._epoch, self._next, self._resuming = state["epoch"], state["next"], True

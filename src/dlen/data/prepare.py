@@ -77,15 +77,15 @@ class Files:
 
     def describe(self, path: Path) -> dict[str, Any]:
         """Name, size and hash of a file."""
-        key, found = str(path.absolute()), record(path)
+        key, current = str(path.absolute()), record(path)
         kept = self.kept.get(key)
-        if not isinstance(kept, dict) or kept.get("record") != found:
+        if not isinstance(kept, dict) or kept.get("record") != current:
             hashed_at = time.time_ns()
-            kept = {"record": found, "sha256": _hash(path)}
-            if max(found[2:4]) + _SETTLED < hashed_at and record(path) == found:
+            kept = {"record": current, "sha256": _hash(path)}
+            if max(current[2:4]) + _SETTLED < hashed_at and record(path) == current:
                 self.kept[key] = kept
                 self._changed = True
-        return {"name": path.name, "size": found[0], "sha256": kept["sha256"]}
+        return {"name": path.name, "size": current[0], "sha256": kept["sha256"]}
 
     def keep(self) -> None:
         """Write new hashes to the cache."""
@@ -98,8 +98,8 @@ class Files:
 
 def record(path: Path) -> list[int]:
     """Size, inode number, and modification and change times of a file."""
-    found = path.stat()
-    return [found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns]
+    status = path.stat()
+    return [status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
 
 
 def _hash(path: Path) -> str:
@@ -151,7 +151,7 @@ def locked(path: Path, doing: str, *, quiet: bool = False) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if not quiet:
-                print(f"{path.parent}: another process is {doing}, waiting", file=sys.stderr)
+                print(f"{path.parent}: waiting for another process, which is {doing}", file=sys.stderr)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -190,13 +190,15 @@ def prepare(source: Source, data_dir: Path) -> Store:
 def check_plain_name(name: object, key: str = "data.name") -> None:
     """Raise UserError unless the name at a config key is a valid folder name that cannot point elsewhere."""
     if not isinstance(name, str) or not name or name.startswith(".") or not name.isprintable() or "/" in name:
-        raise UserError(f"config {key}: {name!r} is no name of a folder; write it without slashes and dots in front")
+        raise UserError(
+            f"config {key}: {name!r} is not a valid folder name; use printable characters, no slash and no leading dot"
+        )
 
 
 def _open(folder: Path, identity: dict[str, Any]) -> Store:
     store = Store(folder)
     if store.fingerprint != identity["fingerprint"]:
-        raise UserError(f"{folder}: holds data {store.fingerprint} under another name; delete it and prepare again")
+        raise UserError(f"{folder}: holds data of fingerprint {store.fingerprint}; delete it and run prepare.py")
     return store
 
 
@@ -205,9 +207,9 @@ def _write(source: Source, folder: Path, identity: dict[str, Any], before: dict[
     with replacing(folder) as temporary:
         writer = StoreWriter(temporary)
         schema = source.write(writer)
-        for path, found in before.items():
-            if record(path) != found:
-                raise UserError(f"{path}: changed while it was read, so what was read is thrown away; prepare again")
+        for path, recorded in before.items():
+            if record(path) != recorded:
+                raise UserError(f"{path}: changed while it was being read; run prepare.py again")
         writer.notes["prepare_seconds"] = round(time.monotonic() - started, 2)
         writer.finish(schema, identity)
 

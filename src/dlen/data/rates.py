@@ -105,8 +105,8 @@ class RateTable:
         counted = training.astype(bool) if only else np.ones(len(row), bool)
         counts = {f"n{t}": observed[:, t] & counted for t in range(self.settings.targets)}
         counts |= {f"s{t}": counts[f"n{t}"] & (labels[:, t] == 1) for t in range(self.settings.targets)}
-        told = {"row": row.astype(np.int64), "key": keys, "when": np.asarray(when, np.float64)}
-        frame = pl.DataFrame({**told, "training": training.astype(bool), "n": counted, **counts})
+        columns = {"row": row.astype(np.int64), "key": keys, "when": np.asarray(when, np.float64)}
+        frame = pl.DataFrame({**columns, "training": training.astype(bool), "n": counted, **counts})
         frame = frame.filter(pl.col("key").is_not_null())
         self._sample.add(frame["when"].to_numpy())
         self._last = max(self._last, float(frame["when"].to_numpy().max(initial=-np.inf)))
@@ -146,19 +146,19 @@ class RateTable:
         self._set_overall(parts)
         shape = (max(rows, 1), self.settings.targets + 1)
         features = np.memmap(self.scratch / "features.bin", np.float32, "w+", shape=shape)
-        kept = self.scratch / "history"
-        kept.mkdir()
+        folder = self.scratch / "history"
+        folder.mkdir()
         for number, part in enumerate(_shown(parts)):
             frame = _read(part)
-            own, before, found = self._timed(frame) if self.settings.timed else self._folded(frame)
-            told = self._features(own, before)
-            features[frame["row"].to_numpy()] = told
-            counts = told[frame["training"].to_numpy(), -1].astype(np.float64)
+            of_key, of_all, key_history = self._timed(frame) if self.settings.timed else self._folded(frame)
+            of_part = self._features(of_key, of_all)
+            features[frame["row"].to_numpy()] = of_part
+            counts = of_part[frame["training"].to_numpy(), -1].astype(np.float64)
             self.count_sum, self.count_squares = self.count_sum + counts.sum(), self.count_squares + (counts**2).sum()
-            found.write_parquet(kept / f"{number:04d}.parquet")
+            key_history.write_parquet(folder / f"{number:04d}.parquet")
         if not parts:
-            pl.DataFrame(schema=self._schema()).write_parquet(kept / "none.parquet")
-        pl.scan_parquet(kept / "*.parquet").sink_parquet(history)
+            pl.DataFrame(schema=self._schema()).write_parquet(folder / "none.parquet")
+        pl.scan_parquet(folder / "*.parquet").sink_parquet(history)
         return features
 
     def close(self) -> None:
@@ -214,13 +214,13 @@ class RateTable:
         upto = each.cumsum(0)
         starts = np.flatnonzero(new_key[first])  # start of each key among its periods
         earlier = (upto - each)[starts]
-        of_key = np.repeat(earlier, np.diff(np.append(starts, len(first))), axis=0)
-        own = np.empty((len(order), len(self.sums)), np.int64)
-        own[order] = np.repeat(upto - each - of_key, np.diff(np.append(first, len(order))), axis=0)
+        other_keys = np.repeat(earlier, np.diff(np.append(starts, len(first))), axis=0)
+        of_key = np.empty((len(order), len(self.sums)), np.int64)
+        of_key[order] = np.repeat(upto - each - other_keys, np.diff(np.append(first, len(order))), axis=0)
         seen = each[:, 0] > 0
-        columns = dict(zip(self.sums, (upto - of_key)[seen].T, strict=True))
+        columns = dict(zip(self.sums, (upto - other_keys)[seen].T, strict=True))
         history = pl.DataFrame({"key": keys.gather(codes[first][seen]), "when": when[first][seen], **columns})
-        return own, self._overall_before(frame["when"].to_numpy()), history
+        return of_key, self._overall_before(frame["when"].to_numpy()), history
 
     def _folded(self, frame: pl.DataFrame) -> tuple[Array, Array, pl.DataFrame]:
         """Sums over other folds, of each row's key and of all keys; and totals of each key, with ``when`` set to -1."""
@@ -229,19 +229,19 @@ class RateTable:
         training = frame["training"].to_numpy()[:, None]
         each = _sums_by(codes * folds + fold, frame.select(self.sums), len(keys) * folds)
         total = each.reshape(len(keys), folds, -1).sum(1)
-        own = total[codes] - each[codes * folds + fold] * training
+        of_key = total[codes] - each[codes * folds + fold] * training
         seen = total[:, 0] > 0
         columns = dict(zip(self.sums, total[seen].T, strict=True))
         history = pl.DataFrame({"key": keys.filter(pl.Series(seen)), **columns}).insert_column(
             1, pl.lit(-1.0).alias("when")
         )
-        return own, self.overall[-1] - self.overall[fold] * training, history
+        return of_key, self.overall[-1] - self.overall[fold] * training, history
 
     def _overall_before(self, when: Array) -> Array:
         """(n, sums) over all keys in the bins that end before each period."""
         place = np.searchsorted(self.edges, when, side="right") - 1
-        found: Array = self.overall[np.maximum(place, 0)] * (place >= 0)[:, None]
-        return found
+        sums: Array = self.overall[np.maximum(place, 0)] * (place >= 0)[:, None]
+        return sums
 
     # Features
 
@@ -256,30 +256,31 @@ class RateTable:
         if self.settings.timed:
             asked = asked.with_row_index("place").sort("key", "when")
             how: dict[str, Any] = {"strategy": "backward", "allow_exact_matches": False, "check_sortedness": False}
-            found = asked.join_asof(self.history, on="when", by="key", **how).sort("place")
+            latest = asked.join_asof(self.history, on="when", by="key", **how).sort("place")
         else:
-            found = asked.join(self.history, on=["key", "when"], how="left", maintain_order="left")
-        own = found.select(pl.col(self.sums).fill_null(0)).to_numpy().astype(np.int64)
-        overall = np.broadcast_to(self.overall[-1], own.shape) if when is None else self._overall_before(when)
-        told = self._features(own, overall)
-        told[keys.is_null().to_numpy()] = 0
-        return told
+            latest = asked.join(self.history, on=["key", "when"], how="left", maintain_order="left")
+        of_key = latest.select(pl.col(self.sums).fill_null(0)).to_numpy().astype(np.int64)
+        of_all = np.broadcast_to(self.overall[-1], of_key.shape) if when is None else self._overall_before(when)
+        features = self._features(of_key, of_all)
+        features[keys.is_null().to_numpy()] = 0
+        return features
 
     def latest(self) -> pl.DataFrame:
         """Each key once, with the features of a row after all others: ``0``, ``1``, ... and ``count``."""
         keys = self.history["key"].unique(maintain_order=True)
-        found = self.features(keys, np.full(len(keys), np.inf) if self.settings.timed else None)
-        columns = {f"{t}": found[:, t] for t in range(self.settings.targets)}
-        return pl.DataFrame({"key": keys, **columns, "count": found[:, -1]})
+        features = self.features(keys, np.full(len(keys), np.inf) if self.settings.timed else None)
+        columns = {f"{t}": features[:, t] for t in range(self.settings.targets)}
+        return pl.DataFrame({"key": keys, **columns, "count": features[:, -1]})
 
-    def _features(self, own: Array, overall: Array) -> Array:
+    def _features(self, of_key: Array, of_all: Array) -> Array:
+        """(n, T + 1) features from sums (n, sums) of each row's key and of all keys."""
         targets = self.settings.targets
-        found = np.empty((len(own), targets + 1), np.float32)
+        features = np.empty((len(of_key), targets + 1), np.float32)
         for t in range(targets):
             n, s = 1 + t, 1 + targets + t
-            found[:, t] = lift(own[:, s], own[:, n], overall[:, s], overall[:, n], self.settings.smoothing)
-        found[:, -1] = np.log1p(own[:, 0])
-        return found
+            features[:, t] = lift(of_key[:, s], of_key[:, n], of_all[:, s], of_all[:, n], self.settings.smoothing)
+        features[:, -1] = np.log1p(of_key[:, 0])
+        return features
 
 
 def kept_rates(store: Store, field: str) -> RateTable:

@@ -31,5 +31,5 @@ class Truth:
     def probabilities(self) -> Floats:
         """(U, I, T) true P(t)."""
         likes = np.where(self.dislikes, 1 - self.up[..., None], self.up[..., None])
-        found: Floats = (self.given_up * (likes + self.leak[:, None] * (1 - likes))).astype(np.float32)
-        return found
+        probabilities: Floats = (self.given_up * (likes + self.leak[:, None] * (1 - likes))).astype(np.float32)
+        return probabilities

@@ -43,9 +43,9 @@ class Range:
         high_enough = value > self.low if self.above else value >= self.low
         if high_enough and (value < self.high if self.below else value <= self.high):
             return None
-        limits = f"{'above' if self.above else 'from'} {self.low}"
+        limits = f"{'above' if self.above else 'from'} {self.low:g}"
         if self.high < math.inf:
-            limits += f" {'and below' if self.below else 'to'} {self.high}"
+            limits += f" {'and below' if self.below else 'to'} {self.high:g}"
         return f"{value!r} is not {kind} {limits}"
 
 

@@ -262,8 +262,8 @@ def _runs(runs: Runs) -> str:
         ]
         lines.append(f'<tr data-run="{row.key}">{"".join(cells)}</tr>')
     hint = (
-        "Every word must be in the row; model:dlen looks into a column, auc>0.7 compares. A column is named by what "
-        "its header shows under the mouse, or the beginning of that."
+        "A row must contain every word; model:dlen searches one column, auc>0.7 compares. The tooltip of a header is "
+        "the name of its column, of which the beginning is enough."
     )
     return (
         "<section><h2>Runs</h2><div class=tools>"
@@ -271,8 +271,8 @@ def _runs(runs: Runs) -> str:
         f'title="{html.escape(hint)}"><span id=count class=count></span></div>'
         f'<div class="scroll runs"><table class=sortable id=runs>{_head(runs.header, runs.layouts)}'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
-        f"<p class=note>{html.escape(hint)} Runs that are filtered out leave the curves as well; "
-        "bars are of all.</p></section>"
+        f"<p class=note>{html.escape(hint)} Filters apply to curves as well; bars show all "
+        "runs.</p></section>"
     )
 
 

@@ -38,7 +38,7 @@ class Matches:
 
     def skip(self, folder: Path, reason: str) -> None:
         """Record that a folder is skipped."""
-        self.unreadable.append(f"{folder}: skipped, because it cannot be read ({reason})")
+        self.unreadable.append(f"{folder}: is left out because it cannot be read ({reason})")
 
 
 def find(patterns: str | Sequence[str]) -> Matches:

@@ -46,18 +46,18 @@ def _figures(
     study: optuna.Study, trials: Sequence[FrozenTrial], objectives: Mapping[str, str]
 ) -> list[tuple[str, go.Figure]]:
     complete = [t for t in trials if t.state == TrialState.COMPLETE]
-    found = [(f"History of {key}", _history(trials, i, key, way)) for i, (key, way) in enumerate(objectives.items())]
+    figures = [(f"History of {key}", _history(trials, i, key, way)) for i, (key, way) in enumerate(objectives.items())]
     if any(t.intermediate_values for t in trials):
-        found.append(("Validations", _validations(trials)))
+        figures.append(("Validations", _validations(trials)))
     if len(complete) > 1:
         importances = _importances(study, objectives)
-        found += [("Importances", importances)] if importances else []
-        found.append(("AUC of each task by parameter", _slices(complete)))
-        found.append(("Parallel coordinates", _parallel(complete, objectives)))
+        figures += [("Importances", importances)] if importances else []
+        figures.append(("AUC of each task by parameter", _slices(complete)))
+        figures.append(("Parallel coordinates", _parallel(complete, objectives)))
     if len(objectives) > 1 and complete:
-        found.append(("Pareto front", _pareto(complete, objectives)))
-    found.append(("Workers", _timeline(trials)))
-    return found
+        figures.append(("Pareto front", _pareto(complete, objectives)))
+    figures.append(("Workers", _timeline(trials)))
+    return figures
 
 
 def _state(trial: FrozenTrial) -> str:

@@ -52,12 +52,10 @@ def build_workspace(records: Sequence[RunRecord], entity: str, project: str) -> 
 
     def bars(title: str, wanted: Iterable[str]) -> list[Any]:
         """Bars of final metrics, mean over the runs of a model."""
-        found: list[Any] = [key for key in wanted if key in final]
-        return (
-            [wr.BarPlot(title=title, metrics=found, groupby=wr.Config("model_name"), groupby_aggfunc="mean")]
-            if found
-            else []
-        )
+        metrics: list[Any] = [key for key in wanted if key in final]
+        if not metrics:
+            return []
+        return [wr.BarPlot(title=title, metrics=metrics, groupby=wr.Config("model_name"), groupby_aggfunc="mean")]
 
     def pictures(title: str) -> list[Any]:
         return [wr.MediaBrowser(title=title, media_keys=[f"plots/{title}"], num_columns=2)]
@@ -192,7 +190,7 @@ def publish(workspace: ws.Workspace, path: Path) -> str:
     write_json(path, content)
     if online:
         return f"W&B workspace: {workspace.url} ({path})"
-    return f"W&B workspace: {path} is what would be created; set WANDB_API_KEY to create it"
+    return f"W&B workspace: its definition is in {path}; set WANDB_API_KEY to create it"
 
 
 def _remember(workspace: ws.Workspace, path: Path) -> None:

@@ -175,7 +175,7 @@ def test_a_group_that_is_there_twice_is_named_and_the_first_counts(tmp_path: Pat
     raw = write_raw(tmp_path / "raw", lines)
     source = partial(AliCCP, str(raw), validation=0.3, min_count=1)
     said = refusal(lambda: prepare(source(bad_rows=1), tmp_path / "data"))
-    assert "common_features_train.csv, line 5: common_feature_index 'g1' is there already" in said
+    assert "common_features_train.csv, line 5: common_feature_index 'g1' repeats" in said
     store = prepare(source(bad_rows=2), tmp_path / "data")
     assert store.content["notes"]["bad_rows_left_out"] == 2
     rows = [*decode(store, "train"), *decode(store, "validation")]

@@ -45,9 +45,9 @@ def test_the_same_frame_is_not_prepared_again_and_another_is(tmp_path: Path) -> 
 
 
 def test_errors(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="leave `files` out"):
+    with pytest.raises(UserError, match="files: remove it"):
         frame_source(frame(), {**SPEC, "files": "x.csv"}, tmp_path, "mine")
-    with pytest.raises(UserError, match=r"mine\.yaml: fields\.item\.knd: there is no such key; did you mean kind"):
+    with pytest.raises(UserError, match=r"mine\.yaml: fields\.item\.knd: unknown key; did you mean kind"):
         frame_source(frame(), {**SPEC, "fields": {"item": {"knd": "id"}}}, tmp_path, "mine")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):

@@ -125,7 +125,7 @@ def test_a_missing_file_says_where_it_comes_from(name: str, tmp_path: Path) -> N
 
 
 def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="'movielens' is none of the public data sets"):
+    with pytest.raises(UserError, match=r"config data\.name: 'movielens'"):
         PublicTable("movielens", str(tmp_path))
 
 
@@ -158,7 +158,7 @@ JOIN_ERRORS = {
         "people.csv: no column 'id', the key of",
     ),
     "absent": ({"file": "persons.csv", "by": "user"}, "persons.csv: no such file"),
-    "unknown setting": ({"file": "people.csv", "by": "user", "keys": "x"}, "joins.people.keys: there is no such key"),
+    "unknown setting": ({"file": "people.csv", "by": "user", "keys": "x"}, "joins.people.keys: unknown key"),
 }
 
 

@@ -138,7 +138,7 @@ class AliCCP:
             writer.vocabulary(name, pl.Series(vocabulary.ids), pl.Series(vocabulary.counts))
         writer.statistics |= {n: {"max_values": self.max_values} for n in (*SKELETON.bags, *COMMON.bags)}
         table = writer.table("common_train", COMMON.counts)
-        for part, _ in _walk(scratch, "common_train", "vocabularies applied to common features"):
+        for part, _ in _walk(scratch, "common_train", "encoding common features"):
             table.append(_encode(part, COMMON, vocabularies, offsets))
         splits = {
             "train": writer.split("train", SKELETON.counts, 2, group="common_train"),
@@ -175,7 +175,7 @@ class AliCCP:
             return
         common = path.with_name(path.name.replace("sample_skeleton", "common_features", 1))
         if not common.exists():
-            raise UserError(f"{common}: no such file; a skeleton is joined with the common features beside it")
+            raise UserError(f"{common}: no such file; {path.name} needs its common features in the same folder")
         vocabularies = {n: IdVocabulary.restored(store.vocabulary(n)["value"].to_numpy()) for n in store.schema.offsets}
         with TemporaryDirectory(prefix="dlen-") as folder:
             writer = TableWriter(Path(folder), "common", COMMON.counts)
@@ -208,7 +208,7 @@ class AliCCP:
         again = ~values.is_first_distinct()
         if again.any():
             for value, line in zip(values.filter(again), lines[again.to_numpy()].tolist(), strict=True):
-                problem = f"common_feature_index {value!r} is there already"
+                problem = f"common_feature_index {value!r} repeats that of an earlier line"
                 self.bad.add(BadRowError(path, [line], problem, "line"))
             # The later row stays in the table, under a name that cannot occur in a line.
             placeholders = "\n" + pl.int_range(len(values), eager=True).cast(pl.String)
@@ -244,8 +244,7 @@ class AliCCP:
             if group.null_count():
                 lost = group.is_null().to_numpy()
                 index_of = block.head["common_feature_index"][int(lost.argmax())]
-                said = f"common_feature_index {index_of!r} is not in {common.name}"
-                problem = f"{said}; do both files come from the same archive?"
+                problem = f"common_feature_index {index_of!r} is not in {common.name}; use files of the same archive"
                 self.bad.add(BadRowError(path, block.lines[lost].tolist(), problem, "line"))
                 columns, labels, group = select_rows(columns, ~lost), labels[~lost], group.drop_nulls()
             yield columns, labels, group.to_numpy().astype(np.int32)
@@ -303,13 +302,13 @@ class AliCCP:
         labels = read_flat(scratch, "train", "labels").reshape(-1, 2)
         users = _users(read_scratch(scratch, "common_train", COMMON.counts).columns)
         positives = np.zeros(2, np.int64)
-        for part, start in _walk(scratch, "train", "vocabularies applied to training rows"):
+        for part, start in _walk(scratch, "train", "encoding training rows"):
             encoded = _encode(part, SKELETON, vocabularies, offsets)
             rows = slice(start, start + len(part.ids))
             out = held_out(group[rows], start)
             for name, mask in (("train", ~out), ("validation", out)):
-                own = group[rows][mask]
-                splits[name].append(select_rows(encoded, mask), labels[rows][mask], own, users=users[own])
+                groups = group[rows][mask]
+                splits[name].append(select_rows(encoded, mask), labels[rows][mask], groups, users=users[groups])
             positives += labels[rows][~out].sum(axis=0, dtype=np.int64)
         return positives
 
@@ -376,8 +375,8 @@ def _count_columns(counters: Mapping[str, IdCounter], part: Columns, side: _Side
 
 def _users(common: Columns) -> NDArray[np.int32]:
     """(n,) user of each group of raw ids: the user's id + 1, which all splits share, or 0 for no user."""
-    found: NDArray[np.int32] = common.ids[:, COMMON.names.index(USER)] + 1
-    return found
+    users: NDArray[np.int32] = common.ids[:, COMMON.names.index(USER)] + 1
+    return users
 
 
 def _offsets(vocabularies: Mapping[str, IdVocabulary]) -> dict[str, int]:

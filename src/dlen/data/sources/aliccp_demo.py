@@ -81,7 +81,7 @@ class AliCCPDemo(AliCCP):
                 self._draw(folder, wanted)
             elif _read_marker(marker) != wanted:  # do not overwrite files from which stores and runs were made
                 raise UserError(
-                    f"{folder}: holds rows of other settings or another version; set data.raw_dir to a new folder"
+                    f"{folder}: holds files of other settings or another version; set data.raw_dir to a new folder"
                 )
         return super().files()
 
@@ -200,11 +200,11 @@ def _item_features(rng: np.random.Generator, world: _World, item: Array, matched
     yield "216", rows, world.brand[item], ones
     crossed = {"508": world.category, "509": world.shop, "702": world.brand}
     for name, column in crossed.items():
-        found = np.flatnonzero(matched & (rng.random(len(item)) < 0.7))
-        yield name, found, column[item][found], rng.gamma(2.0, 0.3, size=len(found)).round(5)
-    found = np.repeat(np.flatnonzero(matched), 2)
-    found = found[rng.random(len(found)) < 0.6]
-    yield "853", found, (item[found] * 31) % _INTENTIONS, rng.gamma(2.0, 0.3, size=len(found)).round(5)
+        crossing = np.flatnonzero(matched & (rng.random(len(item)) < 0.7))
+        yield name, crossing, column[item][crossing], rng.gamma(2.0, 0.3, size=len(crossing)).round(5)
+    crossing = np.repeat(np.flatnonzero(matched), 2)
+    crossing = crossing[rng.random(len(crossing)) < 0.6]
+    yield "853", crossing, (item[crossing] * 31) % _INTENTIONS, rng.gamma(2.0, 0.3, size=len(crossing)).round(5)
     yield "301", rows, rng.integers(1, 4, size=len(rows)), ones
 
 

@@ -173,10 +173,10 @@ class Reader:
         separates = (text - 1) < 3  # 0 becomes 255
         separates |= is_newline
         separates[newline[empty]] = False
-        found = text[separates]
-        if len(found) % 3:
+        separators = text[separates]
+        if len(separators) % 3:
             raise _MalformedError
-        before_id, before_value, after = found.reshape(-1, 3).T
+        before_id, before_value, after = separators.reshape(-1, 3).T
         ends = after == _NEWLINE
         if not ((before_id == 2).all() and (before_value == 3).all() and ((after == 1) | ends).all()):
             raise _MalformedError
@@ -218,7 +218,7 @@ class Reader:
         except UnicodeDecodeError:
             line = raw.decode("utf-8", "replace")
             return self._problem_of(line) or "bytes that are not UTF-8"
-        return self._problem_of(line) or "a number is written in a way that is not read"
+        return self._problem_of(line) or "a number that cannot be parsed"
 
     def _problem_of(self, line: str) -> str | None:
         if "\r" in line:
@@ -236,7 +236,7 @@ class Reader:
             if not value:
                 return f"{name} is empty"
             if {"\x01", "\x02", "\x03"} & set(value):
-                return f"{name} holds a separator of features"
+                return f"{name} contains a separator of features"
         entries = features.split("\x01") if features else []
         for entry in entries:
             problem = self._entry_problem(entry)
@@ -247,10 +247,10 @@ class Reader:
         return None
 
     def _entry_problem(self, entry: str) -> str | None:
-        name, _, rest = entry.partition("\x02")
-        raw_id, found, value = rest.partition("\x03")
+        name, _, id_and_value = entry.partition("\x02")
+        raw_id, separator, value = id_and_value.partition("\x03")
         shown = entry.replace("\x02", r"\x02").replace("\x03", r"\x03")
-        if not found:
+        if not separator:
             return rf"feature {shown!r} is not field \x02 id \x03 value"
         if name not in self.fields:
             return f"unknown field {name!r} (this file may hold {', '.join(self.fields)})"
@@ -265,17 +265,17 @@ class Reader:
 
 def _blocks(path: Path) -> Iterator[bytes]:
     """Blocks of whole lines, about BLOCK bytes each. Adds a missing final newline and removes a byte order mark."""
-    rest, mark = b"", _MARK
+    partial, mark = b"", _MARK  # the beginning of a line whose end is in the next chunk
     with path.open("rb") as file:
         while chunk := file.read(BLOCK):
-            chunk = rest + chunk
+            chunk = partial + chunk
             end = chunk.rfind(b"\n") + 1
-            rest = chunk[end:]
+            partial = chunk[end:]
             if end:
                 yield _unix(chunk[:end].removeprefix(mark))
                 mark = b""
-    if rest:
-        yield _unix(rest.removeprefix(mark) + b"\n")
+    if partial:
+        yield _unix(partial.removeprefix(mark) + b"\n")
 
 
 def _unix(lines: bytes) -> bytes:

@@ -28,14 +28,13 @@ def rows_by_field(path: Path, store: Store, max_values: int = 20, labels: bool =
     Raises:
         UserError: a column is missing, or a cell cannot be read.
     """
-    unkept = [f.name for f in store.schema.of_kind(Kind.NUMERIC)]
-    if unkept:
-        raise UserError(f"{path}: field {unkept[0]} is scaled in a way that only its own table's YAML tells")
+    for field in store.schema.of_kind(Kind.NUMERIC):
+        raise UserError(f"{path}: cannot read numeric field {field.name}; its scaling is known to its own source only")
     fields = {f.name: _spec(f, max_values) for f in store.schema.fields}
-    said = f"the fields of {store.content['name']}"
-    tasks = {name: TaskSpec(label=f"col({name!r})") for name in store.schema.task_names}
+    name = store.content["name"]
+    tasks = {task: TaskSpec(label=f"col({task!r})") for task in store.schema.task_names}
     content = TableSpec(fields=fields, tasks=tasks)
-    return Table(said, store.content["name"], files=str(path), content=content).read(path, store, labels)
+    return Table(f"the fields of {name}", name, files=str(path), content=content).read(path, store, labels)
 
 
 def _spec(field: Field, max_values: int) -> FieldSpec:

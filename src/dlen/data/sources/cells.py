@@ -41,7 +41,7 @@ def id_text(cells: pl.Series, path: Path) -> pl.Series:
     """
     kind = cells.dtype
     if kind.is_nested():
-        raise UserError(f"{path}: column {cells.name}: holds {kind}, not one id in each cell; kind: ids takes lists")
+        raise UserError(f"{path}: column {cells.name}: has type {kind}, expected single ids; use kind: ids for lists")
     if kind.is_integer():
         return cells.cast(pl.String)
     if kind.is_float():
@@ -49,7 +49,7 @@ def id_text(cells: pl.Series, path: Path) -> pl.Series:
     try:
         text = cells.cast(pl.String).str.strip_chars()
     except pl.exceptions.PolarsError:
-        raise UserError(f"{path}: column {cells.name}: holds {kind}, which cannot be an id") from None
+        raise UserError(f"{path}: column {cells.name}: has type {kind}, which cannot be read as ids") from None
     if isinstance(kind, pl.Decimal):
         text = text.str.replace(r"(\.\d*?)0+$", "$1").str.strip_chars_end(".")
     if text.str.contains(".0", literal=True).any():
@@ -67,8 +67,8 @@ def _whole(cells: pl.Series, path: Path) -> pl.Series:
     if merged.any():
         value = cells.filter(merged)[0]
         raise UserError(
-            f"{path}: column {cells.name}: {value!r} is a float ({cells.dtype}), in which ids as large as this merge; "
-            "write the column as whole numbers or as text"
+            f"{path}: column {cells.name}: ids as large as {value!r} are not exact in type {cells.dtype}; write the "
+            "column as whole numbers or as text"
         )
     texts = cells.cast(pl.String)
     return texts.zip_with(~whole.fill_null(False), cells.set(~whole, None).cast(pl.Int64).cast(pl.String))
@@ -78,8 +78,8 @@ def numbers(frame: pl.DataFrame, column: str, path: Path) -> pl.Series:
     """A column as finite floats, null for an empty cell; BadRowError for any other cell. True is 1."""
     cells = frame[column]
     if cells.dtype.is_nested() or cells.dtype.is_temporal():
-        hint = "; kind: time takes it" if cells.dtype in (pl.Date, pl.Datetime) else ""
-        raise UserError(f"{path}: column {column}: holds {cells.dtype}, not numbers{hint}")
+        hint = "; use kind: time" if cells.dtype in (pl.Date, pl.Datetime) else ""
+        raise UserError(f"{path}: column {column}: has type {cells.dtype}, expected numbers{hint}")
     try:
         if cells.dtype == pl.String:
             cells = cells.str.strip_chars()
@@ -88,14 +88,14 @@ def numbers(frame: pl.DataFrame, column: str, path: Path) -> pl.Series:
         if cells.dtype == pl.String and (words := cells.is_not_null() & values.is_null()).any():
             values = values.zip_with(~words, cells.str.to_lowercase().replace_strict(_TRUTH, default=None))
     except pl.exceptions.PolarsError:
-        raise UserError(f"{path}: column {column}: holds {cells.dtype}, not numbers") from None
+        raise UserError(f"{path}: column {column}: has type {cells.dtype}, expected numbers") from None
     unread = cells.is_not_null() & values.is_null()
     if unread.any():
         first = str(cells.filter(unread)[0])
-        hint = f"; null_values: [{first!r}] makes it empty" if first.lower() in map(str.lower, _MARKS) else ""
+        hint = f"; to read it as empty, set null_values: [{first!r}]" if first.lower() in map(str.lower, _MARKS) else ""
         refuse(frame, unread, column, path, f"not a number{hint}")
     refuse(frame, values.is_not_null() & ~values.is_finite(), column, path, "not a finite number")
-    refuse(frame, values.abs() > LARGEST, column, path, f"not a number of 32 bits (up to {LARGEST:.3g})")
+    refuse(frame, values.abs() > LARGEST, column, path, f"not in the range of a 32-bit float (up to {LARGEST:.3g})")
     return values
 
 
@@ -115,11 +115,11 @@ def moments(frame: pl.DataFrame, column: str, path: Path, unit: str = "s", forma
     if cells.dtype in (pl.Date, pl.Datetime):
         return cells.cast(pl.Datetime("us")).cast(pl.Int64)
     if cells.dtype.is_temporal() or cells.dtype.is_nested():
-        raise UserError(f"{path}: column {column}: holds {cells.dtype}, not times")
+        raise UserError(f"{path}: column {column}: has type {cells.dtype}, expected times")
     if format:
         written = text_of(cells)
         parsed = _parse(written, format)
-        refuse(frame, parsed.is_null() & written.is_not_null(), column, path, f"not a time like {format}")
+        refuse(frame, parsed.is_null() & written.is_not_null(), column, path, f"not a time in the format {format}")
         return parsed
     dated = _dated(cells)
     if dated is not None:
@@ -129,12 +129,14 @@ def moments(frame: pl.DataFrame, column: str, path: Path, unit: str = "s", forma
         frame = frame.with_columns(cells.set(dated, None))
     stamps = numbers(frame, column, path)
     if unit == "ms":
-        refuse(frame, stamps.is_between(*_SECONDS), column, path, "a time of 1970 in ms (is the unit right? unit: s)")
+        refuse(
+            frame, stamps.is_between(*_SECONDS), column, path, "a time in 1970 if it is in ms; for seconds, set unit: s"
+        )
     stamps = stamps * (1_000_000 if unit == "s" else 1000)
-    said = f"a time in {unit} since 1970 before the year 2200 (is the unit right?)"
-    refuse(frame, ~stamps.is_between(0, _LATEST), column, path, f"not {said}")
-    found = stamps.cast(pl.Int64)
-    return found if dated is None else found.zip_with(~dated, parsed)
+    why = f"not a time from 1970 to 2200 if it is in {unit} since 1970; check unit"
+    refuse(frame, ~stamps.is_between(0, _LATEST), column, path, why)
+    numeric = stamps.cast(pl.Int64)
+    return numeric if dated is None else numeric.zip_with(~dated, parsed)
 
 
 class Rising:
@@ -163,8 +165,8 @@ class Rising:
         """
         cells = frame[self.column]
         dated = cells.dtype in (pl.Date, pl.Datetime) or _dated(cells) is not None
-        found = moments(frame, self.column, path).cast(pl.Float64) if dated else numbers(frame, self.column, path)
-        if len(found) > found.null_count():
+        values = moments(frame, self.column, path).cast(pl.Float64) if dated else numbers(frame, self.column, path)
+        if len(values) > values.null_count():
             if self.dated is None:
                 self.dated, self._other = dated, path
             if self.dated != dated:
@@ -172,7 +174,7 @@ class Rising:
                 raise UserError(
                     f"{path}: column {self.column}: " + self.why.format(now=now, then=then, other=self._other)
                 )
-        return found, dated
+        return values, dated
 
 
 def text_of(cells: pl.Series) -> pl.Series:
@@ -203,7 +205,13 @@ def list_of_cells(frame: pl.DataFrame, column: str, separator: str, path: Path) 
     values = inner.str.split(",")
     torn = values.list.eval(_torn(pl.element().str.strip_chars())).list.any() & written
     torn |= inner.str.contains(r"['\"]\s+['\"]") & written
-    refuse(frame, torn.fill_null(False), column, path, "a list with a comma in a value; write it as a Parquet list")
+    refuse(
+        frame,
+        torn.fill_null(False),
+        column,
+        path,
+        "a list with a comma in a value; write it as a Parquet list",
+    )
     value = pl.element().str.strip_chars()
     absent = value.is_in(["None", "null", "nan", "NaN"])
     plain = values.list.eval(pl.when(~absent).then(value.str.strip_chars("'\"")))
@@ -220,8 +228,8 @@ def _torn(value: pl.Expr) -> pl.Expr:
 def refuse(frame: pl.DataFrame, bad: pl.Series, column: str, path: Path, why: str) -> None:
     """Raise BadRowError for the rows where ``bad`` is true, if any."""
     if bad.any():
-        found = frame.filter(bad)
-        raise BadRowError(path, found[LINE].to_list(), f"column {column}: {found[column][0]!r} is {why}")
+        rows = frame.filter(bad)
+        raise BadRowError(path, rows[LINE].to_list(), f"column {column}: {rows[column][0]!r} is {why}")
 
 
 def _dated(cells: pl.Series) -> pl.Series | None:
@@ -229,8 +237,8 @@ def _dated(cells: pl.Series) -> pl.Series | None:
     if cells.dtype != pl.String:
         return None
     text = text_of(cells)
-    found = text.is_not_null() & text.cast(pl.Float64, strict=False).is_null()
-    return found if found.any() else None
+    dated = text.is_not_null() & text.cast(pl.Float64, strict=False).is_null()
+    return dated if dated.any() else None
 
 
 def _iso(written: pl.Series) -> pl.Series:

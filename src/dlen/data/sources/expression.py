@@ -90,8 +90,8 @@ class Expression:
             if not isinstance(right, ast.List | ast.Tuple):
                 raise self._error(right)
             values = [self._constant(item) for item in right.elts]
-            found = self._column(name, values).is_in(values)
-            return ~found if isinstance(op, ast.NotIn) else found
+            is_listed = self._column(name, values).is_in(values)
+            return ~is_listed if isinstance(op, ast.NotIn) else is_listed
         if type(op) not in _COMPARISONS:
             raise self._error(op)
         value = self._constant(right)
@@ -116,8 +116,10 @@ class Expression:
         if isinstance(node, ast.Constant):
             if isinstance(node.value, bool | int | float):
                 if abs(node.value) > 2**53:
-                    said = f"{node.value} is beyond what numbers tell apart; compare with text, '{node.value}'"
-                    raise ValueError(f"{self.text!r}: {said}")
+                    raise ValueError(
+                        f"{self.text!r}: {node.value} is too large for an exact comparison of numbers; write it as "
+                        f"text, '{node.value}'"
+                    )
                 return float(node.value)
             if isinstance(node.value, str):
                 return id_text(pl.Series([node.value]), Path())[0] or ""

@@ -31,14 +31,14 @@ def frame_source(frame: pl.DataFrame, spec: Mapping[str, Any], folder: Path, nam
         UserError: the spec is invalid, or the folder cannot be written.
     """
     if "files" in spec:
-        raise UserError("the frame is the data: leave `files` out of its spec")
+        raise UserError("spec: files: remove it, the frame itself is the data")
     if not name or "/" in name or name.startswith("."):
-        raise UserError(f"{name!r} cannot be the name of a data set (no slash, and no full stop in front)")
+        raise UserError(f"name: {name!r} cannot name a data set; use no slash and no leading dot")
     try:
         # Convert mappings, tuples and numpy numbers to plain values.
         content = json.loads(json.dumps(spec, default=lambda value: value.item()))
     except (TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"the spec of {name} holds what no YAML does ({error})") from None
+        raise UserError(f"spec of {name}: has a value that YAML cannot represent ({error})") from None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with replacing_file(folder / f"{name}.parquet") as path:
@@ -50,7 +50,7 @@ def frame_source(frame: pl.DataFrame, spec: Mapping[str, Any], folder: Path, nam
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
     except (pl.exceptions.PolarsError, TypeError) as error:
-        raise UserError(f"the frame cannot be kept as Parquet ({str(error).splitlines()[0]})") from None
+        raise UserError(f"frame {name}: cannot be written as Parquet ({str(error).splitlines()[0]})") from None
     source = Table(str(folder / f"{name}.yaml"), name)
     _ = source.table  # report errors in the spec here
     return source

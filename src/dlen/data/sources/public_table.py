@@ -24,6 +24,6 @@ class PublicTable(Table):
         spec = SPECS / f"{name}.yaml"
         if not spec.exists():
             known = ", ".join(sorted(p.stem for p in SPECS.glob("*.yaml")))
-            raise UserError(f"config data.name: {name!r} is none of the public data sets ({known})")
+            raise UserError(f"config data.name: {name!r} is not a public data set; choose one of {known}")
         chosen = None if files is None else str(Path(raw_dir) / files)
         super().__init__(str(spec), name, chosen, raw_dir, bad_rows=bad_rows)

@@ -19,10 +19,11 @@ from dlen.data.bad_rows import BadRows
 from dlen.data.sources.table_columns import TableColumn
 from dlen.data.sources.table_encoding import encode, make_columns
 from dlen.data.sources.table_labels import Labels
+from dlen.data.sources.table_parse import parse_spec, read_spec
 from dlen.data.sources.table_passes import TablePasses, missing_column_hint
 from dlen.data.sources.table_paths import files_by_split, join_files
 from dlen.data.sources.table_rows import TableRows
-from dlen.data.sources.table_spec import TableSpec, parse_spec, read_spec
+from dlen.data.sources.table_spec import TableSpec
 from dlen.data.split import Split, split_of
 from dlen.data.store import Store
 from dlen.data.writer import StoreWriter

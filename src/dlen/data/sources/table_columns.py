@@ -163,8 +163,8 @@ class IdsColumn(IdColumn):
             return {}
         which = "first" if self.spec.keep == "heaviest" and not self.spec.weight_separator else self.spec.keep
         hint = "; keep: last would keep the newest of a history" if which == "first" else ""
-        said = f"{self._cut / self._rows:.2%} have more than {self.spec.max_values} values and keep the {which}{hint}"
-        return {f"lists_of_{self.name}": said}
+        share = f"{self._cut / self._rows:.2%} have more than {self.spec.max_values} values"
+        return {f"lists_of_{self.name}": f"{share} and keep the {which}{hint}"}
 
     def check(self, frame: pl.DataFrame, path: Path) -> None:
         self._values(frame, path)
@@ -204,19 +204,19 @@ class IdsColumn(IdColumn):
         except pl.exceptions.PolarsError:
             kind = long["value"].dtype
             raise UserError(
-                f"{path}: column {self.spec.column}: holds lists of {kind}, not of ids and weights"
+                f"{path}: column {self.spec.column}: has lists of type {kind}, expected ids with weights"
             ) from None
         parts = long["value"].str.splitn(self.spec.weight_separator, 2).struct.unnest()
         weights = parts["field_1"].cast(pl.Float32, strict=False)
         bad = weights.is_null() | ~weights.is_finite()
         if bad.any():
-            found = long.filter(bad)
-            shape = f"id{self.spec.weight_separator}weight"
-            problem = f"field {self.name}: {found['value'][0]!r} is not {shape} with a number"
-            raise BadRowError(path, found[LINE].unique(maintain_order=True).to_list(), problem)
+            rows = long.filter(bad)
+            form = f"id{self.spec.weight_separator}weight"
+            problem = f"field {self.name}: {rows['value'][0]!r} is not of the form {form} with a finite weight"
+            raise BadRowError(path, rows[LINE].unique(maintain_order=True).to_list(), problem)
         ids = id_text(parts["field_0"].alias(self.spec.column), path)
-        there = ids.is_not_null()
-        return long["row"].filter(there).to_numpy(), ids.filter(there), weights.filter(there).to_numpy()
+        present = ids.is_not_null()
+        return long["row"].filter(present).to_numpy(), ids.filter(present), weights.filter(present).to_numpy()
 
 
 class NumberColumn(TableColumn):
@@ -259,7 +259,7 @@ class NumberColumn(TableColumn):
 
     def numbers(self, frame: pl.DataFrame, path: Path) -> list[Array]:
         scaled = (self._values(frame, path).fill_null(self.mean) - self.mean) / self.deviation
-        refuse(frame, scaled.abs() > LARGEST, self.spec.column, path, "too far from all that training has seen")
+        refuse(frame, scaled.abs() > LARGEST, self.spec.column, path, "too far outside the range of the training rows")
         return [scaled.to_numpy()]
 
     def _values(self, frame: pl.DataFrame, path: Path) -> pl.Series:
@@ -316,16 +316,16 @@ class TimeColumn(TableColumn):
         self._first, self._last = math.inf, -math.inf
 
     def observe(self, frame: pl.DataFrame, path: Path) -> None:
-        found = self.moments(frame, path).drop_nulls().to_numpy()
-        if len(found):
-            self._first, self._last = min(self._first, int(found.min())), max(self._last, int(found.max()))
+        stamps = self.moments(frame, path).drop_nulls().to_numpy()
+        if len(stamps):
+            self._first, self._last = min(self._first, int(stamps.min())), max(self._last, int(stamps.max()))
 
     def notes(self) -> dict[str, str]:
         if self._last < self._first:
             return {}
         first, last = (str(np.datetime64(int(t), "us")) for t in (self._first, self._last))
-        asked = "; all in 1970: is the unit right?" if last.startswith("1970") else ""
-        return {f"training_times_of_{self.name}": f"{first[:16]} to {last[:16]}{asked}".replace("T", " ")}
+        hint = "; all in 1970: is the unit right?" if last.startswith("1970") else ""
+        return {f"training_times_of_{self.name}": f"{first[:16]} to {last[:16]}{hint}".replace("T", " ")}
 
     def check(self, frame: pl.DataFrame, path: Path) -> None:
         self.moments(frame, path)
@@ -351,8 +351,8 @@ class TimeColumn(TableColumn):
 
     def moments(self, frame: pl.DataFrame, path: Path) -> pl.Series:
         """(n,) local time in microseconds; null if absent."""
-        found = moments(frame, self.spec.column, path, self.spec.unit, self.spec.format)
-        return found + round(3_600_000_000 * self.spec.utc_offset)
+        stamps = moments(frame, self.spec.column, path, self.spec.unit, self.spec.format)
+        return stamps + round(3_600_000_000 * self.spec.utc_offset)
 
 
 def make_column(name: str, spec: FieldSpec) -> TableColumn:

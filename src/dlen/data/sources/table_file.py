@@ -65,7 +65,7 @@ class Form:
         encoding: text encoding; empty for UTF-8.
         quote: quote character of cells; empty for none, None for ``"`` unless it swallows rows.
         null_values: texts that mean an empty cell.
-        said: path of the YAML, for messages.
+        spec: path of the YAML, for messages.
     """
 
     separator: str
@@ -75,7 +75,7 @@ class Form:
     encoding: str
     quote: str | None
     null_values: tuple[str, ...]
-    said: Path
+    spec: Path
 
 
 class TableFile:
@@ -208,11 +208,11 @@ class TableFile:
         encoding = self.form.encoding
         if not encoding:
             if marked:
-                raise UserError(f"{self.path}: is text in UTF-16; set encoding: {marked} in {self.form.said}")
+                raise UserError(f"{self.path}: is text in UTF-16; set encoding: {marked} in {self.form.spec}")
             if b"\0" in begin:
                 raise UserError(
-                    f"{self.path}: has bytes of zero, so it is no CSV; if it is UTF-16, set encoding: utf-16-le "
-                    f"or utf-16-be in {self.form.said}"
+                    f"{self.path}: contains zero bytes, so it is not a CSV file; for text in UTF-16, set encoding: "
+                    f"utf-16-le or utf-16-be in {self.form.spec}"
                 )
         elif codecs.lookup(encoding).name != "utf-8":
             return self._recoded(opener, encoding, scratch)
@@ -224,7 +224,7 @@ class TableFile:
         try:
             yield
         except _BROKEN as error:
-            raise UserError(f"{self.path}: cannot be unpacked ({error}); fetch it again") from None
+            raise UserError(f"{self.path}: cannot be decompressed ({error}); fetch the file again") from None
 
     @staticmethod
     def _copy(scratch: Path) -> Path:
@@ -246,8 +246,8 @@ class TableFile:
                     out.write(text.removeprefix("\ufeff").encode() if lines == 1 else text.encode())
                     lines += text.count("\n")
         except UnicodeError as error:
-            said = f"after line {lines}: is not text in {encoding} ({error.args[-1]})"
-            raise UserError(f"{self.path}, {said}; set encoding in {self.form.said}") from None
+            reason = f"cannot be decoded as {encoding} ({error.args[-1]})"
+            raise UserError(f"{self.path}, after line {lines}: {reason}; set encoding in {self.form.spec}") from None
         return copy
 
     def _open(self) -> BinaryIO:
@@ -278,7 +278,7 @@ class TableFile:
             escaped = next((c for cell in row for c in cell if "\udc80" <= c <= "\udcff"), None)
             if escaped is not None:
                 problem = (
-                    f"the byte 0x{ord(escaped) - 0xDC00:02x} is no UTF-8; set encoding in {self.form.said}, such as "
+                    f"byte 0x{ord(escaped) - 0xDC00:02x} is not valid UTF-8; set encoding in {self.form.spec}, such as "
                     "gb18030, latin-1 or cp1252"
                 )
                 if first:
@@ -347,24 +347,24 @@ class TableFile:
         """Reject a multi-line row whose lines would each be a row: the quote closes in the cell of another row."""
         if self.form.quote is not None:  # set explicitly, so intended
             return
-        own: list[str] = []  # lines of a row
+        lines: list[str] = []  # lines of a row
 
         def kept(file: TextIO) -> Iterator[str]:
             for line in file:
-                own.append(line.rstrip("\r\n"))
-                yield own[-1].replace("\r", " ")
+                lines.append(line.rstrip("\r\n"))
+                yield lines[-1].replace("\r", " ")
 
         with self._open_text() as file, suppress(csv.Error):
             rows, width, before = csv.reader(kept(file), **self._dialect()), len(self.form.columns), 0
             for row in rows:
                 width = width or len(row)
-                if len(own) > 1 and width > 1 and all(line.count(self._separator) == width - 1 for line in own):
+                if len(lines) > 1 and width > 1 and all(line.count(self._separator) == width - 1 for line in lines):
                     raise UserError(
                         f"{self.path}, row {before + 1}: a quote opens here and closes in row {rows.line_num}: "
-                        f"{len(own)} rows become one; set quote: '' in {self.form.said} if quotes are text, or "
-                        "quote: '\"' if cells really hold line breaks"
+                        f"{len(lines)} rows become one; set quote: '' in {self.form.spec} if quotes are text, or "
+                        "quote: '\"' if cells contain line breaks"
                     )
-                own.clear()
+                lines.clear()
                 before = rows.line_num
 
     def _quote_hint(self) -> str:
@@ -375,7 +375,7 @@ class TableFile:
         with self._open_text() as file:
             number = next((n for n, line in enumerate(file, 1) if inside.search(line.rstrip("\r\n"))), None)
         where = "" if number is None else f" (row {number} has one within a cell)"
-        return f"; set quote: '' in {self.form.said} if quotes are part of the text{where}"
+        return f"; set quote: '' in {self.form.spec} if quotes are part of the text{where}"
 
     def _unread_lines(self) -> Array:
         """Numbers of the lines that Polars does not count as rows: comments, and blank lines before a header."""

@@ -27,8 +27,8 @@ Array = NDArray[Any]
 _BETWEEN = "\x1f"  # separates the values of a multi-column key
 _DAY = 86_400_000_000  # microseconds
 _TWO_FORMS = (
-    "holds {now}, where other rows of the log have {then}; write it in one form, or make it a field of kind time, "
-    "which takes both"
+    "holds {now}, but other rows of the log hold {then}; write it in one form, or make it a field of kind time, "
+    "which accepts both"
 )
 _ROUNDING = 1e-5  # of counts in 32 bits
 
@@ -64,9 +64,9 @@ class Clock:
         values = self.field.moments(frame, path) if self.field else self.rising.read(frame, path)[0]
         if values.null_count() and not new:
             lines = frame.filter(values.is_null())[LINE].to_list()
-            raise BadRowError(path, lines, f"column {self.column}: empty, but rates are told by this time")
-        found = values.cast(pl.Float64).fill_null(np.inf).to_numpy()
-        return np.floor(found / _DAY) if self.spec.every == "day" else found
+            raise BadRowError(path, lines, f"column {self.column}: is empty, but rates need this time in every row")
+        periods = values.cast(pl.Float64).fill_null(np.inf).to_numpy()
+        return np.floor(periods / _DAY) if self.spec.every == "day" else periods
 
     def folds(self, row: Array) -> Array:
         """(n,) fold of each row, derived from its number."""
@@ -95,19 +95,19 @@ class RateColumn(TableColumn):
         scratch: Path | None = None,
     ) -> None:
         super().__init__(name, spec)
-        asked = spec.rate if spec.rate is not None else spec.count
-        assert asked is not None
+        rate = spec.rate if spec.rate is not None else spec.count
+        assert rate is not None
         self.clock = Clock(table, path)
-        self.names = asked.by
-        self.by = [table.fields[b].column if b in table.fields else b for b in asked.by]
-        self.separators = [table.fields[b].separator if b in table.fields else "|" for b in asked.by]
-        fields = [table.fields.get(b) for b in asked.by]
+        self.names = rate.by
+        self.by = [table.fields[b].column if b in table.fields else b for b in rate.by]
+        self.separators = [table.fields[b].separator if b in table.fields else "|" for b in rate.by]
+        fields = [table.fields.get(b) for b in rate.by]
         self.lists = [f is not None and f.kind == "ids" and not f.weight_separator for f in fields]
         self.tasks = list(labels)
-        self.of = asked.of
-        self.expressions = {of: Expression(of) for of in asked.of if of not in labels}
+        self.of = rate.of
+        self.expressions = {of: Expression(of) for of in rate.of if of not in labels}
         self._check_no_label(labels)
-        settings = Settings(len(self.of), self.clock.timed, asked.smoothing, table.rates.rows == "train")
+        settings = Settings(len(self.of), self.clock.timed, rate.smoothing, table.rates.rows == "train")
         self.table = RateTable(settings, None if scratch is None else scratch / f"rate-{name}")
         self._training = 0  # training rows
         self._features: Array | None = None
@@ -125,13 +125,13 @@ class RateColumn(TableColumn):
 
     def _check_no_label(self, labels: dict[str, Expression]) -> None:
         """Reject a key or time computed from outcomes of the row: its own label would leak into its features."""
-        happened = {c: f"task {task} is made of" for task, e in labels.items() for c in e.columns}
-        happened |= dict.fromkeys(self.happened, "the rate itself is made of")
+        outcomes = {c: f"task {task}" for task, e in labels.items() for c in e.columns}
+        outcomes |= dict.fromkeys(self.happened, "the rate itself")
         for column in self.inputs:
-            if column in happened:
+            if column in outcomes:
                 raise UserError(
-                    f"{self.clock.path}: fields.{self.name}: {column}, which {happened[column]}, can be neither its "
-                    "key nor its time: a row's own label would be in its features"
+                    f"{self.clock.path}: fields.{self.name}: column {column} determines {outcomes[column]}, so it can "
+                    "be neither key nor time of the rate: a row's own label would be in its features"
                 )
 
     def check(self, frame: pl.DataFrame, path: Path) -> None:
@@ -167,12 +167,12 @@ class RateColumn(TableColumn):
 
     def freeze(self, writer: StoreWriter) -> None:
         """Count the rows, then scale by mean and deviation of the training rows."""
-        found = self.table.finish(self._rows, writer.history(self.name))
+        self._features = self.table.finish(self._rows, writer.history(self.name))
         # A lift is already centred and in log-odds. Only the count is scaled, with statistics independent of labels.
-        self._features, rows = found, max(self._training, 1)  # a split without training rows is reported later
+        rows = max(self._training, 1)  # a split without training rows is reported later
         mean = self.table.count_sum / rows
         deviation = max(self.table.count_squares / rows - mean**2, 0.0) ** 0.5
-        self.mean, self.deviation = np.zeros(found.shape[1]), np.ones(found.shape[1])
+        self.mean, self.deviation = np.zeros(len(self.of) + 1), np.ones(len(self.of) + 1)
         self.mean[-1] = mean
         if deviation > _ROUNDING * max(mean, 1.0):
             self.deviation[-1] = deviation
@@ -182,8 +182,8 @@ class RateColumn(TableColumn):
             key = {"by": self.names, "separators": self.separators}
             writer.statistics[name] = statistics | {"rate": {"history": self.name, "output": output, **key}}
         writer.histories[self.name] = {**self.table.kept(), "dated": self.clock.rising.dated}
-        told = "earlier rows" if self.clock.timed else f"{self.clock.spec.folds} folds"
-        writer.notes[f"rate_of_{self.name}"] = f"by {', '.join(self.by)}, from {told}"
+        origin = "earlier rows" if self.clock.timed else f"{self.clock.spec.folds} folds"
+        writer.notes[f"rate_of_{self.name}"] = f"by {', '.join(self.by)}, from {origin}"
 
     def restore(self, store: Store) -> None:
         """Load the history of a store."""
@@ -202,12 +202,11 @@ class RateColumn(TableColumn):
     def numbers(self, frame: pl.DataFrame, path: Path) -> list[Array]:
         """Features of rows passed to :meth:`show`, or of new rows after :meth:`restore`."""
         if self._features is not None:
-            found = self._features[frame[ROW].to_numpy()]
+            features = self._features[frame[ROW].to_numpy()]
         else:
-            found = self.table.features(
-                self._keys(frame, path), self.clock.periods(frame, path, new=True) if self.clock.timed else None
-            )
-        scaled = (found - self.mean) / self.deviation
+            when = self.clock.periods(frame, path, new=True) if self.clock.timed else None
+            features = self.table.features(self._keys(frame, path), when)
+        scaled = (features - self.mean) / self.deviation
         return [scaled[:, place] for place, _ in self._outputs()]
 
     def _outputs(self) -> list[tuple[int, str]]:
@@ -228,7 +227,7 @@ def _key(frame: pl.DataFrame, column: str, separator: str, path: Path, is_list: 
         return id_text(cells, path)
     lists = list_of_cells(frame, column, separator, path)
     if not isinstance(lists.dtype, pl.List):
-        raise UserError(f"{path}: column {column}: holds {cells.dtype}, which cannot be a key")
+        raise UserError(f"{path}: column {column}: has type {cells.dtype}, which cannot be a key")
     long = pl.DataFrame({"row": pl.int_range(len(lists), eager=True), "value": lists}).explode("value")
     long = long.with_columns(id_text(long["value"].alias(column), path).alias("value")).drop_nulls("value")
     joined = long.group_by("row").agg(pl.col("value").str.join(separator))

@@ -1,30 +1,18 @@
-"""The YAML that describes the columns of a user's table, read and validated before any row is read."""
+"""The YAML that describes the columns of a user's table, as dataclasses that declare its valid values."""
 
 from __future__ import annotations
 
-import codecs
-import difflib
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from datetime import date
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any
 
-import polars as pl
-import yaml
-
-from dlen.checks import is_number, is_whole
 from dlen.data.ragged import Keep
-from dlen.data.sources.cells import id_text
 from dlen.data.sources.expression import Expression
+from dlen.data.valid import OneOf, Range
 from dlen.errors import UserError
-from dlen.schema import Pooling, check_targets
+from dlen.schema import Pooling
 
-KINDS = ("id", "ids", "numeric", "time")
-TRANSFORMS = ("standardise", "log1p", "quantile")
 TIME_PARTS = {"hour": 24, "weekday": 7, "day": 31, "month": 12}
-T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -39,7 +27,7 @@ class RateSpec:
 
     of: Any = field(default_factory=list)
     by: Any = field(default_factory=list)
-    smoothing: float = 20.0
+    smoothing: Annotated[float, Range(1e-3, 1e9)] = 20.0
 
 
 @dataclass(slots=True)
@@ -56,9 +44,9 @@ class RatesSpec:
     """
 
     time: str = ""
-    every: str = "row"
-    rows: str = "all"
-    folds: int = 5
+    every: Annotated[str, OneOf("row", "day")] = "row"
+    rows: Annotated[str, OneOf("all", "train")] = "all"
+    folds: Annotated[int, Range(2, 1000)] = 5
 
 
 @dataclass(slots=True)
@@ -87,21 +75,21 @@ class FieldSpec:
         parts: time: hour, weekday, day, month; each becomes an id field.
     """
 
-    kind: str = "id"
+    kind: Annotated[str, OneOf("id", "ids", "numeric", "time")] = "id"
     column: str = ""
     side: str = "context"
-    min_count: int = 1
+    min_count: Annotated[int, Range(1)] = 1
     separator: str = "|"
     weight_separator: str = ""
-    max_values: int = 20
-    keep: str = "heaviest"
-    pooling: str = "mean"
-    transform: str = "standardise"
-    buckets: int = 20
+    max_values: Annotated[int, Range(1, 2**15 - 1)] = 20
+    keep: Annotated[str, OneOf(*Keep)] = "heaviest"
+    pooling: Annotated[str, OneOf(*Pooling)] = "mean"
+    transform: Annotated[str, OneOf("standardise", "log1p", "quantile")] = "standardise"
+    buckets: Annotated[int, Range(2)] = 20
     format: str = ""
-    unit: str = "s"
-    utc_offset: float = 0.0
-    parts: list[str] = field(default_factory=lambda: ["hour", "weekday"])
+    unit: Annotated[str, OneOf("s", "ms")] = "s"
+    utc_offset: Annotated[float, Range(-24, 24)] = 0.0
+    parts: Annotated[list[str], OneOf(*TIME_PARTS)] = field(default_factory=lambda: ["hour", "weekday"])
     rate: Any = None
     count: Any = None
 
@@ -123,9 +111,9 @@ class TaskSpec:
     label: str = ""
     observed: str = ""
     observed_where: str | None = None
-    train_on: str = "observed"
+    train_on: Annotated[str, OneOf("observed", "all")] = "observed"
     joint: str = ""
-    weight: float = 1.0
+    weight: Annotated[float, Range(0)] = 1.0
     dislike: bool = False
 
 
@@ -145,13 +133,13 @@ class SplitSpec:
         allow_one_class: do not require both classes of every task in validation and test.
     """
 
-    by: str = "fraction"
+    by: Annotated[str, OneOf("fraction", "hash", "time", "column")] = "fraction"
     column: str = ""
     validation: Any = 0.1
     test: Any = 0.1
     validation_from: Any = None
     test_from: Any = None
-    seed: int = 0
+    seed: Annotated[int, Range(0)] = 0
     allow_one_class: bool = False
 
 
@@ -214,56 +202,6 @@ class TableSpec:
     position: str | None = None
 
 
-def read_spec(path: Path) -> str:
-    """Read the text of a spec. Raises UserError if that fails."""
-    try:
-        return path.read_text()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); data.spec names the YAML of a table") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not valid YAML ({error})") from None
-
-
-class _Loader(yaml.SafeLoader):
-    """Rejects duplicate keys, of which YAML would silently use the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} occurs twice", key.start_mark)
-            if isinstance(key.value, str):
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def parse_spec(text: str, path: Path) -> TableSpec:
-    """Parse and validate the text of a spec.
-
-    Args:
-        text: YAML text.
-        path: path of the YAML, for messages.
-
-    Raises:
-        UserError: the text is not YAML, or has an invalid key or value.
-    """
-    try:
-        content = yaml.load(text, _Loader)  # a SafeLoader
-    except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:  # a date such as 2023-02-30; {{template}}
-        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
-    spec = _fill(TableSpec, content, path, "")
-    spec.fields = {str(k): _field(v, path, f"fields.{k}") for k, v in _mapping(spec.fields, path, "fields")}
-    spec.tasks = {str(k): _task(v, path, f"tasks.{k}") for k, v in _mapping(spec.tasks, path, "tasks")}
-    joins = _mapping(spec.joins, path, "joins") if spec.joins else []
-    spec.joins = {str(k): _join(v, path, f"joins.{k}") for k, v in joins}
-    if isinstance(spec.split, Mapping):
-        spec.split = _fill(SplitSpec, spec.split, path, "split")
-    if isinstance(spec.rates, Mapping):
-        spec.rates = _fill(RatesSpec, spec.rates, path, "rates")
-    _check(spec, path)
-    return spec
-
-
 def names_of(name: str, spec: FieldSpec) -> list[str]:
     """The schema fields that one entry of ``fields`` becomes."""
     if spec.kind == "time":
@@ -280,250 +218,3 @@ def expression(task: TaskSpec, path: Path, name: str, key: str = "label") -> Exp
         return Expression(str(getattr(task, key)))
     except ValueError as error:
         raise UserError(f"{path}: tasks.{name}.{key}: {error}") from None
-
-
-def choose(value: Any, choices: tuple[str, ...], path: Path, key: str) -> None:
-    """Raise UserError unless ``value`` is one of ``choices``."""
-    if value not in choices:
-        near = difflib.get_close_matches(str(value), choices, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"{path}: {key}: {value!r} is not one of {', '.join(choices)}{hint}")
-
-
-def _mapping(value: Any, path: Path, key: str) -> list[tuple[Any, Any]]:
-    if not isinstance(value, Mapping) or not value:
-        raise UserError(f"{path}: {key}: names at least one of them, as a mapping")
-    return list(value.items())
-
-
-def _join(value: Any, path: Path, key: str) -> JoinSpec:
-    spec = _fill(JoinSpec, value, path, key)
-    for name in ("file", "by"):
-        if not getattr(spec, name):
-            raise UserError(f"{path}: {key}.{name}: must be set")
-    spec.key = spec.key or spec.by
-    return spec
-
-
-def _field(value: Any, path: Path, key: str) -> FieldSpec:
-    spec = _fill(FieldSpec, value, path, key)
-    kinds = [k for k in ("rate", "count") if k in value]
-    if not kinds:
-        return spec
-    others = [str(k) for k in value if k not in (kinds[0], "side")]
-    if others:
-        raise UserError(f"{path}: {key}.{others[0]}: does not go with {kinds[0]}, which is made from the log")
-    asked = _fill(RateSpec, value[kinds[0]], path, f"{key}.{kinds[0]}")
-    asked.by, asked.of = _texts(asked.by, path, f"{key}.{kinds[0]}.by"), _texts(asked.of, path, f"{key}.{kinds[0]}.of")
-    if not asked.by:
-        raise UserError(f"{path}: {key}.{kinds[0]}.by: must name a field or column")
-    if bool(asked.of) != (kinds[0] == "rate"):
-        hint = "must name a task, or be an expression" if kinds[0] == "rate" else "a count is of rows; leave it out"
-        raise UserError(f"{path}: {key}.{kinds[0]}.of: {hint}")
-    if kinds[0] == "count" and "smoothing" in value["count"]:
-        raise UserError(f"{path}: {key}.count.smoothing: a count is not smoothed; leave it out")
-    if not 1e-3 <= asked.smoothing <= 1e9:
-        raise UserError(f"{path}: {key}.rate.smoothing: {asked.smoothing!r} is not a number of rows from 0.001 to 1e9")
-    spec.kind = "rate"
-    if len(asked.by) > 1 and "side" not in value:
-        spec.side = "cross"
-    setattr(spec, kinds[0], asked)
-    return spec
-
-
-def _texts(value: Any, path: Path, key: str) -> list[str]:
-    """A text, or a list of unique texts, as a list."""
-    texts = value if isinstance(value, list) else [value]
-    if not all(isinstance(t, str) and t for t in texts) or len(set(texts)) < len(texts):
-        raise UserError(f"{path}: {key}: {value!r} is neither a text nor a list of different texts")
-    return texts
-
-
-def _task(value: Any, path: Path, key: str) -> TaskSpec:
-    return _fill(TaskSpec, value if isinstance(value, Mapping) else {"label": value}, path, key)
-
-
-def _fill(kind: type[T], content: Any, path: Path, key: str) -> T:
-    """Build a dataclass from a mapping, rejecting unknown keys and values of the wrong type."""
-    if not isinstance(content, Mapping):
-        raise UserError(f"{path}: {key or 'the file'}: must be a mapping of settings")
-    known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
-    for name, value in content.items():
-        where = f"{key}.{name}" if key else str(name)
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, 1)
-            hint = f"; did you mean {near[0]}?" if near else f" (keys: {', '.join(known)})"
-            raise UserError(f"{path}: {where}: there is no such key{hint}")
-        wanted = str(known[str(name)].type)
-        if not _is_of_type(value, wanted):
-            raise UserError(f"{path}: {where}: {value!r} is not {_TYPES[wanted]}")
-    return kind(**content)
-
-
-_TYPES = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false"}
-_TYPES |= {
-    "list[str]": "a list of texts",
-    "str | None": "text",
-    "SplitSpec": "a mapping of settings",
-    "RatesSpec": "a mapping of settings",
-}
-
-
-def _is_of_type(value: Any, wanted: str) -> bool:
-    """Whether a YAML value fits the annotation of a dataclass field; other annotations are checked elsewhere."""
-    match wanted:
-        case "str":
-            return isinstance(value, str)
-        case "int":
-            return is_whole(value)
-        case "float":
-            return is_number(value)
-        case "bool":
-            return isinstance(value, bool)
-        case "list[str]":
-            return isinstance(value, list) and all(isinstance(item, str) for item in value)
-        case "str | None":
-            return value is None or isinstance(value, str)
-        case "SplitSpec" | "RatesSpec":
-            return isinstance(value, Mapping)
-        case _:
-            return True
-
-
-def _check_name(name: str, path: Path, key: str) -> None:
-    """Names become file names and parts of metric keys."""
-    if not name or name.startswith(".") or "/" in name or "\0" in name or len(name.encode()) > 200:
-        raise UserError(f"{path}: {key}: {name[:80]!r} cannot be a name (no slash, no full stop in front, 200 bytes)")
-
-
-def _check(spec: TableSpec, path: Path) -> None:
-    for name, item in spec.fields.items():
-        key = f"fields.{name}"
-        _check_name(name, path, key)
-        if item.kind == "rate" and (item.rate or item.count):
-            continue
-        choose(item.kind, KINDS, path, f"{key}.kind")
-        choose(item.transform, TRANSFORMS, path, f"{key}.transform")
-        choose(item.pooling, tuple(Pooling), path, f"{key}.pooling")
-        choose(item.unit, ("s", "ms"), path, f"{key}.unit")
-        choose(item.keep, tuple(Keep), path, f"{key}.keep")
-        if not abs(item.utc_offset) <= 24:
-            raise UserError(f"{path}: {key}.utc_offset: {item.utc_offset!r} is not a number of hours up to 24")
-        for part in item.parts:
-            choose(part, tuple(TIME_PARTS), path, f"{key}.parts")
-        if item.buckets < 2 or not 1 <= item.max_values < 2**15 or item.min_count < 1:
-            raise UserError(f"{path}: {key}: buckets is at least 2, max_values 1 to 32767, min_count at least 1")
-        item.column = item.column or name
-    made = [name for n, f in spec.fields.items() for name in names_of(n, f)]
-    for name in made:
-        if made.count(name) > 1:
-            raise UserError(f"{path}: fields.{name}: this name is also that of a part of a time field, or of a rate")
-    for key, character in (("separator", spec.separator), ("quote", spec.quote or "")):
-        if len(character.encode()) > 1:
-            raise UserError(f"{path}: {key}: {character!r} is not a single character")
-    _check_encoding(spec.encoding, path)
-    for name in spec.columns:
-        if spec.columns.count(name) > 1:
-            raise UserError(f"{path}: columns: {name!r} occurs twice")
-    for name, task in spec.tasks.items():
-        _check_name(name, path, f"tasks.{name}")
-        choose(task.train_on, ("observed", "all"), path, f"tasks.{name}.train_on")
-        if task.observed_where is not None:
-            choose(task.observed_where, tuple(spec.tasks), path, f"tasks.{name}.observed_where")
-        expression(task, path, name)
-        if not 0 <= task.weight < math.inf:
-            raise UserError(f"{path}: tasks.{name}.weight: {task.weight!r} is not a number from 0")
-        if task.observed:
-            expression(task, path, name, "observed")
-    try:
-        check_targets([(name, task.joint, task.dislike) for name, task in spec.tasks.items()])
-    except ValueError as error:
-        raise UserError(f"{path}: tasks: {error}") from None
-    _check_no_label(spec, path)
-    for key in ("user", "position"):
-        value = getattr(spec, key)
-        if value is not None:
-            choose(value, tuple(n for n, f in spec.fields.items() if f.kind != "rate"), path, key)
-    _check_split(spec.split, path)
-    _check_rates(spec, path)
-    if not spec.header and not spec.columns:
-        raise UserError(f"{path}: columns: name them, since header is false")
-
-
-def _check_encoding(encoding: str, path: Path) -> None:
-    try:
-        text = not encoding or codecs.lookup(encoding)._is_text_encoding
-    except (LookupError, ValueError):
-        text = False
-    if not text:
-        raise UserError(f"{path}: encoding: {encoding!r} is none that is known, such as gb18030, latin-1 or utf-16")
-
-
-def _check_no_label(spec: TableSpec, path: Path) -> None:
-    """Reject a field read from a column of a label: it would leak the answer."""
-    made = {
-        column: f"tasks.{name}" for name, task in spec.tasks.items() for column in expression(task, path, name).columns
-    }
-    for name, item in spec.fields.items():
-        if item.column in made:
-            raise UserError(
-                f"{path}: fields.{name}: column {item.column} is what the label of {made[item.column]} is made of, so "
-                "a model would be told the answer; take it out of fields"
-            )
-
-
-def _check_rates(spec: TableSpec, path: Path) -> None:
-    choose(spec.rates.every, ("row", "day"), path, "rates.every")
-    choose(spec.rates.rows, ("all", "train"), path, "rates.rows")
-    if not 2 <= spec.rates.folds <= 1000:
-        raise UserError(f"{path}: rates.folds: {spec.rates.folds} is not a whole number from 2 to 1000")
-    made = [name for name, item in spec.fields.items() if item.kind == "rate"]
-    for name, item in spec.fields.items():
-        for by in (item.rate or item.count).by if item.kind == "rate" else ():
-            if by in made:
-                raise UserError(f"{path}: fields.{name}: by {by}, which is a rate or count itself, and no key")
-        for of in item.rate.of if item.rate else ():
-            if of in spec.tasks:
-                continue
-            if len(item.rate.of) > 1:
-                choose(of, tuple(spec.tasks), path, f"fields.{name}.rate.of")
-            try:
-                Expression(of)
-            except ValueError as error:
-                raise UserError(f"{path}: fields.{name}.rate.of: neither a task nor an expression: {error}") from None
-
-
-def _check_split(split: SplitSpec, path: Path) -> None:
-    choose(split.by, ("fraction", "hash", "time", "column"), path, "split.by")
-    if split.by != "fraction" and not split.column:
-        raise UserError(f"{path}: split.column: by {split.by} needs a column")
-    for key in ("validation", "test"):
-        value = getattr(split, key)
-        if split.by == "column":
-            # The defaults are fractions; without values there may still be a file for this split.
-            values = [] if isinstance(value, float) or value is None else value
-            texts = [str(v) for v in (values if isinstance(values, list) else [values])]
-            found = id_text(pl.Series(texts, dtype=pl.String), path).to_list()
-            if None in found:
-                raise UserError(f"{path}: split.{key}: an empty value; rows without one are trained on")
-            setattr(split, key, found)
-        elif not is_number(value) or not 0 <= value < 1:
-            raise UserError(f"{path}: split.{key}: {value!r} is not a share between 0 and 1")
-    if split.by == "column" and (both := set(split.validation) & set(split.test)):
-        raise UserError(f"{path}: split: {min(both)!r} is listed for validation and for test")
-    if split.seed < 0:
-        raise UserError(f"{path}: split.seed: {split.seed} is not a whole number from 0")
-    if split.by != "column" and split.validation + split.test >= 1:
-        raise UserError(f"{path}: split: validation and test leave no rows to train on")
-    if (split.validation_from is None) != (split.test_from is None):
-        raise UserError(f"{path}: split: set both validation_from and test_from, or neither")
-    starts = [split.validation_from, split.test_from]
-    if split.test_from is not None:
-        for start in starts:
-            if isinstance(start, bool) or not isinstance(start, int | float | str | date):
-                raise UserError(
-                    f"{path}: split.validation_from, test_from: {start!r} is neither a number in units of "
-                    f"{split.column} nor a date or time"
-                )
-        if all(isinstance(start, int | float) for start in starts) and starts[0] > starts[1]:
-            raise UserError(f"{path}: split.validation_from: {starts[0]} is later than test_from, {starts[1]}")

@@ -1,0 +1,314 @@
+"""Reads and validates the YAML of a table, before any row is read."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Mapping
+from dataclasses import is_dataclass
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+
+import polars as pl
+import yaml
+
+from dlen.data.sources.cells import id_text
+from dlen.data.sources.expression import Expression
+from dlen.data.sources.table_spec import (
+    FieldSpec,
+    JoinSpec,
+    RateSpec,
+    SplitSpec,
+    TableSpec,
+    TaskSpec,
+    expression,
+    names_of,
+)
+from dlen.data.valid import OneOf, Range, did_you_mean, fault
+from dlen.errors import UserError
+from dlen.schema import check_targets
+
+T = TypeVar("T")
+_SHARE = Annotated[float, Range(0, 1, below=True)]
+
+
+def read_spec(path: Path) -> str:
+    """Read the text of a spec. Raises UserError if that fails."""
+    try:
+        return path.read_text()
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); set data.spec to the YAML that describes the table"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not valid YAML ({error})") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """Rejects duplicate keys, of which YAML would silently use the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} occurs twice", key.start_mark)
+            if isinstance(key.value, str):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def parse_spec(text: str, path: Path) -> TableSpec:
+    """Parse and validate the text of a spec.
+
+    Args:
+        text: YAML text.
+        path: path of the YAML, for messages.
+
+    Raises:
+        UserError: the text is not YAML, or has an invalid key or value.
+    """
+    try:
+        content = yaml.load(text, _Loader)  # a SafeLoader
+    except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:  # a date such as 2023-02-30; {{template}}
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+    spec = _fill(TableSpec, content, path, "")
+    for name, field in spec.fields.items():
+        if field.kind != "rate":
+            field.column = field.column or name
+    _check_format(spec, path)
+    _check_fields(spec, path)
+    _check_tasks(spec, path)
+    _check_no_label(spec, path)
+    _check_split(spec.split, path)
+    _check_rates(spec, path)
+    return spec
+
+
+# From YAML to dataclasses
+
+
+def _fill(kind: type[T], content: Any, path: Path, key: str) -> T:
+    """Build a dataclass from a mapping, rejecting unknown keys and values that violate an annotation."""
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path}: {key or 'the file'}: must be a mapping of settings")
+    hints, values = get_type_hints(kind, include_extras=True), {}
+    for name, value in content.items():
+        where = f"{key}.{name}" if key else str(name)
+        if name not in hints:
+            raise UserError(
+                f"{path}: {where}: unknown key{did_you_mean(name, hints) or '; the keys are ' + ', '.join(hints)}"
+            )
+        hint = hints[name]
+        if isinstance(hint, type) and is_dataclass(hint):
+            value = _fill(hint, value, path, where)
+        elif get_origin(hint) is dict:
+            value = _entries(get_args(hint)[1], value, path, where)
+        elif wrong := fault(hint, value):
+            raise UserError(f"{path}: {where}: {wrong}")
+        values[str(name)] = value
+    return kind(**values)
+
+
+def _entries(kind: type, value: Any, path: Path, key: str) -> dict[str, Any]:
+    """The entries of ``fields``, ``tasks`` or ``joins``, by name."""
+    if value and not isinstance(value, Mapping):
+        raise UserError(f"{path}: {key}: must be a mapping of names to settings")
+    make = {FieldSpec: _field, TaskSpec: _task, JoinSpec: _join}[kind]
+    return {str(name): make(entry, path, f"{key}.{name}") for name, entry in (value or {}).items()}
+
+
+def _join(value: Any, path: Path, key: str) -> JoinSpec:
+    spec = _fill(JoinSpec, value, path, key)
+    for name in ("file", "by"):
+        if not getattr(spec, name):
+            raise UserError(f"{path}: {key}.{name}: must be set")
+    spec.key = spec.key or spec.by
+    return spec
+
+
+def _task(value: Any, path: Path, key: str) -> TaskSpec:
+    return _fill(TaskSpec, value if isinstance(value, Mapping) else {"label": value}, path, key)
+
+
+def _field(value: Any, path: Path, key: str) -> FieldSpec:
+    spec = _fill(FieldSpec, value, path, key)
+    kind = next((k for k in ("rate", "count") if k in value), None)
+    if kind is None:
+        return spec
+    others = [str(k) for k in value if k not in (kind, "side")]
+    if others:
+        raise UserError(
+            f"{path}: {key}.{others[0]}: cannot be combined with {kind}, which is computed from the log; remove it"
+        )
+    rate = _rate(kind, value[kind], path, f"{key}.{kind}")
+    spec.kind = "rate"
+    if len(rate.by) > 1 and "side" not in value:
+        spec.side = "cross"
+    setattr(spec, kind, rate)
+    return spec
+
+
+def _rate(kind: str, value: Any, path: Path, key: str) -> RateSpec:
+    """A ``rate`` or ``count``."""
+    spec = _fill(RateSpec, value, path, key)
+    spec.by, spec.of = _texts(spec.by, path, f"{key}.by"), _texts(spec.of, path, f"{key}.of")
+    if not spec.by:
+        raise UserError(f"{path}: {key}.by: must name a field or column")
+    if bool(spec.of) != (kind == "rate"):
+        hint = "must name a task, or be an expression" if kind == "rate" else "a count is of rows; remove it"
+        raise UserError(f"{path}: {key}.of: {hint}")
+    if kind == "count" and "smoothing" in value:
+        raise UserError(f"{path}: {key}.smoothing: a count is not smoothed; remove it")
+    return spec
+
+
+def _texts(value: Any, path: Path, key: str) -> list[str]:
+    """A text, or a list of unique texts, as a list."""
+    texts = value if isinstance(value, list) else [value]
+    if not all(isinstance(t, str) and t for t in texts) or len(set(texts)) < len(texts):
+        raise UserError(f"{path}: {key}: {value!r} is neither a text nor a list of distinct texts")
+    return texts
+
+
+# Checks of several settings together
+
+
+def _check_one_of(value: str, choices: list[str], path: Path, key: str) -> None:
+    wrong = OneOf(*choices).fault(value, "")
+    if wrong:
+        raise UserError(f"{path}: {key}: {wrong}")
+
+
+def _check_names(names: Mapping[str, Any], path: Path, key: str) -> None:
+    """Check the names of fields or tasks, which become file names and parts of metric keys."""
+    if not names:
+        raise UserError(f"{path}: {key}: must name at least one")
+    for name in names:
+        if not name or name.startswith(".") or "/" in name or "\0" in name or len(name.encode()) > 200:
+            raise UserError(
+                f"{path}: {key}.{name}: {name[:80]!r} cannot be a name; a name has at most 200 bytes, no slash and no "
+                "leading dot"
+            )
+
+
+def _check_format(spec: TableSpec, path: Path) -> None:
+    """Check how CSV files are read."""
+    for key, character in (("separator", spec.separator), ("quote", spec.quote or "")):
+        if len(character.encode()) > 1:
+            raise UserError(f"{path}: {key}: {character!r} is not a single character")
+    try:
+        known = not spec.encoding or codecs.lookup(spec.encoding)._is_text_encoding
+    except (LookupError, ValueError):
+        known = False
+    if not known:
+        raise UserError(
+            f"{path}: encoding: {spec.encoding!r} is not a known text encoding; use one such as gb18030, latin-1 or "
+            "utf-16"
+        )
+    for name in spec.columns:
+        if spec.columns.count(name) > 1:
+            raise UserError(f"{path}: columns: {name!r} occurs twice")
+    if not spec.header and not spec.columns:
+        raise UserError(f"{path}: columns: is empty, but files with header: false need column names")
+
+
+def _check_fields(spec: TableSpec, path: Path) -> None:
+    _check_names(spec.fields, path, "fields")
+    names = [name for entry, field in spec.fields.items() for name in names_of(entry, field)]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(
+                f"{path}: fields.{name}: a part of a time field or a number of a rate has the same name; rename one"
+            )
+    columns = [name for name, field in spec.fields.items() if field.kind != "rate"]
+    for key in ("user", "position"):
+        value = getattr(spec, key)
+        if value is not None:
+            _check_one_of(value, columns, path, key)
+
+
+def _check_tasks(spec: TableSpec, path: Path) -> None:
+    _check_names(spec.tasks, path, "tasks")
+    for name, task in spec.tasks.items():
+        if task.observed_where is not None:
+            _check_one_of(task.observed_where, list(spec.tasks), path, f"tasks.{name}.observed_where")
+        expression(task, path, name)
+        if task.observed:
+            expression(task, path, name, "observed")
+    try:
+        check_targets([(name, task.joint, task.dislike) for name, task in spec.tasks.items()])
+    except ValueError as error:
+        raise UserError(f"{path}: tasks: {error}") from None
+
+
+def _check_no_label(spec: TableSpec, path: Path) -> None:
+    """Reject a field read from a column of a label: it would leak the answer."""
+    task_of = {column: name for name, task in spec.tasks.items() for column in expression(task, path, name).columns}
+    for name, field in spec.fields.items():
+        if field.column in task_of:
+            raise UserError(
+                f"{path}: fields.{name}: the label of tasks.{task_of[field.column]} is computed from column "
+                f"{field.column}, so a model would see the answer; remove the field"
+            )
+
+
+def _check_rates(spec: TableSpec, path: Path) -> None:
+    rates = {name: field.rate or field.count for name, field in spec.fields.items() if field.kind == "rate"}
+    for name, rate in rates.items():
+        for by in rate.by:
+            if by in rates:
+                raise UserError(f"{path}: fields.{name}: by: {by} is a rate or count, which cannot be a key")
+        for of in rate.of:
+            if of in spec.tasks:
+                continue
+            if len(rate.of) > 1:
+                _check_one_of(of, list(spec.tasks), path, f"fields.{name}.rate.of")
+            try:
+                Expression(of)
+            except ValueError as error:
+                raise UserError(f"{path}: fields.{name}.rate.of: neither a task nor an expression: {error}") from None
+
+
+def _check_split(split: SplitSpec, path: Path) -> None:
+    if split.by != "fraction" and not split.column:
+        raise UserError(f"{path}: split.column: must be set for by: {split.by}")
+    if split.by == "column":
+        _read_split_values(split, path)
+    else:
+        for key in ("validation", "test"):
+            wrong = fault(_SHARE, getattr(split, key))
+            if wrong:
+                raise UserError(f"{path}: split.{key}: {wrong}")
+        if split.validation + split.test >= 1:
+            raise UserError(f"{path}: split: validation and test sum to 1 or more, which leaves no training rows")
+    if (split.validation_from is None) != (split.test_from is None):
+        raise UserError(f"{path}: split: set both validation_from and test_from, or neither")
+    if split.test_from is not None:
+        _check_starts(split, path)
+
+
+def _read_split_values(split: SplitSpec, path: Path) -> None:
+    """Replace the values of a split by column by lists of ids."""
+    for key in ("validation", "test"):
+        value = getattr(split, key)
+        # The defaults are fractions; without values there may still be a file for this split.
+        values = [] if isinstance(value, float) or value is None else value
+        texts = [str(v) for v in (values if isinstance(values, list) else [values])]
+        ids = id_text(pl.Series(texts, dtype=pl.String), path).to_list()
+        if None in ids:
+            raise UserError(f"{path}: split.{key}: has an empty value; remove it (rows without a value are training)")
+        setattr(split, key, ids)
+    if both := set(split.validation) & set(split.test):
+        raise UserError(f"{path}: split: {min(both)!r} is listed for both validation and test")
+
+
+def _check_starts(split: SplitSpec, path: Path) -> None:
+    starts = [split.validation_from, split.test_from]
+    for start in starts:
+        if isinstance(start, bool) or not isinstance(start, int | float | str | date):
+            raise UserError(
+                f"{path}: split.validation_from, test_from: {start!r} is neither a number in units of "
+                f"{split.column} nor a date or time"
+            )
+    if all(isinstance(start, int | float) for start in starts) and starts[0] > starts[1]:
+        raise UserError(f"{path}: split.validation_from: {starts[0]} is later than test_from, {starts[1]}")
