@@ -114,9 +114,9 @@ def arrays(store: Store) -> dict[str, bytes]:
 
 def left_in(data_dir: Path) -> list[str]:
     """Everything below a data folder except locks."""
-    found = [p for p in data_dir.rglob("*") if p.is_file() and p.name != ".lock"]
-    found += [p for p in data_dir.glob("*/*") if p.is_dir()]
-    return sorted(str(p.relative_to(data_dir)) for p in found)
+    files = [p for p in data_dir.rglob("*") if p.is_file() and p.name != ".lock"]
+    files += [p for p in data_dir.glob("*/*") if p.is_dir()]
+    return sorted(str(p.relative_to(data_dir)) for p in files)
 
 
 def refusal(work: Callable[[], Any]) -> str:

@@ -50,14 +50,14 @@ def slow_features(log: Log, settings: Settings, i: int) -> list[float]:
         seen = [j for j in range(ROWS) if log.training[j] and not (log.training[i] and log.when[j] == log.when[i])]
     seen = [j for j in seen if log.keys[j] is not None]
     own = [j for j in seen if log.keys[j] == log.keys[i]]
-    found = []
+    features = []
     for t in range(settings.targets):
         all_n, n = sum(log.observed[j, t] for j in seen), sum(log.observed[j, t] for j in own)
         all_s = sum(log.observed[j, t] and log.labels[j, t] for j in seen)
         s = sum(log.observed[j, t] and log.labels[j, t] for j in own)
         overall = (all_s + 1) / (all_n + 2)
-        found.append(logit((s + settings.smoothing * overall) / (n + settings.smoothing)) - logit(overall))
-    return [*found, math.log1p(len(own))]
+        features.append(logit((s + settings.smoothing * overall) / (n + settings.smoothing)) - logit(overall))
+    return [*features, math.log1p(len(own))]
 
 
 def made(log: Log, settings: Settings, folder: Path, chunk: int = 37) -> tuple[np.ndarray, RateTable]:
@@ -73,12 +73,12 @@ def made(log: Log, settings: Settings, folder: Path, chunk: int = 37) -> tuple[n
             log.labels[part],
             log.observed[part],
         )
-    found = np.array(table.finish(ROWS, folder / "history.parquet"))
+    features = np.array(table.finish(ROWS, folder / "history.parquet"))
     again = RateTable(settings)
     again.restore(table.kept(), folder / "history.parquet")
     table.close()
     assert not (folder / "scratch").exists()
-    return found, again
+    return features, again
 
 
 def new_rows(table: RateTable, log: Log) -> np.ndarray:
@@ -95,9 +95,9 @@ def test_every_row_sees_what_the_definition_says(
     """In one part in memory and in several on disk; the saved history gives later rows the same values."""
     monkeypatch.setattr(rates, "PENDING", pending)
     log, settings = Log.draw(1, timed), Settings(2, timed, 5.0, training_only)
-    found, restored = made(log, settings, tmp_path)
+    features, restored = made(log, settings, tmp_path)
     expected = np.array([slow_features(log, settings, i) for i in range(ROWS)])
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(features, expected, atol=1e-5)
     later = slice(None) if timed else ~log.training  # the fold of a training row is known only while preparing
     np.testing.assert_allclose(new_rows(restored, log)[later], expected[later], atol=1e-5)
 
@@ -140,7 +140,7 @@ def test_the_latest_of_each_key_is_what_a_row_after_all_others_sees(tmp_path: Pa
 def test_no_row_has_a_key(tmp_path: Path, timed: bool) -> None:
     log = Log.draw(4, timed)
     log.keys = [None] * ROWS
-    found, restored = made(log, Settings(2, timed, 5.0, False), tmp_path)
-    assert not found.any()
+    features, restored = made(log, Settings(2, timed, 5.0, False), tmp_path)
+    assert not features.any()
     log.keys = ["new"] * ROWS
     np.testing.assert_allclose(new_rows(restored, log), 0, atol=1e-6)

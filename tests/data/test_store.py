@@ -276,8 +276,8 @@ def test_replacing_leaves_the_old_one_after_a_failure(tmp_path: Path) -> None:
 def counted(store: Store, split: str) -> list[int]:
     """Occurrences of each table row in a split as models see it, value by value."""
     batch = whole(store.split(split))
-    found = Counter(batch.ids.flatten().tolist()) + Counter(batch.bag_ids.tolist())
-    return [found[i] for i in range(store.schema.num_embeddings)]
+    counts = Counter(batch.ids.flatten().tolist()) + Counter(batch.bag_ids.tolist())
+    return [counts[i] for i in range(store.schema.num_embeddings)]
 
 
 @pytest.mark.parametrize("piece", [3, 1 << 22])

@@ -39,8 +39,8 @@ def test_weighted_counts_equal_a_counter(content: list[Chunk]) -> None:
         for i, weight in chunk:
             if i >= 0:
                 expected[i] += weight
-    found = counted(content, weighted=True)
-    assert {i: n for i, n in found.items() if n} == {i: n for i, n in expected.items() if n}
+    counts = counted(content, weighted=True)
+    assert {i: n for i, n in counts.items() if n} == {i: n for i, n in expected.items() if n}
 
 
 @pytest.mark.parametrize("pending", [0, 1, 10])

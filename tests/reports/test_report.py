@@ -39,11 +39,11 @@ class Page(HTMLParser):
         self.feed(path.read_text())
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        found = dict(attrs)
+        attributes = dict(attrs)
         self.sources += [v for k, v in attrs if k in ("src", "href") and v and not v.startswith("#")]
         self._open.append(tag)
         if tag == "script":
-            self._spec = found.get("id")
+            self._spec = attributes.get("id")
         if tag == "tr":
             self.rows.append([])
         if tag in ("td", "th"):

@@ -10,8 +10,8 @@ from dlen.training.terminal import print_figures
 
 
 def figures(model: str, seed: int, click: float) -> dict[str, Any]:
-    found = {"model": model, "data": "feed", "seed": seed}
-    return found | {f"test/{m}/{t}": click for m in ("auc", "gauc", "auc_joint") for t in ("click", "mean")}
+    metrics = {"model": model, "data": "feed", "seed": seed}
+    return metrics | {f"test/{m}/{t}": click for m in ("auc", "gauc", "auc_joint") for t in ("click", "mean")}
 
 
 def test_the_base_runs_figures_stand_beside(capsys: pytest.CaptureFixture[str]) -> None:

@@ -148,7 +148,7 @@ class RateTable:
         features = np.memmap(self.scratch / "features.bin", np.float32, "w+", shape=shape)
         folder = self.scratch / "history"
         folder.mkdir()
-        for number, part in enumerate(_shown(parts)):
+        for number, part in enumerate(_with_progress(parts)):
             frame = _read(part)
             of_key, of_all, key_history = self._timed(frame) if self.settings.timed else self._folded(frame)
             of_part = self._features(of_key, of_all)
@@ -210,14 +210,14 @@ class RateTable:
         codes, when = codes[order], when[order]
         new_key = np.append(True, codes[1:] != codes[:-1])
         first = np.flatnonzero(new_key | np.append(True, when[1:] != when[:-1]))  # start of each (key, period)
-        each = np.add.reduceat(frame.select(self.sums).to_numpy().astype(np.int64)[order], first, axis=0)
-        upto = each.cumsum(0)
+        sums = np.add.reduceat(frame.select(self.sums).to_numpy().astype(np.int64)[order], first, axis=0)
+        upto = sums.cumsum(0)
         starts = np.flatnonzero(new_key[first])  # start of each key among its periods
-        earlier = (upto - each)[starts]
+        earlier = (upto - sums)[starts]
         other_keys = np.repeat(earlier, np.diff(np.append(starts, len(first))), axis=0)
         of_key = np.empty((len(order), len(self.sums)), np.int64)
-        of_key[order] = np.repeat(upto - each - other_keys, np.diff(np.append(first, len(order))), axis=0)
-        seen = each[:, 0] > 0
+        of_key[order] = np.repeat(upto - sums - other_keys, np.diff(np.append(first, len(order))), axis=0)
+        seen = sums[:, 0] > 0
         columns = dict(zip(self.sums, (upto - other_keys)[seen].T, strict=True))
         history = pl.DataFrame({"key": keys.gather(codes[first][seen]), "when": when[first][seen], **columns})
         return of_key, self._overall_before(frame["when"].to_numpy()), history
@@ -227,9 +227,9 @@ class RateTable:
         codes, keys = _codes(frame["key"])
         fold, folds = frame["when"].to_numpy().astype(np.int64), len(self.edges)
         training = frame["training"].to_numpy()[:, None]
-        each = _sums_by(codes * folds + fold, frame.select(self.sums), len(keys) * folds)
-        total = each.reshape(len(keys), folds, -1).sum(1)
-        of_key = total[codes] - each[codes * folds + fold] * training
+        by_fold = _sums_by(codes * folds + fold, frame.select(self.sums), len(keys) * folds)
+        total = by_fold.reshape(len(keys), folds, -1).sum(1)
+        of_key = total[codes] - by_fold[codes * folds + fold] * training
         seen = total[:, 0] > 0
         columns = dict(zip(self.sums, total[seen].T, strict=True))
         history = pl.DataFrame({"key": keys.filter(pl.Series(seen)), **columns}).insert_column(
@@ -252,13 +252,13 @@ class RateTable:
             keys: (n,) text, null for no key.
             when: (n,) periods; None without a time.
         """
-        asked = pl.DataFrame({"key": keys.fill_null(""), "when": np.full(len(keys), -1.0) if when is None else when})
+        rows = pl.DataFrame({"key": keys.fill_null(""), "when": np.full(len(keys), -1.0) if when is None else when})
         if self.settings.timed:
-            asked = asked.with_row_index("place").sort("key", "when")
+            rows = rows.with_row_index("place").sort("key", "when")
             how: dict[str, Any] = {"strategy": "backward", "allow_exact_matches": False, "check_sortedness": False}
-            latest = asked.join_asof(self.history, on="when", by="key", **how).sort("place")
+            latest = rows.join_asof(self.history, on="when", by="key", **how).sort("place")
         else:
-            latest = asked.join(self.history, on=["key", "when"], how="left", maintain_order="left")
+            latest = rows.join(self.history, on=["key", "when"], how="left", maintain_order="left")
         of_key = latest.select(pl.col(self.sums).fill_null(0)).to_numpy().astype(np.int64)
         of_all = np.broadcast_to(self.overall[-1], of_key.shape) if when is None else self._overall_before(when)
         features = self._features(of_key, of_all)
@@ -296,7 +296,7 @@ def _read(folder: Path) -> pl.DataFrame:
     return pl.concat([pl.read_ipc(path) for path in sorted(folder.glob("*.arrow"))])
 
 
-def _shown(parts: list[Path]) -> Iterator[Path]:
+def _with_progress(parts: list[Path]) -> Iterator[Path]:
     """Iterate over the partitions, with a progress bar if there are several."""
     with Stage("counting rates", len(parts), "parts") if len(parts) > 1 else nullcontext() as stage:
         for part in parts:

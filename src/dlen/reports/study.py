@@ -167,7 +167,7 @@ def _add_slice(figure: go.Figure, row: int, column: int, trials: list[FrozenTria
     known = sorted(((t, v) for t, v in known if v), key=lambda pair: _sortable(pair[0].params[name]))
     if not known:
         return
-    x = [t.params[name] if is_number(t.params[name]) else str(t.params[name]) for t, _ in known]
+    places = [t.params[name] if is_number(t.params[name]) else str(t.params[name]) for t, _ in known]
     mean = [float(np.mean(v)) for _, v in known]
     band = {
         "type": "data",
@@ -178,7 +178,7 @@ def _add_slice(figure: go.Figure, row: int, column: int, trials: list[FrozenTria
     }
     marker = {"color": _COLOURS["complete"], "size": 6}
     text = [_text(t) for t, _ in known]
-    figure.add_scatter(x=x, y=mean, error_y=band, text=text, mode="markers", marker=marker, row=row, col=column)
+    figure.add_scatter(x=places, y=mean, error_y=band, text=text, mode="markers", marker=marker, row=row, col=column)
 
 
 def _sortable(value: Any) -> tuple[int, float, str]:

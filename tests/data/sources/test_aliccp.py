@@ -69,21 +69,21 @@ def check(store: Store, raw: Path, max_values: int, min_count: int) -> None:
     expected["test"] = [slow_row(test, row, max_values) for row in test.rows]
     counts = impressions_with(expected["train"])
     for split, rows in expected.items():
-        found = decode(store, split)
-        assert len(found) == len(rows)
-        for number, (a, b) in enumerate(zip(found, rows, strict=True)):
+        decoded = decode(store, split)
+        assert len(decoded) == len(rows)
+        for number, (a, b) in enumerate(zip(decoded, rows, strict=True)):
             compare(a, only_known(b, counts, min_count), f"{split} row {number}")
     assert store.content["notes"]["impossible_rows_dropped"] == {"train": train.impossible, "test": test.impossible}
 
 
-def compare(found: Row, expected: Row, where: str) -> None:
-    assert found.keys() == expected.keys()
+def compare(actual: Row, expected: Row, where: str) -> None:
+    assert actual.keys() == expected.keys()
     for name, value in expected.items():
         if not isinstance(value, list):
-            assert found[name] == value, f"{where}, field {name}"
+            assert actual[name] == value, f"{where}, field {name}"
             continue
-        assert [i for i, _ in found[name]] == [i for i, _ in value], f"{where}, field {name}"
-        weights = [w for _, w in found[name]]
+        assert [i for i, _ in actual[name]] == [i for i, _ in value], f"{where}, field {name}"
+        weights = [w for _, w in actual[name]]
         assert weights == pytest.approx([w for _, w in value], rel=1e-6), f"{where}, field {name}"
 
 
@@ -100,8 +100,8 @@ def test_users_are_told_apart_by_their_own_ids(tmp_path: Path, raw: Path) -> Non
     """Also users who are unseen or rare in training and have no vector."""
     store, pair = prepare(AliCCP(str(raw), min_count=60), tmp_path), read_pair(raw, "test")
     split = store.split("test")
-    found = [pair.user(group) for _, _, group, _ in pair.rows]
-    wanted = [0 if user is None else user + 1 for user in found]
+    users = [pair.user(group) for _, _, group, _ in pair.rows]
+    wanted = [0 if user is None else user + 1 for user in users]
     assert split.batch(torch.arange(len(split))).users.tolist() == wanted
     known = {int(v) + 1 for v in store.vocabulary("101")["value"]}
     assert set(wanted) - known - {0}

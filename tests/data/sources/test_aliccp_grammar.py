@@ -86,7 +86,7 @@ def lines(draw: st.DrawFn) -> bytes:
 
 def read(path: Path, block: int, allowed: int) -> tuple[list[Any], list[int]]:
     """The content of each line, to the bit, and the numbers of the skipped lines."""
-    found: list[Any] = []
+    parsed: list[Any] = []
     bad = BadRows(allowed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(aliccp_grammar, "BLOCK", block)
@@ -99,17 +99,17 @@ def read(path: Path, block: int, allowed: int) -> tuple[list[Any], list[int]]:
             values = zip(entries.row, entries.field, entries.ids, entries.values.view("i4"), strict=True)
             for row, *value in values:
                 rows[row].append([int(v) for v in value])
-            found += list(zip(part.lines.tolist(), part.head.rows(), rows, strict=True))
-    return found, sorted(line for _, line in bad._seen)
+            parsed += list(zip(part.lines.tolist(), part.head.rows(), rows, strict=True))
+    return parsed, sorted(line for _, line in bad._seen)
 
 
 def alone(path: Path, line: bytes) -> Any:
     """The content of a line between two good ones; None if it is rejected."""
     path.write_bytes(b"\n".join([GOOD.encode(), line, GOOD.encode()]) + b"\n")
-    found, bad = read(path, 1, 1)
+    parsed, bad = read(path, 1, 1)
     assert bad in ([], [2])
-    assert len(found) == 3 - len(bad)
-    return None if bad else found[1][1:]
+    assert len(parsed) == 3 - len(bad)
+    return None if bad else parsed[1][1:]
 
 
 @pytest.mark.slow
@@ -119,8 +119,8 @@ def test_a_line_is_the_same_in_any_block(tmp_path: Path, content: list[bytes], f
     path = tmp_path / "sample_skeleton_train.csv"
     content = [GOOD.encode(), *content]
     each = [alone(path, line) for line in content]
-    wanted = [(n, *found) for n, found in enumerate(each, 1) if found is not None]
-    bad = [n for n, found in enumerate(each, 1) if found is None]
+    wanted = [(n, *line) for n, line in enumerate(each, 1) if line is not None]
+    bad = [n for n, line in enumerate(each, 1) if line is None]
     path.write_bytes(b"\n".join([*content, GOOD.encode()]) + b"\n" * finished)
     wanted.append((len(content) + 1, *each[0]))
     for block in (1, 40, 200, 1 << 20):
@@ -143,8 +143,8 @@ def test_a_mark_of_byte_order_begins_a_file_and_no_line(tmp_path: Path) -> None:
     for end in (b"\n", b""):
         path.write_bytes(mark + GOOD.encode() + end)
         for block in (1, 7, 1 << 20):
-            found, bad = read(path, block, 0)
-            assert found[0][1][0] == "7"
+            parsed, bad = read(path, block, 0)
+            assert parsed[0][1][0] == "7"
             assert not bad
     assert alone(path, mark + GOOD.encode()) is None
 

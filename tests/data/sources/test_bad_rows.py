@@ -53,13 +53,13 @@ def test_a_table_without_its_bad_rows(
     for name in ("bad", "clean"):
         (tmp_path / name).mkdir()
     bad, clean = (damaged_table(tmp_path, name, blanks) for name in ("bad", "clean"))
-    found = prepare(Table(str(bad), bad_rows=len(DAMAGE)), tmp_path / "data")
-    assert found.content["notes"]["bad_rows_left_out"] == len(DAMAGE)
+    store = prepare(Table(str(bad), bad_rows=len(DAMAGE)), tmp_path / "data")
+    assert store.content["notes"]["bad_rows_left_out"] == len(DAMAGE)
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("left out")]
     assert len(said) == 6  # five, and a line that there are more
     assert sum(f", row {33 + blanks}: 2 columns instead of 5" in line for line in said) == 1
     assert said[-1] == "left out: further rows are counted but not shown"
-    assert rows(found) == rows(prepare(Table(str(clean)), tmp_path / "data"))
+    assert rows(store) == rows(prepare(Table(str(clean)), tmp_path / "data"))
     message = refusal(lambda: prepare(Table(str(bad), bad_rows=len(DAMAGE) - 1), tmp_path / "data"))
     assert message.endswith("data.bad_rows=5 is exceeded")
 
@@ -91,12 +91,12 @@ def test_ali_ccp_without_its_bad_lines(
     clean = {**whole, SKELETON_TRAIN: [x for i, x in enumerate(whole[SKELETON_TRAIN]) if i not in (2, 7, 8)]}
     raw = {name: write_raw(tmp_path / name, files) for name, files in (("bad", bad), ("clean", clean))}
     settings: dict[str, Any] = {"validation": 0.3, "min_count": 1}
-    found = prepare(AliCCP(str(raw["bad"]), **settings, bad_rows=3), tmp_path / "data")
-    assert found.content["notes"]["bad_rows_left_out"] == 3
+    store = prepare(AliCCP(str(raw["bad"]), **settings, bad_rows=3), tmp_path / "data")
+    assert store.content["notes"]["bad_rows_left_out"] == 3
     said = capsys.readouterr().err
     for line in (3, 8, 9):
         assert f"left out: {raw['bad']}/sample_skeleton_train.csv, line {line}: " in said
-    assert rows(found) == rows(prepare(AliCCP(str(raw["clean"]), **settings), tmp_path / "data"))
+    assert rows(store) == rows(prepare(AliCCP(str(raw["clean"]), **settings), tmp_path / "data"))
     for allowed in (0, 1, 2):
         source = AliCCP(str(raw["bad"]), **settings, bad_rows=allowed)
         message = refusal(lambda source=source: prepare(source, tmp_path / "other"))  # type: ignore[misc]

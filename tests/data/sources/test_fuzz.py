@@ -79,7 +79,7 @@ def outcome(read: Callable[[], Any], path: Path) -> Any:
 def slow_lines(content: bytes) -> list[tuple[list[str], list[tuple[str, int, np.float32]]]]:
     """Heads and features of a skeleton in plain Python; ValueError if something is not a number."""
     text = content.replace(b"\r\n", b"\n").decode("utf-8", "replace")
-    found = []
+    lines = []
     for line in text.split("\n")[: -1 if text.endswith("\n") else None]:
         *head, number, features = line.split(",")
         entries = []
@@ -91,8 +91,8 @@ def slow_lines(content: bytes) -> list[tuple[list[str], list[tuple[str, int, np.
             entries.append((field, int(raw_id), np.float32(float(value))))
         if int(number) != len(entries) or head[1] not in "01" or head[2] not in "01" or len(head) != 4:
             raise ValueError(line)
-        found.append((head, entries))
-    return found
+        lines.append((head, entries))
+    return lines
 
 
 def read_skeleton(path: Path) -> list[tuple[list[str], list[tuple[str, int, np.float32]]]]:
@@ -104,14 +104,14 @@ def read_skeleton(path: Path) -> list[tuple[list[str], list[tuple[str, int, np.f
         kept.append(entries)
         return entries
 
-    found = []
+    lines = []
     for block in Reader(path, head, ["click", "conversion"], SKELETON.names, convert, BadRows(0)):
         entries: Any = block.columns
         rows: list[list[tuple[str, int, np.float32]]] = [[] for _ in range(len(block.head))]
         for row, field, value, weight in zip(entries.row, entries.field, entries.ids, entries.values, strict=True):
             rows[row].append((SKELETON.names[field], int(value), weight))
-        found += list(zip(map(list, block.head.rows()), rows, strict=True))
-    return found
+        lines += list(zip(map(list, block.head.rows()), rows, strict=True))
+    return lines
 
 
 @pytest.mark.slow
@@ -122,10 +122,10 @@ def test_ali_ccp(seed: int, tmp_path: Path) -> None:
     for _ in range(3000 * FUZZ):
         case = damaged(content, rng, b'\x01\x02\x03,,\n\r\x00\xff019.-e"g ')
         path.write_bytes(case)
-        found = outcome(lambda: read_skeleton(path), path)
-        if found is not None:
+        parsed = outcome(lambda: read_skeleton(path), path)
+        if parsed is not None:
             read += 1
-            assert found == slow_lines(case), case
+            assert parsed == slow_lines(case), case
     assert 100 * FUZZ < read < 2900 * FUZZ
 
 
@@ -169,7 +169,7 @@ def slow_table(content: bytes, store: Store) -> list[list[Any]] | None:
     users = {str(v): i + 1 for i, v in enumerate(store.vocabulary("user")["value"])}
     tags = {str(v): i + 1 for i, v in enumerate(store.vocabulary("tags")["value"])}
     scale = store.content["statistics"]["n"]
-    found = []
+    decoded = []
     for row in rows[1:]:
         if len(row) < 2:  # a blank line; a row of empty cells is a row
             continue
@@ -179,13 +179,13 @@ def slow_table(content: bytes, store: Store) -> list[list[Any]] | None:
         pairs = [tag.strip().split(":", 1) for tag in cells["tags"].split("|") if tag.strip()]
         bag = sorted((tags.get(tag.strip(), 0), float(weight)) for tag, weight in pairs if tag.strip())
         scaled = (number - scale["mean"]) / scale["deviation"]
-        found.append([scaled, users.get(cells["user"], 0), bag, hour, float(cells["click"] or -1)])
-    return found
+        decoded.append([scaled, users.get(cells["user"], 0), bag, hour, float(cells["click"] or -1)])
+    return decoded
 
 
 def read_table(source: Table, path: Path, store: Store) -> list[list[Any]]:
     """The same from the table's reader."""
-    found, offsets = [], store.schema.offsets
+    decoded, offsets = [], store.schema.offsets
     names = list(offsets)
     for chunk in source.read(path, store, labels=True):
         batch = chunk.batch(torch.arange(len(chunk)))
@@ -199,9 +199,9 @@ def read_table(source: Table, path: Path, store: Store) -> list[list[Any]]:
             pairs = zip(batch.bag_ids[start:end].tolist(), batch.bag_weights[start:end].tolist(), strict=True)
             bag = sorted((i - offsets["tags"], weight) for i, weight in pairs)
             label = float(batch.labels[row, 0].nan_to_num(-1))  # a missing label
-            found.append([float(batch.numeric[row, 0]), user, bag, hour, label])
+            decoded.append([float(batch.numeric[row, 0]), user, bag, hour, label])
             start = end
-    return found
+    return decoded
 
 
 @pytest.mark.slow
@@ -213,16 +213,16 @@ def test_a_table(seed: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     for _ in range(600 * FUZZ):
         case = damaged(content, rng, b',,,\n\r\x00\xff09.-+eE"u:|t ')
         path.write_bytes(case)
-        found = outcome(lambda: read_table(source, path, store), path)
+        decoded = outcome(lambda: read_table(source, path, store), path)
         capsys.readouterr()
-        if found is None:
+        if decoded is None:
             continue
         read += 1
         wanted = slow_table(case, store)
         if wanted is None:
             continue
-        assert len(found) == len(wanted), case
-        for a, b in zip(found, wanted, strict=True):
+        assert len(decoded) == len(wanted), case
+        for a, b in zip(decoded, wanted, strict=True):
             assert a[1] == b[1], case
             assert a[3:] == b[3:], case
             assert a[0] == pytest.approx(b[0], rel=1e-5, abs=1e-6), case
@@ -233,13 +233,13 @@ def test_a_table(seed: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 def rows_of(store: Store) -> Counter[tuple[int, float]]:
     """Hour and label of every row."""
     column = [f.name for f in store.schema.of_kind(Kind.ID)].index("when_hour")
-    found: Counter[tuple[int, float]] = Counter()
+    counts: Counter[tuple[int, float]] = Counter()
     for name in ("train", "validation", "test"):
         split = store.split(name)
         batch = split.batch(torch.arange(len(split)))
         hours = (batch.ids[:, column] - store.schema.offsets["when_hour"] - 1).tolist()
-        found.update(zip(hours, batch.labels[:, 0].tolist(), strict=True))
-    return found
+        counts.update(zip(hours, batch.labels[:, 0].tolist(), strict=True))
+    return counts
 
 
 @pytest.mark.slow

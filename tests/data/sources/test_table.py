@@ -106,14 +106,14 @@ def check(store: Store, rows: Sequence[dict[str, Any]]) -> None:
     references: list[dict[str, Any]] = [references_of(training, row) for row in rows]
     for split, places in numbers.items():
         assert places == sorted(places)  # file order is preserved
-        found = decode(store, split)
+        decoded = decode(store, split)
         batch = whole(store.split(split))
         scaled = {f.name: batch.numeric[:, i].tolist() for i, f in enumerate(store.schema.of_kind(Kind.NUMERIC))}
         for i, n in enumerate(places):
             expected = dict(references[n])
             for name in ("price", "amount"):
                 assert scaled[name][i] == pytest.approx(expected.pop(name), abs=1e-5)
-            assert found[i] == expected, f"{split}, row {n}"
+            assert decoded[i] == expected, f"{split}, row {n}"
 
 
 def references_of(training: list[dict[str, Any]], row: dict[str, Any]) -> dict[str, Any]:
@@ -165,11 +165,11 @@ def test_small_chunks_give_the_same_store(tmp_path: Path, monkeypatch: pytest.Mo
     rows = draw(150)
     expected = prepared(tmp_path / "whole", SPEC, rows)
     monkeypatch.setattr(table_file, "CHUNK", chunk)
-    found = prepared(tmp_path / "small", SPEC, rows)
-    check(found, rows)
-    assert found.schema == expected.schema
+    store = prepared(tmp_path / "small", SPEC, rows)
+    check(store, rows)
+    assert store.schema == expected.schema
     ids = {name: content for name, content in arrays(expected).items() if not name.endswith("numeric.bin")}
-    assert {name: content for name, content in arrays(found).items() if name in ids} == ids
+    assert {name: content for name, content in arrays(store).items() if name in ids} == ids
 
 
 @pytest.mark.parametrize(("name", "delimiter"), [("t.tsv", "\t"), ("t.csv", ";"), ("t.txt", ",")])
@@ -268,11 +268,11 @@ def test_time_stamps_as_text_and_in_milliseconds(tmp_path: Path) -> None:
     }
     source = make_table(tmp_path, {"fields": fields, "tasks": {"t": "label"}}, text="\n".join(lines))
     store = prepare(source, tmp_path / "data")
-    for n, found in zip(numbers_of(store, "train"), decode(store, "train"), strict=True):
+    for n, decoded in zip(numbers_of(store, "train"), decode(store, "train"), strict=True):
         moment = datetime.fromtimestamp(rows[n]["stamp"], UTC)
-        assert (found["text_hour"], found["text_day"]) == ((moment.hour + 1, moment.day) if n % 5 else (None, None))
+        assert (decoded["text_hour"], decoded["text_day"]) == ((moment.hour + 1, moment.day) if n % 5 else (None, None))
         expected = (moment.hour + 1, moment.isoweekday()) if n % 7 else (None, None)
-        assert (found["ms_hour"], found["ms_weekday"]) == expected
+        assert (decoded["ms_hour"], decoded["ms_weekday"]) == expected
 
 
 # Splits
@@ -420,9 +420,9 @@ def test_statistics_are_those_of_training_rows(tmp_path: Path) -> None:
     rows = draw()
     store = prepared(tmp_path, SPEC, rows)
     prices = [float(rows[n]["price"]) for n in numbers_of(store, "train") if rows[n]["price"]]
-    found = store.content["statistics"]["price"]
-    assert found["mean"] == pytest.approx(np.mean(prices), rel=1e-9)
-    assert found["deviation"] == pytest.approx(np.std(prices), rel=1e-9)
+    statistics = store.content["statistics"]["price"]
+    assert statistics["mean"] == pytest.approx(np.mean(prices), rel=1e-9)
+    assert statistics["deviation"] == pytest.approx(np.std(prices), rel=1e-9)
 
 
 def test_large_offsets_keep_their_deviation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

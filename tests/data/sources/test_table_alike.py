@@ -185,9 +185,9 @@ def test_the_same_store_and_the_same_new_rows(tmp_path: Path, base: tuple[Store,
     assert store.schema == base[0].schema
     if form == "a folder of parts":
         return
-    found, wanted = new_rows(tmp_path, store, form), base[1]
+    actual, wanted = new_rows(tmp_path, store, form), base[1]
     every = torch.arange(len(wanted))
-    for one, other in zip(vars_of(found.batch(every)), vars_of(wanted.batch(every)), strict=True):
+    for one, other in zip(vars_of(actual.batch(every)), vars_of(wanted.batch(every)), strict=True):
         assert torch.equal(one.nan_to_num(-1), other.nan_to_num(-1))
 
 

@@ -86,14 +86,14 @@ def stored(store: Store) -> dict[int, list[float]]:
 
 def features(store: Store, split: str = "") -> dict[int, dict[str, float]]:
     """Rates and counts before scaling, by row number."""
-    found = {}
+    by_row = {}
     names = [f.name for f in store.schema.of_kind(Kind.NUMERIC)]
     for name in [split] if split else ["train", "validation", "test"]:
         numeric = whole(store.split(name)).numeric.double().numpy()
         for row, values in zip(numbers_of(store, name), numeric, strict=True):
             kept = {f: store.content["statistics"][f] for f in RATES}
-            found[row] = {f: values[names.index(f)] * kept[f]["deviation"] + kept[f]["mean"] for f in RATES}
-    return found
+            by_row[row] = {f: values[names.index(f)] * kept[f]["deviation"] + kept[f]["mean"] for f in RATES}
+    return by_row
 
 
 def slow_rate(seen: list[Row], key: tuple[str, ...], by: list[str], of: str, smoothing: float) -> float:
@@ -128,9 +128,9 @@ def slow_features(rows: list[Row], row: Row, every: int) -> dict[str, float]:
 def test_every_row_of_every_split_sees_earlier_rows(tmp_path: Path, every: str) -> None:
     rows = draw()
     store = store_of(tmp_path, rows, spec_of("time", every=every))
-    for n, found in features(store).items():
+    for n, values in features(store).items():
         expected = slow_features(rows, rows[n], 1 if every == "row" else 86_400)
-        assert found == pytest.approx(expected, abs=1e-4), n
+        assert values == pytest.approx(expected, abs=1e-4), n
 
 
 def test_labels_of_training_rows_alone(tmp_path: Path) -> None:
@@ -138,8 +138,8 @@ def test_labels_of_training_rows_alone(tmp_path: Path) -> None:
     rows, spec = draw(), spec_of("time", rows="train")
     store = store_of(tmp_path, rows, spec)
     training = [rows[n] for n in numbers_of(store, "train")]
-    for n, found in features(store).items():
-        assert found == pytest.approx(slow_features(training, rows[n], 1), abs=1e-4)
+    for n, values in features(store).items():
+        assert values == pytest.approx(slow_features(training, rows[n], 1), abs=1e-4)
 
 
 @pytest.mark.parametrize("chunk", [7, 50])
@@ -148,8 +148,8 @@ def test_small_chunks_give_the_same_features(tmp_path: Path, monkeypatch: pytest
     whole_store = store_of(tmp_path / "whole", rows, SPEC)
     monkeypatch.setattr(table_file, "CHUNK", chunk)
     small = features(store_of(tmp_path / "small", rows, SPEC))
-    for n, found in features(whole_store).items():
-        assert small[n] == pytest.approx(found)
+    for n, values in features(whole_store).items():
+        assert small[n] == pytest.approx(values)
 
 
 @pytest.mark.slow
@@ -199,13 +199,13 @@ def test_folds_give_each_training_row_the_others_and_tested_rows_all(tmp_path: P
     rows = draw()
     store = store_of(tmp_path, rows, spec_of("folds"))
     training = [rows[n] for n in numbers_of(store, "train")]
-    for n, found in features(store, "test").items():
+    for n, values in features(store, "test").items():
         expected = slow_rate(training, (rows[n]["item"],), ["item"], "click", 4)
-        assert found["item_rate_click"] == pytest.approx(expected, abs=1e-4)
+        assert values["item_rate_click"] == pytest.approx(expected, abs=1e-4)
     all_rows = {i: sum(r["item"] == i for r in training) for i in "pqrst"}
     left_out = [
-        all_rows[rows[n]["item"]] - round(math.expm1(found["item_rate_count"]))
-        for n, found in features(store, "train").items()
+        all_rows[rows[n]["item"]] - round(math.expm1(values["item_rate_count"]))
+        for n, values in features(store, "train").items()
     ]
     assert min(left_out) > 0  # at least the row itself
     assert np.mean(left_out) == pytest.approx(np.mean(list(all_rows.values())) / 5, rel=0.4)
@@ -233,9 +233,9 @@ def test_a_column_of_rising_numbers_is_a_time_and_parquet_times_are(tmp_path: Pa
     frame = pl.DataFrame(rows).with_columns(pl.from_epoch("time", "s"))
     frame.write_parquet(tmp_path / "t.parquet")
     made = prepare(make_table(tmp_path, spec | {"files": "t.parquet"}, "t.parquet"), tmp_path / "data")
-    for n, found in features(made).items():
-        assert found == pytest.approx(slow_features(rows, rows[n], 1), abs=1e-4)
-        assert by_column[n] == pytest.approx(found, abs=1e-4)
+    for n, values in features(made).items():
+        assert values == pytest.approx(slow_features(rows, rows[n], 1), abs=1e-4)
+        assert by_column[n] == pytest.approx(values, abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -322,8 +322,8 @@ def test_rows_that_are_left_out_are_in_no_split_and_in_no_rate(tmp_path: Path, b
     store = prepare(Table(str(tmp_path / "spec.yaml"), bad_rows=1), tmp_path / "data")
     kept = [r for r in rows if r["n"] != bad]
     assert sorted(n for s in ("train", "validation", "test") for n in numbers_of(store, s)) == [r["n"] for r in kept]
-    for n, found in features(store).items():
-        assert found == pytest.approx(slow_features(kept, rows[n], 1), abs=1e-4)
+    for n, values in features(store).items():
+        assert values == pytest.approx(slow_features(kept, rows[n], 1), abs=1e-4)
 
 
 def test_lists_are_keys_alike_in_csv_and_parquet(tmp_path: Path) -> None:

@@ -269,8 +269,8 @@ class AliCCP:
         if self.validation_by == "row":
             return lambda group, first: fraction(np.arange(first, first + len(group)), self.seed) < self.validation
         users = read_scratch(scratch, "common_train", COMMON.counts).columns.ids[:, COMMON.names.index(USER)]
-        whose = np.where(users == ABSENT, -2 - np.arange(len(users)), users)  # rows without a user do not form a group
-        of_group = fraction(whose, self.seed) < self.validation
+        keys = np.where(users == ABSENT, -2 - np.arange(len(users)), users)  # rows without a user do not form a group
+        of_group = fraction(keys, self.seed) < self.validation
         return lambda group, first: of_group[group]
 
     def _count(self, scratch: Path, held_out: HeldOut, groups: int) -> dict[str, IdVocabulary]:

@@ -251,8 +251,8 @@ class NumberColumn(TableColumn):
         writer.statistics[self.name] = {"mean": self.mean, "deviation": self.deviation, **transform}
 
     def restore(self, store: Store) -> None:
-        kept = store.content["statistics"][self.name]
-        self.mean, self.deviation = float(kept["mean"]), float(kept["deviation"])
+        statistics = store.content["statistics"][self.name]
+        self.mean, self.deviation = float(statistics["mean"]), float(statistics["deviation"])
 
     def fields(self) -> list[Field]:
         return [Field(self.name, Kind.NUMERIC, self.spec.side)]
@@ -296,8 +296,8 @@ class BucketColumn(TableColumn):
             writer.notes[f"buckets_of_{self.name}"] = f"{made} of {self.spec.buckets}, one for each value there is"
 
     def restore(self, store: Store) -> None:
-        kept = store.content["statistics"][self.name]
-        self.edges, self.absent = np.asarray(kept["edges"]), bool(kept["absent"])
+        statistics = store.content["statistics"][self.name]
+        self.edges, self.absent = np.asarray(statistics["edges"]), bool(statistics["absent"])
 
     def fields(self) -> list[Field]:
         return [Field(self.name, Kind.ID, self.spec.side, len(self.edges) + 2 + self.absent)]

@@ -189,11 +189,10 @@ class RateColumn(TableColumn):
         """Load the history of a store."""
         self.table = kept_rates(store, self.name)
         self.clock.rising.dated = store.content["histories"][self.name]["dated"]
-        kept = {name: store.content["statistics"][name] for _, name in self._outputs()}
-        width = len(self.of) + 1
-        self.mean, self.deviation = np.zeros(width), np.ones(width)
+        self.mean, self.deviation = np.zeros(len(self.of) + 1), np.ones(len(self.of) + 1)
         for place, name in self._outputs():
-            self.mean[place], self.deviation[place] = kept[name]["mean"], kept[name]["deviation"]
+            statistics = store.content["statistics"][name]
+            self.mean[place], self.deviation[place] = statistics["mean"], statistics["deviation"]
 
     def fields(self) -> list[Field]:
         """One number per label, and one for the count."""
