@@ -19,32 +19,10 @@ HATE, POSITION = "hate", "position"
 
 @dataclass
 class FeedSettings:
-    """Settings of :class:`~dlen.data.sources.feed.Feed`.
-
-    Args:
-        name: name of the data set.
-        rows: number of impressions in all splits together.
-        users: number of users.
-        items: number of items.
-        rates: marginal rate of each task, given that the impression is seen; the keys define the tasks.
-        hate: marginal rate of an explicit dislike, which shows that the user does not prefer the item; 0 to disable.
-        preference: marginal P(UP); 1 for a world without hidden state.
-        leak: P(t | not UP) / P(t | UP), or its inverse for hate; one number, or one per task.
-        leak_spread: standard deviation over users of the leak's logit; 0 gives every user the same leak.
-        strength: weight of the match of user and item in the logit of P(UP).
-        habit: standard deviation over users of each task's logit given UP.
-        own_match: weight of a separate match of user and item in each task's logit.
-        exposure: ``popular`` shows popular items more often, ``uniform`` shows all items equally often, and ``matched``
-            mostly picks the one of five popular candidates that suits the user, as a recommender would.
-        positions: number of positions on the page, added as a field; popular items are mostly at the top. 0 to disable.
-        position_bias: an impression at position k is seen with probability k to the power of minus this value; an
-            unseen impression has no interaction.
-        validation: fraction of rows in the validation split.
-        test: fraction of rows in the test split.
-        seed: random seed of the world and of the impressions.
+    """The arguments of :class:`~dlen.data.sources.feed.Feed`, which describes them, with their valid values.
 
     Raises:
-        UserError: a setting is invalid, or a rate cannot be reached with the others.
+        UserError: an argument is invalid, or a rate cannot be reached with the others.
     """
 
     name: str = "feed"
