@@ -10,7 +10,8 @@ import polars as pl
 
 from dlen.data.bad_rows import BadRowError, BadRows
 from dlen.data.sources.cells import LINE, ROW
-from dlen.data.sources.table_file import Form, TableFile, csv_bytes
+from dlen.data.sources.csv_text import Form
+from dlen.data.sources.table_file import TableFile, csv_bytes
 from dlen.data.sources.table_joins import Joins
 from dlen.data.sources.table_spec import TableSpec
 from dlen.errors import UserError
