@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from dlen.data.columns import Array
 
 
 def bucket_edges(values: Array, buckets: int) -> Array:

@@ -209,7 +209,7 @@ def _write(source: Source, folder: Path, identity: dict[str, Any], before: dict[
         schema = source.write(writer)
         for path, recorded in before.items():
             if record(path) != recorded:
-                raise UserError(f"{path}: changed while it was being read; run prepare.py again")
+                raise UserError(f"{path}: changed while it was read; run prepare.py again")
         writer.notes["prepare_seconds"] = round(time.monotonic() - started, 2)
         writer.finish(schema, identity)
 

@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dlen.data.columns import Columns
-
-Array = NDArray[Any]
+from dlen.data.columns import Array, Columns
 
 
 class Keep(StrEnum):

@@ -19,13 +19,12 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
+from dlen.data.columns import Array
 from dlen.data.sample import Sample
 from dlen.data.store import Store
 from dlen.progress import Stage
 
-Array = NDArray[Any]
 PENDING = 1 << 21  # rows buffered before they are partitioned on disk
 _PARTS = 32
 _BINS = 1024  # maximum number of period bins for the rate over all keys

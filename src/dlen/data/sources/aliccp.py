@@ -21,7 +21,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from dlen.data.bad_rows import BadRowError, BadRows
-from dlen.data.columns import Columns
+from dlen.data.columns import Array, Columns
 from dlen.data.ragged import ABSENT, Entries, field_of_values, rows_of_values, select_rows, to_columns
 from dlen.data.scratch import read_flat, read_scratch
 from dlen.data.sources.aliccp_grammar import Block, Reader
@@ -36,7 +36,6 @@ from dlen.hashing import fraction
 from dlen.progress import Stage
 from dlen.schema import Field, Kind, Pooling, Schema, Task
 
-Array = NDArray[Any]
 HeldOut = Callable[[Array, int], NDArray[np.bool_]]
 _CHUNK = 1 << 18  # rows encoded at a time
 

@@ -14,15 +14,14 @@ from typing import Annotated, Any, TextIO
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
+from dlen.data.columns import Array
 from dlen.data.prepare import check_writable, locked, replacing
 from dlen.data.sources.aliccp import AliCCP
 from dlen.data.valid import Range
 from dlen.errors import UserError
 from dlen.progress import Stage
 
-Array = NDArray[Any]
 _WORLD = 2  # increase if the same settings would generate other files
 _ROWS_PER_GROUP = 58  # as in the real files
 _GROUPS_PER_CHUNK = 1000

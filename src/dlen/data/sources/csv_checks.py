@@ -15,8 +15,8 @@ from dlen.errors import UserError
 
 def check_header(text: CsvText) -> None:
     """Reject duplicate column names: one column would be read as the other."""
-    names = list(text.form.columns)
-    if text.form.header:
+    names = list(text.spec.columns)
+    if text.spec.header:
         names = [name.strip() for name in next((row for _, row in text.rows()), [])]
     for name in names:
         if names.count(name) > 1:
@@ -27,12 +27,12 @@ def undecodable_rows(text: CsvText) -> Iterator[BadRowError]:
     """Rows that are not UTF-8. Raises UserError if the header is not."""
     if text.decodable:
         return
-    is_header = text.form.header
+    is_header = text.spec.header
     for number, row in text.rows("surrogateescape"):
         escaped = next((c for cell in row for c in cell if "\udc80" <= c <= "\udcff"), None)
         if escaped is not None:
             problem = (
-                f"byte 0x{ord(escaped) - 0xDC00:02x} is not valid UTF-8; set encoding in {text.form.spec}, such as "
+                f"byte 0x{ord(escaped) - 0xDC00:02x} is not valid UTF-8; set encoding in {text.spec.path}, such as "
                 "gb18030, latin-1 or cp1252"
             )
             if is_header:
@@ -43,7 +43,7 @@ def undecodable_rows(text: CsvText) -> Iterator[BadRowError]:
 
 def wrong_widths(text: CsvText) -> Iterator[BadRowError]:
     """Rows with too many or too few columns."""
-    width = len(text.form.columns)
+    width = len(text.spec.columns)
     for number, row in text.rows():
         width = width or len(row)
         if len(row) != width:
@@ -58,7 +58,7 @@ def check_widths(text: CsvText) -> None:
 
 def check_quotes(text: CsvText) -> None:
     """Reject a multi-line row whose lines would each be a row: the quote closes in the cell of another row."""
-    if text.form.quote is not None:  # set explicitly, so intended
+    if text.spec.quote is not None:  # set explicitly, so intended
         return
     lines: list[str] = []  # lines of a row
 
@@ -68,13 +68,13 @@ def check_quotes(text: CsvText) -> None:
             yield lines[-1].replace("\r", " ")
 
     with text.open_text() as file, suppress(csv.Error):
-        rows, width, before = csv.reader(kept(file), **text.dialect()), len(text.form.columns), 0
+        rows, width, before = csv.reader(kept(file), **text.dialect()), len(text.spec.columns), 0
         for row in rows:
             width = width or len(row)
             if len(lines) > 1 and width > 1 and all(line.count(text.separator) == width - 1 for line in lines):
                 raise UserError(
                     f"{text.path}, row {before + 1}: a quote opens here and closes in row {rows.line_num}: "
-                    f"{len(lines)} rows become one; set quote: '' in {text.form.spec} if quotes are text, or "
+                    f"{len(lines)} rows become one; set quote: '' in {text.spec.path} if quotes are text, or "
                     "quote: '\"' if cells contain line breaks"
                 )
             lines.clear()
@@ -89,4 +89,4 @@ def quote_hint(text: CsvText) -> str:
     with text.open_text() as file:
         number = next((n for n, line in enumerate(file, 1) if inside.search(line.rstrip("\r\n"))), None)
     where = "" if number is None else f" (row {number} has one within a cell)"
-    return f"; set quote: '' in {text.form.spec} if quotes are part of the text{where}"
+    return f"; set quote: '' in {text.spec.path} if quotes are part of the text{where}"

@@ -16,16 +16,15 @@ import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dlen.data.columns import Array
+from dlen.data.sources.table_spec import TableSpec
 from dlen.errors import UserError
 
-Array = NDArray[Any]
 _BLOCK = 1 << 22
 _BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError)  # what reading a broken archive may raise
 _PACKED: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
@@ -46,37 +45,12 @@ csv.field_size_limit(sys.maxsize)  # unlimited cell size, as in Polars
 _MARKS = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 
-@dataclass(frozen=True, slots=True)
-class Form:
-    """The CSV settings of a table's YAML.
-
-    Attributes:
-        separator: column separator; empty to infer it from the file extension.
-        header: whether the first line contains the column names.
-        columns: column names of a file without a header.
-        comment: lines starting with this are skipped.
-        encoding: text encoding; empty for UTF-8.
-        quote: quote character of cells; empty for none, None for ``"`` unless it swallows rows.
-        null_values: texts that mean an empty cell.
-        spec: path of the YAML, for messages.
-    """
-
-    separator: str
-    header: bool
-    columns: tuple[str, ...]
-    comment: str
-    encoding: str
-    quote: str | None
-    null_values: tuple[str, ...]
-    spec: Path
-
-
 class CsvText:
     """A CSV file that Polars can read.
 
     Args:
         path: path of the file.
-        form: how it is written.
+        spec: how it is written.
         scratch: folder for an unpacked copy.
 
     Attributes:
@@ -89,8 +63,8 @@ class CsvText:
         UserError: the file is not text, or cannot be decompressed or decoded.
     """
 
-    def __init__(self, path: Path, form: Form, scratch: Path) -> None:
-        self.path, self.form = path, form
+    def __init__(self, path: Path, spec: TableSpec, scratch: Path) -> None:
+        self.path, self.spec = path, spec
         self.file = self._as_text(scratch)
         self._look_through()
 
@@ -99,12 +73,12 @@ class CsvText:
         """The separator of cells."""
         suffixes = [s for s in self.path.name.lower().split(".")[1:] if s not in ("gz", "bz2", "xz")]
         default = "\t" if suffixes and suffixes[-1] in ("tsv", "tab") else ","
-        return self.form.separator or default
+        return self.spec.separator or default
 
     @property
     def quote(self) -> str | None:
         """The quote character of cells; None for none."""
-        return '"' if self.form.quote is None else self.form.quote or None
+        return '"' if self.spec.quote is None else self.spec.quote or None
 
     def _as_text(self, scratch: Path) -> Path:
         """The file as Polars can read it: UTF-8, optionally gzip. Other files are copied."""
@@ -117,14 +91,14 @@ class CsvText:
         with self._unpacking(), opener(self.path, "rb") as file:
             begin: bytes = file.read(1 << 16)
         marked = next((name for mark, name in _MARKS.items() if begin.startswith(mark)), "")
-        encoding = self.form.encoding
+        encoding = self.spec.encoding
         if not encoding:
             if marked:
-                raise UserError(f"{self.path}: is text in UTF-16; set encoding: {marked} in {self.form.spec}")
+                raise UserError(f"{self.path}: is text in UTF-16; set encoding: {marked} in {self.spec.path}")
             if b"\0" in begin:
                 raise UserError(
                     f"{self.path}: contains zero bytes, so it is not a CSV file; for text in UTF-16, set encoding: "
-                    f"utf-16-le or utf-16-be in {self.form.spec}"
+                    f"utf-16-le or utf-16-be in {self.spec.path}"
                 )
         elif codecs.lookup(encoding).name != "utf-8":
             return self._recoded(opener, encoding, scratch)
@@ -159,7 +133,7 @@ class CsvText:
                     lines += text.count("\n")
         except UnicodeError as error:
             reason = f"cannot be decoded as {encoding} ({error.args[-1]})"
-            raise UserError(f"{self.path}, after line {lines}: {reason}; set encoding in {self.form.spec}") from None
+            raise UserError(f"{self.path}, after line {lines}: {reason}; set encoding in {self.spec.path}") from None
         return copy
 
     def _open(self) -> BinaryIO:
@@ -193,7 +167,7 @@ class CsvText:
                 for row in rows:
                     within += rows.line_num - before - 1
                     before = rows.line_num
-                    if row and row != [""] and not (self.form.comment and row[0].startswith(self.form.comment)):
+                    if row and row != [""] and not (self.spec.comment and row[0].startswith(self.spec.comment)):
                         yield before - within, row
             except (csv.Error, *_BROKEN) as error:
                 raise UserError(f"{self.path}, row {rows.line_num}: cannot be read ({error})") from None
@@ -206,15 +180,15 @@ class CsvText:
 
     def unread_lines(self) -> Array:
         """Numbers of the lines that Polars does not count as rows: comments, and blank lines before a header."""
-        if not (self.form.comment or self.form.header):
+        if not (self.spec.comment or self.spec.header):
             return np.zeros(0, np.int64)
-        unread, before = [], self.form.header
+        unread, before = [], self.spec.header
         with suppress(*_BROKEN), self.open_text() as file:
             for number, line in enumerate(file, 1):
                 before = before and not line.strip("\ufeff\r\n")
-                if before or (self.form.comment and line.startswith(self.form.comment)):
+                if before or (self.spec.comment and line.startswith(self.spec.comment)):
                     unread.append(number)
-                elif not self.form.comment:
+                elif not self.spec.comment:
                     break
         return np.array(unread, np.int64)
 

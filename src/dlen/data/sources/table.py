@@ -59,6 +59,7 @@ class Table:
         self._files_setting = files
         if content is not None:
             self.table = content
+            content.path = self.path
 
     @cached_property
     def _text(self) -> str:
@@ -78,8 +79,8 @@ class Table:
     def sources(self) -> dict[str, list[Path]]:
         """Paths by split; ``all`` if one table is to be split."""
         if self._files_setting is None:
-            return files_by_split(self.table, self.table.files, self.folder, self.path)
-        return files_by_split(self.table, self._files_setting, Path(), self.path)
+            return files_by_split(self.table, self.table.files, self.folder)
+        return files_by_split(self.table, self._files_setting, Path())
 
     def settings(self) -> dict[str, Any]:
         """Settings that affect the store. They include the spec, so new rows do not depend on later changes to it."""
@@ -102,7 +103,7 @@ class Table:
     def write(self, writer: StoreWriter) -> Schema:
         """Split, learn from the training rows, and encode."""
         self.files()
-        return TablePasses(self.table, self.path, self.sources, self.joins, self.bad, writer).run()
+        return TablePasses(self.table, self.sources, self.joins, self.bad, writer).run()
 
     def read(self, path: Path, store: Store, labels: bool = False) -> Iterator[Split]:
         """Read another file with the same columns, encoded like the rows of a store.
@@ -119,14 +120,14 @@ class Table:
         """
         settings = store.content["settings"]
         spec = parse_spec(settings["spec"], self.path) if "spec" in settings else self.table
-        label_reader = Labels(spec.tasks, self.path)
-        columns = make_columns(spec, self.path, label_reader.expressions)
+        label_reader = Labels(spec)
+        columns = make_columns(spec, label_reader.expressions)
         for column in columns:
             column.restore(store)
         wanted = {name for column in columns for name in column.inputs}
         joins, bad = join_files(spec, self.folder), BadRows(0)  # every input row must have an output row
         with TemporaryDirectory() as scratch:
-            rows = TableRows(spec, self.path, {"all": [path]}, joins, wanted, bad, Path(scratch))
+            rows = TableRows(spec, {"all": [path]}, joins, wanted, bad, Path(scratch))
             _check_inputs(path, rows.columns(path), columns, label_reader if labels else None)
             for frame, _, _ in rows.chunks(f"scoring {path.name}"):
                 happened = label_reader.read(frame, path) if labels else np.zeros((len(frame), len(spec.tasks)))

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from dlen.data.bad_rows import BadRowError
 from dlen.data.buckets import bucket_edges
+from dlen.data.columns import Array
 from dlen.data.sample import Sample
 from dlen.data.sources.cells import LARGEST, LINE, id_text, list_of_cells, moments, numbers, refuse, text_of
 from dlen.data.sources.table_spec import TIME_PARTS, FieldSpec
@@ -21,7 +20,6 @@ from dlen.data.writer import StoreWriter
 from dlen.errors import UserError
 from dlen.schema import Field, Kind, Pooling
 
-Array = NDArray[Any]
 _PENDING = 1 << 22
 _ROUNDING = 1e-12  # relative to the numbers; a smaller deviation is rounding error of a constant, not a scale
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
-from dlen.data.columns import Columns
+from dlen.data.columns import Array, Columns
 from dlen.data.ragged import Entries, Keep, to_columns
 from dlen.data.sources.cells import id_text
 from dlen.data.sources.expression import Expression
@@ -18,22 +16,17 @@ from dlen.data.sources.table_rates import RateColumn
 from dlen.data.sources.table_spec import TableSpec
 from dlen.schema import Kind, Schema
 
-Array = NDArray[Any]
 
-
-def make_columns(
-    spec: TableSpec, path: Path, labels: dict[str, Expression], scratch: Path | None = None
-) -> list[TableColumn]:
+def make_columns(spec: TableSpec, labels: dict[str, Expression], scratch: Path | None = None) -> list[TableColumn]:
     """The column of each field.
 
     Args:
         spec: spec of the table.
-        path: path of the YAML, for messages.
         labels: the parsed label of each task.
         scratch: folder for intermediate files; None to restore from a store.
     """
     return [
-        RateColumn(name, field, spec, path, labels, scratch) if field.kind == "rate" else make_column(name, field)
+        RateColumn(name, field, spec, labels, scratch) if field.kind == "rate" else make_column(name, field)
         for name, field in spec.fields.items()
     ]
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from dlen.data.bad_rows import BadRowError, BadRows
+from dlen.data.columns import Array
 from dlen.data.sources.cells import LINE
 from dlen.data.sources.csv_checks import (
     check_header,
@@ -24,10 +23,10 @@ from dlen.data.sources.csv_checks import (
     undecodable_rows,
     wrong_widths,
 )
-from dlen.data.sources.csv_text import CsvText, Form
+from dlen.data.sources.csv_text import CsvText
+from dlen.data.sources.table_spec import TableSpec
 from dlen.errors import UserError
 
-Array = NDArray[Any]
 CHUNK = 1 << 17
 
 
@@ -36,23 +35,23 @@ class TableFile:
 
     Args:
         path: path of the file.
-        form: CSV settings, ignored for Parquet.
+        spec: spec of the table; how CSV is written does not matter for Parquet.
         bad: counter of unreadable rows.
         scratch: folder for an unpacked copy.
 
     Raises:
-        UserError: the file is not a table, or does not match ``form``.
+        UserError: the file is not a table, or does not match ``spec``.
     """
 
-    def __init__(self, path: Path, form: Form, bad: BadRows, scratch: Path) -> None:
-        self.path, self.form, self.bad = path, form, bad
+    def __init__(self, path: Path, spec: TableSpec, bad: BadRows, scratch: Path) -> None:
+        self.path, self.spec, self.bad = path, spec, bad
         with path.open("rb") as file:
             self.parquet = file.read(4) == b"PAR1"
         self.size = path.stat().st_size
         self._left_out: list[int] = []  # skipped lines: undecodable or with the wrong number of columns
         self._widths_known = True
         self._empty_rows: list[int] | None = None  # lines of empty cells, computed when needed
-        self._text = None if self.parquet else CsvText(path, form, scratch)
+        self._text = None if self.parquet else CsvText(path, spec, scratch)
         if self._text is not None:
             self._leave_out(undecodable_rows(self._text))
             check_header(self._text)
@@ -84,22 +83,21 @@ class TableFile:
             return frame.with_columns(p for p in plain if p is not None).with_row_index(LINE, offset=1)
         frame = pl.scan_csv(
             self._text.file,
-            has_header=self.form.header,
-            new_columns=list(self.form.columns) or None,
+            has_header=self.spec.header,
+            new_columns=self.spec.columns or None,
             infer_schema=False,
             encoding="utf8-lossy",  # undecodable lines were found before, and are filtered out
             truncate_ragged_lines=bool(self._left_out),
             separator=self._text.separator,
-            comment_prefix=self.form.comment or None,
+            comment_prefix=self.spec.comment or None,
             quote_char=self._text.quote,
             glob=False,
         )
         padded = {name: name.strip() for name in frame.collect_schema().names() if name != name.strip()}
         stripped = frame.rename(padded).with_columns(pl.all().str.strip_chars())
-        if self.form.null_values:
-            absent = list(self.form.null_values)
-            stripped = stripped.with_columns(pl.when(~pl.all().is_in(absent)).then(pl.all()).name.keep())
-        return stripped.with_row_index(LINE, offset=2 if self.form.header else 1)
+        if self.spec.null_values:
+            stripped = stripped.with_columns(pl.when(~pl.all().is_in(self.spec.null_values)).then(pl.all()).name.keep())
+        return stripped.with_row_index(LINE, offset=2 if self.spec.header else 1)
 
     def _read_names(self) -> list[str]:
         try:
@@ -147,7 +145,7 @@ class TableFile:
 
     def _is_empty(self, row: list[str]) -> bool:
         """Whether a line has a separator and no content."""
-        empty = {"", *self.form.null_values}
+        empty = {"", *self.spec.null_values}
         return (len(row) > 1 or row[0].strip() != "") and all(cell.strip() in empty for cell in row)
 
 

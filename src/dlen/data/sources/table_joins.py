@@ -9,7 +9,7 @@ import polars as pl
 
 from dlen.data.sources.cells import id_text
 from dlen.data.sources.table_file import TableFile
-from dlen.data.sources.table_spec import JoinSpec
+from dlen.data.sources.table_spec import TableSpec
 from dlen.errors import UserError
 
 _KEY = "__joined_by"
@@ -19,9 +19,8 @@ class Joins:
     """The joined tables.
 
     Args:
-        specs: settings of each join.
+        spec: spec of the table.
         files: files of each join.
-        path: path of the YAML, for messages.
         wanted: columns that a field reads; others are not kept.
         open_file: opens a file.
 
@@ -31,14 +30,13 @@ class Joins:
 
     def __init__(
         self,
-        specs: dict[str, JoinSpec],
+        spec: TableSpec,
         files: dict[str, list[Path]],
-        path: Path,
         wanted: Collection[str],
         open_file: Callable[[Path], TableFile],
     ) -> None:
-        self.specs, self.files, self.path = specs, files, path
-        self._tables = {name: self._read(name, wanted, open_file) for name in specs}
+        self.specs, self.files, self.path = spec.joins, files, spec.path
+        self._tables = {name: self._read(name, wanted, open_file) for name in spec.joins}
         self.restart()
 
     def restart(self) -> None:

@@ -3,48 +3,43 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from dlen.data.bad_rows import BadRowError
-from dlen.data.columns import MISSING
+from dlen.data.columns import MISSING, Array
 from dlen.data.sources.cells import LINE, id_text, numbers
 from dlen.data.sources.expression import Expression
 from dlen.data.sources.table_paths import SPLITS
-from dlen.data.sources.table_spec import TableSpec, TaskSpec, expression
+from dlen.data.sources.table_spec import TableSpec, expression
 from dlen.errors import UserError
 from dlen.schema import Task
-
-Array = NDArray[Any]
 
 
 class Labels:
     """The labels of a table's tasks.
 
     Args:
-        tasks: settings of each task.
-        path: path of the YAML, for messages.
+        spec: spec of the table.
 
     Attributes:
         expressions: the parsed label of each task.
     """
 
-    def __init__(self, tasks: dict[str, TaskSpec], path: Path) -> None:
-        self.tasks, self.path = tasks, path
-        self.expressions = {name: expression(task, path, name) for name, task in tasks.items()}
-        self._observed = {n: expression(task, path, n, "observed") for n, task in tasks.items() if task.observed}
-        self._chains = [self._chain(name) for name in tasks]
+    def __init__(self, spec: TableSpec) -> None:
+        self.spec = spec
+        self.expressions = {name: expression(spec, name) for name in spec.tasks}
+        self._observed = {name: expression(spec, name, "observed") for name, t in spec.tasks.items() if t.observed}
+        self._chains = [self._chain(name) for name in spec.tasks]
 
     def _chain(self, name: str) -> list[int]:
         """Column indices of a task and of its ``observed_where`` ancestors, nearest first."""
-        names, chain = list(self.tasks), [name]
-        while (parent := self.tasks[chain[-1]].observed_where) is not None:
+        names, chain = list(self.spec.tasks), [name]
+        while (parent := self.spec.tasks[chain[-1]].observed_where) is not None:
             if parent in chain:
                 circle = " -> ".join([*chain, parent])
-                raise UserError(f"{self.path}: tasks.{name}.observed_where: forms a circle ({circle}); break it")
+                raise UserError(f"{self.spec.path}: tasks.{name}.observed_where: forms a circle ({circle}); break it")
             chain.append(parent)
         return [names.index(n) for n in chain]
 
@@ -55,11 +50,11 @@ class Labels:
 
     def read(self, frame: pl.DataFrame, path: Path) -> Array:
         """(n, T) 0, 1 or MISSING."""
-        columns = [read_label(frame, path, f"task {name}", e, self.path) for name, e in self.expressions.items()]
+        columns = [read_label(frame, path, f"task {name}", e, self.spec.path) for name, e in self.expressions.items()]
         labels = np.stack(columns, 1)
         for place, name in enumerate(self.expressions):
             if name in self._observed:
-                is_observed = read_label(frame, path, f"tasks.{name}.observed", self._observed[name], self.path)
+                is_observed = read_label(frame, path, f"tasks.{name}.observed", self._observed[name], self.spec.path)
                 labels[is_observed != 1, place] = MISSING
         return labels
 
@@ -85,7 +80,7 @@ class Tally:
 
     def __init__(self, labels: Labels) -> None:
         self.labels = labels
-        num_tasks = len(labels.tasks)
+        num_tasks = len(labels.spec.tasks)
         self.counts = np.zeros((len(SPLITS), num_tasks, 2), np.int64)
         self.missing, self.determined = np.zeros(num_tasks, np.int64), np.zeros(num_tasks, np.int64)
 
@@ -97,26 +92,26 @@ class Tally:
             rows = (where == split) & observed[:, task]
             self.counts[split, task] += np.bincount(labels[rows, task], minlength=2)
 
-    def check(self, spec: TableSpec) -> None:
+    def check(self) -> None:
         """Raise UserError if a split has no rows, or a task has only one class in a split."""
-        path = self.labels.path
+        spec = self.labels.spec
         for split, counts in zip(SPLITS, self.counts, strict=True):
             if counts.sum() == 0:
-                raise UserError(f"{path}: split: no rows are left for {split}; change the split")
+                raise UserError(f"{spec.path}: split: no rows are left for {split}; change the split")
             for name, (negatives, positives) in zip(spec.tasks, counts, strict=True):
                 if negatives and positives:
                     continue
                 absent = "positives" if negatives else "negatives" if positives else "observed rows"
                 if split == "train" or not spec.split.allow_one_class:
                     raise UserError(
-                        f"{path}: task {name} has no {absent} in {split} ({negatives + positives} rows): change "
+                        f"{spec.path}: task {name} has no {absent} in {split} ({negatives + positives} rows): change "
                         "the split, drop the task" + (", or set split.allow_one_class" if split != "train" else "")
                     )
 
     def schema_tasks(self) -> tuple[Task, ...]:
         """The tasks of the schema, with their rates in the training rows."""
         tasks = []
-        training = zip(self.labels.tasks.items(), self.counts[0], self.determined, strict=True)
+        training = zip(self.labels.spec.tasks.items(), self.counts[0], self.determined, strict=True)
         for (name, spec), (negatives, positives), determined in training:
             over_all = spec.train_on == "all" and spec.observed_where
             rate = positives / (determined if over_all else negatives + positives)

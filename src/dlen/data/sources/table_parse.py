@@ -72,15 +72,16 @@ def parse_spec(text: str, path: Path) -> TableSpec:
     except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:  # a date such as 2023-02-30; {{template}}
         raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
     spec = _fill(TableSpec, content, path, "")
+    spec.path = path
     for name, field in spec.fields.items():
         if field.kind != "rate":
             field.column = field.column or name
-    _check_format(spec, path)
-    _check_fields(spec, path)
-    _check_tasks(spec, path)
-    _check_no_label(spec, path)
+    _check_format(spec)
+    _check_fields(spec)
+    _check_tasks(spec)
+    _check_no_label(spec)
     _check_split(spec.split, path)
-    _check_rates(spec, path)
+    _check_rates(spec)
     return spec
 
 
@@ -92,6 +93,7 @@ def _fill(kind: type[T], content: Any, path: Path, key: str) -> T:
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: {key or 'the file'}: must be a mapping of settings")
     hints, values = get_type_hints(kind, include_extras=True), {}
+    hints.pop("path", None)  # of a spec itself, not a key
     for name, value in content.items():
         where = f"{key}.{name}" if key else str(name)
         if name not in hints:
@@ -191,82 +193,84 @@ def _check_names(names: Mapping[str, Any], path: Path, key: str) -> None:
             )
 
 
-def _check_format(spec: TableSpec, path: Path) -> None:
+def _check_format(spec: TableSpec) -> None:
     """Check how CSV files are read."""
     for key, character in (("separator", spec.separator), ("quote", spec.quote or "")):
         if len(character.encode()) > 1:
-            raise UserError(f"{path}: {key}: {character!r} is not a single character")
+            raise UserError(f"{spec.path}: {key}: {character!r} is not a single character")
     try:
         known = not spec.encoding or codecs.lookup(spec.encoding)._is_text_encoding
     except (LookupError, ValueError):
         known = False
     if not known:
         raise UserError(
-            f"{path}: encoding: {spec.encoding!r} is not a known text encoding; use one such as gb18030, latin-1 or "
-            "utf-16"
+            f"{spec.path}: encoding: {spec.encoding!r} is not a known text encoding; use one such as gb18030, latin-1 "
+            "or utf-16"
         )
     for name in spec.columns:
         if spec.columns.count(name) > 1:
-            raise UserError(f"{path}: columns: {name!r} occurs twice")
+            raise UserError(f"{spec.path}: columns: {name!r} occurs twice")
     if not spec.header and not spec.columns:
-        raise UserError(f"{path}: columns: is empty, but files with header: false need column names")
+        raise UserError(f"{spec.path}: columns: is empty, but files with header: false need column names")
 
 
-def _check_fields(spec: TableSpec, path: Path) -> None:
-    _check_names(spec.fields, path, "fields")
+def _check_fields(spec: TableSpec) -> None:
+    _check_names(spec.fields, spec.path, "fields")
     names = [name for entry, field in spec.fields.items() for name in names_of(entry, field)]
     for name in names:
         if names.count(name) > 1:
             raise UserError(
-                f"{path}: fields.{name}: a part of a time field or a number of a rate has the same name; rename one"
+                f"{spec.path}: fields.{name}: a part of a time field or of a rate has the same name; rename one"
             )
     columns = [name for name, field in spec.fields.items() if field.kind != "rate"]
     for key in ("user", "position"):
         value = getattr(spec, key)
         if value is not None:
-            _check_one_of(value, columns, path, key)
+            _check_one_of(value, columns, spec.path, key)
 
 
-def _check_tasks(spec: TableSpec, path: Path) -> None:
-    _check_names(spec.tasks, path, "tasks")
+def _check_tasks(spec: TableSpec) -> None:
+    _check_names(spec.tasks, spec.path, "tasks")
     for name, task in spec.tasks.items():
         if task.observed_where is not None:
-            _check_one_of(task.observed_where, list(spec.tasks), path, f"tasks.{name}.observed_where")
-        expression(task, path, name)
+            _check_one_of(task.observed_where, list(spec.tasks), spec.path, f"tasks.{name}.observed_where")
+        expression(spec, name)
         if task.observed:
-            expression(task, path, name, "observed")
+            expression(spec, name, "observed")
     try:
         check_targets([(name, task.joint, task.dislike) for name, task in spec.tasks.items()])
     except ValueError as error:
-        raise UserError(f"{path}: tasks: {error}") from None
+        raise UserError(f"{spec.path}: tasks: {error}") from None
 
 
-def _check_no_label(spec: TableSpec, path: Path) -> None:
+def _check_no_label(spec: TableSpec) -> None:
     """Reject a field read from a column of a label: it would leak the answer."""
-    task_of = {column: name for name, task in spec.tasks.items() for column in expression(task, path, name).columns}
+    task_of = {column: name for name in spec.tasks for column in expression(spec, name).columns}
     for name, field in spec.fields.items():
         if field.column in task_of:
             raise UserError(
-                f"{path}: fields.{name}: the label of tasks.{task_of[field.column]} is computed from column "
+                f"{spec.path}: fields.{name}: the label of tasks.{task_of[field.column]} is computed from column "
                 f"{field.column}, so a model would see the answer; remove the field"
             )
 
 
-def _check_rates(spec: TableSpec, path: Path) -> None:
+def _check_rates(spec: TableSpec) -> None:
     rates = {name: field.rate or field.count for name, field in spec.fields.items() if field.kind == "rate"}
     for name, rate in rates.items():
         for by in rate.by:
             if by in rates:
-                raise UserError(f"{path}: fields.{name}: by: {by} is a rate or count, which cannot be a key")
+                raise UserError(f"{spec.path}: fields.{name}: by: {by} is a rate or count, which cannot be a key")
         for of in rate.of:
             if of in spec.tasks:
                 continue
             if len(rate.of) > 1:
-                _check_one_of(of, list(spec.tasks), path, f"fields.{name}.rate.of")
+                _check_one_of(of, list(spec.tasks), spec.path, f"fields.{name}.rate.of")
             try:
                 Expression(of)
             except ValueError as error:
-                raise UserError(f"{path}: fields.{name}.rate.of: neither a task nor an expression: {error}") from None
+                raise UserError(
+                    f"{spec.path}: fields.{name}.rate.of: neither a task nor an expression: {error}"
+                ) from None
 
 
 def _check_split(split: SplitSpec, path: Path) -> None:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import polars as pl
-from numpy.typing import NDArray
 
 from dlen.data.bad_rows import BadRows
-from dlen.data.columns import Columns
+from dlen.data.columns import Array, Columns
 from dlen.data.ragged import select_rows
 from dlen.data.sources.table_encoding import UserNumbers, encode, make_columns
 from dlen.data.sources.table_labels import Labels, Tally
@@ -23,15 +21,12 @@ from dlen.data.writer import StoreWriter
 from dlen.errors import UserError
 from dlen.schema import Kind, Schema
 
-Array = NDArray[Any]
-
 
 class TablePasses:
     """One conversion of a table.
 
     Args:
         spec: spec of the table.
-        path: path of the YAML, for messages.
         files: files by split, or under ``all``.
         join_files: files of each join.
         bad: counter of unreadable rows.
@@ -41,18 +36,17 @@ class TablePasses:
     def __init__(
         self,
         spec: TableSpec,
-        path: Path,
         files: dict[str, list[Path]],
         join_files: dict[str, list[Path]],
         bad: BadRows,
         writer: StoreWriter,
     ) -> None:
-        self.spec, self.path, self.writer, self.bad = spec, path, writer, bad
-        self.labels = Labels(spec.tasks, path)
-        self.columns = make_columns(spec, path, self.labels.expressions, writer.scratch)
+        self.spec, self.writer, self.bad = spec, writer, bad
+        self.labels = Labels(spec)
+        self.columns = make_columns(spec, self.labels.expressions, writer.scratch)
         wanted = {name for column in self.columns for name in column.inputs}
-        self.rows = TableRows(spec, path, files, join_files, wanted, bad, writer.scratch)
-        self.split = RowSplit(spec.split, files, path)
+        self.rows = TableRows(spec, files, join_files, wanted, bad, writer.scratch)
+        self.split = RowSplit(spec, files)
 
     def run(self) -> Schema:
         """Write the splits and vocabularies."""
@@ -65,7 +59,7 @@ class TablePasses:
         self.rows.joins.check_matched(self.rows.total)
         for column in self.columns:
             column.freeze(self.writer)
-        tally.check(self.spec)
+        tally.check()
         fields = [f for kind in Kind for column in self.columns for f in column.fields() if f.kind is kind]
         schema = Schema(tuple(fields), tally.schema_tasks(), user=self.spec.user, position=self.spec.position)
         self._write_splits(schema)
@@ -85,15 +79,15 @@ class TablePasses:
         for name, key in named.items():
             if name not in existing:
                 hint = missing_column_hint(name, existing)
-                raise UserError(f"{path}: no column {name!r}, named by {key} in {self.path}; {hint}")
+                raise UserError(f"{path}: no column {name!r}, named by {key} in {self.spec.path}; {hint}")
         unnamed = [name for name in existing if name not in named]
         if unnamed and "rest" not in ignore:
             listed = ", ".join(
                 name or "'' (an unnamed column, such as the index that pandas writes)" for name in unnamed
             )
             raise UserError(
-                f"{self.path}: does not name these columns of {path.name}: {listed}; add them to fields, list them "
-                "under ignore, or set ignore: rest"
+                f"{self.spec.path}: does not name these columns of {path.name}: {listed}; add them to fields, list "
+                "them under ignore, or set ignore: rest"
             )
 
     def _learn(self) -> Tally:

@@ -12,36 +12,35 @@ _ENDINGS = tuple(f".{kind}{p}" for kind in ("csv", "tsv", "tab", "txt") for p in
 _ENDINGS += (".parquet", ".pq")  # files of a folder that are read
 
 
-def files_by_split(spec: TableSpec, files: object, folder: Path, path: Path) -> dict[str, list[Path]]:
+def files_by_split(spec: TableSpec, files: object, folder: Path) -> dict[str, list[Path]]:
     """The files of a table by split; ``all`` if one table is to be split.
 
     Args:
         spec: spec of the table.
         files: its ``files``, or what replaces them.
         folder: folder of relative paths.
-        path: path of the YAML, for messages.
 
     Raises:
         UserError: no file is named, one is named twice, or the splits are incomplete.
     """
     if files is None:
-        raise UserError(f"{path}: files: is missing; name the files of the table here, or set data.files=FILE")
+        raise UserError(f"{spec.path}: files: is missing; name the files of the table here, or set data.files=FILE")
     patterns = files if isinstance(files, dict) else {"all": files}
     if set(patterns) not in ({"all"}, {"train", "test"}, set(SPLITS)):
         raise UserError(
-            f"{path}: files: has the keys {', '.join(map(str, patterns))}; give one table, or files for train and "
+            f"{spec.path}: files: has the keys {', '.join(map(str, patterns))}; give one table, or files for train and "
             "test, or for train, validation and test"
         )
     split = spec.split
     if split.by == "column" and set(patterns) != set(SPLITS) and not split.validation:
         raise UserError(
-            f"{path}: split.validation: is empty; list the values of {split.column} that form the validation split"
+            f"{spec.path}: split.validation: is empty; list the values of {split.column} that form the validation split"
         )
     by_split = {
         name: [match for p in (given if isinstance(given, list) else [given]) for match in matching(folder, str(p))]
         for name, given in patterns.items()
     }
-    _check_unique([p for paths in by_split.values() for p in paths], path)
+    _check_unique([p for paths in by_split.values() for p in paths], spec.path)
     return by_split
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from dlen.data.bad_rows import BadRowError
-from dlen.data.columns import MISSING
+from dlen.data.columns import MISSING, Array
 from dlen.data.rates import RateTable, Settings, kept_rates
 from dlen.data.sources.cells import LINE, ROW, Rising, id_text, list_of_cells
 from dlen.data.sources.expression import Expression
@@ -23,7 +21,6 @@ from dlen.errors import UserError
 from dlen.hashing import fraction
 from dlen.schema import Field, Kind
 
-Array = NDArray[Any]
 _BETWEEN = "\x1f"  # separates the values of a multi-column key
 _DAY = 86_400_000_000  # microseconds
 _TWO_FORMS = (
@@ -38,11 +35,10 @@ class Clock:
 
     Args:
         spec: spec of the table.
-        path: path of the YAML, for messages.
     """
 
-    def __init__(self, spec: TableSpec, path: Path) -> None:
-        self.spec, self.path = spec.rates, path
+    def __init__(self, spec: TableSpec) -> None:
+        self.spec = spec.rates
         fields = {name: f for name, f in spec.fields.items() if f.kind == "time"}
         name = self.spec.time
         if not name:
@@ -51,7 +47,7 @@ class Clock:
         self.column = None if name == "none" else fields[name].column if self.field else name
         self.rising = Rising(str(self.column), _TWO_FORMS)
         if self.spec.every == "day" and self.field is None:
-            raise UserError(f"{path}: rates.every: day needs rates.time to name a field of kind time")
+            raise UserError(f"{spec.path}: rates.every: day needs rates.time to name a field of kind time")
 
     @property
     def timed(self) -> bool:
@@ -80,7 +76,6 @@ class RateColumn(TableColumn):
         name: name of the field.
         spec: settings of the field.
         table: spec of the whole table.
-        path: path of the YAML, for messages.
         labels: the parsed label of each task.
         scratch: folder for intermediate files; None to restore from a store.
     """
@@ -90,14 +85,13 @@ class RateColumn(TableColumn):
         name: str,
         spec: FieldSpec,
         table: TableSpec,
-        path: Path,
         labels: dict[str, Expression],
         scratch: Path | None = None,
     ) -> None:
         super().__init__(name, spec)
         rate = spec.rate if spec.rate is not None else spec.count
         assert rate is not None
-        self.clock = Clock(table, path)
+        self.clock, self.path = Clock(table), table.path
         self.names = rate.by
         self.by = [table.fields[b].column if b in table.fields else b for b in rate.by]
         self.separators = [table.fields[b].separator if b in table.fields else "|" for b in rate.by]
@@ -130,7 +124,7 @@ class RateColumn(TableColumn):
         for column in self.inputs:
             if column in outcomes:
                 raise UserError(
-                    f"{self.clock.path}: fields.{self.name}: column {column} determines {outcomes[column]}, so it can "
+                    f"{self.path}: fields.{self.name}: column {column} determines {outcomes[column]}, so it can "
                     "be neither key nor time of the rate: a row's own label would be in its features"
                 )
 
@@ -139,7 +133,7 @@ class RateColumn(TableColumn):
         if self.clock.timed:
             self.clock.periods(frame, path)
         for expression in self.expressions.values():
-            read_label(frame, path, f"field {self.name}", expression, self.clock.path)
+            read_label(frame, path, f"field {self.name}", expression, self.path)
 
     def show(self, frame: pl.DataFrame, path: Path, where: Array, labels: Array, observed: Array) -> None:
         """Add rows of every split, with labels (n, T) and whether each label counts."""
@@ -151,7 +145,7 @@ class RateColumn(TableColumn):
                 counted.append(labels[:, self.tasks.index(of)])
                 known.append(observed[:, self.tasks.index(of)])
             else:
-                counted.append(read_label(frame, path, f"field {self.name}", self.expressions[of], self.clock.path))
+                counted.append(read_label(frame, path, f"field {self.name}", self.expressions[of], self.path))
                 known.append(counted[-1] != MISSING)
         shape = (len(self.of), len(frame))
         self.table.add(

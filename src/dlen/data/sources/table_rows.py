@@ -10,7 +10,6 @@ import polars as pl
 
 from dlen.data.bad_rows import BadRowError, BadRows
 from dlen.data.sources.cells import LINE, ROW
-from dlen.data.sources.csv_text import Form
 from dlen.data.sources.table_file import TableFile, csv_bytes
 from dlen.data.sources.table_joins import Joins
 from dlen.data.sources.table_spec import TableSpec
@@ -25,7 +24,6 @@ class TableRows:
 
     Args:
         spec: spec of the table.
-        path: path of the YAML, for messages.
         files: files by split, or under ``all``.
         join_files: files of each join.
         wanted: columns that a field reads.
@@ -40,32 +38,21 @@ class TableRows:
     def __init__(
         self,
         spec: TableSpec,
-        path: Path,
         files: dict[str, list[Path]],
         join_files: dict[str, list[Path]],
         wanted: Collection[str],
         bad: BadRows,
         scratch: Path,
     ) -> None:
-        self.files, self.bad, self.scratch = files, bad, scratch
-        self._form = Form(
-            spec.separator,
-            spec.header,
-            tuple(spec.columns),
-            spec.comment,
-            spec.encoding,
-            spec.quote,
-            tuple(spec.null_values),
-            path,
-        )
+        self.spec, self.files, self.bad, self.scratch = spec, files, bad, scratch
         self._opened: dict[Path, TableFile] = {}
-        self.joins = Joins(spec.joins, join_files, path, wanted, self._open)
+        self.joins = Joins(spec, join_files, wanted, self._open)
         self.total = 0
 
     def _open(self, path: Path) -> TableFile:
         """Open a file. It is scanned only once, however often it is read."""
         if path not in self._opened:
-            self._opened[path] = TableFile(path, self._form, self.bad, self.scratch)
+            self._opened[path] = TableFile(path, self.spec, self.bad, self.scratch)
         return self._opened[path]
 
     def columns(self, path: Path) -> list[str]:

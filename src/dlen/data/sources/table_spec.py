@@ -181,6 +181,7 @@ class TableSpec:
         null_values: texts of CSV cells that mean an empty cell, such as ``\\N``.
         user: field that identifies the user of a row.
         position: field with the position on the page.
+        path: path of the YAML itself, for messages.
     """
 
     files: Any = None
@@ -200,6 +201,7 @@ class TableSpec:
     null_values: list[str] = field(default_factory=list)
     user: str | None = None
     position: str | None = None
+    path: Path = field(default=Path(), init=False)
 
 
 def names_of(name: str, spec: FieldSpec) -> list[str]:
@@ -212,9 +214,9 @@ def names_of(name: str, spec: FieldSpec) -> list[str]:
     return [name]
 
 
-def expression(task: TaskSpec, path: Path, name: str, key: str = "label") -> Expression:
+def expression(spec: TableSpec, task: str, key: str = "label") -> Expression:
     """The parsed label of a task, or its ``observed``. A UserError names its place in the YAML."""
     try:
-        return Expression(str(getattr(task, key)))
+        return Expression(str(getattr(spec.tasks[task], key)))
     except ValueError as error:
-        raise UserError(f"{path}: tasks.{name}.{key}: {error}") from None
+        raise UserError(f"{spec.path}: tasks.{task}.{key}: {error}") from None

@@ -5,23 +5,22 @@ from __future__ import annotations
 import hashlib
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from dlen.data.bad_rows import BadRowError
+from dlen.data.columns import Array
 from dlen.data.sample import Sample
 from dlen.data.sources.cells import LINE, Rising, id_text, moments
 from dlen.data.sources.table_paths import SPLITS
 from dlen.data.sources.table_rows import TableRows
-from dlen.data.sources.table_spec import SplitSpec
+from dlen.data.sources.table_spec import TableSpec
 from dlen.data.valid import did_you_mean
 from dlen.errors import UserError
 from dlen.hashing import fraction
 
-Array = NDArray[Any]
 _TWO_FORMS = "holds {now} here and {then} in {other}, so rows have no order; write the column in one form"
 
 
@@ -29,17 +28,16 @@ class RowSplit:
     """How rows are split.
 
     Args:
-        spec: the ``split`` of the YAML.
+        spec: spec of the table.
         files: files by split, or under ``all``.
-        path: path of the YAML, for messages.
     """
 
-    def __init__(self, spec: SplitSpec, files: dict[str, list[Path]], path: Path) -> None:
-        self.spec, self.path = spec, path
+    def __init__(self, spec: TableSpec, files: dict[str, list[Path]]) -> None:
+        self.spec, self.path = spec.split, spec.path
         self._by_files = set(files) == set(SPLITS)
         self._has_test = "test" in files
         self._file_numbers = {p: n for n, p in enumerate(p for paths in files.values() for p in paths)}
-        self._rising = Rising(spec.column, _TWO_FORMS)
+        self._rising = Rising(spec.split.column, _TWO_FORMS)
         self._boundaries = np.zeros(0)
         self._seen_values: set[str] = set()
 
