@@ -97,6 +97,10 @@ def test_ali_ccp_without_its_bad_lines(
     for line in (3, 8, 9):
         assert f"left out: {raw['bad']}/sample_skeleton_train.csv, line {line}: " in said
     assert rows(store) == rows(prepare(AliCCP(str(raw["clean"]), **settings), tmp_path / "data"))
+    source = AliCCP(str(raw["bad"]), **settings, bad_rows=3)
+    new = raw["bad"] / f"{SKELETON_TRAIN}.csv"
+    assert f"{new}, line 3: " in refusal(lambda: list(source.read(new, store)))  # each input row has an output row
+    assert source.bad.allowed == 3
     for allowed in (0, 1, 2):
         source = AliCCP(str(raw["bad"]), **settings, bad_rows=allowed)
         message = refusal(lambda source=source: prepare(source, tmp_path / "other"))  # type: ignore[misc]
