@@ -44,7 +44,7 @@ def script(text: str, folder: Path, *arguments: str) -> subprocess.CompletedProc
 KILLED = """
     import os, signal, sys
     from pathlib import Path
-    from dlen.data import store
+    from dlen.data import writer
     from dlen.data.prepare import prepare
     from dlen.data.sources.aliccp_demo import AliCCPDemo
 
@@ -59,9 +59,9 @@ KILLED = """
             return function(*args, **kwargs)
         return wrapped
 
-    store.TableWriter.append = step(store.TableWriter.append)
-    store.StoreWriter.vocabulary = step(store.StoreWriter.vocabulary)
-    store.StoreWriter.finish = step(store.StoreWriter.finish)
+    writer.TableWriter.append = step(writer.TableWriter.append)
+    writer.StoreWriter.vocabulary = step(writer.StoreWriter.vocabulary)
+    writer.StoreWriter.finish = step(writer.StoreWriter.finish)
     Path.rename = step(Path.rename)
     prepare(AliCCPDemo(raw_dir="raw", rows=3000, min_count=1), Path("data"))
     print(seen)

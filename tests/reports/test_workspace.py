@@ -54,7 +54,7 @@ def test_without_a_key_the_file_is_what_the_library_would_send(
 ) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     workspace = build_workspace(records, "me", "dlen")
-    assert "would be created" in publish(workspace, tmp_path / "workspace.json")
+    assert "set WANDB_API_KEY" in publish(workspace, tmp_path / "workspace.json")
     content = json.loads((tmp_path / "workspace.json").read_text())
     read = internal.View(
         entity="me",
