@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
+import yaml
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import (
     ConfigCompositionException,
@@ -27,13 +29,17 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
+from dlen import __version__
+from dlen.config_keys import check_keys, warn_of_hidden_files
 from dlen.errors import UserError
 from dlen.files import read_yaml
-from dlen.overrides import leaves, register_resolvers, written
+from dlen.help import command_help
+from dlen.overrides import leaves, own_search_path, register_resolvers, written
 from dlen.renamed import present_overrides
 from dlen.trust import check_config, packages
 
 _NOT_OF_BEST = ("hydra", "trust", "run_dir", "ckpt", "rerun")
+_OPTIONAL = ("logger", "callbacks", "scheduler", "experiment", "debug")  # groups that may have no choice
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -60,11 +66,15 @@ def command(run: Callable[[DictConfig], Any], config_name: str, conf: Path) -> N
         config_name: name of the primary config.
         conf: folder of the primary config.
     """
+    _answer_flags(sys.argv[1:], config_name, conf)
     register_resolvers()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise, so that errors reach _one_line below
 
     def guarded(config: DictConfig) -> None:
         try:
+            if HydraConfig.get().job.config_name == config_name:  # not a primary config of the user's
+                check_keys(config, conf, config_name)
+            warn_of_hidden_files(own_search_path(), conf)
             run(config)
         except UserError as error:
             _fail(str(error))  # here, because Hydra adds its own lines when a job raises
@@ -77,7 +87,7 @@ def command(run: Callable[[DictConfig], Any], config_name: str, conf: Path) -> N
             _fail(line)
 
     try:
-        sys.argv[1:] = present_overrides(_with_best(sys.argv[1:]))
+        sys.argv[1:] = present_overrides(_with_best([_without_null(argument) for argument in sys.argv[1:]]))
     except UserError as error:
         _fail(str(error))
     except HydraException as error:
@@ -87,6 +97,10 @@ def command(run: Callable[[DictConfig], Any], config_name: str, conf: Path) -> N
         hydrated()
     except (HydraException, OmegaConfBaseException) as error:
         _fail(_one_line(error))
+    except yaml.MarkedYAMLError as error:
+        place = error.problem_mark or error.context_mark
+        where = f"{place.name}, line {place.line + 1}: " if place else ""
+        _fail(f"{where}not valid YAML ({error.problem})")
     except ValueError as error:
         if not str(error).startswith("Config group override"):  # Hydra's error for model=null
             raise
@@ -94,6 +108,22 @@ def command(run: Callable[[DictConfig], Any], config_name: str, conf: Path) -> N
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _answer_flags(arguments: Sequence[str], config_name: str, conf: Path) -> None:
+    """Print the version or our own help and exit, if asked to."""
+    if "--version" in arguments:
+        print(f"dlen {__version__}")
+    elif "--help" in arguments or "-h" in arguments:
+        print(command_help(conf, config_name))
+    else:
+        return
+    raise SystemExit(0)
+
+
+def _without_null(argument: str) -> str:
+    """Write ``logger=null`` as ``logger=[]``, which is how Hydra says that a group has no choice."""
+    return re.sub(rf"^({'|'.join(_OPTIONAL)})=null$", r"\1=[]", argument)
 
 
 def _with_best(arguments: Sequence[str]) -> list[str]:

@@ -14,6 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from dlen.renamed import present_overrides
 
+SEARCH_PATH = "hydra.searchpath"
+
 
 def written(value: Any, *, quote: bool = False) -> str:
     """Write a plain value in Hydra's override grammar.
@@ -49,13 +51,26 @@ def said_overrides(own: Sequence[str], settings: Sequence[str]) -> list[str]:
     """
     hydra = HydraConfig.get()
     said = [o for o in hydra.overrides.task if o.lstrip("+~").split("=")[0].split(".")[0] not in own]
-    return [f"data={hydra.runtime.choices['data']}", *settings, *said]
+    places = own_search_path()
+    search = [f"{SEARCH_PATH}={written(places, quote=True)}"] if places else []
+    return [*search, f"data={hydra.runtime.choices['data']}", *settings, *said]
 
 
 def conf_of_this_command() -> str:
     """The config folder of the running command, for the processes that it starts."""
-    found = [source.path for source in HydraConfig.get().runtime.config_sources if source.provider == "main"]
-    return str(found[0])
+    (main,) = [source.path for source in HydraConfig.get().runtime.config_sources if source.provider == "main"]
+    return str(main)
+
+
+def own_search_path() -> list[str]:
+    """The user's entries of Hydra's search path, as absolute URLs: ``--config-dir`` and ``hydra.searchpath``.
+
+    Installed packages that bring configs add theirs in every process by themselves.
+    """
+    sources = [
+        s for s in HydraConfig.get().runtime.config_sources if s.provider == "command-line" or SEARCH_PATH in s.provider
+    ]
+    return [f"{s.schema}://{Path(s.path).absolute() if s.schema == 'file' else s.path}" for s in sources]
 
 
 def register_resolvers() -> None:

@@ -18,7 +18,7 @@ from dlen.errors import UserError
 _PACKAGE = "dlen"
 _TARGET, _PARTIAL = "_target_", "_partial_"
 # Keys whose object gets further arguments later.
-_PARTIAL_KEYS = ("model.embedding", "model.backbone", "model.head", "optimizer")
+_PARTIAL_KEYS = ("model.embedding", "model.backbone", "model.head", "optimizer", "optimizer.dense", "scheduler")
 _NAMES = {
     "optimizer": ("dlen.training.optimizers.adam", "dlen.training.optimizers.adagrad"),
     "logger": (
@@ -27,8 +27,30 @@ _NAMES = {
         "dlen.training.loggers.wandb_logger",
         "lightning.pytorch.loggers.TensorBoardLogger",
     ),
+    "callbacks": (
+        "dlen.training.callbacks.DenseEMA",
+        "lightning.pytorch.callbacks.EarlyStopping",
+        "lightning.pytorch.callbacks.LearningRateMonitor",
+        "lightning.pytorch.callbacks.ModelCheckpoint",
+        "lightning.pytorch.callbacks.RichModelSummary",
+        "lightning.pytorch.callbacks.RichProgressBar",
+        "lightning.pytorch.callbacks.Timer",
+    ),
+    "scheduler": tuple(f"dlen.training.schedulers.{name}" for name in ("warmup", "cosine", "one_cycle")),
+    "trainer.profiler": ("lightning.pytorch.profilers.SimpleProfiler",),
 }
-_IN_FOLDER = ("dlen.training.loggers.ContinuedCSVLogger", "lightning.pytorch.loggers.TensorBoardLogger")
+_LIBRARIES = {  # key -> module and base class of a library whose classes have no side effects
+    "scheduler": ("torch.optim.lr_scheduler", "torch.optim.lr_scheduler.LRScheduler"),
+    "optimizer.dense": ("torch.optim", "torch.optim.optimizer.Optimizer"),
+    "metrics.own": ("torchmetrics", "torchmetrics.metric.Metric"),
+}
+_IN_FOLDER = (
+    "dlen.training.loggers.ContinuedCSVLogger",
+    "lightning.pytorch.callbacks.ModelCheckpoint",
+    "lightning.pytorch.loggers.TensorBoardLogger",
+    "lightning.pytorch.profilers.SimpleProfiler",
+)
+_PATHS = ("dirpath", "filename", "name", "version", "save_dir")  # their arguments that name folders and files
 
 
 def packages(value: Any) -> tuple[str, ...]:
@@ -89,11 +111,11 @@ def _check_target(key: str, target: Any, trust: Sequence[str], path: Path) -> No
     if not isinstance(target, str) or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", target):
         raise UserError(f"{where}: {str(target)[:80]!r} is not a class of dlen")
     package = target.split(".")[0]
-    slot = "logger" if re.fullmatch(r"logger\.\w+", key) else key
-    if target in _NAMES.get(slot, ()):
+    slot = re.sub(r"^(logger|callbacks|metrics\.own)\.[\w-]+$", r"\1", key)
+    if target in _NAMES.get(slot, ()) or _is_of_library(slot, target):
         return
     if package not in (_PACKAGE, *trust):
-        extensible = slot in _KINDS or slot in _NAMES  # keys that accept a user's own class
+        extensible = slot in _KINDS or slot in _NAMES or slot in _LIBRARIES  # keys that accept a user's own class
         hint = f"; if you trust this folder, set trust=[{package}]" if extensible else ""
         raise UserError(f"{where}: {target} is not a class of dlen{hint}")
     kind, fits = _KINDS.get(slot, (slot if slot in _NAMES else "setting", lambda _: False))
@@ -103,6 +125,18 @@ def _check_target(key: str, target: Any, trust: Sequence[str], path: Path) -> No
         return
     if defined not in trust or not callable(named):
         raise UserError(f"{where}: {target} is not a {kind} of {' or '.join((_PACKAGE, *trust))}")
+
+
+def _is_of_library(slot: str, target: str) -> bool:
+    """Whether a target is a public class of the library that a key may use."""
+    module, base = _LIBRARIES.get(slot, ("", ""))
+    if not module or not re.fullmatch(rf"{re.escape(module)}(\.[a-z]\w*)*\.[A-Z]\w*", target):
+        return False
+    try:
+        found = _locate(target)
+    except (ImportError, AttributeError, ValueError):
+        return False
+    return isinstance(found, type) and found.__module__.startswith(f"{module}") and _is_kind(base)(found)
 
 
 def _is_of(target: Any, trust: Sequence[str]) -> bool:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from dlen.cli import entry
+from dlen.errors import UserError
 
 
 def _draw(folder: Path) -> dict[str, Any]:
@@ -23,12 +26,39 @@ def run(config: DictConfig) -> None:
     from dlen.training.fit import train
     from dlen.training.resume import continued, rerun
 
+    if config.get("experiment") is not None:
+        name = HydraConfig.get().runtime.choices["experiment"]
+        raise UserError(f"config experiment: {name} compares models; run compare.py experiment={name}")
+    config.run_dir = run_dir(config)
     overrides = list(HydraConfig.get().overrides.task)
     if config.rerun is not None:
         if not rerun(config, overrides, _draw):
             raise SystemExit(1)
         return
     train(continued(config, overrides) if config.ckpt == "last" and config.run_dir is not None else config, _draw)
+
+
+def run_dir(config: DictConfig) -> str | None:
+    """The run folder that the user chose, with ``run_dir`` or with Hydra's own keys; None if neither.
+
+    Raises:
+        UserError: both are set.
+    """
+    hydra = HydraConfig.get()
+    if hydra.mode is RunMode.MULTIRUN:
+        if hydra.sweep.dir == f"{config.runs_dir}/multirun" and hydra.sweep.subdir == ".":
+            return config.run_dir
+        key, subdir = "hydra.sweep.dir", hydra.sweep.subdir
+        folder = Path(hydra.sweep.dir) / (str(hydra.job.num) if subdir == "." else subdir)
+    elif hydra.run.dir != ".":
+        key, folder = "hydra.run.dir", Path(hydra.run.dir)
+    else:
+        return config.run_dir
+    with suppress(OSError):
+        folder.rmdir()  # Hydra has made it already, and a refused run leaves nothing behind
+    if config.run_dir is not None:
+        raise UserError(f"config run_dir: {key} sets the run folder as well; leave one of them out")
+    return str(folder)
 
 
 main = entry(run, "train")

@@ -45,6 +45,9 @@ def compare(config: DictConfig) -> None:
     Raises:
         UserError: a setting is wrong or a run fails.
     """
+    if config.get("experiment") is None:
+        name = HydraConfig.get().runtime.choices["experiment"]
+        raise UserError(f"config experiment: {name} names no models to compare; run train.py experiment={name}")
     grid = parse_grid(config)
     cells = cells_of(grid) if grid else []
     plans = [make_plan(config, grid.settings(cell)) for cell in cells] if grid else [make_plan(config)]

@@ -15,6 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.trial import FrozenTrial
 
 from dlen.files import replacing_file, write_text
+from dlen.overrides import SEARCH_PATH
 from dlen.sweeping.trial_records import last_value, pareto_front, retried, seed_aucs, targets_of
 
 
@@ -33,8 +34,8 @@ def write_best(overrides: Sequence[str], said: str, path: Path) -> None:
         key, value = override.key_or_group, override.value()
         if override.is_delete():
             continue  # a config cannot delete keys of the config it is merged into
-        if key == "trust":
-            continue  # only the user of the file decides whose code may run
+        if key in ("trust", SEARCH_PATH):
+            continue  # only the user of the file decides whose code may run, and which folders are searched
         if loader.get_group_options(key):
             groups[key if override.is_add() else f"override /{key}"] = value
         else:

@@ -31,6 +31,8 @@ def check_baseline(config: DictConfig, model: Baseline) -> None:
         )
     if config.sharding:
         raise UserError(f"config sharding: {model.name} has no embedding table to shard; set sharding=null")
+    if config.get("scheduler"):
+        raise UserError(f"config scheduler: {model.name} is fitted in one go, without learning rates; leave it out")
     if config.trainer.limit_train_batches != 1.0:
         raise UserError(
             f"config trainer.limit_train_batches: {model.name} is fitted to all training rows; leave it at 1.0"

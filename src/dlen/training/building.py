@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
+from lightning.pytorch.profilers import Profiler
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.optim import Optimizer
@@ -23,9 +26,10 @@ from dlen.metrics.by_user import BY_USER_ROWS
 from dlen.models.model import Model
 from dlen.nn.id_dropout import IdDropout
 from dlen.training.balancing import Balancer
-from dlen.training.callbacks import Meter, Patience, PlainProgress, TerminalProgress
+from dlen.training.callbacks import KeptCheckpoint, Meter, Patience, PlainProgress, TerminalProgress
 from dlen.training.configs import build
 from dlen.training.module import RankingModule
+from dlen.training.schedulers import MakeSchedule, MakeScheduler, lightning_config
 
 UNSCALED = ("auto", "32-true", "bf16-mixed")  # precisions with 32-bit weights and no gradient scaling
 
@@ -74,12 +78,22 @@ def build_module(
     by_user: bool,
     sharding: str | None = None,
     id_dropout: IdDropout | None = None,
+    make_schedule: MakeSchedule | None = None,
 ) -> RankingModule:
     """Build the LightningModule with the config's task balancer."""
     balancer = build_balancer(config)
     try:
         return RankingModule(
-            model, make_optimizer, config.metrics.auc, rows, base, by_user, balancer, sharding, id_dropout
+            model,
+            make_optimizer,
+            config.metrics.auc,
+            rows,
+            base,
+            by_user,
+            balancer,
+            sharding,
+            id_dropout,
+            make_schedule,
         )
     except ValueError as error:
         raise UserError(f"config balancing: {error}") from None
@@ -89,16 +103,16 @@ def build_trainer(
     config: DictConfig, folder: Path, logger: list[Any], callbacks: list[Callback], meter: Meter
 ) -> L.Trainer:
     """Build Lightning's trainer from the config group ``trainer``."""
-    arguments = plain_values(config.trainer)
-    if arguments.get("gradient_clip_val"):
-        raise UserError("config trainer.gradient_clip_val: row-sparse gradients cannot be clipped; lower optimizer.lr")
+    arguments = build(config.trainer, "trainer")  # a profiler, for example, has a class of its own
+    profiler = arguments.get("profiler")
+    if isinstance(profiler, Profiler) and profiler.dirpath is None:
+        profiler.dirpath = folder
     if arguments["precision"] == "auto":
         arguments["precision"] = choose_precision(str(arguments["accelerator"]))
-    bar = any(isinstance(c, TerminalProgress) for c in callbacks)
+    bar = any(isinstance(c, ProgressBar) for c in callbacks)
     try:
         return L.Trainer(
-            **arguments,
-            enable_progress_bar=bar,
+            **{"enable_progress_bar": bar} | arguments,
             inference_mode=not config.get("sharding"),  # FBGEMM lacks it; older runs have no such key
             enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
             logger=logger,
@@ -130,16 +144,87 @@ def choose_precision(accelerator: str) -> str:
 
 
 def build_callbacks(config: DictConfig, folder: Path, meter: Meter, mode: str, *, checkpoints: bool) -> list[Callback]:
-    """Build the callbacks for progress, early stopping and, with ``checkpoints``, the best and last checkpoint."""
+    """Build the user's callbacks, and those for progress, early stopping and the best and last checkpoint.
+
+    Args:
+        config: composed config of ``train.py``.
+        folder: run folder.
+        meter: meter that progress is read from.
+        mode: direction of ``config.monitor``.
+        checkpoints: save checkpoints.
+    """
     chosen: dict[str, Any] = {"monitor": config.monitor, "mode": mode}
+    own = build_own_callbacks(config, folder)
     stop = Patience(**chosen, patience=config.patience, min_delta=0.0, strict=False)
-    progress = TerminalProgress(meter) if sys.stderr.isatty() else PlainProgress(meter)
+    progress: list[Callback] = []
+    if not any(isinstance(callback, ProgressBar) for callback in own):
+        progress = [TerminalProgress(meter) if sys.stderr.isatty() else PlainProgress(meter)]
     if not checkpoints:
-        return [meter, progress, stop]
+        return [meter, *progress, stop, *(c for c in own if not isinstance(c, ModelCheckpoint))]
     shared: dict[str, Any] = {"dirpath": folder / "checkpoints", "enable_version_counter": False}
-    best = ModelCheckpoint(**shared, **chosen, filename="best", save_top_k=1, save_weights_only=True)
-    last = ModelCheckpoint(**shared, filename="last", save_top_k=1, save_on_train_epoch_end=False)
-    return [meter, progress, stop, best, last]
+    best = KeptCheckpoint(**shared, **chosen, filename="best", save_top_k=1, save_weights_only=True)
+    last = KeptCheckpoint(**shared, filename="last", save_top_k=1, save_on_train_epoch_end=False)
+    return [meter, *progress, stop, *own, best, last]
+
+
+def build_own_callbacks(config: DictConfig, folder: Path) -> list[Callback]:
+    """Build the callbacks of the group ``callbacks``. Checkpoints go below the run's own folder of checkpoints.
+
+    Raises:
+        UserError: an entry is not a callback, or has an invalid setting.
+    """
+    callbacks: list[Callback] = []
+    for name, node in (config.get("callbacks") or {}).items():
+        if node is None:
+            continue
+        key = f"callbacks.{name}"
+        if not OmegaConf.is_dict(node) or "_target_" not in node:
+            raise UserError(f"config {key}: has no _target_, the class of the callback")
+        callback = build(node, key)
+        if not isinstance(callback, Callback):
+            raise UserError(f"config {key}: {node['_target_']} is no lightning.pytorch.Callback")
+        if isinstance(callback, ModelCheckpoint):
+            # Lightning deletes checkpoints that fall out of the best K, so they keep to a folder of their own.
+            callback.dirpath = str(
+                folder / "checkpoints" / plain_folder(node.get("dirpath") or str(name), f"{key}.dirpath")
+            )
+        callbacks.append(callback)
+    return callbacks
+
+
+def plain_folder(name: str, key: str) -> str:
+    """Return the name of a folder; UserError if it is a path that leads elsewhere."""
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise UserError(f"config {key}: {name!r} is no plain name of a folder")
+    return name
+
+
+def build_scheduler(config: DictConfig) -> MakeScheduler | None:
+    """Build the group ``scheduler``, a function from an optimiser to a scheduler of torch; None for none.
+
+    Raises:
+        UserError: a setting is invalid.
+    """
+    node = config.get("scheduler")
+    if not node:
+        return None
+    if not OmegaConf.is_dict(node) or "_target_" not in node:
+        raise UserError("config scheduler: has no _target_; choose one, such as scheduler=cosine")
+    if node.get("interval", "step") not in ("step", "epoch"):
+        raise UserError(f"config scheduler.interval: {node.interval!r} is neither step nor epoch")
+    make = build(OmegaConf.masked_copy(node, [k for k in node if k != "interval"]), "scheduler")
+    if not isinstance(make, partial):
+        raise UserError("config scheduler._partial_: has to be true, because the optimiser is not known yet")
+    return make
+
+
+def build_schedule(config: DictConfig, mode: str) -> MakeSchedule | None:
+    """Build a function from the optimiser and the trainer to the learning rate schedule; None for none."""
+    make = build_scheduler(config)
+    if make is None:
+        return None
+    settings = {"interval": config.scheduler.get("interval", "step"), "monitor": config.monitor, "mode": mode}
+    return partial(lightning_config, make, **settings)
 
 
 def plain_values(config: DictConfig) -> dict[str, Any]:

@@ -11,8 +11,11 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, RichProgressBar
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
+from torch import Tensor
 
+from dlen.checks import is_number
+from dlen.nn.embedding import EmbeddingTable
 from dlen.progress import format_count
 from dlen.training.checkpoints import CheckpointFiles
 from dlen.training.module import RankingModule
@@ -111,12 +114,101 @@ class Meter(Callback):
         }
 
 
+class DenseEMA(Callback):
+    """An exponential moving average of the dense weights, which is validated, selected and tested in their place.
+
+    Embedding tables stay as they are: averaging them would touch every row at each step, and a row is updated far less
+    often than it would be averaged. The weights that are being trained come back with the next training batch, so every
+    checkpoint of a validation holds the average; a resumed run restores both.
+
+    Args:
+        decay: weight of the earlier average at each step. It is at most (1 + n) / (10 + n) at step n, so that the first
+            weights are soon forgotten.
+
+    Raises:
+        ValueError: the decay is not in [0, 1).
+    """
+
+    def __init__(self, decay: float = 0.999) -> None:
+        if not is_number(decay) or not 0 <= decay < 1:
+            raise ValueError(f"decay must be a number from 0 to below 1, got {decay!r}")
+        self.decay = decay
+        self.steps = 0
+        self.averaged = False  # whether the module holds the averages at the moment
+        self.others: dict[str, Tensor] = {}  # the averages, or the weights while the module holds the averages
+
+    def state_dict(self) -> dict[str, Any]:
+        """The averages or weights that the module does not hold."""
+        return {"steps": self.steps, "averaged": self.averaged, "others": self.others}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the result of :meth:`state_dict`."""
+        self.steps, self.averaged = state_dict["steps"], state_dict["averaged"]
+        self.others = dict(state_dict["others"])
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the averages at the initial weights."""
+        weights = _dense_weights(pl_module)
+        if self.others:
+            self.others = {name: self.others[name].to(weight.device) for name, weight in weights.items()}
+        else:
+            self.others = {name: weight.clone() for name, weight in weights.items()}
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        """Bring back the weights that are being trained."""
+        if self.averaged:
+            self._swap(module)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Update the averages after an optimiser step."""
+        if trainer.global_step == self.steps:
+            return  # gradients are being accumulated
+        self.steps = trainer.global_step
+        weights = _dense_weights(pl_module)
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        torch._foreach_lerp_([self.others[name] for name in weights], list(weights.values()), 1 - decay)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Put the averages in place."""
+        if trainer.training and not self.averaged and self.others:
+            self._swap(pl_module)
+
+    def _swap(self, module: L.LightningModule) -> None:
+        for name, weight in _dense_weights(module).items():
+            other = self.others[name].clone()
+            self.others[name].copy_(weight)
+            weight.copy_(other)
+        self.averaged = not self.averaged
+
+
+def _dense_weights(module: L.LightningModule) -> dict[str, Tensor]:
+    """Parameters outside of embedding tables, without their gradients."""
+    tables = {id(m.weight) for m in module.modules() if isinstance(m, EmbeddingTable)}
+    return {name: p.detach() for name, p in module.named_parameters() if id(p) not in tables}
+
+
 class Patience(EarlyStopping):
     """Early stopping that keeps the configured patience when a run with a different one is resumed."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the progress, but not the patience setting."""
         super().load_state_dict({**state_dict, "patience": self.patience})
+
+
+class KeptCheckpoint(ModelCheckpoint):
+    """The best or the last checkpoint of a run, whose state has a key of its own beside a user's checkpoints."""
+
+    @property
+    def state_key(self) -> str:
+        """Key of the state, by the name of the file."""
+        return f"dlen.{self.filename}"
+
+    @property
+    def _legacy_state_key(self) -> str:  # type: ignore[override]
+        """The key in runs of version 0.1.0."""
+        return ModelCheckpoint.state_key.fget(self)  # type: ignore[attr-defined, no-any-return]
 
 
 class ScoreWriter(Callback):

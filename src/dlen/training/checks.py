@@ -19,10 +19,19 @@ from dlen.models.model import Model
 from dlen.models.ranker import Ranker
 from dlen.nn.sharded import SHARDINGS, check_shardable, check_torchrec
 from dlen.training.baseline import check_baseline
-from dlen.training.building import UNSCALED, build_balancer, build_id_dropout, build_model, build_module
+from dlen.training.building import (
+    UNSCALED,
+    build_balancer,
+    build_id_dropout,
+    build_model,
+    build_module,
+    build_own_callbacks,
+    build_scheduler,
+)
 from dlen.training.configs import build, check_whole
 from dlen.training.measures import AUC_KINDS
 from dlen.training.optimizers import split_for_sharding
+from dlen.training.schedulers import check_scheduler
 from dlen.training.selection import monitor_mode
 from dlen.training.targets import Targets
 
@@ -43,6 +52,7 @@ def check_settings(config: DictConfig) -> None:
     check_whole(config, _LEAST | {key: -1 for key in limits if OmegaConf.select(config, key) is not None})
     _check_trainer(config.trainer)
     _check_sharding(config)
+    build_own_callbacks(config, Path())
     if config.metrics.auc not in AUC_KINDS:
         raise UserError(f"config metrics.auc: {config.metrics.auc!r} is not one of {', '.join(AUC_KINDS)}")
     if config.metrics.by_user not in ("auto", True, False):
@@ -71,6 +81,9 @@ def _check_sharding(config: DictConfig) -> None:
     if config.trainer.precision not in UNSCALED:
         allowed = " or ".join(UNSCALED)
         raise UserError(f"config sharding: a sharded table is of 32 bits; set trainer.precision={allowed}")
+    if config.trainer.get("gradient_clip_val") or config.get("scheduler"):
+        key = "scheduler" if config.get("scheduler") else "trainer.gradient_clip_val"
+        raise UserError(f"config {key}: TorchRec updates a sharded table in the backward pass; leave it out")
     check_torchrec()
 
 
@@ -155,13 +168,20 @@ def check_interval(config: DictConfig, store: Store) -> None:
 def check_optimizer(config: DictConfig, make: Callable[[Model], Optimizer], model: Model) -> None:
     """Build and discard an optimiser, so that invalid settings fail before anything is written."""
     if isinstance(model, Baseline):
-        return check_baseline(config, model)
+        check_baseline(config, model)
+        return
     try:
         made = make(model)
         if config.sharding:
             split_for_sharding(made)
     except (TypeError, ValueError) as error:
         raise UserError(f"config optimizer: {error}") from None
+    make_scheduler = build_scheduler(config)
+    if make_scheduler is not None:
+        try:
+            check_scheduler(make_scheduler, made)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"config scheduler: {error}") from None
 
 
 def check_measurable(store: Store) -> None:

@@ -64,8 +64,13 @@ class RankingDataModule(L.LightningDataModule):
         return self._loader("train", shuffle=True)
 
     def val_dataloader(self) -> BatchLoader:
-        """Validation rows in stored order."""
+        """Validation rows in stored order; with ``overfit_batches``, the training batches themselves."""
+        if self._overfits():
+            return self._loader("train", shuffle=True)
         return self._loader("validation", shuffle=False)
+
+    def _overfits(self) -> bool:
+        return bool(self.trainer and self.trainer.overfit_batches)  # type: ignore[attr-defined]
 
     def test_dataloader(self) -> BatchLoader:
         """Rows of ``test_split`` in stored order."""

@@ -28,6 +28,7 @@ from dlen.training.building import (
     build_id_dropout,
     build_model,
     build_module,
+    build_schedule,
     build_trainer,
     quiet,
     ranks_within_users,
@@ -197,6 +198,7 @@ def fit(
             by_user,
             sharding=config.sharding,
             id_dropout=id_dropout,
+            make_schedule=build_schedule(config, mode),
         )
         data = RankingDataModule(store, config.loader.batch_size, config.loader.eval_batch_size, config.seed)
         check_processes(config, trainer, model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import getpass
 import hashlib
+import inspect
 import json
 import os
 import sys
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hydra.utils import get_object
 from lightning.fabric.loggers.csv_logs import _ExperimentWriter
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
@@ -25,6 +27,7 @@ from dlen.files import write_csv
 from dlen.overrides import leaves
 from dlen.training.configs import build
 
+_IN_FOLDER = ("csv", "wandb", "tensorboard")  # ours, which write to the run folder
 _SAME_RUN = ("model", "balancing", "optimizer", "data", "seed")  # settings that a resumed run keeps
 
 
@@ -121,14 +124,31 @@ def make_loggers(config: DictConfig, folder: Path, fingerprint: str) -> list[Log
         fingerprint: fingerprint of the data.
     """
     made = []
-    for name, node in (config.logger or {}).items():
+    for name, node in (config.get("logger") or {}).items():
         if node is None:
             continue
-        settings = {**OmegaConf.to_container(node, resolve=True), "save_dir": str(folder)}  # type: ignore[dict-item]
+        settings = OmegaConf.to_container(node, resolve=True)
+        if not isinstance(settings, dict) or "_target_" not in settings:
+            raise UserError(f"config logger.{name}: has no _target_, the class of the logger")
+        if name in _IN_FOLDER or _takes_folder(settings):
+            settings["save_dir"] = str(folder)
         if name == "wandb":
             settings.setdefault("id", run_id(config, folder, fingerprint))
-        made.append(build(OmegaConf.create(settings), f"logger.{name}"))
+        logger = build(OmegaConf.create(settings), f"logger.{name}")
+        if not isinstance(logger, Logger):
+            raise UserError(f"config logger.{name}: {settings['_target_']} is no logger of Lightning")
+        made.append(logger)
     return made
+
+
+def _takes_folder(settings: Mapping[Any, Any]) -> bool:
+    """Whether a logger's class has an argument ``save_dir`` that is not set."""
+    if "save_dir" in settings:
+        return False
+    try:
+        return "save_dir" in inspect.signature(get_object(str(settings["_target_"]))).parameters
+    except (ImportError, ValueError, TypeError):
+        return False  # building it gives the error
 
 
 def run_id(config: DictConfig, folder: Path, fingerprint: str) -> str:

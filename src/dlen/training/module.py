@@ -21,8 +21,10 @@ from dlen.nn.processes import exchange_rows
 from dlen.nn.sharded import ShardedTable
 from dlen.schema import Task, check_known_tasks
 from dlen.training.balancing import Balancer, Fixed, Surgery
+from dlen.training.clipping import clip_gradients
 from dlen.training.measures import Figures, Measures
 from dlen.training.optimizers import Combined, ShardedAdagrad, split_for_sharding
+from dlen.training.schedulers import MakeSchedule
 from dlen.training.targets import Targets
 
 
@@ -40,6 +42,8 @@ class RankingModule(L.LightningModule):
         sharding: how the table is split over processes: ``rows`` or ``tables``; None for a copy in each process. A
             sharded table must be created inside ``deferred_tables``.
         id_dropout: replaces rare ids in training batches; None to disable.
+        make_schedule: function from the optimiser and the trainer to the learning rate schedule, in the form that
+            ``configure_optimizers`` returns; None for constant learning rates.
 
     Raises:
         ValueError: the model has a single loss for all tasks but the balancer needs one per task, or a balancer weight
@@ -57,9 +61,11 @@ class RankingModule(L.LightningModule):
         balancer: Balancer | None = None,
         sharding: str | None = None,
         id_dropout: IdDropout | None = None,
+        make_schedule: MakeSchedule | None = None,
     ) -> None:
         super().__init__()
         self.model = model
+        self.make_schedule = make_schedule
         self.id_dropout = id_dropout
         self.balancer = Fixed() if balancer is None else balancer
         self.balancer.setup(len(model.schema.tasks))
@@ -195,9 +201,22 @@ class RankingModule(L.LightningModule):
         values = {f"{stage}/{key}": value for key, value in figures.values.items()}
         self.log_dict({key: torch.tensor(value, dtype=torch.float64) for key, value in values.items()})
 
-    def configure_optimizers(self) -> Optimizer:
-        """Return the optimiser given at construction."""
-        return self._make_optimizer() if self._optimizer is None else self._optimizer
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradients of the dense parameters and of the tables' rows together."""
+        if gradient_clip_val:
+            clip_gradients(self.parameters(), float(gradient_clip_val), gradient_clip_algorithm or "norm")
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimiser and the schedule given at construction."""
+        optimizer = self._make_optimizer() if self._optimizer is None else self._optimizer
+        if self.make_schedule is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": self.make_schedule(optimizer, self.trainer)}
 
     def _make_optimizer(self) -> Optimizer:
         if self.make_optimizer is None:

@@ -7,6 +7,7 @@ Rows that a batch does not touch are neither read nor written, so their moments 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,7 +31,16 @@ def touched_rows(grad: Tensor) -> tuple[Tensor, Tensor]:
         them.
     """
     rows, values = grad._indices()[0], grad._values()
-    return _padded_rows(rows, values) if rows.is_cuda else _distinct_rows(rows, values)
+    if not rows.is_cuda:
+        return _distinct_rows(rows, values)
+    rows, sums, place = _padded_rows(rows, values)
+    return rows, sums.index_select(0, place)
+
+
+def merged_rows(grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Like :func:`touched_rows`, but the padding has zeros instead of sums, so that entries can be added."""
+    rows, values = grad._indices()[0], grad._values()
+    return _padded_rows(rows, values)[:2] if rows.is_cuda else _distinct_rows(rows, values)
 
 
 def _distinct_rows(rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,7 +48,8 @@ def _distinct_rows(rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     return distinct, values.new_zeros(len(distinct), values.shape[1]).index_add_(0, inverse, values)
 
 
-def _padded_rows(rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+def _padded_rows(rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows padded with the last one, their sums padded with zeros, and for each entry the place of its row's sum."""
     ordered, order = torch.sort(rows)
     first = torch.ones_like(ordered, dtype=torch.bool)
     torch.ne(ordered[1:], ordered[:-1], out=first[1:])
@@ -46,7 +57,7 @@ def _padded_rows(rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     distinct = torch.zeros_like(ordered).scatter_(0, segment, ordered)
     sums = torch.zeros_like(values).index_add_(0, segment, values.index_select(0, order))
     place = torch.minimum(torch.arange(len(rows), device=rows.device), segment[-1:])
-    return distinct.index_select(0, place), sums.index_select(0, place)
+    return distinct.index_select(0, place), sums, place
 
 
 class RowOptimizer(Optimizer):
@@ -254,13 +265,14 @@ def _tables_and_dense(model: nn.Module) -> tuple[list[EmbeddingTable], list[nn.P
     return tables, [p for p in model.parameters() if id(p) not in known]
 
 
-def _with_dense_adam(
+def _dense_and_rows(
     rows: Callable[..., RowOptimizer],
     model: nn.Module,
     lr: float,
     embedding_lr: float,
     weight_decay: float,
     embedding_weight_decay: float,
+    dense: Callable[..., Optimizer] | None,
 ) -> Optimizer:
     from_zero(
         lr=lr,
@@ -268,10 +280,11 @@ def _with_dense_adam(
         weight_decay=weight_decay,
         embedding_weight_decay=embedding_weight_decay,
     )
-    tables, dense = _tables_and_dense(model)
+    tables, others = _tables_and_dense(model)
+    make = partial(Adam, fused=True) if dense is None else dense
     return Combined(
         [
-            Adam(dense, lr=lr, weight_decay=weight_decay, fused=True),
+            make(others, lr=lr, weight_decay=weight_decay),
             rows(
                 [{"params": [t.weight], "parts": t.parts} for t in tables],
                 lr=embedding_lr,
@@ -282,7 +295,13 @@ def _with_dense_adam(
 
 
 def adam(
-    model: nn.Module, *, lr: float, embedding_lr: float, weight_decay: float = 0.0, embedding_weight_decay: float = 0.0
+    model: nn.Module,
+    *,
+    lr: float,
+    embedding_lr: float,
+    weight_decay: float = 0.0,
+    embedding_weight_decay: float = 0.0,
+    dense: Callable[..., Optimizer] | None = None,
 ) -> Optimizer:
     """Fused Adam for the dense parameters and row-sparse Adam for the table.
 
@@ -292,15 +311,23 @@ def adam(
         embedding_lr: learning rate of the embedding table.
         weight_decay: L2 penalty of the dense parameters.
         embedding_weight_decay: L2 penalty of the table rows that a batch touches.
+        dense: makes another optimiser of the dense parameters from these, ``lr`` and ``weight_decay``, such as a
+            partial :class:`torch.optim.AdamW`.
     """
-    return _with_dense_adam(RowAdam, model, lr, embedding_lr, weight_decay, embedding_weight_decay)
+    return _dense_and_rows(RowAdam, model, lr, embedding_lr, weight_decay, embedding_weight_decay, dense)
 
 
 def adagrad(
-    model: nn.Module, *, lr: float, embedding_lr: float, weight_decay: float = 0.0, embedding_weight_decay: float = 0.0
+    model: nn.Module,
+    *,
+    lr: float,
+    embedding_lr: float,
+    weight_decay: float = 0.0,
+    embedding_weight_decay: float = 0.0,
+    dense: Callable[..., Optimizer] | None = None,
 ) -> Optimizer:
     """Fused Adam for the dense parameters and row-wise Adagrad for the table, whose state takes 1/D of the table.
 
     Arguments as for :func:`adam`.
     """
-    return _with_dense_adam(RowAdagrad, model, lr, embedding_lr, weight_decay, embedding_weight_decay)
+    return _dense_and_rows(RowAdagrad, model, lr, embedding_lr, weight_decay, embedding_weight_decay, dense)

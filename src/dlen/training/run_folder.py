@@ -28,6 +28,7 @@ BEST = "checkpoints/best.ckpt"
 _MOST_TRIES = 1000  # to find a free folder name
 RUN_DIR = "DLEN_RUN_DIR"  # environment variable with the run folder, for the processes of one run
 _LASTING = ("model", "balancing", "optimizer", "id_dropout", "seed", "monitor", "loader.batch_size")
+_LASTING_OR_NONE = ("scheduler", "callbacks.ema")  # settings that a resumed run cannot add either
 SPLITS = ("train", "validation", "test")
 DIAGNOSTICS = "diagnostics_{}.json"  # by split: curves, hidden state, gates
 SCORES = "scores_test.npy"  # (rows, targets) log-odds of the test split, in stored order
@@ -252,10 +253,10 @@ def check_same_run(config: DictConfig) -> None:
     if config.ckpt != "last":
         return
     before, today = plain_values(load_run_config(Path(config.run_dir), config.trust)), plain_values(config)
-    for key in _LASTING:
+    for key in (*_LASTING, *_LASTING_OR_NONE):
         was, now = _settings_below(before, key), _settings_below(today, key)
         changed = [k for k in {**was, **now} if was.get(k) != now.get(k)]
-        if was and changed:
+        if changed and (was or key in _LASTING_OR_NONE):
             shown = ", ".join(f"{k} was {was.get(k)} and is {now.get(k)} now" for k in changed)
             raise UserError(f"cannot resume: {shown}; keep the settings of the run")
 

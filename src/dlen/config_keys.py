@@ -1,0 +1,90 @@
+"""Refuses config keys that nothing reads, and config files that nothing can select."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from urllib.parse import urlparse
+
+from omegaconf import DictConfig, OmegaConf
+
+from dlen.errors import UserError
+from dlen.files import read_yaml
+
+_FREE = ("hydra", "paper", "trainer", "callbacks", "logger")  # mappings that take keys of the user's
+
+
+def check_keys(config: DictConfig, conf: Path, name: str) -> None:
+    """Raise UserError for a key that the command does not have, which Hydra adds for ``+key`` and in own files.
+
+    A top-level key that another value refers to, such as ``${width}``, is a variable of the user's and accepted. Groups
+    that are instantiated are not checked here, because their classes refuse unknown arguments.
+
+    Args:
+        config: composed config of the command, unresolved.
+        conf: folder of the command's own configs.
+        name: name of its primary config.
+    """
+    known = _known(conf, name)
+    text = OmegaConf.to_yaml(config)
+    for given in config:
+        key = str(given)
+        if key not in known and not re.search(rf"\$\{{[^}}]*\b{re.escape(key)}\b", text):
+            raise UserError(_no_such_key(key, known))
+    for primary in (name, *includes(conf, name)):
+        for group, settings in read_yaml(conf / f"{primary}.yaml").items():
+            if isinstance(settings, dict) and group not in _FREE and OmegaConf.is_dict(config.get(group)):
+                for key in map(str, config[group]):
+                    if key not in settings:
+                        raise UserError(_no_such_key(f"{group}.{key}", [f"{group}.{own}" for own in settings]))
+
+
+def _no_such_key(key: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(key, list(known), 1)
+    hint = f"did you mean {near[0]}?" if near else "nothing reads it; see --help for all keys"
+    return f"config {key}: there is no such key; {hint}"
+
+
+def groups_of(conf: Path, name: str) -> dict[str, str | None]:
+    """The groups of a command and their default choices."""
+    groups: dict[str, str | None] = {}
+    for primary in [*reversed(includes(conf, name)), name]:
+        for entry in read_yaml(conf / f"{primary}.yaml").get("defaults") or []:
+            if isinstance(entry, dict):
+                ((key, choice),) = entry.items()
+                group = str(key).removeprefix("override ").removeprefix("optional ").lstrip("/")
+                groups |= {} if group.startswith("hydra/") else {group: choice}
+    return groups
+
+
+def includes(conf: Path, name: str) -> list[str]:
+    """The primary configs that a primary config includes, directly or not."""
+    entries = read_yaml(conf / f"{name}.yaml").get("defaults") or []
+    direct = [entry for entry in entries if isinstance(entry, str) and entry != "_self_"]
+    return [*direct, *(inner for entry in direct for inner in includes(conf, entry))]
+
+
+def _known(conf: Path, name: str) -> set[str]:
+    """Top-level keys of a command: those of its primary configs, and its groups."""
+    files = [read_yaml(conf / f"{primary}.yaml") for primary in (name, *includes(conf, name))]
+    return {str(key) for content in files for key in content if key != "defaults"} | set(groups_of(conf, name))
+
+
+def warn_of_hidden_files(places: Iterable[str], conf: Path) -> None:
+    """Warn of a user's config file that has the name of one of ours, which Hydra finds first.
+
+    Args:
+        places: the user's entries of Hydra's search path.
+        conf: folder of the command's own configs.
+    """
+    for place in places:
+        url = urlparse(place)
+        if url.scheme != "file":
+            continue
+        folder = Path(url.path)
+        for path in sorted(folder.rglob("*.yaml")):
+            if (conf / path.relative_to(folder)).exists() and not folder.samefile(conf):
+                print(f"warning: {path} is not used: dlen has a config of this name; rename it", file=sys.stderr)
