@@ -40,6 +40,7 @@ from dlen.trust import check_config, packages
 
 _NOT_OF_BEST = ("hydra", "trust", "run_dir", "ckpt", "rerun")
 _OPTIONAL = ("logger", "callbacks", "scheduler", "experiment", "debug")  # groups that may have no choice
+_WITH_VALUE = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--cfg", "-c", "--package", "-p")
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -87,7 +88,7 @@ def command(run: Callable[[DictConfig], Any], config_name: str, conf: Path) -> N
             _fail(line)
 
     try:
-        sys.argv[1:] = present_overrides(_with_best([_without_null(argument) for argument in sys.argv[1:]]))
+        sys.argv[1:] = present_overrides(_flags_first(_with_best([_without_null(a) for a in sys.argv[1:]])))
     except UserError as error:
         _fail(str(error))
     except HydraException as error:
@@ -121,6 +122,19 @@ def _answer_flags(arguments: Sequence[str], config_name: str, conf: Path) -> Non
     raise SystemExit(0)
 
 
+def _flags_first(arguments: Sequence[str]) -> list[str]:
+    """Put flags before overrides: Hydra's parser refuses overrides on both sides of a flag."""
+    flags: list[str] = []
+    overrides: list[str] = []
+    left = iter(arguments)
+    for argument in left:
+        if argument in _WITH_VALUE:
+            flags += [argument, *[value for value in [next(left, None)] if value is not None]]
+        else:
+            (flags if argument.startswith("-") else overrides).append(argument)
+    return flags + overrides
+
+
 def _without_null(argument: str) -> str:
     """Write ``logger=null`` as ``logger=[]``, which is how Hydra says that a group has no choice."""
     return re.sub(rf"^({'|'.join(_OPTIONAL)})=null$", r"\1=[]", argument)
@@ -149,7 +163,6 @@ def _with_best(arguments: Sequence[str]) -> list[str]:
                 raise UserError(f"config +best: {error}") from None
             except (ValueError, LookupError, AttributeError, TypeError):
                 raise UserError(f"config +best: {path}: is not the best.yaml of a study that trains") from None
-    # Hydra's own flags, which start with a dash, can appear anywhere.
     return [*found, *rest]
 
 

@@ -60,13 +60,15 @@ class RankingDataModule(L.LightningDataModule):
         return batch.to(device, non_blocking=True)
 
     def train_dataloader(self) -> BatchLoader:
-        """Shuffled batches of the training rows."""
+        """Shuffled batches of the training rows; with ``trainer.overfit_batches``, the same ones in every epoch."""
+        if self._overfits():
+            return BatchLoader(self._split("train"), self.batch_size, shuffle=False)
         return self._loader("train", shuffle=True)
 
     def val_dataloader(self) -> BatchLoader:
-        """Validation rows in stored order; with ``overfit_batches``, the training batches themselves."""
+        """Validation rows in stored order; with ``trainer.overfit_batches``, the batches that are trained on."""
         if self._overfits():
-            return self._loader("train", shuffle=True)
+            return BatchLoader(self._split("train"), self.batch_size, shuffle=False)
         return self._loader("validation", shuffle=False)
 
     def _overfits(self) -> bool:

@@ -1,0 +1,256 @@
+"""A user's own configs, callbacks, schedules, optimisers, loggers and metrics, from a folder outside of the clone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from tests.conftest import run_here
+
+SMALL = ("data=feed", "data.rows=1500", "data.users=50", "data.items=30", "loader.batch_size=256")
+TINY = ("model=mmoe", "model.embedding.dim=4", "model.backbone.expert=[8]", "model.backbone.num_experts=2")
+MODULE = '''
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+
+class Counting(Callback):
+    """Counts steps; the text is of the config."""
+    def __init__(self, text):
+        self.text, self.steps = text, 0
+    def on_train_batch_end(self, *args):
+        self.steps += 1
+    def on_fit_end(self, trainer, module):
+        print(f"{self.text}: {self.steps} steps")
+
+class Silent(Logger):
+    """A logger that has no save_dir."""
+    name, version = "silent", 0
+    def __init__(self, greeting):
+        self.greeting = greeting
+    def log_metrics(self, metrics, step=None):
+        if "val/auc/mean" in metrics:
+            print(f"{self.greeting} {step}")
+    def log_hyperparams(self, params, *args, **kwargs):
+        print(f"{self.greeting} params")
+'''
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with configs and a module of a user's own."""
+    configs = {
+        "model/mine": {"defaults": ["mmoe", "_self_"], "backbone": {"expert": [8], "num_experts": 2}},
+        "data/mine": {"defaults": ["feed", "_self_"], "data": {"rows": 1500, "users": 50, "items": 30}},
+        "experiment/mine": {
+            "defaults": [{"override /data": "mine"}],
+            "experiment": {"title": "Mine", "base": "a", "seeds": 1, "models": {"a": ["model=mine"]}},
+        },
+        "experiment/quick": {
+            "defaults": [{"override /model": "mine"}, {"override /data": "mine"}, {"override /scheduler": "cosine"}],
+            "width": 8,
+            "model": {"head": {"tower": ["${width}"]}},
+            "trainer": {"gradient_clip_val": 1.0},
+        },
+        "sweep/mine": {
+            "defaults": ["base", "_self_"],
+            "title": "Mine",
+            "settings": ["model=mine"],
+            "space": {"optimizer.lr": {"low": 0.001, "high": 0.01, "log": True}},
+        },
+    }
+    for name, content in configs.items():
+        path = tmp_path / "conf" / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        package = "" if name.startswith(("model", "sweep")) else "# @package _global_\n"
+        path.write_text(package + yaml.safe_dump(content, sort_keys=False))
+    (tmp_path / "my_parts.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def ok(script: str, folder: Path, *arguments: str) -> str:
+    """Standard output of a command that has to succeed."""
+    done = run_here(script, arguments, folder)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def refusal(script: str, folder: Path, *arguments: str) -> str:
+    """The one line of a command that has to be refused."""
+    done = run_here(script, arguments, folder)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr.strip().splitlines()[-1]
+
+
+def run_config(folder: Path) -> dict[str, object]:
+    content: dict[str, object] = yaml.safe_load((folder / "config.yaml").read_text())
+    return content
+
+
+@pytest.mark.parametrize("search", [("--config-dir", "conf"), ("hydra.searchpath=[conf]",)])
+def test_own_configs_act_in_every_command(place: Path, search: tuple[str, ...]) -> None:
+    ok("train.py", place, *search, "experiment=quick", "run_dir=run")
+    config = run_config(place / "run")
+    assert config["data"]["rows"] == 1500  # type: ignore[index]
+    assert config["model"]["head"]["tower"] == [8]  # type: ignore[index]
+    ok("compare.py", place, *search, "experiment=mine", "workers=1", "loader.batch_size=256")
+    assert json.loads((place / "runs/compare/mine-feed/table.json").read_text())["base"] == "a"
+    small = ("data=mine", "loader.batch_size=256", "sweep.trials=1", "sweep.confirm=1", "sweep.workers=1")
+    ok("sweep.py", place, *search, "sweep=mine", *small)
+    best = place / "runs/sweeps/mine-feed/best.yaml"
+    assert "searchpath" not in best.read_text()
+    ok("train.py", place, *search, f"+best={best}", "run_dir=again")
+    assert run_config(place / "again")["model"]["backbone"]["expert"] == [8]  # type: ignore[index]
+    for script in ("evaluate.py", "export.py"):
+        ok(script, place, *search, "run=run")
+
+
+def test_a_file_that_is_hidden_by_one_of_ours_is_told(place: Path) -> None:
+    (place / "conf/model/mmoe.yaml").write_text("defaults: [mine]\n")
+    done = run_here("train.py", ["--config-dir", "conf", *SMALL, *TINY, "trainer.max_steps=1"], place)
+    assert "conf/model/mmoe.yaml" in done.stderr
+
+
+def test_a_damaged_config_is_one_line(place: Path) -> None:
+    (place / "conf/model/broken.yaml").write_text("backbone: {expert: [8}\n")
+    line = refusal("train.py", place, "--config-dir", "conf", "model=broken")
+    assert "broken.yaml, line 1" in line
+
+
+@pytest.mark.parametrize(
+    ("typed", "near"),
+    [
+        ("+calbacks.x._target_=a.B", "callbacks"),
+        ("+loader.batchsize=1", "loader.batch_size"),
+        ("+metrics.conflict_evry=1", "metrics.conflict_every"),
+        ("+shcheduler.warmup=1", "scheduler"),
+        ("+nothing_like_it=1", "--help"),
+    ],
+)
+def test_an_added_key_that_nothing_reads_is_refused(tmp_path: Path, typed: str, near: str) -> None:
+    line = refusal("train.py", tmp_path, typed)
+    assert typed.lstrip("+").split("=")[0].split("._target_")[0].split(".x")[0] in line or near in line
+    assert near in line
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("script", ["compare.py", "sweep.py", "evaluate.py", "predict.py", "export.py", "report.py"])
+def test_every_command_refuses_keys_that_nothing_reads(tmp_path: Path, script: str) -> None:
+    needed = {"compare.py": ["experiment=table1"], "sweep.py": ["sweep=alpha"]}.get(script, [])
+    assert "nosuchkey" in refusal(script, tmp_path, *needed, "+nosuchkey=1")
+
+
+def test_an_experiment_is_told_to_the_other_command(place: Path) -> None:
+    assert "compare.py experiment=mine" in refusal("train.py", place, "--config-dir", "conf", "experiment=mine")
+    assert "train.py experiment=quick" in refusal("compare.py", place, "--config-dir", "conf", "experiment=quick")
+
+
+def test_hydras_own_keys_set_the_run_folder(tmp_path: Path) -> None:
+    few = (*SMALL, *TINY, "trainer.max_steps=2")
+    ok("train.py", tmp_path, *few, "hydra.run.dir=here")
+    assert (tmp_path / "here/metrics.json").exists()
+    ok("train.py", tmp_path, *few, "-m", "seed=0,1", "hydra.sweep.dir=many")
+    assert [json.loads((tmp_path / f"many/{i}/metrics.json").read_text())["seed"] for i in (0, 1)] == [0, 1]
+    ok("train.py", tmp_path, *few, "-m", "seed=3", "hydra.sweep.dir=many", "hydra.sweep.subdir=seed${seed}")
+    assert (tmp_path / "many/seed3/metrics.json").exists()
+    assert not (tmp_path / "runs/feed").exists()
+    assert "run_dir" in refusal("train.py", tmp_path, *few, "hydra.run.dir=there", "run_dir=elsewhere")
+    assert not (tmp_path / "there").exists()
+
+
+def test_own_callbacks_and_loggers(place: Path) -> None:
+    own = ["+callbacks.mine={_target_: my_parts.Counting, text: counted}", "callbacks=[lr_monitor,model_checkpoint]"]
+    own += ["+logger.mine={_target_: my_parts.Silent, greeting: hello}", "scheduler=cosine"]
+    out = ok("train.py", place, *SMALL, *TINY, *own, "run_dir=run")
+    steps = json.loads((place / "run/metrics.json").read_text())["fit/steps"]
+    assert f"counted: {steps} steps" in out
+    assert "hello params" in out
+    assert len(list((place / "run/checkpoints/top").glob("*.ckpt"))) == 3
+    assert "lr-Combined" in (place / "run/logs/metrics.csv").read_text().splitlines()[0]
+    assert "trust=[my_parts]" in refusal("evaluate.py", place, "run=run")
+    ok("evaluate.py", place, "run=run", "trust=[my_parts]")
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("+callbacks.x=1", "callbacks.x"),
+        ("+callbacks.x._target_=torch.nn.Linear", "callbacks.x"),
+        ("+callbacks.x={_target_: torch.nn.Flatten}", "callbacks.x"),
+        ("+logger.x={_target_: torch.nn.Flatten}", "logger.x"),
+        ("+logger.x={project: 3}", "logger.x"),
+        ("callbacks=nosuch", "callbacks=nosuch"),
+        ("callbacks=ema callbacks.ema.decay=1", "callbacks.ema"),
+        (
+            "callbacks=model_checkpoint callbacks.model_checkpoint.dirpath=../../away",
+            "callbacks.model_checkpoint.dirpath",
+        ),
+        ("scheduler=cosine scheduler.warmup=1.5", "scheduler"),
+        ("scheduler=cosine +scheduler.interval=month", "scheduler.interval"),
+        ("scheduler=cosine +scheduler.nosuch=1", "scheduler"),
+        ("+scheduler._target_=torch.optim.lr_scheduler.StepLR", "scheduler"),
+        ("+scheduler.warmup=1", "scheduler"),
+        ("+optimizer.dense={_target_: torch.optim.SGD, _partial_: true, nosuch: 1}", "optimizer"),
+        ("trainer.max_epochs=1 +trainer.gradient_clip_val=1 +trainer.gradient_clip_algorithm=nosuch", "trainer"),
+    ],
+)
+def test_wrong_parts_are_one_line(tmp_path: Path, override: str, key: str) -> None:
+    overrides = [override] if "{" in override else override.split()
+    assert f"config {key}" in refusal("train.py", tmp_path, *SMALL, *TINY, *overrides)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["warmup", "cosine", "one_cycle", "plateau"])
+def test_schedules_train_and_go_on_exactly(tmp_path: Path, name: str) -> None:
+    few = (*SMALL, *TINY, f"scheduler={name}", "callbacks=ema", "+trainer.gradient_clip_val=0.5")
+    ok("train.py", tmp_path, *few, "trainer.max_epochs=2", "run_dir=whole")
+    whole = torch.load(tmp_path / "whole/checkpoints/last.ckpt", weights_only=True)
+    assert whole["lr_schedulers"]
+    assert whole["callbacks"]["DenseEMA"]["averaged"]
+
+
+def test_any_dense_optimizer_of_torch(tmp_path: Path) -> None:
+    dense = "+optimizer.dense={_target_: torch.optim.SGD, _partial_: true, momentum: 0.9}"
+    ok("train.py", tmp_path, *SMALL, *TINY, dense, "run_dir=run", "optimizer.lr=0.1")
+    ok("evaluate.py", tmp_path, "run=run")
+    state = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["optimizer_states"][0]["parts"]
+    assert "momentum_buffer" in state[0]["state"][0]
+    assert "first" in state[1]["state"][0]
+
+
+@pytest.mark.parametrize("debug", ["fast_dev_run", "limit", "overfit", "profiler"])
+def test_debug_groups_keep_out_of_runs(tmp_path: Path, debug: str) -> None:
+    done = run_here("train.py", [*SMALL, *TINY, f"debug={debug}", "optimizer.lr=0.01"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "runs").exists()
+    (run,) = (tmp_path / "debug/feed/mmoe").iterdir()
+    metrics = json.loads((run / "metrics.json").read_text())
+    if debug == "overfit":
+        assert metrics["val/auc/mean"] > 0.99
+    if debug == "limit":
+        assert metrics["test/rows"] < 1500
+    if debug == "profiler":
+        assert "run_training_batch" in (run / "fit-profile.txt").read_text()
+
+
+def test_no_logger(tmp_path: Path) -> None:
+    ok("train.py", tmp_path, *SMALL, *TINY, "logger=null", "run_dir=run", "trainer.max_steps=1")
+    assert not (tmp_path / "run/logs").exists()
+
+
+@pytest.mark.parametrize(
+    "script",
+    ["train.py", "compare.py", "sweep.py", "prepare.py", "evaluate.py", "predict.py", "export.py", "report.py"],
+)
+def test_help_and_version_are_ours(tmp_path: Path, script: str) -> None:
+    text = ok(script, tmp_path, "--help")
+    assert text.startswith(f"python {script}")
+    assert "data_dir:" in text
+    assert "Powered by Hydra" not in text
+    assert ok(script, tmp_path, "--version").startswith("dlen ")
