@@ -166,7 +166,7 @@ def test_hydras_own_keys_set_the_run_folder(tmp_path: Path) -> None:
 
 def test_own_callbacks_and_loggers(place: Path) -> None:
     own = ["+callbacks.mine={_target_: my_parts.Counting, text: counted}", "callbacks=[lr_monitor,model_checkpoint]"]
-    own += ["+logger.mine={_target_: my_parts.Silent, greeting: hello}", "scheduler=cosine"]
+    own += ["+logger.mine={_target_: my_parts.Silent, greeting: hello}", "trainer.log_every_n_steps=1"]
     out = ok("train.py", place, *SMALL, *TINY, *own, "run_dir=run")
     steps = json.loads((place / "run/metrics.json").read_text())["fit/steps"]
     assert f"counted: {steps} steps" in out

@@ -12,6 +12,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from dlen.checks import is_number
@@ -172,7 +173,7 @@ class DenseEMA(Callback):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put the averages in place."""
-        if trainer.training and not self.averaged and self.others:
+        if trainer.state.fn == TrainerFn.FITTING and not self.averaged and self.others:
             self._swap(pl_module)
 
     def _swap(self, module: L.LightningModule) -> None:
@@ -208,7 +209,7 @@ class KeptCheckpoint(ModelCheckpoint):
     @property
     def _legacy_state_key(self) -> str:  # type: ignore[override]
         """The key in runs of version 0.1.0."""
-        return ModelCheckpoint.state_key.fget(self)  # type: ignore[attr-defined, no-any-return]
+        return ModelCheckpoint.state_key.fget(self)  # type: ignore[attr-defined]
 
 
 class ScoreWriter(Callback):
