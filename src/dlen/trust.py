@@ -50,7 +50,6 @@ _IN_FOLDER = (
     "lightning.pytorch.loggers.TensorBoardLogger",
     "lightning.pytorch.profilers.SimpleProfiler",
 )
-_PATHS = ("dirpath", "filename", "name", "version", "save_dir")  # their arguments that name folders and files
 
 
 def packages(value: Any) -> tuple[str, ...]:
@@ -102,7 +101,7 @@ def _check_node(key: str, node: dict[Any, Any], trust: Sequence[str], path: Path
         raise UserError(f"{path}: config {_join(key, _PARTIAL)}: is not a setting of {key or 'a config'}; delete it")
     if target in _IN_FOLDER or key in ("logger.csv", "logger.tensorboard"):  # their strings become folder names
         for name, value in node.items():
-            if isinstance(value, str) and not re.fullmatch(r"(?!\.)[\w.-]*", value):
+            if name != "monitor" and isinstance(value, str) and not re.fullmatch(r"(?!\.)[\w.{}=-]*", value):
                 raise UserError(f"{path}: config {key}.{name}: {value!r} is not a plain name; write it without slashes")
 
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
+import polars as pl
 import pytest
 import torch
 import yaml
+from sklearn.metrics import average_precision_score
 
+from dlen.data.store import Store
 from tests.conftest import run_here
 
 SMALL = ("data=feed", "data.rows=1500", "data.users=50", "data.items=30", "loader.batch_size=256")
@@ -237,6 +241,49 @@ def test_debug_groups_keep_out_of_runs(tmp_path: Path, debug: str) -> None:
         assert metrics["test/rows"] < 1500
     if debug == "profiler":
         assert "run_training_batch" in (run / "fit-profile.txt").read_text()
+
+
+def test_own_metrics_are_monitored_logged_and_compared(tmp_path: Path) -> None:
+    own = [
+        "+metrics.own.ap._target_=torchmetrics.classification.BinaryAveragePrecision",
+        "+metrics.own.hinge={_target_: torchmetrics.classification.BinaryHingeLoss, tasks: [click, like]}",
+    ]
+    stop = ["monitor=val/hinge/click", "callbacks=early_stopping", "callbacks.early_stopping.monitor=val/ap/mean"]
+    out = ok("train.py", tmp_path, *SMALL, *TINY, *own, *stop, "run_dir=run", "metrics.scores=true")
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert "hinge" in out
+    store = Store(Path(json.loads((tmp_path / "run/schema.json").read_text())["store"]))
+    labels = store.split("test").labels
+    scores = np.load(tmp_path / "run/scores_test.npy")
+    names = store.schema.task_names
+    wanted = [average_precision_score(labels[:, i], scores[:, i]) for i in range(len(names))]
+    assert [metrics[f"test/ap/{name}"] for name in names] == pytest.approx(wanted, abs=1e-5)
+    assert metrics["test/ap/mean"] == pytest.approx(np.mean(wanted), abs=1e-5)
+    assert "test/hinge/share" not in metrics
+    rows = pl.read_csv(tmp_path / "run/logs/metrics.csv", infer_schema_length=None)
+    assert metrics["val/hinge/click"] == pytest.approx(rows["val/hinge/click"].drop_nulls().min(), abs=1e-6)
+    ok("evaluate.py", tmp_path, "run=run", "split=validation")
+    again = json.loads((tmp_path / "run/metrics_validation.json").read_text())
+    assert again["validation/hinge/click"] == pytest.approx(metrics["val/hinge/click"], abs=1e-6)
+    compare = ["experiment=table1", "models=[MMoE]", "seeds=1", "workers=1", *SMALL, *TINY[1:], own[0]]
+    assert "ap/mean" in ok("compare.py", tmp_path, *compare)
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("+metrics.own.auc._target_=torchmetrics.classification.BinaryAveragePrecision", "metrics.own.auc"),
+        ("+metrics.own.x._target_=torch.nn.Flatten", "metrics.own.x"),
+        ("+metrics.own.x._target_=torchmetrics.classification.BinaryROC", "metrics.own.x"),
+        ("+metrics.own.x._target_=torchmetrics.classification.BinaryConfusionMatrix", "metrics.own.x"),
+        ("+metrics.own.x={_target_: torchmetrics.MeanSquaredError, tasks: [nosuch]}", "metrics.own.x.tasks"),
+        ("+metrics.own.x={_target_: torchmetrics.MeanSquaredError, nosuch: 1}", "metrics.own.x"),
+        ("+metrics.own.x=1", "metrics.own.x"),
+    ],
+)
+def test_wrong_metrics_are_one_line(tmp_path: Path, override: str, key: str) -> None:
+    assert f"config {key}" in refusal("train.py", tmp_path, *SMALL, *TINY, override)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_no_logger(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -63,6 +64,6 @@ def test_one_cycle_equals_torch() -> None:
 
 
 @pytest.mark.parametrize("settings", [{"warmup": -1}, {"warmup": 1.2}, {"warmup": "x"}, {"final": 2}, {"final": None}])
-def test_wrong_settings(settings: dict[str, object]) -> None:
+def test_wrong_settings(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(settings))):
         check_scheduler(partial(cosine, **settings), torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1))

@@ -26,6 +26,7 @@ from dlen.errors import UserError
 from dlen.files import check_links, check_regular, read_figures
 from dlen.training.configs import code_fingerprint
 from dlen.training.loggers import sync_command
+from dlen.training.own_metrics import own_names
 from dlen.training.run_folder import SCORES
 from dlen.training.targets import Targets
 
@@ -119,6 +120,8 @@ def summarise(plan: Plan) -> Comparison:
         extras = {k: [_figure(m, f"test/{k}") for m in found] for k in _EXTRAS}
         extras |= {k: [_figure(m, f"train/conflict/{k}") for m in found] for k in ("share", "rows")}
         extras |= {k: [_figure(m, k) for m in found] for k in _SIZES}
+        own = dict.fromkeys(f"{name}/mean" for m in found for name in own_names(m, "test"))
+        extras |= {k: [_figure(m, f"test/{k}") for m in found] for k in own}
         rows.append(Row(model, auc, differences, {k: v for k, v in extras.items() if not np.isnan(v).all()}))
     first = metrics[plan.base, plan.seeds[0]]
     oracle = {n: float(first[f"test/oracle/{n}"]) for n in targets.names if first.get(f"test/oracle/{n}") is not None}

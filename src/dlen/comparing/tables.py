@@ -35,7 +35,7 @@ class Row:
         model: name of the model.
         auc: AUC of each seed, by target and ``mean``.
         differences: paired difference from the base, by target and ``mean``; empty for the base itself.
-        extras: other metrics of each seed, by key of :data:`_EXTRAS`.
+        extras: other metrics of each seed, by key of :data:`_EXTRAS` or of the user's own, such as ``f1/mean``.
     """
 
     model: str
@@ -166,12 +166,14 @@ def _difference_table(c: Comparison) -> str:
 
 
 def _extras_table(c: Comparison) -> str:
-    used = [key for key in _EXTRAS if any(key in row.extras for row in c.rows)]
+    own = dict.fromkeys(key for row in c.rows for key in row.extras if key not in _EXTRAS)
+    columns = _EXTRAS | {key: (key, "{:.4f}") for key in own}  # the user's own metrics
+    used = [key for key in columns if any(key in row.extras for row in c.rows)]
     rows = [
-        [row.model, *(_mean_and_spread(row.extras[k], _EXTRAS[k][1]) if k in row.extras else "" for k in used)]
+        [row.model, *(_mean_and_spread(row.extras[k], columns[k][1]) if k in row.extras else "" for k in used)]
         for row in c.rows
     ]
-    return markdown_table(["model", *(_EXTRAS[k][0] for k in used)], rows)
+    return markdown_table(["model", *(columns[k][0] for k in used)], rows)
 
 
 def _paper_table(c: Comparison) -> str:

@@ -25,11 +25,15 @@ from dlen.errors import UserError
 from dlen.metrics.by_user import BY_USER_ROWS
 from dlen.models.model import Model
 from dlen.nn.id_dropout import IdDropout
+from dlen.schema import Schema
 from dlen.training.balancing import Balancer
 from dlen.training.callbacks import KeptCheckpoint, Meter, Patience, PlainProgress, TerminalProgress
 from dlen.training.configs import build
 from dlen.training.module import RankingModule
+from dlen.training.own_metrics import OwnMetric, build_own_metrics
 from dlen.training.schedulers import MakeSchedule, MakeScheduler, lightning_config
+from dlen.training.selection import monitor_mode
+from dlen.training.targets import Targets
 
 UNSCALED = ("auto", "32-true", "bf16-mixed")  # precisions with 32-bit weights and no gradient scaling
 
@@ -94,9 +98,15 @@ def build_module(
             sharding,
             id_dropout,
             make_schedule,
+            own_metrics(config, model.schema),
         )
     except ValueError as error:
         raise UserError(f"config balancing: {error}") from None
+
+
+def own_metrics(config: DictConfig, schema: Schema) -> dict[str, OwnMetric]:
+    """Build the metrics of the config key ``metrics.own`` for the tasks of a schema."""
+    return build_own_metrics(config, schema.task_names, Targets(schema).names)
 
 
 def build_trainer(
@@ -143,18 +153,21 @@ def choose_precision(accelerator: str) -> str:
     return "bf16-mixed" if native and accelerator in ("auto", "cpu") else "32-true"
 
 
-def build_callbacks(config: DictConfig, folder: Path, meter: Meter, mode: str, *, checkpoints: bool) -> list[Callback]:
+def build_callbacks(
+    config: DictConfig, folder: Path, schema: Schema, meter: Meter, mode: str, *, checkpoints: bool
+) -> list[Callback]:
     """Build the user's callbacks, and those for progress, early stopping and the best and last checkpoint.
 
     Args:
         config: composed config of ``train.py``.
         folder: run folder.
+        schema: schema of the data.
         meter: meter that progress is read from.
         mode: direction of ``config.monitor``.
         checkpoints: save checkpoints.
     """
     chosen: dict[str, Any] = {"monitor": config.monitor, "mode": mode}
-    own = build_own_callbacks(config, folder)
+    own = build_own_callbacks(config, folder, schema)
     stop = Patience(**chosen, patience=config.patience, min_delta=0.0, strict=False)
     progress: list[Callback] = []
     if not any(isinstance(callback, ProgressBar) for callback in own):
@@ -167,8 +180,10 @@ def build_callbacks(config: DictConfig, folder: Path, meter: Meter, mode: str, *
     return [meter, *progress, stop, *own, best, last]
 
 
-def build_own_callbacks(config: DictConfig, folder: Path) -> list[Callback]:
-    """Build the callbacks of the group ``callbacks``. Checkpoints go below the run's own folder of checkpoints.
+def build_own_callbacks(config: DictConfig, folder: Path, schema: Schema) -> list[Callback]:
+    """Build the callbacks of the group ``callbacks``.
+
+    Checkpoints go below the run's own folder of checkpoints. A ``mode`` of null becomes that of the monitored metric.
 
     Raises:
         UserError: an entry is not a callback, or has an invalid setting.
@@ -180,6 +195,8 @@ def build_own_callbacks(config: DictConfig, folder: Path) -> list[Callback]:
         key = f"callbacks.{name}"
         if not OmegaConf.is_dict(node) or "_target_" not in node:
             raise UserError(f"config {key}: has no _target_, the class of the callback")
+        if "mode" in node and node["mode"] is None:
+            node = OmegaConf.merge(node, {"mode": monitor_mode(node["monitor"], schema, own_metrics(config, schema))})
         callback = build(node, key)
         if not isinstance(callback, Callback):
             raise UserError(f"config {key}: {node['_target_']} is no lightning.pytorch.Callback")

@@ -27,6 +27,7 @@ from dlen.training.building import (
     build_module,
     build_own_callbacks,
     build_scheduler,
+    own_metrics,
 )
 from dlen.training.configs import build, check_whole
 from dlen.training.measures import AUC_KINDS
@@ -52,7 +53,6 @@ def check_settings(config: DictConfig) -> None:
     check_whole(config, _LEAST | {key: -1 for key in limits if OmegaConf.select(config, key) is not None})
     _check_trainer(config.trainer)
     _check_sharding(config)
-    build_own_callbacks(config, Path())
     if config.metrics.auc not in AUC_KINDS:
         raise UserError(f"config metrics.auc: {config.metrics.auc!r} is not one of {', '.join(AUC_KINDS)}")
     if config.metrics.by_user not in ("auto", True, False):
@@ -126,7 +126,9 @@ def check(config: DictConfig, store: Store) -> None:
     check_settings(config)
     check_interval(config, store)
     check_by_user(config, store)
-    monitor_mode(config.monitor, store.schema)
+    own = own_metrics(config, store.schema)
+    monitor_mode(config.monitor, store.schema, own)
+    build_own_callbacks(config, Path(), store.schema)
     with torch.device("meta"):
         model = build_model(config, store)
     check_optimizer(config, build(config.optimizer, "optimizer"), model)

@@ -30,6 +30,7 @@ from dlen.training.building import (
     build_module,
     build_schedule,
     build_trainer,
+    own_metrics,
     quiet,
     ranks_within_users,
 )
@@ -167,7 +168,7 @@ def fit(
     check_measurable(store)
     check_interval(config, store)
     check_by_user(config, store)
-    mode = monitor_mode(config.monitor, store.schema)
+    mode = monitor_mode(config.monitor, store.schema, own_metrics(config, store.schema))
     id_dropout = build_id_dropout(config, store)
     base, resume = read_base(config.base_run, store), resume_from(config)
     check_same_run(config)
@@ -183,7 +184,10 @@ def fit(
         dashboard = Dashboard(loggers)
         meter, conflict, gates = Meter(), GradientConflict(config.metrics.conflict_every), GateMonitor()
         selection = Selection(config.monitor, mode)
-        callbacks = [StepSeed(config.seed), *build_callbacks(config, folder, meter, mode, checkpoints=checkpoints)]
+        callbacks = [
+            StepSeed(config.seed),
+            *build_callbacks(config, folder, store.schema, meter, mode, checkpoints=checkpoints),
+        ]
         callbacks += [conflict, gates, dashboard, selection]
         callbacks += more(folder)
         trainer: L.Trainer = build_trainer(config, folder, loggers, callbacks, meter)

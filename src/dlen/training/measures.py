@@ -30,6 +30,7 @@ from dlen.nn.logspace import log1mexp, log_odds
 from dlen.nn.processes import total
 from dlen.schema import Schema
 from dlen.training.latent import PREFERS, UP, HiddenFigures, LatentMeasures
+from dlen.training.own_metrics import OwnMeasures, OwnMetric
 from dlen.training.targets import Targets
 
 AUC_KINDS = ("auto", "histogram", "exact")
@@ -89,6 +90,7 @@ class Measures(nn.Module):
         base: AUC by target of the base run.
         by_user: also compute ranking metrics within each user's rows, if the schema names a user. Rows of users that
             are not in the training rows are excluded.
+        own: the user's own metrics by name, for the keys ``NAME/T`` and ``NAME/mean``.
     """
 
     def __init__(
@@ -99,9 +101,11 @@ class Measures(nn.Module):
         ranking: Ranking | None = None,
         base: Mapping[str, float] | None = None,
         by_user: bool = False,
+        own: Mapping[str, OwnMetric] | None = None,
     ) -> None:
         super().__init__()
         self.targets = Targets(schema)
+        self.own = OwnMeasures(own, self.targets.names) if own else None
         self.ranking = ranking
         self.num_tasks = len(schema.tasks)
         names = self.targets.names
@@ -140,6 +144,8 @@ class Measures(nn.Module):
         self.ratio.update(log_p, labels, mask)
         self.ece.update(log_p, labels, mask)
         self.entropy.update(log_p, log_q, labels, mask)
+        if self.own is not None:
+            self.own.update(log_p, labels, mask)
         if self.by_user is not None:
             if len(batch.users):
                 users, nobody = batch.users, 0
@@ -203,6 +209,8 @@ class Measures(nn.Module):
                 _put_all(figures, {f"gauc/{name}": of_users.gauc}, "no user has both classes")
                 _put_all(figures, {f"ndcg@{NDCG_AT}/{name}": of_users.ndcg}, "no user has a positive")
                 figures.values[f"users_without_auc/{name}"] = of_users.left_out / max(of_users.users, 1)
+        if self.own is not None:
+            _put_all(figures, self.own.compute(), "not defined on these rows")
         if self.latent is not None:
             values, figures.hidden = self.latent.compute()
             _put_all(figures, values)

@@ -24,6 +24,7 @@ from dlen.training.balancing import Balancer, Fixed, Surgery
 from dlen.training.clipping import clip_gradients
 from dlen.training.measures import Figures, Measures
 from dlen.training.optimizers import Combined, ShardedAdagrad, split_for_sharding
+from dlen.training.own_metrics import OwnMetric
 from dlen.training.schedulers import MakeSchedule
 from dlen.training.targets import Targets
 
@@ -44,6 +45,7 @@ class RankingModule(L.LightningModule):
         id_dropout: replaces rare ids in training batches; None to disable.
         make_schedule: function from the optimiser and the trainer to the learning rate schedule, in the form that
             ``configure_optimizers`` returns; None for constant learning rates.
+        own_metrics: the user's own metrics by name.
 
     Raises:
         ValueError: the model has a single loss for all tasks but the balancer needs one per task, or a balancer weight
@@ -62,6 +64,7 @@ class RankingModule(L.LightningModule):
         sharding: str | None = None,
         id_dropout: IdDropout | None = None,
         make_schedule: MakeSchedule | None = None,
+        own_metrics: Mapping[str, OwnMetric] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -87,6 +90,7 @@ class RankingModule(L.LightningModule):
                     model.ranking,
                     _base_auc(base, stage, self.targets.names),
                     by_user=by_user and stage == "test",
+                    own=own_metrics,
                 )
                 for stage in ("val", "test")
             }

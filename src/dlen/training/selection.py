@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import lightning as L
@@ -11,18 +13,21 @@ from lightning.pytorch.callbacks import Callback
 from dlen.errors import UserError
 from dlen.schema import Schema
 from dlen.training.module import RankingModule
+from dlen.training.own_metrics import OwnMetric
 from dlen.training.targets import Targets
 
 _MODES = {"auc": "max", "auc_total": "max", "auc_joint": "max", "gain": "max"}
 _MODES |= {"logloss": "min", "ne": "min", "ece": "min"}
 _MEANS = {"auc": ("mean", "weighted"), "gain": ("mean",), "logloss": ("labels",)}
+NO_METRICS: Mapping[str, OwnMetric] = MappingProxyType({})
 
 
-def monitor_mode(monitor: Any, schema: Schema) -> str:
+def monitor_mode(monitor: Any, schema: Schema, own: Mapping[str, OwnMetric] = NO_METRICS) -> str:
     """Whether higher (``max``) or lower (``min``) values of a monitored metric are better.
 
     Args:
         monitor: key of the metric, such as ``val/auc/weighted`` or ``val/logloss/click``.
+        own: the user's own metrics by name.
 
     Raises:
         UserError: there is no such validation metric.
@@ -30,11 +35,16 @@ def monitor_mode(monitor: Any, schema: Schema) -> str:
     names = Targets(schema).names
     stage, _, figure = str(monitor).partition("/")
     measure, _, target = figure.partition("/")
+    if stage == "val" and measure in own and target in (*own[measure].targets, "mean"):
+        mode = own[measure].mode
+        if mode is None:
+            raise UserError(f"config metrics.own.{measure}.mode: set max or min, as the metric does not tell which")
+        return mode
     if stage != "val" or measure not in _MODES or target not in (*names, *_MEANS.get(measure, ())):
         known = [f"val/{m}/{t}" for m in ("auc", "logloss") for t in (*_MEANS[m], *names)]
         raise UserError(
             f"config monitor: {monitor!r} cannot be monitored; choose one of {', '.join(known)}, or a validation "
-            f"metric of {', '.join(m for m in _MODES if m not in ('auc', 'logloss'))}"
+            f"metric of {', '.join([*(m for m in _MODES if m not in ('auc', 'logloss')), *own])}"
         )
     return _MODES[measure]
 

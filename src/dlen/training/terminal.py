@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from dlen.training.own_metrics import own_names
+
 _COLUMNS = {  # limited to 80 characters; metrics.json has more
     "auc": ("AUC", "{:.4f}"),
     "base": ("base AUC", "{:.4f}"),
@@ -48,7 +50,8 @@ def print_figures(
     latent = _LATENT | {f"up_{t}": f"P(UP), {t}" for t in targets}
     rows = [*targets, *(k for k in latent if f"{split}/auc/{k}" in metrics), "mean"]
     left_out = () if base is None else ("auc_total", "auc_joint", "gauc")  # no room next to the base run's columns
-    used = [m for m in _COLUMNS if m not in left_out and any(f"{split}/{m}/{row}" in metrics for row in rows)]
+    columns = _COLUMNS | {name: (name, "{:.4f}") for name in own_names(metrics, split)}
+    used = [m for m in columns if m not in left_out and any(f"{split}/{m}/{row}" in metrics for row in rows)]
     title = f"{metrics['model']} on {metrics['data']}, {split} split, seed {metrics['seed']}"
     measured = metrics.get(f"{split}/rows", rows_of_split)
     title += f"; {measured:,} of its {rows_of_split:,} rows" if measured < rows_of_split else ""
@@ -56,9 +59,9 @@ def print_figures(
     table = Table(title=escape(title))  # brackets in names are not markup
     table.add_column("target")
     for measure in used:
-        table.add_column(_COLUMNS[measure][0], justify="right")
+        table.add_column(escape(columns[measure][0]), justify="right")
     for row in rows:
-        cells = [_cell(metrics, f"{split}/{m}/{row}", _COLUMNS[m][1]) for m in used]
+        cells = [_cell(metrics, f"{split}/{m}/{row}", columns[m][1]) for m in used]
         table.add_row(escape(latent.get(row, row)), *cells, end_section=row == targets[-1])
     console = Console(soft_wrap=True)
     console.print(table)
