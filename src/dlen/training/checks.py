@@ -59,6 +59,11 @@ def check_settings(config: DictConfig) -> None:
         raise UserError(f"config metrics.by_user: {config.metrics.by_user!r} is not auto, true or false")
     if config.ckpt not in (None, "last") and not Path(config.ckpt).exists():
         raise UserError(f"config ckpt: {config.ckpt!r} is neither `last` nor a checkpoint file")
+    init_from = config.get("init_from")
+    if init_from is not None and not isinstance(init_from, str):
+        raise UserError(f"config init_from: {init_from!r} is not a run folder")
+    if init_from is not None and config.ckpt not in (None, "last"):
+        raise UserError("config init_from: ckpt starts from weights as well; leave one of them out")
     if config.ckpt == "last" and config.run_dir is None:
         raise UserError("config ckpt: `last` needs run_dir=DIR, the run to go on with")
 

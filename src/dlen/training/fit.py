@@ -72,6 +72,7 @@ from dlen.training.run_folder import (
 from dlen.training.selection import Selection, monitor_mode
 from dlen.training.size import size_figures
 from dlen.training.terminal import print_figures
+from dlen.training.warm_start import warm_start
 
 
 @dataclass(slots=True)
@@ -176,6 +177,7 @@ def fit(
     L.seed_everything(config.seed, workers=True, verbose=False)
     with deferred_tables() if config.sharding else nullcontext():
         model = build_model(config, store)
+    origin = warm_start(model, store, config) if config.get("init_from") and resume is None else []
     make_optimizer = build(config.optimizer, "optimizer")
     check_optimizer(config, make_optimizer, model)
     size = size_figures(model)
@@ -212,6 +214,8 @@ def fit(
             write_start(config, folder, store)
             print(summary(store), file=sys.stderr)
             print(_describe(config, size, folder), file=sys.stderr, flush=True)
+            for line in origin:
+                print(f"init_from: {line}", file=sys.stderr)
             for line in [] if isinstance(model, Baseline) else unknown_id_warnings(store, id_dropout):
                 print(f"warning: {line}", file=sys.stderr)
     about: dict[str, Any] = {"version": __version__, "code": code_fingerprint(), "data_fingerprint": store.fingerprint}

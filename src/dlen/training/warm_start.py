@@ -1,0 +1,127 @@
+"""init_from: start from a run's weights, with the ids of today's data mapped onto those of the run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from omegaconf import DictConfig
+from torch import Tensor
+
+from dlen.data.store import Store
+from dlen.errors import UserError
+from dlen.models.model import Model
+from dlen.models.ranker import Ranker
+from dlen.nn.embedding import EmbeddingTable
+from dlen.schema import Field, Kind
+from dlen.training.checkpoints import read_checkpoint
+from dlen.training.run_folder import BEST, open_run
+
+_TABLE = "embedding.weight"
+_KEY = "config init_from"
+
+
+def warm_start(model: Model, store: Store, config: DictConfig) -> list[str]:
+    """Copy the best weights of the run ``config.init_from`` into a new model.
+
+    An id that both data sets know keeps its vector, and so does a field's unknown id. Other ids start as they would in
+    a new model. Dense weights are copied as they are.
+
+    Args:
+        model: new model for ``store``; changed in place.
+        store: data that the model will be trained on.
+        config: composed config of ``train.py``.
+
+    Returns:
+        A line for each field: how many ids are kept and how many are new.
+
+    Raises:
+        UserError: the folder is not a finished run, or its fields, tasks or layers differ from the model's.
+    """
+    folder = Path(config.init_from)
+    _, old = open_run(folder, config.trust)
+    checkpoint = folder / BEST
+    if not checkpoint.exists():
+        raise UserError(f"{_KEY}: {checkpoint}: no such checkpoint; the run is not finished")
+    if not isinstance(model, Ranker) or not isinstance(model.embedding, EmbeddingTable):
+        raise UserError(f"{_KEY}: {config.model_name} has no weights to start from; leave it out")
+    if config.sharding:
+        raise UserError(f"{_KEY}: a sharded table cannot start from a run; set sharding=null")
+    _check_same_inputs(folder, old, store)
+    state = read_checkpoint(checkpoint)["state_dict"]
+    weights = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
+    table = weights.pop(_TABLE, None)
+    if table is None or table.shape != (old.schema.num_embeddings, model.embedding.weight.shape[1]):
+        raise UserError(f"{_KEY}: {folder} has vectors of another length; set model.embedding as in the run")
+    _load_dense(model, weights, folder)
+    return _copy_rows(model.embedding.weight.data, table, store, old)
+
+
+def _check_same_inputs(folder: Path, old: Store, new: Store) -> None:
+    """Raise UserError unless the layers read the same fields and predict the same tasks."""
+    for what, was, now in (
+        ("tasks", old.schema.task_names, new.schema.task_names),
+        ("fields", _fields(old), _fields(new)),
+    ):
+        if was != now:
+            differing = [name for name in dict.fromkeys([*was, *now]) if (name in was) != (name in now)]
+            shown = ", ".join(differing) or "their order"
+            raise UserError(f"{_KEY}: {folder} was trained on other {what} ({shown}); use the same in the data's spec")
+
+
+def _fields(store: Store) -> list[str]:
+    """Fields in the order in which the model reads them."""
+    return [f"{field.name} ({kind.value})" for kind in Kind for field in store.schema.of_kind(kind)]
+
+
+def _load_dense(model: Ranker, weights: dict[str, Tensor], folder: Path) -> None:
+    own = {name: value for name, value in model.state_dict().items() if name != _TABLE}
+    for name in sorted(own.keys() ^ weights.keys()):
+        raise UserError(f"{_KEY}: {folder} has another model ({name} is in one of them alone); set model as in the run")
+    for name, value in own.items():
+        if value.shape != weights[name].shape:
+            shapes = f"{tuple(weights[name].shape)} there, {tuple(value.shape)} here"
+            raise UserError(f"{_KEY}: {folder} has layers of another size ({name}: {shapes}); set model as in the run")
+    model.load_state_dict(weights, strict=False)
+
+
+def _copy_rows(new_table: Tensor, old_table: Tensor, new: Store, old: Store) -> list[str]:
+    lines = []
+    for field in (*new.schema.of_kind(Kind.ID), *new.schema.of_kind(Kind.IDS)):
+        kept = _old_codes(field, new, old)
+        known = np.flatnonzero(kept >= 0)
+        to, source = new.schema.offsets[field.name] + known, old.schema.offsets[field.name] + kept[known]
+        new_table[torch.from_numpy(to)] = old_table[torch.from_numpy(source)].to(new_table.dtype)
+        ids = len(kept) - 1  # without the unknown id
+        lines.append(f"{field.name}: {len(known) - 1:,} of {ids:,} ids are known from {old.fingerprint}")
+    return lines
+
+
+def _old_codes(field: Field, new: Store, old: Store) -> NDArray[np.int64]:
+    """(V,) code in the old data of each code in the new data; -1 for none. Unknown ids, 0, are the same."""
+    name, statistics = field.name, new.content["statistics"].get(field.name, {})
+    before = old.content["statistics"].get(name, {})
+    if name in new.content["vocabularies"] and name in old.content["vocabularies"]:
+        then, now = (
+            store.vocabulary(name).select(pl.col("value").cast(pl.String)).with_row_index("code")
+            for store in (old, new)
+        )
+        codes = now.join(then, on="value", how="left", maintain_order="left")["code_right"].cast(pl.Int64)
+        return np.concatenate([[0], (codes + 1).fill_null(-1).to_numpy()])
+    if "edges" in statistics and "edges" in before:
+        return _old_buckets(statistics, before)
+    size = next(f.vocab_size for f in old.schema.fields if f.name == name)
+    return np.where(np.arange(field.vocab_size) < size, np.arange(field.vocab_size), -1)  # parts of a time
+
+
+def _old_buckets(now: dict[str, object], then: dict[str, object]) -> NDArray[np.int64]:
+    """The old bucket of each new one, by its lowest value."""
+    edges, old_edges = (np.asarray(statistics["edges"], np.float64) for statistics in (now, then))
+    absent, old_absent = bool(now["absent"]), bool(then["absent"])
+    lowest = np.concatenate([[np.nextafter(edges[0], -np.inf)] if len(edges) else [0.0], edges])
+    buckets = np.searchsorted(old_edges, lowest, side="right") + 1 + old_absent
+    first = [0] if not absent else [0, 1 if old_absent else 0]
+    return np.concatenate([first, buckets]).astype(np.int64)

@@ -1,0 +1,117 @@
+"""init_from: a run that starts from another run's weights, on data with other ids."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import yaml
+
+from tests.commands.test_own_parts import TINY, ok, refusal
+from tests.conftest import run_here
+
+SPEC = {
+    "fields": {
+        "user": {"side": "user"},
+        "item": {"side": "item"},
+        "tags": {"kind": "ids", "separator": "|"},
+        "age": {"kind": "numeric", "transform": "quantile", "buckets": 5},
+        "when": {"kind": "time", "unit": "s", "parts": ["hour"]},
+    },
+    "tasks": {"click": "click", "like": "like"},
+    "split": {"by": "fraction", "validation": 0.2, "test": 0.2},
+    "user": "user",
+}
+STILL = ("optimizer.lr=0", "optimizer.embedding_lr=0", "id_dropout.k=0", "trainer.max_steps=3")
+
+
+def rows(seed: int, users: list[str], count: int = 400) -> pl.DataFrame:
+    draw = np.random.default_rng(seed)
+    return pl.DataFrame(
+        {
+            "user": draw.choice(users, count),
+            "item": draw.choice([f"i{n}" for n in range(20)], count),
+            "tags": ["|".join(draw.choice(["a", "b", "c"], 2)) for _ in range(count)],
+            "age": draw.integers(18, 60, count),
+            "when": draw.integers(0, 86400 * 5, count),
+            "click": draw.integers(0, 2, count),
+            "like": draw.integers(0, 2, count),
+        }
+    )
+
+
+def write(folder: Path, name: str, frame: pl.DataFrame, **changes: object) -> tuple[str, ...]:
+    """Write a table and its spec, and return the overrides that train on it."""
+    frame.write_csv(folder / f"{name}.csv")
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump({"files": f"{name}.csv", **SPEC, **changes}))
+    return ("data=table", f"data.spec={name}.yaml", "loader.batch_size=64", *TINY)
+
+
+def predictions(folder: Path, run: str, rows: str) -> pl.DataFrame:
+    ok("predict.py", folder, f"run={run}", f"input={rows}", f"output={run}.parquet")
+    return pl.read_parquet(folder / f"{run}.parquet")
+
+
+@pytest.fixture
+def yesterday(tmp_path: Path) -> Path:
+    """A folder with a run on yesterday's log."""
+    first = write(tmp_path, "old", rows(0, [f"u{n}" for n in range(10, 30)]))
+    ok("train.py", tmp_path, *first, "run_dir=old_run", "optimizer.embedding_lr=0.05")
+    return tmp_path
+
+
+def test_known_ids_keep_their_vectors_and_new_ones_start_fresh(yesterday: Path) -> None:
+    old = pl.read_csv(yesterday / "old.csv")
+    more = rows(1, [f"u{n}" for n in range(5, 15)], 100)  # u5 to u9 are new, and in front of the known ones
+    second = write(yesterday, "new", pl.concat([old, more]))
+    done = run_here("train.py", [*second, "run_dir=new_run", "init_from=old_run", *STILL], yesterday)
+    assert done.returncode == 0, done.stderr
+    assert "init_from: user: 20 of 25 ids" in done.stderr or "init_from: user: 20 of 2" in done.stderr
+    same = write(yesterday, "same", old)
+    ok("train.py", yesterday, *same, "run_dir=same_run", "init_from=old_run", *STILL)
+    before, after = predictions(yesterday, "old_run", "old.csv"), predictions(yesterday, "same_run", "old.csv")
+    for column in before.columns:
+        np.testing.assert_allclose(after[column], before[column], rtol=1e-5)
+
+
+def test_vectors_follow_their_ids_when_codes_move(yesterday: Path) -> None:
+    fields = {k: v for k, v in SPEC["fields"].items() if k in ("user", "item")}  # type: ignore[attr-defined]
+    known = rows(0, [f"u{n}" for n in range(10, 30)])
+    first = write(yesterday, "a", known, fields=fields, ignore="rest")
+    ok("train.py", yesterday, *first, "run_dir=a_run", "optimizer.embedding_lr=0.05")
+    more = rows(1, [f"u{n}" for n in range(5)], 300)
+    second = write(yesterday, "b", pl.concat([more, known, known]), fields=fields, ignore="rest")
+    ok("train.py", yesterday, *second, "run_dir=b_run", "init_from=a_run", *STILL)
+    before, after = predictions(yesterday, "a_run", "a.csv"), predictions(yesterday, "b_run", "a.csv")
+    store = json.loads((yesterday / "a_run/schema.json").read_text())["store"]
+    users = set(pl.read_parquet(Path(store) / "vocabulary/user.parquet")["value"])
+    seen = pl.read_csv(yesterday / "a.csv")["user"].is_in(list(users)).to_numpy()
+    assert seen.sum() > 300
+    np.testing.assert_allclose(after["p_click"].to_numpy()[seen], before["p_click"].to_numpy()[seen], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "overrides", "word"),
+    [
+        ({"tasks": {"click": "click"}, "ignore": "rest"}, (), "like"),
+        ({"fields": {"user": {"side": "user"}}, "ignore": "rest"}, (), "item"),
+        ({}, ("model.backbone.expert=[9]",), "model"),
+        ({}, ("model.embedding.dim=5",), "model.embedding"),
+        ({}, ("model=ple",), "model"),
+        ({}, ("model=logistic",), "weights"),
+        ({}, ("init_from=nowhere",), "nowhere"),
+        ({}, ("init_from=3",), "init_from"),
+    ],
+)
+def test_what_cannot_agree_is_refused(
+    yesterday: Path, changes: dict[str, object], overrides: tuple[str, ...], word: str
+) -> None:
+    tiny = write(yesterday, "new", rows(1, ["u11", "u12", "u13"]), **changes)
+    if overrides and overrides[0].startswith("model="):
+        tiny = tiny[:3]
+    line = refusal("train.py", yesterday, *tiny, "run_dir=new_run", "init_from=old_run", *overrides)
+    assert word in line
+    assert not (yesterday / "new_run").exists()
