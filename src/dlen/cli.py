@@ -71,12 +71,12 @@ def command(run: Callable[[DictConfig], Any], config_name: str, conf: Path) -> N
     register_resolvers()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise, so that errors reach _one_line below
 
-    def guarded(config: DictConfig) -> None:
+    def guarded(config: DictConfig) -> Any:
         try:
             if HydraConfig.get().job.config_name == config_name:  # not a primary config of the user's
                 check_keys(config, conf, config_name)
             warn_of_hidden_files(own_search_path(), conf)
-            run(config)
+            return run(config)
         except UserError as error:
             _fail(str(error))  # here, because Hydra adds its own lines when a job raises
         except Exception as error:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from dlen.errors import UserError
 from dlen.files import read_yaml
 
-_FREE = ("hydra", "paper", "trainer", "callbacks", "logger")  # mappings that take keys of the user's
+_FREE = ("hydra", "paper", "trainer", "callbacks", "logger", "embedding_lr")  # mappings that take keys of the user's
 
 
 def check_keys(config: DictConfig, conf: Path, name: str) -> None:

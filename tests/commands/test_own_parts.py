@@ -13,7 +13,7 @@ import yaml
 from sklearn.metrics import average_precision_score
 
 from dlen.data.store import Store
-from tests.conftest import run_here
+from tests.conftest import Compose, run_here
 
 SMALL = ("data=feed", "data.rows=1500", "data.users=50", "data.items=30", "loader.batch_size=256")
 TINY = ("model=mmoe", "model.embedding.dim=4", "model.backbone.expert=[8]", "model.backbone.num_experts=2")
@@ -200,7 +200,7 @@ def test_own_callbacks_and_loggers(place: Path) -> None:
         ("scheduler=cosine +scheduler.nosuch=1", "scheduler"),
         ("+scheduler._target_=torch.optim.lr_scheduler.StepLR", "scheduler"),
         ("+scheduler.warmup=1", "scheduler"),
-        ("+optimizer.dense={_target_: torch.optim.SGD, _partial_: true, nosuch: 1}", "optimizer"),
+        ("optimizer.dense={_target_: torch.optim.SGD, _partial_: true, nosuch: 1}", "optimizer"),
         ("trainer.max_epochs=1 +trainer.gradient_clip_val=1 +trainer.gradient_clip_algorithm=nosuch", "trainer"),
     ],
 )
@@ -210,17 +210,65 @@ def test_wrong_parts_are_one_line(tmp_path: Path, override: str, key: str) -> No
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("name", ["warmup", "cosine", "one_cycle", "plateau"])
-def test_schedules_train_and_go_on_exactly(tmp_path: Path, name: str) -> None:
-    few = (*SMALL, *TINY, f"scheduler={name}", "callbacks=ema", "+trainer.gradient_clip_val=0.5")
+def lasting(folder: Path) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    return state
+
+
+@pytest.mark.parametrize("schedule", [("warmup", "scheduler.warmup=4"), ("plateau", "scheduler.patience=0")])
+def test_schedules_averages_and_clipping_go_on_exactly(tmp_path: Path, schedule: tuple[str, str]) -> None:
+    parts = (f"scheduler={schedule[0]}", schedule[1], "callbacks=ema", "+trainer.gradient_clip_val=0.5")
+    few = (*SMALL, *TINY, *parts, "trainer.val_check_interval=1.0")
     ok("train.py", tmp_path, *few, "trainer.max_epochs=2", "run_dir=whole")
-    whole = torch.load(tmp_path / "whole/checkpoints/last.ckpt", weights_only=True)
-    assert whole["lr_schedulers"]
-    assert whole["callbacks"]["DenseEMA"]["averaged"]
+    ok("train.py", tmp_path, *few, "trainer.max_epochs=1", "run_dir=halves")
+    halfway = torch.load(tmp_path / "halves/checkpoints/last.ckpt", weights_only=True)
+    assert halfway["lr_schedulers"]
+    assert halfway["callbacks"]["DenseEMA"]["averaged"]
+    line = refusal("train.py", tmp_path, "run_dir=halves", "ckpt=last", "scheduler=cosine")
+    assert "scheduler" in line
+    ok("train.py", tmp_path, "run_dir=halves", "ckpt=last", "trainer.max_epochs=2")
+    whole, halves = lasting(tmp_path / "whole"), lasting(tmp_path / "halves")
+    assert all(torch.equal(whole[name], halves[name]) for name in whole)
+
+
+@pytest.mark.parametrize("name", ["cosine", "one_cycle"])
+def test_schedules_of_all_steps(tmp_path: Path, name: str) -> None:
+    few = (*SMALL, *TINY, f"scheduler={name}", "trainer.max_epochs=2", "callbacks=lr_monitor")
+    ok("train.py", tmp_path, *few, "trainer.log_every_n_steps=1", "run_dir=run")
+    rates = pl.read_csv(tmp_path / "run/logs/metrics.csv", infer_schema_length=None)["lr-Combined/pg1"].drop_nulls()
+    assert rates.max() == pytest.approx(0.001, rel=0.3)
+    assert rates[-1] < 0.0003
+
+
+def test_an_average_is_what_is_validated(tmp_path: Path) -> None:
+    few = (*SMALL, *TINY, "trainer.max_steps=6", "trainer.val_check_interval=1.0")
+    ok("train.py", tmp_path, *few, "run_dir=plain")
+    ok("train.py", tmp_path, *few, "callbacks=ema", "callbacks.ema.decay=0", "run_dir=last_step")
+    ok("train.py", tmp_path, *few, "callbacks=ema", "callbacks.ema.decay=0.9", "run_dir=average")
+    plain, last_step, average = (lasting(tmp_path / name) for name in ("plain", "last_step", "average"))
+    table = "model.embedding.weight"
+    assert all(torch.equal(plain[name], average[name]) for name in plain if name == table)
+    assert all(torch.allclose(plain[name], last_step[name]) for name in plain)
+    assert not any(torch.equal(plain[name], average[name]) for name in plain if name.endswith("0.weight"))
+
+
+def test_a_multirun_ends_with_a_table_of_its_jobs(tmp_path: Path) -> None:
+    few = (*SMALL, "model.embedding.dim=4", "trainer.max_steps=2")
+    out = ok("train.py", tmp_path, *few, "-m", "model=mmoe,shared_bottom", "seed=0,1")
+    table = out[out.index("4 jobs") :]
+    assert all(f"model=mmoe seed={seed}" in table for seed in (0, 1))
+    assert "model=shared_bottom, 2 seeds" in table
+    assert "±" in table
+
+
+def test_an_optimizer_has_its_own_learning_rate_of_the_table(tmp_path: Path, composed: Compose) -> None:
+    assert composed("data=aliccp_demo").optimizer.embedding_lr == 0.01
+    assert composed("data=aliccp_demo", "optimizer=adagrad").optimizer.embedding_lr == 0.02
+    assert composed("data=feed", "optimizer.embedding_lr=0.3").optimizer.embedding_lr == 0.3
 
 
 def test_any_dense_optimizer_of_torch(tmp_path: Path) -> None:
-    dense = "+optimizer.dense={_target_: torch.optim.SGD, _partial_: true, momentum: 0.9}"
+    dense = "optimizer.dense={_target_: torch.optim.SGD, _partial_: true, momentum: 0.9}"
     ok("train.py", tmp_path, *SMALL, *TINY, dense, "run_dir=run", "optimizer.lr=0.1")
     ok("evaluate.py", tmp_path, "run=run")
     state = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["optimizer_states"][0]["parts"]

@@ -21,8 +21,11 @@ def _draw(folder: Path) -> dict[str, Any]:
     return draw_run(folder)
 
 
-def run(config: DictConfig) -> None:
-    """Import torch only once the config has been composed, so typos fail fast."""
+def run(config: DictConfig) -> dict[str, Any] | None:
+    """Train, and return the content of ``metrics.json``.
+
+    Imports torch only once the config has been composed, so typos fail fast.
+    """
     from dlen.training.fit import train
     from dlen.training.resume import continued, rerun
 
@@ -34,8 +37,10 @@ def run(config: DictConfig) -> None:
     if config.rerun is not None:
         if not rerun(config, overrides, _draw):
             raise SystemExit(1)
-        return
-    train(continued(config, overrides) if config.ckpt == "last" and config.run_dir is not None else config, _draw)
+        return None
+    return train(
+        continued(config, overrides) if config.ckpt == "last" and config.run_dir is not None else config, _draw
+    )
 
 
 def run_dir(config: DictConfig) -> str | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -25,7 +26,7 @@ from dlen.training.clipping import clip_gradients
 from dlen.training.measures import Figures, Measures
 from dlen.training.optimizers import Combined, ShardedAdagrad, split_for_sharding
 from dlen.training.own_metrics import OwnMetric
-from dlen.training.schedulers import MakeSchedule
+from dlen.training.schedulers import MakeSchedule, look_for_plateaus
 from dlen.training.targets import Targets
 
 
@@ -204,6 +205,8 @@ class RankingModule(L.LightningModule):
         self.figures[stage] = figures
         values = {f"{stage}/{key}": value for key, value in figures.values.items()}
         self.log_dict({key: torch.tensor(value, dtype=torch.float64) for key, value in values.items()})
+        if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
+            look_for_plateaus(self.trainer, values)
 
     def configure_gradient_clipping(
         self,

@@ -53,7 +53,8 @@ def continued(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
 
 def _of_the_run(before: DictConfig, config: DictConfig) -> DictConfig:
     """A run's own config, with the current values of ``trust`` and of keys that the run does not have."""
-    merged = OmegaConf.create({k: before[k] if k in before and k != "trust" else config[k] for k in config})
+    keys = dict.fromkeys([*config, *before])  # a group without a choice, such as scheduler, has no key
+    merged = OmegaConf.create({k: before[k] if k in before and k != "trust" else config[k] for k in keys})
     assert isinstance(merged, DictConfig)
     return merged
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from dlen.checks import is_finite, is_whole
 
 MakeScheduler = Callable[..., LRScheduler]
 MakeSchedule = Callable[[Optimizer, L.Trainer], dict[str, Any]]
+_NEVER = 1 << 62  # a frequency at which Lightning leaves a schedule alone
 _TOTAL = ("total_steps", "T_max")  # arguments of schedules that are filled with the steps of the training
 
 
@@ -120,12 +121,25 @@ def lightning_config(
         monitor: metric that :class:`torch.optim.lr_scheduler.ReduceLROnPlateau` reads.
         mode: ``max`` or ``min``.
     """
-    total = int(trainer.estimated_stepping_batches)  # also sets the trainer's validation interval
+    total = int(trainer.estimated_stepping_batches)
     scheduler = make(optimizer, **_missing(make, dict.fromkeys(_TOTAL, total) | {"mode": mode}))
     if isinstance(scheduler, ReduceLROnPlateau):
-        every = max(1, int(trainer.val_check_batch))  # type: ignore[arg-type]  # a number once the data are set up
-        return {"scheduler": scheduler, "interval": "step", "frequency": every, "monitor": monitor}
+        return {"scheduler": scheduler, "interval": "epoch", "frequency": _NEVER, "monitor": monitor, "strict": False}
     return {"scheduler": scheduler, "interval": interval}
+
+
+def look_for_plateaus(trainer: L.Trainer, figures: Mapping[str, float]) -> None:
+    """Step the schedules that read a validation metric.
+
+    Lightning would do so after it has saved the checkpoints of a validation, so that a resumed run would miss a step.
+
+    Args:
+        trainer: trainer of the run.
+        figures: metrics of the validation by key.
+    """
+    for config in trainer.lr_scheduler_configs:
+        if isinstance(config.scheduler, ReduceLROnPlateau) and config.monitor and config.monitor in figures:
+            config.scheduler.step(figures[config.monitor])
 
 
 def check_scheduler(make: MakeScheduler, optimizer: Optimizer) -> None:
