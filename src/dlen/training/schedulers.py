@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from dlen.checks import is_finite, is_whole
+from dlen.errors import UserError
 
 MakeScheduler = Callable[..., LRScheduler]
 MakeSchedule = Callable[[Optimizer, L.Trainer], dict[str, Any]]
@@ -121,11 +122,31 @@ def lightning_config(
         monitor: metric that :class:`torch.optim.lr_scheduler.ReduceLROnPlateau` reads.
         mode: ``max`` or ``min``.
     """
-    total = int(trainer.estimated_stepping_batches)
+    total = _steps_of_training(trainer)
     scheduler = make(optimizer, **_missing(make, dict.fromkeys(_TOTAL, total) | {"mode": mode}))
     if isinstance(scheduler, ReduceLROnPlateau):
         return {"scheduler": scheduler, "interval": "epoch", "frequency": _NEVER, "monitor": monitor, "strict": False}
     return {"scheduler": scheduler, "interval": interval}
+
+
+def _steps_of_training(trainer: L.Trainer) -> int:
+    """Steps of a training without early stopping.
+
+    Raises:
+        UserError: the training has no end.
+    """
+    epochs, most = trainer.max_epochs, trainer.max_steps
+    if (epochs is None or epochs < 0) and most < 0:
+        raise UserError(
+            "config scheduler: needs the length of the training; set trainer.max_epochs or trainer.max_steps"
+        )
+    if epochs is None or epochs < 0:
+        return most
+    # Lightning's estimated_stepping_batches sets up the loaders too early to restore their position in a resumed run.
+    loader = trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
+    batches = len(loader) if loader.limit is None else min(len(loader), loader.limit)
+    steps = -(-batches // trainer.accumulate_grad_batches) * epochs
+    return steps if most < 0 else min(steps, most)
 
 
 def look_for_plateaus(trainer: L.Trainer, figures: Mapping[str, float]) -> None:
