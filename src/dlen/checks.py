@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import fields
-from typing import TYPE_CHECKING, TypeGuard, get_type_hints
-
-from dlen.errors import UserError
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+from typing import TypeGuard
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
@@ -46,24 +40,3 @@ def from_zero(**values: object) -> None:
     for name, value in values.items():
         if not is_number(value) or not 0 <= value < float("inf"):
             raise ValueError(f"{name} must be a number from 0, got {value!r}")
-
-
-def check_types(settings: DataclassInstance) -> None:
-    """Check the numbers and texts of a data source, which is a dataclass; seeds are whole numbers from 0.
-
-    Raises:
-        UserError: a value is not of the declared type.
-    """
-    hints = get_type_hints(type(settings))
-    for field in fields(settings):
-        value, kind = getattr(settings, field.name), hints[field.name]
-        if kind is int and field.name.endswith("seed"):
-            fits, what = is_whole(value) and value >= 0, "a whole number from 0"
-        elif kind is int:
-            fits, what = is_whole(value), "a whole number"
-        elif kind is float:
-            fits, what = is_finite(value), "a finite number"
-        else:
-            fits, what = kind is not str or isinstance(value, str), "text"
-        if not fits:
-            raise UserError(f"config data.{field.name}: {value!r} is not {what}")

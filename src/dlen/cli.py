@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import errno
 import os
 import re
@@ -37,6 +36,7 @@ from dlen.help import command_help
 from dlen.overrides import leaves, own_search_path, register_resolvers, written
 from dlen.renamed import present_overrides
 from dlen.trust import check_config, packages
+from dlen.valid import did_you_mean
 
 _NOT_OF_BEST = ("hydra", "trust", "run_dir", "ckpt", "rerun")
 _OPTIONAL = ("logger", "callbacks", "scheduler", "experiment", "debug")  # groups that may have no choice
@@ -241,16 +241,14 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, MissingConfigException) and error.options:
         wanted = str(error.missing_cfg_file or "").split("/")[-1]
         group = "/".join(str(error.missing_cfg_file or "").split("/")[:-1])
-        near = difflib.get_close_matches(wanted, error.options, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(wanted, error.options)
         return f"config {group}={wanted}: there is no such choice{hint} (choices: {', '.join(error.options)})"
     key = getattr(error, "full_key", None)
     if isinstance(error, MissingMandatoryValue):
         return f"config {key}: must be set"
     if key and isinstance(error, ConfigKeyError | ConfigAttributeError):
         known = [str(name) for name in error.parent_node] if isinstance(error.parent_node, DictConfig) else []
-        near = difflib.get_close_matches(str(key).split(".")[-1], known, 1)
-        return f"config {key}: there is no such key" + (f"; did you mean {near[0]}?" if near else "")
+        return f"config {key}: there is no such key{did_you_mean(str(key).split('.')[-1], known)}"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     lines = [line for line in lines if not re.match(r"(full_key|object_type|reference_type)\b", line)]
     text = " ".join(lines)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import sys
 from collections.abc import Iterable
@@ -13,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dlen.errors import UserError
 from dlen.files import read_yaml
+from dlen.valid import did_you_mean
 
 _FREE = ("hydra", "paper", "trainer", "callbacks", "logger", "embedding_lr")  # mappings that take keys of the user's
 
@@ -43,9 +43,7 @@ def check_keys(config: DictConfig, conf: Path, name: str) -> None:
 
 
 def _no_such_key(key: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(key, list(known), 1)
-    hint = f"did you mean {near[0]}?" if near else "nothing reads it; see --help for all keys"
-    return f"config {key}: there is no such key; {hint}"
+    return f"config {key}: there is no such key{did_you_mean(key, known) or '; --help lists all of them'}"
 
 
 def groups_of(conf: Path, name: str) -> dict[str, str | None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from optuna.distributions import (
 from dlen.checks import is_number
 from dlen.errors import UserError
 from dlen.overrides import written
+from dlen.valid import did_you_mean
 
 _KEYS = ("low", "high", "step", "log", "choices", "when", "each_task")
 Value = bool | int | float | str | None
@@ -184,8 +184,7 @@ def _checked(where: str, entry: Any) -> dict[str, Any]:
         raise UserError(f"{where} is {entry!r}, and not {{low: A, high: B}} or {{choices: [...]}}")
     for name in entry:
         if name not in _KEYS:
-            near = difflib.get_close_matches(str(name), _KEYS, 1)
-            hint = f"; did you mean {near[0]}?" if near else f" (known: {', '.join(_KEYS)})"
+            hint = did_you_mean(name, _KEYS) or f" (known: {', '.join(_KEYS)})"
             raise UserError(f"{where} has an unknown {name!r}{hint}")
     return dict(entry)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import socket
 import time
@@ -34,6 +33,7 @@ from dlen.files import check_regular
 from dlen.overrides import leaves
 from dlen.sweeping.journal import Journal
 from dlen.sweeping.trial_records import own_trials, retried, used
+from dlen.valid import did_you_mean
 
 STORAGE = "DLEN_STORAGE"  # passes the storage to workers; a URL may contain a password, so it is kept out of files
 _IDENTITY = "identity"
@@ -118,9 +118,8 @@ def check_options(sampler: str, pruner: str, objectives: Mapping[str, str]) -> N
     """
     for key, name, known in (("sampler", sampler, _SAMPLERS), ("pruner", pruner, _PRUNERS)):
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(known)}"
-            raise UserError(f"config sweep.{key}: there is no {name}; {hint}")
+            hint = did_you_mean(name, known) or f"; choose one of {', '.join(known)}"
+            raise UserError(f"config sweep.{key}: there is no {name}{hint}")
     if not objectives:
         raise UserError("config sweep.maximize: is empty, and so is sweep.minimize, so no trial is better than another")
     several = len(objectives) > 1 or any(name.endswith("*") for name in objectives)

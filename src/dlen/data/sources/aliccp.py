@@ -28,13 +28,13 @@ from dlen.data.sources.aliccp_grammar import Block, Reader
 from dlen.data.sources.by_field import rows_by_field
 from dlen.data.split import Split, split_of
 from dlen.data.store import Store
-from dlen.data.valid import INSIDE_0_1, OneOf, Range, check_source
 from dlen.data.vocabulary import IdCounter, IdVocabulary
 from dlen.data.writer import SplitWriter, StoreWriter, TableWriter
 from dlen.errors import UserError
 from dlen.hashing import fraction
 from dlen.progress import Stage
 from dlen.schema import Field, Kind, Pooling, Schema, Task
+from dlen.valid import INSIDE_0_1, OneOf, Range, check_source
 
 HeldOut = Callable[[Array, int], NDArray[np.bool_]]
 _CHUNK = 1 << 18  # rows encoded at a time

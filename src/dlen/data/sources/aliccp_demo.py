@@ -18,9 +18,9 @@ import polars as pl
 from dlen.data.columns import Array
 from dlen.data.prepare import check_writable, locked, replacing
 from dlen.data.sources.aliccp import AliCCP
-from dlen.data.valid import Range
 from dlen.errors import UserError
 from dlen.progress import Stage
+from dlen.valid import Range
 
 _WORLD = 2  # increase if the same settings would generate other files
 _ROWS_PER_GROUP = 58  # as in the real files

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlen.data.valid import INSIDE_0_1, OneOf, Range, check_source
 from dlen.errors import UserError
+from dlen.valid import INSIDE_0_1, OneOf, Range, check_source
 
 _WORLD = 2  # increase if the same settings would draw another world
 _RATES = {"click": 0.21, "like": 0.12, "share": 0.06, "follow": 0.05, "comment": 0.08}

@@ -24,9 +24,9 @@ from dlen.data.sources.table_spec import (
     expression,
     names_of,
 )
-from dlen.data.valid import OneOf, Range, did_you_mean, fault
 from dlen.errors import UserError
 from dlen.schema import check_targets
+from dlen.valid import OneOf, Range, did_you_mean, fault
 
 T = TypeVar("T")
 _SHARE = Annotated[float, Range(0, 1, below=True)]

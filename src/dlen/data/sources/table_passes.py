@@ -16,10 +16,10 @@ from dlen.data.sources.table_paths import SPLITS
 from dlen.data.sources.table_rows import TableRows
 from dlen.data.sources.table_spec import TableSpec
 from dlen.data.sources.table_split import RowSplit
-from dlen.data.valid import did_you_mean
 from dlen.data.writer import StoreWriter
 from dlen.errors import UserError
 from dlen.schema import Kind, Schema
+from dlen.valid import did_you_mean
 
 
 class TablePasses:

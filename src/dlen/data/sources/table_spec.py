@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 from dlen.data.ragged import Keep
 from dlen.data.sources.expression import Expression
-from dlen.data.valid import OneOf, Range
 from dlen.errors import UserError
 from dlen.schema import Pooling
+from dlen.valid import OneOf, Range
 
 TIME_PARTS = {"hour": 24, "weekday": 7, "day": 31, "month": 12}
 

@@ -17,9 +17,9 @@ from dlen.data.sources.cells import LINE, Rising, id_text, moments
 from dlen.data.sources.table_paths import SPLITS
 from dlen.data.sources.table_rows import TableRows
 from dlen.data.sources.table_spec import TableSpec
-from dlen.data.valid import did_you_mean
 from dlen.errors import UserError
 from dlen.hashing import fraction
+from dlen.valid import did_you_mean
 
 _TWO_FORMS = "holds {now} here and {then} in {other}, so rows have no order; write the column in one form"
 
