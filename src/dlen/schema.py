@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from dlen.errors import UserError
+from dlen.files import read_mapping
 
 
 class Kind(StrEnum):
@@ -196,3 +200,15 @@ def check_targets(tasks: Sequence[tuple[str, str, bool]]) -> None:
             if name in taken:
                 raise ValueError(f"{kind} {name}: the name is already used for {taken[name]}; choose another")
             taken[name] = f"another {kind}"
+
+
+def read_schema(path: Path) -> Schema:
+    """Read the ``schema.json`` of a run folder.
+
+    Raises:
+        UserError: the file is not such a schema.
+    """
+    try:
+        return Schema.from_dict(read_mapping(path))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: is not the schema of a run ({error!r})") from None

@@ -170,7 +170,7 @@ def test_a_wrong_table_is_one_line_and_leaves_nothing(
     ("settings", "expected"),
     [
         (["input=none.csv"], "config input: none.csv: no such file"),
-        (["output=scores.csv"], "config output: 'scores.csv' does not end in .parquet"),
+        (["output=scores.txt"], "config output: 'scores.txt' does not end in .parquet"),
         (["run=none"], "none: not a run folder"),
         (["checkpoint=worst"], "worst.ckpt: no such checkpoint"),
         (["batch_size=0"], "config batch_size: 0"),

@@ -9,10 +9,12 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
+
+import polars as pl
 
 from dlen.data.split import Split
 from dlen.data.store import FORMAT, Store
@@ -52,6 +54,18 @@ class RowSource(Protocol):
         """Read ``path``, in the source's own format, in chunks encoded like the rows of the store.
 
         Labels are zero unless ``labels`` is set.
+        """
+
+
+@runtime_checkable
+class KeepingSource(RowSource, Protocol):
+    """A source that can also return columns of the new rows as they are."""
+
+    def read_keeping(self, path: Path, store: Store, keep: Sequence[str]) -> Iterator[tuple[Split, pl.DataFrame]]:
+        """Like ``read``, each chunk with its columns ``keep``.
+
+        Raises:
+            UserError: there is no such column.
         """
 
 

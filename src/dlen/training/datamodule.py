@@ -74,6 +74,10 @@ class RankingDataModule(L.LightningDataModule):
     def _overfits(self) -> bool:
         return bool(self.trainer and self.trainer.overfit_batches)  # type: ignore[attr-defined]
 
+    def predict_dataloader(self) -> BatchLoader:
+        """Rows of ``test_split`` in stored order, as for the test pass."""
+        return self.test_dataloader()
+
     def test_dataloader(self) -> BatchLoader:
         """Rows of ``test_split`` in stored order."""
         return self._loader(self.test_split, shuffle=False)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dlen.batch import Batch
+from dlen.errors import UserError
 from dlen.models.model import Model
 from dlen.models.predictions import Predictions
 from dlen.models.ranker import Ranker
@@ -22,7 +24,9 @@ from dlen.nn.processes import exchange_rows
 from dlen.nn.sharded import ShardedTable
 from dlen.schema import Task, check_known_tasks
 from dlen.training.balancing import Balancer, Fixed, Surgery
+from dlen.training.checkpoints import read_checkpoint
 from dlen.training.clipping import clip_gradients
+from dlen.training.configs import build, read_config
 from dlen.training.measures import Figures, Measures
 from dlen.training.optimizers import Combined, ShardedAdagrad, split_for_sharding
 from dlen.training.own_metrics import OwnMetric
@@ -104,6 +108,43 @@ class RankingModule(L.LightningModule):
         buffers = [name for name, _ in self.named_buffers()]
         self._ddp_params_and_buffers_to_ignore = [*(f"{name}.weight" for name in tables), *buffers]
 
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: str | Path, *args: Any, trust: Sequence[str] = (), **kwargs: Any
+    ) -> RankingModule:
+        """Load a checkpoint of a run folder for evaluation and prediction, on the CPU.
+
+        The model comes from the run's ``config.yaml`` and ``schema.json``, so the checkpoint has to lie in its folder.
+
+        Args:
+            checkpoint_path: ``RUN/checkpoints/best.ckpt`` or another checkpoint of the run.
+            args: not used; Lightning's signature.
+            trust: packages, besides dlen, whose classes the run's config may name.
+            kwargs: not used; Lightning's signature.
+
+        Raises:
+            UserError: the checkpoint is not that of a run, or is damaged.
+        """
+        path = Path(checkpoint_path)
+        run = next((folder for folder in path.absolute().parents if (folder / "config.yaml").exists()), None)
+        if run is None:
+            raise UserError(f"{path}: lies in no run folder, so its model is not known")
+        config = read_config(run / "config.yaml", trust)
+        model: Model = build(config.model, "model", read_schema(run / "schema.json"))
+        module = cls(model)
+        state = {k: v for k, v in read_checkpoint(path)["state_dict"].items() if k.startswith("model.")}
+        try:
+            module.load_state_dict(state)
+        except RuntimeError as error:
+            raise UserError(
+                f"{path}: does not fit the model in config.yaml ({' '.join(str(error).split())[:200]})"
+            ) from None
+        return module.eval()
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Predictions:
+        """Predict the probability of every task."""
+        return self._predict(batch)
+
     def configure_model(self) -> None:
         """Shard the table, once the processes are connected."""
         if self.sharding is None or not isinstance(self.model, Ranker):
@@ -178,10 +219,14 @@ class RankingModule(L.LightningModule):
     def _measure(self, stage: str, batch: Batch) -> Predictions:
         measures = self.measures[stage]
         assert isinstance(measures, Measures)
-        # bfloat16 logits take few distinct values, and ties cannot be ranked, so evaluation runs in 32 bits.
+        predictions = self._predict(batch)
+        measures.update(predictions, batch)
+        return predictions
+
+    def _predict(self, batch: Batch) -> Predictions:
+        """Predict in 32 bits: bfloat16 logits take few distinct values, and ties cannot be ranked."""
         with torch.autocast(self.device.type, enabled=False):
             predictions: Predictions = self.model(batch)
-        measures.update(predictions, batch)
         return predictions
 
     def on_validation_epoch_end(self) -> None:

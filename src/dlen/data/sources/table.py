@@ -7,13 +7,14 @@ joined tables.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 from dlen.data.bad_rows import BadRows
 from dlen.data.sources.table_columns import TableColumn
@@ -118,20 +119,39 @@ class Table:
         Raises:
             UserError: a column is missing, or a cell cannot be read.
         """
+        return (split for split, _ in self._read(path, store, labels, ()))
+
+    def read_keeping(self, path: Path, store: Store, keep: Sequence[str]) -> Iterator[tuple[Split, pl.DataFrame]]:
+        """Like :meth:`read` without labels, each chunk with some columns of the file or of its joins, as they are.
+
+        Raises:
+            UserError: a column is missing, or a cell cannot be read.
+        """
+        return self._read(path, store, False, keep)
+
+    def _read(
+        self, path: Path, store: Store, labels: bool, keep: Sequence[str]
+    ) -> Iterator[tuple[Split, pl.DataFrame]]:
         settings = store.content["settings"]
         spec = parse_spec(settings["spec"], self.path) if "spec" in settings else self.table
         label_reader = Labels(spec)
         columns = make_columns(spec, label_reader.expressions)
         for column in columns:
             column.restore(store)
-        wanted = {name for column in columns for name in column.inputs}
+        wanted = {*(name for column in columns for name in column.inputs), *keep}
         joins, bad = join_files(spec, self.folder), BadRows(0)  # every input row must have an output row
         with TemporaryDirectory() as scratch:
             rows = TableRows(spec, {"all": [path]}, joins, wanted, bad, Path(scratch))
-            _check_inputs(path, rows.columns(path), columns, label_reader if labels else None)
+            existing = rows.columns(path)
+            _check_inputs(path, existing, columns, label_reader if labels else None)
+            for name in keep:
+                if name not in existing:
+                    raise UserError(
+                        f"config keep: {path} has no column {name!r}; {missing_column_hint(name, existing)}"
+                    )
             for frame, _, _ in rows.chunks(f"scoring {path.name}"):
                 happened = label_reader.read(frame, path) if labels else np.zeros((len(frame), len(spec.tasks)))
-                yield split_of(encode(frame, path, columns, store.schema), happened)
+                yield split_of(encode(frame, path, columns, store.schema), happened), frame.select(keep)
 
 
 def _check_inputs(path: Path, existing: list[str], columns: list[TableColumn], labels: Labels | None) -> None:
