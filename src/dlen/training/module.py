@@ -22,7 +22,7 @@ from dlen.nn.id_dropout import IdDropout
 from dlen.nn.logspace import log_odds
 from dlen.nn.processes import exchange_rows
 from dlen.nn.sharded import ShardedTable
-from dlen.schema import Task, check_known_tasks
+from dlen.schema import Task, check_known_tasks, read_schema
 from dlen.training.balancing import Balancer, Fixed, Surgery
 from dlen.training.checkpoints import read_checkpoint
 from dlen.training.clipping import clip_gradients
