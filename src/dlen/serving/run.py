@@ -79,8 +79,8 @@ class Run:
             batch_size: rows per batch.
 
         Returns:
-            A frame with one row per row, in order: ``keep``, ``p_TARGET`` for each target, ``up`` for models with a
-            hidden state, and ``score``. A pandas frame, with the same index, if ``rows`` is one, and else a Polars frame.
+            A frame with one row per row, in order, and the columns ``keep``, ``p_TARGET`` for each target, ``up`` for
+            models with a hidden state, and ``score``; a pandas frame with the same index if ``rows`` is one.
 
         Raises:
             UserError: a column is missing or a cell cannot be read.

@@ -31,16 +31,13 @@ def touched_rows(grad: Tensor) -> tuple[Tensor, Tensor]:
         them.
     """
     rows, values = grad._indices()[0], grad._values()
-    if not rows.is_cuda:
-        return _distinct_rows(rows, values)
-    rows, sums, place = _padded_rows(rows, values)
-    return rows, sums.index_select(0, place)
+    return _padded_rows(rows, values) if rows.is_cuda else _distinct_rows(rows, values)
 
 
 def merged_rows(grad: Tensor) -> tuple[Tensor, Tensor]:
     """Like :func:`touched_rows`, but the padding has zeros instead of sums, so that entries can be added."""
     rows, values = grad._indices()[0], grad._values()
-    return _padded_rows(rows, values)[:2] if rows.is_cuda else _distinct_rows(rows, values)
+    return _row_sums(rows, values)[:2] if rows.is_cuda else _distinct_rows(rows, values)
 
 
 def _distinct_rows(rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,7 +45,12 @@ def _distinct_rows(rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     return distinct, values.new_zeros(len(distinct), values.shape[1]).index_add_(0, inverse, values)
 
 
-def _padded_rows(rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _padded_rows(rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    rows, sums, place = _row_sums(rows, values)
+    return rows, sums.index_select(0, place)
+
+
+def _row_sums(rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Rows padded with the last one, their sums padded with zeros, and for each entry the place of its row's sum."""
     ordered, order = torch.sort(rows)
     first = torch.ones_like(ordered, dtype=torch.bool)

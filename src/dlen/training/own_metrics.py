@@ -19,7 +19,20 @@ from dlen.training.configs import build
 
 BUILT_IN = frozenset(
     (
-        *("auc", "auc_joint", "auc_total", "calibration", "corr", "ece", "gain", "gauc", "hidden", "leak", "logloss"),
+        *(
+            "auc",
+            "auc_joint",
+            "auc_total",
+            "base",
+            "calibration",
+            "corr",
+            "ece",
+            "gain",
+            "gauc",
+            "hidden",
+            "leak",
+            "logloss",
+        ),
         *("ndcg@10", "ne", "negatives", "negatives_true", "oracle", "rows", "users_without_auc"),
     )
 )
