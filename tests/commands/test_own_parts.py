@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import optuna
 import polars as pl
 import pytest
 import torch
@@ -13,6 +14,7 @@ import yaml
 from sklearn.metrics import average_precision_score
 
 from dlen.data.store import Store
+from dlen.sweeping.journal import Journal
 from tests.conftest import Compose, run_here
 
 SMALL = ("data=feed", "data.rows=1500", "data.users=50", "data.items=30", "loader.batch_size=256")
@@ -109,6 +111,10 @@ def test_own_configs_act_in_every_command(place: Path, search: tuple[str, ...]) 
     ok("sweep.py", place, *search, "sweep=mine", *small)
     best = place / "runs/sweeps/mine-feed/best.yaml"
     assert "searchpath" not in best.read_text()
+    study = json.loads(best.with_name("study.json").read_text())
+    assert "on fresh seeds" in study["sections"][0]["title"]  # the answer of a study comes first
+    journal = optuna.storages.JournalStorage(Journal(best.with_name("journal.log")))
+    assert optuna.load_study(study_name=None, storage=journal).metric_names == ["val/auc/mean"]
     ok("train.py", place, *search, f"+best={best}", "run_dir=again")
     assert run_config(place / "again")["model"]["backbone"]["expert"] == [8]  # type: ignore[index]
     for script in ("evaluate.py", "export.py"):

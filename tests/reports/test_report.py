@@ -15,7 +15,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from dlen.errors import UserError
-from dlen.reports.bars import auc_bars
+from dlen.reports.dots import auc_dots
 from dlen.reports.page import Section, Table, write_page
 from dlen.reports.report import report
 from dlen.reports.run_labels import one_of_each_seed
@@ -125,21 +125,21 @@ def plots(page: Page, section: str) -> dict[str, Any]:
     return {k: v for k, v in page.specs.items() if k.startswith(f"figure-{number}-")}
 
 
-def test_auc_bars_are_means_with_intervals_and_the_oracle(page: Page, made: Path) -> None:
-    figure = next(iter(plots(page, "Runs on feed").values()))
-    bars = {trace["name"]: trace for trace in figure["data"] if trace["type"] == "bar"}
+def test_auc_dots_are_means_with_intervals_and_the_oracle(page: Page, made: Path) -> None:
+    figure = list(plots(page, "Runs on feed").values())[1]  # the gains come first
+    dots = {trace["name"]: trace for trace in figure["data"] if trace["mode"] == "markers"}
     metrics = [json.loads((made / f"runs/compare/cache/feed-{i}" / "metrics.json").read_text()) for i in (0, 1)]
     values = [m["test/auc/click"] for m in metrics]
-    assert bars["MMoE"]["y"][bars["MMoE"]["x"].index("click")] == pytest.approx(np.mean(values))
+    assert dots["MMoE"]["y"][dots["MMoE"]["x"].index("click")] == pytest.approx(np.mean(values))
     half = 12.7062 * abs(values[0] - values[1]) / 2  # t with one degree of freedom; sd / sqrt(2) of a pair
-    assert bars["MMoE"]["error_y"]["array"][0] == pytest.approx(half, rel=1e-4)
-    assert bars["dlen alpha=0.5"]["error_y"]["visible"] is False
+    assert dots["MMoE"]["error_y"]["array"][0] == pytest.approx(half, rel=1e-4)
+    assert dots["dlen alpha=0.5"]["error_y"]["visible"] is False
     lines = {round((s["x0"] + s["x1"]) / 2): s["y0"] for s in figure["layout"]["shapes"]}
     assert lines[0] == metrics[0]["test/oracle/click"]
 
 
 def test_gains_are_paired_by_seed(page: Page, made: Path) -> None:
-    figure = list(plots(page, "Runs on feed").values())[1]
+    figure = next(iter(plots(page, "Runs on feed").values()))
     (dlen,) = [t for t in figure["data"] if t["name"] == "DLEN &lt;b&gt;"]
     read = [json.loads((made / f"runs/compare/cache/feed-{i}" / "metrics.json").read_text()) for i in range(4)]
     differences = [read[2 + s]["test/auc/like"] - read[s]["test/auc/like"] for s in (0, 1)]
@@ -225,7 +225,7 @@ def test_a_seed_that_was_run_twice_is_one_observation(made: Path, tmp_path: Path
     records = read_feed(made, tmp_path, a={"seed": 0}, b={"seed": 0}, c={"seed": 1})
     assert {r.label for r in records} == {"dlen"}
     assert [r.seed for r in one_of_each_seed(records)] == [0, 1]
-    plot = auc_bars(records[:2])
+    plot = auc_dots(records[:2])
     assert plot is not None
     assert plot.figure["data"][0]["error_y"]["visible"] is False  # one seed has no interval
 

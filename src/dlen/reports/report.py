@@ -14,12 +14,12 @@ from typing import Any
 from omegaconf import DictConfig
 
 from dlen import __version__
-from dlen.comparing.statistics import Difference
 from dlen.data.prepare import check_writable
 from dlen.errors import UserError
 from dlen.files import read_json, read_mapping
-from dlen.reports.bars import auc_bars, comparison_bars, difference_bars, gains, means, session_changes
+from dlen.reports.comparison import comparison_sections
 from dlen.reports.curves import learning_curves, reliability_curves, roc_curves, speed_and_size
+from dlen.reports.dots import auc_dots, gains, means
 from dlen.reports.heat_maps import surface_maps
 from dlen.reports.page import Cell, Plot, RunRow, Runs, Section, Table, check, write_page
 from dlen.reports.run_labels import by_label, differing, representative
@@ -148,8 +148,8 @@ def _data_sections(records: Sequence[RunRecord], base: str) -> list[Section]:
             "test/auc/up_truth": "against the truth",
         }
         plots = [
-            auc_bars(of_data),
             gains(of_data, base),
+            auc_dots(of_data),
             learning_curves(of_data),
             roc_curves(of_data),
             reliability_curves(of_data),
@@ -158,7 +158,7 @@ def _data_sections(records: Sequence[RunRecord], base: str) -> list[Section]:
             means(of_data, "Speed", {"fit/samples_per_second": "samples/s"}, "training samples/s"),
             speed_and_size(of_data),
         ]
-        note = "" if plots[1] is not None else f"Gains need a run with the label or model {base} (base=...)."
+        note = "" if plots[0] is not None else f"Gains need a run with the label or model {base} (base=...)."
         sections.append(Section(f"Runs on {data}", [p for p in plots if p is not None], note=note))
     return sections
 
@@ -191,7 +191,7 @@ def _other_sections(matches: Matches) -> list[Section]:
     """Comparisons, surfaces and studies. Invalid files are skipped with a warning."""
     sections = []
     for folders, read in (
-        (matches.comparisons, _comparison_sections),
+        (matches.comparisons, comparison_sections),
         (matches.surfaces, _surface_sections),
         (matches.studies, _study_sections),
     ):
@@ -210,59 +210,6 @@ def _study_sections(folder: Path) -> list[Section]:
     """The sections of ``study.html``."""
     content = read_mapping(folder / "study.json")
     return [Section.from_dict(part) for part in content["sections"]]
-
-
-def _comparison_sections(folder: Path) -> list[Section]:
-    """The table and the gains of one comparison, as written by ``compare.py``."""
-    content = read_mapping(folder / "table.json")
-    targets, rows = [*content["targets"], "mean"], content["rows"]
-    header = ["model", *targets]
-    cells: list[list[Any]] = [[row["model"], *(_mean(row["auc"][t]) for t in targets)] for row in rows]
-    classes = [""] * len(cells)
-    if content["oracle"]:
-        known = [content["oracle"].get(t) for t in content["targets"]]
-        tasks = known[: content["tasks"]]
-        cells.append(["oracle", *known, _mean(tasks)])
-        classes.append("oracle")
-    seeds = content["seeds"]
-    note = f"AUC on the test split, mean over {len(seeds)} {_plural('seed', len(seeds))}."
-    table = Table("", header, cells, ["", *["{:.4f}"] * len(targets)], note, classes)
-    differences = {
-        row["model"]: {t: Difference(**_numbers(row["differences"][t])) for t in targets if t in row["differences"]}
-        for row in rows
-        if row["differences"]
-    }
-    intervals = "Paired differences. Error bars: 95 % interval over seeds and test rows."
-    plots = [comparison_bars(content), difference_bars(differences, content["base"], intervals)]
-    section = Section(f"{content['title']} ({folder.name})", [p for p in plots if p], [table])
-    return [section, *_session_sections(folder)]
-
-
-def _session_sections(folder: Path) -> list[Section]:
-    """Feed sessions, if the comparison has them."""
-    path = folder / "sessions.json"
-    if not path.exists():
-        return []
-    content = read_mapping(path)
-    measures = list(content["rows"][0]["levels"])
-    rows: list[list[Cell]] = [
-        [row["name"], *(row["changes"][m]["mean"] for m in measures)] for row in content["rows"] if row["changes"]
-    ]
-    note = f"Relative change against {content['base']}; for detested (share of impressions not liked), the difference."
-    table = Table("", ["ranking", *measures], rows, ["", *["{:+.1%}"] * len(measures)], note)
-    plot = session_changes(content, measures)
-    return [Section(f"Sessions: {content['title']} ({folder.name})", [plot], [table])]
-
-
-def _numbers(content: dict[str, Any]) -> dict[str, Any]:
-    """Replace None by nan, which JSON lacks."""
-    return {key: float("nan") if value is None else value for key, value in content.items()}
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    """Mean; None without values or if one is missing."""
-    known = [v for v in values if v is not None]
-    return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
 def _surface_sections(folder: Path) -> list[Section]:

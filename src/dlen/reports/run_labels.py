@@ -81,15 +81,26 @@ def set_labels(records: Sequence[RunRecord], names: Mapping[Path, str]) -> None:
     described = {
         first.key: text for firsts in alike.values() for first, text in zip(firsts, _described(firsts), strict=True)
     }
-    uses: Counter[tuple[str, str]] = Counter()
+    labelled: dict[tuple[str, str], list[list[RunRecord]]] = {}
     for group in groups.values():
         first = group[0]
         name = next((names[r.folder.resolve()] for r in group if r.folder.resolve() in names), None)
-        label = name or described[first.key]
-        uses[first.data, label] += 1
-        number = uses[first.data, label]
-        for record in group:
-            record.label = label if number == 1 else f"{label} #{number}"
+        labelled.setdefault((first.data, name or described[first.key]), []).append(group)
+    for (_, label), same in labelled.items():
+        for group, text in zip(same, _told_apart([group[0] for group in same]), strict=True):
+            for record in group:
+                record.label = f"{label} {text}" if text else label
+
+
+def _told_apart(alike: Sequence[RunRecord]) -> list[str]:
+    """The fewest settings that tell apart configurations whose labels are the same; empty for a single one."""
+    texts = [""] * len(alike)
+    for key in differing(alike):
+        if len(set(texts)) == len(alike):
+            break
+        values = [f"{_PART.sub('', key)}={_short(record.settings.get(key))}" for record in alike]
+        texts = [f"{text} {value}".strip() for text, value in zip(texts, values, strict=True)]
+    return texts
 
 
 def _described(alike: Sequence[RunRecord]) -> list[str]:

@@ -16,6 +16,7 @@ from plotly.subplots import make_subplots
 from dlen.checks import is_number
 from dlen.files import write_json
 from dlen.reports.colours import BLUE, GREEN, RED, YELLOW
+from dlen.reports.comparison import comparison_sections
 from dlen.reports.page import Cell, Plot, Section, Table, plain, safe, write_page
 from dlen.sweeping.trial_records import best_trial, last_value, mean_auc, pareto_front, seed_aucs, targets_of
 
@@ -25,7 +26,12 @@ _MOST_LINES = 12  # rows of the table of trials
 
 
 def write_study(
-    study: optuna.Study, title: str, trials: Sequence[FrozenTrial], objectives: Mapping[str, str], folder: Path
+    study: optuna.Study,
+    title: str,
+    trials: Sequence[FrozenTrial],
+    objectives: Mapping[str, str],
+    folder: Path,
+    confirmation: Path | None = None,
 ) -> None:
     """Write ``study.html``, and ``study.json`` from which ``report.py`` draws the same sections.
 
@@ -35,11 +41,13 @@ def write_study(
         trials: trials of the study.
         objectives: direction of each metric, by key.
         folder: folder of the study.
+        confirmation: folder of the comparison of the best trial with the default, which is shown first.
     """
     plots = [Plot(name, plain(figure), wide=True) for name, figure in _figures(study, trials, objectives)]
     section = Section(f"{title} ({study.study_name})", plots, _tables(trials, objectives), _counts(trials))
-    write_json(folder / "study.json", {"sections": [section.to_dict()]})
-    write_page(folder / "study.html", section.title, f"study {study.study_name}", [section])
+    sections = [*([] if confirmation is None else comparison_sections(confirmation)), section]
+    write_json(folder / "study.json", {"sections": [part.to_dict() for part in sections]})
+    write_page(folder / "study.html", section.title, f"study {study.study_name}", sections)
 
 
 def _figures(

@@ -51,7 +51,7 @@ from dlen.training.loggers import sync_command
 from dlen.training.run_folder import open_run
 from dlen.training.targets import Targets
 
-Draw = Callable[[optuna.Study, str, Sequence[FrozenTrial], Mapping[str, str], Path], None]
+Draw = Callable[[optuna.Study, str, Sequence[FrozenTrial], Mapping[str, str], Path, Path | None], None]
 _FRESH = 1000  # first seed of the final comparison; trials count from 0
 _FIXED = ("data", "seed", "run_dir", "runs_dir", "ckpt", "base_run", "sweep")  # keys that a study cannot search
 _COUNTS = {
@@ -141,7 +141,7 @@ def sweep(config: DictConfig, draw: Draw) -> None:
     if not whole:
         print(f"interrupted: the same command goes on with the study {spec.name}", file=sys.stderr)
         raise SystemExit(130)
-    _answer(study, plan, options.confirm, workers)
+    _answer(study, plan, options.confirm, workers, draw)
     if OmegaConf.select(config, "logger.wandb") is not None:
         print(sync_command(plan.folder / "trials" / "*" / "wandb"))
 
@@ -310,7 +310,7 @@ def _write(study: optuna.Study, plan: StudyPlan, draw: Draw) -> None:
     if not trials:
         return
     write_trials(trials, plan.spec.objectives, plan.folder / "trials.parquet")
-    draw(study, plan.title, trials, plan.spec.objectives, plan.folder)
+    draw(study, plan.title, trials, plan.spec.objectives, plan.folder, None)
     top = _best(trials, plan)
     if top is not None:
         said = f"trial {top.number} of the study {plan.spec.name}"
@@ -338,8 +338,8 @@ def _best(trials: Sequence[FrozenTrial], plan: StudyPlan) -> FrozenTrial | None:
     return top
 
 
-def _answer(study: optuna.Study, plan: StudyPlan, asked: int, workers: int) -> None:
-    """Report the best trial, then train it and the default on fresh seeds and test each once."""
+def _answer(study: optuna.Study, plan: StudyPlan, asked: int, workers: int, draw: Draw) -> None:
+    """Report the best trial, then train it and the default on fresh seeds, test each once, and draw the page again."""
     trials = own_trials(study)
     top = _best(trials, plan)
     if top is None:
@@ -370,5 +370,6 @@ def _answer(study: optuna.Study, plan: StudyPlan, asked: int, workers: int) -> N
         out = plan.folder / "confirm"
         out.mkdir(exist_ok=True)
         write_comparison(comparison, out)
+        draw(study, plan.title, trials, plan.spec.objectives, plan.folder, out)
     print(f"Study: {plan.folder}/trials.parquet, study.html, best.yaml")
     print(f"To train with it: python train.py +best={plan.folder}/best.yaml")

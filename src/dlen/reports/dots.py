@@ -1,4 +1,7 @@
-"""Bar plots of metrics, by configuration: of runs, and of the files of a comparison."""
+"""Means with intervals, by configuration: of runs, and of the files of a comparison.
+
+Dots and not bars: a bar from chance hides gains of .002, and a bar that begins elsewhere exaggerates them.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,10 @@ from dlen.reports.page import Plot, plain, safe
 from dlen.reports.run_labels import by_label, figures, one_of_each_seed
 from dlen.reports.run_record import RunRecord
 
+_GROUPED = {"scattermode": "group", "scattergap": 0.4}  # places the dots of one target next to each other
 
-def auc_bars(records: Sequence[RunRecord]) -> Plot | None:
+
+def auc_dots(records: Sequence[RunRecord]) -> Plot | None:
     """Mean test AUC of each configuration, with the interval over its seeds, and the oracle as a line."""
     targets = [*records[0].targets, "mean"]
     values = {
@@ -26,38 +31,40 @@ def auc_bars(records: Sequence[RunRecord]) -> Plot | None:
     known = [oracle.get(t) for t in records[0].tasks]
     if None not in known:
         oracle["mean"] = float(np.mean([v for v in known if v is not None]))
-    return _auc_bars(values, targets, oracle)
+    return _auc_dots(values, targets, oracle)
 
 
-def comparison_bars(content: Mapping[str, Any]) -> Plot | None:
-    """Same as :func:`auc_bars`, for a comparison's ``table.json``."""
+def comparison_dots(content: Mapping[str, Any]) -> Plot | None:
+    """Same as :func:`auc_dots`, for a comparison's ``table.json``."""
     targets = [*content["targets"], "mean"]
     values = {
         row["model"]: {t: [v for v in row["auc"][t] if v is not None] for t in targets} for row in content["rows"]
     }
-    return _auc_bars(values, targets, content["oracle"])
+    return _auc_dots(values, targets, content["oracle"])
 
 
-def _auc_bars(
+def _auc_dots(
     values: Mapping[str, Mapping[str, Sequence[float]]], targets: Sequence[str], oracle: Mapping[str, float]
 ) -> Plot | None:
     figure = go.Figure()
     colours = colours_of(list(values))
     for label, by_target in values.items():
-        _add_mean_bars(figure, label, colours[label], {t: by_target[t] for t in targets})
+        _add_means(figure, label, colours[label], {t: by_target[t] for t in targets})
     if not figure.data:
         return None
-    bars = list(figure.data)
-    places = list(dict.fromkeys(place for trace in bars for place in trace.x))
+    dots = list(figure.data)
+    places = list(dict.fromkeys(place for trace in dots for place in trace.x))
     _add_oracle(figure, places, oracle)
-    lowest = min(height for trace in bars for height in trace.y)
-    ends = [y + (above or 0) for trace in bars for y, above in zip(trace.y, trace.error_y.array, strict=True)]
+    spread = [(y, half or 0.0) for trace in dots for y, half in zip(trace.y, trace.error_y.array, strict=True)]
+    low = min([*oracle.values(), *(y - half for y, half in spread)])
+    high = max([*oracle.values(), *(y + half for y, half in spread)])
+    margin = 0.05 * (high - low) + 0.001
     figure.update_layout(
-        barmode="group",
+        **_GROUPED,
         xaxis={"categoryorder": "array", "categoryarray": places, "type": "category"},
-        yaxis={"title": "AUC", "range": [min(0.5, lowest), max([*oracle.values(), *ends]) + 0.02]},
+        yaxis={"title": "AUC", "range": [low - margin, high + margin]},
     )
-    note = "Test split; bars begin at chance. Error bars: 95 % interval over seeds, if there are several."
+    note = "Test split; the axis does not begin at chance. Error bars: 95 % interval over seeds, if there are several."
     return Plot("AUC", plain(figure), note, wide=True)
 
 
@@ -81,16 +88,16 @@ def _half_interval(values: Sequence[float]) -> float | None:
     return interval.high - interval.mean
 
 
-def _add_mean_bars(figure: go.Figure, label: str, colour: str, values: Mapping[str, Sequence[float]]) -> bool:
-    """Bars of means with their intervals, by place. Without any value, nothing is added, and False returned."""
+def _add_means(figure: go.Figure, label: str, colour: str, values: Mapping[str, Sequence[float]]) -> bool:
+    """Means with their intervals, by place. Without any value, nothing is added, and False returned."""
     values = {place: numbers for place, numbers in values.items() if numbers}
     halves = [_half_interval(numbers) for numbers in values.values()]
     if values:
-        _add_bars(figure, label, colour, list(values), [float(np.mean(v)) for v in values.values()], halves, halves)
+        _add_dots(figure, label, colour, list(values), [float(np.mean(v)) for v in values.values()], halves, halves)
     return bool(values)
 
 
-def _add_bars(
+def _add_dots(
     figure: go.Figure,
     label: str,
     colour: str,
@@ -99,19 +106,19 @@ def _add_bars(
     above: Sequence[float | None],
     below: Sequence[float | None],
 ) -> None:
-    errors = {"type": "data", "symmetric": False, "array": list(above), "arrayminus": list(below), "thickness": 1}
-    errors["visible"] = any(a is not None for a in above)
-    figure.add_bar(
+    errors = {"type": "data", "symmetric": False, "array": list(above), "arrayminus": list(below)}
+    figure.add_scatter(
         x=[safe(place) for place in places],
         y=list(values),
-        error_y=errors,
+        error_y={**errors, "visible": any(a is not None for a in above), "color": colour, "thickness": 1.5, "width": 4},
+        mode="markers",
+        marker={"color": colour, "size": 9},
         name=safe(label),
-        marker_color=colour,
         hovertemplate="%{x}: %{y:.4f}",
     )
 
 
-def difference_bars(differences: Mapping[str, Mapping[str, Difference]], base: str, note: str) -> Plot | None:
+def difference_dots(differences: Mapping[str, Mapping[str, Difference]], base: str, note: str) -> Plot | None:
     """MTL gain of each configuration over a base, by target, with intervals.
 
     Args:
@@ -125,11 +132,11 @@ def difference_bars(differences: Mapping[str, Mapping[str, Difference]], base: s
         if known:
             above = [None if np.isnan(d.high) else d.high - d.mean for d in known.values()]
             below = [None if np.isnan(d.low) else d.mean - d.low for d in known.values()]
-            _add_bars(figure, label, colour, list(known), [d.mean for d in known.values()], above, below)
+            _add_dots(figure, label, colour, list(known), [d.mean for d in known.values()], above, below)
     if not figure.data:
         return None
     figure.update_layout(
-        barmode="group", xaxis_type="category", yaxis={"title": "difference in AUC", "tickformat": "+.3f"}
+        **_GROUPED, xaxis_type="category", yaxis={"title": "difference in AUC", "tickformat": "+.4f", "zeroline": True}
     )
     return Plot(f"MTL gain over {base}", plain(figure), note, wide=True)
 
@@ -150,7 +157,7 @@ def gains(records: Sequence[RunRecord], base: str) -> Plot | None:
         "Test split, paired by seed. Error bars: 95 % interval over seeds, if there are several; compare.py also "
         "includes the sampling error of the test rows."
     )
-    return difference_bars(differences, reference[0].label, note)
+    return difference_dots(differences, reference[0].label, note)
 
 
 def _difference(runs: Sequence[RunRecord], reference: Sequence[RunRecord], key: str) -> Difference | None:
@@ -163,7 +170,7 @@ def _difference(runs: Sequence[RunRecord], reference: Sequence[RunRecord], key: 
 def means(
     records: Sequence[RunRecord], title: str, keys: Mapping[str, str], axis: str, note: str = "", tick: str = ""
 ) -> Plot | None:
-    """Bars of metrics from ``metrics.json``, mean over seeds, with one place per configuration.
+    """Metrics from ``metrics.json``, mean over seeds, with one place per configuration.
 
     Args:
         records: runs of one data set.
@@ -176,13 +183,13 @@ def means(
     figure, groups = go.Figure(), by_label(records)
     for number, (key, name) in enumerate(keys.items()):
         values = {label: figures(runs, key) for label, runs in groups.items()}
-        if _add_mean_bars(figure, name, COLOURS[number], values):
+        if _add_means(figure, name, COLOURS[number], values):
             labels = [_wrapped(label) for label, numbers in values.items() if numbers]
             figure.data[-1].update(x=labels, hovertemplate="%{x}: %{y}")
     if not figure.data:
         return None
     figure.update_layout(
-        barmode="group",
+        **_GROUPED,
         xaxis={"type": "category", "tickangle": 0 if len(groups) < 7 else 45, "tickfont": {"size": 10}},
         yaxis={"title": axis, "tickformat": tick},
         showlegend=len(keys) > 1,
@@ -208,8 +215,8 @@ def session_changes(content: Mapping[str, Any], measures: Sequence[str]) -> Plot
     for row, colour in zip(shown, COLOURS[1:] * len(shown), strict=False):
         changes = [row["changes"][m] for m in measures]
         above, below = [c["high"] - c["mean"] for c in changes], [c["mean"] - c["low"] for c in changes]
-        _add_bars(figure, row["name"], colour, measures, [c["mean"] for c in changes], above, below)
+        _add_dots(figure, row["name"], colour, measures, [c["mean"] for c in changes], above, below)
         figure.data[-1].hovertemplate = "%{x}: %{y:+.1%}"
-    figure.update_layout(barmode="group", xaxis_type="category", yaxis={"title": "change", "tickformat": "+.0%"})
+    figure.update_layout(**_GROUPED, xaxis_type="category", yaxis={"title": "change", "tickformat": "+.0%"})
     note = "Error bars: 95 % interval over seeds and users."
     return Plot(f"Change against {content['base']}", plain(figure), note, wide=True)
