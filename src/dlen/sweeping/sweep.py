@@ -45,6 +45,7 @@ from dlen.sweeping.study import (
     shown,
 )
 from dlen.sweeping.trial_records import best_trial, ended, own_trials, used
+from dlen.sweeping.wandb_sweep import write_wandb_sweep
 from dlen.training.checks import check, planned_steps
 from dlen.training.configs import check_whole, open_store, settings_of
 from dlen.training.loggers import sync_command
@@ -62,7 +63,7 @@ _COUNTS = {
     "sweep.confirm": 0,
     "sweep.seed": 0,
 }  # lowest values
-_LAUNCHERS = ("local", "submitit")
+_LAUNCHERS = ("local", "submitit", "wandb")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,10 @@ def sweep(config: DictConfig, draw: Draw) -> None:
     workers = number_of_workers(options.workers, spec.trials, "sweep.workers", options.devices_per_trial)
     check_writable(plan.folder)
     check_links(plan.folder)
+    if options.launcher == "wandb":
+        path = write_wandb_sweep(spec, plan.space, plan.folder)
+        print(f"W&B sweep: wandb sweep {path}, then wandb agent on each machine, as it says")
+        return
     storage = connect(plan.storage)
     study = open_study(storage, spec.name, spec.objectives, plan.identity)
     if not study.get_trials(deepcopy=False) and any((plan.folder / "trials").glob("*")):
