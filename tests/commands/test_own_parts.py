@@ -190,6 +190,8 @@ def test_own_callbacks_and_loggers(place: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "key"),
     [
+        ("model._target_=no_such_module.Model", "model: no_such_module.Model"),
+        ("+callbacks.x._target_=no_such_module.X", "callbacks.x: no_such_module.X"),
         ("+callbacks.x=1", "callbacks.x"),
         ("+callbacks.x._target_=torch.nn.Linear", "callbacks.x"),
         ("+callbacks.x={_target_: torch.nn.Flatten}", "callbacks.x"),

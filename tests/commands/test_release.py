@@ -62,6 +62,35 @@ def test_a_wheel_from_the_source_distribution_works_from_any_folder(tmp_path: Pa
     assert "MMoE" in said
     (log,) = (elsewhere / "runs" / "compare" / "cache").glob("*/train.log")
     assert str(ROOT) not in log.read_text()
+    _with_own_parts(place, elsewhere)
+
+
+def _with_own_parts(place: Path, folder: Path) -> None:
+    """Train and search a model of one's own, with a data set, an experiment and a sweep of one's own."""
+    configs = {
+        "model/mine.yaml": {"defaults": ["mmoe", "_self_"], "_target_": "my_models.Mine"},
+        "data/mine.yaml": {"defaults": ["feed", "_self_"], "data": {"rows": 4000, "users": 50, "items": 30}},
+        "experiment/mine.yaml": {"defaults": [{"override /data": "mine"}, {"override /model": "mine"}], "seed": 3},
+        "sweep/mine.yaml": {
+            "defaults": ["base", "_self_"],
+            "settings": ["model=mine", "data=mine"],
+            "space": {"model.dropout": {"choices": [0.1]}},
+        },
+    }
+    for name, content in configs.items():
+        (folder / "conf" / name).parent.mkdir(parents=True, exist_ok=True)
+        package = "# @package _global_\n" if name.startswith(("data", "experiment")) else ""
+        (folder / "conf" / name).write_text(package + yaml.safe_dump(content, sort_keys=False))
+    (folder / "my_models.py").write_text("from dlen.models import Ranker\n\nclass Mine(Ranker):\n    pass\n")
+    path = f"{place}:{folder}"
+    own = ["--config-dir", "conf"]
+    run([str(place / "bin/dlen-train"), *own, "experiment=mine", "run_dir=mine"], folder, PYTHONPATH=path)
+    config = yaml.safe_load((folder / "mine/config.yaml").read_text())
+    assert (config["model"]["_target_"], config["seed"]) == ("my_models.Mine", 3)
+    searched = ["sweep=mine", "data=mine", "sweep.trials=1", "sweep.confirm=0", "sweep.workers=1", "sweep.name=mine"]
+    run([str(place / "bin/dlen-sweep"), *own, *searched], folder, PYTHONPATH=path)
+    assert "0.1" in (folder / "runs/sweeps/mine/best.yaml").read_text()
+    run([str(place / "bin/dlen-evaluate"), "run=mine", "trust=[my_models]"], folder, PYTHONPATH=path)
 
 
 def test_one_version_everywhere() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,9 @@ def build(node: DictConfig, key: str, *args: Any) -> Any:
     try:
         return hydra.utils.instantiate(node, *args, _convert_="all")
     except InstantiationException as error:
+        located = re.search(r"Error locating target '([^']*)'", str(error))
+        if located:
+            raise UserError(_not_importable(key, located[1], error)) from None
         cause = error.__cause__
         while isinstance(cause, InstantiationException):
             cause = cause.__cause__
@@ -50,6 +54,16 @@ def build(node: DictConfig, key: str, *args: Any) -> Any:
         if isinstance(cause, ValueError | TypeError):
             raise UserError(said) from None
         raise
+
+
+def _not_importable(key: str, target: str, error: BaseException) -> str:
+    """Why a class cannot be imported, in one line with a remedy."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    reason = " ".join(str(error).split())[:200]
+    package = target.split(".")[0]
+    hint = f"; set PYTHONPATH to the folder of {package}, or install it" if "No module named" in reason else ""
+    return f"config {key}: {target} cannot be imported ({reason}){hint}"
 
 
 def read_config(path: Path, trust: Sequence[str]) -> DictConfig:
