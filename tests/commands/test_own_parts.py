@@ -321,6 +321,8 @@ def test_own_metrics_are_monitored_logged_and_compared(tmp_path: Path) -> None:
     ok("evaluate.py", tmp_path, "run=run", "split=validation")
     again = json.loads((tmp_path / "run/metrics_validation.json").read_text())
     assert again["validation/hinge/click"] == pytest.approx(metrics["val/hinge/click"], abs=1e-6)
+    ok("report.py", tmp_path, "runs=run", "out=page.html")
+    assert f"{metrics['test/ap/mean']:.4f}" in (tmp_path / "page.html").read_text()
     compare = ["experiment=table1", "models=[MMoE]", "seeds=1", "workers=1", *SMALL, *TINY[1:], own[0]]
     assert "ap/mean" in ok("compare.py", tmp_path, *compare)
 

@@ -27,6 +27,7 @@ from dlen.reports.run_plots import run_plots
 from dlen.reports.run_record import RunRecord
 from dlen.reports.runs import Matches, find, read_runs
 from dlen.reports.workspace import build_workspace, publish, split_project
+from dlen.training.own_metrics import own_names
 
 _ABOUT = (  # metrics of a run other than its AUCs, as columns of the table
     ("logloss", "logloss of all labels", "test/logloss/labels", "{:.4f}"),
@@ -110,13 +111,15 @@ def _runs_table(drawn: Sequence[tuple[RunRecord, list[Plot]]]) -> Runs:
     targets = list(dict.fromkeys(t for r in records for t in r.targets))
     header = [("run", "run"), ("data", "data"), ("model", "model"), ("seed", "seed"), ("state", "state")]
     header += [("validation", "validation AUC"), ("auc", "mean AUC"), *((f"auc/{t}", f"AUC {t}") for t in targets)]
-    header += [(key, name) for key, name, _, _ in _ABOUT]
-    layouts = ["", "", "", "{:d}", "", *["{:.4f}"] * (2 + len(targets)), *(layout for *_, layout in _ABOUT)]
+    own = dict.fromkeys(name for record in records for name in own_names(record.metrics, "test"))
+    about = [*_ABOUT, *((f"own/{name}", name, f"test/{name}/mean", "{:.4f}") for name in own)]
+    header += [(key, name) for key, name, _, _ in about]
+    layouts = ["", "", "", "{:d}", "", *["{:.4f}"] * (2 + len(targets)), *(layout for *_, layout in about)]
     rows = []
     for r, plots in sorted(drawn, key=lambda pair: (pair[0].data, pair[0].label, pair[0].seed)):
         cells: list[Cell] = [r.folder.name, r.data, r.label, r.seed, "tested" if r.metrics else "unfinished"]
         cells.append(None if math.isinf(r.selection) else r.selection)
-        keys = [f"test/auc/{t}" for t in ("mean", *targets)] + [key for _, _, key, _ in _ABOUT]
+        keys = [f"test/auc/{t}" for t in ("mean", *targets)] + [key for _, _, key, _ in about]
         cells += [r.figure(key) for key in keys]
         name = f"{r.data}, {r.label}, seed {r.seed} ({r.folder.name})"
         rows.append(RunRow(r.key, name, cells, _about(r), plots, _config_text(r)))

@@ -13,6 +13,7 @@ from dlen.errors import UserError
 from dlen.files import read_mapping, write_json
 from dlen.reports.run_labels import differing
 from dlen.reports.run_record import RunRecord
+from dlen.training.own_metrics import own_names
 
 if TYPE_CHECKING:
     import wandb_workspaces.workspaces as ws
@@ -70,6 +71,7 @@ def build_workspace(records: Sequence[RunRecord], entity: str, project: str) -> 
         wr.WeavePanelSummaryTable(table_name="test/figures"),
         wr.RunComparer(diff_only="split"),
     ]
+    own = own_names(dict.fromkeys(keys), "val")
     sections = [ws.Section(name="Overview", panels=overview, is_open=True)]
     for target in targets:
         panels = [
@@ -77,6 +79,7 @@ def build_workspace(records: Sequence[RunRecord], entity: str, project: str) -> 
             *lines("Logloss", [f"val/logloss/{target}"], "nats"),
             *lines("Predicted over observed", [f"val/calibration/{target}"]),
             *lines("Calibration error", [f"val/ece/{target}"]),
+            *(panel for name in own for panel in lines(name, [f"val/{name}/{target}"])),
             *bars("Test AUC and oracle", [f"test/auc/{target}", f"test/oracle/{target}"]),
             *bars("Within users", [f"test/gauc/{target}", f"test/ndcg@10/{target}"]),
         ]
