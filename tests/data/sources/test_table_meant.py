@@ -433,3 +433,16 @@ def test_a_long_expression(tmp_path: Path) -> None:
     label = " or ".join(f"n == {i}" for i in range(0, 1500, 2))
     store = made(tmp_path, rows(), fields={"u": {}}, tasks={"even": label})
     assert store.schema.tasks[0].rate == pytest.approx(0.5, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"fields": {"u": {"side": "usr"}}}, "fields.u.side"),
+        ({"fields": {"u": {}, "n": {"kind": "numeric"}}, "user": "n"}, "user: n"),
+        ({"fields": {"u": {"kind": "ids"}}, "position": "u"}, "position: u"),
+        ({"tasks": {"y": {"label": "y", "joint": "both"}}}, "tasks.y.joint"),
+    ],
+)
+def test_settings_that_nothing_would_read(tmp_path: Path, changes: dict[str, Any], key: str) -> None:
+    assert key in told(tmp_path, rows(), ignore="rest", **changes)

@@ -222,11 +222,15 @@ def _check_fields(spec: TableSpec) -> None:
             raise UserError(
                 f"{spec.path}: fields.{name}: a part of a time field or of a rate has the same name; rename one"
             )
-    columns = [name for name, field in spec.fields.items() if field.kind != "rate"]
+    single = [name for name, field in spec.fields.items() if field.kind == "id" or field.transform == "quantile"]
     for key in ("user", "position"):
         value = getattr(spec, key)
+        if value in spec.fields and value not in single:
+            raise UserError(
+                f"{spec.path}: {key}: {value} has to have one id per row; it is of kind {spec.fields[value].kind}"
+            )
         if value is not None:
-            _check_one_of(value, columns, spec.path, key)
+            _check_one_of(value, single, spec.path, key)
 
 
 def _check_tasks(spec: TableSpec) -> None:
@@ -234,6 +238,10 @@ def _check_tasks(spec: TableSpec) -> None:
     for name, task in spec.tasks.items():
         if task.observed_where is not None:
             _check_one_of(task.observed_where, list(spec.tasks), spec.path, f"tasks.{name}.observed_where")
+        if task.joint and task.observed_where is None:
+            raise UserError(
+                f"{spec.path}: tasks.{name}.joint: needs observed_where, the task that has to happen as well"
+            )
         expression(spec, name)
         if task.observed:
             expression(spec, name, "observed")

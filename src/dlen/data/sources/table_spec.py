@@ -77,7 +77,7 @@ class FieldSpec:
 
     kind: Annotated[str, OneOf("id", "ids", "numeric", "time")] = "id"
     column: str = ""
-    side: str = "context"
+    side: Annotated[str, OneOf("user", "item", "cross", "context")] = "context"
     min_count: Annotated[int, Range(1)] = 1
     separator: str = "|"
     weight_separator: str = ""
