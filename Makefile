@@ -44,10 +44,10 @@ fuzz: setup
 quality: setup
 	$(BIN)/python bench/quality.py
 
-# examples/quickstart.ipynb from its script, with the outputs of a run.
+# The notebooks of examples/ from their scripts, with the outputs of a run.
 notebook: setup
-	cd examples && ../$(BIN)/jupytext --quiet --to ipynb --set-kernel python3 quickstart.py
-	cd examples && ../$(BIN)/jupyter-execute --inplace quickstart.ipynb
+	cd examples && ../$(BIN)/jupytext --quiet --to ipynb --set-kernel python3 quickstart.py own_parts.py
+	cd examples && ../$(BIN)/jupyter-execute --inplace quickstart.ipynb own_parts.ipynb
 	rm -rf examples/data
 
 docs: setup
