@@ -130,7 +130,7 @@ def _train_missing(runs: Sequence[PlannedRun], workers: int, group: str, job_typ
     from dlen.training.fit import train
 
     missing = [run for run in runs if not run.done]
-    print(f"{len(runs) - len(missing)} of {len(runs)} runs are there already", file=sys.stderr)
+    print(f"{len(runs) - len(missing)} of {len(runs)} runs are already done", file=sys.stderr)
     for run in missing:
         try:
             train(compose_train([*run.overrides, f"run_dir={written(str(run.folder), quote=True)}"]))

@@ -33,7 +33,7 @@ from dlen.config_keys import check_keys, warn_of_hidden_files
 from dlen.errors import UserError
 from dlen.files import read_yaml
 from dlen.help import command_help
-from dlen.overrides import leaves, own_search_path, register_resolvers, written
+from dlen.overrides import leaves, register_resolvers, user_search_path, written
 from dlen.renamed import present_overrides
 from dlen.trust import check_config, packages
 from dlen.valid import did_you_mean
@@ -75,7 +75,7 @@ def command(run: Callable[[DictConfig], Any], config_name: str, conf: Path) -> N
         try:
             if HydraConfig.get().job.config_name == config_name:  # not a primary config of the user's
                 check_keys(config, conf, config_name)
-            warn_of_hidden_files(own_search_path(), conf)
+            warn_of_hidden_files(user_search_path(), conf)
             return run(config)
         except UserError as error:
             _fail(str(error))  # here, because Hydra adds its own lines when a job raises
@@ -126,10 +126,10 @@ def _flags_first(arguments: Sequence[str]) -> list[str]:
     """Put flags before overrides: Hydra's parser refuses overrides on both sides of a flag."""
     flags: list[str] = []
     overrides: list[str] = []
-    left = iter(arguments)
-    for argument in left:
+    remaining = iter(arguments)
+    for argument in remaining:
         if argument in _WITH_VALUE:
-            flags += [argument, *[value for value in [next(left, None)] if value is not None]]
+            flags += [argument, *[value for value in [next(remaining, None)] if value is not None]]
         else:
             (flags if argument.startswith("-") else overrides).append(argument)
     return flags + overrides
@@ -149,27 +149,27 @@ def _with_best(arguments: Sequence[str]) -> list[str]:
     Raises:
         UserError: the file is not a best.yaml, or sets more than a study can search.
     """
-    found: list[str] = []
-    rest = [a for a in arguments if not a.startswith("+best=")]
+    overrides: list[str] = []
+    others = [a for a in arguments if not a.startswith("+best=")]
     for argument in arguments:
         if argument.startswith("+best="):
             path = Path(argument.removeprefix("+best=").strip("'\""))
             path = path / "best.yaml" if path.is_dir() else path
             try:
                 content = read_yaml(path)
-                check_config(content, _trusted(rest), path)
-                found += _overrides_of(content)
+                check_config(content, _trusted(others), path)
+                overrides += _overrides_of(content)
             except UserError as error:
                 raise UserError(f"config +best: {error}") from None
             except (ValueError, LookupError, AttributeError, TypeError):
-                raise UserError(f"config +best: {path}: is not the best.yaml of a study that trains") from None
-    return [*found, *rest]
+                raise UserError(f"config +best: {path}: is not a best.yaml of a study that trains models") from None
+    return [*overrides, *others]
 
 
 def _trusted(arguments: Sequence[str]) -> tuple[str, ...]:
     """The value of ``trust`` on the command line."""
-    said = [argument for argument in arguments if argument.lstrip("+").startswith("trust=")]
-    return packages(OverridesParser.create().parse_override(said[-1]).value()) if said else ()
+    settings = [argument for argument in arguments if argument.lstrip("+").startswith("trust=")]
+    return packages(OverridesParser.create().parse_override(settings[-1]).value()) if settings else ()
 
 
 def _overrides_of(content: dict[str, Any]) -> list[str]:
@@ -181,17 +181,18 @@ def _overrides_of(content: dict[str, Any]) -> list[str]:
             ((key, value),) = choice.items()
             _check_key(key)
             if not re.fullmatch(r"\w[\w.-]*", str(value)):  # no paths to other files
-                raise UserError(f"{key}={value} is no choice of a group")
+                raise UserError(f"{key}={value} is not a choice of a group")
             group = key.removeprefix("override ").lstrip("/")
             overrides.append(f"{'' if key.startswith('override ') else '+'}{group}={value}")
     for path, value in leaves(content, "\0"):
         if not all(re.fullmatch(r"[\w-]+", part) for part in path.split("\0")):  # a dot would bypass the checks
-            raise UserError(f"{path}: is no name of a setting; write groups as mappings in each other")
+            raise UserError(f"{path}: is not the name of a setting; nest mappings instead of joining keys")
         key = path.replace("\0", ".")
         _check_key(key)
         override = f"++{key}={written(value, quote=True)}"
         if OverridesParser.create().parse_override(override).value() != value:
-            raise UserError(f"{key}: cannot be said on a command line")  # such as a mapping key with a comma
+            # Such as a mapping key with a comma.
+            raise UserError(f"{key}: cannot be written as an override; use a simpler value")
         overrides.append(override)
     return overrides
 
@@ -200,7 +201,7 @@ def _check_key(key: str) -> None:
     """Raise UserError for keys that no study searches: Hydra's settings, ``trust``, and the choice of the run."""
     name = key.removeprefix("override ").lstrip("/")
     if not re.fullmatch(r"\w+([./-]\w+)*", name) or re.split(r"\W", name)[0] in _NOT_OF_BEST:
-        raise UserError(f"{key}: is not for a best.yaml to set; delete it there, and say it on the command line")
+        raise UserError(f"{key}: cannot be set in a best.yaml; delete it there and set it on the command line")
 
 
 def _fail(line: str) -> NoReturn:
@@ -210,24 +211,22 @@ def _fail(line: str) -> NoReturn:
 
 def _of_the_machine(error: BaseException) -> str | None:
     """One line for a full disk, missing permissions or too little memory; None for any other error."""
-    seen: BaseException | None = error
-    while seen is not None:
-        number, path, text = getattr(seen, "errno", None), getattr(seen, "filename", None), str(seen)
-        if number in _NO_SPACE or "No space left on device" in text or "Disk quota exceeded" in text:
-            hint = "free some, or set data_dir or runs_dir to another disk"
+    cause: BaseException | None = error
+    while cause is not None:
+        code, path, text = getattr(cause, "errno", None), getattr(cause, "filename", None), str(cause)
+        if code in _NO_SPACE or "No space left on device" in text or "Disk quota exceeded" in text:
+            hint = "free some space, or set data_dir or runs_dir to another disk"
             return f"{f'{path}: ' if path else ''}no space left on the disk; {hint}"
-        if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if code in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return f"{path or 'a file'}: {os.strerror(code)}; set data_dir or runs_dir to a writable folder"
+        if isinstance(cause, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+            amount = re.search(r"allocate ([\d.]+ ?\w+)", text)
+            requested = f" ({amount[1]} were requested at once)" if amount else ""
             return (
-                f"{path or 'a file'}: {os.strerror(number)}; set data_dir or runs_dir to a folder that can be written"
-            )
-        if isinstance(seen, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
-            found = re.search(r"allocate ([\d.]+ ?\w+)", text)
-            asked = f" ({found[1]} were asked for at once)" if found else ""
-            return (
-                f"out of memory{asked}; lower loader.batch_size, loader.eval_batch_size or model.embedding.dim, or "
+                f"out of memory{requested}; lower loader.batch_size, loader.eval_batch_size or model.embedding.dim, or "
                 "raise the data's min_count, which makes the embedding table smaller"
             )
-        seen = seen.__cause__ or seen.__context__
+        cause = cause.__cause__ or cause.__context__
     return None
 
 

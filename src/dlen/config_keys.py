@@ -39,7 +39,7 @@ def check_keys(config: DictConfig, conf: Path, name: str) -> None:
             if isinstance(settings, dict) and group not in _FREE and OmegaConf.is_dict(config.get(group)):
                 for key in map(str, config[group]):
                     if key not in settings:
-                        raise UserError(_no_such_key(f"{group}.{key}", [f"{group}.{own}" for own in settings]))
+                        raise UserError(_no_such_key(f"{group}.{key}", [f"{group}.{setting}" for setting in settings]))
 
 
 def _no_such_key(key: str, known: Iterable[str]) -> str:
@@ -85,4 +85,4 @@ def warn_of_hidden_files(places: Iterable[str], conf: Path) -> None:
         folder = Path(url.path)
         for path in sorted(folder.rglob("*.yaml")):
             if (conf / path.relative_to(folder)).exists() and not folder.samefile(conf):
-                print(f"warning: {path} is not used: dlen has a config of this name; rename it", file=sys.stderr)
+                print(f"warning: {path} is ignored: dlen has a config of the same name; rename it", file=sys.stderr)

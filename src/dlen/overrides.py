@@ -42,18 +42,18 @@ def leaves(content: Mapping[str, Any], separator: str = ".", prefix: str = "") -
             yield f"{prefix}{key}", value
 
 
-def said_overrides(own: Sequence[str], settings: Sequence[str]) -> list[str]:
+def overrides_for_train(command_keys: Sequence[str], settings: Sequence[str]) -> list[str]:
     """The overrides of ``train.py`` for the runs of another command.
 
     Args:
-        own: top-level keys of that command's config that ``train.py`` does not have.
+        command_keys: top-level keys of that command's config that ``train.py`` does not have.
         settings: overrides that the command sets for all of its runs; its command line follows and wins.
     """
     hydra = HydraConfig.get()
-    said = [o for o in hydra.overrides.task if o.lstrip("+~").split("=")[0].split(".")[0] not in own]
-    places = own_search_path()
-    search = [f"{SEARCH_PATH}={written(places, quote=True)}"] if places else []
-    return [*search, f"data={hydra.runtime.choices['data']}", *settings, *said]
+    given = [o for o in hydra.overrides.task if o.lstrip("+~").split("=")[0].split(".")[0] not in command_keys]
+    folders = user_search_path()
+    search = [f"{SEARCH_PATH}={written(folders, quote=True)}"] if folders else []
+    return [*search, f"data={hydra.runtime.choices['data']}", *settings, *given]
 
 
 def conf_of_this_command() -> str:
@@ -62,7 +62,7 @@ def conf_of_this_command() -> str:
     return str(main)
 
 
-def own_search_path() -> list[str]:
+def user_search_path() -> list[str]:
     """The user's entries of Hydra's search path, as absolute URLs: ``--config-dir`` and ``hydra.searchpath``.
 
     Installed packages that bring configs add theirs in every process by themselves.
@@ -84,8 +84,8 @@ def compose_train(overrides: Sequence[str]) -> DictConfig:
     composed = compose("train", present_overrides(overrides), return_hydra_config=True)
     state, before = HydraConfig.instance(), HydraConfig.instance().cfg
     state.set_config(composed)  # for interpolations into Hydra's own part, which is removed below
-    own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
-    config = OmegaConf.create(OmegaConf.to_container(own, resolve=True))
+    without_hydra = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+    config = OmegaConf.create(OmegaConf.to_container(without_hydra, resolve=True))
     state.cfg = before
     assert isinstance(config, DictConfig)
     return config

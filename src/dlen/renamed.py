@@ -36,20 +36,20 @@ _MODELS = {  # class in 0.1.0 -> backbone and head
 
 def present_key(key: str) -> str:
     """The current name of a key, which may address a part of a setting, such as ``model.alpha.click``."""
-    first, _, rest = key.partition("[")
-    parts = first.split(".")
+    name, _, index = key.partition("[")
+    parts = name.split(".")
     renamed = KEYS.get(".".join(parts[:2]))
     if renamed is None:
         return key
-    return ".".join([renamed, *parts[2:]]) + (f"[{rest}" if rest else "")
+    return ".".join([renamed, *parts[2:]]) + (f"[{index}" if index else "")
 
 
 def present_override(override: str) -> str:
     """A Hydra override with the current name of its key, or of the group ``model/variant``."""
-    found = re.fullmatch(r"([+~]*)([^=]*)(=.*)?", override, re.DOTALL)
-    if found is None:
+    match = re.fullmatch(r"([+~]*)([^=]*)(=.*)?", override, re.DOTALL)
+    if match is None:
         return override
-    prefix, key, value = found[1], found[2], found[3] or ""
+    prefix, key, value = match[1], match[2], match[3] or ""
     if key == "model/variant":
         choices = [VARIANTS.get(choice.strip(), choice) for choice in value.removeprefix("=").split(",")]
         return f"{prefix}model/head={','.join(choices)}"
@@ -68,12 +68,12 @@ def present_keys(point: Mapping[str, Any]) -> dict[str, Any]:
 
 def present_space(space: Mapping[str, Any]) -> dict[str, Any]:
     """A study's search space and its conditions, by current names."""
-    found = {}
+    renamed = {}
     for key, choices in present_keys(space).items():
         if isinstance(choices, Mapping) and isinstance(choices.get("when"), Mapping):
             choices = {**choices, "when": present_keys(choices["when"])}
-        found[key] = choices
-    return found
+        renamed[key] = choices
+    return renamed
 
 
 def present_model(model: dict[str, Any]) -> dict[str, Any]:
@@ -82,8 +82,8 @@ def present_model(model: dict[str, Any]) -> dict[str, Any]:
     if name not in _MODELS or model.keys() & {"embedding", "head"}:
         return model
     backbone, head = _MODELS[name]
-    own = model.get("backbone") or {}
-    if not isinstance(own, dict):  # of an untrusted folder; checked by whoever reads the config
+    backbone_settings = model.get("backbone") or {}
+    if not isinstance(backbone_settings, dict):  # of an untrusted folder; checked by whoever reads the config
         return model
     parts: dict[str, dict[str, Any]] = {
         "embedding": {
@@ -92,14 +92,14 @@ def present_model(model: dict[str, Any]) -> dict[str, Any]:
             "first_order": False,  # not available in 0.1.0
             "private": name == "SingleTask",
         },
-        "backbone": {"_target_": f"dlen.models.backbones.{backbone}", "_partial_": True, **own},
+        "backbone": {"_target_": f"dlen.models.backbones.{backbone}", "_partial_": True, **backbone_settings},
         "head": {"_target_": f"dlen.models.{head}", "_partial_": True},
     }
-    rest = {key: value for key, value in model.items() if key not in ("_target_", "dropout", *parts)}
-    for key in [key for key in rest if f"model.{key}" in KEYS]:
+    others = {key: value for key, value in model.items() if key not in ("_target_", "dropout", *parts)}
+    for key in [key for key in others if f"model.{key}" in KEYS]:
         _, part, setting = KEYS[f"model.{key}"].split(".")
-        parts[part][setting] = rest.pop(key)
+        parts[part][setting] = others.pop(key)
     if "dropout" in model:
         parts["head"]["dropout"] = model["dropout"]
         parts["backbone"].setdefault("dropout", model["dropout"])
-    return {"_target_": f"dlen.models.{'PositionRanker' if name == 'PAL' else 'Ranker'}", **parts, **rest}
+    return {"_target_": f"dlen.models.{'PositionRanker' if name == 'PAL' else 'Ranker'}", **parts, **others}

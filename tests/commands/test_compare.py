@@ -79,10 +79,10 @@ def test_only_what_is_missing_is_trained(compared: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in compared.rglob("cache/*/metrics.json")}
     again = run_here("compare.py", [*TABLE, "seeds=2"], compared)
     assert again.returncode == 0, again.stderr
-    assert "4 of 4 runs are there already" in again.stderr
+    assert "4 of 4 runs are already done" in again.stderr
     more = run_here("compare.py", [*TABLE, "seeds=[0,1,7]", "out=more"], compared)
     assert more.returncode == 0, more.stderr
-    assert "4 of 6 runs are there already" in more.stderr
+    assert "4 of 6 runs are already done" in more.stderr
     assert {p: p.stat().st_mtime_ns for p in before} == before
     assert len(runs(compared)) == 6
     assert (compared / "more" / "table.md").exists()

@@ -136,7 +136,7 @@ def test_a_small_or_read_only_file_system(options: str, expected: str, tmp_path:
 def test_too_little_memory_is_explained(refused: Command, tmp_path: Path) -> None:
     ran = refused("train.py", *SMALL, *FEED, "model.embedding.dim=100000000000", "run_dir=run")
     assert ran.returncode == 2
-    assert "out of memory (296400000023712 bytes were asked for at once)" in ran.stderr.splitlines()[-1]
+    assert "out of memory (296400000023712 bytes requested at once)" in ran.stderr.splitlines()[-1]
     assert "model.embedding.dim" in ran.stderr.splitlines()[-1]
     assert not (tmp_path / "run").exists()
 

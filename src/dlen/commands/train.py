@@ -62,7 +62,7 @@ def run_dir(config: DictConfig) -> str | None:
     with suppress(OSError):
         folder.rmdir()  # Hydra has made it already, and a refused run leaves nothing behind
     if config.run_dir is not None:
-        raise UserError(f"config run_dir: {key} sets the run folder as well; leave one of them out")
+        raise UserError(f"config run_dir: {key} sets the run folder as well; remove one of them")
     return str(folder)
 
 

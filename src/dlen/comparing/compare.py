@@ -48,7 +48,7 @@ def compare(config: DictConfig) -> None:
     """
     if config.get("experiment") is None:
         name = HydraConfig.get().runtime.choices["experiment"]
-        raise UserError(f"config experiment: {name} names no models to compare; run train.py experiment={name}")
+        raise UserError(f"config experiment: {name} has no models to compare; run train.py experiment={name}")
     grid = parse_grid(config)
     cells = cells_of(grid) if grid else []
     plans = [make_plan(config, grid.settings(cell)) for cell in cells] if grid else [make_plan(config)]
@@ -58,8 +58,8 @@ def compare(config: DictConfig) -> None:
     out = Path(config.out) if config.out is not None else Path(config.runs_dir) / "compare" / name
     check_writable(out)
     check_links(out)
-    asked = config.experiment.get("sessions")
-    sessions = None if asked is None or grid else parse_sessions(asked)
+    node = config.experiment.get("sessions")
+    session_plan = None if node is None or grid else parse_sessions(node)
     train_missing(runs, workers, name, "compare")
     comparisons = [summarise(plan) for plan in plans]
     _warn_of_other_code(runs)
@@ -73,10 +73,10 @@ def compare(config: DictConfig) -> None:
         print_markdown(markdown(comparisons[0]))
         write_comparison(comparisons[0], out)
         print(f"Tables: {out}/table.md, table.csv, table.json")
-    if sessions is not None:
-        found = run_sessions(plans[0], sessions, OmegaConf.to_container(config.experiment.online))  # type: ignore[arg-type]
-        print_markdown(sessions_markdown(found))
-        write_sessions(found, out)
+    if session_plan is not None:
+        sessions = run_sessions(plans[0], session_plan, OmegaConf.to_container(config.experiment.online))  # type: ignore[arg-type]
+        print_markdown(sessions_markdown(sessions))
+        write_sessions(sessions, out)
         print(f"Sessions: {out}/sessions.md, sessions.csv, sessions.json")
     if OmegaConf.select(config, "logger.wandb") is not None:
         print(sync_command(Path(config.runs_dir) / "compare" / "cache" / "*" / "wandb"))
@@ -88,8 +88,8 @@ def _warn_of_other_code(runs: list[PlannedRun]) -> None:
     other = [run.folder for run in runs if _read(run).get("code") != now]
     if other:
         print(
-            f"warning: {len(other)} of {len(runs)} runs were trained by other source code than today's; to train them "
-            f"again delete them, such as {other[0]}",
+            f"warning: {len(other)} of {len(runs)} runs were trained by another version of the source code; to train "
+            f"them again, delete their folders, such as {other[0]}",
             file=sys.stderr,
         )
 
@@ -99,7 +99,7 @@ def summarise(plan: Plan) -> Comparison:
     metrics = {key: _read(run) for key, run in plan.runs.items()}
     fingerprints = {run.store.fingerprint for run in plan.runs.values()}
     if len(fingerprints) > 1:
-        raise UserError("the runs have different data, so they cannot be paired: settings of data are for all models")
+        raise UserError("the runs have different data and cannot be paired; give all models the same data settings")
     store = next(iter(plan.runs.values())).store
     targets = Targets(store.schema)
     tasks = len(store.schema.tasks)
@@ -107,8 +107,8 @@ def summarise(plan: Plan) -> Comparison:
     base_scores = [_scores(plan.runs[plan.base, seed]) for seed in plan.seeds]
     rows = []
     for model in plan.models:
-        found = [metrics[model, seed] for seed in plan.seeds]
-        auc = {n: [_figure(m, f"test/auc/{n}") for m in found] for n in [*targets.names, "mean"]}
+        of_model = [metrics[model, seed] for seed in plan.seeds]
+        auc = {n: [_figure(m, f"test/auc/{n}") for m in of_model] for n in [*targets.names, "mean"]}
         differences: dict[str, Difference] = {}
         if model != plan.base:
             scores = [_scores(plan.runs[model, seed]) for seed in plan.seeds]
@@ -117,11 +117,11 @@ def summarise(plan: Plan) -> Comparison:
                 base = [_figure(metrics[plan.base, seed], f"test/auc/{name}") for seed in plan.seeds]
                 if not np.isnan([*auc[name], *base]).any():
                     differences[name] = paired(auc[name], base, variance)
-        extras = {k: [_figure(m, f"test/{k}") for m in found] for k in _EXTRAS}
-        extras |= {k: [_figure(m, f"train/conflict/{k}") for m in found] for k in ("share", "rows")}
-        extras |= {k: [_figure(m, k) for m in found] for k in _SIZES}
-        own = dict.fromkeys(f"{name}/mean" for m in found for name in own_names(m, "test"))
-        extras |= {k: [_figure(m, f"test/{k}") for m in found] for k in own}
+        extras = {k: [_figure(m, f"test/{k}") for m in of_model] for k in _EXTRAS}
+        extras |= {k: [_figure(m, f"train/conflict/{k}") for m in of_model] for k in ("share", "rows")}
+        extras |= {k: [_figure(m, k) for m in of_model] for k in _SIZES}
+        user_keys = dict.fromkeys(f"{name}/mean" for m in of_model for name in own_names(m, "test"))
+        extras |= {k: [_figure(m, f"test/{k}") for m in of_model] for k in user_keys}
         rows.append(Row(model, auc, differences, {k: v for k, v in extras.items() if not np.isnan(v).all()}))
     first = metrics[plan.base, plan.seeds[0]]
     oracle = {n: float(first[f"test/oracle/{n}"]) for n in targets.names if first.get(f"test/oracle/{n}") is not None}
@@ -150,14 +150,14 @@ def _scores(run: PlannedRun) -> Any:
     """(N, K) memory-mapped log-odds of the measured targets of the test split."""
     path = run.folder / SCORES
     check_regular(path)
-    wanted = (len(run.store.split("test")), len(Targets(run.store.schema).names))
+    shape = (len(run.store.split("test")), len(Targets(run.store.schema).names))
     try:
-        found = np.lib.format.open_memmap(path, mode="r")
+        scores = np.lib.format.open_memmap(path, mode="r")
     except ValueError as error:
-        raise UserError(f"{path}: is no array of scores ({error}); delete {run.folder}") from None
-    if found.dtype != np.float32 or found.shape != wanted:
-        raise UserError(f"{path}: is of {found.dtype} {found.shape} instead of {wanted}; delete {run.folder}")
-    return found
+        raise UserError(f"{path}: is not a score array ({error}); delete {run.folder}") from None
+    if scores.dtype != np.float32 or scores.shape != shape:
+        raise UserError(f"{path}: has {scores.dtype} {scores.shape}, expected float32 {shape}; delete {run.folder}")
+    return scores
 
 
 def _labels_and_mask(plan: Plan, targets: Targets) -> tuple[Any, Any]:

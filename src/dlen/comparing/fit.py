@@ -50,29 +50,31 @@ def fitted(
     """
     if match not in MATCHES:
         raise UserError(f"config experiment.match: {match!r} is neither null nor parameters")
-    kept, networks, wanted = {}, set(), 0
-    for name, own in models.items():
-        config = compose_train([*common, *own])
+    kept, networks, base_size = {}, set(), 0
+    for name, settings in models.items():
+        config = compose_train([*common, *settings])
         try:
             model = _build(config, store_of)
             _check_balancing(config, model)
         except UnfitError as error:
             if not skip_unfit or name == base:
                 raise
-            print(f"{name} is left out: {error}", file=sys.stderr)
+            print(f"{name} is skipped: {error}", file=sys.stderr)
             continue
-        kept[name] = list(own)
+        kept[name] = list(settings)
         if isinstance(model, Ranker):
             networks.add(name)
         if name == base:
-            wanted = dense_parameters(model)
+            base_size = dense_parameters(model)
     if match is None:
         return kept
     if base not in networks:
-        raise UserError(f"config experiment.match: {base} is no network, so it has no size to match; set it to null")
-    for name, own in kept.items():
+        raise UserError(
+            f"config experiment.match: the base model {base} is not a network and has no size to match; set it to null"
+        )
+    for name, settings in kept.items():
         if name != base and name in networks:
-            kept[name] = [*own, *_widths(name, [*common, *own], store_of, wanted)]
+            kept[name] = [*settings, *_widths(name, [*common, *settings], store_of, base_size)]
     return kept
 
 
@@ -100,11 +102,13 @@ def _widths(name: str, overrides: list[str], store_of: Callable[[DictConfig], St
     for _ in range(_STEPS):
         factor = (low * high) ** 0.5
         scaled = [f"model.{key}={_scaled(value, factor)}" for key, value in sizes.items() if value is not None]
-        found = dense_parameters(_build(compose_train([*overrides, *scaled]), store_of))
-        best = min(best, (abs(found - wanted), scaled))
-        low, high = (factor, high) if found < wanted else (low, factor)
+        size = dense_parameters(_build(compose_train([*overrides, *scaled]), store_of))
+        best = min(best, (abs(size - wanted), scaled))
+        low, high = (factor, high) if size < wanted else (low, factor)
     if not best[1] or best[0] > _MOST_OFF * wanted:
-        raise UserError(f"config experiment.match: {name} cannot have about {wanted:,} dense parameters by its widths")
+        raise UserError(
+            f"config experiment.match: no widths give {name} about {wanted:,} dense parameters; set it to null"
+        )
     print(f"{name}: {' '.join(best[1])} for {wanted:,} dense parameters ({best[0] / wanted:.1%} off)", file=sys.stderr)
     return best[1]
 

@@ -48,11 +48,11 @@ def parse_grid(config: DictConfig) -> Grid | None:
         unknown = [a for a in plane if not axes.get(a)]
         if unknown or len(plane) != 2:
             raise UserError(
-                f"config experiment.planes: {list(plane)} are not two axes of experiment.grid that have labels"
+                f"config experiment.planes: {list(plane)} is not a pair of axes of experiment.grid that have labels"
             )
         planes.append((str(plane[0]), str(plane[1])))
     if not planes:
-        raise UserError("config experiment.planes: names no pair of axes")
+        raise UserError("config experiment.planes: must name at least one pair of axes")
     return Grid({str(a): {str(k): list(v) for k, v in labels.items()} for a, labels in axes.items()}, planes)
 
 

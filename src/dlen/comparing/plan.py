@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +15,8 @@ from dlen.checks import is_whole
 from dlen.comparing.fit import fitted
 from dlen.data.store import Store
 from dlen.errors import UserError
-from dlen.overrides import compose_train, said_overrides
-from dlen.training.configs import open_store, settings_of
+from dlen.overrides import compose_train, overrides_for_train
+from dlen.training.configs import digest, open_store, settings_of
 from dlen.training.run_folder import SCORES
 
 _OWN = ("experiment", "seeds", "models", "workers", "out")  # settings of compare.py that train.py does not know
@@ -82,15 +81,15 @@ def make_plan(config: DictConfig, cell: Sequence[str] = ()) -> Plan:
     assert isinstance(experiment, dict)
     base, models = str(experiment["base"]), _chosen(experiment["models"], config.models)
     if base not in models:
-        raise UserError(f"config models: the base model {base!r} is none of {', '.join(models)}")
+        raise UserError(f"config models: must include the base model {base!r}, got {', '.join(models)}")
     seeds = parse_seeds(config.seeds if config.seeds is not None else experiment["seeds"])
-    common = [*said_overrides(_OWN, experiment.get("settings") or []), *cell]
+    common = [*overrides_for_train(_OWN, experiment.get("settings") or []), *cell]
     stores: dict[str, Store] = {}
     if experiment.get("skip_unfit") or experiment.get("match"):
-        asked: dict[str, Any] = {"skip_unfit": bool(experiment.get("skip_unfit")), "match": experiment.get("match")}
-        models = fitted(models, base, common, lambda one: _store_of(one, stores), **asked)
-    whole = {model: [*common, *own] for model, own in models.items()}
-    return plan_runs(str(experiment["title"]), base, whole, seeds, stores, experiment.get("paper"))
+        options: dict[str, Any] = {"skip_unfit": bool(experiment.get("skip_unfit")), "match": experiment.get("match")}
+        models = fitted(models, base, common, lambda run_config: _store_of(run_config, stores), **options)
+    overrides = {model: [*common, *settings] for model, settings in models.items()}
+    return plan_runs(str(experiment["title"]), base, overrides, seeds, stores, experiment.get("paper"))
 
 
 def plan_runs(
@@ -122,13 +121,13 @@ def plan_runs(
 
 def _check_same_rows(base: str, runs: Mapping[tuple[str, int], PlannedRun]) -> None:
     """Raise UserError unless all runs are tested on the same rows, by which differences are paired."""
-    wanted = next(run.store.labels_identity("test") for run in runs.values() if run.model == base)
+    expected = next(run.store.labels_identity("test") for run in runs.values() if run.model == base)
     for run in runs.values():
-        found = run.store.labels_identity("test")
-        if found != wanted:
+        actual = run.store.labels_identity("test")
+        if actual != expected:
             raise UserError(
-                f"config models: {run.model}, seed {run.seed}, is tested on other rows ({found}) than {base} "
-                f"({wanted}), so their figures cannot be compared; give all models the same data"
+                f"config models: {run.model}, seed {run.seed}, is tested on other rows ({actual}) than {base} "
+                f"({expected}), so their figures cannot be compared; give all models the same data"
             )
 
 
@@ -136,7 +135,7 @@ def _chosen(models: dict[str, list[str]], names: Sequence[str] | None) -> dict[s
     unknown = [str(n) for n in names or [] if n not in models]
     if unknown:
         raise UserError(f"config models: there is no {', '.join(unknown)}; the experiment has {', '.join(models)}")
-    return models if names is None else {n: own for n, own in models.items() if n in names}
+    return models if names is None else {name: overrides for name, overrides in models.items() if name in names}
 
 
 def parse_seeds(value: Any) -> list[int]:
@@ -147,17 +146,16 @@ def parse_seeds(value: Any) -> list[int]:
         seeds = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
     wrong = [s for s in seeds if not is_whole(s) or s < 0]
     if not seeds or wrong or len(set(seeds)) < len(seeds):
-        raise UserError(f"config seeds: {value!r} is neither a positive number nor a list of different seeds from 0")
+        raise UserError(f"config seeds: {value!r} is neither a positive number nor a list of distinct seeds from 0")
     return seeds
 
 
 def _plan_run(model: str, seed: int, overrides: Sequence[str], stores: dict[str, Store]) -> PlannedRun:
     config = compose_train(overrides)
     if config.trainer.get("limit_test_batches", 1.0) != 1.0:
-        raise UserError("config trainer.limit_test_batches: a comparison is of all test rows; leave it out")
+        raise UserError("config trainer.limit_test_batches: a comparison tests all rows; remove this setting")
     store = _store_of(config, stores)
-    causes = {**settings_of(config), "fingerprint": store.fingerprint, "version": __version__}
-    fingerprint = hashlib.sha256(json.dumps(causes, sort_keys=True).encode()).hexdigest()[:16]
+    fingerprint = digest({**settings_of(config), "fingerprint": store.fingerprint, "version": __version__})
     folder = Path(config.runs_dir) / "compare" / "cache" / f"{config.data_name}-{fingerprint}"
     return PlannedRun(model, seed, tuple(overrides), folder.absolute(), store)
 

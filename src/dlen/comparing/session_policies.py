@@ -133,18 +133,18 @@ def check_counts(settings: Mapping[str, Any], key: str) -> None:
         if not is_whole(value) or value < least:
             raise UserError(f"config {key}.{name}: {value!r} is not a whole number from {least}")
     if settings["hour"] > 23:
-        raise UserError(f"config {key}.hour: {settings['hour']} is not an hour of the day")
+        raise UserError(f"config {key}.hour: {settings['hour']} is not an hour from 0 to 23")
 
 
 def _best(model: str, path: str) -> Fusion:
     """Read the fusion in a study's ``best.yaml``."""
-    said = f"config experiment.sessions.tuned.{model}: {path}"
+    where = f"config experiment.sessions.tuned.{model}: {path}"
     if not Path(path).is_file():
-        raise UserError(f"{said}: no such file; give the best.yaml that sweep=fusion wrote")
+        raise UserError(f"{where}: no such file; give the best.yaml that sweep=fusion wrote")
     try:
         return Fusion(**read_yaml(Path(path))["fusion"])
     except (UserError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{said}: is no best.yaml of sweep=fusion ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{where}: is not a best.yaml of sweep=fusion ({str(error).splitlines()[0]})") from None
 
 
 def run_sessions(plan: Plan, settings: SessionPlan, paper: Mapping[str, Any]) -> Sessions:
@@ -161,7 +161,9 @@ def run_sessions(plan: Plan, settings: SessionPlan, paper: Mapping[str, Any]) ->
     first = next(iter(plan.runs.values()))
     source = build(compose_train(first.overrides).data, "data")
     if not isinstance(source, Feed) or source.positions:
-        raise UserError("config experiment.sessions: need the simulated feed (data=feed, without data.positions)")
+        raise UserError(
+            "config experiment.sessions: sessions need the simulated feed (data=feed without data.positions)"
+        )
     users = session_users(source.users, settings.users, settings.seed)
     settings = replace(settings, users=len(users))
     truth = source.truth(users, settings.hour)
@@ -169,7 +171,7 @@ def run_sessions(plan: Plan, settings: SessionPlan, paper: Mapping[str, Any]) ->
     tuned = {model: (TUNED.format(model), fusion) for model, fusion in settings.tuned.items()}
     unknown = set(tuned) - {model for model, _ in plan.runs}
     if unknown:
-        raise UserError(f"config experiment.sessions.tuned: {unknown.pop()} is none of the models that are compared")
+        raise UserError(f"config experiment.sessions.tuned: {unknown.pop()} is not among the compared models")
     with_up = replace(settings.fusion, up=settings.up, floor=settings.floor)
     scores: dict[str, list[Array | None]] = {RANDOM: [None]}
     with Stage(f"scoring {len(users)} users with {len(plan.runs)} models", len(plan.runs), "models") as stage:
@@ -180,22 +182,24 @@ def run_sessions(plan: Plan, settings: SessionPlan, paper: Mapping[str, Any]) ->
             policies += [] if log_up is None else [(WITH_UP.format(name), with_up)]
             policies += [tuned[name]] if name in tuned else []
             fusions = [fusion for _, fusion in policies]
-            made = make_scores(fusions, model, run.store, "experiment.sessions.fusion")
-            for (policy, _), score in zip(policies, made, strict=True):
+            fused = make_scores(fusions, model, run.store, "experiment.sessions.fusion")
+            for (policy, _), score in zip(policies, fused, strict=True):
                 scores.setdefault(policy, []).append(score(log_p, log_up).numpy())
             stage.advance(1)
     oracle = Score(with_up, with_up.for_tasks(tasks, truth.dislikes.tolist()))
     scores[ORACLE] = [_oracle(truth, oracle)]
-    every = {name: [s if s is None else s.reshape(truth.up.shape) for s in found] for name, found in scores.items()}
-    outcomes = _simulate_all(every, truth, settings, settings.behaviour, settings.sessions)
+    matrices = {
+        name: [s if s is None else s.reshape(truth.up.shape) for s in of_seeds] for name, of_seeds in scores.items()
+    }
+    outcomes = _simulate_all(matrices, truth, settings, settings.behaviour, settings.sessions)
     rows = [_row(name, outcomes, plan.base, tasks, len(plan.seeds)) for name in outcomes]
     sensitivity: dict[float, dict[str, Difference]] = {}
-    fewer = max(settings.sessions // 5, 1)
+    num_sessions = max(settings.sessions // 5, 1)
     for detest in settings.detest:
-        found = _simulate_all(every, truth, settings, _with_detest(settings.behaviour, detest), fewer)
+        at_detest = _simulate_all(matrices, truth, settings, _with_detest(settings.behaviour, detest), num_sessions)
         sensitivity[detest] = {
-            name: _row(name, found, plan.base, tasks, len(plan.seeds)).changes["stay time"]
-            for name in found
+            name: _row(name, at_detest, plan.base, tasks, len(plan.seeds)).changes["stay time"]
+            for name in at_detest
             if name != plan.base
         }
     return Sessions(plan.title, plan.base, tasks, plan.seeds, settings, rows, sensitivity, dict(paper))
@@ -222,20 +226,20 @@ def _simulate_all(
     """Outcomes of each policy, one per seed of its model."""
     number = sum(map(len, scores.values()))
     with Stage(f"{len(truth.up) * sessions:,} sessions, leaving by {behaviour.detest:g}", number, "rankings") as stage:
-        found: dict[str, list[Outcome]] = {}
+        outcomes: dict[str, list[Outcome]] = {}
         for name, of_seeds in scores.items():
             for matrix in of_seeds:
-                found.setdefault(name, []).append(simulate(matrix, truth, sessions, behaviour, settings.seed))
+                outcomes.setdefault(name, []).append(simulate(matrix, truth, sessions, behaviour, settings.seed))
                 stage.advance(1)
-    return found
+    return outcomes
 
 
 def _measures(outcome: Outcome, weights: Array, tasks: Sequence[str]) -> dict[str, Array]:
     """(R,) values of each measure under R weightings (R, U) of the users."""
     views, sessions = weights @ outcome.views, weights @ outcome.sessions
-    found = {f"{task} rate": (weights @ outcome.happened[:, t]) / views for t, task in enumerate(tasks)}
-    found |= {"stay time": (weights @ outcome.seconds) / sessions, "page views": views / sessions}
-    return found | {"detested": (weights @ outcome.detested) / views}
+    measures = {f"{task} rate": (weights @ outcome.happened[:, t]) / views for t, task in enumerate(tasks)}
+    measures |= {"stay time": (weights @ outcome.seconds) / sessions, "page views": views / sessions}
+    return measures | {"detested": (weights @ outcome.detested) / views}
 
 
 def _row(
@@ -248,16 +252,16 @@ def _row(
     weights = np.concatenate([np.ones((1, users)), resampled])
 
     def of_seeds(policy: str) -> list[dict[str, Array]]:
-        found = [_measures(outcome, weights, tasks) for outcome in outcomes[policy]]
-        return found if len(found) == seeds else found * seeds  # random and oracle have no seed
+        measured = [_measures(outcome, weights, tasks) for outcome in outcomes[policy]]
+        return measured if len(measured) == seeds else measured * seeds  # random and oracle have no seed
 
-    own, reference = of_seeds(name), of_seeds(base)
-    levels = {m: float(np.mean([f[m][0] for f in own])) for m in own[0]}
+    figures, reference = of_seeds(name), of_seeds(base)
+    levels = {m: float(np.mean([f[m][0] for f in figures])) for m in figures[0]}
     if name == base:
         return PolicyRow(name, levels, {})
     changes = {}
-    for measure in own[0]:
-        pairs = zip(own, reference, strict=True)
+    for measure in figures[0]:
+        pairs = zip(figures, reference, strict=True)
         each = [o[measure] - r[measure] if measure == "detested" else o[measure] / r[measure] - 1 for o, r in pairs]
         variance = float(np.mean(each, axis=0)[1:].var(ddof=1))
         changes[measure] = paired([float(e[0]) for e in each], [0.0] * seeds, variance)

@@ -9,7 +9,7 @@ import numpy as np
 
 from dlen.comparing.grid import Cell, Grid
 from dlen.comparing.statistics import Difference
-from dlen.comparing.tables import Comparison, Row, markdown_table
+from dlen.comparing.tables import Comparison, Row, count_seeds, markdown_table
 from dlen.files import write_csv, write_json, write_text
 
 
@@ -48,20 +48,20 @@ class Surface:
 
     def rule(self) -> str:
         """State from how many positives on the gain interval is always above zero, and up to how many it never is."""
-        found = sorted((self.positives(c)[1], self.gain(c)) for c in self.cells) if self.cells else []
-        losses = [n for n, gain in found if not gain.low > 0]
-        gains = [n for n, gain in found if gain.low > 0]
-        worse = sum(gain.high < 0 for _, gain in found)
+        pairs = sorted((self.positives(c)[1], self.gain(c)) for c in self.cells) if self.cells else []
+        losses = [n for n, gain in pairs if not gain.low > 0]
+        gains = [n for n, gain in pairs if gain.low > 0]
+        worse = sum(gain.high < 0 for _, gain in pairs)
         clear = "clear of zero" if len(self.comparisons[0].seeds) > 1 else "above zero, over test rows alone,"
         if not gains:
-            return f"The gain is {clear} in none of the {len(found)} cells ({worse} are losses as much)."
+            return f"The gain is {clear} in none of the {len(pairs)} cells ({worse} are losses as much)."
         if not losses:
-            return f"The gain is {clear} in all {len(found)} cells, from {min(gains):,} training positives on."
+            return f"The gain is {clear} in all {len(pairs)} cells, from {min(gains):,} training positives on."
         always = min((n for n in gains if n > max(losses)), default=None)
-        above = f"always from {always:,}" if always is not None else "not always, however many there are"
+        where = f"always from {always:,}" if always is not None else "not always, however many there are"
         return (
-            f"The gain is {clear} in {len(gains)} of {len(found)} cells ({worse} are losses as much). By training "
-            f"positives of all tasks together: {above}; the fewest with such a gain are {min(gains):,}, the most "
+            f"The gain is {clear} in {len(gains)} of {len(pairs)} cells ({worse} are losses as much). By training "
+            f"positives of all tasks together: {where}; the fewest with such a gain are {min(gains):,}, the most "
             f"without one {max(losses):,}."
         )
 
@@ -81,8 +81,8 @@ class Surface:
             tasks = comparison.targets[: comparison.tasks]
             cells += [f"{row.wins(tasks)[0]} of {len(tasks)}", f"{self.correlation(cell):.2f}"]
             rows.append([*(label for _, label in cell), *cells])
-        seeds = f"{len(first.seeds)} seed{'s' if len(first.seeds) > 1 else ''}"
-        text = f"{first.rows[-1].model} against {first.base}, {seeds} in each cell; * clear of zero, never by one."
+        against = f"{first.rows[-1].model} against {first.base}"
+        text = f"{against}, {count_seeds(first.seeds)} in each cell; * clear of zero, never by one."
         return "\n\n".join([f"## {self.title}", text, markdown_table(header, rows), self.rule()]) + "\n"
 
     def write(self, folder: Path) -> None:

@@ -45,9 +45,9 @@ class Row:
 
     def wins(self, targets: Sequence[str]) -> tuple[int, int, int]:
         """Count the targets in which the model is ahead, is clearly ahead, and is clearly behind."""
-        found = [self.differences[t] for t in targets if t in self.differences]
-        ahead = [d for d in found if d.mean > 0]
-        return len(ahead), sum(d.clear for d in ahead), sum(d.clear for d in found if d.mean < 0)
+        differences = [self.differences[t] for t in targets if t in self.differences]
+        ahead = [d for d in differences if d.mean > 0]
+        return len(ahead), sum(d.clear for d in ahead), sum(d.clear for d in differences if d.mean < 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,16 +93,16 @@ class Comparison:
 def markdown(comparison: Comparison) -> str:
     """The whole report."""
     c = comparison
-    seeds = f"{len(c.seeds)} seed{'s' if len(c.seeds) > 1 else ''}"
-    parts = [f"## {c.title}", f"Data `{c.identity['data']}` ({c.identity['test_rows']:,} test rows), {seeds}."]
+    data = f"Data `{c.identity['data']}` ({c.identity['test_rows']:,} test rows), {count_seeds(c.seeds)}."
+    parts = [f"## {c.title}", data]
     parts.append(_auc_table(c))
-    said = f"AUC on the test split. In brackets the paired difference to {c.base}"
+    caption = f"AUC on the test split. In brackets the paired difference to {c.base}"
     if len(c.seeds) > 1:
-        said += "; ± is the standard deviation over seeds, * marks those whose "
-        said += f"{LEVEL:.0%} interval, over seeds and test rows together, is clear of zero."
+        caption += "; ± is the standard deviation over seeds, * marks those whose "
+        caption += f"{LEVEL:.0%} interval, over seeds and test rows together, is clear of zero."
     else:
-        said += ". One seed tells nothing of the spread: intervals are over test rows alone, and nothing is clear."
-    parts.append(said)
+        caption += ". With one seed the spread is unknown: intervals cover test rows alone, and nothing is clear."
+    parts.append(caption)
     if len(c.rows) > 1:
         parts += ["### Paired differences", _difference_table(c)]
     if any(row.extras for row in c.rows):
@@ -112,6 +112,11 @@ def markdown(comparison: Comparison) -> str:
         parts += [f"### The paper's own figures, on its own data\n\nNot ours, and not measured here.{note}"]
         parts.append(_paper_table(c))
     return "\n\n".join(parts) + "\n"
+
+
+def count_seeds(seeds: Sequence[int]) -> str:
+    """The number of seeds with its unit."""
+    return f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
 
 
 def _mean_and_spread(values: Sequence[float], layout: str = "{:.4f}") -> str:
@@ -166,8 +171,8 @@ def _difference_table(c: Comparison) -> str:
 
 
 def _extras_table(c: Comparison) -> str:
-    own = dict.fromkeys(key for row in c.rows for key in row.extras if key not in _EXTRAS)
-    columns = _EXTRAS | {key: (key, "{:.4f}") for key in own}  # the user's own metrics
+    user_keys = dict.fromkeys(key for row in c.rows for key in row.extras if key not in _EXTRAS)
+    columns = _EXTRAS | {key: (key, "{:.4f}") for key in user_keys}  # the user's own metrics
     used = [key for key in columns if any(key in row.extras for row in c.rows)]
     rows = [
         [row.model, *(_mean_and_spread(row.extras[k], columns[k][1]) if k in row.extras else "" for k in used)]

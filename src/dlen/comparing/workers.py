@@ -37,16 +37,16 @@ def train_missing(runs: Sequence[PlannedRun], workers: int, group: str, job_type
     """
     missing = [run for run in runs if not run.done]
     if len(missing) < len(runs):
-        print(f"{len(runs) - len(missing)} of {len(runs)} runs are there already", file=sys.stderr)
+        print(f"{len(runs) - len(missing)} of {len(runs)} runs are already done", file=sys.stderr)
     if not missing:
         return
-    places: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
+    environments: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
     for number in range(workers):
-        places.put(worker_environment(number, workers))
-    pool = _Pool(places, {"WANDB_RUN_GROUP": group, "WANDB_JOB_TYPE": job_type})
+        environments.put(worker_environment(number, workers))
+    pool = _Pool(environments, {"WANDB_RUN_GROUP": group, "WANDB_JOB_TYPE": job_type})
     # SIGTERM must also end the runs, which would otherwise train on as orphans. The handler does not raise, because an
     # exception inside a lock would break the lock.
-    earlier = signal.signal(signal.SIGTERM, lambda number, frame: pool.stop())
+    previous_handler = signal.signal(signal.SIGTERM, lambda number, frame: pool.stop())
     label = f"training {len(missing)} runs, {workers} at a time"
     with Stage(label, len(missing), "runs") as stage, ThreadPoolExecutor(workers) as threads:
         try:
@@ -61,34 +61,34 @@ def train_missing(runs: Sequence[PlannedRun], workers: int, group: str, job_type
             pool.stop()
             raise
         finally:
-            signal.signal(signal.SIGTERM, earlier)
+            signal.signal(signal.SIGTERM, previous_handler)
 
 
 class _Pool:
     """The processes that are training.
 
     Args:
-        places: environments of free workers.
-        names: environment variables that group the runs in W&B; the user's own values win.
+        environments: environments of free workers.
+        group_names: environment variables that group the runs in W&B; the user's own values win.
     """
 
-    def __init__(self, places: queue.SimpleQueue[dict[str, str]], names: dict[str, str]) -> None:
-        self.places, self.names, self.conf = places, names, conf_of_this_command()
+    def __init__(self, environments: queue.SimpleQueue[dict[str, str]], group_names: dict[str, str]) -> None:
+        self.environments, self.group_names, self.conf = environments, group_names, conf_of_this_command()
         self.processes: set[subprocess.Popen[bytes]] = set()
         self.lock = threading.Lock()
         self.stopped = False
 
     def train(self, run: PlannedRun) -> None:
         """Train one run, or resume it if an earlier comparison was interrupted."""
-        place = self.places.get()
+        environment = self.environments.get()
         try:
             with locked(run.folder.with_name(f".{run.folder.name}.lock"), "training this run"):
                 if not run.done and not self.stopped:
-                    self._run(run, place)
+                    self._run(run, environment)
         finally:
-            self.places.put(place)
+            self.environments.put(environment)
 
-    def _run(self, run: PlannedRun, place: dict[str, str]) -> None:
+    def _run(self, run: PlannedRun, environment: dict[str, str]) -> None:
         arguments = [
             sys.executable,
             "-m",
@@ -102,11 +102,15 @@ class _Pool:
         else:
             shutil.rmtree(run.folder, ignore_errors=True)
         log = run.folder.with_name(f"{run.folder.name}.log")
-        names = {**self.names, "WANDB_NAME": f"{run.model}-seed{run.seed}"}
+        wandb_names = {**self.group_names, "WANDB_NAME": f"{run.model}-seed{run.seed}"}
         log.unlink(missing_ok=True)  # it may be a link
         with log.open("wb") as output:
             process = subprocess.Popen(
-                arguments, env={**names, **os.environ, **place}, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+                arguments,
+                env={**wandb_names, **os.environ, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
             )
             with self.lock:
                 self.processes.add(process)
@@ -116,7 +120,7 @@ class _Pool:
         if code and not self.stopped:
             last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1:] or ["no output"]
             reason = last[0].removeprefix("error: ")
-            raise UserError(f"{run.model}, seed {run.seed}: training failed ({reason}); all of its output is in {log}")
+            raise UserError(f"{run.model}, seed {run.seed}: training failed ({reason}); the full output is in {log}")
         if not code:
             log.replace(run.folder / "train.log")
 

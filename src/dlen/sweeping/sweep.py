@@ -25,7 +25,7 @@ from dlen.data.store import Store
 from dlen.devices import number_of_workers
 from dlen.errors import UserError
 from dlen.files import check_links, write_text
-from dlen.overrides import compose_train, conf_of_this_command, said_overrides
+from dlen.overrides import compose_train, conf_of_this_command, overrides_for_train
 from dlen.renamed import present_keys, present_space
 from dlen.sweeping.best import write_best, write_trials
 from dlen.sweeping.coordinator import Coordinator, LocalWorker, SubmititWorker, Worker
@@ -178,8 +178,8 @@ def make_plan(config: DictConfig) -> StudyPlan:
     )
     asked = _asked({str(key): value for key, value in plain.items()})
     check_options(plain["sampler"], plain["pruner"], asked)
-    said = said_overrides(("sweep",), [])
-    common = said_overrides(("sweep",), plain["settings"])
+    said = overrides_for_train(("sweep",), [])
+    common = overrides_for_train(("sweep",), plain["settings"])
     if plain["devices_per_trial"] > 1:
         common.append(f"trainer.devices={plain['devices_per_trial']}")
     if plain["run"] is None:

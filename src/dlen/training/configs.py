@@ -115,10 +115,10 @@ def open_store(config: DictConfig) -> Store:
 
 def code_fingerprint(package: Path = PACKAGE) -> str:
     """A hash of the package's source, to distinguish the metrics of different code versions."""
-    digest = hashlib.sha256()
+    sha = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
+        sha.update(path.read_bytes())
+    return sha.hexdigest()[:16]
 
 
 def settings_of(config: DictConfig) -> dict[str, Any]:
@@ -130,4 +130,9 @@ def settings_of(config: DictConfig) -> dict[str, Any]:
 
 def config_hash(config: DictConfig) -> str:
     """A hash of :func:`settings_of`: runs with the same hash, code and data can differ only by machine."""
-    return hashlib.sha256(json.dumps(settings_of(config), sort_keys=True).encode()).hexdigest()[:16]
+    return digest(settings_of(config))
+
+
+def digest(content: Any) -> str:
+    """A hash of plain values, 16 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

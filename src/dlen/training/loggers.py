@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import csv
 import getpass
-import hashlib
 import inspect
-import json
 import os
 import sys
 import warnings
@@ -25,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from dlen.errors import UserError
 from dlen.files import write_csv
 from dlen.overrides import leaves
-from dlen.training.configs import build
+from dlen.training.configs import build, digest
 
 _IN_FOLDER = ("csv", "wandb", "tensorboard")  # ours, which write to the run folder
 _SAME_RUN = ("model", "balancing", "optimizer", "data", "seed")  # settings that a resumed run keeps
@@ -161,8 +159,7 @@ def run_id(config: DictConfig, folder: Path, fingerprint: str) -> str:
         for key in _SAME_RUN
         for node in [config[key]]
     }
-    causes = [_user(), str(folder.resolve()), fingerprint, settings]
-    return hashlib.sha256(json.dumps(causes, sort_keys=True).encode()).hexdigest()[:16]
+    return digest([_user(), str(folder.resolve()), fingerprint, settings])
 
 
 def _user() -> str:
