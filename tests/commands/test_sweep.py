@@ -168,7 +168,7 @@ def test_a_done_study_is_not_run_again_and_can_be_made_longer(done: Path) -> Non
 def test_a_changed_space_is_refused_with_a_diff(done: Path) -> None:
     ran = run_here("sweep.py", [*SMALL, "sweep.space={model.head.alpha: {high: 0.6}}", "sweep.trials=9"], done)
     assert ran.returncode == 2
-    assert "begun with other settings" in ran.stderr
+    assert "started with other settings" in ran.stderr
     assert "! space model.head.alpha attributes high: was 0.5, is 0.6" in ran.stderr
     assert "Traceback" not in ran.stderr
 
@@ -205,7 +205,7 @@ def test_ctrl_c_loses_and_repeats_nothing(tmp_path: Path) -> None:
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=BRAKE)
     assert process.returncode == 130, errors
-    assert "interrupted: the same command goes on" in errors
+    assert "interrupted: run the same command" in errors
     assert "Traceback" not in errors
     trials = study_of(tmp_path).trials
     assert not [t for t in trials if t.state == TrialState.RUNNING]
@@ -231,12 +231,12 @@ def test_a_killed_worker_costs_a_retry_and_no_more(tmp_path: Path) -> None:
     trials = study_of(tmp_path).trials
     dead = trials[trial.number]
     assert dead.state == TrialState.FAIL
-    assert "its worker died by signal 9 (SIGKILL)" in dead.user_attrs["reason"]
+    assert "its worker died with signal 9 (SIGKILL)" in dead.user_attrs["reason"]
     (retry,) = (t for t in trials if t.user_attrs.get("retry_of") == trial.number)
     assert retry.state == TrialState.COMPLETE
     assert retry.params == dead.params
     assert sum(t.state == TrialState.COMPLETE for t in trials) == 3
-    assert f"trial {trial.number} failed (its worker died by signal 9 (SIGKILL)" in errors
+    assert f"trial {trial.number} failed (its worker died with signal 9 (SIGKILL)" in errors
 
 
 def test_workers_end_with_a_killed_coordinator(tmp_path: Path) -> None:
@@ -407,11 +407,11 @@ def test_postgresql(postgres: str, tmp_path: Path) -> None:
         ([*SMALL, "+sweep.space={loader.seed: {low: 1, high: 5}}"], "config loader.seed: there is no such key"),
         ([*SMALL, "+sweep.space={data.users: {low: 1, high: 5}}"], "data.users is the same for all trials"),
         ([*SMALL, "sweep.minimize=[val/auc/clik]"], "config sweep.minimize: there is no val/auc/clik"),
-        ([*SMALL, "sweep.minimize=val/auc/mean"], "config sweep.minimize: 'val/auc/mean' is no list"),
+        ([*SMALL, "sweep.minimize=val/auc/mean"], "config sweep.minimize: 'val/auc/mean' is not a list"),
         ([*SMALL, "sweep.start=[{model.head.alpha: 0.9}]"], "config sweep.start: model.head.alpha=0.9 lies outside"),
         ([*SMALL, "sweep.start=[{model.head.match: 0}]"], "config sweep.start: model.head.match is not searched"),
         ([*SMALL, "sweep.devices_per_trial=2", "sweep.seeds=2"], "config sweep.seeds: with several devices"),
-        ([*SMALL, "sweep.devices_per_trial=2", "sweep.confirm=1"], "config sweep.confirm: the test of the best"),
+        ([*SMALL, "sweep.devices_per_trial=2", "sweep.confirm=1"], "config sweep.confirm: the final comparison"),
         ([*SMALL, "sweep.name=a/b"], "config sweep.name: 'a/b'"),
         ([*SMALL, "sharding=rows", "optimizer=adagrad"], "config sharding: needs several processes"),
     ],
@@ -476,7 +476,7 @@ def test_fusion_weights_are_searched_on_a_finished_run(done: Path) -> None:
     few = ["sweep.trials=4", "sweep.workers=1", "sweep.calibrate=true"]
     ran = run_here("sweep.py", ["sweep=fusion", f"sweep.run={run}", *sessions, *few], done)
     assert ran.returncode == 0, ran.stderr
-    assert "95 % over 20 users without part in the search" in ran.stdout
+    assert "95 % over 20 users outside the search" in ran.stdout
     kept = yaml.safe_load((folder_of(done, "stay") / "best.yaml").read_text())["fusion"]
     assert kept["calibrate"] is True
     top = pl.read_parquet(folder_of(done, "stay") / "trials.parquet").filter("best").row(0, named=True)

@@ -118,7 +118,7 @@ def test_a_trial_that_ended_is_not_failed(tmp_path: Path) -> None:
     assert trial is not None
     before = study.trials[0]
     study.tell(trial, 1.0)
-    assert not fail(study, before, "no sign of life", 2)
+    assert not fail(study, before, "no heartbeat", 2)
     assert [t.state for t in study.trials] == [TrialState.COMPLETE]
 
 
@@ -151,7 +151,7 @@ def test_points_are_queued_once(tmp_path: Path) -> None:
 def test_a_changed_study_is_refused_with_what_changed(tmp_path: Path) -> None:
     new(tmp_path)
     changed = {"space": {"model.head.alpha": {"high": 0.3}, "model.head.match": {"low": 0}}, "seeds": 1}
-    with pytest.raises(UserError, match="begun with other settings") as caught:
+    with pytest.raises(UserError, match="started with other settings") as caught:
         open_study(connect(str(tmp_path / "journal.log")), "s", ONE, changed)
     lines = str(caught.value).splitlines()[1:]
     assert lines == ["  ! space model.head.alpha high: was 0.5, is 0.3", "  + space model.head.match low: 0"]
@@ -219,7 +219,7 @@ def test_every_pruner(name: str) -> None:
         (lambda: check_options("tpe", "medain", ONE), "did you mean median"),
         (lambda: check_options("tpe", "none", {}), "is empty"),
         (lambda: check_options("tpe", "median", {"val/auc/*": "maximize"}), "pruner=none"),
-        (lambda: check_options("cmaes", "none", {"a": "maximize", "b": "minimize"}), "goes with one objective"),
+        (lambda: check_options("cmaes", "none", {"a": "maximize", "b": "minimize"}), "one objective"),
         (lambda: make_sampler("tpe", {"n_startup": 3}, 0, "w", 0), "sampler_options: .*n_startup"),
         (lambda: make_pruner("median", {"x": 3}, 1, 1), "pruner_options: .*x"),
     ],

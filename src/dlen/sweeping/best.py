@@ -19,12 +19,12 @@ from dlen.overrides import SEARCH_PATH
 from dlen.sweeping.trial_records import last_value, pareto_front, retried, seed_aucs, targets_of
 
 
-def write_best(overrides: Sequence[str], said: str, path: Path) -> None:
+def write_best(overrides: Sequence[str], origin: str, path: Path) -> None:
     """Write overrides as a config that Hydra merges into another.
 
     Args:
         overrides: overrides of ``train.py``; the last one of a key wins.
-        said: a comment that states their origin.
+        origin: a comment that states their origin.
         path: path of the file.
     """
     groups: dict[str, Any] = {}
@@ -42,7 +42,7 @@ def write_best(overrides: Sequence[str], said: str, path: Path) -> None:
             _put(values, key.split("."), value)
     content: dict[str, Any] = {"defaults": [{k: v} for k, v in groups.items()] + ["_self_"], **values}
     text = yaml.safe_dump(content, sort_keys=False)
-    write_text(path, f"# @package _global_\n# {said}\n# python train.py +best={path}\n{text}")
+    write_text(path, f"# @package _global_\n# {origin}\n# python train.py +best={path}\n{text}")
 
 
 def _put(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:
@@ -74,23 +74,23 @@ def write_trials(trials: Sequence[FrozenTrial], objectives: Mapping[str, str], p
 def _row(
     trial: FrozenTrial, objectives: Mapping[str, str], params: Sequence[str], aucs: Sequence[str], front: bool
 ) -> dict[str, Any]:
-    attrs = trial.user_attrs
+    attributes = trial.user_attrs
     row: dict[str, Any] = {"number": trial.number, "state": trial.state.name.lower(), "best": front}
     row |= dict(zip(objectives, trial.values or [None] * len(objectives), strict=True))
     row |= {f"param/{name}": _cell(trial, name) for name in params}
     for name in aucs:
-        found = seed_aucs(trial, name)
-        mean = sum(found) / len(found) if found else None
+        values = seed_aucs(trial, name)
+        mean = sum(values) / len(values) if values else None
         row[f"auc/{name}"] = mean
         row[f"auc/{name}/deviation"] = (
-            math.sqrt(sum((v - mean) ** 2 for v in found) / (len(found) - 1)) if mean and len(found) > 1 else None
+            math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1)) if mean and len(values) > 1 else None
         )
     row |= {"last_step": trial.last_step, "last_value": last_value(trial)}
-    row |= {"steps": attrs.get("steps"), "seconds": attrs.get("seconds")}
-    row |= {"samples_per_second": attrs.get("samples_per_second"), "worker": attrs.get("worker")}
-    row |= {"started": trial.datetime_start, "ended": trial.datetime_complete, "reason": attrs.get("reason")}
-    row |= {"retried": retried(trial), "retry_of": attrs.get("retry_of")}
-    return row | {"overrides": " ".join(attrs.get("overrides", []))}
+    row |= {"steps": attributes.get("steps"), "seconds": attributes.get("seconds")}
+    row |= {"samples_per_second": attributes.get("samples_per_second"), "worker": attributes.get("worker")}
+    row |= {"started": trial.datetime_start, "ended": trial.datetime_complete, "reason": attributes.get("reason")}
+    row |= {"retried": retried(trial), "retry_of": attributes.get("retry_of")}
+    return row | {"overrides": " ".join(attributes.get("overrides", []))}
 
 
 def _cell(trial: FrozenTrial, name: str) -> Any:

@@ -66,12 +66,12 @@ class LocalWorker:
     def __init__(self, name: str, number: int, workers: int, devices: int, spec: Path, storage: str) -> None:
         self.name = name
         self.path = spec.with_name(f"{name}.log")
-        place = worker_environment(number, workers, devices)
+        environment = worker_environment(number, workers, devices)
         command = [sys.executable, "-m", "dlen.sweeping.worker", str(spec), name, str(number)]
         with self.path.open("wb") as output:
             self.process = subprocess.Popen(
                 command,
-                env={**os.environ, **place, STORAGE: storage},
+                env={**os.environ, **environment, STORAGE: storage},
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
@@ -149,7 +149,7 @@ class SubmititWorker:
 
 
 @dataclass(slots=True)
-class _Sign:
+class _Heartbeat:
     """When the heartbeat of a trial last changed."""
 
     beat: int
@@ -172,9 +172,9 @@ class Coordinator:
     ) -> None:
         self.study, self.spec, self.table = study, spec, table
         self._start = start
-        self._places: list[Worker | None] = [None] * workers
+        self._slots: list[Worker | None] = [None] * workers
         self._names: set[str] = set()  # of all workers started here
-        self._signs: dict[int, _Sign] = {}
+        self._heartbeats: dict[int, _Heartbeat] = {}
         self._early_deaths = 0
         self._signals = 0
         self._before = {t.number for t in own_trials(study) if t.state.is_finished()}
@@ -188,14 +188,14 @@ class Coordinator:
         Raises:
             UserError: no worker can be started, or every trial fails.
         """
-        earlier = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+        previous_handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
             with self.table:
                 while self._step():
                     time.sleep(_POLL_SECONDS)
         finally:
             self._end()
-            for number, handler in earlier.items():
+            for number, handler in previous_handlers.items():
                 signal.signal(number, handler)
         return self._signals == 0
 
@@ -207,73 +207,73 @@ class Coordinator:
                 worker.kill()
 
     def _living(self) -> list[Worker]:
-        return [w for w in self._places if w is not None and w.exit_code() is None]
+        return [w for w in self._slots if w is not None and w.exit_code() is None]
 
     def _step(self) -> bool:
         """Poll workers and trials once, and return whether there is more to do."""
         if self._signals:
             return False
-        codes = {place: w.exit_code() for place, w in enumerate(self._places) if w is not None}
+        codes = {slot: w.exit_code() for slot, w in enumerate(self._slots) if w is not None}
         trials = own_trials(self.study)  # read after the exit codes, so that they include all trials of a dead worker
-        for place, code in codes.items():
-            worker = self._places[place]
+        for slot, code in codes.items():
+            worker = self._slots[slot]
             if worker is not None and code is not None:
-                self._places[place] = None
-                self._bury(worker, code, trials)
-        self._bury_stale(trials)
+                self._slots[slot] = None
+                self._requeue_trials_of(worker, code, trials)
+        self._requeue_stale(trials)
         repair(self.study, trials)
         trials = own_trials(self.study)
         self.table.show(trials)
         self._give_up_if_all_fail(trials)
-        wanted = self.spec.trials - len(used(trials))
+        missing = self.spec.trials - len(used(trials))
         in_time = self.spec.until is None or time.time() < self.spec.until
-        if wanted > 0 and in_time:
-            for place, worker in enumerate(self._places):
-                if worker is None and wanted > 0:
-                    self._places[place] = self._begin(place)
-                    wanted -= 1
+        if missing > 0 and in_time:
+            for slot, worker in enumerate(self._slots):
+                if worker is None and missing > 0:
+                    self._slots[slot] = self._begin(slot)
+                    missing -= 1
         return bool(self._living()) or any(t.state == TrialState.RUNNING for t in trials)
 
-    def _begin(self, place: int) -> Worker:
-        name = f"{host()}-{place}-{uuid.uuid4().hex[:6]}"
+    def _begin(self, slot: int) -> Worker:
+        name = f"{host()}-{slot}-{uuid.uuid4().hex[:6]}"
         self._names.add(name)
-        return self._start(name, place)
+        return self._start(name, slot)
 
-    def _bury(self, worker: Worker, code: int, trials: list[FrozenTrial]) -> None:
+    def _requeue_trials_of(self, worker: Worker, code: int, trials: list[FrozenTrial]) -> None:
         """Requeue the trials of a dead worker; a worker that exited normally has none."""
-        signalled = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
-        hint = ", as the system does when memory runs out" if code == -signal.SIGKILL else ""
-        left = [t for t in trials if t.state == TrialState.RUNNING and t.user_attrs.get("worker") == worker.name]
-        for trial in left:
-            fail(self.study, trial, f"its worker died by {signalled}{hint}", self.spec.retries)
+        cause = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
+        hint = ", which the system sends when memory runs out" if code == -signal.SIGKILL else ""
+        running = [t for t in trials if t.state == TrialState.RUNNING and t.user_attrs.get("worker") == worker.name]
+        for trial in running:
+            fail(self.study, trial, f"its worker died with {cause}{hint}", self.spec.retries)
         if any(t.user_attrs.get("worker") == worker.name for t in trials):
             self._early_deaths = 0
             return
         self._early_deaths += 1 if code else 0
         if self._early_deaths >= _EARLY_DEATHS:
-            lines = [line for line in worker.log().splitlines() if line.strip()] or ["it printed nothing"]
-            raise UserError(f"workers cannot be started ({signalled}): {lines[-1].removeprefix('error: ')}")
+            lines = [line for line in worker.log().splitlines() if line.strip()] or ["no output"]
+            raise UserError(f"workers cannot be started ({cause}): {lines[-1].removeprefix('error: ')}")
 
-    def _bury_stale(self, trials: list[FrozenTrial]) -> None:
+    def _requeue_stale(self, trials: list[FrozenTrial]) -> None:
         """Requeue the trials of other machines whose heartbeat stopped."""
-        now, living = time.monotonic(), {worker.name for worker in self._living()}
+        now, living_names = time.monotonic(), {worker.name for worker in self._living()}
         for trial in trials:
-            if trial.state != TrialState.RUNNING or trial.user_attrs.get("worker") in living:
+            if trial.state != TrialState.RUNNING or trial.user_attrs.get("worker") in living_names:
                 continue
             beat = int(trial.user_attrs.get("beat", 0))
-            sign = self._signs.setdefault(trial.number, _Sign(beat, now))
-            if sign.beat != beat:
-                self._signs[trial.number] = _Sign(beat, now)
-            elif now - sign.seen > STALE_SECONDS:
-                fail(self.study, trial, f"no sign of life for {STALE_SECONDS:.0f} s", self.spec.retries)
+            heartbeat = self._heartbeats.setdefault(trial.number, _Heartbeat(beat, now))
+            if heartbeat.beat != beat:
+                self._heartbeats[trial.number] = _Heartbeat(beat, now)
+            elif now - heartbeat.seen > STALE_SECONDS:
+                fail(self.study, trial, f"no heartbeat for {STALE_SECONDS:.0f} s", self.spec.retries)
 
     def _give_up_if_all_fail(self, trials: list[FrozenTrial]) -> None:
         if any(t.state == TrialState.RUNNING for t in trials):
             return
         new = [t for t in ended(trials) if t.number not in self._before]
         if len(new) >= _EARLY_DEATHS and all(t.state == TrialState.FAIL for t in new):
-            reason = new[-1].user_attrs.get("reason", "no reason is known")
-            raise UserError(f"every trial of the study {self.spec.name} fails, the last one with: {reason}")
+            reason = new[-1].user_attrs.get("reason", "no recorded reason")
+            raise UserError(f"every trial of the study {self.spec.name} failed, the last one with: {reason}")
 
     def _end(self) -> None:
         """Stop the workers and requeue the trials that they could not requeue themselves."""

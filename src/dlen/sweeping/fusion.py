@@ -29,7 +29,7 @@ from dlen.ranking.scoring import calibrate, load_model, score, score_pairs
 from dlen.ranking.sessions import Behaviour, session_users, simulate
 from dlen.schema import Schema
 from dlen.sweeping.space import Space
-from dlen.sweeping.study import fail
+from dlen.sweeping.study import fail_started
 from dlen.training.configs import build
 from dlen.training.run_folder import open_run
 
@@ -102,8 +102,8 @@ class FeedSessions:
     def measure(self, scores: Tensor) -> Floats:
         """(U,) seconds or page views per session."""
         ranked = scores.reshape(self.truth.up.shape).float().numpy()
-        found = simulate(ranked, self.truth, self.sessions, self.behaviour, self.seed)
-        return (found.seconds if self.figure == STAY else found.views) / found.sessions
+        outcome = simulate(ranked, self.truth, self.sessions, self.behaviour, self.seed)
+        return (outcome.seconds if self.figure == STAY else outcome.views) / outcome.sessions
 
 
 @dataclass(frozen=True)
@@ -145,9 +145,7 @@ class FusionJob:
         if self.figure == NDCG:
             logged = score(model, store.split(split), config.loader.eval_batch_size)
             if logged.users is None:
-                raise UserError(
-                    f"{self.run}: its data name no user, so there are no lists whose order could be measured"
-                )
+                raise UserError(f"{self.run}: the data have no user field, so {NDCG} cannot rank the rows of each user")
             known, gains = logged.known, worth(logged.labels, self.values)
             log_p = self._scaled(logged.log_p, model, store)[known]
             log_up = None if logged.log_up is None else logged.log_up[known]
@@ -156,15 +154,15 @@ class FusionJob:
         if not isinstance(source, Feed) or source.positions:
             raise UserError(
                 f"config sweep.maximize: {self.figure} needs a run on the simulated feed, without data.positions; "
-                f"for others there is {NDCG}"
+                f"for other data, use {NDCG}"
             )
-        asked, searching = self.sessions, split == "validation"
-        users = session_users(source.users, asked["users"], asked["seed"], searching)
-        log_p, log_up = score_pairs(model, source, users, asked["hour"])
-        truth, behaviour = source.truth(users, asked["hour"]), Behaviour(**asked["behaviour"])
-        seed = asked["seed"] + (1 << 32) * searching
+        settings, searching = self.sessions, split == "validation"
+        users = session_users(source.users, settings["users"], settings["seed"], searching)
+        log_p, log_up = score_pairs(model, source, users, settings["hour"])
+        truth, behaviour = source.truth(users, settings["hour"]), Behaviour(**settings["behaviour"])
+        seed = settings["seed"] + (1 << 32) * searching
         log_p = self._scaled(log_p, model, store)
-        return FeedSessions(log_p, log_up, truth, asked["sessions"], behaviour, seed, self.figure)
+        return FeedSessions(log_p, log_up, truth, settings["sessions"], behaviour, seed, self.figure)
 
     def _scaled(self, log_p: Tensor, model: Model, store: Store) -> Tensor:
         return calibrate(score(model, store.split("validation")), store.schema)(log_p) if self.calibrate else log_p
@@ -198,7 +196,7 @@ def make_job(options: Mapping[str, Any], schema: Schema, objectives: Mapping[str
     except ValueError as error:
         raise UserError(f"config sweep.values: {error}") from None
     if len(objectives) != 1 or next(iter(objectives.items())) not in [(f, "maximize") for f in FIGURES]:
-        raise UserError(f"config sweep.maximize: a fusion is measured by one of {', '.join(FIGURES)}")
+        raise UserError(f"config sweep.maximize: a fusion needs exactly one of {', '.join(FIGURES)}")
     if not isinstance(options["calibrate"], bool):
         raise UserError(f"config sweep.calibrate: {options['calibrate']!r} is neither true nor false")
     sessions = dict(options["sessions"] or {})
@@ -220,8 +218,8 @@ def check_fusion(space: Space, job: FusionJob) -> None:
     for parameter in space.parameters:
         if parameter.key not in _KEYS or (parameter.key == "weight") != (parameter.task is not None):
             raise UserError(
-                f"config sweep.space: {parameter.key}: a fusion has weight (with each_task: true), up and form "
-                f"({', '.join(Form)})"
+                f"config sweep.space: {parameter.key} is not a setting of a fusion; search weight (with each_task: "
+                f"true), up or form ({', '.join(Form)})"
             )
     nothing = torch.zeros(1, len(job.tasks))
     for point in space.probes():
@@ -242,17 +240,16 @@ def run_fusion(study: optuna.Study, trial: optuna.Trial, space: Space, job: Fusi
     """Run one trial. Takes milliseconds, or about a second with sessions."""
     params = space.suggest(trial)
     try:
-        found = job.by_user(audience, params)
+        by_user = job.by_user(audience, params)
     except ValueError as error:
-        fail(study, study._storage.get_trial(trial._trial_id), str(error), 0)
+        fail_started(study, trial, str(error), 0)
         return
-    found = found[~np.isnan(found)]
-    if not len(found):
-        reason = "no known user of the validation split has anything of worth"
-        fail(study, study._storage.get_trial(trial._trial_id), reason, 0)
+    by_user = by_user[~np.isnan(by_user)]
+    if not len(by_user):
+        fail_started(study, trial, "no known user of the validation split has a row of any worth", 0)
         return
-    trial.set_user_attr("auc", {job.figure: [float(found.mean())]})
-    study.tell(trial, float(found.mean()), TrialState.COMPLETE)
+    trial.set_user_attr("auc", {job.figure: [float(by_user.mean())]})
+    study.tell(trial, float(by_user.mean()), TrialState.COMPLETE)
 
 
 def confirm(job: FusionJob, params: Mapping[str, Any], folder: Path, trust: Sequence[str]) -> str:
@@ -269,21 +266,21 @@ def confirm(job: FusionJob, params: Mapping[str, Any], folder: Path, trust: Sequ
     """
     audience = job.audience("test", trust)
     best, default = job.by_user(audience, params), job.by_user(audience, {})
-    listed = ~np.isnan(best)
-    gain = paired(best[listed].tolist(), default[listed].tolist())
+    defined = ~np.isnan(best)
+    gain = paired(best[defined].tolist(), default[defined].tolist())
     key = f"test/{job.figure}"
     figures = {f"{key}/default": float(np.nanmean(default)), f"{key}/best": float(np.nanmean(best))}
     figures |= {"gain": gain.mean, "low": gain.low, "high": gain.high, "users": gain.seeds}
     write_json(folder / "confirm.json", figures)
-    whom = "users with something to find" if job.figure == NDCG else "users without part in the search"
+    population = "users with a row of any worth" if job.figure == NDCG else "users outside the search"
     return (
         f"test {job.figure}: best {figures[f'{key}/best']:.4f}, equal weights without P(UP) "
         f"{figures[f'{key}/default']:.4f}; gain {gain.mean:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}], "
-        f"95 % over {gain.seeds:,} {whom}"
+        f"95 % over {gain.seeds:,} {population}"
     )
 
 
-def write_best_fusion(job: FusionJob, params: Mapping[str, Any], said: str, path: Path) -> None:
+def write_best_fusion(job: FusionJob, params: Mapping[str, Any], origin: str, path: Path) -> None:
     """Write the weights as YAML, in the format of predict.py's ``fusion``."""
     text = yaml.safe_dump({"run": job.run, "fusion": asdict(job.fusion(params))}, sort_keys=False)
-    write_text(path, f"# {said}\n{text}")
+    write_text(path, f"# {origin}\n{text}")

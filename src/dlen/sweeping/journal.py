@@ -51,11 +51,11 @@ class Journal(BaseJournalBackend):
                 record = _record(line)
                 if record is None:
                     if number == 0 and not torn and line[: len(_BEGIN)] != _BEGIN[: len(line)]:
-                        raise ValueError(f"is no journal file; SQLite is sqlite:///{self._path}")
+                        raise ValueError(f"is not a journal file; for SQLite, use sqlite:///{self._path}")
                     torn = True
                     continue
                 if torn:
-                    raise ValueError(f"is damaged: line {number + 1} is no record, and others follow it")
+                    raise ValueError(f"is damaged: line {number + 1} is not a record, but records follow it")
                 number += 1
                 self._ends[number:] = [end]
                 if number > log_number_from:
@@ -82,9 +82,9 @@ def _record(line: bytes) -> dict[str, Any] | None:
     begins = {0, max(line.rfind(_BEGIN), 0)} if line.endswith(b"\n") else set()
     for begin in sorted(begins):
         try:
-            found = json.loads(line[begin:])
+            record = json.loads(line[begin:])
         except (ValueError, RecursionError):
             continue
-        if isinstance(found, dict) and "op_code" in found:
-            return found
+        if isinstance(record, dict) and "op_code" in record:
+            return record
     return None

@@ -32,8 +32,8 @@ class StudyTable:
 
     def __init__(self, name: str, wanted: int, objectives: Mapping[str, str], first: Sequence[FrozenTrial]) -> None:
         self.name, self.wanted, self.objectives = name, wanted, dict(objectives)
-        self._told = {t.number for t in first if t.state.is_finished()}
-        self._before = len(self._told)
+        self._reported = {t.number for t in first if t.state.is_finished()}
+        self._before = len(self._reported)
         self._started = self._printed = time.monotonic()
         console = Console(stderr=True)
         self._live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
@@ -57,9 +57,9 @@ class StudyTable:
             trials: current trials of the study.
         """
         for trial in trials:
-            if trial.state.is_finished() and trial.number not in self._told:
-                self._told.add(trial.number)
-                self._tell(trial)
+            if trial.state.is_finished() and trial.number not in self._reported:
+                self._reported.add(trial.number)
+                self._report(trial)
         summary = self._summary(trials)
         if self._live:
             self._live.update(Group(self._running(trials), Text(summary)))
@@ -73,12 +73,12 @@ class StudyTable:
         else:
             print(line, file=sys.stderr, flush=True)
 
-    def _tell(self, trial: FrozenTrial) -> None:
+    def _report(self, trial: FrozenTrial) -> None:
         seconds = trial.user_attrs.get("seconds")
         parts = [f"trial {trial.number} {_ENDED[trial.state]}"]
         if trial.state == TrialState.FAIL:
-            again = ", is tried again" if retried(trial) else ""
-            parts.append(f"({trial.user_attrs.get('reason', 'no reason is known')}{again})")
+            again = ", is retried" if retried(trial) else ""
+            parts.append(f"({trial.user_attrs.get('reason', 'no recorded reason')}{again})")
         else:
             parts.append(_value(trial))
             parts.append(f"in {seconds:.0f} s" if seconds is not None else "")
@@ -92,7 +92,7 @@ class StudyTable:
         top = best_trial(trials, self.objectives)
         if top is not None:
             line += f"; best {_value(top)} (trial {top.number})"
-        now = len(self._told) - self._before
+        now = len(self._reported) - self._before
         if now and done < self.wanted:
             left = (self.wanted - done) * (time.monotonic() - self._started) / now
             line += f"; about {left / 60:.0f} min left" if left >= 90 else f"; about {left:.0f} s left"

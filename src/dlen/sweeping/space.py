@@ -45,11 +45,11 @@ class Parameter:
 
     def extremes(self) -> list[Value]:
         """Every choice, or both ends of a range."""
-        found = self.distribution
-        if isinstance(found, CategoricalDistribution):
-            return list(found.choices)
-        assert isinstance(found, FloatDistribution | IntDistribution)
-        return [found.low, found.high]
+        distribution = self.distribution
+        if isinstance(distribution, CategoricalDistribution):
+            return list(distribution.choices)
+        assert isinstance(distribution, FloatDistribution | IntDistribution)
+        return [distribution.low, distribution.high]
 
     def contains(self, value: Any) -> bool:
         """Whether the parameter can have this value."""
@@ -64,14 +64,14 @@ class Parameter:
         Raises:
             UserError: the range has no step.
         """
-        found = self.distribution
-        if isinstance(found, CategoricalDistribution):
-            return list(found.choices)
-        assert isinstance(found, FloatDistribution | IntDistribution)
-        if found.step is None or found.log:
+        distribution = self.distribution
+        if isinstance(distribution, CategoricalDistribution):
+            return list(distribution.choices)
+        assert isinstance(distribution, FloatDistribution | IntDistribution)
+        if distribution.step is None or distribution.log:
             raise UserError(f"config sweep.space: sampler=grid needs choices or a step for {self.name}")
-        steps = int((found.high - found.low) / found.step + 1e-9)
-        return [min(found.low + i * found.step, found.high) for i in range(steps + 1)]
+        steps = int((distribution.high - distribution.low) / distribution.step + 1e-9)
+        return [min(distribution.low + i * distribution.step, distribution.high) for i in range(steps + 1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,23 +85,23 @@ class Space:
         params: dict[str, Value] = {}
         for parameter in self.parameters:
             if _exists(parameter, params):
-                params[parameter.name] = _ask(trial, parameter)
+                params[parameter.name] = _suggest(trial, parameter)
         return params
 
     def overrides(self, params: Mapping[str, Value]) -> list[str]:
         """The ``train.py`` overrides for these values."""
-        whole: dict[str, str] = {}
-        parts: dict[str, dict[str, Value]] = {}
+        texts: dict[str, str] = {}
+        by_key: dict[str, dict[str, Value]] = {}
         for parameter in self.parameters:
             if parameter.name not in params:
                 continue
             value = params[parameter.name]
             if parameter.task is None:
-                whole[parameter.key] = written(value)
+                texts[parameter.key] = written(value)
             else:
-                parts.setdefault(parameter.key, {})[parameter.task] = value
-        whole |= {key: written(own) for key, own in parts.items()}
-        return [f"{key}={value}" for key, value in whole.items()]
+                by_key.setdefault(parameter.key, {})[parameter.task] = value
+        texts |= {key: written(by_task) for key, by_task in by_key.items()}
+        return [f"{key}={value}" for key, value in texts.items()]
 
     def probes(self) -> Iterator[dict[str, Value]]:
         """Points that together cover every choice and both ends of every range; at least one point."""
@@ -142,12 +142,12 @@ class Space:
 
     def _causes(self, parameter: Parameter) -> dict[str, Value]:
         """Values that make a parameter exist."""
-        found: dict[str, Value] = {}
+        causes: dict[str, Value] = {}
         for name, values in parameter.when.items():
-            found[name] = values[0]
+            causes[name] = values[0]
             (cause,) = (p for p in self.parameters if p.name == name)
-            found = self._causes(cause) | found
-        return found
+            causes = self._causes(cause) | causes
+        return causes
 
 
 def parse_space(space: Mapping[str, Any], tasks: Sequence[str]) -> Space:
@@ -165,7 +165,7 @@ def parse_space(space: Mapping[str, Any], tasks: Sequence[str]) -> Space:
         UserError: an entry is wrong; the message names it.
     """
     if not space:
-        raise UserError("config sweep.space: is empty, so there is nothing to search")
+        raise UserError("config sweep.space: is empty; add a parameter to search")
     parameters: list[Parameter] = []
     for key, entry in space.items():
         where = f"config sweep.space: {key}"
@@ -181,11 +181,11 @@ def parse_space(space: Mapping[str, Any], tasks: Sequence[str]) -> Space:
 
 def _checked(where: str, entry: Any) -> dict[str, Any]:
     if not isinstance(entry, Mapping):
-        raise UserError(f"{where} is {entry!r}, and not {{low: A, high: B}} or {{choices: [...]}}")
+        raise UserError(f"{where} must be {{low: A, high: B}} or {{choices: [...]}}, got {entry!r}")
     for name in entry:
         if name not in _KEYS:
             hint = did_you_mean(name, _KEYS) or f" (known: {', '.join(_KEYS)})"
-            raise UserError(f"{where} has an unknown {name!r}{hint}")
+            raise UserError(f"{where} has an unknown key {name!r}{hint}")
     return dict(entry)
 
 
@@ -195,7 +195,7 @@ def _distribution(where: str, entry: Mapping[str, Any]) -> BaseDistribution:
     if "choices" in entry:
         choices = entry["choices"]
         if not isinstance(choices, list) or not choices:
-            raise UserError(f"{where} has choices that are no list of values")
+            raise UserError(f"{where} needs a list of choices, got {choices!r}")
         return CategoricalDistribution([_scalar(choice) for choice in choices])
     low: Any = entry.get("low")
     high: Any = entry.get("high")
@@ -213,33 +213,37 @@ def _distribution(where: str, entry: Mapping[str, Any]) -> BaseDistribution:
 
 def _conditions(where: str, when: Any, known: Mapping[str, Parameter]) -> dict[str, list[Value]]:
     if not isinstance(when, Mapping):
-        raise UserError(f"{where} has a `when` that is no mapping of keys to lists of values")
-    found = {}
+        raise UserError(f"{where} needs a `when` that maps keys to lists of values, got {when!r}")
+    conditions = {}
     for name, values in when.items():
         if name not in known:
-            raise UserError(f"{where} depends on {name}, which must stand before it in the space")
-        choices = known[name].distribution
-        allowed = choices.choices if isinstance(choices, CategoricalDistribution) else None
-        listed = [_scalar(v) for v in (values if isinstance(values, list) else [values])]
-        if allowed is None or not listed or any(v not in allowed for v in listed):
-            raise UserError(f"{where} depends on {name} being one of {listed}, which are not among its choices")
-        found[str(name)] = listed
-    return found
+            raise UserError(f"{where} depends on {name}, which must come before it in sweep.space")
+        distribution = known[name].distribution
+        allowed = distribution.choices if isinstance(distribution, CategoricalDistribution) else None
+        wanted = [_scalar(v) for v in (values if isinstance(values, list) else [values])]
+        if allowed is None or not wanted or any(v not in allowed for v in wanted):
+            raise UserError(f"{where} depends on {name} being one of {wanted}, which are not among its choices")
+        conditions[str(name)] = wanted
+    return conditions
 
 
 def _exists(parameter: Parameter, params: Mapping[str, Value]) -> bool:
     return all(name in params and params[name] in values for name, values in parameter.when.items())
 
 
-def _ask(trial: optuna.Trial, parameter: Parameter) -> Value:
-    found = parameter.distribution
-    if isinstance(found, CategoricalDistribution):
-        choice: Value = trial.suggest_categorical(parameter.name, found.choices)
+def _suggest(trial: optuna.Trial, parameter: Parameter) -> Value:
+    distribution = parameter.distribution
+    if isinstance(distribution, CategoricalDistribution):
+        choice: Value = trial.suggest_categorical(parameter.name, distribution.choices)
         return choice
-    if isinstance(found, IntDistribution):
-        return trial.suggest_int(parameter.name, found.low, found.high, log=found.log, step=found.step)
-    assert isinstance(found, FloatDistribution)
-    return trial.suggest_float(parameter.name, found.low, found.high, log=found.log, step=found.step)
+    if isinstance(distribution, IntDistribution):
+        return trial.suggest_int(
+            parameter.name, distribution.low, distribution.high, log=distribution.log, step=distribution.step
+        )
+    assert isinstance(distribution, FloatDistribution)
+    return trial.suggest_float(
+        parameter.name, distribution.low, distribution.high, log=distribution.log, step=distribution.step
+    )
 
 
 def _scalar(choice: Any) -> Value:

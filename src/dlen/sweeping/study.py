@@ -74,14 +74,16 @@ def connect(storage: str) -> BaseStorage:
         except ValueError as error:
             raise UserError(f"config sweep.storage: {path} {error}") from None
         except (LookupError, TypeError, AttributeError):  # raised while replaying records
-            raise UserError(f"config sweep.storage: {path} is no journal file; SQLite is sqlite:///{path}") from None
+            raise UserError(
+                f"config sweep.storage: {path} is not a journal file; for SQLite, use sqlite:///{path}"
+            ) from None
     try:
         return _open_database(storage)
     except ImportError:
         driver = storage.split("://")[0]
         raise UserError(
-            f"config sweep.storage: no driver for {driver} is installed; for PostgreSQL pip install 'dlen[postgresql]' "
-            "and write postgresql+psycopg://"
+            f"config sweep.storage: no driver for {driver} is installed; for PostgreSQL, pip install "
+            "'dlen[postgresql]' and use postgresql+psycopg://"
         ) from None
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, ValueError) as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
@@ -121,12 +123,14 @@ def check_options(sampler: str, pruner: str, objectives: Mapping[str, str]) -> N
             hint = did_you_mean(name, known) or f"; choose one of {', '.join(known)}"
             raise UserError(f"config sweep.{key}: there is no {name}{hint}")
     if not objectives:
-        raise UserError("config sweep.maximize: is empty, and so is sweep.minimize, so no trial is better than another")
+        raise UserError("config sweep.maximize: is empty, and so is sweep.minimize; name at least one metric")
     several = len(objectives) > 1 or any(name.endswith("*") for name in objectives)
     if several and pruner != "none":
-        raise UserError(f"config sweep.pruner: {pruner} goes with one objective; with several set sweep.pruner=none")
+        raise UserError(
+            f"config sweep.pruner: {pruner} supports only one objective; with several, set sweep.pruner=none"
+        )
     if several and sampler == "cmaes":
-        raise UserError("config sweep.sampler: cmaes goes with one objective; nsgaii, tpe and gp take several")
+        raise UserError("config sweep.sampler: cmaes supports only one objective; with several, use nsgaii, tpe or gp")
 
 
 def make_sampler(name: str, options: Mapping[str, Any], seed: int, worker: str, trials: int) -> BaseSampler:
@@ -199,7 +203,7 @@ def open_study(
         before = study.user_attrs.get(_IDENTITY)
         if before is not None and before != _plain(identity):
             raise UserError(
-                f"the study {name} was begun with other settings; name another with sweep.name=NAME, or set as it was:",
+                f"the study {name} was started with other settings; set sweep.name=NAME for a new study, or restore:",
                 [f"  {line}" for line in differences(before, _plain(identity))],
             ) from None
     if _IDENTITY not in study.user_attrs:
@@ -239,7 +243,7 @@ def claim(study: optuna.Study, budget: int, folder: Path, worker: str) -> optuna
         folder: folder of the study.
         worker: name of the worker, stored with the trial.
     """
-    with locked(folder / ".claim.lock", "beginning a trial", quiet=True):
+    with locked(folder / ".claim.lock", "starting a trial", quiet=True):
         if len(used(own_trials(study))) >= budget:
             return None
         trial = study.ask()
@@ -288,6 +292,11 @@ def fail(study: optuna.Study, trial: FrozenTrial, reason: str, retries: int | No
     if again:
         _queue_again(study, trial, already + (retries is not None))
     return again
+
+
+def fail_started(study: optuna.Study, trial: optuna.Trial, reason: str, retries: int | None) -> bool:
+    """Apply :func:`fail` to a trial of this process."""
+    return fail(study, study._storage.get_trial(trial._trial_id), reason, retries)
 
 
 def _queue_again(study: optuna.Study, trial: FrozenTrial, retries: int) -> None:

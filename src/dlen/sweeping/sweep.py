@@ -79,7 +79,7 @@ class StudyPlan:
         identity: what must match when a study is resumed.
         storage: path or URL.
         store: prepared data.
-        said: overrides of the command line only.
+        cli_overrides: overrides of the command line only.
         folder: folder of the study.
     """
 
@@ -91,7 +91,7 @@ class StudyPlan:
     identity: dict[str, Any]
     storage: str
     store: Store
-    said: list[str]
+    cli_overrides: list[str]
     folder: Path
 
 
@@ -114,39 +114,44 @@ def sweep(config: DictConfig, draw: Draw) -> None:
     check_links(plan.folder)
     if options.launcher == "wandb":
         path = write_wandb_sweep(spec, plan.space, plan.folder)
-        print(f"W&B sweep: wandb sweep {path}, then wandb agent on each machine, as it says")
+        print(f"W&B sweep: run wandb sweep {path}, and on each machine the wandb agent command that it prints")
         return
     storage = connect(plan.storage)
     study = open_study(storage, spec.name, spec.objectives, plan.identity)
     if not study.get_trials(deepcopy=False) and any((plan.folder / "trials").glob("*")):
-        raise UserError(f"{plan.folder}/trials: holds the trials of another study; delete it, or set sweep.name=NAME")
-    with locked(plan.folder / ".claim.lock", "beginning this study", quiet=True):
+        raise UserError(
+            f"{plan.folder}/trials: contains the trials of another study; delete it, or set sweep.name=NAME"
+        )
+    with locked(plan.folder / ".claim.lock", "starting this study", quiet=True):
         queue_points(study, plan.start)
     (plan.folder / "workers").mkdir(parents=True, exist_ok=True)
-    file = plan.folder / "workers" / f"spec-{host()}-{os.getpid()}.json"  # another coordinator has its own file
-    write_text(file, spec.to_json() + "\n")
-    before = own_trials(study)
-    print(f"study {spec.name}: {len(used(before))} of {spec.trials} trials so far, {workers} workers", file=sys.stderr)
+    spec_file = plan.folder / "workers" / f"spec-{host()}-{os.getpid()}.json"  # another coordinator has its own file
+    write_text(spec_file, spec.to_json() + "\n")
+    earlier_trials = own_trials(study)
+    print(
+        f"study {spec.name}: {len(used(earlier_trials))} of {spec.trials} trials so far, {workers} workers",
+        file=sys.stderr,
+    )
     print(f"folder {plan.folder}, storage {shown(plan.storage)}", file=sys.stderr, flush=True)
-    table = StudyTable(spec.name, spec.trials, spec.objectives, before)
+    table = StudyTable(spec.name, spec.trials, spec.objectives, earlier_trials)
 
     def start(name: str, number: int) -> Worker:
         if options.launcher == "submitit":
             os.environ[STORAGE] = plan.storage
             parameters = OmegaConf.to_container(options.submitit.parameters, resolve=True)
             assert isinstance(parameters, dict)
-            given = {str(k): v for k, v in parameters.items()}
-            return SubmititWorker(name, number, file, str(options.submitit.cluster), given)
-        return LocalWorker(name, number, workers, options.devices_per_trial, file, plan.storage)
+            settings = {str(k): v for k, v in parameters.items()}
+            return SubmititWorker(name, number, spec_file, str(options.submitit.cluster), settings)
+        return LocalWorker(name, number, workers, options.devices_per_trial, spec_file, plan.storage)
 
     try:
-        whole = Coordinator(study, spec, start, workers, table).run()
+        completed = Coordinator(study, spec, start, workers, table).run()
     finally:
         _write(study, plan, draw)
-    if not whole:
-        print(f"interrupted: the same command goes on with the study {spec.name}", file=sys.stderr)
+    if not completed:
+        print(f"interrupted: run the same command again to continue the study {spec.name}", file=sys.stderr)
         raise SystemExit(130)
-    _answer(study, plan, options.confirm, workers, draw)
+    _report_best(study, plan, options.confirm, workers, draw)
     if OmegaConf.select(config, "logger.wandb") is not None:
         print(sync_command(plan.folder / "trials" / "*" / "wandb"))
 
@@ -163,10 +168,12 @@ def make_plan(config: DictConfig) -> StudyPlan:
     assert isinstance(plain, dict)
     check_whole(config, _COUNTS)
     if plain["devices_per_trial"] > 1 and plain["seeds"] > 1:
-        raise UserError("config sweep.seeds: with several devices for a trial there is one training; set sweep.seeds=1")
+        raise UserError(
+            "config sweep.seeds: with several devices per trial, each trial trains one seed; set sweep.seeds=1"
+        )
     if plain["devices_per_trial"] > 1 and plain["confirm"]:
         raise UserError(
-            "config sweep.confirm: the test of the best is for one device; with several set sweep.confirm=0"
+            "config sweep.confirm: the final comparison needs one device per trial; with several, set sweep.confirm=0"
         )
     if plain["hours"] is not None and not (isinstance(plain["hours"], int | float) and plain["hours"] > 0):
         raise UserError(f"config sweep.hours: {plain['hours']!r} is not a positive number")
@@ -176,9 +183,9 @@ def make_plan(config: DictConfig) -> StudyPlan:
         present_space(plain["space"] or {}),
         [present_keys(p) for p in plain["start"] or []],
     )
-    asked = _asked({str(key): value for key, value in plain.items()})
-    check_options(plain["sampler"], plain["pruner"], asked)
-    said = overrides_for_train(("sweep",), [])
+    directions = _directions({str(key): value for key, value in plain.items()})
+    check_options(plain["sampler"], plain["pruner"], directions)
+    cli_overrides = overrides_for_train(("sweep",), [])
     common = overrides_for_train(("sweep",), plain["settings"])
     if plain["devices_per_trial"] > 1:
         common.append(f"trainer.devices={plain['devices_per_trial']}")
@@ -187,16 +194,16 @@ def make_plan(config: DictConfig) -> StudyPlan:
         store = open_store(base)
     else:
         base, store = open_run(Path(plain["run"]), config.trust)
-        job = make_job({str(key): value for key, value in plain.items()}, store.schema, asked)
+        job = make_job({str(key): value for key, value in plain.items()}, store.schema, directions)
     name = str(plain["name"] or f"{hydra.runtime.choices['sweep']}-{base.data_name}")
     if not re.fullmatch(r"\w[\w.-]*", name):
-        raise UserError(f"config sweep.name: {name!r} is not made of letters, digits, dots, dashes and underscores")
+        raise UserError(f"config sweep.name: {name!r} may contain only letters, digits, dots, dashes and underscores")
     folder = (Path(config.runs_dir) / "sweeps" / name).absolute()
     tasks = store.schema.task_names
-    objectives = _objectives(asked, store) if job is None else asked
+    objectives = _objectives(directions, store) if job is None else directions
     space = parse_space(plain["space"], tasks)
     if job is None:
-        _check_points(space, common, said, store)
+        _check_points(space, common, cli_overrides, store)
     else:
         check_fusion(space, job)
     first, steps = planned_steps(base, store)
@@ -231,48 +238,50 @@ def make_plan(config: DictConfig) -> StudyPlan:
     make_pruner(*spec.pruner, first=first, steps=steps)
     identity = _identity(base, space, spec, store)
     storage = str(plain["storage"] or folder / "journal.log")
-    return StudyPlan(str(plain["title"]), job, spec, space, start, identity, storage, store, said, folder)
+    return StudyPlan(str(plain["title"]), job, spec, space, start, identity, storage, store, cli_overrides, folder)
 
 
-def _asked(options: Mapping[str, Any]) -> dict[str, str]:
+def _directions(options: Mapping[str, Any]) -> dict[str, str]:
     """Directions of the metrics in the config's two lists."""
-    found: dict[str, str] = {}
+    directions: dict[str, str] = {}
     for direction in ("maximize", "minimize"):
         figures = options[direction] or []
-        if not isinstance(figures, list) or any(not isinstance(f, str) or f in found for f in figures):
-            raise UserError(f"config sweep.{direction}: {figures!r} is no list of figures, each named once")
-        found |= dict.fromkeys(figures, direction)
-    return found
+        if not isinstance(figures, list) or any(not isinstance(f, str) or f in directions for f in figures):
+            raise UserError(f"config sweep.{direction}: {figures!r} is not a list of distinct metrics")
+        directions |= dict.fromkeys(figures, direction)
+    return directions
 
 
-def _objectives(asked: Mapping[str, str], store: Store) -> dict[str, str]:
+def _objectives(directions: Mapping[str, str], store: Store) -> dict[str, str]:
     """Expand ``val/auc/*`` to all tasks.
 
     Raises:
         UserError: a validation AUC names an unknown target.
     """
-    found: dict[str, str] = {}
+    objectives: dict[str, str] = {}
     names = Targets(store.schema).names
-    for key, direction in asked.items():
+    for key, direction in directions.items():
         measure, _, target = str(key).rpartition("/")
         if target == "*":
-            found |= {f"{measure}/{task}": direction for task in store.schema.task_names}
+            objectives |= {f"{measure}/{task}": direction for task in store.schema.task_names}
             continue
-        found[str(key)] = direction
+        objectives[str(key)] = direction
         if measure == "val/auc" and target not in (*names, "mean") and not target.startswith("up_"):
-            raise UserError(f"config sweep.{direction}: there is no {key}; the data has {', '.join(names)} and mean")
-    return found
+            raise UserError(f"config sweep.{direction}: there is no {key}; the data have {', '.join(names)} and mean")
+    return objectives
 
 
-def _check_points(space: Space, common: Sequence[str], said: Sequence[str], store: Store) -> None:
+def _check_points(space: Space, common: Sequence[str], cli_overrides: Sequence[str], store: Store) -> None:
     """Compose and build enough configs to cover every choice and both ends of every range."""
-    told = {o.lstrip("+~").split("=")[0] for o in said}
+    set_keys = {o.lstrip("+~").split("=")[0] for o in cli_overrides}
     for parameter in space.parameters:
         key = parameter.key.lstrip("+~")
         if key.split(".")[0].split("/")[0] in _FIXED:
             raise UserError(f"config sweep.space: {key} is the same for all trials of a study and cannot be searched")
-        if key in told:
-            raise UserError(f"config {key}: is searched by the study; leave it out, or take it out of sweep.space")
+        if key in set_keys:
+            raise UserError(
+                f"config {key}: is searched by the study; remove the override, or remove it from sweep.space"
+            )
     for point in space.probes():
         overrides = space.overrides(point)
         try:
@@ -318,11 +327,11 @@ def _write(study: optuna.Study, plan: StudyPlan, draw: Draw) -> None:
     draw(study, plan.title, trials, plan.spec.objectives, plan.folder, None)
     top = _best(trials, plan)
     if top is not None:
-        said = f"trial {top.number} of the study {plan.spec.name}"
+        origin = f"trial {top.number} of the study {plan.spec.name}"
         if plan.job is not None:
-            write_best_fusion(plan.job, top.params, said, plan.folder / "best.yaml")
+            write_best_fusion(plan.job, top.params, origin, plan.folder / "best.yaml")
             return
-        write_best([*plan.spec.common, *plan.space.overrides(top.params)], said, plan.folder / "best.yaml")
+        write_best([*plan.spec.common, *plan.space.overrides(top.params)], origin, plan.folder / "best.yaml")
 
 
 def _best(trials: Sequence[FrozenTrial], plan: StudyPlan) -> FrozenTrial | None:
@@ -337,37 +346,37 @@ def _best(trials: Sequence[FrozenTrial], plan: StudyPlan) -> FrozenTrial | None:
         name = parameter.name
         if name in params and not parameter.contains(params[name]):
             raise UserError(
-                f"{plan.folder}: its best trial has {name}={params[name]!r}, which sweep.space does not have; "
-                "name another study with sweep.name=NAME"
+                f"{plan.folder}: its best trial has {name}={params[name]!r}, which is outside sweep.space; "
+                "choose another study with sweep.name=NAME"
             )
     return top
 
 
-def _answer(study: optuna.Study, plan: StudyPlan, asked: int, workers: int, draw: Draw) -> None:
+def _report_best(study: optuna.Study, plan: StudyPlan, seeds: int, workers: int, draw: Draw) -> None:
     """Report the best trial, then train it and the default on fresh seeds, test each once, and draw the page again."""
     trials = own_trials(study)
     top = _best(trials, plan)
     if top is None:
-        print("no trial is complete, so there is no best", file=sys.stderr)
+        print("no trial completed, so there is no best trial", file=sys.stderr)
         return
     done = ended(trials)
     values = ", ".join(f"{k} {v:.4f}" for k, v in zip(plan.spec.objectives, top.values, strict=True))
     best = f"best: trial {top.number}, {values} on validation, with {describe(top.params)}"
     if plan.job is not None:
         print(f"{len(done)} trials\n{best}")
-        if asked:
+        if seeds:
             print(confirm(plan.job, top.params, plan.folder, plan.spec.trust))
         print(f"Study: {plan.folder}/trials.parquet, study.html, best.yaml")
         return
     steps = sum(int(t.user_attrs.get("steps", 0)) for t in done)
     pruned = sum(t.state == TrialState.PRUNED for t in done)
-    whole = plan.spec.steps * plan.spec.seeds * len(done)
-    print(f"{len(done)} trials, {pruned} of them pruned, in {steps:,} of {whole:,} steps ({steps / whole:.0%})")
+    planned = plan.spec.steps * plan.spec.seeds * len(done)
+    print(f"{len(done)} trials, {pruned} of them pruned, in {steps:,} of {planned:,} steps ({steps / planned:.0%})")
     print(best)
-    if asked:
-        models = {"default": plan.said, "best": [*plan.spec.common, *plan.space.overrides(top.params)]}
+    if seeds:
+        models = {"default": plan.cli_overrides, "best": [*plan.spec.common, *plan.space.overrides(top.params)]}
         title = f"Best of the study {plan.spec.name}, and the default, on fresh seeds"
-        tested = plan_runs(title, "default", models, range(_FRESH, _FRESH + asked))
+        tested = plan_runs(title, "default", models, range(_FRESH, _FRESH + seeds))
         with locked(plan.folder / ".answer.lock", "testing the best of this study"):
             train_missing(list(tested.runs.values()), workers, plan.spec.name, "confirm")
         comparison = summarise(tested)

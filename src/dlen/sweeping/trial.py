@@ -28,7 +28,7 @@ from dlen.files import write_json
 from dlen.overrides import written
 from dlen.sweeping.space import Space
 from dlen.sweeping.spec import Spec
-from dlen.sweeping.study import fail
+from dlen.sweeping.study import fail_started
 from dlen.training.fit import Fitted, fit
 from dlen.training.loggers import finish_wandb
 from dlen.training.module import RankingModule
@@ -125,7 +125,7 @@ def run_trial(
         trial.set_user_attr("overrides", overrides)
         state, values = _train(trial, compose, overrides, spec, stopping)
     except TrialInterruptedError:
-        fail(study, study._storage.get_trial(trial._trial_id), "interrupted", None)
+        fail_started(study, trial, "interrupted", None)
         _mark_wandb("interrupted")
         return False
     except Exception as error:
@@ -133,7 +133,7 @@ def run_trial(
         print(f"trial {trial.number} failed: {reason}", file=sys.stderr)
         if not isinstance(error, UserError | TrialFailedError):
             traceback.print_exc()
-        fail(study, study._storage.get_trial(trial._trial_id), reason, 0)
+        fail_started(study, trial, reason, 0)
         _mark_wandb("failed", reason)
         return False
     finally:
@@ -155,7 +155,7 @@ def _train(
     spec: Spec,
     stopping: threading.Event,
 ) -> tuple[TrialState, list[float] | None]:
-    started, found, steps = time.monotonic(), [], 0
+    started, results, steps = time.monotonic(), [], 0
     keys = list(spec.objectives)
     single = len(keys) == 1
     for seed in range(spec.seeds):
@@ -171,17 +171,17 @@ def _train(
         pruned = reporter.pruned
         missing = [key for key in keys if key not in figures]
         if missing:
-            raise TrialFailedError(f"{missing[0]} is not among the figures of the training")
-        found.append(figures)
+            raise TrialFailedError(f"the training reported no {missing[0]}")
+        results.append(figures)
         if single and spec.pruner[0] == "wilcoxon":
             trial.report(figures[keys[0]], seed)
             pruned = seed + 1 < spec.seeds and trial.should_prune()
-        _keep(trial, fitted, found, steps, time.monotonic() - started, "pruned" if pruned else "complete")
+        _keep(trial, fitted, results, steps, time.monotonic() - started, "pruned" if pruned else "complete")
         if pruned:
             return TrialState.PRUNED, None
         if seed + 1 < spec.seeds:
             _mark_wandb("complete")  # else the next seed would continue this seed's W&B run
-    values = [sum(f[key] for f in found) / len(found) for key in keys]
+    values = [sum(f[key] for f in results) / len(results) for key in keys]
     for key, value in zip(keys, values, strict=True):
         if not math.isfinite(value):
             raise TrialFailedError(f"{key} is {value}")
@@ -200,15 +200,15 @@ def follow(compose: Callable[[list[str]], DictConfig], spec: Spec) -> None:
 
 
 def _keep(
-    trial: optuna.Trial, fitted: Fitted, found: list[dict[str, Any]], steps: int, seconds: float, state: str
+    trial: optuna.Trial, fitted: Fitted, results: list[dict[str, Any]], steps: int, seconds: float, state: str
 ) -> None:
     """Write the run's ``metrics.json`` and the study's record of all seeds so far."""
-    metrics = {**found[-1], "trial": trial.number, "state": state}
+    metrics = {**results[-1], "trial": trial.number, "state": state}
     write_json(fitted.folder / "metrics.json", metrics)
     fitted.dashboard.summarise(metrics)
     names = [*fitted.module.targets.names, "mean"]
-    auc = {name: [figures.get(f"val/auc/{name}") for figures in found] for name in names}
-    rates = [figures.get("fit/samples_per_second", 0.0) for figures in found]
+    auc = {name: [figures.get(f"val/auc/{name}") for figures in results] for name in names}
+    rates = [figures.get("fit/samples_per_second", 0.0) for figures in results]
     trial.set_user_attr("auc", auc)
     trial.set_user_attr("steps", steps)
     trial.set_user_attr("seconds", round(seconds, 2))

@@ -62,9 +62,9 @@ def pareto_front(trials: Sequence[FrozenTrial], objectives: Mapping[str, str]) -
     complete = [(t, [s * v for s, v in zip(signs, t.values, strict=True)]) for t in trials if t.values]
     complete = [(t, values) for t, values in complete if t.state == TrialState.COMPLETE]
 
-    def beaten(own: list[float], number: int) -> bool:
+    def beaten(values: list[float], number: int) -> bool:
         return any(
-            all(o >= v for o, v in zip(other, own, strict=True)) and (other != own or t.number < number)
+            all(o >= v for o, v in zip(other, values, strict=True)) and (other != values or t.number < number)
             for t, other in complete
             if t.number != number
         )
@@ -74,5 +74,5 @@ def pareto_front(trials: Sequence[FrozenTrial], objectives: Mapping[str, str]) -
 
 def mean_auc(trial: FrozenTrial) -> float:
     """Mean AUC over tasks and seeds; minus infinity if unknown."""
-    found = seed_aucs(trial, "mean")
-    return sum(found) / len(found) if found else float("-inf")
+    aucs = seed_aucs(trial, "mean")
+    return sum(aucs) / len(aucs) if aucs else float("-inf")

@@ -40,15 +40,20 @@ def sweep_config(spec: Spec, space: Space) -> dict[str, Any]:
     """The configuration of a W&B sweep with the same search space; see :func:`write_wandb_sweep`."""
     sampler = spec.sampler[0]
     if sampler not in _METHODS:
-        raise UserError(f"config sweep.sampler: W&B has no {sampler}; choose one of {', '.join(_METHODS)}")
+        raise UserError(
+            f"config sweep.sampler: W&B sweeps have no sampler {sampler}; choose one of {', '.join(_METHODS)}"
+        )
     if len(spec.objectives) > 1 or spec.seeds > 1 or spec.fusion is not None:
-        raise UserError("config sweep.launcher: a W&B sweep trains one run per trial and has one objective; set local")
+        raise UserError(
+            "config sweep.launcher: a W&B sweep trains one run per trial for one objective; set sweep.launcher=local"
+        )
     parameters = {}
     for parameter in space.parameters:
         if parameter.task is not None or parameter.when:
             what = "each_task" if parameter.task is not None else "when"
             raise UserError(
-                f"config sweep.space: {parameter.key}: W&B has no {what}; leave it out, or set launcher=local"
+                f"config sweep.space: {parameter.key}: W&B sweeps do not support {what}; remove it, or set "
+                "sweep.launcher=local"
             )
         parameters[parameter.key] = _values(parameter.distribution)
     ((metric, direction),) = spec.objectives.items()

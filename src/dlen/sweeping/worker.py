@@ -70,9 +70,9 @@ def work(spec: Spec, name: str, number: int, watch: bool) -> None:
                 run_fusion(study, trial, space, job, audience)
                 continue
             with _alive(storage, trial._trial_id):
-                whole = run_trial(study, trial, composer(spec, trial.number), space, spec, stopping)
+                completed = run_trial(study, trial, composer(spec, trial.number), space, spec, stopping)
             if spec.devices > 1:  # a process group serves one trial and must not wait for this process
-                if not whole:
+                if not completed:
                     os.killpg(0, signal.SIGKILL)
                 return
 
@@ -111,7 +111,7 @@ def _alive(storage: optuna.storages.BaseStorage, trial_id: int) -> Iterator[None
             except optuna.exceptions.UpdateFinishedTrialError:
                 return
             except Exception as error:  # a database that is briefly unreachable must not make the trial look dead
-                print(f"no sign of life could be given: {error}", file=sys.stderr)
+                print(f"warning: the heartbeat could not be sent ({error})", file=sys.stderr)
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
