@@ -164,12 +164,12 @@ def test_a_sharded_run_is_that_of_a_copy_in_each_process(tmp_path: Path) -> None
             ["sharding=rows", "optimizer=adagrad", "trainer.accumulate_grad_batches=2"],
             "set accumulate_grad_batches=1",
         ),
-        (["sharding=rows", "optimizer=adagrad", "trainer.precision=64-true"], "a sharded table is of 32 bits"),
+        (["sharding=rows", "optimizer=adagrad", "trainer.precision=64-true"], "a sharded table has 32-bit"),
         (["sharding=rows", "optimizer=adagrad", "model.embedding.dim=6"], "multiple of 4, got 6"),
-        (["metrics.scores=true"], "config metrics.scores: is for one process"),
+        (["metrics.scores=true"], "config metrics.scores: works in one process"),
         (
             ["balancing=surgery", "model.head.likelihood=marginal"],
-            "config balancing: gradient surgery is for one process",
+            "config balancing: gradient surgery works in one process",
         ),
     ],
 )

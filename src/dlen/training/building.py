@@ -66,7 +66,7 @@ def build_id_dropout(config: DictConfig, store: Store) -> IdDropout:
         UserError: a setting is invalid.
     """
     if not OmegaConf.is_dict(config.id_dropout):
-        raise UserError("config id_dropout: is a group of settings; set id_dropout.k=0 for none")
+        raise UserError("config id_dropout: must be a group of settings; set id_dropout.k=0 to turn it off")
     try:
         return IdDropout(store.schema, store.counts, **plain_values(config.id_dropout))
     except (TypeError, ValueError) as error:
@@ -136,8 +136,8 @@ def build_trainer(
 
 def ranks_within_users(config: DictConfig, rows: int) -> bool:
     """Whether to compute ranking metrics within users, whose memory grows with the rows."""
-    asked = config.metrics.by_user
-    return rows <= BY_USER_ROWS if asked == "auto" else bool(asked)
+    setting = config.metrics.by_user
+    return rows <= BY_USER_ROWS if setting == "auto" else bool(setting)
 
 
 def choose_precision(accelerator: str) -> str:
@@ -148,8 +148,8 @@ def choose_precision(accelerator: str) -> str:
     """
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-    known = torch.cpu.get_capabilities()
-    native = any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    capabilities = torch.cpu.get_capabilities()
+    native = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     return "bf16-mixed" if native and accelerator in ("auto", "cpu") else "32-true"
 
 
@@ -166,18 +166,18 @@ def build_callbacks(
         mode: direction of ``config.monitor``.
         checkpoints: save checkpoints.
     """
-    chosen: dict[str, Any] = {"monitor": config.monitor, "mode": mode}
-    own = build_own_callbacks(config, folder, schema)
-    stop = Patience(**chosen, patience=config.patience, min_delta=0.0, strict=False)
+    monitoring: dict[str, Any] = {"monitor": config.monitor, "mode": mode}
+    user_callbacks = build_own_callbacks(config, folder, schema)
+    early_stopping = Patience(**monitoring, patience=config.patience, min_delta=0.0, strict=False)
     progress: list[Callback] = []
-    if not any(isinstance(callback, ProgressBar) for callback in own):
+    if not any(isinstance(callback, ProgressBar) for callback in user_callbacks):
         progress = [TerminalProgress(meter) if sys.stderr.isatty() else PlainProgress(meter)]
     if not checkpoints:
-        return [meter, *progress, stop, *(c for c in own if not isinstance(c, ModelCheckpoint))]
+        return [meter, *progress, early_stopping, *(c for c in user_callbacks if not isinstance(c, ModelCheckpoint))]
     shared: dict[str, Any] = {"dirpath": folder / "checkpoints", "enable_version_counter": False}
-    best = KeptCheckpoint(**shared, **chosen, filename="best", save_top_k=1, save_weights_only=True)
+    best = KeptCheckpoint(**shared, **monitoring, filename="best", save_top_k=1, save_weights_only=True)
     last = KeptCheckpoint(**shared, filename="last", save_top_k=1, save_on_train_epoch_end=False)
-    return [meter, *progress, stop, *own, best, last]
+    return [meter, *progress, early_stopping, *user_callbacks, best, last]
 
 
 def build_own_callbacks(config: DictConfig, folder: Path, schema: Schema) -> list[Callback]:
@@ -199,7 +199,7 @@ def build_own_callbacks(config: DictConfig, folder: Path, schema: Schema) -> lis
             node = OmegaConf.merge(node, {"mode": monitor_mode(node["monitor"], schema, own_metrics(config, schema))})
         callback = build(node, key)
         if not isinstance(callback, Callback):
-            raise UserError(f"config {key}: {node['_target_']} is no lightning.pytorch.Callback")
+            raise UserError(f"config {key}: {node['_target_']} is not a lightning.pytorch.Callback")
         if isinstance(callback, ModelCheckpoint):
             # Lightning deletes checkpoints that fall out of the best K, so they keep to a folder of their own.
             callback.dirpath = str(
@@ -212,7 +212,7 @@ def build_own_callbacks(config: DictConfig, folder: Path, schema: Schema) -> lis
 def plain_folder(name: str, key: str) -> str:
     """Return the name of a folder; UserError if it is a path that leads elsewhere."""
     if not re.fullmatch(r"\w[\w.-]*", name):
-        raise UserError(f"config {key}: {name!r} is no plain name of a folder")
+        raise UserError(f"config {key}: {name!r} is not a plain folder name")
     return name
 
 
@@ -231,7 +231,7 @@ def build_scheduler(config: DictConfig) -> MakeScheduler | None:
         raise UserError(f"config scheduler.interval: {node.interval!r} is neither step nor epoch")
     make = build(OmegaConf.masked_copy(node, [k for k in node if k != "interval"]), "scheduler")
     if not isinstance(make, partial):
-        raise UserError("config scheduler._partial_: has to be true, because the optimiser is not known yet")
+        raise UserError("config scheduler._partial_: must be true, because the optimiser is built later")
     return make
 
 
@@ -246,9 +246,9 @@ def build_schedule(config: DictConfig, mode: str) -> MakeSchedule | None:
 
 def plain_values(config: DictConfig) -> dict[str, Any]:
     """Convert a config to plain values."""
-    found = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(found, dict)
-    return {str(k): v for k, v in found.items()}
+    values = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(values, dict)
+    return {str(k): v for k, v in values.items()}
 
 
 def quiet() -> None:

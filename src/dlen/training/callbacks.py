@@ -38,8 +38,8 @@ class StepSeed(Callback):
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
         """Seed the step. Takes about ten microseconds and does not synchronise with the device."""
-        causes = [self.seed, trainer.global_rank, trainer.current_epoch, batch_idx]
-        torch.manual_seed(int(np.random.SeedSequence(causes).generate_state(1, np.uint64)[0]))
+        entropy = [self.seed, trainer.global_rank, trainer.current_epoch, batch_idx]
+        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
 
 
 class Meter(Callback):
@@ -60,15 +60,15 @@ class Meter(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The counts so far."""
-        counted = {name: getattr(self, name) for name in ("rows", "seconds", "validation_seconds")}
-        return counted | {"checkpoint_seconds": self.checkpoints.seconds}
+        counts = {name: getattr(self, name) for name in ("rows", "seconds", "validation_seconds")}
+        return counts | {"checkpoint_seconds": self.checkpoints.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume from earlier counts."""
-        counted = dict(state_dict)
-        self.checkpoints.seconds = counted.pop("checkpoint_seconds")
-        self.rows, self.seconds = counted["rows"], counted["seconds"]
-        self.validation_seconds = counted["validation_seconds"]
+        counts = dict(state_dict)
+        self.checkpoints.seconds = counts.pop("checkpoint_seconds")
+        self.rows, self.seconds = counts["rows"], counts["seconds"]
+        self.validation_seconds = counts["validation_seconds"]
 
     def _clock(self) -> float:
         """Seconds on a clock that stops while a checkpoint is written."""
@@ -246,15 +246,15 @@ class ScoreWriter(Callback):
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Rename the file if it is complete; otherwise delete it."""
         if self._array is not None:
-            whole = self._next == len(self._array)
+            complete = self._next == len(self._array)
             self._array.flush()
             self._array = None
-            if whole:
+            if complete:
                 self._temporary().replace(self.path)
             else:
                 self._temporary().unlink()
                 print(
-                    f"warning: no more than {self._next:,} rows were tested (trainer.limit_test_batches), so "
+                    f"warning: only {self._next:,} rows were tested (trainer.limit_test_batches), so "
                     f"{self.path.name} is not written",
                     file=sys.stderr,
                 )
@@ -288,15 +288,15 @@ class TerminalProgress(RichProgressBar):
 
     def _get_train_description(self, current_epoch: int) -> str:
         """Epoch counted from 1, where Lightning counts from 0, padded to the width of the other bars' names."""
-        most = self.trainer.max_epochs
-        text = f"Epoch {current_epoch + 1}" + (f"/{most}" if most is not None and most > 0 else "")
+        max_epochs = self.trainer.max_epochs
+        text = f"Epoch {current_epoch + 1}" + (f"/{max_epochs}" if max_epochs is not None and max_epochs > 0 else "")
         return text.ljust(len(self.validation_description))
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         """Values shown to the right of the bar."""
-        shown: dict[str, Any] = {"samples/s": format_count(self.meter.rate)}
+        metrics: dict[str, Any] = {"samples/s": format_count(self.meter.rate)}
         scores = _scores(pl_module)  # there is no room for all of them
-        return shown | ({"AUC": scores["mean"]} if "mean" in scores else {})
+        return metrics | ({"AUC": scores["mean"]} if "mean" in scores else {})
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print a line with the AUCs above the bar."""
@@ -327,9 +327,11 @@ class PlainProgress(Callback):
         if time.monotonic() - self._printed < _PLAIN_SECONDS:
             return
         total = trainer.num_training_batches
-        left = (total - batch_idx - 1) * self.meter.seconds * len(batch) / max(self.meter.rows, 1)
-        where = f"epoch {trainer.current_epoch + 1}, batch {batch_idx + 1} of {total}"
-        self._print(trainer, f"{where}: {format_count(self.meter.rate)} samples/s, {left:.0f} s left in the epoch")
+        seconds_left = (total - batch_idx - 1) * self.meter.seconds * len(batch) / max(self.meter.rows, 1)
+        position = f"epoch {trainer.current_epoch + 1}, batch {batch_idx + 1} of {total}"
+        self._print(
+            trainer, f"{position}: {format_count(self.meter.rate)} samples/s, {seconds_left:.0f} s left in the epoch"
+        )
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print a line with the AUCs."""

@@ -63,9 +63,9 @@ def check_settings(config: DictConfig) -> None:
     if init_from is not None and not isinstance(init_from, str):
         raise UserError(f"config init_from: {init_from!r} is not a run folder")
     if init_from is not None and config.ckpt not in (None, "last"):
-        raise UserError("config init_from: ckpt starts from weights as well; leave one of them out")
+        raise UserError("config init_from: ckpt also sets the initial weights; remove one of them")
     if config.ckpt == "last" and config.run_dir is None:
-        raise UserError("config ckpt: `last` needs run_dir=DIR, the run to go on with")
+        raise UserError("config ckpt: `last` needs run_dir=DIR, the run to resume")
 
 
 def _check_trainer(trainer: DictConfig) -> None:
@@ -73,7 +73,7 @@ def _check_trainer(trainer: DictConfig) -> None:
     for key in ("limit_train_batches", "limit_val_batches", "limit_test_batches", "val_check_interval"):
         value = trainer.get(key, 1.0)
         if not (is_whole(value) and value >= 1) and not (isinstance(value, float) and 0 < value <= 1):
-            raise UserError(f"config trainer.{key}: {value!r} is neither a number of batches nor a share of them")
+            raise UserError(f"config trainer.{key}: {value!r} is neither a number of batches nor a fraction of them")
 
 
 def _check_sharding(config: DictConfig) -> None:
@@ -85,10 +85,10 @@ def _check_sharding(config: DictConfig) -> None:
         raise UserError("config sharding: a sharded table is updated at each batch; set accumulate_grad_batches=1")
     if config.trainer.precision not in UNSCALED:
         allowed = " or ".join(UNSCALED)
-        raise UserError(f"config sharding: a sharded table is of 32 bits; set trainer.precision={allowed}")
+        raise UserError(f"config sharding: a sharded table has 32-bit weights; set trainer.precision={allowed}")
     if config.trainer.get("gradient_clip_val") or config.get("scheduler"):
         key = "scheduler" if config.get("scheduler") else "trainer.gradient_clip_val"
-        raise UserError(f"config {key}: TorchRec updates a sharded table in the backward pass; leave it out")
+        raise UserError(f"config {key}: TorchRec updates a sharded table in the backward pass; remove it")
     check_torchrec()
 
 
@@ -102,10 +102,11 @@ def check_processes(config: DictConfig, trainer: L.Trainer, model: Model) -> Non
         raise UserError(f"config trainer.devices: {model.name} is fitted in one process; set trainer.devices=1")
     if config.metrics.scores:
         raise UserError(
-            "config metrics.scores: is for one process, as each one sees its own rows; set trainer.devices=1"
+            "config metrics.scores: works in one process only, as each process tests its own rows; set "
+            "trainer.devices=1"
         )
     if build_balancer(config).on_gradients:
-        raise UserError("config balancing: gradient surgery is for one process; set trainer.devices=1")
+        raise UserError("config balancing: gradient surgery works in one process only; set trainer.devices=1")
 
 
 def _check_shardable(config: DictConfig, model: Model, processes: int, device: str) -> None:
@@ -119,7 +120,7 @@ def _check_shardable(config: DictConfig, model: Model, processes: int, device: s
 def check_by_user(config: DictConfig, store: Store) -> None:
     """Raise UserError if ranking within users is requested without a user field."""
     if config.metrics.by_user is True and store.schema.user is None:
-        raise UserError("config metrics.by_user: the data name no user field; set it to auto or false")
+        raise UserError("config metrics.by_user: the data have no user field; set it to auto or false")
 
 
 def check(config: DictConfig, store: Store) -> None:
@@ -131,8 +132,8 @@ def check(config: DictConfig, store: Store) -> None:
     check_settings(config)
     check_interval(config, store)
     check_by_user(config, store)
-    own = own_metrics(config, store.schema)
-    monitor_mode(config.monitor, store.schema, own)
+    user_metrics = own_metrics(config, store.schema)
+    monitor_mode(config.monitor, store.schema, user_metrics)
     build_own_callbacks(config, Path(), store.schema)
     with torch.device("meta"):
         model = build_model(config, store)
@@ -146,12 +147,12 @@ def check(config: DictConfig, store: Store) -> None:
 def planned_steps(config: DictConfig, store: Store) -> tuple[int, int]:
     """Training steps before the first validation, and in total without early stopping."""
     batches, interval = _batches(config, store), config.trainer.val_check_interval
-    each = config.trainer.accumulate_grad_batches
-    first = interval if isinstance(interval, int) else max(1, int(batches * interval))
-    epochs, most = config.trainer.max_epochs, config.trainer.max_steps
-    total = -(-batches // each) * epochs if epochs is not None and epochs >= 0 else math.inf
-    total = min(total, most if most is not None and most >= 0 else math.inf)
-    return max(1, first // each), int(total) if total < math.inf else first // each
+    accumulated = config.trainer.accumulate_grad_batches
+    first_batches = interval if isinstance(interval, int) else max(1, int(batches * interval))
+    epochs, max_steps = config.trainer.max_epochs, config.trainer.max_steps
+    total = -(-batches // accumulated) * epochs if epochs is not None and epochs >= 0 else math.inf
+    total = min(total, max_steps if max_steps is not None and max_steps >= 0 else math.inf)
+    return max(1, first_batches // accumulated), int(total) if total < math.inf else first_batches // accumulated
 
 
 def _batches(config: DictConfig, store: Store) -> int:
@@ -167,8 +168,8 @@ def check_interval(config: DictConfig, store: Store) -> None:
     batches, interval = _batches(config, store), config.trainer.val_check_interval
     if batches < 1 or (isinstance(interval, int) and interval > batches):
         raise UserError(
-            f"config trainer: an epoch has {batches} batches, so val_check_interval={interval} never comes; "
-            "give a share such as 0.25, or lower loader.batch_size"
+            f"config trainer: an epoch has {batches} batches, so val_check_interval={interval} is never reached; "
+            "set a fraction such as 0.25, or lower loader.batch_size"
         )
 
 
@@ -178,15 +179,15 @@ def check_optimizer(config: DictConfig, make: Callable[[Model], Optimizer], mode
         check_baseline(config, model)
         return
     try:
-        made = make(model)
+        optimizer = make(model)
         if config.sharding:
-            split_for_sharding(made)
+            split_for_sharding(optimizer)
     except (TypeError, ValueError) as error:
         raise UserError(f"config optimizer: {error}") from None
     make_scheduler = build_scheduler(config)
     if make_scheduler is not None:
         try:
-            check_scheduler(make_scheduler, made)
+            check_scheduler(make_scheduler, optimizer)
         except (TypeError, ValueError) as error:
             raise UserError(f"config scheduler: {error}") from None
 
@@ -198,17 +199,17 @@ def check_measurable(store: Store) -> None:
     validation = store.split("validation")
     for stored in validation.labels.split(1 << 17):
         labels, mask = targets.labels(validation.logged(stored))
-        both = torch.stack([((1 - labels) * mask).sum(0), (labels * mask).sum(0)], 1)
-        counts += both[: len(counts)]  # joint events come after the tasks
+        by_label = torch.stack([((1 - labels) * mask).sum(0), (labels * mask).sum(0)], 1)
+        counts += by_label[: len(counts)]  # joint events come after the tasks
     for task in store.schema.tasks:
         if not 0 < task.rate < 1:
-            what = f"{len(store.split('train'))} training rows have no {'negatives' if task.rate else 'positives'}"
-            raise UserError(f"the {what} of task {task.name}, so it cannot be learnt")
+            problem = f"{len(store.split('train'))} training rows have no {'negatives' if task.rate else 'positives'}"
+            raise UserError(f"the {problem} of task {task.name}, so it cannot be learnt")
     if not (counts.amin(1) > 0).any():
         described = ", ".join(
             f"{name} {int(p)} of {int(p + n)}" for name, (n, p) in zip(targets.names, counts.tolist(), strict=False)
         )
         raise UserError(
-            f"the validation split has no task with positives and negatives ({described}), so no model can be chosen; "
-            "use more data, or make data.validation larger"
+            f"the validation split has no task with positives and negatives ({described}), so no checkpoint can be "
+            "selected; use more data, or make data.validation larger"
         )

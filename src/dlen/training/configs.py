@@ -24,9 +24,9 @@ from dlen.trust import check_config, packages
 
 PACKAGE = Path(dlen.__file__).parent
 _PLACES = ("data", "data_dir", "data_name", "runs_dir", "run_dir", "ckpt", "rerun", "base_run", "logger", "model_name")
-_FREE = (*_PLACES, "trust")
-_MADE = ("data", "model", "balancing", "optimizer")  # groups that are instantiated
-_GROUPS = (*_MADE, "trainer", "loader", "metrics", "id_dropout", "logger")
+_NOT_HASHED = (*_PLACES, "trust")
+_INSTANTIATED = ("data", "model", "balancing", "optimizer")  # groups that are instantiated
+_GROUPS = (*_INSTANTIATED, "trainer", "loader", "metrics", "id_dropout", "logger")
 _TEXTS = ("data_dir", "data_name", "model_name")
 _NUMBERS = ("seed", "loader.batch_size", "loader.eval_batch_size")
 
@@ -48,11 +48,11 @@ def build(node: DictConfig, key: str, *args: Any) -> Any:
             cause = cause.__cause__
         if isinstance(cause, UserError):
             raise cause from None
-        said = f"config {key}: {' '.join(str(cause).split())}"
+        message = f"config {key}: {' '.join(str(cause).split())}"
         if isinstance(cause, UnmetNeedError):
-            raise UnfitError(said) from None
+            raise UnfitError(message) from None
         if isinstance(cause, ValueError | TypeError):
-            raise UserError(said) from None
+            raise UserError(message) from None
         raise
 
 
@@ -78,23 +78,23 @@ def read_config(path: Path, trust: Sequence[str]) -> DictConfig:
     """
     content = read_yaml(path)
     if not isinstance(content, dict):
-        raise UserError(f"{path}: is no config of a run")
+        raise UserError(f"{path}: is not the config of a run")
     if isinstance(content.get("model"), dict):
         content["model"] = present_model(content["model"])
     check_config(content, packages(trust), path)
     for key in _GROUPS:
         if content.get(key) is not None and not isinstance(content[key], dict):
-            raise UserError(f"{path}: config {key}: is no group of settings")
-    for key in _MADE:
+            raise UserError(f"{path}: config {key}: is not a group of settings")
+    for key in _INSTANTIATED:
         if not (content.get(key) or {}).get("_target_"):
-            raise UserError(f"{path}: config {key}._target_: is missing, so this is no config of a run")
+            raise UserError(f"{path}: config {key}._target_: is missing, so this is not the config of a run")
     if not isinstance(content.get("base_run"), str | None):
         raise UserError(f"{path}: config base_run: {content['base_run']!r} is neither a folder nor null")
     config: DictConfig = OmegaConf.create(content)
     for key in (*_TEXTS, *_NUMBERS):
-        value, what = OmegaConf.select(config, key), "text" if key in _TEXTS else "whole number from 0"
+        value, expected = OmegaConf.select(config, key), "text" if key in _TEXTS else "a whole number from 0"
         if not (isinstance(value, str) if key in _TEXTS else is_whole(value) and value >= 0):
-            raise UserError(f"{path}: config {key}: {value!r} is no {what}")
+            raise UserError(f"{path}: config {key}: {value!r} is not {expected}")
     return config
 
 
@@ -103,8 +103,8 @@ def check_whole(config: DictConfig, least: Mapping[str, int]) -> None:
     for key, smallest in least.items():
         value = OmegaConf.select(config, key)
         if not is_whole(value) or value < smallest:
-            what = "a positive whole number" if smallest == 1 else f"a whole number from {smallest}"
-            raise UserError(f"config {key}: {value!r} is not {what}")
+            expected = "a positive whole number" if smallest == 1 else f"a whole number from {smallest}"
+            raise UserError(f"config {key}: {value!r} is not {expected}")
 
 
 def open_store(config: DictConfig) -> Store:
@@ -125,7 +125,7 @@ def settings_of(config: DictConfig) -> dict[str, Any]:
     """The settings that a run's metrics depend on: the resolved config without paths, names and ``trust``."""
     settings = OmegaConf.to_container(config, resolve=True)
     assert isinstance(settings, dict)
-    return {str(k): v for k, v in settings.items() if k not in _FREE}
+    return {str(k): v for k, v in settings.items() if k not in _NOT_HASHED}
 
 
 def config_hash(config: DictConfig) -> str:

@@ -143,21 +143,24 @@ def _fit_and_test(config: DictConfig, draw: Draw | None) -> dict[str, Any]:
         advice = base_rate_warnings(metrics, fitted.store, module.targets, dropout)
         for line in [*_hidden_state_warnings(module), *fitted.gates.warnings(), *advice]:
             print(f"warning: {line}", file=sys.stderr)
-        keep = bool(OmegaConf.select(config, "logger.wandb.checkpoint"))
-        fitted.dashboard.close(metrics, module.targets.names, folder, draw, checkpoint=keep)
+        upload_checkpoint = bool(OmegaConf.select(config, "logger.wandb.checkpoint"))
+        fitted.dashboard.close(metrics, module.targets.names, folder, draw, checkpoint=upload_checkpoint)
         log_final(trainer.loggers, metrics, trainer.global_step)
         print(f"Run folder: {folder}")
     return metrics
 
 
 def fit(
-    config: DictConfig, more: Callable[[Path], Sequence[Callback]] = lambda folder: (), *, checkpoints: bool = True
+    config: DictConfig,
+    make_callbacks: Callable[[Path], Sequence[Callback]] = lambda folder: (),
+    *,
+    checkpoints: bool = True,
 ) -> Fitted:
     """Prepare the data if needed and fit. The run folder has everything except the test metrics.
 
     Args:
         config: composed config of ``train.py``.
-        more: function that returns additional callbacks for a run folder.
+        make_callbacks: function that returns additional callbacks for a run folder.
         checkpoints: save the best and the last checkpoint.
 
     Raises:
@@ -191,7 +194,7 @@ def fit(
             *build_callbacks(config, folder, store.schema, meter, mode, checkpoints=checkpoints),
         ]
         callbacks += [conflict, gates, dashboard, selection]
-        callbacks += more(folder)
+        callbacks += make_callbacks(folder)
         trainer: L.Trainer = build_trainer(config, folder, loggers, callbacks, meter)
         rows = {"val": len(store.split("validation")), "test": len(store.split("test"))}
         by_user = ranks_within_users(config, rows["test"])
@@ -208,9 +211,9 @@ def fit(
         )
         data = RankingDataModule(store, config.loader.batch_size, config.loader.eval_batch_size, config.seed)
         check_processes(config, trainer, model)
-        earlier: dict[Path, bytes] | None = None  # only in the first process, which started before the others
+        previous_files: dict[Path, bytes] | None = None  # only in the first process, which started before the others
         if trainer.is_global_zero:
-            earlier = {p: p.read_bytes() for p in start_of(folder) if p.exists()}
+            previous_files = {p: p.read_bytes() for p in start_of(folder) if p.exists()}
             write_start(config, folder, store)
             print(summary(store), file=sys.stderr)
             print(_describe(config, size, folder), file=sys.stderr, flush=True)
@@ -218,25 +221,25 @@ def fit(
                 print(f"init_from: {line}", file=sys.stderr)
             for line in [] if isinstance(model, Baseline) else unknown_id_warnings(store, id_dropout):
                 print(f"warning: {line}", file=sys.stderr)
-    about: dict[str, Any] = {"version": __version__, "code": code_fingerprint(), "data_fingerprint": store.fingerprint}
-    about |= {"data_test": store.labels_identity("test")}
-    about |= {"config_hash": config_hash(config), **environment()}
-    about["machine/processes"] = trainer.world_size
-    log_config(loggers, config, {**about, **size})
+    record: dict[str, Any] = {"version": __version__, "code": code_fingerprint(), "data_fingerprint": store.fingerprint}
+    record |= {"data_test": store.labels_identity("test")}
+    record |= {"config_hash": config_hash(config), **environment()}
+    record["machine/processes"] = trainer.world_size
+    log_config(loggers, config, {**record, **size})
     try:
         if isinstance(model, Baseline):
-            about |= fit_baseline(trainer, module, data, meter, folder / BEST if checkpoints else None)
+            record |= fit_baseline(trainer, module, data, meter, folder / BEST if checkpoints else None)
         else:
             _fit(trainer, module, data, folder, resume)
     except UserError:  # a refused resume restores the run; a run that never started leaves no files
-        if earlier is not None:
-            for path, content in earlier.items():
+        if previous_files is not None:
+            for path, content in previous_files.items():
                 path.write_bytes(content)
-            if not earlier:
+            if not previous_files:
                 unwrite_start(folder)
         raise
     metrics: dict[str, Any] = {"model": config.model_name, "data": config.data_name, "seed": config.seed}
-    metrics |= about
+    metrics |= record
     metrics |= {"fit/precision": str(trainer.precision), "fit/steps": trainer.global_step}
     metrics |= size
     metrics |= meter.figures(trainer.world_size) | conflict.figures(store.schema.task_names) | gates.figures()
@@ -259,7 +262,7 @@ def _fit(trainer: L.Trainer, module: RankingModule, data: RankingDataModule, fol
     except SystemExit:  # Lightning exits this way after Ctrl-C
         if not trainer.interrupted:
             raise
-        print(f"interrupted: go on with run_dir={folder} ckpt=last and the same settings", file=sys.stderr)
+        print(f"interrupted: resume with run_dir={folder} ckpt=last and the same settings", file=sys.stderr)
         raise SystemExit(130) from None
     finally:
         del os.environ[RUN_DIR]

@@ -46,15 +46,15 @@ class _ContinuedWriter(ExperimentWriter):
 
     def __init__(self, log_dir: str) -> None:
         super().__init__(log_dir)
-        self._goes_on = Path(self.metrics_file_path).exists()
+        self._continues = Path(self.metrics_file_path).exists()
 
     def _check_log_dir_exists(self) -> None:
         """Do nothing, where Lightning deletes the earlier file."""
 
     def save(self) -> None:
         """Write the new rows."""
-        if self.metrics and self._goes_on:
-            self._goes_on = False
+        if self.metrics and self._continues:
+            self._continues = False
             self._cut()
         super().save()
 
@@ -68,13 +68,13 @@ class _ContinuedWriter(ExperimentWriter):
                 rows = [row for row in reader if None not in row and None not in row.values()]  # skip incomplete lines
             steps = [int(row["step"] or 0) for row in rows]
         except (ValueError, LookupError, csv.Error) as error:
-            raise UserError(f"{path}: is no log of a run ({error}); delete it, or train again") from None
-        first = min(int(row["step"]) for row in self.metrics)
-        again = {key for row in self.metrics if int(row["step"]) == first for key in row} - {"step", "epoch"}
+            raise UserError(f"{path}: is not the log of a run ({error}); delete it, or train again") from None
+        first_step = min(int(row["step"]) for row in self.metrics)
+        new_keys = {key for row in self.metrics if int(row["step"]) == first_step for key in row} - {"step", "epoch"}
         kept = [
             row
             for row, step in zip(rows, steps, strict=True)
-            if step < first or (step == first and not any(row.get(key) for key in again))
+            if step < first_step or (step == first_step and not any(row.get(key) for key in new_keys))
         ]
         write_csv(path, header, [[row[key] for key in header] for row in kept])
         self.metrics_keys = header
@@ -121,7 +121,7 @@ def make_loggers(config: DictConfig, folder: Path, fingerprint: str) -> list[Log
         folder: run folder.
         fingerprint: fingerprint of the data.
     """
-    made = []
+    loggers = []
     for name, node in (config.get("logger") or {}).items():
         if node is None:
             continue
@@ -134,9 +134,9 @@ def make_loggers(config: DictConfig, folder: Path, fingerprint: str) -> list[Log
             settings.setdefault("id", run_id(config, folder, fingerprint))
         logger = build(OmegaConf.create(settings), f"logger.{name}")
         if not isinstance(logger, Logger):
-            raise UserError(f"config logger.{name}: {settings['_target_']} is no logger of Lightning")
-        made.append(logger)
-    return made
+            raise UserError(f"config logger.{name}: {settings['_target_']} is not a Lightning logger")
+        loggers.append(logger)
+    return loggers
 
 
 def _takes_folder(settings: Mapping[Any, Any]) -> bool:
@@ -193,8 +193,8 @@ def log_config(loggers: Sequence[Logger], config: DictConfig, about: Mapping[str
 @rank_zero_only
 def log_final(loggers: Sequence[Logger], metrics: Mapping[str, Any], step: int) -> None:
     """Log the numbers of ``metrics.json`` that Lightning has not logged, except to CSV and W&B."""
-    new = {k: v for k, v in metrics.items() if not k.startswith(("test/", "val/", "train/"))}
-    numbers = {k: float(v) for k, v in new.items() if isinstance(v, int | float)}
+    unlogged = {k: v for k, v in metrics.items() if not k.startswith(("test/", "val/", "train/"))}
+    numbers = {k: float(v) for k, v in unlogged.items() if isinstance(v, int | float)}
     for logger in loggers:
         if not isinstance(logger, CSVLogger | WandbLogger):
             logger.log_metrics(numbers, step)
@@ -203,14 +203,14 @@ def log_final(loggers: Sequence[Logger], metrics: Mapping[str, Any], step: int) 
 @contextmanager
 def wandb_finished() -> Iterator[None]:
     """End a W&B run that starts inside this context, even on failure. An existing run is left to its owner."""
-    before = _wandb_run()
+    outer_run = _wandb_run()
     try:
         yield
     except BaseException:
-        if _wandb_run() is not before:
+        if _wandb_run() is not outer_run:
             finish_wandb(1)  # also after Ctrl-C: W&B shows the run as failed until it is resumed
         raise
-    if _wandb_run() is not before:
+    if _wandb_run() is not outer_run:
         finish_wandb(0)
 
 

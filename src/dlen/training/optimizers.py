@@ -194,11 +194,12 @@ class ShardedAdagrad(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state; UserError if it belongs to a different optimiser or different settings."""
         _check_kept(state_dict, RowAdagrad.kept)
-        (was,), (now,) = state_dict["param_groups"], self.param_groups
+        (saved,), (current,) = state_dict["param_groups"], self.param_groups
         for key in ("eps", "weight_decay"):  # TorchRec gets them when the table is created
-            if was[key] != now[key]:
+            if saved[key] != current[key]:
                 raise UserError(
-                    f"config ckpt: {key} of the table was {was[key]} and is {now[key]} now; set optimizer as it was"
+                    f"config ckpt: the table's {key} was {saved[key]} and is {current[key]} now; set optimizer as it "
+                    "was"
                 )
         if state_dict["state"]:
             self.table.load_accumulators(state_dict["state"][0]["sum"])
@@ -256,15 +257,15 @@ def _check_kept(state_dict: dict[str, Any], kept: tuple[str, ...]) -> None:
     for state in state_dict["state"].values():
         if set(state) != set(kept):
             raise UserError(
-                f"config ckpt: the checkpoint's optimiser keeps {', '.join(state)} of a table, and today's "
+                f"config ckpt: the checkpoint's optimiser keeps {', '.join(state)} of a table, the configured one "
                 f"{', '.join(kept)}; set optimizer as it was"
             )
 
 
 def _tables_and_dense(model: nn.Module) -> tuple[list[EmbeddingTable], list[nn.Parameter]]:
     tables = [m for m in model.modules() if isinstance(m, EmbeddingTable)]
-    known = {id(t.weight) for t in tables}
-    return tables, [p for p in model.parameters() if id(p) not in known]
+    table_weights = {id(t.weight) for t in tables}
+    return tables, [p for p in model.parameters() if id(p) not in table_weights]
 
 
 def _dense_and_rows(
@@ -282,11 +283,11 @@ def _dense_and_rows(
         weight_decay=weight_decay,
         embedding_weight_decay=embedding_weight_decay,
     )
-    tables, others = _tables_and_dense(model)
-    make = partial(Adam, fused=True) if dense is None else dense
+    tables, dense_parameters = _tables_and_dense(model)
+    make_dense = partial(Adam, fused=True) if dense is None else dense
     return Combined(
         [
-            make(others, lr=lr, weight_decay=weight_decay),
+            make_dense(dense_parameters, lr=lr, weight_decay=weight_decay),
             rows(
                 [{"params": [t.weight], "parts": t.parts} for t in tables],
                 lr=embedding_lr,
