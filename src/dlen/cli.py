@@ -60,13 +60,7 @@ def entry(run: Callable[[DictConfig], Any], config_name: str) -> Callable[..., N
 
 
 def command(run: Callable[[DictConfig], Any], config_name: str, conf: Path) -> None:
-    """Run a command and exit: with code 0 on success, with code 2 and one line if the input or the config is invalid.
-
-    Args:
-        run: function of the composed config.
-        config_name: name of the primary config.
-        conf: folder of the primary config.
-    """
+    """Run a command and exit: code 0 on success, code 2 and one line if the input or the config is invalid."""
     _answer_flags(sys.argv[1:], config_name, conf)
     register_resolvers()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise, so that errors reach _one_line below
@@ -142,9 +136,6 @@ def _without_null(argument: str) -> str:
 
 def _with_best(arguments: Sequence[str]) -> list[str]:
     """Expand ``+best=FILE``, the result of a study, to ordinary overrides. All other overrides follow and win.
-
-    Args:
-        arguments: arguments of the command line.
 
     Raises:
         UserError: the file is not a best.yaml, or sets more than a study can search.

@@ -18,12 +18,7 @@ Flags
 
 
 def command_help(conf: Path, name: str) -> str:
-    """The help of a command.
-
-    Args:
-        conf: folder of the configs.
-        name: name of the command's primary config.
-    """
+    """The help of a command."""
     head, keys = _comment_and_keys((conf / f"{name}.yaml").read_text())
     for included in includes(conf, name):
         keys += _comment_and_keys((conf / f"{included}.yaml").read_text())[1]

@@ -39,8 +39,6 @@ def fitted(
     Args:
         models: settings of each model, by name.
         base: the model whose size the others match.
-        common: settings of all models.
-        store_of: returns the prepared data of a config.
         skip_unfit: skip a model whose requirements are not met, and print the reason.
         match: ``parameters`` scales the widths of the experts and the hidden state network until the number of dense
             parameters matches the base; None leaves all sizes unchanged.

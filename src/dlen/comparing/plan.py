@@ -19,7 +19,7 @@ from dlen.overrides import compose_train, overrides_for_train
 from dlen.training.configs import digest, open_store, settings_of
 from dlen.training.run_folder import SCORES
 
-_OWN = ("experiment", "seeds", "models", "workers", "out")  # settings of compare.py that train.py does not know
+_COMPARE_KEYS = ("experiment", "seeds", "models", "workers", "out")  # keys that train.py does not have
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ def make_plan(config: DictConfig, cell: Sequence[str] = ()) -> Plan:
     if base not in models:
         raise UserError(f"config models: must include the base model {base!r}, got {', '.join(models)}")
     seeds = parse_seeds(config.seeds if config.seeds is not None else experiment["seeds"])
-    common = [*overrides_for_train(_OWN, experiment.get("settings") or []), *cell]
+    common = [*overrides_for_train(_COMPARE_KEYS, experiment.get("settings") or []), *cell]
     stores: dict[str, Store] = {}
     if experiment.get("skip_unfit") or experiment.get("match"):
         options: dict[str, Any] = {"skip_unfit": bool(experiment.get("skip_unfit")), "match": experiment.get("match")}
@@ -103,10 +103,8 @@ def plan_runs(
     """Plan the run of each model and seed.
 
     Args:
-        title: title of the table.
         base: the model that the others are paired with.
         models: all overrides of each model, by name.
-        seeds: seeds of every model.
         stores: prepared data that are already open.
         paper: the paper's own metrics.
     """
@@ -126,7 +124,7 @@ def _check_same_rows(base: str, runs: Mapping[tuple[str, int], PlannedRun]) -> N
         actual = run.store.labels_identity("test")
         if actual != expected:
             raise UserError(
-                f"config models: {run.model}, seed {run.seed}, is tested on other rows ({actual}) than {base} "
+                f"config models: {run.model}, seed {run.seed}, is tested on different rows ({actual}) than {base} "
                 f"({expected}), so their figures cannot be compared; give all models the same data"
             )
 

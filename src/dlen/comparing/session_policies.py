@@ -152,7 +152,6 @@ def run_sessions(plan: Plan, settings: SessionPlan, paper: Mapping[str, Any]) ->
 
     Args:
         plan: plan whose runs are done, all on one simulated feed.
-        settings: settings of the sessions.
         paper: the paper's own metrics.
 
     Raises:

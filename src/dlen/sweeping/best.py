@@ -25,7 +25,6 @@ def write_best(overrides: Sequence[str], origin: str, path: Path) -> None:
     Args:
         overrides: overrides of ``train.py``; the last one of a key wins.
         origin: a comment that states their origin.
-        path: path of the file.
     """
     groups: dict[str, Any] = {}
     values: dict[str, Any] = {}
@@ -60,9 +59,7 @@ def write_trials(trials: Sequence[FrozenTrial], objectives: Mapping[str, str], p
     AUC, last reported step and value, cost, worker, times, reason and overrides.
 
     Args:
-        trials: trials of the study.
         objectives: direction of each metric, by key.
-        path: path of the Parquet file.
     """
     front = {t.number for t in pareto_front(trials, objectives)}
     params = list(dict.fromkeys(name for t in trials for name in t.params))

@@ -55,12 +55,8 @@ class LocalWorker:
     The worker exits when its standard input is closed, so it never outlives the coordinator.
 
     Args:
-        name: name in the study.
         number: number of the worker, from 0.
-        workers: number of workers on this machine.
-        devices: devices per worker.
         spec: file of the study's spec.
-        storage: storage of the study.
     """
 
     def __init__(self, name: str, number: int, workers: int, devices: int, spec: Path, storage: str) -> None:
@@ -104,7 +100,6 @@ class SubmititWorker:
     """A job on Slurm, or on another cluster supported by submitit.
 
     Args:
-        name: name in the study.
         number: number of the worker, from 0.
         spec: file of the study's spec, which the job must be able to read.
         cluster: cluster type of submitit, such as ``slurm`` or ``local``.
@@ -161,9 +156,7 @@ class Coordinator:
 
     Args:
         study: study, shared with other coordinators.
-        spec: spec of the study.
         start: starts a worker from its name and number.
-        workers: number of workers.
         table: progress table.
     """
 

@@ -185,7 +185,6 @@ def make_job(options: Mapping[str, Any], schema: Schema, objectives: Mapping[str
 
     Args:
         options: config of ``sweep``.
-        schema: schema of the run's data.
         objectives: direction of each metric.
 
     Raises:
@@ -256,7 +255,6 @@ def confirm(job: FusionJob, params: Mapping[str, Any], folder: Path, trust: Sequ
     """Compare the best weights with equal ones without P(UP), once, on the test split or on users outside the search.
 
     Args:
-        job: job of the study.
         params: parameters of the best trial.
         folder: folder of the study, for ``confirm.json``.
         trust: packages, in addition to dlen, whose classes the run's config may name.

@@ -24,8 +24,6 @@ class StudyTable:
     """Shows running trials with their step and value, how many are done, the best so far, and the time left.
 
     Args:
-        name: name of the study.
-        wanted: number of trials.
         objectives: direction of each metric, by key.
         first: trials of an earlier run; those that have ended are not reported again.
     """
@@ -51,11 +49,7 @@ class StudyTable:
             self._live.stop()
 
     def show(self, trials: Sequence[FrozenTrial]) -> None:
-        """Show what has changed.
-
-        Args:
-            trials: current trials of the study.
-        """
+        """Show what has changed."""
         for trial in trials:
             if trial.state.is_finished() and trial.number not in self._reported:
                 self._reported.add(trial.number)

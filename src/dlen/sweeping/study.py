@@ -139,7 +139,6 @@ def make_sampler(name: str, options: Mapping[str, Any], seed: int, worker: str, 
     Args:
         name: a known sampler.
         options: further arguments of Optuna's class.
-        seed: seed of the study.
         worker: identifies the worker. Workers draw different random numbers, unless they share a sequence.
         trials: number of trials in the study, so that a resumed study draws new numbers.
 
@@ -238,9 +237,7 @@ def claim(study: optuna.Study, budget: int, folder: Path, worker: str) -> optuna
     one detects and reverts.
 
     Args:
-        study: study shared by all workers.
         budget: wanted number of trials.
-        folder: folder of the study.
         worker: name of the worker, stored with the trial.
     """
     with locked(folder / ".claim.lock", "starting a trial", quiet=True):
@@ -272,7 +269,6 @@ def fail(study: optuna.Study, trial: FrozenTrial, reason: str, retries: int | No
     """Fail a trial that cannot continue, and requeue it.
 
     Args:
-        study: study of the trial.
         trial: a started trial that has not ended.
         reason: reason, stored with the trial.
         retries: maximum number of retries; None retries without counting this attempt, 0 never retries.

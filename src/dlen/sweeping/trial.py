@@ -110,11 +110,8 @@ def run_trial(
     A failed trial records its reason and does not affect the next one. An interrupted trial is requeued.
 
     Args:
-        study: study of the trial.
         trial: a started trial.
         compose: makes a config of ``train.py`` from the trial's overrides.
-        space: search space.
-        spec: spec of the study.
         stopping: set when the worker has to stop.
 
     Returns:
@@ -193,7 +190,6 @@ def follow(compose: Callable[[list[str]], DictConfig], spec: Spec) -> None:
 
     Args:
         compose: makes a config of ``train.py`` from the trial's overrides.
-        spec: spec of the study.
     """
     reporter = Reporter(None, next(iter(spec.objectives)), threading.Event(), prunable=spec.prunable(0))
     fit(compose(json.loads(os.environ[FOLLOWED])), lambda folder: [reporter], checkpoints=False)

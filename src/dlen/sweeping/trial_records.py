@@ -47,7 +47,6 @@ def best_trial(trials: Sequence[FrozenTrial], objectives: Mapping[str, str]) -> 
     """The best complete trial; with several objectives, the one on the Pareto front with the best mean AUC.
 
     Args:
-        trials: trials of the study.
         objectives: direction of each metric, by key.
     """
     front = pareto_front(trials, objectives)

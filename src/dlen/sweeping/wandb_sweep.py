@@ -21,11 +21,6 @@ _METHODS = {"tpe": "bayes", "gp": "bayes", "random": "random", "grid": "grid"}  
 def write_wandb_sweep(spec: Spec, space: Space, folder: Path) -> Path:
     """Write ``FOLDER/wandb.yaml``, which ``wandb sweep`` reads.
 
-    Args:
-        spec: spec of the study.
-        space: search space of the study.
-        folder: folder of the study.
-
     Raises:
         UserError: W&B has no counterpart of a setting.
     """
@@ -74,11 +69,11 @@ def _values(distribution: BaseDistribution) -> dict[str, Any]:
         return {"values": list(distribution.choices)}
     assert isinstance(distribution, FloatDistribution | IntDistribution)
     limits: dict[str, Any] = {"min": distribution.low, "max": distribution.high}
-    whole = isinstance(distribution, IntDistribution)
+    integer = isinstance(distribution, IntDistribution)
     if distribution.log:
-        kind = "q_log_uniform_values" if whole else "log_uniform_values"
-        return {"distribution": kind, **limits, **({"q": 1} if whole else {})}
-    if whole and distribution.step == 1:
+        kind = "q_log_uniform_values" if integer else "log_uniform_values"
+        return {"distribution": kind, **limits, **({"q": 1} if integer else {})}
+    if integer and distribution.step == 1:
         return {"distribution": "int_uniform", **limits}
     if distribution.step is None:
         return {"distribution": "uniform", **limits}

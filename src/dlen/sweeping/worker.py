@@ -40,7 +40,6 @@ def work(spec: Spec, name: str, number: int, watch: bool) -> None:
     """Run trials until the wanted number has been started, time is up, or the worker is asked to stop.
 
     Args:
-        spec: spec of the study.
         name: name of this worker, by which its coordinator finds its trials.
         number: number of this worker on its machine, from 0.
         watch: stop when standard input is closed, which happens however the coordinator ends.

@@ -276,11 +276,7 @@ def _validation_line(trainer: L.Trainer, module: L.LightningModule) -> str:
 
 
 class TerminalProgress(RichProgressBar):
-    """Lightning's rich progress bar with rows per second and mean validation AUC, plus one line per validation.
-
-    Args:
-        meter: meter that counts the rows.
-    """
+    """Lightning's rich progress bar with rows per second and mean validation AUC, plus one line per validation."""
 
     def __init__(self, meter: Meter) -> None:
         super().__init__(leave=True)
@@ -306,11 +302,7 @@ class TerminalProgress(RichProgressBar):
 
 
 class PlainProgress(Callback):
-    """Progress as plain lines for logs: one every ten seconds and one per validation.
-
-    Args:
-        meter: meter that counts the rows.
-    """
+    """Progress as plain lines for logs: one every ten seconds and one per validation."""
 
     def __init__(self, meter: Meter) -> None:
         self.meter = meter

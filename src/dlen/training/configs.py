@@ -70,7 +70,6 @@ def read_config(path: Path, trust: Sequence[str]) -> DictConfig:
     """Read the resolved config of a run from a file that may be untrusted.
 
     Args:
-        path: path of the ``config.yaml``.
         trust: the config key ``trust``: packages, besides dlen, whose classes the config may name.
 
     Raises:

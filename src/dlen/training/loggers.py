@@ -114,13 +114,7 @@ def mlflow_logger(save_dir: str, tracking_uri: str, **settings: Any) -> MLFlowLo
 
 
 def make_loggers(config: DictConfig, folder: Path, fingerprint: str) -> list[Logger]:
-    """Build the loggers of a run, without writing anything.
-
-    Args:
-        config: composed config of ``train.py``.
-        folder: run folder.
-        fingerprint: fingerprint of the data.
-    """
+    """Build the loggers of a run, without writing anything."""
     loggers = []
     for name, node in (config.get("logger") or {}).items():
         if node is None:
@@ -176,8 +170,6 @@ def log_config(loggers: Sequence[Logger], config: DictConfig, about: Mapping[str
     W&B gets nested settings, as its panels expect; the other loggers get dotted keys.
 
     Args:
-        loggers: loggers of the run.
-        config: composed config of ``train.py``.
         about: fingerprints and sizes.
     """
     settings = OmegaConf.to_container(config, resolve=True)
