@@ -212,7 +212,7 @@ def _of_the_machine(error: BaseException) -> str | None:
             return f"{path or 'a file'}: {os.strerror(code)}; set data_dir or runs_dir to a writable folder"
         if isinstance(cause, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
             amount = re.search(r"allocate ([\d.]+ ?\w+)", text)
-            requested = f" ({amount[1]} were requested at once)" if amount else ""
+            requested = f" ({amount[1]} requested at once)" if amount else ""
             return (
                 f"out of memory{requested}; lower loader.batch_size, loader.eval_batch_size or model.embedding.dim, or "
                 "raise the data's min_count, which makes the embedding table smaller"
