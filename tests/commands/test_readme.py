@@ -14,7 +14,10 @@ import pytest
 from dlen.data.sources.aliccp_demo import AliCCPDemo
 from tests.conftest import ROOT, run_command, run_here
 
-PAGES = ["README.md", *(f"docs/{name}.md" for name in ("index", "commands", "reports", "sweeps", "multi_gpu", "datasets", "models"))]
+PAGES = [
+    "README.md",
+    *(f"docs/{name}.md" for name in ("index", "commands", "reports", "sweeps", "multi_gpu", "datasets", "models")),
+]
 DOCUMENTS = [
     "README.md",
     "CHANGELOG.md",
