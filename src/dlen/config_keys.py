@@ -29,6 +29,8 @@ def check_keys(config: DictConfig, conf: Path, name: str) -> None:
         name: name of its primary config.
     """
     known = _known(conf, name)
+    if "data" in known:
+        known |= _known(conf, "train")  # a data set sets what train.py reads, such as loader and patience
     text = OmegaConf.to_yaml(config)
     for given in config:
         key = str(given)

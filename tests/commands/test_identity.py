@@ -182,7 +182,7 @@ def test_a_comparison_is_of_the_same_rows(tmp_path: Path) -> None:
     chosen = ["experiment=table1", "experiment.base=A", *models, "models=[A,B]", *FEED, "seeds=1", "data_dir=data"]
     done = ran(tmp_path, *chosen, script="compare.py")
     assert done.returncode == 2
-    assert "tested on other rows" in done.stderr.splitlines()[-1]
+    assert "tested on different rows" in done.stderr.splitlines()[-1]
 
 
 # Raw files

@@ -111,6 +111,9 @@ def test_own_configs_act_in_every_command(place: Path, search: tuple[str, ...]) 
     ok("sweep.py", place, *search, "sweep=mine", *small)
     best = place / "runs/sweeps/mine-feed/best.yaml"
     assert "searchpath" not in best.read_text()
+    table = json.loads((best.parent / "confirm/table.json").read_text())
+    sizes = {row["model"]: row["extras"]["model/dense_parameters"] for row in table["rows"]}
+    assert sizes["default"] == sizes["best"]  # the default is of the study's own model
     study = json.loads(best.with_name("study.json").read_text())
     assert "on fresh seeds" in study["sections"][0]["title"]  # the answer of a study comes first
     journal = optuna.storages.JournalStorage(Journal(best.with_name("journal.log")))
@@ -154,6 +157,23 @@ def test_an_added_key_that_nothing_reads_is_refused(tmp_path: Path, typed: str, 
 def test_every_command_refuses_keys_that_nothing_reads(tmp_path: Path, script: str) -> None:
     needed = {"compare.py": ["experiment=table1"], "sweep.py": ["sweep=alpha"]}.get(script, [])
     assert "nosuchkey" in refusal(script, tmp_path, *needed, "+nosuchkey=1")
+
+
+@pytest.mark.parametrize("data", ["feed", "aliccp_demo", "feed_sparse"])
+def test_prepare_takes_every_data_set(tmp_path: Path, data: str) -> None:
+    assert "rows" in ok("prepare.py", tmp_path, f"data={data}", "data.rows=3000")
+
+
+def test_several_machines_need_a_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NODE_RANK", raising=False)
+    assert "trainer.num_nodes" in refusal("train.py", tmp_path, *SMALL, *TINY, "trainer.num_nodes=2")
+
+
+def test_a_run_of_several_machines_is_evaluated_on_one(tmp_path: Path) -> None:
+    ok("train.py", tmp_path, *SMALL, *TINY, "trainer.max_steps=2", "run_dir=run")
+    path = tmp_path / "run/config.yaml"
+    path.write_text(path.read_text().replace("num_nodes: 1", "num_nodes: 2"))
+    ok("evaluate.py", tmp_path, "run=run")
 
 
 def test_an_experiment_is_told_to_the_other_command(place: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -103,14 +103,15 @@ class Run:
             print(line, file=sys.stderr)
         return pl.concat(frames)
 
-    def evaluate(self, split: str = "test") -> dict[str, Any]:
+    def evaluate(self, split: str = "test", trainer: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Measure the best checkpoint on a split as ``evaluate.py`` does, with its table and files.
 
         Args:
             split: train, validation or test.
+            trainer: settings that replace those of the run's trainer, such as ``{"accelerator": "cpu", "devices": 1}``.
         """
         settings = {"run": str(self.folder), "trust": list(self.trust), "split": split}
-        return evaluate(OmegaConf.create({**settings, "checkpoint": "best", "trainer": {}}))
+        return evaluate(OmegaConf.create({**settings, "checkpoint": "best", "trainer": dict(trainer or {})}))
 
 
 def load_run(folder: str | Path, trust: Sequence[str] = ()) -> Run:

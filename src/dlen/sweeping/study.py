@@ -196,7 +196,9 @@ def open_study(
     directions: Any = list(objectives.values())
     try:
         study = optuna.create_study(study_name=name, directions=directions, storage=storage)
-        study.set_metric_names(list(objectives))  # optuna-dashboard shows them
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names(list(objectives))  # optuna-dashboard shows them
     except optuna.exceptions.DuplicatedStudyError:
         study = optuna.load_study(study_name=name, storage=storage)
         before = study.user_attrs.get(_IDENTITY)

@@ -25,7 +25,7 @@ from dlen.data.store import Store
 from dlen.devices import number_of_workers
 from dlen.errors import UserError
 from dlen.files import check_links, write_text
-from dlen.overrides import compose_train, conf_of_this_command, overrides_for_train
+from dlen.overrides import SEARCH_PATH, compose_train, conf_of_this_command, overrides_for_train
 from dlen.renamed import present_keys, present_space
 from dlen.sweeping.best import write_best, write_trials
 from dlen.sweeping.coordinator import Coordinator, LocalWorker, SubmititWorker, Worker
@@ -374,7 +374,11 @@ def _report_best(study: optuna.Study, plan: StudyPlan, seeds: int, workers: int,
     print(f"{len(done)} trials, {pruned} of them pruned, in {steps:,} of {planned:,} steps ({steps / planned:.0%})")
     print(best)
     if seeds:
-        models = {"default": plan.cli_overrides, "best": [*plan.spec.common, *plan.space.overrides(top.params)]}
+        model = [o for o in plan.spec.common if o.startswith("model=")]  # the default is the study's model as it ships
+        models = {
+            "default": [*model, *plan.cli_overrides],
+            "best": [*plan.spec.common, *plan.space.overrides(top.params)],
+        }
         title = f"Best of the study {plan.spec.name}, and the default, on fresh seeds"
         tested = plan_runs(title, "default", models, range(_FRESH, _FRESH + seeds))
         with locked(plan.folder / ".answer.lock", "testing the best of this study"):
@@ -386,4 +390,5 @@ def _report_best(study: optuna.Study, plan: StudyPlan, seeds: int, workers: int,
         write_comparison(comparison, out)
         draw(study, plan.title, trials, plan.spec.objectives, plan.folder, out)
     print(f"Study: {plan.folder}/trials.parquet, study.html, best.yaml")
-    print(f"To train with it: python train.py +best={plan.folder}/best.yaml")
+    search = "".join(f"'{o}' " for o in plan.spec.common if o.startswith(SEARCH_PATH))
+    print(f"To train with it: python train.py {search}+best={plan.folder}/best.yaml")

@@ -131,7 +131,9 @@ def build_trainer(
             default_root_dir=folder,
         )
     except (TypeError, ValueError, RuntimeError, MisconfigurationException) as error:
-        raise UserError(f"config trainer: {str(error).splitlines()[0]}") from None
+        reason = str(error).splitlines()[0]
+        hint = "; set trainer.accelerator=auto and trainer.devices=1" if "backend found" in reason else ""
+        raise UserError(f"config trainer: {reason}{hint}") from None
 
 
 def ranks_within_users(config: DictConfig, rows: int) -> bool:

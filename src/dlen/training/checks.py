@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from dlen.training.building import (
 from dlen.training.configs import build, check_whole
 from dlen.training.measures import AUC_KINDS
 from dlen.training.optimizers import split_for_sharding
+from dlen.training.run_folder import one_of_many
 from dlen.training.schedulers import check_scheduler
 from dlen.training.selection import monitor_mode
 from dlen.training.targets import Targets
@@ -52,6 +54,11 @@ def check_settings(config: DictConfig) -> None:
     limits = ("trainer.max_epochs", "trainer.max_steps")  # null or -1 for no limit
     check_whole(config, _LEAST | {key: -1 for key in limits if OmegaConf.select(config, key) is not None})
     _check_trainer(config.trainer)
+    if config.trainer.num_nodes > 1 and not (one_of_many() or "NODE_RANK" in os.environ):
+        raise UserError(
+            f"config trainer.num_nodes: {config.trainer.num_nodes} machines need torchrun or srun, which start a process "
+            "on each; set trainer.num_nodes=1 to use this machine alone"
+        )
     _check_sharding(config)
     if config.metrics.auc not in AUC_KINDS:
         raise UserError(f"config metrics.auc: {config.metrics.auc!r} is not one of {', '.join(AUC_KINDS)}")
@@ -158,7 +165,8 @@ def planned_steps(config: DictConfig, store: Store) -> tuple[int, int]:
 def _batches(config: DictConfig, store: Store) -> int:
     """Training batches per epoch and process."""
     devices, limit = config.trainer.devices, config.trainer.limit_train_batches
-    processes = (devices if isinstance(devices, int) and devices > 0 else 1) * config.trainer.num_nodes
+    here = devices if isinstance(devices, int) and devices > 0 else max(1, torch.cuda.device_count())
+    processes = here * config.trainer.num_nodes
     batches = -(-(len(store.split("train")) // processes) // config.loader.batch_size)
     return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
 

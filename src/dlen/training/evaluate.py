@@ -17,7 +17,7 @@ from dlen.training.checkpoints import restoring
 from dlen.training.datamodule import RankingDataModule, tested_rows
 from dlen.training.diagnostics import attention_maps, diagnostics
 from dlen.training.gates import GateMonitor
-from dlen.training.run_folder import DIAGNOSTICS, SPLITS, flatten, open_run, read_base
+from dlen.training.run_folder import DIAGNOSTICS, SPLITS, flatten, one_of_many, open_run, read_base
 from dlen.training.terminal import print_figures
 
 
@@ -44,6 +44,8 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     checkpoint = folder / "checkpoints" / f"{config.checkpoint}.ckpt"
     if not checkpoint.exists():
         raise UserError(f"{checkpoint}: no such checkpoint; set checkpoint=best or checkpoint=last")
+    if not one_of_many():
+        run_config.trainer.num_nodes = 1  # the other machines of the training do not take part
     run_config.trainer = OmegaConf.merge(run_config.trainer, config.trainer)
     meter = Meter()
     gates = GateMonitor()

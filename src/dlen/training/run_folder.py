@@ -181,7 +181,7 @@ def run_folder(config: DictConfig) -> Iterator[Path]:
             )
         check_links(folder)
         yield folder
-    elif rank() != 0 or _one_of_many():
+    elif rank() != 0 or one_of_many():
         raise UserError("config run_dir: must be set when torchrun or Slurm starts the processes")
     else:
         folder, created = _new_folder(config)
@@ -191,7 +191,7 @@ def run_folder(config: DictConfig) -> Iterator[Path]:
             _remove_empty(created)
 
 
-def _one_of_many() -> bool:
+def one_of_many() -> bool:
     """Whether torchrun or Slurm started several processes, each of which would generate its own name."""
     torchrun, slurm = TorchElasticEnvironment.detect(), SLURMEnvironment.detect()
     counts = [os.environ.get("WORLD_SIZE", 1)] * torchrun + [os.environ.get("SLURM_NTASKS", 1)] * slurm
