@@ -56,8 +56,8 @@ def check_settings(config: DictConfig) -> None:
     _check_trainer(config.trainer)
     if config.trainer.num_nodes > 1 and not (one_of_many() or "NODE_RANK" in os.environ):
         raise UserError(
-            f"config trainer.num_nodes: {config.trainer.num_nodes} machines need torchrun or srun, which start a process "
-            "on each; set trainer.num_nodes=1 to use this machine alone"
+            f"config trainer.num_nodes: {config.trainer.num_nodes} machines need torchrun or srun, which start a "
+            "process on each; set trainer.num_nodes=1 to use this machine alone"
         )
     _check_sharding(config)
     if config.metrics.auc not in AUC_KINDS:

@@ -140,7 +140,11 @@ def _fit_and_test(config: DictConfig, draw: Draw | None) -> dict[str, Any]:
             folder / DIAGNOSTICS.format("test"), diagnostics(module.figures["test"], fitted.gates.last, attention)
         )
         dropout = None if isinstance(module.model, Baseline) else module.id_dropout
-        advice = [] if trainer.fast_dev_run else base_rate_warnings(metrics, fitted.store, module.targets, dropout)
+        advice = (
+            []
+            if config.trainer.get("fast_dev_run")
+            else base_rate_warnings(metrics, fitted.store, module.targets, dropout)
+        )
         for line in [*_hidden_state_warnings(module), *fitted.gates.warnings(), *advice]:
             print(f"warning: {line}", file=sys.stderr)
         upload_checkpoint = bool(OmegaConf.select(config, "logger.wandb.checkpoint"))
