@@ -80,7 +80,9 @@ def _row(
         mean = sum(values) / len(values) if values else None
         row[f"auc/{name}"] = mean
         row[f"auc/{name}/deviation"] = (
-            math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1)) if mean and len(values) > 1 else None
+            math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
+            if mean is not None and len(values) > 1
+            else None
         )
     row |= {"last_step": trial.last_step, "last_value": last_value(trial)}
     row |= {"steps": attributes.get("steps"), "seconds": attributes.get("seconds")}

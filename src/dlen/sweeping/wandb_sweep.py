@@ -78,4 +78,4 @@ def _values(distribution: BaseDistribution) -> dict[str, Any]:
     if distribution.step is None:
         return {"distribution": "uniform", **limits}
     steps = int((distribution.high - distribution.low) / distribution.step + 1e-9)
-    return {"values": [distribution.low + i * distribution.step for i in range(steps + 1)]}
+    return {"values": [min(distribution.low + i * distribution.step, distribution.high) for i in range(steps + 1)]}
