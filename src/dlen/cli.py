@@ -233,6 +233,11 @@ def _one_line(error: Exception) -> str:
         group = "/".join(str(error.missing_cfg_file or "").split("/")[:-1])
         hint = did_you_mean(wanted, error.options)
         return f"config {group}={wanted}: there is no such choice{hint} (choices: {', '.join(error.options)})"
+    part = re.search(r"Could not (?:load|find) '([\w/]+)/([\w.-]+)'", text)
+    if part:  # a choice in a list, such as callbacks=[ema,lr_monitor]
+        choices = sorted(path.stem for path in (conf_folder() / part[1]).glob("*.yaml"))
+        hint = did_you_mean(part[2], choices) or f" (choices: {', '.join(choices)})"
+        return f"config {part[1]}={part[2]}: there is no such choice{hint}"
     key = getattr(error, "full_key", None)
     if isinstance(error, MissingMandatoryValue):
         return f"config {key}: must be set"

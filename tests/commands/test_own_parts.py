@@ -203,8 +203,11 @@ def test_own_callbacks_and_loggers(place: Path) -> None:
     assert "hello params" in out
     assert len(list((place / "run/checkpoints/top").glob("*.ckpt"))) == 3
     assert "lr-Combined" in (place / "run/logs/metrics.csv").read_text().splitlines()[0]
-    assert "trust=[my_parts]" in refusal("evaluate.py", place, "run=run")
+    assert "trust=[my_parts]" in refusal("evaluate.py", place, "run=run")  # for its logger
     ok("evaluate.py", place, "run=run", "trust=[my_parts]")
+    ok("train.py", place, *SMALL, *TINY, own[0], "trainer.max_steps=2", "run_dir=callback")
+    ok("evaluate.py", place, "run=callback")  # which needs no callback of the training
+    assert "trust=[my_parts]" in refusal("train.py", place, "run_dir=callback", "ckpt=last")
 
 
 @pytest.mark.parametrize(
@@ -212,12 +215,14 @@ def test_own_callbacks_and_loggers(place: Path) -> None:
     [
         ("model._target_=no_such_module.Model", "model: no_such_module.Model"),
         ("+callbacks.x._target_=no_such_module.X", "callbacks.x: no_such_module.X"),
+        ("+trainer.max_epoch=1", "trainer"),
         ("+callbacks.x=1", "callbacks.x"),
         ("+callbacks.x._target_=torch.nn.Linear", "callbacks.x"),
         ("+callbacks.x={_target_: torch.nn.Flatten}", "callbacks.x"),
         ("+logger.x={_target_: torch.nn.Flatten}", "logger.x"),
         ("+logger.x={project: 3}", "logger.x"),
         ("callbacks=nosuch", "callbacks=nosuch"),
+        ("callbacks=[emaa,lr_monitor]", "callbacks=emaa: there is no such choice; did you mean ema?"),
         ("callbacks=ema callbacks.ema.decay=1", "callbacks.ema"),
         (
             "callbacks=model_checkpoint callbacks.model_checkpoint.dirpath=../../away",

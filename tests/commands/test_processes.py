@@ -22,14 +22,7 @@ SMALL += ["trainer.precision=32-true", "optimizer.embedding_lr=0.01"]
 SMALL += ["id_dropout.k=0"]  # each process draws for its own rows, as with dropout, so a joint batch has other draws
 FEED = ["data.rows=3001", "data.users=40", "data.items=30"]
 CASES = {
-    "feed": [
-        "model=dlen",
-        "model.head.match=4",
-        "+trainer.gradient_clip_val=0.2",
-        "callbacks=ema",
-        "+metrics.own.ap._target_=torchmetrics.classification.BinaryAveragePrecision",
-        *FEED,
-    ],
+    "feed": ["model=dlen", "model.head.match=4", *FEED],
     "funnel": [
         "model=dlen",
         "model.head.likelihood=marginal",
@@ -39,6 +32,13 @@ CASES = {
     ],
     "reweighted": ["model=mmoe", "balancing=dwa", *FEED],
 }
+
+
+PARTS = [  # of a user's own, added to one case
+    "+trainer.gradient_clip_val=0.2",
+    "callbacks=ema",
+    "+metrics.own.ap._target_=torchmetrics.classification.BinaryAveragePrecision",
+]
 
 
 def weights(folder: Path) -> dict[str, Any]:
@@ -93,7 +93,11 @@ STARTS = {"feed": (4, by_lightning), "funnel": (2, by_slurm), "reweighted": (2, 
 @pytest.mark.parametrize("case", list(CASES))
 def test_several_processes_train_as_one_with_the_joint_batch(case: str, tmp_path: Path) -> None:
     """For every launcher. The reweighted run is interrupted and resumed. Every row is measured once."""
-    settings = [*CASES[case], *(s for s in SMALL if case != "reweighted" or not s.startswith("model.backbone"))]
+    settings = [
+        *CASES[case],
+        *(PARTS if case == "feed" else []),
+        *(s for s in SMALL if case != "reweighted" or not s.startswith("model.backbone")),
+    ]
     if case == "reweighted":
         settings += ["model.backbone.expert=[8]"]
     processes, start = STARTS[case]

@@ -70,6 +70,10 @@ def test_known_ids_keep_their_vectors_and_new_ones_start_fresh(yesterday: Path) 
     done = run_here("train.py", [*second, "run_dir=new_run", "init_from=old_run", *STILL], yesterday)
     assert done.returncode == 0, done.stderr
     assert "init_from: user: 20 of 25 ids" in done.stderr or "init_from: user: 20 of 2" in done.stderr
+    few = write(yesterday, "few", rows(1, ["u11", "u12", "u99"], 200))
+    done = run_here("train.py", [*few, "run_dir=few_run", "init_from=old_run", *STILL], yesterday)
+    assert "user: 2 of 3 ids are known" in done.stderr
+    assert "18 of its 20 are not in these data and are dropped" in done.stderr
     same = write(yesterday, "same", old)
     ok("train.py", yesterday, *same, "run_dir=same_run", "init_from=old_run", *STILL)
     before, after = predictions(yesterday, "old_run", "old.csv"), predictions(yesterday, "same_run", "old.csv")

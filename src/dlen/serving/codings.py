@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
+import yaml
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -41,8 +42,21 @@ def field_codings(store: Store) -> list[dict[str, Any]]:
             coding: dict[str, Any] = {"name": field.name, "input": _INPUTS[kind], "position": position}
             if kind is not Kind.NUMERIC:
                 coding["offset"] = store.schema.offsets[field.name]
-            codings.append(coding | _coding(store, field))
+            codings.append(coding | _coding(store, field) | _time(store, field.name))
     return codings
+
+
+def _time(store: Store, name: str) -> dict[str, Any]:
+    """Which column a part of a time comes from, and the hours that are added to UTC before the part is taken."""
+    spec = store.content["settings"].get("spec")
+    entries = yaml.safe_load(spec)["fields"] if isinstance(spec, str) else {}
+    for entry, settings in entries.items():
+        if isinstance(settings, dict) and settings.get("kind") == "time" and name.startswith(f"{entry}_"):
+            offset = float(settings.get("utc_offset", 0.0))
+            return {
+                "time": {"column": settings.get("column", entry), "part": name[len(entry) + 1 :], "utc_offset": offset}
+            }
+    return {}
 
 
 def _coding(store: Store, field: Field) -> dict[str, Any]:

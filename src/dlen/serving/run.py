@@ -42,7 +42,7 @@ class Run:
     def __init__(self, folder: str | Path, trust: Sequence[str] = ()) -> None:
         quiet()
         self.folder, self.trust = Path(folder), tuple(trust)
-        self.config: DictConfig = load_run_config(self.folder, self.trust)
+        self.config: DictConfig = load_run_config(self.folder, self.trust, to_train=False)
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r}: {self.config.model_name} on {self.config.data_name})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import re
 import sys
@@ -34,6 +35,7 @@ from dlen.training.own_metrics import OwnMetric, build_own_metrics
 from dlen.training.schedulers import MakeSchedule, MakeScheduler, lightning_config
 from dlen.training.selection import monitor_mode
 from dlen.training.targets import Targets
+from dlen.valid import did_you_mean
 
 UNSCALED = ("auto", "32-true", "bf16-mixed")  # precisions with 32-bit weights and no gradient scaling
 
@@ -133,6 +135,9 @@ def build_trainer(
     except (TypeError, ValueError, RuntimeError, MisconfigurationException) as error:
         reason = str(error).splitlines()[0]
         hint = "; set trainer.accelerator=auto and trainer.devices=1" if "backend found" in reason else ""
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", reason)
+        if unknown:
+            hint = did_you_mean(unknown[1], inspect.signature(L.Trainer).parameters)
         raise UserError(f"config trainer: {reason}{hint}") from None
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dlen.checks import is_number
 from dlen.nn.embedding import EmbeddingTable
+from dlen.nn.sharded import ShardedTable
 from dlen.progress import format_count
 from dlen.training.checkpoints import CheckpointFiles
 from dlen.training.module import RankingModule
@@ -186,7 +187,7 @@ class DenseEMA(Callback):
 
 def _dense_weights(module: L.LightningModule) -> dict[str, Tensor]:
     """Parameters outside of embedding tables, without their gradients."""
-    tables = {id(m.weight) for m in module.modules() if isinstance(m, EmbeddingTable)}
+    tables = {id(p) for m in module.modules() if isinstance(m, EmbeddingTable | ShardedTable) for p in m.parameters()}
     return {name: p.detach() for name, p in module.named_parameters() if id(p) not in tables}
 
 

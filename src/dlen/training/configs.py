@@ -66,11 +66,12 @@ def _not_importable(key: str, target: str, error: BaseException) -> str:
     return f"config {key}: {target} cannot be imported ({reason}){hint}"
 
 
-def read_config(path: Path, trust: Sequence[str]) -> DictConfig:
+def read_config(path: Path, trust: Sequence[str], leave_out: Sequence[str] = ()) -> DictConfig:
     """Read the resolved config of a run from a file that may be untrusted.
 
     Args:
         trust: the config key ``trust``: packages, besides dlen, whose classes the config may name.
+        leave_out: groups that are not read, as nothing will be built from them.
 
     Raises:
         UserError: the file is not the config of a run, or names other code.
@@ -78,6 +79,8 @@ def read_config(path: Path, trust: Sequence[str]) -> DictConfig:
     content = read_yaml(path)
     if not isinstance(content, dict):
         raise UserError(f"{path}: is not the config of a run")
+    for key in leave_out:
+        content.pop(key, None)
     if isinstance(content.get("model"), dict):
         content["model"] = present_model(content["model"])
     check_config(content, packages(trust), path)

@@ -28,6 +28,7 @@ BEST = "checkpoints/best.ckpt"
 _MOST_TRIES = 1000  # to find a free folder name
 RUN_DIR = "DLEN_RUN_DIR"  # environment variable with the run folder, for the processes of one run
 _LASTING = ("model", "balancing", "optimizer", "id_dropout", "seed", "monitor", "loader.batch_size")
+_TRAINING_ONLY = ("callbacks", "scheduler")  # groups that evaluation and prediction do not build
 _LASTING_OR_NONE = ("scheduler", "callbacks.ema")  # settings that a resumed run cannot add either
 SPLITS = ("train", "validation", "test")
 DIAGNOSTICS = "diagnostics_{}.json"  # by split: curves, hidden state, gates
@@ -49,11 +50,12 @@ def read_identity(folder: Path) -> dict[str, str]:
     return {key: str(value) for key, value in identity.items()}
 
 
-def load_run_config(folder: Path, trust: Sequence[str] = ()) -> DictConfig:
+def load_run_config(folder: Path, trust: Sequence[str] = (), *, to_train: bool = True) -> DictConfig:
     """Read the resolved config of a run folder.
 
     Args:
         trust: packages, besides dlen, whose classes the config may name.
+        to_train: read all of it; otherwise without what only training needs, so that a run can be used without it.
 
     Raises:
         UserError: the folder is not a run, or its config names other code.
@@ -61,7 +63,7 @@ def load_run_config(folder: Path, trust: Sequence[str] = ()) -> DictConfig:
     path = folder / "config.yaml"
     if not path.exists():
         raise UserError(f"{folder}: not a run folder (no config.yaml); set run=DIR")
-    return read_config(path, trust)
+    return read_config(path, trust, () if to_train else _TRAINING_ONLY)
 
 
 def open_row_source(folder: Path, trust: Sequence[str] = ()) -> tuple[DictConfig, Store, RowSource]:
@@ -108,7 +110,7 @@ def open_run(folder: Path, trust: Sequence[str] = ()) -> tuple[DictConfig, Store
     Raises:
         UserError: the folder is not a run, or the data are not those of the run.
     """
-    config = load_run_config(folder, trust)
+    config = load_run_config(folder, trust, to_train=False)
     return config, open_kept_store(folder, config)
 
 

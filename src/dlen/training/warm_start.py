@@ -95,8 +95,10 @@ def _copy_rows(new_table: Tensor, old_table: Tensor, new: Store, old: Store) -> 
         known = np.flatnonzero(kept >= 0)
         to, source = new.schema.offsets[field.name] + known, old.schema.offsets[field.name] + kept[known]
         new_table[torch.from_numpy(to)] = old_table[torch.from_numpy(source)].to(new_table.dtype)
-        ids = len(kept) - 1  # without the unknown id
-        lines.append(f"{field.name}: {len(known) - 1:,} of {ids:,} ids are known from {old.fingerprint}")
+        before = next(f.vocab_size for f in old.schema.fields if f.name == field.name) - 1  # without the unknown id
+        line = f"{field.name}: {len(known) - 1:,} of {len(kept) - 1:,} ids are known from {old.fingerprint}"
+        lost = before - len(set(kept[known])) + 1
+        lines.append(f"{line}; {lost:,} of its {before:,} are not in these data and are dropped" if lost > 0 else line)
     return lines
 
 
