@@ -39,10 +39,15 @@ _NAMES = {
     "scheduler": tuple(f"dlen.training.schedulers.{name}" for name in ("warmup", "cosine", "one_cycle")),
     "trainer.profiler": ("lightning.pytorch.profilers.SimpleProfiler",),
 }
-_LIBRARIES = {  # key -> module and base class of a library whose classes have no side effects
-    "scheduler": ("torch.optim.lr_scheduler", "torch.optim.lr_scheduler.LRScheduler"),
-    "optimizer.dense": ("torch.optim", "torch.optim.optimizer.Optimizer"),
-    "metrics.own": ("torchmetrics", "torchmetrics.metric.Metric"),
+_LIBRARIES = {  # key -> module that names a class, modules that define it, and its base; no side effects
+    "scheduler": ("torch.optim.lr_scheduler", ("torch.optim.",), "torch.optim.lr_scheduler.LRScheduler"),
+    "optimizer.dense": ("torch.optim", ("torch.optim.",), "torch.optim.optimizer.Optimizer"),
+    # Metrics of texts and images load models.
+    "metrics.own": (
+        "torchmetrics",
+        ("torchmetrics.classification.", "torchmetrics.regression."),
+        "torchmetrics.metric.Metric",
+    ),
 }
 _IN_FOLDER = (
     "dlen.training.loggers.ContinuedCSVLogger",
@@ -128,14 +133,14 @@ def _check_target(key: str, target: Any, trust: Sequence[str], path: Path) -> No
 
 def _is_of_library(slot: str, target: str) -> bool:
     """Whether a target is a public class of the library that a key may use."""
-    module, base = _LIBRARIES.get(slot, ("", ""))
+    module, defined_in, base = _LIBRARIES.get(slot, ("", (), ""))
     if not module or not re.fullmatch(rf"{re.escape(module)}(\.[a-z]\w*)*\.[A-Z]\w*", target):
         return False
     try:
         found = _locate(target)
     except (ImportError, AttributeError, ValueError):
         return False
-    return isinstance(found, type) and found.__module__.startswith(f"{module}") and _is_kind(base)(found)
+    return isinstance(found, type) and f"{found.__module__}.".startswith(defined_in) and _is_kind(base)(found)
 
 
 def _is_of(target: Any, trust: Sequence[str]) -> bool:

@@ -8,6 +8,7 @@ import shutil
 import sys
 import zipfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -553,3 +554,19 @@ def test_a_message_moves_no_cursor() -> None:
 def test_a_config_that_is_checked_says_where(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"x.yaml: config model._args_: is not a setting"):
         check_config({"model": {"_args_": [1]}}, [], Path("x.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("target", "fits"),
+    [
+        ("torchmetrics.classification.BinaryAveragePrecision", True),
+        ("torchmetrics.MeanSquaredError", True),
+        ("torchmetrics.text.BERTScore", False),  # loads a model by name
+        ("torchmetrics.utilities.data.dim_zero_cat", False),
+        ("torch.optim.AdamW", False),
+    ],
+)
+def test_a_folder_names_metrics_that_only_compute(target: str, fits: bool, tmp_path: Path) -> None:
+    content = {"metrics": {"own": {"x": {"_target_": target}}}}
+    with nullcontext() if fits else pytest.raises(UserError, match=r"metrics\.own\.x"):
+        check_config(content, (), tmp_path / "config.yaml")

@@ -11,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from dlen.training.fit import train
-from dlen.training.loggers import ContinuedCSVLogger, run_id, wandb_logger
+from dlen.training.loggers import ContinuedCSVLogger, make_loggers, run_id, wandb_logger
 from tests.conftest import Compose, run_command
 from tests.wandb_files import WandbRun, read_wandb
 
@@ -218,3 +218,12 @@ def test_the_csv_of_an_interrupted_run_is_gone_on_with_from_its_checkpoint(tmp_p
     second.save()
     found = [(int(row["step"]), row["val/a"], row["val/b"]) for row in rows(tmp_path / "logs" / "metrics.csv")]
     assert found == [(10, "0.1", ""), (20, "0.2", ""), (25, "0.25", "1.0"), (35, "0.35", "1.0"), (45, "0.45", "")]
+
+
+@pytest.mark.parametrize("name", ["csv", "other"])
+def test_a_config_does_not_choose_where_our_loggers_write(name: str, tmp_path: Path) -> None:
+    """By no name: the config of a resumed run may come from a stranger."""
+    target = "dlen.training.loggers.ContinuedCSVLogger"
+    config = OmegaConf.create({"logger": {name: {"_target_": target, "save_dir": str(tmp_path / "elsewhere")}}})
+    (logger,) = make_loggers(config, tmp_path / "run", "data")
+    assert logger.save_dir == str(tmp_path / "run")

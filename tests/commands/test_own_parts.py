@@ -221,6 +221,7 @@ def test_own_callbacks_and_loggers(place: Path) -> None:
         ("+callbacks.x={_target_: torch.nn.Flatten}", "callbacks.x"),
         ("+logger.x={_target_: torch.nn.Flatten}", "logger.x"),
         ("+logger.x={project: 3}", "logger.x"),
+        ("+logger.wandb=3", "logger.wandb"),
         ("callbacks=nosuch", "callbacks=nosuch"),
         ("callbacks=[emaa,lr_monitor]", "callbacks=emaa: there is no such choice; did you mean ema?"),
         ("callbacks=ema callbacks.ema.decay=1", "callbacks.ema"),

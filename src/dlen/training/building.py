@@ -29,12 +29,11 @@ from dlen.nn.id_dropout import IdDropout
 from dlen.schema import Schema
 from dlen.training.balancing import Balancer
 from dlen.training.callbacks import KeptCheckpoint, Meter, Patience, PlainProgress, TerminalProgress
-from dlen.training.configs import build
+from dlen.training.configs import build, build_part
 from dlen.training.module import RankingModule
-from dlen.training.own_metrics import OwnMetric, build_own_metrics
+from dlen.training.own_metrics import build_own_metrics
 from dlen.training.schedulers import MakeSchedule, MakeScheduler, lightning_config
 from dlen.training.selection import monitor_mode
-from dlen.training.targets import Targets
 from dlen.valid import did_you_mean
 
 UNSCALED = ("auto", "32-true", "bf16-mixed")  # precisions with 32-bit weights and no gradient scaling
@@ -100,15 +99,15 @@ def build_module(
             sharding,
             id_dropout,
             make_schedule,
-            own_metrics(config, model.schema),
+            build_own_metrics(config, model.schema),
         )
     except ValueError as error:
         raise UserError(f"config balancing: {error}") from None
 
 
-def own_metrics(config: DictConfig, schema: Schema) -> dict[str, OwnMetric]:
-    """Build the metrics of the config key ``metrics.own`` for the tasks of a schema."""
-    return build_own_metrics(config, schema.task_names, Targets(schema).names)
+def modes(config: DictConfig, schema: Schema) -> Callable[[Any], str]:
+    """A function from a monitored metric, one of the user's own too, to the direction in which it improves."""
+    return partial(monitor_mode, schema=schema, own=build_own_metrics(config, schema))
 
 
 def build_trainer(
@@ -161,20 +160,19 @@ def choose_precision(accelerator: str) -> str:
 
 
 def build_callbacks(
-    config: DictConfig, folder: Path, schema: Schema, meter: Meter, mode: str, *, checkpoints: bool
+    config: DictConfig, folder: Path, meter: Meter, mode_of: Callable[[Any], str], *, checkpoints: bool
 ) -> list[Callback]:
     """Build the user's callbacks, and those for progress, early stopping and the best and last checkpoint.
 
     Args:
         config: composed config of ``train.py``.
         folder: run folder.
-        schema: schema of the data.
         meter: meter that progress is read from.
-        mode: direction of ``config.monitor``.
+        mode_of: gives the direction of a monitored metric, see :func:`modes`.
         checkpoints: save checkpoints.
     """
-    monitoring: dict[str, Any] = {"monitor": config.monitor, "mode": mode}
-    user_callbacks = build_own_callbacks(config, folder, schema)
+    monitoring: dict[str, Any] = {"monitor": config.monitor, "mode": mode_of(config.monitor)}
+    user_callbacks = build_own_callbacks(config, folder, mode_of)
     early_stopping = Patience(**monitoring, patience=config.patience, min_delta=0.0, strict=False)
     progress: list[Callback] = []
     if not any(isinstance(callback, ProgressBar) for callback in user_callbacks):
@@ -187,7 +185,7 @@ def build_callbacks(
     return [meter, *progress, early_stopping, *user_callbacks, best, last]
 
 
-def build_own_callbacks(config: DictConfig, folder: Path, schema: Schema) -> list[Callback]:
+def build_own_callbacks(config: DictConfig, folder: Path, mode_of: Callable[[Any], str]) -> list[Callback]:
     """Build the callbacks of the group ``callbacks``.
 
     Checkpoints go below the run's own folder of checkpoints. A ``mode`` of null becomes that of the monitored metric.
@@ -200,13 +198,8 @@ def build_own_callbacks(config: DictConfig, folder: Path, schema: Schema) -> lis
         if node is None:
             continue
         key = f"callbacks.{name}"
-        if not OmegaConf.is_dict(node) or "_target_" not in node:
-            raise UserError(f"config {key}: has no _target_, the class of the callback")
-        if "mode" in node and node["mode"] is None:
-            node = OmegaConf.merge(node, {"mode": monitor_mode(node["monitor"], schema, own_metrics(config, schema))})
-        callback = build(node, key)
-        if not isinstance(callback, Callback):
-            raise UserError(f"config {key}: {node['_target_']} is not a lightning.pytorch.Callback")
+        null_mode = OmegaConf.is_dict(node) and "mode" in node and node["mode"] is None
+        callback = build_part(node, key, Callback, replaced={"mode": mode_of(node["monitor"])} if null_mode else {})
         if isinstance(callback, ModelCheckpoint):
             # Lightning deletes checkpoints that fall out of the best K, so they keep to a folder of their own.
             callback.dirpath = str(
@@ -232,11 +225,9 @@ def build_scheduler(config: DictConfig) -> MakeScheduler | None:
     node = config.get("scheduler")
     if not node:
         return None
-    if not OmegaConf.is_dict(node) or "_target_" not in node:
-        raise UserError("config scheduler: has no _target_; choose one, such as scheduler=cosine")
-    if node.get("interval", "step") not in ("step", "epoch"):
+    if OmegaConf.is_dict(node) and node.get("interval", "step") not in ("step", "epoch"):
         raise UserError(f"config scheduler.interval: {node.interval!r} is neither step nor epoch")
-    make = build(OmegaConf.masked_copy(node, [k for k in node if k != "interval"]), "scheduler")
+    make = build_part(node, "scheduler", object, ["interval"])
     if not isinstance(make, partial):
         raise UserError("config scheduler._partial_: must be true, because the optimiser is built later")
     return make

@@ -28,14 +28,13 @@ from dlen.training.building import (
     build_module,
     build_own_callbacks,
     build_scheduler,
-    own_metrics,
+    modes,
 )
 from dlen.training.configs import build, check_whole
 from dlen.training.measures import AUC_KINDS
 from dlen.training.optimizers import split_for_sharding
 from dlen.training.run_folder import one_of_many
 from dlen.training.schedulers import check_scheduler
-from dlen.training.selection import monitor_mode
 from dlen.training.targets import Targets
 
 _LEAST = {
@@ -139,9 +138,9 @@ def check(config: DictConfig, store: Store) -> None:
     check_settings(config)
     check_interval(config, store)
     check_by_user(config, store)
-    user_metrics = own_metrics(config, store.schema)
-    monitor_mode(config.monitor, store.schema, user_metrics)
-    build_own_callbacks(config, Path(), store.schema)
+    mode_of = modes(config, store.schema)
+    mode_of(config.monitor)
+    build_own_callbacks(config, Path(), mode_of)
     with torch.device("meta"):
         model = build_model(config, store)
     check_optimizer(config, build(config.optimizer, "optimizer"), model)

@@ -7,7 +7,8 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 import hydra
 from hydra.errors import InstantiationException
@@ -22,6 +23,7 @@ from dlen.files import read_yaml
 from dlen.renamed import present_model
 from dlen.trust import check_config, packages
 
+Part = TypeVar("Part")
 PACKAGE = Path(dlen.__file__).parent
 _PLACES = ("data", "data_dir", "data_name", "runs_dir", "run_dir", "ckpt", "rerun", "base_run", "logger", "model_name")
 _NOT_HASHED = (*_PLACES, "trust")
@@ -54,6 +56,35 @@ def build(node: DictConfig, key: str, *args: Any) -> Any:
         if isinstance(cause, ValueError | TypeError):
             raise UserError(message) from None
         raise
+
+
+def build_part(
+    node: Any,
+    key: str,
+    base: type[Part],
+    leave_out: Sequence[str] = (),
+    replaced: Mapping[str, Any] = MappingProxyType({}),
+) -> Part:
+    """Build an entry that the user can replace by a class of their own, such as a callback.
+
+    Args:
+        node: config node of the entry.
+        key: its config key.
+        base: class that the object must be an instance of.
+        leave_out: settings that are not arguments of the class.
+        replaced: arguments that replace those of the config.
+
+    Raises:
+        UserError: the entry names no class, or one of another kind, or has an invalid setting.
+    """
+    if not OmegaConf.is_dict(node) or "_target_" not in node:
+        raise UserError(f"config {key}._target_: must be set to a class, as in the files of conf/{key.split('.')[0]}")
+    settings: Any = OmegaConf.to_container(node, resolve=True)
+    arguments = {name: value for name, value in settings.items() if name not in leave_out}
+    part = build(OmegaConf.create({**arguments, **replaced}), key)
+    if not isinstance(part, base):
+        raise UserError(f"config {key}: {node['_target_']} is not a {base.__module__}.{base.__qualname__}")
+    return part
 
 
 def _not_importable(key: str, target: str, error: BaseException) -> str:

@@ -30,7 +30,7 @@ from dlen.training.building import (
     build_module,
     build_schedule,
     build_trainer,
-    own_metrics,
+    modes,
     quiet,
     ranks_within_users,
 )
@@ -69,7 +69,7 @@ from dlen.training.run_folder import (
     unwrite_start,
     write_start,
 )
-from dlen.training.selection import Selection, monitor_mode
+from dlen.training.selection import Selection
 from dlen.training.size import size_figures
 from dlen.training.terminal import print_figures
 from dlen.training.warm_start import warm_start
@@ -176,7 +176,8 @@ def fit(
     check_measurable(store)
     check_interval(config, store)
     check_by_user(config, store)
-    mode = monitor_mode(config.monitor, store.schema, own_metrics(config, store.schema))
+    mode_of = modes(config, store.schema)
+    mode = mode_of(config.monitor)
     id_dropout = build_id_dropout(config, store)
     base, resume = read_base(config.base_run, store), resume_from(config)
     check_same_run(config)
@@ -195,7 +196,7 @@ def fit(
         selection = Selection(config.monitor, mode)
         callbacks = [
             StepSeed(config.seed),
-            *build_callbacks(config, folder, store.schema, meter, mode, checkpoints=checkpoints),
+            *build_callbacks(config, folder, meter, mode_of, checkpoints=checkpoints),
         ]
         callbacks += [conflict, gates, dashboard, selection]
         callbacks += make_callbacks(folder)

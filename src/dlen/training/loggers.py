@@ -23,9 +23,8 @@ from omegaconf import DictConfig, OmegaConf
 from dlen.errors import UserError
 from dlen.files import write_csv
 from dlen.overrides import leaves
-from dlen.training.configs import build, digest
+from dlen.training.configs import build_part, digest
 
-_IN_FOLDER = ("csv", "wandb", "tensorboard")  # ours, which write to the run folder
 _SAME_RUN = ("model", "balancing", "optimizer", "data", "seed")  # settings that a resumed run keeps
 
 
@@ -119,26 +118,24 @@ def make_loggers(config: DictConfig, folder: Path, fingerprint: str) -> list[Log
     for name, node in (config.get("logger") or {}).items():
         if node is None:
             continue
-        settings = OmegaConf.to_container(node, resolve=True)
-        if not isinstance(settings, dict) or "_target_" not in settings:
-            raise UserError(f"config logger.{name}: has no _target_, the class of the logger")
-        if name in _IN_FOLDER or _takes_folder(settings):
-            settings["save_dir"] = str(folder)
-        if name == "wandb":
-            settings.setdefault("id", run_id(config, folder, fingerprint))
-        logger = build(OmegaConf.create(settings), f"logger.{name}")
-        if not isinstance(logger, Logger):
-            raise UserError(f"config logger.{name}: {settings['_target_']} is not a Lightning logger")
-        loggers.append(logger)
+        replaced: dict[str, Any] = {}
+        if OmegaConf.is_dict(node):
+            replaced |= {"save_dir": str(folder)} if _writes_to_folder(node) else {}
+            replaced |= {"id": run_id(config, folder, fingerprint)} if name == "wandb" and "id" not in node else {}
+        loggers.append(build_part(node, f"logger.{name}", Logger, replaced=replaced))  # type: ignore[type-abstract]
     return loggers
 
 
-def _takes_folder(settings: Mapping[Any, Any]) -> bool:
-    """Whether a logger's class has an argument ``save_dir`` that is not set."""
-    if "save_dir" in settings:
+def _writes_to_folder(node: DictConfig) -> bool:
+    """Whether a logger takes the run folder as ``save_dir``: those of ours and Lightning always, others by default.
+
+    The config of a run may come from elsewhere, and may not choose where files are written.
+    """
+    target = str(node.get("_target_"))
+    if "save_dir" in node and not target.startswith(("dlen.", "lightning.")):
         return False
     try:
-        return "save_dir" in inspect.signature(get_object(str(settings["_target_"]))).parameters
+        return "save_dir" in inspect.signature(get_object(target)).parameters
     except (ImportError, ValueError, TypeError):
         return False  # building it gives the error
 

@@ -15,7 +15,9 @@ from torchmetrics import Metric
 
 from dlen.errors import UserError
 from dlen.nn.processes import total
-from dlen.training.configs import build
+from dlen.schema import Schema
+from dlen.training.configs import build_part
+from dlen.training.targets import Targets
 
 BUILT_IN = frozenset(
     (
@@ -55,13 +57,8 @@ class OwnMetric:
     mode: str | None
 
 
-def build_own_metrics(config: DictConfig, tasks: Sequence[str], targets: Sequence[str]) -> dict[str, OwnMetric]:
-    """Build the metrics of the config key ``metrics.own``, by name.
-
-    Args:
-        config: composed config of ``train.py``.
-        tasks: names of the tasks, which a metric is computed for by default.
-        targets: names of the tasks and joint events, which it may be computed for.
+def build_own_metrics(config: DictConfig, schema: Schema) -> dict[str, OwnMetric]:
+    """Build the metrics of the config key ``metrics.own``, by name: for all tasks, or for the targets that they name.
 
     Raises:
         UserError: an entry is not such a metric.
@@ -69,7 +66,12 @@ def build_own_metrics(config: DictConfig, tasks: Sequence[str], targets: Sequenc
     nodes = config.metrics.get("own") or {}
     if not OmegaConf.is_dict(nodes) and nodes:
         raise UserError("config metrics.own: is a mapping of names to metrics")
-    return {str(name): _build(str(name), node, tasks, targets) for name, node in nodes.items() if node is not None}
+    targets = Targets(schema).names
+    return {
+        str(name): _build(str(name), node, schema.task_names, targets)
+        for name, node in nodes.items()
+        if node is not None
+    }
 
 
 def _build(name: str, node: Any, tasks: Sequence[str], targets: Sequence[str]) -> OwnMetric:
@@ -77,16 +79,12 @@ def _build(name: str, node: Any, tasks: Sequence[str], targets: Sequence[str]) -
     if not re.fullmatch(r"[A-Za-z][\w@-]*", name) or name in BUILT_IN:
         reason = "dlen has a metric of this name" if name in BUILT_IN else "not a plain name"
         raise UserError(f"config {key}: {reason}; choose another name")
-    if not OmegaConf.is_dict(node) or "_target_" not in node:
-        raise UserError(f"config {key}: has no _target_, the class of the metric")
+    metric = build_part(node, key, Metric, ["tasks", "mode"])  # type: ignore[type-abstract]
     chosen = node.get("tasks")
     names = tuple(str(task) for task in (tasks if chosen is None else chosen))
     unknown = [task for task in names if task not in targets]
     if unknown or not names:
         raise UserError(f"config {key}.tasks: there is no {', '.join(unknown)}; the data has {', '.join(targets)}")
-    metric = build(OmegaConf.masked_copy(node, [k for k in node if k not in ("tasks", "mode")]), key)
-    if not isinstance(metric, Metric):
-        raise UserError(f"config {key}: {node['_target_']} is not a torchmetrics.Metric")
     _try_out(metric, key)
     better = metric.higher_is_better
     mode = node.get("mode", None if better is None else _MODES[not better])
