@@ -29,7 +29,7 @@ from omegaconf.errors import (
 )
 
 from dlen import __version__
-from dlen.config_keys import check_keys, warn_of_hidden_files
+from dlen.config_keys import check_keys, choices, warn_of_hidden_files
 from dlen.errors import UserError
 from dlen.files import read_yaml
 from dlen.help import command_help
@@ -228,16 +228,13 @@ def _one_line(error: Exception) -> str:
     text = str(error)
     if isinstance(error, OverrideParseException):
         return f"config override {error.override!r}: {str(error.message).splitlines()[0]}"
-    if isinstance(error, MissingConfigException) and error.options:
-        wanted = str(error.missing_cfg_file or "").split("/")[-1]
-        group = "/".join(str(error.missing_cfg_file or "").split("/")[:-1])
-        hint = did_you_mean(wanted, error.options)
-        return f"config {group}={wanted}: there is no such choice{hint} (choices: {', '.join(error.options)})"
-    part = re.search(r"Could not (?:load|find) '([\w/]+)/([\w.-]+)'", text)
-    if part:  # a choice in a list, such as callbacks=[ema,lr_monitor]
-        choices = sorted(path.stem for path in (conf_folder() / part[1]).glob("*.yaml"))
-        hint = did_you_mean(part[2], choices) or f" (choices: {', '.join(choices)})"
-        return f"config {part[1]}={part[2]}: there is no such choice{hint}"
+    missing = error.missing_cfg_file if isinstance(error, MissingConfigException) and error.options else None
+    in_list = re.search(r"Could not (?:load|find) '([\w/]+/[\w.-]+)'", text)  # such as callbacks=[ema,lr_monitor]
+    if missing or in_list:
+        group, _, wanted = str(missing or (in_list and in_list[1])).rpartition("/")
+        options = getattr(error, "options", None) or choices(conf_folder(), group)
+        hint = did_you_mean(wanted, options)
+        return f"config {group}={wanted}: there is no such choice{hint} (choices: {', '.join(options)})"
     key = getattr(error, "full_key", None)
     if isinstance(error, MissingMandatoryValue):
         return f"config {key}: must be set"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 
 from omegaconf import DictConfig, OmegaConf
@@ -37,11 +39,23 @@ def check_keys(config: DictConfig, conf: Path, name: str) -> None:
         if key not in known and not re.search(rf"\$\{{[^}}]*\b{re.escape(key)}\b", text):
             raise UserError(_no_such_key(key, known))
     for primary in (name, *includes(conf, name)):
-        for group, settings in read_yaml(conf / f"{primary}.yaml").items():
+        for group, settings in _read(conf, primary).items():
             if isinstance(settings, dict) and group not in _FREE and OmegaConf.is_dict(config.get(group)):
                 for key in map(str, config[group]):
                     if key not in settings:
                         raise UserError(_no_such_key(f"{group}.{key}", [f"{group}.{setting}" for setting in settings]))
+
+
+@cache
+def _read(conf: Path, name: str) -> dict[str, Any]:
+    """The content of a primary config."""
+    content: dict[str, Any] = read_yaml(conf / f"{name}.yaml")
+    return content
+
+
+def choices(conf: Path, group: str) -> list[str]:
+    """The choices of a group."""
+    return sorted(path.stem for path in (conf / group).glob("*.yaml"))
 
 
 def _no_such_key(key: str, known: Iterable[str]) -> str:
@@ -52,7 +66,7 @@ def groups_of(conf: Path, name: str) -> dict[str, str | None]:
     """The groups of a command and their default choices."""
     groups: dict[str, str | None] = {}
     for primary in [*reversed(includes(conf, name)), name]:
-        for entry in read_yaml(conf / f"{primary}.yaml").get("defaults") or []:
+        for entry in _read(conf, primary).get("defaults") or []:
             if isinstance(entry, dict):
                 ((key, choice),) = entry.items()
                 group = str(key).removeprefix("override ").removeprefix("optional ").lstrip("/")
@@ -62,14 +76,14 @@ def groups_of(conf: Path, name: str) -> dict[str, str | None]:
 
 def includes(conf: Path, name: str) -> list[str]:
     """The primary configs that a primary config includes, directly or not."""
-    entries = read_yaml(conf / f"{name}.yaml").get("defaults") or []
+    entries = _read(conf, name).get("defaults") or []
     direct = [entry for entry in entries if isinstance(entry, str) and entry != "_self_"]
     return [*direct, *(inner for entry in direct for inner in includes(conf, entry))]
 
 
 def _known(conf: Path, name: str) -> set[str]:
     """Top-level keys of a command: those of its primary configs, and its groups."""
-    files = [read_yaml(conf / f"{primary}.yaml") for primary in (name, *includes(conf, name))]
+    files = [_read(conf, primary) for primary in (name, *includes(conf, name))]
     return {str(key) for content in files for key in content if key != "defaults"} | set(groups_of(conf, name))
 
 
@@ -85,6 +99,7 @@ def warn_of_hidden_files(places: Iterable[str], conf: Path) -> None:
         if url.scheme != "file":
             continue
         folder = Path(url.path)
-        for path in sorted(folder.rglob("*.yaml")):
-            if (conf / path.relative_to(folder)).exists() and not folder.samefile(conf):
+        for config in sorted(conf.rglob("*.yaml")):
+            path = folder / config.relative_to(conf)
+            if path.exists() and not folder.samefile(conf):
                 print(f"warning: {path} is ignored: dlen has a config of the same name; rename it", file=sys.stderr)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dlen.config_keys import groups_of, includes
+from dlen.config_keys import choices, groups_of, includes
 
 _FLAGS = """\
 Flags
@@ -22,7 +22,7 @@ def command_help(conf: Path, name: str) -> str:
     head, keys = _comment_and_keys((conf / f"{name}.yaml").read_text())
     for included in includes(conf, name):
         keys += _comment_and_keys((conf / f"{included}.yaml").read_text())[1]
-    groups = [_group(conf, group, choice) for group, choice in dict(groups_of(conf, name)).items()]
+    groups = [_group(conf, group, choice) for group, choice in groups_of(conf, name).items()]
     title = "Groups, chosen with GROUP=CHOICE (* marks the default); their settings are GROUP.KEY=VALUE"
     shown = f"\n{title}\n{''.join(groups)}" if groups else ""
     return f"{head}\n{shown}\nKeys, set with KEY=VALUE\n{keys}\n{_FLAGS}"
@@ -42,6 +42,6 @@ def _comment_and_keys(text: str) -> tuple[str, str]:
 
 
 def _group(conf: Path, group: str, choice: str | None) -> str:
-    names = sorted(path.stem for path in (conf / group).glob("*.yaml"))
+    names = choices(conf, group)
     marked = [f"{name}*" if name == choice else name for name in names]
     return f"  {group}: {', '.join(marked)}\n" if names else ""

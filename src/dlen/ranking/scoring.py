@@ -24,7 +24,7 @@ from dlen.ranking.calibration import Calibration, fit_calibration
 from dlen.ranking.fusion import Fusion, Score
 from dlen.schema import Schema
 from dlen.training.building import build_model
-from dlen.training.checkpoints import read_checkpoint
+from dlen.training.checkpoints import load_weights
 from dlen.training.run_folder import open_run
 from dlen.training.targets import Targets
 
@@ -73,17 +73,8 @@ def load_model(folder: Path, config: DictConfig, store: Store, name: str = "best
     if not checkpoint.exists():
         raise UserError(f"{checkpoint}: no such checkpoint; the run is not finished")
     model = build_model(config, store)
-    state = read_checkpoint(checkpoint)["state_dict"]
-    try:
-        model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
-    except RuntimeError as error:
-        raise UserError(f"{checkpoint}: does not fit the model in config.yaml ({_one_line(error)})") from None
+    load_weights(model, checkpoint)
     return model.eval()
-
-
-def _one_line(error: Exception) -> str:
-    """The error on one line, cut to 200 characters: torch lists every tensor that does not fit."""
-    return " ".join(str(error).split())[:200]
 
 
 def score(model: Model, split: Split, batch_size: int = 16384) -> SplitScores:

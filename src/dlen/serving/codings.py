@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-import yaml
 from numpy.typing import NDArray
 from torch import Tensor
 
 from dlen.batch import Batch
 from dlen.data.rates import kept_rates
+from dlen.data.sources.table_parse import parse_spec
+from dlen.data.sources.table_spec import TableSpec
 from dlen.data.store import Store
 from dlen.errors import UserError
 from dlen.schema import Field, Kind
@@ -36,27 +37,26 @@ def field_codings(store: Store) -> list[dict[str, Any]]:
     Raises:
         UserError: the store was written by an earlier version and lacks the coding of a field.
     """
-    codings = []
+    codings, times = [], _times(store)
     for kind in Kind:
         for position, field in enumerate(store.schema.of_kind(kind)):
             coding: dict[str, Any] = {"name": field.name, "input": _INPUTS[kind], "position": position}
             if kind is not Kind.NUMERIC:
                 coding["offset"] = store.schema.offsets[field.name]
-            codings.append(coding | _coding(store, field) | _time(store, field.name))
+            codings.append(coding | _coding(store, field) | times.get(field.name, {}))
     return codings
 
 
-def _time(store: Store, name: str) -> dict[str, Any]:
-    """Which column a part of a time comes from, and the hours that are added to UTC before the part is taken."""
-    spec = store.content["settings"].get("spec")
-    entries = yaml.safe_load(spec)["fields"] if isinstance(spec, str) else {}
-    for entry, settings in entries.items():
-        if isinstance(settings, dict) and settings.get("kind") == "time" and name.startswith(f"{entry}_"):
-            offset = float(settings.get("utc_offset", 0.0))
-            return {
-                "time": {"column": settings.get("column", entry), "part": name[len(entry) + 1 :], "utc_offset": offset}
-            }
-    return {}
+def _times(store: Store) -> dict[str, dict[str, Any]]:
+    """By field, which column a part of a time comes from, and the hours that are added to UTC before it is taken."""
+    text = store.content["settings"].get("spec")
+    spec = parse_spec(text, store.folder) if isinstance(text, str) else TableSpec()
+    return {
+        f"{name}_{part}": {"time": {"column": field.column, "part": part, "utc_offset": field.utc_offset}}
+        for name, field in spec.fields.items()
+        if field.kind == "time"
+        for part in field.parts
+    }
 
 
 def _coding(store: Store, field: Field) -> dict[str, Any]:

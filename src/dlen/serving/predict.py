@@ -12,10 +12,11 @@ from omegaconf import DictConfig, ListConfig
 from dlen.data.prepare import check_writable
 from dlen.errors import UserError
 from dlen.files import replacing_file
-from dlen.ranking.scoring import read_fusion
+from dlen.ranking.scoring import load_model, read_fusion
 from dlen.serving.scoring_rows import RowScorer
 from dlen.training.building import quiet
 from dlen.training.configs import check_whole
+from dlen.training.run_folder import open_row_source
 
 _ENDINGS = (".parquet", ".csv", ".tsv")
 
@@ -38,7 +39,10 @@ def predict(config: DictConfig) -> None:
     if out.exists() and out.samefile(path):
         raise UserError(f"config output: {out} is the input file; choose another")
     check_writable(out.parent)
-    scorer = RowScorer(Path(config.run), config.trust, config.checkpoint, read_fusion(config.fusion))
+    folder = Path(config.run)
+    run_config, store, source = open_row_source(folder, config.trust)
+    model = load_model(folder, run_config, store, config.checkpoint)
+    scorer = RowScorer(model, store, source, read_fusion(config.fusion))
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as parts:
         for number, frame in enumerate(scorer.frames(path, list(map(str, config.keep)), config.batch_size)):

@@ -21,7 +21,7 @@ from dlen.ranking.scoring import load_model
 from dlen.serving.scoring_rows import RowScorer
 from dlen.training.building import quiet
 from dlen.training.evaluate import evaluate
-from dlen.training.run_folder import load_run_config, open_kept_store
+from dlen.training.run_folder import load_run_config, open_kept_store, row_source
 
 
 class Run:
@@ -85,7 +85,8 @@ class Run:
         Raises:
             UserError: a column is missing or a cell cannot be read.
         """
-        scorer = RowScorer(self.folder, self.trust, "best", Fusion() if fusion is None else fusion)
+        source = row_source(self.folder, self.config)
+        scorer = RowScorer(self.model, self.store, source, Fusion() if fusion is None else fusion)
         if isinstance(rows, str | Path):
             return self._scored(scorer, Path(rows), keep, batch_size)
         polars = isinstance(rows, pl.DataFrame)

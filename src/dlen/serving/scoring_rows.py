@@ -9,23 +9,24 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from dlen.data.prepare import KeepingSource
+from dlen.data.prepare import KeepingSource, RowSource
 from dlen.data.split import Split
+from dlen.data.store import Store
 from dlen.errors import UserError
+from dlen.models.model import Model
 from dlen.ranking.fusion import Fusion
-from dlen.ranking.scoring import load_model, make_scores
+from dlen.ranking.scoring import make_scores
 from dlen.schema import Kind
-from dlen.training.run_folder import open_row_source
 from dlen.training.targets import Targets
 
 
 class RowScorer:
-    """The model of a run with everything that scores rows in the run's data format.
+    """Scores rows in the data format of a run.
 
     Args:
-        folder: run folder.
-        trust: packages, besides dlen, whose classes the run's config may name.
-        checkpoint: ``best`` or ``last``.
+        model: model of the run.
+        store: data of the run.
+        source: reads new rows of the run's format.
         fusion: how the score combines the tasks' probabilities.
 
     Attributes:
@@ -33,13 +34,12 @@ class RowScorer:
         unseen: by field, number of those rows with a value that training did not know, or none.
 
     Raises:
-        UserError: the folder is not a finished run, or its data cannot read new rows.
+        UserError: the fusion does not fit the model.
     """
 
-    def __init__(self, folder: Path, trust: Sequence[str], checkpoint: str, fusion: Fusion) -> None:
-        self.config, self.store, self.source = open_row_source(folder, trust)
-        self.model = load_model(folder, self.config, self.store, checkpoint)
-        (self._score,) = make_scores([fusion], self.model, self.store)
+    def __init__(self, model: Model, store: Store, source: RowSource, fusion: Fusion) -> None:
+        self.model, self.store, self.source = model, store, source
+        (self._score,) = make_scores([fusion], model, store)
         self._targets = Targets(self.model.schema)
         self.rows = 0
         self.unseen: dict[str, int] = {}
@@ -74,7 +74,7 @@ class RowScorer:
         if not keep:
             return ((chunk, pl.DataFrame()) for chunk in self.source.read(path, self.store))
         if not isinstance(self.source, KeepingSource):
-            raise UserError(f"config keep: rows of {self.config.data_name} have no columns to keep; leave it out")
+            raise UserError(f"config keep: rows of {self.store.content['name']} have no columns to keep; leave it out")
         return self.source.read_keeping(path, self.store, keep)
 
     @torch.inference_mode()

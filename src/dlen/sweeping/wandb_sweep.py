@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from dlen.errors import UserError
 from dlen.files import write_text
 from dlen.overrides import conf_of_this_command
-from dlen.sweeping.space import Space
+from dlen.sweeping.space import Parameter, Space
 from dlen.sweeping.spec import Spec
 
 _METHODS = {"tpe": "bayes", "gp": "bayes", "random": "random", "grid": "grid"}  # of the sampler
@@ -50,7 +50,7 @@ def sweep_config(spec: Spec, space: Space) -> dict[str, Any]:
                 f"config sweep.space: {parameter.key}: W&B sweeps do not support {what}; remove it, or set "
                 "sweep.launcher=local"
             )
-        parameters[parameter.key] = _values(parameter.distribution)
+        parameters[parameter.key] = _values(parameter)
     ((metric, direction),) = spec.objectives.items()
     train = ["${env}", sys.executable, "-m", "dlen.commands.train", f"--config-path={conf_of_this_command()}"]
     return {
@@ -63,10 +63,11 @@ def sweep_config(spec: Spec, space: Space) -> dict[str, Any]:
     }
 
 
-def _values(distribution: BaseDistribution) -> dict[str, Any]:
+def _values(parameter: Parameter) -> dict[str, Any]:
     """A range or choices in W&B's terms."""
+    distribution = parameter.distribution
     if isinstance(distribution, CategoricalDistribution):
-        return {"values": list(distribution.choices)}
+        return {"values": parameter.grid()}
     assert isinstance(distribution, FloatDistribution | IntDistribution)
     limits: dict[str, Any] = {"min": distribution.low, "max": distribution.high}
     integer = isinstance(distribution, IntDistribution)
@@ -77,5 +78,4 @@ def _values(distribution: BaseDistribution) -> dict[str, Any]:
         return {"distribution": "int_uniform", **limits}
     if distribution.step is None:
         return {"distribution": "uniform", **limits}
-    steps = int((distribution.high - distribution.low) / distribution.step + 1e-9)
-    return {"values": [min(distribution.low + i * distribution.step, distribution.high) for i in range(steps + 1)]}
+    return {"values": parameter.grid()}

@@ -138,6 +138,7 @@ class DenseEMA(Callback):
         self.steps = 0
         self.averaged = False  # whether the module holds the averages at the moment
         self.others: dict[str, Tensor] = {}  # the averages, or the weights while the module holds the averages
+        self._weights: dict[str, Tensor] = {}  # of the module, found once and not in each step
 
     def state_dict(self) -> dict[str, Any]:
         """The averages or weights that the module does not hold."""
@@ -150,16 +151,16 @@ class DenseEMA(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the averages at the initial weights."""
-        weights = _dense_weights(pl_module)
+        self._weights = _dense_weights(pl_module)
         if self.others:
-            self.others = {name: self.others[name].to(weight.device) for name, weight in weights.items()}
+            self.others = {name: self.others[name].to(weight.device) for name, weight in self._weights.items()}
         else:
-            self.others = {name: weight.clone() for name, weight in weights.items()}
+            self.others = {name: weight.clone() for name, weight in self._weights.items()}
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
         """Bring back the weights that are being trained."""
         if self.averaged:
-            self._swap(module)
+            self._swap()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -168,17 +169,16 @@ class DenseEMA(Callback):
         if trainer.global_step == self.steps:
             return  # gradients are being accumulated
         self.steps = trainer.global_step
-        weights = _dense_weights(pl_module)
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        torch._foreach_lerp_([self.others[name] for name in weights], list(weights.values()), 1 - decay)
+        torch._foreach_lerp_(list(self.others.values()), list(self._weights.values()), 1 - decay)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put the averages in place."""
-        if trainer.state.fn == TrainerFn.FITTING and not self.averaged and self.others:
-            self._swap(pl_module)
+        if trainer.state.fn == TrainerFn.FITTING and not self.averaged and self._weights:
+            self._swap()
 
-    def _swap(self, module: L.LightningModule) -> None:
-        for name, weight in _dense_weights(module).items():
+    def _swap(self) -> None:
+        for name, weight in self._weights.items():
             other = self.others[name].clone()
             self.others[name].copy_(weight)
             weight.copy_(other)

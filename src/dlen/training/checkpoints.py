@@ -16,6 +16,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from torch import nn
 
 from dlen.errors import UserError
 from dlen.files import check_regular, replacing_file
@@ -56,6 +57,21 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or not all(_is_weight(k, v) for k, v in state.items()):
         raise UserError(f"{path}: is not a checkpoint of a run: its state_dict is not a mapping of names to tensors")
     return content
+
+
+def model_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The weights of the model in a checkpoint, by their names in the model; see :func:`read_checkpoint`."""
+    state = read_checkpoint(path)["state_dict"]
+    return {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load the model of a checkpoint; UserError if it does not fit. Torch lists every tensor, so this cuts its text."""
+    try:
+        model.load_state_dict(model_weights(path))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: does not fit the model in config.yaml ({reason})") from None
 
 
 def _is_weight(name: Any, value: Any) -> bool:

@@ -24,7 +24,7 @@ from dlen.nn.processes import exchange_rows
 from dlen.nn.sharded import ShardedTable
 from dlen.schema import Task, check_known_tasks, read_schema
 from dlen.training.balancing import Balancer, Fixed, Surgery
-from dlen.training.checkpoints import read_checkpoint
+from dlen.training.checkpoints import load_weights
 from dlen.training.clipping import clip_gradients
 from dlen.training.configs import build, read_config
 from dlen.training.measures import Figures, Measures
@@ -131,15 +131,8 @@ class RankingModule(L.LightningModule):
             raise UserError(f"{path}: lies in no run folder, so its model is not known")
         config = read_config(run / "config.yaml", trust)
         model: Model = build(config.model, "model", read_schema(run / "schema.json"))
-        module = cls(model)
-        state = {k: v for k, v in read_checkpoint(path)["state_dict"].items() if k.startswith("model.")}
-        try:
-            module.load_state_dict(state)
-        except RuntimeError as error:
-            raise UserError(
-                f"{path}: does not fit the model in config.yaml ({' '.join(str(error).split())[:200]})"
-            ) from None
-        return module.eval()
+        load_weights(model, path)
+        return cls(model).eval()
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Predictions:
         """Predict the probability of every task."""

@@ -76,10 +76,15 @@ def open_row_source(folder: Path, trust: Sequence[str] = ()) -> tuple[DictConfig
         UserError: the folder is not a run, its data are gone, or their source cannot read new rows.
     """
     config, store = open_run(folder, trust)
+    return config, store, row_source(folder, config)
+
+
+def row_source(folder: Path, config: DictConfig) -> RowSource:
+    """Build the source that reads new rows of a run's format; UserError if its data have none."""
     source = build(config.data, "data")
     if not isinstance(source, RowSource):
         raise UserError(f"{folder}: its data source ({config.data_name}) cannot read new rows")
-    return config, store, source
+    return source
 
 
 def open_kept_store(folder: Path, config: DictConfig) -> Store:

@@ -17,7 +17,7 @@ from dlen.models.model import Model
 from dlen.models.ranker import Ranker
 from dlen.nn.embedding import EmbeddingTable
 from dlen.schema import Field, Kind
-from dlen.training.checkpoints import read_checkpoint
+from dlen.training.checkpoints import model_weights
 from dlen.training.run_folder import BEST, open_run
 
 _TABLE = "embedding.weight"
@@ -51,8 +51,7 @@ def warm_start(model: Model, store: Store, config: DictConfig) -> list[str]:
     if config.sharding:
         raise UserError(f"{_KEY}: a sharded table cannot start from a run; set sharding=null")
     _check_same_inputs(folder, old, store)
-    state = read_checkpoint(checkpoint)["state_dict"]
-    weights = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
+    weights = model_weights(checkpoint)
     table = weights.pop(_TABLE, None)
     if table is None or table.shape != (old.schema.num_embeddings, model.embedding.weight.shape[1]):
         raise UserError(f"{_KEY}: {folder} has vectors of another length; set model.embedding as in the run")
