@@ -12,6 +12,24 @@ def _no_users() -> Tensor:
     return torch.zeros(0, dtype=torch.int32)
 
 
+@dataclass(frozen=True, slots=True)
+class Sequence:
+    """A sequence of B rows: N parallel lists for each row, oldest values first.
+
+    Attributes:
+        lengths: (B,) int64, number of places in each row.
+        ids: (L, N) int32 row indices of the embedding table, where L is the sum of ``lengths``; rows of the batch one
+            after the other.
+    """
+
+    lengths: Tensor
+    ids: Tensor
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Sequence:
+        """Return the sequence on another device."""
+        return Sequence(*(t.to(device, non_blocking=non_blocking) for t in (self.lengths, self.ids)))
+
+
 @dataclass(slots=True)
 class Batch:
     """B rows of a prepared data set, with S single ids, M multi-valued fields, K numeric fields and T tasks.
@@ -28,6 +46,7 @@ class Batch:
         labels: (B, T) float32, 0 or 1 as logged, whether observed or not; nan if missing from the log.
         truth: (B, R) float32, the simulator's true values; R = 0 on real logs.
         users: (B,) int32, number of each row's user, 0 for none; empty if the user field's ids identify users.
+        sequences: the sequences, in the order of :attr:`Schema.sequences`.
     """
 
     ids: Tensor
@@ -38,6 +57,7 @@ class Batch:
     labels: Tensor
     truth: Tensor
     users: Tensor = field(default_factory=_no_users)
+    sequences: tuple[Sequence, ...] = ()
 
     @classmethod
     def of_ids(cls, ids: Tensor, labels: Tensor) -> Batch:
@@ -50,4 +70,6 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """Return the batch on another device."""
-        return Batch(*(getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)))
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "sequences"}
+        moved = {name: tensor.to(device, non_blocking=non_blocking) for name, tensor in tensors.items()}
+        return Batch(**moved, sequences=tuple(s.to(device, non_blocking) for s in self.sequences))

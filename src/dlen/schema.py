@@ -20,6 +20,7 @@ class Kind(StrEnum):
     ID = "id"  # exactly one id per row; a missing id counts as unknown
     IDS = "ids"  # any number of weighted ids per row
     NUMERIC = "numeric"  # one float per row, scaled with statistics of the training rows
+    SEQUENCE = "sequence"  # an ordered list of ids, such as the videos that a user watched, oldest first
 
 
 class Pooling(StrEnum):
@@ -39,6 +40,10 @@ class Field:
         side: what the field describes: ``user``, ``item``, ``cross`` or ``context``.
         vocab_size: number of ids, including id 0 for unknown; 0 for numeric fields.
         pooling: how the vectors of multiple ids are combined.
+        share: field whose ids and vectors this field uses, such as the candidate's for a history of candidates; empty
+            for a field with its own.
+        sequence: name of the sequence that a field of kind ``sequence`` is a list of. All lists of a sequence have the
+            same length in a row: values at the same place belong together. Empty for all other fields.
     """
 
     name: str
@@ -46,6 +51,8 @@ class Field:
     side: str = "context"
     vocab_size: int = 0
     pooling: Pooling = Pooling.MEAN
+    share: str = ""
+    sequence: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +85,8 @@ class Schema:
     """The fields and tasks of a prepared data set.
 
     All id fields, single and multi-valued, share one embedding table: field ``f`` owns the rows
-    ``offset(f) .. offset(f) + vocab_size - 1``, the first of which is its unknown id.
+    ``offset(f) .. offset(f) + vocab_size - 1``, the first of which is its unknown id. A field with ``share`` has the
+    rows of the other field.
 
     Attributes:
         fields: all fields; within each kind, in the column order of a batch.
@@ -88,7 +96,8 @@ class Schema:
         position: name of the field with the position on the page.
 
     Raises:
-        ValueError: names repeat or clash with metric names, or ``observed_where`` names an unknown or circular parent.
+        ValueError: names repeat or clash with metric names, ``observed_where`` names an unknown or circular parent, or
+            ``share`` names a field that has no ids of its own or another number of them.
 
     Example:
         >>> fields = (Field("user", Kind.ID, "user", 100), Field("tags", Kind.IDS, "item", 50))
@@ -110,6 +119,10 @@ class Schema:
             repeated = {n for n in names if names.count(n) > 1}
             if repeated:
                 raise ValueError(f"{kind} names repeat: {', '.join(sorted(repeated))}")
+        owners = {f.name: f for f in self.owners}
+        for field in self.fields:
+            if field.share and (field.share not in owners or owners[field.share].vocab_size != field.vocab_size):
+                raise ValueError(f"field {field.name}: share must name a field with the same ids, got {field.share!r}")
         for task in self.tasks:
             list(self.chain(task.name))
         check_targets([(t.name, t.joint, t.dislike) for t in self.tasks])
@@ -130,15 +143,27 @@ class Schema:
         return names.index(self.user) if self.user in names else None
 
     @property
+    def owners(self) -> list[Field]:
+        """The fields that have their own rows in the embedding table, in the order of these rows."""
+        return [f for f in self.fields if f.kind is not Kind.NUMERIC and not f.share]
+
+    @property
+    def sequences(self) -> dict[str, list[Field]]:
+        """The lists of each sequence, by its name, in the order of :attr:`Batch.sequences`."""
+        lists = self.of_kind(Kind.SEQUENCE)
+        return {name: [f for f in lists if f.sequence == name] for name in dict.fromkeys(f.sequence for f in lists)}
+
+    @property
     def num_embeddings(self) -> int:
         """Rows of the shared embedding table."""
-        return sum(f.vocab_size for f in self.fields)
+        return sum(f.vocab_size for f in self.owners)
 
     @property
     def offsets(self) -> dict[str, int]:
         """First row of each id field in the shared embedding table."""
-        ends = np.cumsum([0, *(f.vocab_size for f in self.fields)])
-        return {f.name: int(start) for f, start in zip(self.fields, ends, strict=False)}
+        ends = np.cumsum([0, *(f.vocab_size for f in self.owners)])
+        own = {f.name: int(start) for f, start in zip(self.owners, ends, strict=False)}
+        return {f.name: own[f.share or f.name] for f in self.fields if f.kind is not Kind.NUMERIC}
 
     def rows(self, name: str) -> slice:
         """Rows of an id field in the shared embedding table; the first is its unknown id."""

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from dlen.data import rates
+from dlen.data import partitions, rates
 from dlen.data.rates import RateTable, Settings, lift
 
 ROWS = 250
@@ -93,7 +93,7 @@ def test_every_row_sees_what_the_definition_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, timed: bool, training_only: bool, pending: int
 ) -> None:
     """In one part in memory and in several on disk; the saved history gives later rows the same values."""
-    monkeypatch.setattr(rates, "PENDING", pending)
+    monkeypatch.setattr(partitions, "PENDING", pending)
     log, settings = Log.draw(1, timed), Settings(2, timed, 5.0, training_only)
     features, restored = made(log, settings, tmp_path)
     expected = np.array([slow_features(log, settings, i) for i in range(ROWS)])

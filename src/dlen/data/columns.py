@@ -23,6 +23,42 @@ TABLE_ARRAYS: dict[str, tuple[str, Kind | None]] = {
 }
 # Further arrays of a split, with their type on disk.
 SPLIT_ARRAYS = {"labels": "u1", "group": "<i4", "truth": "<f4", "users": "<i4"}
+# Where the sequences of a split's rows lie among the values of the sequence, and the time of each row.
+PLACE_ARRAYS = {"sequence_start": "<i8", "sequence_length": "<i2", "sequence_when": "<f8"}
+SEQUENCE_ARRAYS = {"values": "<i4", "when": "<f8"}  # of a sequence: codes of its lists, times
+
+
+@dataclass(slots=True)
+class Places:
+    """Where the Q sequences of n rows lie: each is a range of the values of its sequence.
+
+    Attributes:
+        start: (n, Q) int64 first value.
+        length: (n, Q) int16 number of values.
+        when: (n, Q) float64 time of the row, for the time between a value and the row; 0 without one.
+    """
+
+    start: Array
+    length: Array
+    when: Array
+
+    @classmethod
+    def none(cls, rows: int) -> Places:
+        """Rows without sequences."""
+        return cls.stack([], rows)
+
+    @classmethod
+    def stack(cls, parts: list[Places], rows: int) -> Places:
+        """Put sequences of the same rows next to each other."""
+        empty = np.zeros((rows, 0))
+        start, length, when = (
+            np.concatenate([empty, *(getattr(p, name) for p in parts)], 1) for name in ("start", "length", "when")
+        )
+        return cls(start.astype(np.int64), length.astype(np.int16), when)
+
+    def select(self, mask: Array) -> Places:
+        """The rows for which ``mask`` (n,) is true."""
+        return Places(self.start[mask], self.length[mask], self.when[mask])
 
 
 @dataclass(slots=True)
@@ -35,6 +71,7 @@ class Columns:
         bag_lengths: (n, M) int16 number of values in each bag.
         bag_ids: (L,) int32 row indices into the embedding table.
         bag_weights: (L,) float32 weights.
+        places: where the rows' sequences lie; None without sequences.
     """
 
     ids: Array
@@ -42,6 +79,7 @@ class Columns:
     bag_lengths: Array
     bag_ids: Array
     bag_weights: Array
+    places: Places | None = None
 
     @classmethod
     def of_ids(cls, ids: Array) -> Columns:

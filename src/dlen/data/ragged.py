@@ -141,4 +141,5 @@ def select_rows(columns: Columns, mask: Array) -> Columns:
         columns.bag_lengths[mask],
         columns.bag_ids[values],
         columns.bag_weights[values],
+        None if columns.places is None else columns.places.select(mask),
     )

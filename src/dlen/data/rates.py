@@ -11,8 +11,7 @@ partition and not of the log. All rows of a key are in the same partition.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,10 @@ import numpy as np
 import polars as pl
 
 from dlen.data.columns import Array
+from dlen.data.partitions import KeyPartitions, key_codes, read_partition
 from dlen.data.sample import Sample
 from dlen.data.store import Store
-from dlen.progress import Stage
 
-PENDING = 1 << 21  # rows buffered before they are partitioned on disk
-_PARTS = 32
 _BINS = 1024  # maximum number of period bins for the rate over all keys
 
 
@@ -84,8 +81,7 @@ class RateTable:
     def __init__(self, settings: Settings, scratch: Path | None = None) -> None:
         self.settings, self.scratch = settings, scratch
         self.sums = ["n", *(f"{kind}{t}" for kind in "ns" for t in range(settings.targets))]
-        self._pending: list[pl.DataFrame] = []
-        self._held = self._flushed = self._parts = 0
+        self._partitions = None if scratch is None else KeyPartitions(scratch, "counting rates")
         self._sample, self._last = Sample(), -np.inf
         self.count_sum = self.count_squares = 0.0
 
@@ -109,22 +105,8 @@ class RateTable:
         frame = frame.filter(pl.col("key").is_not_null())
         self._sample.add(frame["when"].to_numpy())
         self._last = max(self._last, float(frame["when"].to_numpy().max(initial=-np.inf)))
-        self._pending.append(frame)
-        self._held += len(frame)
-        if self._held >= PENDING:
-            self._flush(_PARTS)
-
-    def _flush(self, parts: int) -> None:
-        assert self.scratch is not None
-        frame, self._parts = pl.concat(self._pending), max(self._parts, parts)
-        # Any hash works: all partitions of a scratch folder are written by the same version of Polars.
-        place = frame["key"].hash(0) % self._parts if self._parts > 1 else pl.repeat(0, len(frame), eager=True)
-        for (part,), rows in frame.group_by(place.alias("part"), maintain_order=True):
-            folder = self.scratch / f"{part}"
-            folder.mkdir(parents=True, exist_ok=True)
-            rows.write_ipc(folder / f"{self._flushed}.arrow")
-        self._flushed += 1
-        self._pending, self._held = [], 0
+        assert self._partitions is not None
+        self._partitions.add(frame)
 
     def finish(self, rows: int, history: Path) -> Array:
         """Count, write the history from which features of new rows are computed, and return the features of every row.
@@ -138,17 +120,14 @@ class RateTable:
             where n is the number of rows of the key. Rows without a key have zeros.
         """
         assert self.scratch is not None
-        self.scratch.mkdir(parents=True, exist_ok=True)
-        if self._pending:
-            self._flush(max(self._parts, 1))
-        parts = [p for p in (self.scratch / f"{n}" for n in range(self._parts)) if p.exists()]
+        assert self._partitions is not None
+        parts = self._partitions.finish()
         self._set_overall(parts)
         shape = (max(rows, 1), self.settings.targets + 1)
         features = np.memmap(self.scratch / "features.bin", np.float32, "w+", shape=shape)
         folder = self.scratch / "history"
         folder.mkdir()
-        for number, part in enumerate(_with_progress(parts)):
-            frame = _read(part)
+        for number, frame in enumerate(self._partitions.with_progress(parts)):
             of_key, of_all, key_history = self._timed(frame) if self.settings.timed else self._folded(frame)
             of_part = self._features(of_key, of_all)
             features[frame["row"].to_numpy()] = of_part
@@ -194,7 +173,7 @@ class RateTable:
             self.edges = np.arange(1 + max(self._last, -1.0))
         bins = np.zeros((len(self.edges), len(self.sums)), np.int64)
         for part in parts:
-            frame = _read(part)
+            frame = read_partition(part)
             place = np.searchsorted(self.edges, frame["when"].to_numpy(), side="right") - 1
             # If there are many periods, they are sampled. Rows before the first edge go into the first bin.
             bins += _sums_by(np.maximum(place, 0), frame.select(self.sums), len(bins))
@@ -203,7 +182,7 @@ class RateTable:
 
     def _timed(self, frame: pl.DataFrame) -> tuple[Array, Array, pl.DataFrame]:
         """Sums over earlier periods, of each row's key and of all keys; and cumulative sums of each key by period."""
-        codes, keys = _codes(frame["key"])
+        codes, keys = key_codes(frame["key"])
         when = frame["when"].to_numpy()
         order = np.lexsort((when, codes))
         codes, when = codes[order], when[order]
@@ -223,7 +202,7 @@ class RateTable:
 
     def _folded(self, frame: pl.DataFrame) -> tuple[Array, Array, pl.DataFrame]:
         """Sums over other folds, of each row's key and of all keys; and totals of each key, with ``when`` set to -1."""
-        codes, keys = _codes(frame["key"])
+        codes, keys = key_codes(frame["key"])
         fold, folds = frame["when"].to_numpy().astype(np.int64), len(self.edges)
         training = frame["training"].to_numpy()[:, None]
         by_fold = _sums_by(codes * folds + fold, frame.select(self.sums), len(keys) * folds)
@@ -288,26 +267,6 @@ def kept_rates(store: Store, field: str) -> RateTable:
     table = RateTable(Settings(**kept["settings"]))
     table.restore(kept, store.history(field))
     return table
-
-
-def _read(folder: Path) -> pl.DataFrame:
-    """Read one partition."""
-    return pl.concat([pl.read_ipc(path) for path in sorted(folder.glob("*.arrow"))])
-
-
-def _with_progress(parts: list[Path]) -> Iterator[Path]:
-    """Iterate over the partitions, with a progress bar if there are several."""
-    with Stage("counting rates", len(parts), "parts") if len(parts) > 1 else nullcontext() as stage:
-        for part in parts:
-            yield part
-            if stage is not None:
-                stage.advance(1)
-
-
-def _codes(keys: pl.Series) -> tuple[Array, pl.Series]:
-    """(n,) integer code of each text, and the texts in order of their codes."""
-    distinct = keys.unique()
-    return keys.cast(pl.Enum(distinct)).to_physical().to_numpy().astype(np.int64), distinct
 
 
 def _sums_by(groups: Array, columns: pl.DataFrame, number: int) -> Array:

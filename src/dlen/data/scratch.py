@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dlen.data.columns import SPLIT_ARRAYS, TABLE_ARRAYS, Array, Columns
+from dlen.data.columns import PLACE_ARRAYS, SEQUENCE_ARRAYS, SPLIT_ARRAYS, TABLE_ARRAYS, Array, Columns
 from dlen.schema import Kind
 
-_DTYPES = {part: dtype for part, (dtype, _) in TABLE_ARRAYS.items()} | SPLIT_ARRAYS
+_DTYPES = {part: dtype for part, (dtype, _) in TABLE_ARRAYS.items()} | SPLIT_ARRAYS | PLACE_ARRAYS | SEQUENCE_ARRAYS
 
 
 @dataclass(slots=True)
@@ -48,4 +48,5 @@ def read_scratch(folder: Path, table: str, counts: Mapping[Kind, int]) -> Scratc
         kind = TABLE_ARRAYS[part][1]
         if kind is not None:
             arrays[part] = values.reshape(len(bag_start) - 1, counts[kind])
-    return ScratchTable(Columns(**arrays), bag_start)
+    ids, numeric, bag_lengths, bag_ids, bag_weights = arrays.values()
+    return ScratchTable(Columns(ids, numeric, bag_lengths, bag_ids, bag_weights), bag_start)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from dlen.batch import Batch
-from dlen.data.columns import MISSING, TABLE_ARRAYS, Array, Columns
+from dlen.data.columns import MISSING, TABLE_ARRAYS, Array, Columns, Places
+from dlen.data.sequences import SplitSequences, StoredSequence
 
 
 class StoredTable:
@@ -61,6 +62,7 @@ class Split:
         group: (n,) row number in ``groups``; empty without groups.
         truth: (n, R) a simulator's probabilities.
         users: (n,) user numbers; empty if users are distinguished by their ids.
+        sequences: the rows' sequences; None without any.
         complete: whether no label is missing.
     """
 
@@ -71,21 +73,22 @@ class Split:
     group: Tensor
     truth: Tensor
     users: Tensor
+    sequences: SplitSequences | None = field(default=None, kw_only=True)
     complete: bool = field(kw_only=True)
 
     def __len__(self) -> int:
         return self.rows
 
-    def count_values(self, index: Tensor) -> tuple[int, int]:
-        """Number of ragged values in rows ``index`` (B,), from the rows themselves and from their user groups."""
-        of_rows = self.table.count_values(index)
-        if self.groups is None:
-            return of_rows, 0
-        return of_rows, self.groups.count_values(self.group.index_select(0, index).long())
+    def count_values(self, index: Tensor) -> tuple[int, ...]:
+        """Number of ragged values in rows ``index`` (B,): of the rows, of their user groups, and of each sequence."""
+        of_rows, of_groups = self.table.count_values(index), 0
+        if self.groups is not None:
+            of_groups = self.groups.count_values(self.group.index_select(0, index).long())
+        return of_rows, of_groups, *(() if self.sequences is None else self.sequences.count(index))
 
-    def batch(self, index: Tensor, totals: tuple[int, int] | None = None) -> Batch:
+    def batch(self, index: Tensor, totals: tuple[int, ...] | None = None) -> Batch:
         """Rows ``index`` (B,) int64 as one batch; ``totals`` is the result of :meth:`count_values`, if known."""
-        of_rows, of_groups = self.count_values(index) if totals is None else totals
+        of_rows, of_groups, *of_sequences = self.count_values(index) if totals is None else totals
         ids = self.table.ids.index_select(0, index)
         numeric = self.table.numeric.index_select(0, index)
         bags = self.table.gather_bags(index, of_rows)
@@ -102,6 +105,7 @@ class Split:
             self.logged(self.labels.index_select(0, index)),
             self.truth.index_select(0, index),
             self.users.index_select(0, index) if len(self.users) else self.users,
+            () if self.sequences is None else self.sequences.gather(index, of_sequences),
         )
 
     def logged(self, labels: Tensor) -> Tensor:
@@ -113,10 +117,16 @@ class Split:
         """Size of all arrays in bytes, including user groups."""
         tables = [self.table] if self.groups is None else [self.table, self.groups]
         arrays = [self.labels, self.group, self.truth, self.users, *(a for t in tables for a in vars(t).values())]
-        return sum(a.nbytes for a in arrays)
+        return sum(a.nbytes for a in arrays) + (0 if self.sequences is None else self.sequences.bytes)
 
 
-def split_of(columns: Columns, labels: Array, groups: StoredTable | None = None, group: Array | None = None) -> Split:
+def split_of(
+    columns: Columns,
+    labels: Array,
+    groups: StoredTable | None = None,
+    group: Array | None = None,
+    sequences: Sequence[StoredSequence] = (),
+) -> Split:
     """Wrap rows in memory as a split.
 
     Args:
@@ -124,6 +134,7 @@ def split_of(columns: Columns, labels: Array, groups: StoredTable | None = None,
         labels: (n, T) 0, 1 or :data:`MISSING`.
         groups: table that the rows are joined with.
         group: (n,) row numbers in ``groups``.
+        sequences: values of the sequences, in the order of the columns' places.
     """
     n = len(columns.ids)
     bag_start = np.append(0, columns.values_per_row().cumsum())
@@ -141,6 +152,7 @@ def split_of(columns: Columns, labels: Array, groups: StoredTable | None = None,
         group=torch.from_numpy(group_rows),
         truth=torch.zeros(n, 0),
         users=torch.zeros(0, dtype=torch.int32),
+        sequences=SplitSequences.of(sequences, columns.places or Places.none(n)) if sequences else None,
         complete=not bool((labels == MISSING).any()),
     )
 
@@ -161,7 +173,9 @@ class ResidentSplit:
         self.device = device
         groups = None if split.groups is None else split.groups.to(device)
         arrays = (a.to(device) for a in (split.labels, split.group, split.truth, split.users))
-        self.copy = Split(split.rows, split.table.to(device), groups, *arrays, complete=split.complete)
+        sequences = None if split.sequences is None else split.sequences.to(device)
+        table = split.table.to(device)
+        self.copy = Split(split.rows, table, groups, *arrays, sequences=sequences, complete=split.complete)
 
     def __len__(self) -> int:
         return self.host.rows

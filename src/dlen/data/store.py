@@ -22,13 +22,14 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from dlen.data.columns import TABLE_ARRAYS
+from dlen.data.columns import PLACE_ARRAYS, TABLE_ARRAYS
+from dlen.data.sequences import SplitSequences, StoredSequence
 from dlen.data.split import Split, StoredTable
 from dlen.errors import UserError
 from dlen.files import check_regular, checksum
 from dlen.schema import Schema
 
-FORMAT = 4  # 2: checksums; 3: counts of ids; 4: users, missing labels
+FORMAT = 5  # 2: checksums; 3: counts of ids; 4: users, missing labels; 5: sequences
 
 
 class Store:
@@ -126,8 +127,23 @@ class Store:
             self._array(f"{name}/group"),
             truth if len(truth) else torch.zeros(rows, 0),
             self._array(f"{name}/users"),
+            sequences=self._split_sequences(name),
             complete=not any(self.content["missing_labels"][name]),
         )
+
+    def _split_sequences(self, split: str) -> SplitSequences | None:
+        if not self.schema.sequences:
+            return None
+        tables = tuple(self.sequence(name) for name in self.schema.sequences)
+        start, length, when = (self._array(f"{split}/{part}") for part in PLACE_ARRAYS)
+        return SplitSequences(tables, start, length, when)
+
+    def sequence(self, name: str) -> StoredSequence:
+        """The values of a sequence."""
+        values, lists = self._array(f"sequences/{name}/values"), self.schema.sequences[name]
+        offsets = torch.tensor([self.schema.offsets[f.name] for f in lists], dtype=torch.int32)
+        gaps = len(lists) > values.shape[1]
+        return StoredSequence(values, self._array(f"sequences/{name}/when"), offsets, gaps)
 
     def labels_identity(self, split: str) -> str:
         """Identifies the rows of a split by their number and labels, independent of what was learned from other rows.
@@ -150,7 +166,8 @@ class Store:
 
     def vocabulary(self, field: str) -> pl.DataFrame:
         """Raw values of an id field; row ``i`` has id ``i + 1``."""
-        return pl.read_parquet(self._vocabulary_path(field))
+        owner = next((f.share for f in self.schema.fields if f.name == field and f.share), field)
+        return pl.read_parquet(self._vocabulary_path(owner))
 
 
 def content_checksum(content: Mapping[str, Any]) -> int:

@@ -12,8 +12,16 @@ from typing import Any, BinaryIO
 import numpy as np
 import polars as pl
 
-from dlen.data.columns import MISSING, SPLIT_ARRAYS, TABLE_ARRAYS, Array, Columns
-from dlen.data.id_counts import count_ids, unknown_shares
+from dlen.data.columns import (
+    MISSING,
+    PLACE_ARRAYS,
+    SEQUENCE_ARRAYS,
+    SPLIT_ARRAYS,
+    TABLE_ARRAYS,
+    Array,
+    Columns,
+)
+from dlen.data.id_counts import count_ids, unknown_in_sequences, unknown_shares
 from dlen.data.store import FORMAT, content_checksum
 from dlen.files import checksum
 from dlen.schema import Kind, Schema
@@ -67,15 +75,51 @@ class TableWriter:
         return {f"{self.name}/{part}": writer.close() for part, writer in self.arrays.items()}
 
 
-class SplitWriter:
-    """Writes one split: a table plus labels, users, group numbers and a simulator's ground truth."""
+class SequenceWriter:
+    """Writes the values of one sequence.
 
-    def __init__(self, folder: Path, name: str, counts: Mapping[Kind, int], num_tasks: int, num_truth: int) -> None:
-        self.table = TableWriter(folder, name, counts)
-        widths = {"labels": num_tasks, "truth": num_truth}
+    Args:
+        name: name of the sequence.
+        width: number of stored lists N, without the one that is computed from times.
+    """
+
+    def __init__(self, folder: Path, name: str, width: int) -> None:
+        self.name, self.width, place = name, width, folder / "sequences" / name
+        widths = {"values": width, "when": None}
         self.arrays = {
-            part: _ArrayWriter(folder / name / f"{part}.bin", dtype, widths.get(part))
-            for part, dtype in SPLIT_ARRAYS.items()
+            part: _ArrayWriter(place / f"{part}.bin", dtype, widths[part]) for part, dtype in SEQUENCE_ARRAYS.items()
+        }
+
+    def append(self, values: Array, when: Array | None = None) -> int:
+        """Append (L, N) codes and, if the sequence has times, the (L,) time of each. Returns where the first one is."""
+        first = self.arrays["values"].rows
+        self.arrays["values"].append(values)
+        if when is not None:
+            self.arrays["when"].append(when)
+        return first
+
+    def close(self) -> dict[str, Any]:
+        """Close the files and return the dtype and shape of each array."""
+        return {f"sequences/{self.name}/{part}": writer.close() for part, writer in self.arrays.items()}
+
+
+class SplitWriter:
+    """Writes one split: a table plus labels, users, group numbers, places of sequences and a simulator's truth."""
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        counts: Mapping[Kind, int],
+        num_tasks: int,
+        num_truth: int,
+        num_sequences: int = 0,
+    ) -> None:
+        self.table = TableWriter(folder, name, counts)
+        widths = {"labels": num_tasks, "truth": num_truth} | dict.fromkeys(PLACE_ARRAYS, num_sequences)
+        types = SPLIT_ARRAYS | (PLACE_ARRAYS if num_sequences else {})
+        self.arrays = {
+            part: _ArrayWriter(folder / name / f"{part}.bin", dtype, widths.get(part)) for part, dtype in types.items()
         }
         self.missing = np.zeros(num_tasks, np.int64)
 
@@ -101,6 +145,9 @@ class SplitWriter:
         for part, values in (("labels", labels), ("group", group), ("truth", truth), ("users", users)):
             if values is not None:
                 self.arrays[part].append(values)
+        if columns.places is not None:
+            for part in PLACE_ARRAYS:
+                self.arrays[part].append(getattr(columns.places, part.removeprefix("sequence_")))
         self.missing += (labels == MISSING).sum(axis=0)
 
     @property
@@ -125,9 +172,11 @@ class StoreWriter:
         self.folder = folder
         self._tables: list[TableWriter] = []
         self._splits: dict[str, tuple[SplitWriter, str | None]] = {}  # with the name of its group table
+        self._sequences: dict[str, SequenceWriter] = {}
         self.notes: dict[str, Any] = {}  # shown to the user after preparing
         self.statistics: dict[str, Any] = {}  # by field: scale, buckets, range or cap, for encoding new values
-        self.histories: dict[str, Any] = {}  # by field: what rates of new rows need besides their files
+        self.histories: dict[str, Any] = {}  # by field: what rates and sequences of new rows need besides their files
+        self.counts: dict[str, Array] = {}  # by list of a sequence with its own ids: (vocab_size,) occurrences
 
     @property
     def scratch(self) -> Path:
@@ -151,9 +200,14 @@ class StoreWriter:
         num_truth: int = 0,
     ) -> SplitWriter:
         """Start a split; ``group`` names the table that its rows are joined with."""
-        writer = SplitWriter(self.folder, name, counts, num_tasks, num_truth)
+        writer = SplitWriter(self.folder, name, counts, num_tasks, num_truth, len(self._sequences))
         self._splits[name] = (writer, group)
         return writer
+
+    def sequence(self, name: str, width: int) -> SequenceWriter:
+        """Start a sequence of ``width`` stored lists; all sequences are started before the splits."""
+        self._sequences[name] = SequenceWriter(self.folder, name, width)
+        return self._sequences[name]
 
     def vocabulary(self, field: str, values: pl.Series, counts: pl.Series | None = None) -> None:
         """Store a field's raw values: ``values[i]`` has id ``i + 1``; id 0 is unknown."""
@@ -171,13 +225,21 @@ class StoreWriter:
     def finish(self, schema: Schema, identity: Mapping[str, Any]) -> None:
         """Close every file and write ``store.json``; ``identity`` holds the fingerprint and the settings behind it."""
         arrays: dict[str, Any] = {}
-        writers: list[TableWriter | SplitWriter] = [*self._tables, *(split for split, _ in self._splits.values())]
+        writers: list[TableWriter | SplitWriter | SequenceWriter] = [*self._tables, *self._sequences.values()]
+        writers += [split for split, _ in self._splits.values()]
         for writer in writers:
             arrays |= writer.close()
         shutil.rmtree(self.folder / "scratch", ignore_errors=True)
         occurrences = {name: count_ids(self.folder, name, group, schema) for name, (_, group) in self._splits.items()}
+        widths = {name: writer.width for name, writer in self._sequences.items()}
+        unknown = {
+            name: unknown_shares(of_split) | unknown_in_sequences(self.folder, name, schema, widths)
+            for name, of_split in occurrences.items()
+        }
+        of_training = occurrences.get("train", {}) | self.counts
         counts = _ArrayWriter(self.folder / "counts.bin", "<i8", None)
-        counts.append(occurrences.get("train", np.zeros(schema.num_embeddings, np.int64)))
+        for field in schema.owners:
+            counts.append(of_training.get(field.name, np.zeros(field.vocab_size, np.int64)))
         arrays["counts"] = counts.close()
         content = {
             "format": FORMAT,
@@ -186,7 +248,7 @@ class StoreWriter:
             "splits": {name: {"rows": split.rows, "group": group} for name, (split, group) in self._splits.items()},
             "notes": self.notes,
             "missing_labels": {name: split.missing.tolist() for name, (split, _) in self._splits.items()},
-            "unknown": {name: unknown_shares(of_split, schema) for name, of_split in occurrences.items()},
+            "unknown": unknown,
             "statistics": self.statistics,
             "histories": self.histories,
             "arrays": arrays,

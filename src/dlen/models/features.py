@@ -17,7 +17,7 @@ class FeatureSpec:
     """Layout of :class:`Features`, known before the first batch. Backbones and heads are built from it.
 
     Attributes:
-        fields: names of the F embedded fields: single-valued fields, then pooled multi-valued fields.
+        fields: names of the F embedded fields: lists of sequences, single-valued fields, multi-valued fields.
         sides: side of each of these fields, see :class:`~dlen.schema.Field`.
         numbers: names of the K numeric fields.
         dim: length E of a field's vector.
@@ -35,7 +35,8 @@ class FeatureSpec:
     @classmethod
     def of(cls, schema: Schema, table: EmbeddingTable) -> FeatureSpec:
         """The layout of the features that a table produces for a schema."""
-        embedded = [*schema.of_kind(Kind.ID), *schema.of_kind(Kind.IDS)]
+        lists = [field for of_sequence in schema.sequences.values() for field in of_sequence]
+        embedded = [*lists, *schema.of_kind(Kind.ID), *schema.of_kind(Kind.IDS)]
         return cls(
             fields=tuple(f.name for f in embedded),
             sides=tuple(f.side for f in embedded),
@@ -103,6 +104,11 @@ class Features:
         """(B, E) vectors of one field."""
         _check_known([name], self.spec.fields)
         return self.fields[:, self.spec.fields.index(name)]
+
+    def select(self, names: Sequence[str]) -> Tensor:
+        """(B, M, E) vectors of some fields."""
+        _check_known(names, self.spec.fields)
+        return self.fields[:, [self.spec.fields.index(name) for name in names]]
 
     def by_task(self, num_tasks: int) -> Tensor:
         """(T, B, D') input of each task: its own parts of the vectors, or the whole vectors if tasks share them."""

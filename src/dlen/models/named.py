@@ -20,8 +20,9 @@ from dlen.models.dlen import LatentHead
 from dlen.models.funnels import AITMHead, ESMMHead
 from dlen.models.heads import IndependentHead
 from dlen.models.pal import PositionRanker
-from dlen.models.ranker import MakeBackbone, MakeEmbedding, MakeHead, Ranker
+from dlen.models.ranker import MakeBackbone, MakeEmbedding, MakeHead, MakePool, Ranker
 from dlen.nn.embedding import EmbeddingTable
+from dlen.nn.sequences import TargetAttention
 from dlen.schema import Schema
 
 
@@ -33,6 +34,7 @@ class Named(Ranker):
         first_order: add first-order terms, see :class:`~dlen.nn.embedding.EmbeddingTable`; None for the model's
             default.
         embedding: factory of the embedding table; overrides ``embedding_dim`` and ``first_order``.
+        sequence: how a sequence becomes one vector per list.
         backbone: factory of the backbone; overrides the model's own.
         head: factory of the head; overrides the model's own.
         dropout: dropout probability of backbone and head.
@@ -55,6 +57,7 @@ class Named(Ranker):
         embedding_dim: int = 16,
         first_order: bool | None = None,
         embedding: MakeEmbedding | None = None,
+        sequence: MakePool = TargetAttention,
         backbone: MakeBackbone | None = None,
         head: MakeHead | None = None,
         dropout: float | None = None,
@@ -71,6 +74,7 @@ class Named(Ranker):
             embedding=partial(EmbeddingTable, **table) if embedding is None else embedding,
             backbone=backbone,
             head=head,
+            sequence=sequence,
             dropout=dropout,
             **settings,
         )

@@ -1,8 +1,11 @@
-"""Ranker: the composition of embedding, backbone and head."""
+"""Ranker: the composition of embedding, sequence pooling, backbone and head."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
 
 from dlen.batch import Batch
 from dlen.models.backbones import Backbone, Mixture, MMoEBackbone
@@ -11,18 +14,21 @@ from dlen.models.heads import Head, IndependentHead, Ranking
 from dlen.models.model import Model
 from dlen.models.predictions import Predictions
 from dlen.nn.embedding import EmbeddingTable
+from dlen.nn.sequences import Layout, Ragged, SequencePool, SequencePools, TargetAttention
 from dlen.schema import Schema
 
 # Factories of the parts, such as functools.partial(EmbeddingTable, dim=8)
 MakeEmbedding = Callable[[Schema], EmbeddingTable]
 MakeBackbone = Callable[..., Backbone]  # called with (FeatureSpec, number of tasks)
 MakeHead = Callable[..., Head]  # called with (Schema, H of the backbone, FeatureSpec)
+MakePool = Callable[..., SequencePool]  # called with (E, number of lists, lists with a candidate)
 
 
 class Ranker(Model):
-    """A multi-task ranking network: any embedding, backbone and head.
+    """A multi-task ranking network: any embedding, sequence pooling, backbone and head.
 
     Args:
+        sequence: how a sequence becomes one vector per list.
         dropout: dropout probability of backbone and head; None for each factory's own.
         without: names of fields that are hidden from backbone and head.
     """
@@ -34,17 +40,23 @@ class Ranker(Model):
         embedding: MakeEmbedding = EmbeddingTable,
         backbone: MakeBackbone = MMoEBackbone,
         head: MakeHead = IndependentHead,
+        sequence: MakePool = TargetAttention,
         dropout: float | None = None,
         without: Sequence[str] = (),
     ) -> None:
         super().__init__(schema)
-        for name, make in (("embedding", embedding), ("backbone", backbone), ("head", head)):
+        parts = {"embedding": embedding, "sequence": sequence, "backbone": backbone, "head": head}
+        for name, make in parts.items():
             if not callable(make):
                 raise ValueError(f"{name} must be callable, got {make!r}; choose one with model/{name}=NAME")
         self.embedding = embedding(schema)
         self.spec = FeatureSpec.of(schema, self.embedding)
+        self.sequences: SequencePools | None = None
+        if schema.sequences:
+            self.sequences = SequencePools(schema, self.embedding.dim, self.embedding.parts, sequence)
         self.without = tuple(without)
         seen = self.spec.without(self.without)
+        self.lists = tuple(field.name for lists in schema.sequences.values() for field in lists)
         settings = {} if dropout is None else {"dropout": dropout}
         self.backbone = backbone(seen, len(schema.tasks), **settings)
         self.head = head(schema, self.backbone.out_dim, seen, **settings)
@@ -55,7 +67,23 @@ class Ranker(Model):
 
     def features(self, batch: Batch) -> Features:
         """Embed B rows."""
-        return Features(self.embedding(batch), self.spec)
+        layouts = [Ragged(s.lengths, len(s.ids)) for s in batch.sequences]
+        return self.with_sequences(self.embedding(batch), [s.ids for s in batch.sequences], layouts)
+
+    def with_sequences(self, values: Tensor, ids: Sequence[Tensor], layouts: Sequence[Layout]) -> Features:
+        """Add the pooled sequences to what the embedding table returns.
+
+        Args:
+            values: (B, D + O) output of the table.
+            ids: (P, N) ids of each sequence.
+            layouts: rows of the places of each sequence.
+        """
+        if self.sequences is None:
+            return Features(values, self.spec)
+        of_table = Features(values, self.spec.without(self.lists))
+        targets = [of_table.select(names) for names in self.sequences.targets]
+        pooled = self.sequences([self.embedding.vectors(i) for i in ids], targets, layouts)
+        return Features(torch.cat([pooled.to(values.dtype), values], 1), self.spec)
 
     def predict(self, features: Features) -> Predictions:
         """Predict from features."""

@@ -49,7 +49,7 @@ class EmbeddingTable(nn.Module):
         parts: number P of equal parts of a vector, one per task, which an optimiser must treat separately; 1 if tasks
             share the vectors.
         first_order: number O of first-order terms per id: T or 0.
-        out_dim: width D of vectors and numbers; the O first-order sums follow them.
+        out_dim: width D of vectors and numbers, without sequences; the O first-order sums follow them.
 
     Raises:
         ValueError: ``dim`` is not a positive whole number.
@@ -106,13 +106,20 @@ class EmbeddingTable(nn.Module):
             yield first, values
 
     def forward(self, batch: Batch) -> Tensor:
-        """(B, D + O) vectors of single ids, pooled vectors of multi-valued fields, numbers, and first-order sums."""
+        """(B, D + O) vectors of single ids, pooled vectors of multi-valued fields, numbers, and first-order sums.
+
+        Sequences are not part of it, see :meth:`vectors`.
+        """
         vectors = []
         if self.num_single:
             vectors.append(F.embedding(batch.ids, self.weight, sparse=True))
         if self.num_bags:
             vectors.append(self._pool(batch).transpose(0, 1))
         return join_input(vectors, batch.numeric, self.dim, self.first_order)
+
+    def vectors(self, ids: Tensor) -> Tensor:
+        """(..., E) vectors of ids of any shape."""
+        return F.embedding(ids, self.weight, sparse=True)[..., : self.dim]
 
     def _pool(self, batch: Batch) -> Tensor:
         """(M, B, dim) weighted sum or weighted mean of each bag; zero for an empty bag."""

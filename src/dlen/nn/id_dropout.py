@@ -72,6 +72,7 @@ class IdDropout(nn.Module):
             self.register_buffer(buffer, torch.tensor(offsets, dtype=torch.int32), persistent=False)
         self.unknown: Tensor
         self.unknown_of_bags: Tensor
+        self.unknown_of_lists = [[schema.offsets[f.name] for f in lists] for lists in schema.sequences.values()]
         self.active = self.trains(slice(None))
 
     def forward(self, batch: Batch) -> Batch:
@@ -84,7 +85,11 @@ class IdDropout(nn.Module):
         if bag_ids.numel():
             unknown = torch.repeat_interleave(self.unknown_of_bags, batch.bag_lengths.sum(1), output_size=len(bag_ids))
             bag_ids = self._replaced(bag_ids, unknown)
-        return replace(batch, ids=ids, bag_ids=bag_ids)
+        sequences = tuple(
+            replace(sequence, ids=self._replaced(sequence.ids, sequence.ids.new_tensor(unknown)))
+            for sequence, unknown in zip(batch.sequences, self.unknown_of_lists, strict=True)
+        )
+        return replace(batch, ids=ids, bag_ids=bag_ids, sequences=sequences)
 
     def trains(self, rows: slice) -> bool:
         """Whether any of the given table rows can be replaced with the unknown id."""
@@ -99,7 +104,7 @@ class IdDropout(nn.Module):
 
 def _strengths(schema: Schema, k: float, fields: Mapping[str, float]) -> dict[str, float]:
     """The value of ``k`` for each field with ids."""
-    with_ids = [f.name for f in schema.fields if f.kind is not Kind.NUMERIC]
+    with_ids = [f.name for f in schema.owners]
     for name in fields:
         if name not in with_ids:
             raise ValueError(f"fields: {name!r} is not a field with ids; those are {', '.join(with_ids)}")

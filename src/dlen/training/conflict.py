@@ -46,7 +46,7 @@ def task_gradients(model: Ranker, batch: Batch, targets: Targets, rows: int = RO
         (T, P) gradients of the shared parameters, and (S, T, D) gradients of each row's input without first-order
         terms.
     """
-    x, labels = model.embedding(batch).detach()[:rows].requires_grad_(), batch.labels[:rows]
+    x, labels = model.features(batch).values.detach()[:rows].requires_grad_(), batch.labels[:rows]
     predictions = model.predict(Features(x, model.spec))
     losses = task_losses(predictions, targets.training_labels(labels), targets.trained(labels))
     shared = model.backbone.shared_parameters()

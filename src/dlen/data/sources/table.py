@@ -24,6 +24,7 @@ from dlen.data.sources.table_parse import parse_spec, read_spec
 from dlen.data.sources.table_passes import TablePasses, missing_column_hint
 from dlen.data.sources.table_paths import files_by_split, join_files
 from dlen.data.sources.table_rows import TableRows
+from dlen.data.sources.table_sequences import sequences_of
 from dlen.data.sources.table_spec import TableSpec
 from dlen.data.split import Split, split_of
 from dlen.data.store import Store
@@ -151,7 +152,9 @@ class Table:
                     )
             for frame, _, _ in rows.chunks(f"scoring {path.name}"):
                 happened = label_reader.read(frame, path) if labels else np.zeros((len(frame), len(spec.tasks)))
-                yield split_of(encode(frame, path, columns, store.schema), happened), frame.select(keep)
+                encoded = encode(frame, path, columns, store.schema)
+                sequences = [column.stored(store) for column in sequences_of(columns)]
+                yield split_of(encoded, happened, sequences=sequences), frame.select(keep)
 
 
 def _check_inputs(path: Path, existing: list[str], columns: list[TableColumn], labels: Labels | None) -> None:

@@ -126,24 +126,35 @@ class TableColumn(ABC):
 
 
 class IdColumn(TableColumn):
-    """A single-valued id."""
+    """A single-valued id.
 
-    def __init__(self, name: str, spec: FieldSpec) -> None:
+    Args:
+        vocabulary: the vocabulary of the field whose ids this one shares; None for its own.
+    """
+
+    def __init__(self, name: str, spec: FieldSpec, vocabulary: TextVocabulary | None = None) -> None:
         super().__init__(name, spec)
-        self.vocabulary = TextVocabulary(spec.min_count)
+        self.vocabulary = TextVocabulary(spec.min_count) if vocabulary is None else vocabulary
 
     def observe(self, frame: pl.DataFrame, path: Path) -> None:
-        self.vocabulary.add(id_text(frame[self.spec.column], path))
+        self.observe_texts(id_text(frame[self.spec.column], path))
+
+    def observe_texts(self, texts: pl.Series) -> None:
+        """Count the ids of training rows; those of a shared vocabulary are counted by the field that it belongs to."""
+        if not self.spec.share:
+            self.vocabulary.add(texts)
 
     def freeze(self, writer: StoreWriter) -> None:
-        self.vocabulary.freeze()
-        writer.vocabulary(self.name, self.vocabulary.frame["value"], self.vocabulary.frame["count"])
+        if not self.spec.share:
+            self.vocabulary.freeze()
+            writer.vocabulary(self.name, self.vocabulary.frame["value"], self.vocabulary.frame["count"])
 
     def restore(self, store: Store) -> None:
-        self.vocabulary.restore(store.vocabulary(self.name)["value"])
+        if not self.spec.share:
+            self.vocabulary.restore(store.vocabulary(self.name)["value"])
 
     def fields(self) -> list[Field]:
-        return [Field(self.name, Kind.ID, self.spec.side, len(self.vocabulary))]
+        return [Field(self.name, Kind.ID, self.spec.side, len(self.vocabulary), share=self.spec.share)]
 
     def ids(self, frame: pl.DataFrame, path: Path) -> list[Array]:
         return [self.vocabulary.encode(id_text(frame[self.spec.column], path))]
@@ -152,8 +163,8 @@ class IdColumn(TableColumn):
 class IdsColumn(IdColumn):
     """Several ids in one cell, optionally with weights, or a Parquet list of ids."""
 
-    def __init__(self, name: str, spec: FieldSpec) -> None:
-        super().__init__(name, spec)
+    def __init__(self, name: str, spec: FieldSpec, vocabulary: TextVocabulary | None = None) -> None:
+        super().__init__(name, spec, vocabulary)
         self._cut = self._rows = 0
 
     def notes(self) -> dict[str, str]:
@@ -168,7 +179,7 @@ class IdsColumn(IdColumn):
         self._values(frame, path)
 
     def observe(self, frame: pl.DataFrame, path: Path) -> None:
-        self.vocabulary.add(self._values(frame, path)[1])
+        self.observe_texts(self._values(frame, path)[1])
 
     def freeze(self, writer: StoreWriter) -> None:
         super().freeze(writer)
@@ -177,7 +188,7 @@ class IdsColumn(IdColumn):
 
     def fields(self) -> list[Field]:
         pooling = Pooling(self.spec.pooling)
-        return [Field(self.name, Kind.IDS, self.spec.side, len(self.vocabulary), pooling)]
+        return [Field(self.name, Kind.IDS, self.spec.side, len(self.vocabulary), pooling, share=self.spec.share)]
 
     def ids(self, frame: pl.DataFrame, path: Path) -> list[Array]:
         return []
@@ -353,9 +364,10 @@ class TimeColumn(TableColumn):
         return stamps + round(3_600_000_000 * self.spec.utc_offset)
 
 
-def make_column(name: str, spec: FieldSpec) -> TableColumn:
-    """Create the column class for the kind of a field."""
-    kinds: dict[str, type[TableColumn]] = {"id": IdColumn, "ids": IdsColumn, "time": TimeColumn}
+def make_column(name: str, spec: FieldSpec, vocabulary: TextVocabulary | None = None) -> TableColumn:
+    """Create the column class for the kind of a field; ``vocabulary`` is that of the field whose ids it shares."""
+    if spec.kind in ("id", "ids"):
+        return (IdColumn if spec.kind == "id" else IdsColumn)(name, spec, vocabulary)
     if spec.kind == "numeric":
         return BucketColumn(name, spec) if spec.transform == "quantile" else NumberColumn(name, spec)
-    return kinds[spec.kind](name, spec)
+    return TimeColumn(name, spec)

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from dlen.data.columns import Array, Columns
+from dlen.data.columns import Array, Columns, Places
 from dlen.data.ragged import Entries, Keep, to_columns
 from dlen.data.sources.cells import id_text
 from dlen.data.sources.expression import Expression
 from dlen.data.sources.table_columns import IdColumn, TableColumn, make_column
 from dlen.data.sources.table_rates import RateColumn
-from dlen.data.sources.table_spec import TableSpec
+from dlen.data.sources.table_sequences import HistoryColumn, SequenceColumn, sequences_of
+from dlen.data.sources.table_spec import FieldSpec, TableSpec
 from dlen.schema import Kind, Schema
 
 
@@ -25,10 +26,33 @@ def make_columns(spec: TableSpec, labels: dict[str, Expression], scratch: Path |
         labels: the parsed label of each task.
         scratch: folder for intermediate files; None to restore from a store.
     """
-    return [
-        RateColumn(name, field, spec, labels, scratch) if field.kind == "rate" else make_column(name, field)
-        for name, field in spec.fields.items()
-    ]
+    columns: dict[str, TableColumn] = {}
+    owners: dict[str, IdColumn] = {}
+    sequences: dict[str, SequenceColumn] = {}
+    # A field that uses the vocabulary of another comes after it, and histories, which look up ids, after all others.
+    for name, field in sorted(spec.fields.items(), key=lambda entry: _turn(entry[1])):
+        shared = owners[field.share].vocabulary if field.share else None
+        if field.kind == "rate":
+            columns[name] = RateColumn(name, field, spec, labels, scratch)
+        elif field.kind == "history":
+            of = {of: owners[of] for of in field.history.of}
+            columns[name] = HistoryColumn(name, field, spec, labels, of, scratch)
+        elif field.kind == "sequence":
+            one = IdColumn(name, field, shared)
+            if field.along:
+                sequences[field.along].lists.append(one)
+            else:
+                columns[name] = sequences[name] = SequenceColumn(name, field, [one])
+        else:
+            columns[name] = column = make_column(name, field, shared)
+            owners |= {name: column} if isinstance(column, IdColumn) else {}
+    in_order = [name for name, field in spec.fields.items() if name in columns and field.kind != "history"]
+    return [columns[name] for name in (*in_order, *(n for n, f in spec.fields.items() if f.kind == "history"))]
+
+
+def _turn(field: FieldSpec) -> int:
+    """When the column of a field is created: after those that it refers to."""
+    return 2 if field.kind == "history" or field.along else int(bool(field.share))
 
 
 def encode(frame: pl.DataFrame, path: Path, columns: list[TableColumn], schema: Schema) -> Columns:
@@ -49,12 +73,14 @@ def encode(frame: pl.DataFrame, path: Path, columns: list[TableColumn], schema: 
     parts = [np.concatenate(part) for part in zip(*flat, strict=True)] or [np.zeros(0, np.int64)] * 4
     caps, keep = [c.spec.max_values for c, _ in bags], [Keep(c.spec.keep) for c, _ in bags]
     ragged = to_columns(Entries(n, *parts), [], range(len(bags)), caps, keep)
+    places = [column.places(frame, path) for column in sequences_of(columns)]
     return Columns(
         stacked(ids, np.int32),
         stacked(scaled, np.float32),
         ragged.bag_lengths,
         ragged.bag_ids,
         ragged.bag_weights,
+        Places.stack(places, n) if places else None,
     )
 
 

@@ -6,6 +6,7 @@ import codecs
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -16,6 +17,7 @@ from dlen.data.sources.cells import id_text
 from dlen.data.sources.expression import Expression
 from dlen.data.sources.table_spec import (
     FieldSpec,
+    HistorySpec,
     JoinSpec,
     RateSpec,
     SplitSpec,
@@ -29,6 +31,8 @@ from dlen.schema import check_targets
 from dlen.valid import OneOf, Range, did_you_mean, fault
 
 T = TypeVar("T")
+FROM_LOG = ("rate", "history")  # kinds of fields that are computed from the log, and have no column
+_MOST_LABELS = 8
 _SHARE = Annotated[float, Range(0, 1, below=True)]
 
 
@@ -74,14 +78,16 @@ def parse_spec(text: str, path: Path) -> TableSpec:
     spec = _fill(TableSpec, content, path, "")
     spec.path = path
     for name, field in spec.fields.items():
-        if field.kind != "rate":
+        if field.kind not in FROM_LOG:
             field.column = field.column or name
     _check_format(spec)
     _check_fields(spec)
     _check_tasks(spec)
     _check_no_label(spec)
     _check_split(spec.split, path)
+    _check_shared(spec)
     _check_rates(spec)
+    _check_histories(spec)
     return spec
 
 
@@ -134,7 +140,7 @@ def _task(value: Any, path: Path, key: str) -> TaskSpec:
 
 def _field(value: Any, path: Path, key: str) -> FieldSpec:
     spec = _fill(FieldSpec, value, path, key)
-    kind = next((k for k in ("rate", "count") if k in value), None)
+    kind = next((k for k in ("rate", "count", "history") if k in value), None)
     if kind is None:
         return spec
     others = [str(k) for k in value if k not in (kind, "side")]
@@ -142,11 +148,22 @@ def _field(value: Any, path: Path, key: str) -> FieldSpec:
         raise UserError(
             f"{path}: {key}.{others[0]}: cannot be combined with {kind}, which is computed from the log; remove it"
         )
-    rate = _rate(kind, value[kind], path, f"{key}.{kind}")
-    spec.kind = "rate"
-    if len(rate.by) > 1 and "side" not in value:
+    of_log = (_history if kind == "history" else partial(_rate, kind))(value[kind], path, f"{key}.{kind}")
+    spec.kind = "history" if kind == "history" else "rate"
+    if len(of_log.by) > 1 and "side" not in value:
         spec.side = "cross"
-    setattr(spec, kind, rate)
+    setattr(spec, kind, of_log)
+    return spec
+
+
+def _history(value: Any, path: Path, key: str) -> HistorySpec:
+    spec = _fill(HistorySpec, value, path, key)
+    spec.by, spec.of = _texts(spec.by, path, f"{key}.by"), _texts(spec.of, path, f"{key}.of")
+    for name in ("of", "by"):
+        if not getattr(spec, name):
+            raise UserError(f"{path}: {key}.{name}: must name a field{' or column' if name == 'by' else ''}")
+    if len(spec.labels) > _MOST_LABELS:
+        raise UserError(f"{path}: {key}.labels: names {len(spec.labels)} tasks, at most {_MOST_LABELS} fit in one id")
     return spec
 
 
@@ -262,23 +279,56 @@ def _check_no_label(spec: TableSpec) -> None:
             )
 
 
+def _check_shared(spec: TableSpec) -> None:
+    """Check the fields that use the ids of another, and the parallel lists of sequences."""
+    owners = [n for n, f in spec.fields.items() if f.kind in ("id", "ids") and not f.share]
+    sequences = [n for n, f in spec.fields.items() if f.kind == "sequence" and not f.along]
+    for name, field in spec.fields.items():
+        key = f"fields.{name}"
+        if field.share:
+            _check_one_of(field.share, owners, spec.path, f"{key}.share")
+            if field.kind not in ("id", "ids", "sequence"):
+                raise UserError(f"{spec.path}: {key}.share: is for ids; remove it from a field of kind {field.kind}")
+        if field.along:
+            _check_one_of(field.along, sequences, spec.path, f"{key}.along")
+            if field.kind != "sequence":
+                raise UserError(f"{spec.path}: {key}.along: is for kind: sequence; remove it")
+
+
+def _check_histories(spec: TableSpec) -> None:
+    ids = [n for n, f in spec.fields.items() if f.kind == "id"]
+    for name, history in ((n, f.history) for n, f in spec.fields.items() if f.kind == "history"):
+        key = f"fields.{name}.history"
+        for of in history.of:
+            _check_one_of(of, ids, spec.path, f"{key}.of")
+        for by in history.by:
+            if by in spec.fields and spec.fields[by].kind in FROM_LOG:
+                raise UserError(f"{spec.path}: {key}.by: {by} is computed from the log, so it cannot be a key")
+        for task in history.labels:
+            _check_one_of(task, list(spec.tasks), spec.path, f"{key}.labels")
+        if history.where and history.where not in spec.tasks:
+            _check_label_expression(history.where, spec.path, f"{key}.where")
+
+
+def _check_label_expression(text: str, path: Path, key: str) -> None:
+    try:
+        Expression(text)
+    except ValueError as error:
+        raise UserError(f"{path}: {key}: neither a task nor an expression: {error}") from None
+
+
 def _check_rates(spec: TableSpec) -> None:
     rates = {name: field.rate or field.count for name, field in spec.fields.items() if field.kind == "rate"}
     for name, rate in rates.items():
         for by in rate.by:
-            if by in rates:
-                raise UserError(f"{spec.path}: fields.{name}: by: {by} is a rate or count, which cannot be a key")
+            if by in spec.fields and spec.fields[by].kind in FROM_LOG:
+                raise UserError(f"{spec.path}: fields.{name}: by: {by} is computed from the log, so it cannot be a key")
         for of in rate.of:
             if of in spec.tasks:
                 continue
             if len(rate.of) > 1:
                 _check_one_of(of, list(spec.tasks), spec.path, f"fields.{name}.rate.of")
-            try:
-                Expression(of)
-            except ValueError as error:
-                raise UserError(
-                    f"{spec.path}: fields.{name}.rate.of: neither a task nor an expression: {error}"
-                ) from None
+            _check_label_expression(of, spec.path, f"fields.{name}.rate.of")
 
 
 def _check_split(split: SplitSpec, path: Path) -> None:

@@ -31,13 +31,35 @@ class RateSpec:
 
 
 @dataclass(slots=True)
+class HistorySpec:
+    """A field's ``history``: what happened in earlier rows with the same key, newest last.
+
+    Attributes:
+        of: a field of kind id whose values are listed, or several fields, each of which becomes a list. A list shares
+            the vocabulary and vectors of its field.
+        by: field or column used as the key, or several that form a key together.
+        where: a task or label expression: only rows in which it is 1 are listed. Default: all rows.
+        labels: tasks whose labels are told for each listed row, together as one id.
+        length: maximum number of listed rows; the newest stay.
+        gap: also list how long before the row each listed row was, as one of 32 buckets that double.
+    """
+
+    of: Any = field(default_factory=list)
+    by: Any = field(default_factory=list)
+    where: str = ""
+    labels: list[str] = field(default_factory=list)
+    length: Annotated[int, Range(1, 2**15 - 1)] = 50
+    gap: bool = True
+
+
+@dataclass(slots=True)
 class RatesSpec:
-    """Settings shared by all rates and counts.
+    """Settings shared by all rates, counts and histories.
 
     Attributes:
         time: a field of kind time, or a column of increasing numbers: a row sees only strictly earlier rows. Default:
             the first field of kind time, or the column of a split by time. With ``none``, or without either, training
-            rows see training rows of other folds, and all other rows see the training rows.
+            rows see training rows of other folds, and all other rows see the training rows; histories need a time.
         every: row, or day: a row sees what was known at the start of its day.
         rows: all, or train: labels of the other splits are never counted, even if they are earlier.
         folds: number of folds without a time.
@@ -56,13 +78,17 @@ class FieldSpec:
     Attributes:
         rate: numbers computed from the log itself instead of a column: how often labels were 1 for a key.
         count: like ``rate``: the number of rows with a key.
-        kind: id, ids, numeric or time.
+        history: ordered lists computed from the log itself: the earlier rows with the same key.
+        kind: id, ids, sequence, numeric or time. A sequence is an ordered list of ids, such as a user's last videos.
         column: column to read. Default: the name of the field.
         side: user, item, cross or context.
         min_count: id, ids: values with fewer occurrences are unknown.
-        separator: ids: separator between values.
+        share: id, ids, sequence: use the vocabulary and the vectors of this other field of kind id or ids.
+        order: sequence: oldest_first or newest_first, the order in the cell.
+        along: sequence: name of another sequence; this is a parallel list of it, with one value for each of its values.
+        separator: ids, sequence: separator between values.
         weight_separator: ids: separator between a value and its weight, as in ``red:0.5``.
-        max_values: ids: maximum number of values; longer lists are truncated.
+        max_values: ids, sequence: maximum number of values; longer lists are truncated. Of a sequence the newest stay.
         keep: ids: values kept in a truncated list: heaviest (ties keep the first), first or last.
         pooling: ids: mean or sum of the values' vectors.
         transform: numeric: standardise; log1p, sign(x) log(1 + abs(x)) standardised, for counts and amounts; or
@@ -75,10 +101,13 @@ class FieldSpec:
         parts: time: hour, weekday, day, month; each becomes an id field.
     """
 
-    kind: Annotated[str, OneOf("id", "ids", "numeric", "time")] = "id"
+    kind: Annotated[str, OneOf("id", "ids", "sequence", "numeric", "time")] = "id"
     column: str = ""
     side: Annotated[str, OneOf("user", "item", "cross", "context")] = "context"
     min_count: Annotated[int, Range(1)] = 1
+    share: str = ""
+    order: Annotated[str, OneOf("oldest_first", "newest_first")] = "oldest_first"
+    along: str = ""
     separator: str = "|"
     weight_separator: str = ""
     max_values: Annotated[int, Range(1, 2**15 - 1)] = 20
@@ -92,6 +121,7 @@ class FieldSpec:
     parts: Annotated[list[str], OneOf(*TIME_PARTS)] = field(default_factory=lambda: ["hour", "weekday"])
     rate: Any = None
     count: Any = None
+    history: Any = None
 
 
 @dataclass(slots=True)
@@ -170,7 +200,7 @@ class TableSpec:
         fields: inputs of the models, by name.
         tasks: labels, by name.
         split: how rows are split; with files for train and test, how validation is taken from train.
-        rates: how rates and counts are computed.
+        rates: how rates, counts and histories are computed.
         ignore: columns to ignore; the word ``rest`` ignores all columns that are not named.
         separator: separator of CSV columns. Default: depends on the file extension.
         header: whether the first line contains the column names.
@@ -211,6 +241,10 @@ def names_of(name: str, spec: FieldSpec) -> list[str]:
     if spec.rate is not None:
         of = spec.rate.of
         return [*([name] if len(of) == 1 else [f"{name}_{task}" for task in of]), f"{name}_count"]
+    if spec.history is not None:
+        lists = [name] if len(spec.history.of) == 1 else [f"{name}_{of}" for of in spec.history.of]
+        further = {"labels": bool(spec.history.labels), "gap": spec.history.gap}
+        return [*lists, *(f"{name}_{part}" for part, wanted in further.items() if wanted)]
     return [name]
 
 

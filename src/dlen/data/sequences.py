@@ -1,0 +1,119 @@
+"""Sequences of a prepared store: ordered lists of ids, stored once and shared by all rows that see them.
+
+The values of a sequence lie one after the other in one array. A row sees a range of them, so the history of a user is
+stored once, however many rows the user has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dlen.batch import Sequence
+from dlen.data.columns import Array, Places
+
+GAP_BUCKETS = 32  # ids of the time between a value and its row, without the one for unknown
+
+
+@dataclass(eq=False, slots=True)
+class StoredSequence:
+    """The V values of one sequence, with N lists.
+
+    Attributes:
+        values: (V, N) int32 codes, or (V, N - 1) with ``gaps``.
+        when: (V,) float64 time of each value; empty if there are no times.
+        offsets: (N,) int32 first row of each list's ids in the embedding table.
+        gaps: whether the last list is the :func:`gap_codes` between each value and its row.
+    """
+
+    values: Tensor
+    when: Tensor
+    offsets: Tensor
+    gaps: bool
+
+    def gather(self, start: Tensor, length: Tensor, when: Tensor, total: int) -> Sequence:
+        """The ranges of B rows.
+
+        Args:
+            start: (B,) int64 first value of each row.
+            length: (B,) int64 number of values.
+            when: (B,) float64 time of each row.
+            total: sum of ``length``, which the caller passes so that the device is not synchronised to compute it.
+        """
+        ends = length.cumsum(0)
+        shift = torch.repeat_interleave(start - (ends - length), length, output_size=total)
+        place = shift + torch.arange(total, device=start.device)
+        codes = self.values.index_select(0, place)
+        if self.gaps:
+            of_rows = torch.repeat_interleave(when, length, output_size=total)
+            codes = torch.cat([codes, gap_codes(of_rows - self.when.index_select(0, place))[:, None]], 1)
+        return Sequence(length, codes + self.offsets)
+
+    def to(self, device: torch.device) -> StoredSequence:
+        """Copy the values to a device."""
+        return StoredSequence(self.values.to(device), self.when.to(device), self.offsets.to(device), self.gaps)
+
+
+def gap_codes(gap: Tensor) -> Tensor:
+    """(L,) times between values and their rows -> (L,) int32 codes: 1 + floor(log2(1 + gap)), at most GAP_BUCKETS."""
+    # frexp is exact at powers of two, where a logarithm may round
+    exponent: Tensor = torch.frexp(gap.clamp(0, 2.0**GAP_BUCKETS) + 1).exponent
+    return exponent.clamp(max=GAP_BUCKETS).int()
+
+
+@dataclass(eq=False, slots=True)
+class SplitSequences:
+    """The Q sequences of the n rows of a split.
+
+    Attributes:
+        tables: the values of each sequence.
+        start: (n, Q) int64, see :class:`~dlen.data.columns.Places`.
+        length: (n, Q) int16.
+        when: (n, Q) float64.
+    """
+
+    tables: tuple[StoredSequence, ...]
+    start: Tensor
+    length: Tensor
+    when: Tensor
+
+    @classmethod
+    def of(cls, tables: Items[StoredSequence], places: Places) -> SplitSequences:
+        """Rows in memory."""
+        arrays = (torch.from_numpy(np.ascontiguousarray(a)) for a in (places.start, places.length, places.when))
+        return cls(tuple(tables), *arrays)
+
+    def count(self, index: Tensor) -> tuple[int, ...]:
+        """Number of values of each sequence in rows ``index`` (B,)."""
+        totals: list[int] = self.length.index_select(0, index).sum(0, dtype=torch.int64).tolist()
+        return tuple(totals)
+
+    def gather(self, index: Tensor, totals: Items[int]) -> tuple[Sequence, ...]:
+        """The sequences of rows ``index`` (B,); ``totals`` is the result of :meth:`count`."""
+        start, length = self.start.index_select(0, index), self.length.index_select(0, index).long()
+        when = self.when.index_select(0, index)
+        return tuple(
+            table.gather(start[:, q], length[:, q], when[:, q], total)
+            for q, (table, total) in enumerate(zip(self.tables, totals, strict=True))
+        )
+
+    def to(self, device: torch.device) -> SplitSequences:
+        """Copy everything to a device."""
+        tables = tuple(table.to(device) for table in self.tables)
+        return SplitSequences(tables, self.start.to(device), self.length.to(device), self.when.to(device))
+
+    @property
+    def bytes(self) -> int:
+        """Size of all arrays in bytes."""
+        arrays = [a for table in self.tables for a in (table.values, table.when)]
+        return sum(a.nbytes for a in (*arrays, self.start, self.length, self.when))
+
+
+def range_sums(values: Array, start: Array, length: Array) -> int:
+    """Sum over n ranges of (V,) values, such as how many unknown ids the rows of a split see in total."""
+    upto = np.append(0, np.cumsum(values, dtype=np.int64))
+    return int((upto[start + length] - upto[start]).sum())

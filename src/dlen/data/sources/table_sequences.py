@@ -1,0 +1,273 @@
+"""Sequences of a table: ordered lists in its cells, and histories computed from the log itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+
+from dlen.data.bad_rows import BadRowError
+from dlen.data.columns import Array, Places
+from dlen.data.histories import HistoryTable, histories_of
+from dlen.data.sequences import GAP_BUCKETS, StoredSequence
+from dlen.data.sources.cells import LINE, ROW, id_text, list_of_cells
+from dlen.data.sources.expression import Expression
+from dlen.data.sources.table_columns import IdColumn, TableColumn
+from dlen.data.sources.table_log import LogColumn
+from dlen.data.sources.table_spec import FieldSpec, TableSpec, names_of
+from dlen.data.store import Store
+from dlen.data.writer import StoreWriter
+from dlen.errors import UserError
+from dlen.schema import Field, Kind
+
+NEVER_RARE = 1 << 40  # count of ids that id dropout leaves alone: those of labels and gaps, which are never new
+
+
+# Stores the codes (L, N) of some places, and returns where the first one is
+Append = Callable[[Array], int]
+
+
+class OrderedColumn(TableColumn):
+    """An entry that becomes the lists of one sequence."""
+
+    def places(self, frame: pl.DataFrame, path: Path) -> Places:
+        """Where the sequences of n rows lie."""
+        raise NotImplementedError
+
+    def stored(self, store: Store) -> StoredSequence:
+        """The values that the places of the latest new rows refer to."""
+        raise NotImplementedError
+
+
+class SequenceColumn(OrderedColumn):
+    """``kind: sequence``: an ordered list of ids in a cell, with parallel lists in other columns.
+
+    Args:
+        name: name of the sequence and of its first list.
+        lists: columns of the lists, the first of which is the sequence itself.
+    """
+
+    def __init__(self, name: str, spec: FieldSpec, lists: list[IdColumn]) -> None:
+        super().__init__(name, spec)
+        self.lists = lists
+        self._append: Append = self._keep
+        self._kept: list[Array] = []
+        self._rows = self._cut = self._values = 0
+
+    @property
+    def inputs(self) -> list[str]:
+        """The columns of all lists."""
+        return [one.spec.column for one in self.lists]
+
+    def check(self, frame: pl.DataFrame, path: Path) -> None:
+        """Raise BadRowError for rows whose parallel lists differ in length."""
+        self._read(frame, path)
+
+    def observe(self, frame: pl.DataFrame, path: Path) -> None:
+        """Count the ids that no other field counts."""
+        _, texts = self._read(frame, path)
+        for one, values in zip(self.lists, texts, strict=True):
+            one.observe_texts(values)
+
+    def freeze(self, writer: StoreWriter) -> None:
+        """Fix the codes."""
+        for one in self.lists:
+            one.freeze(writer)
+            cut = {"max_values": self.spec.max_values, "order": self.spec.order, "sequence": self.name}
+            writer.statistics[one.name] = cut
+            if not one.spec.share:
+                writer.counts[one.name] = np.append(0, one.vocabulary.frame["count"].to_numpy())
+        self._append = writer.sequence(self.name, len(self.lists)).append
+
+    def restore(self, store: Store) -> None:
+        """Load the codes of a store."""
+        for one in self.lists:
+            one.restore(store)
+
+    def notes(self) -> dict[str, str]:
+        """How long the lists are, and how many are cut."""
+        rows = max(self._rows, 1)
+        cut = (
+            f"; {self._cut / rows:.2%} have more than {self.spec.max_values}, and keep the newest" if self._cut else ""
+        )
+        return {f"sequence_of_{self.name}": f"{self._values / rows:.1f} values per row{cut}"}
+
+    def fields(self) -> list[Field]:
+        """One field per list."""
+        lists = [(one.name, one.spec.side, len(one.vocabulary), one.spec.share) for one in self.lists]
+        return [Field(n, Kind.SEQUENCE, side, size, share=share, sequence=self.name) for n, side, size, share in lists]
+
+    def places(self, frame: pl.DataFrame, path: Path) -> Places:
+        """Store the values of n rows."""
+        lengths, texts = self._read(frame, path)
+        codes = [one.vocabulary.encode(values) for one, values in zip(self.lists, texts, strict=True)]
+        first = self._append(np.stack(codes, 1))
+        start = first + np.cumsum(lengths) - lengths
+        self._rows, self._values = self._rows + len(frame), self._values + int(lengths.sum())
+        return Places(start[:, None], lengths.astype(np.int16)[:, None], np.zeros((len(frame), 1)))
+
+    def stored(self, store: Store) -> StoredSequence:
+        """The values of the rows read since the last call."""
+        width = len(self.lists)
+        values = np.concatenate([np.zeros((0, width), np.int32), *self._kept]).astype(np.int32)
+        self._kept = []
+        offsets = torch.tensor([store.schema.offsets[one.name] for one in self.lists], dtype=torch.int32)
+        return StoredSequence(torch.from_numpy(values), torch.zeros(0, dtype=torch.float64), offsets, gaps=False)
+
+    def _keep(self, values: Array) -> int:
+        first = sum(map(len, self._kept))
+        self._kept.append(values)
+        return first
+
+    def _read(self, frame: pl.DataFrame, path: Path) -> tuple[Array, list[pl.Series]]:
+        """(n,) number of values of each row, and the (L,) texts of each list, oldest first; null for an empty value."""
+        cells = [_lists(frame, one.spec, path) for one in self.lists]
+        lengths = [lists.list.len() for lists in cells]
+        for one, length in zip(self.lists[1:], lengths[1:], strict=True):
+            wrong = lengths[0] != length
+            if wrong.any():
+                rows = frame.filter(wrong)[LINE].to_list()
+                first, other = (int(part.filter(wrong)[0]) for part in (lengths[0], length))
+                problem = f"column {one.spec.column}: has {other} values, but {self.spec.column} has {first}"
+                raise BadRowError(path, rows, f"{problem}; parallel lists need one value for each")
+        self._cut += int((lengths[0] > self.spec.max_values).sum())
+        if self.spec.order == "newest_first":
+            cells = [lists.list.head(self.spec.max_values).list.reverse() for lists in cells]
+        else:
+            cells = [lists.list.tail(self.spec.max_values) for lists in cells]
+        # Polars explodes an empty list to one null
+        flat = [lists.filter(lists.list.len() > 0).explode() for lists in cells]
+        texts = [id_text(values.alias(one.spec.column), path) for values, one in zip(flat, self.lists, strict=True)]
+        return cells[0].list.len().to_numpy().astype(np.int64), texts
+
+
+def _lists(frame: pl.DataFrame, spec: FieldSpec, path: Path) -> pl.Series:
+    """A column as lists; an empty cell is an empty list."""
+    lists = list_of_cells(frame, spec.column, spec.separator, path)
+    if not isinstance(lists.dtype, pl.List):
+        raise UserError(f"{path}: column {spec.column}: has type {lists.dtype}, expected lists")
+    blank = (lists.list.len() == 1) & (lists.list.first() == "") if lists.dtype == pl.List(pl.String) else None
+    empty = lists.is_null() if blank is None else lists.is_null() | blank.fill_null(False)
+    return lists.zip_with(~empty, pl.Series([[]], dtype=lists.dtype).new_from_index(0, len(lists)))
+
+
+class HistoryColumn(LogColumn, OrderedColumn):
+    """A ``history`` of a table's YAML: the earlier rows with the same key, as lists that share fields' vectors.
+
+    Args:
+        name: name of the field.
+        spec: settings of the field.
+        table: spec of the whole table.
+        labels: the parsed label of each task.
+        of: column of each listed field, with its name.
+        scratch: folder for intermediate files; None to restore from a store.
+
+    Raises:
+        UserError: the table has no time.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        spec: FieldSpec,
+        table: TableSpec,
+        labels: dict[str, Expression],
+        of: Mapping[str, IdColumn],
+        scratch: Path | None = None,
+    ) -> None:
+        self.history = history = spec.history
+        super().__init__(name, spec, table, labels, history.by, [history.where] if history.where else [])
+        if not self.clock.timed:
+            raise UserError(
+                f"{table.path}: fields.{name}.history: needs a time to tell what came before; add a field of kind time"
+            )
+        self.of = dict(of)
+        self.training_only = table.rates.rows == "train"
+        self.table = None if scratch is None else HistoryTable(history.length, scratch / f"history-{name}")
+        self._rows = 0
+        self._found: Places | None = None
+
+    def show(self, frame: pl.DataFrame, path: Path, where: Array, labels: Array, observed: Array) -> None:
+        """Add rows of every split."""
+        assert self.table is not None
+        row, event = frame[ROW].to_numpy().astype(np.int64), np.ones(len(frame), bool)
+        if self.history.where:
+            value, known = self.label(self.history.where, frame, path, labels, observed)
+            event = (value == 1) & known
+        if self.training_only:
+            event &= where == 0
+        values = {f"of{place}": id_text(frame[c.spec.column], path) for place, c in enumerate(self.of.values())}
+        values |= {"labels": pl.Series(self._label_codes(labels), dtype=pl.Int32)} if self.history.labels else {}
+        self.table.add(row, self.keys(frame, path), self.clock.periods(frame, path), event, values)
+        self._rows = max(self._rows, int(row.max(initial=-1)) + 1)
+
+    def _label_codes(self, labels: Array) -> Array:
+        """(n,) one id for the labels (n, T) of a row: 1 plus a bit for each positive one."""
+        bits = [(labels[:, self.tasks.index(t)] == 1).astype(np.int32) << i for i, t in enumerate(self.history.labels)]
+        return np.stack(bits).sum(0, dtype=np.int32) + 1
+
+    def freeze(self, writer: StoreWriter) -> None:
+        """Sort the log, write the events and find the history of each row."""
+        assert self.table is not None
+        stored = writer.sequence(self.name, len(self.of) + bool(self.history.labels))
+        keys = writer.history(self.name)
+        self._found = self.table.finish(self._rows, self.clock.unit, self._encode, stored, keys)
+        history, names = self.history, names_of(self.name, self.spec)
+        for place, name in enumerate(names):
+            writer.statistics[name] = {"max_values": history.length, "history": self.name, "list": place}
+        further = [f for f in self.fields() if not f.share]
+        writer.counts |= {f.name: np.full(f.vocab_size, NEVER_RARE) for f in further}
+        writer.histories[self.name] = {
+            "by": self.names,
+            "separators": self.separators,
+            "length": history.length,
+            "unit": self.clock.unit,
+            "dated": self.clock.rising.dated,
+        }
+        length = self._found.length
+        where = f", where {history.where}" if history.where else ""
+        writer.notes[f"history_of_{self.name}"] = (
+            f"by {', '.join(self.by)}{where}: {float(np.mean(length)) if self._rows else 0.0:.1f} earlier rows on "
+            f"average, {float(np.mean(length == 0)):.2%} have none"
+        )
+
+    def _encode(self, events: pl.DataFrame) -> Array:
+        """(L, N) codes of events."""
+        codes = [c.vocabulary.encode(events[f"of{place}"]) for place, c in enumerate(self.of.values())]
+        codes += [events["labels"].to_numpy()] if self.history.labels else []
+        return np.stack(codes, 1)
+
+    def restore(self, store: Store) -> None:
+        """Load the events of a store."""
+        kept = store.content["histories"][self.name]
+        self.clock.rising.dated = kept["dated"]
+        self._events, self._known = store.sequence(self.name), pl.read_parquet(store.history(self.name))
+
+    def fields(self) -> list[Field]:
+        """One field per listed field, then one for labels and one for gaps."""
+        sizes = [(len(c.vocabulary), c.spec.share or name) for name, c in self.of.items()]
+        sizes += [(1 + 2 ** len(self.history.labels), "")] if self.history.labels else []
+        sizes += [(1 + GAP_BUCKETS, "")] if self.history.gap else []
+        return [
+            Field(name, Kind.SEQUENCE, self.spec.side, size, share=share, sequence=self.name)
+            for name, (size, share) in zip(names_of(self.name, self.spec), sizes, strict=True)
+        ]
+
+    def places(self, frame: pl.DataFrame, path: Path) -> Places:
+        """Histories of rows passed to :meth:`show`, or of new rows after :meth:`restore`."""
+        if self._found is not None:
+            return self._found.select(frame[ROW].to_numpy())
+        when = self.clock.periods(frame, path, new=True) * self.clock.unit
+        return histories_of(self.keys(frame, path), when, self._events, self._known, self.history.length)
+
+    def stored(self, store: Store) -> StoredSequence:
+        """The events of the store."""
+        return self._events
+
+
+def sequences_of(columns: Sequence[TableColumn]) -> list[OrderedColumn]:
+    """The columns that become sequences."""
+    return [column for column in columns if isinstance(column, OrderedColumn)]
