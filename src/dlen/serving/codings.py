@@ -23,11 +23,11 @@ from dlen.data.sources.table_spec import TableSpec
 from dlen.data.store import Store
 from dlen.errors import UserError
 from dlen.schema import Field, Kind
+from dlen.serving.keys import BETWEEN, Row, key_of
+from dlen.serving.sequence_codings import encoded_sequences, raw_sequences
 
 Array = NDArray[Any]
-Row = dict[str, Any]  # raw values by field or by key column of a rate: None, text, a number, or [[value, weight], ...]
-_INPUTS = {Kind.ID: "ids", Kind.IDS: "bag_ids", Kind.NUMERIC: "numeric"}
-_BETWEEN = "\x1f"  # separates the parts of a rate's key
+_INPUTS = {Kind.ID: "ids", Kind.IDS: "bag_ids", Kind.NUMERIC: "numeric", Kind.SEQUENCE: "sequence_ids"}
 _ROUNDING = 1e-4  # tolerance for numbers that are unscaled and scaled again in float32
 
 
@@ -38,8 +38,9 @@ def field_codings(store: Store) -> list[dict[str, Any]]:
         UserError: the store was written by an earlier version and lacks the coding of a field.
     """
     codings, times = [], _times(store)
+    lists = [field for of_sequence in store.schema.sequences.values() for field in of_sequence]
     for kind in Kind:
-        for position, field in enumerate(store.schema.of_kind(kind)):
+        for position, field in enumerate(lists if kind is Kind.SEQUENCE else store.schema.of_kind(kind)):
             coding: dict[str, Any] = {"name": field.name, "input": _INPUTS[kind], "position": position}
             if kind is not Kind.NUMERIC:
                 coding["offset"] = store.schema.offsets[field.name]
@@ -61,14 +62,18 @@ def _times(store: Store) -> dict[str, dict[str, Any]]:
 
 def _coding(store: Store, field: Field) -> dict[str, Any]:
     statistics = dict(store.content["statistics"].get(field.name, {}))
-    coding: dict[str, Any] = {key: statistics.pop(key) for key in ("max_values", "keep", "range") if key in statistics}
+    coding: dict[str, Any] = {"share": field.share} if field.share else {}
     if field.name in store.content["vocabularies"]:
         coding["values"] = store.vocabulary(field.name)["value"].cast(pl.String).to_list()
+    if field.kind is Kind.SEQUENCE:  # the rest is said once per sequence
+        return coding
+    coding |= {key: statistics.pop(key) for key in ("max_values", "keep", "range") if key in statistics}
     if "rate" in statistics:
         coding["rate"] = _latest(store, statistics.pop("rate"))
     if statistics:
         coding["statistics"] = statistics
-    required = {"values", "max_values"} if field.kind is Kind.IDS else {"values", "range", "statistics"} & set(coding)
+    ids = "share" if field.share else "values"
+    required = {ids, "max_values"} if field.kind is Kind.IDS else {ids, "range", "statistics"} & set(coding)
     if not required or not required <= set(coding):
         raise UserError(
             f"{store.folder}: the coding of field {field.name} is missing, because an earlier version wrote this "
@@ -114,7 +119,9 @@ def raw_rows(store: Store, batch: Batch) -> tuple[list[Row], Batch]:
             continue
         rates = _rates(store, field.name, statistics["rate"], rows)
         numeric[:, position] = torch.from_numpy((rates - statistics["mean"]) / statistics["deviation"])
-    return rows, replace(batch, numeric=numeric)
+    lists = [field for of_sequence in store.schema.sequences.values() for field in of_sequence]
+    of_lists = {f.name: _values(store, f.name) for f in lists if _owner(store, f.name) in store.content["vocabularies"]}
+    return rows, replace(batch, numeric=numeric, sequences=raw_sequences(store, batch, rows, of_lists))
 
 
 def _fill(rows: list[Row], name: str, values: Sequence[Any]) -> None:
@@ -125,13 +132,18 @@ def _fill(rows: list[Row], name: str, values: Sequence[Any]) -> None:
 def _values(store: Store, name: str) -> list[Any]:
     """A raw value for each code of a field; None for 0, which means absent or unknown."""
     statistics = store.content["statistics"].get(name, {})
-    if name in store.content["vocabularies"]:
+    if _owner(store, name) in store.content["vocabularies"]:
         return [None, *store.vocabulary(name)["value"].cast(pl.String)]
     if "range" in statistics:
         return [None, *range(statistics["range"][0], statistics["range"][1] + 1)]
     edges = np.asarray(statistics["edges"], np.float64)
     lowest = np.nextafter(edges[:1], -np.inf) if len(edges) else np.zeros(1)
     return [None, *[None] * statistics["absent"], *lowest.tolist(), *edges.tolist()]
+
+
+def _owner(store: Store, name: str) -> str:
+    """The field whose vocabulary a field uses."""
+    return next((f.share for f in store.schema.fields if f.name == name and f.share), name)
 
 
 def _lists(store: Store, name: str, batch: Batch, position: int) -> list[list[list[Any]]]:
@@ -172,10 +184,10 @@ def _rates(store: Store, name: str, rate: Mapping[str, Any], rows: list[Row]) ->
     known = table.history["key"].head(len(rows)).to_list()
     keys = []
     for number, row in enumerate(rows):
-        parts = known[number % len(known)].split(_BETWEEN) if known else [""] * len(rate["by"])
+        parts = known[number % len(known)].split(BETWEEN) if known else [""] * len(rate["by"])
         for by, part in zip(rate["by"], parts, strict=False):
             row.setdefault(by, part)
-        keys.append(_key(name, rate, row))
+        keys.append(key_of(name, rate, row))
     when = np.full(len(rows), np.inf) if table.settings.timed else None
     features = table.features(pl.Series(keys, dtype=pl.String), when)
     return features[:, -1 if rate["output"] == "count" else int(rate["output"])].astype(np.float64)
@@ -184,20 +196,21 @@ def _rates(store: Store, name: str, rate: Mapping[str, Any], rows: list[Row]) ->
 # From raw values to inputs, using schema.json
 
 
-def encoded(fields: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def encoded(schema: Mapping[str, Any], rows: Sequence[Row]) -> tuple[Tensor, ...]:
     """Encode raw values as inputs of the exported model, using ``schema.json`` alone.
 
     Args:
-        fields: ``fields`` of ``schema.json``.
+        schema: content of ``schema.json``.
         rows: raw values, from :func:`raw_rows`.
 
     Returns:
-        The four inputs, as in :func:`~dlen.serving.export.dense`.
+        The inputs, as in :func:`~dlen.serving.export.dense`.
     """
+    fields = schema["fields"]
     of_input = {name: [f for f in fields if f["input"] == name] for name in _INPUTS.values()}
-    singles = [[_single(f, code, row) for row in rows] for f, code in _with_codes(of_input["ids"])]
+    singles = [[_single(f, code, row) for row in rows] for f, code in _with_codes(of_input["ids"], fields)]
     numbers = [[_number(f, latest, row) for row in rows] for f, latest in _with_latest(of_input["numeric"])]
-    bags = [[_bag(f, code, row) for row in rows] for f, code in _with_codes(of_input["bag_ids"])]
+    bags = [[_bag(f, code, row) for row in rows] for f, code in _with_codes(of_input["bag_ids"], fields)]
     longest = max((len(bag) for column in bags for bag in column), default=0) or 1
     ids, weights = np.zeros((len(rows), len(bags), longest), np.int64), np.zeros((len(rows), len(bags), longest))
     for position, column in enumerate(bags):
@@ -213,12 +226,16 @@ def encoded(fields: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> tuple[T
         stacked(numbers, np.float32),
         torch.from_numpy(ids),
         torch.from_numpy(weights.astype(np.float32)),
+        *encoded_sequences(schema, rows),
     )
 
 
-def _with_codes(fields: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], dict[str, int]]]:
-    """Pair each field with the id of each raw value, where it has a vocabulary."""
-    return [(f, {v: f["offset"] + i + 1 for i, v in enumerate(f.get("values", ()))}) for f in fields]
+def _with_codes(
+    fields: Sequence[Mapping[str, Any]], owners: Sequence[Mapping[str, Any]]
+) -> list[tuple[Mapping[str, Any], dict[str, int]]]:
+    """Pair each field with the id of each raw value, where it has a vocabulary or shares that of an owner."""
+    values = {f["name"]: f.get("values", ()) for f in owners}
+    return [(f, {v: f["offset"] + i + 1 for i, v in enumerate(values[f.get("share", f["name"])])}) for f in fields]
 
 
 def _with_latest(fields: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], dict[str, float]]]:
@@ -229,7 +246,7 @@ def _with_latest(fields: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str,
 
 def _single(field: Mapping[str, Any], codes: Mapping[str, int], row: Row) -> int:
     value, offset = row[field["name"]], int(field["offset"])
-    if "values" in field:
+    if "values" in field or "share" in field:
         return codes.get(value, offset)
     if "range" in field:
         return offset if value is None else offset + 1 + value - field["range"][0]
@@ -240,7 +257,7 @@ def _single(field: Mapping[str, Any], codes: Mapping[str, int], row: Row) -> int
 def _number(field: Mapping[str, Any], latest: Mapping[str, float], row: Row) -> float:
     scale = field["statistics"]
     if "rate" in field:
-        value = latest.get(_key(field["name"], field["rate"], row) or "", 0.0)
+        value = latest.get(key_of(field["name"], field["rate"], row) or "", 0.0)
     elif row[field["name"]] is None:
         return 0.0
     else:
@@ -257,35 +274,22 @@ def _bag(field: Mapping[str, Any], codes: Mapping[str, int], row: Row) -> list[t
     return [(codes.get(value, field["offset"]), weight) for value, weight in pairs]
 
 
-def _key(name: str, rate: Mapping[str, Any], row: Row) -> str | None:
-    """The key of a rate or count; None if a part is absent."""
-    parts = []
-    for by, separator in zip(rate["by"], rate["separators"], strict=True):
-        part = row[by]
-        if isinstance(part, list):
-            if any(weight != 1 for _, weight in part):
-                raise UserError(
-                    f"field {name}: its key {by} is a list with weights, which a request cannot express; leave it out"
-                )
-            part = separator.join(value for value, _ in part)
-        if part is None or part == "":
-            return None
-        parts.append(str(part))
-    return _BETWEEN.join(parts)
-
-
 def different_field(
     fields: Sequence[Mapping[str, Any]], inputs: tuple[Tensor, ...], wanted: tuple[Tensor, ...]
 ) -> str | None:
     """The first field whose inputs differ from the expected ones, ignoring the order within lists."""
-    ids, numeric, bag_ids, weights = inputs
-    wanted_ids, wanted_numeric, wanted_bag_ids, wanted_weights = wanted
+    ids, numeric, bag_ids, weights, sequence_ids, lengths = inputs
+    wanted_ids, wanted_numeric, wanted_bag_ids, wanted_weights, wanted_sequence_ids, wanted_lengths = wanted
     for field in fields:
         column = field["position"]
         if field["input"] == "ids":
             same = torch.equal(ids[:, column], wanted_ids[:, column])
         elif field["input"] == "numeric":
             same = torch.allclose(numeric[:, column], wanted_numeric[:, column], _ROUNDING, _ROUNDING)
+        elif field["input"] == "sequence_ids":
+            same = torch.equal(lengths, wanted_lengths) and torch.equal(
+                sequence_ids[:, column], wanted_sequence_ids[:, column]
+            )
         else:
             wanted_bags = _bags(wanted_bag_ids[:, column], wanted_weights[:, column])
             same = _bags(bag_ids[:, column], weights[:, column]) == wanted_bags

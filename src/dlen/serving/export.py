@@ -14,7 +14,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from dlen.batch import Batch
+from dlen.batch import Batch, Sequence
 from dlen.data.prepare import check_writable
 from dlen.data.store import Store
 from dlen.errors import UserError
@@ -22,24 +22,26 @@ from dlen.files import check_links, write_json
 from dlen.models.features import Features
 from dlen.models.ranker import Ranker
 from dlen.nn.embedding import join_input
+from dlen.nn.sequences import Padded
 from dlen.ranking.fusion import Score
 from dlen.ranking.scoring import load_model, make_scores, read_fusion
 from dlen.schema import Kind, Schema
 from dlen.serving.codings import different_field, encoded, field_codings, raw_rows
+from dlen.serving.sequence_codings import sequence_codings
 from dlen.training.building import quiet
 from dlen.training.configs import check_whole
 from dlen.training.run_folder import open_run
 from dlen.training.targets import Targets
 
-INPUTS = ("ids", "numeric", "bag_ids", "bag_weights")
-Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
+INPUTS = ("ids", "numeric", "bag_ids", "bag_weights", "sequence_ids", "sequence_lengths")
+Inputs = tuple[Tensor, ...]
 _TOLERANCE = 1e-5
 _GRAPH_BYTES = 1 << 30  # a graph with its weights in one file is limited to 2 GiB
 _EXAMPLE = 3  # rows of the example used for tracing
 
 
 class Serving(nn.Module):
-    """A model with dense inputs, as a server sends them: lists are padded with weight 0.
+    """A model with dense inputs, as a server sends them: lists are padded.
 
     Args:
         model: model in evaluation mode.
@@ -54,7 +56,15 @@ class Serving(nn.Module):
         self.register_buffer("columns", torch.tensor(columns))
         self.columns: Tensor
 
-    def forward(self, ids: Tensor, numeric: Tensor, bag_ids: Tensor, bag_weights: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        self,
+        ids: Tensor,
+        numeric: Tensor,
+        bag_ids: Tensor,
+        bag_weights: Tensor,
+        sequence_ids: Tensor,
+        sequence_lengths: Tensor,
+    ) -> tuple[Tensor, ...]:
         """Compute the probabilities and the score.
 
         Args:
@@ -62,6 +72,9 @@ class Serving(nn.Module):
             numeric: (B, K) float32.
             bag_ids: (B, M, L) int64 rows of the embedding table.
             bag_weights: (B, M, L) float32; 0 is padding.
+            sequence_ids: (B, N, W) int64 rows of the embedding table, of the lists of all sequences, oldest first and
+                padded at the end.
+            sequence_lengths: (B, Q) int64 number of values of each sequence.
 
         Returns:
             The tensors named by ``outputs``, which are ``p`` (B, K) of the measured targets, ``score`` (B,), and ``up``
@@ -75,12 +88,22 @@ class Serving(nn.Module):
             mean = table.mean[:, 0][None]  # (1, M, 1)
             parts.append(pooled / torch.where(mean & (total > 0), total, torch.ones_like(total)))
         values = join_input(parts, numeric, table.dim, table.first_order)
-        predictions = self.model.predict(Features(values, self.model.spec))
+        predictions = self.model.predict(self._features(values, sequence_ids, sequence_lengths))
         log_p = self.targets.log_probabilities(predictions.log_p)
         log_up = predictions.log_up
         score = self.score(predictions.log_p, log_up)
         outputs = (log_p[:, self.columns].exp(), score)
         return outputs if log_up is None else (*outputs, log_up.exp())
+
+    def _features(self, values: Tensor, sequence_ids: Tensor, lengths: Tensor) -> Features:
+        """Add the padded sequences to the (B, D + O) vectors of the table."""
+        ids, layouts, first, width = [], [], 0, sequence_ids.shape[2]
+        for place, lists in enumerate(self.model.schema.sequences.values()):
+            own = sequence_ids[:, first : first + len(lists)]
+            ids.append(own.transpose(1, 2).flatten(0, 1))
+            layouts.append(Padded(lengths[:, place], width))
+            first += len(lists)
+        return self.model.with_sequences(values, ids, layouts)
 
 
 def dense(batch: Batch, schema: Schema, length: int | None = None) -> Inputs:
@@ -88,18 +111,34 @@ def dense(batch: Batch, schema: Schema, length: int | None = None) -> Inputs:
 
     Args:
         batch: B rows.
-        length: L. The default is the length of the longest list, and at least 1.
+        length: L and W. The default is the length of the longest list, and at least 1.
     """
     bags, rows = len(schema.of_kind(Kind.IDS)), len(batch)
     longest = max(int(batch.bag_lengths.max()) if batch.bag_lengths.numel() else 0, 1)
-    length = longest if length is None else length
+    asked, length = length, longest if length is None else length
     bag_ids, weights = torch.zeros(bags, rows, length, dtype=torch.int64), torch.zeros(bags, rows, length)
     flat = batch.bag_lengths.flatten()
     bag = torch.repeat_interleave(torch.arange(len(flat)), flat)
     place = torch.arange(int(flat.sum())) - torch.repeat_interleave(flat.cumsum(0) - flat, flat)
     bag_ids.view(-1, length)[bag, place] = batch.bag_ids.long()
     weights.view(-1, length)[bag, place] = batch.bag_weights
-    return batch.ids.long(), batch.numeric, bag_ids.transpose(0, 1).contiguous(), weights.transpose(0, 1).contiguous()
+    bag_parts = (bag_ids.transpose(0, 1).contiguous(), weights.transpose(0, 1).contiguous())
+    return batch.ids.long(), batch.numeric, *bag_parts, *_dense_sequences(batch, asked)
+
+
+def _dense_sequences(batch: Batch, width: int | None) -> tuple[Tensor, Tensor]:
+    """(B, N, W) ids, padded with 0, and (B, Q) lengths of the sequences."""
+    rows = len(batch)
+    if not batch.sequences:
+        return torch.zeros(rows, 0, 1, dtype=torch.int64), torch.zeros(rows, 0, dtype=torch.int64)
+    lengths = torch.stack([s.lengths for s in batch.sequences], 1)
+    width = max(int(lengths.max()) if rows else 0, 1) if width is None else width
+    parts = []
+    for sequence in batch.sequences:
+        filled = torch.zeros(rows, width, sequence.ids.shape[1], dtype=torch.int64)
+        filled[torch.arange(width) < sequence.lengths[:, None]] = sequence.ids.long()
+        parts.append(filled.transpose(1, 2))
+    return torch.cat(parts, 1).contiguous(), lengths
 
 
 def export(config: DictConfig) -> None:
@@ -145,9 +184,10 @@ def _check_all(run: Path, serving: Serving, store: Store, batches: list[Batch], 
     Raises:
         UserError: the difference is too large, or raw values give other inputs than the data.
     """
-    fields = json.loads((exported / "schema.json").read_text())["fields"]
+    schema = json.loads((exported / "schema.json").read_text())
+    fields = schema["fields"]
     rows, wanted = raw_rows(store, batches[0])
-    inputs = encoded(fields, rows)
+    inputs = encoded(schema, rows)
     cases = [*((dense(batch, store.schema), batch) for batch in batches), (inputs, wanted)]
     *of_batches, of_raw_rows = check_export(serving, cases, exported / "model.onnx", exported / "model.pt2")
     name = different_field(fields, inputs, dense(wanted, store.schema))
@@ -175,16 +215,21 @@ def _check_batches(store: Store, rows: int) -> list[Batch]:
         batch.bag_weights[:0],
         batch.labels,
         batch.truth,
+        sequences=tuple(Sequence(torch.zeros_like(s.lengths), s.ids[:0]) for s in batch.sequences),
     )
     return [batch, unknown, split.batch(torch.arange(1))]
 
 
 def write_export(serving: Serving, example: tuple[Tensor, ...], onnx: Path, program: Path) -> None:
     """Trace the model once, with dynamic numbers of rows and list lengths."""
-    rows, length = torch.export.Dim("rows"), torch.export.Dim("length")
+    rows, length, width = (torch.export.Dim(name) for name in ("rows", "length", "width"))
     inputs = tuple(torch.cat([part[:1]] * _EXAMPLE) for part in example)
     inputs = tuple(nn.functional.pad(p, (0, 2)) if p.dim() == 3 and p.shape[1] else p for p in inputs)
-    shapes = tuple({0: rows, 2: length} if p.dim() == 3 and p.shape[1] else {0: rows} for p in inputs)
+    of_input = {"bag_ids": length, "bag_weights": length, "sequence_ids": width}
+    shapes = tuple(
+        {0: rows, 2: of_input[name]} if name in of_input and p.shape[1] else {0: rows}
+        for name, p in zip(INPUTS, inputs, strict=True)
+    )
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
@@ -238,11 +283,19 @@ def serving_schema(store: Store, serving: Serving) -> dict[str, Any]:
       of the first number, and ``offset`` means no time.
     - ``statistics`` with ``edges``: the id is ``offset + 1 + absent + bucket``, where the bucket is the number of edges
       that are not above the number. Without a number the id is ``offset + absent``.
+    - ``share``: the same ids as those of another field.
     - ``statistics`` with ``mean`` and ``deviation``: standardise a number, after sign(x) log(1 + abs(x)) if
       ``transform`` is ``log1p``. Without a number the input is 0.
     - ``rate``: a rate or count of the log. ``by`` names the columns of the key. Parts are joined by U+001F, and the
       values of a list by its entry of ``separators``. ``keys`` and ``latest`` give the value for a row after the whole
       log, to be scaled by the statistics. Any other key has 0.
+
+    ``sequences`` says how each sequence becomes a length and lists of ids, oldest first:
+
+    - ``max_values`` and ``order``: the row has the lists, in this order; the newest values count.
+    - ``history``: ``by`` and ``separators`` give the key, as for a rate. ``events`` has the ids of each list for all
+      ``keys``; those of a key end before its entry of ``ends``. With ``when``, the last list is 1 + floor(log2(1 +
+      time since the event)), at most 32, added to its offset; times are in seconds if the log's are ``dated``.
     """
     schema, score = store.schema, serving.score
     return {
@@ -259,6 +312,7 @@ def serving_schema(store: Store, serving: Serving) -> dict[str, Any]:
             for task, slope, offset in zip(schema.task_names, score.slope.tolist(), score.offset.tolist(), strict=True)
         },
         "fields": field_codings(store),
+        "sequences": sequence_codings(store),
     }
 
 
@@ -267,5 +321,7 @@ def _shape(name: str) -> str:
     shapes |= {
         "bag_ids": "int64 (rows, list fields, length)",
         "bag_weights": "float32 (rows, list fields, length), 0: none",
+        "sequence_ids": "int64 (rows, lists of sequences, width), oldest first",
+        "sequence_lengths": "int64 (rows, sequences)",
     }
     return shapes[name]

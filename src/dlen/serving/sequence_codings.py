@@ -1,0 +1,171 @@
+"""Codings of sequences: how an export's schema.json describes them, and raw values to check it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dlen.batch import Batch
+from dlen.batch import Sequence as BatchSequence
+from dlen.data.columns import Places
+from dlen.data.histories import histories_of
+from dlen.data.sequences import GAP_BUCKETS, SplitSequences
+from dlen.data.store import Store
+from dlen.serving.keys import BETWEEN, Row, key_of
+
+Array = NDArray[Any]
+
+
+def sequence_codings(store: Store) -> list[dict[str, Any]]:
+    """How each sequence becomes inputs, in the order of ``sequence_lengths``."""
+    codings = []
+    for name, lists in store.schema.sequences.items():
+        coding: dict[str, Any] = {"name": name, "lists": [f.name for f in lists]}
+        kept = store.content["histories"].get(name)
+        if kept is None:
+            statistics = store.content["statistics"][lists[0].name]
+            coding |= {"max_values": statistics["max_values"], "order": statistics["order"]}
+        else:
+            coding["history"] = _latest(store, name, kept)
+        codings.append(coding)
+    return codings
+
+
+def _latest(store: Store, name: str, kept: Mapping[str, Any]) -> dict[str, Any]:
+    """The histories of new rows by key, as ids of the model's input."""
+    stored, known = store.sequence(name), pl.read_parquet(store.history(name))
+    places = histories_of(known["key"], np.full(len(known), np.inf), stored, known, kept["length"])
+    split = SplitSequences.of([stored], places)
+    index = torch.arange(len(known))
+    (sequence,) = split.gather(index, split.count(index))
+    events = np.concatenate([np.zeros(0, np.int64), *_ranges(places)])
+    lists = sequence.ids.T[: stored.values.shape[1]]
+    history = {"by": kept["by"], "separators": kept["separators"], "keys": known["key"].to_list()}
+    history |= {"ends": np.cumsum(places.length, dtype=np.int64).tolist(), "events": lists.tolist()}
+    if stored.gaps:
+        history |= {"when": stored.when.numpy()[events].tolist(), "dated": kept["dated"]}
+    return history
+
+
+def _ranges(places: Places) -> list[Array]:
+    return [np.arange(s, s + n) for s, n in zip(places.start[:, 0], places.length[:, 0].astype(int), strict=True)]
+
+
+# From rows of a store to raw values, using the store
+
+
+def raw_sequences(
+    store: Store, batch: Batch, rows: list[Row], values: Mapping[str, Sequence[Any]]
+) -> tuple[BatchSequence, ...]:
+    """Add raw values of the sequences to rows, and return the sequences that a server has to make of them.
+
+    Args:
+        rows: raw values of the other fields, changed in place.
+        values: by field, the raw value of each code.
+    """
+    wanted = []
+    for (name, lists), sequence in zip(store.schema.sequences.items(), batch.sequences, strict=True):
+        if name in store.content["histories"]:
+            wanted.append(_history(store, name, rows))
+            continue
+        statistics = store.content["statistics"][lists[0].name]
+        offsets = torch.tensor([store.schema.offsets[f.name] for f in lists])
+        codes, ends = (sequence.ids - offsets).tolist(), sequence.lengths.cumsum(0).tolist()
+        for row, (end, length) in zip(rows, zip(ends, sequence.lengths.tolist(), strict=True), strict=True):
+            for place, field in enumerate(lists):
+                own = [values[field.name][code[place]] for code in codes[end - length : end]]
+                texts = ["not a known id" if value is None else value for value in own]
+                if length == statistics["max_values"]:  # one more, which has to be cut
+                    texts = ["an older id", *texts]
+                row[field.name] = texts[::-1] if statistics["order"] == "newest_first" else texts
+        wanted.append(sequence)
+    return tuple(wanted)
+
+
+def _history(store: Store, name: str, rows: list[Row]) -> BatchSequence:
+    """What the store's events give rows some time after the last one. Fills in key columns that rows lack."""
+    kept = store.content["histories"][name]
+    stored, known = store.sequence(name), pl.read_parquet(store.history(name))
+    latest = float(stored.when.max()) if len(stored.when) else 0.0
+    now = latest + 1 + np.arange(len(rows)) ** 3 * 7.0
+    keys = []
+    for number, row in enumerate(rows):
+        parts = known["key"][number % len(known)].split(BETWEEN) if len(known) else [""] * len(kept["by"])
+        for by, part in zip(kept["by"], parts, strict=False):
+            row.setdefault(by, part)
+        row[f"{name} now"] = float(now[number])
+        keys.append(key_of(name, kept, row))
+    places = histories_of(pl.Series(keys, dtype=pl.String), now, stored, known, kept["length"])
+    split, index = SplitSequences.of([stored], places), torch.arange(len(rows))
+    return split.gather(index, split.count(index))[0]
+
+
+# From raw values to inputs, using schema.json
+
+
+def encoded_sequences(schema: Mapping[str, Any], rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+    """Encode raw values of sequences, using ``schema.json`` alone.
+
+    Args:
+        schema: content of ``schema.json``.
+        rows: raw values, from :func:`raw_sequences`.
+
+    Returns:
+        (B, N, W) int64 ids, padded with 0, and (B, Q) int64 lengths.
+    """
+    fields = {f["name"]: f for f in schema["fields"]}
+    columns: list[list[list[int]]] = []  # by list and row
+    lengths: list[list[int]] = []
+    for sequence in schema["sequences"]:
+        if "history" in sequence:
+            of_rows = _with_history(sequence, fields, rows)
+        else:
+            of_rows = _with_lists(sequence, fields, rows)
+        columns += [list(column) for column in zip(*of_rows, strict=True)]
+        lengths.append([len(lists[0]) for lists in of_rows])
+    width = max((n for column in lengths for n in column), default=0) or 1
+    ids = np.zeros((len(rows), len(columns), width), np.int64)
+    for position, column in enumerate(columns):
+        for row, values in enumerate(column):
+            ids[row, position, : len(values)] = values
+    return torch.from_numpy(ids), torch.tensor(lengths, dtype=torch.int64).reshape(-1, len(rows)).T.contiguous()
+
+
+def _with_lists(sequence: Mapping[str, Any], fields: Mapping[str, Any], rows: Sequence[Row]) -> list[list[list[int]]]:
+    """Ids by row and list, oldest first."""
+    codes = {}
+    for name in sequence["lists"]:
+        values, offset = fields[fields[name].get("share", name)]["values"], fields[name]["offset"]
+        codes[name] = {value: offset + 1 + i for i, value in enumerate(values)}
+    of_rows = []
+    for row in rows:
+        lists = []
+        for name in sequence["lists"]:
+            raw = row[name][::-1] if sequence["order"] == "newest_first" else row[name]
+            newest = raw[-sequence["max_values"] :]
+            lists.append([codes[name].get(value, fields[name]["offset"]) for value in newest])
+        of_rows.append(lists)
+    return of_rows
+
+
+def _with_history(sequence: Mapping[str, Any], fields: Mapping[str, Any], rows: Sequence[Row]) -> list[list[list[int]]]:
+    """Ids by row and list, of the latest events of the row's key."""
+    history, name = sequence["history"], sequence["name"]
+    starts = dict(zip(history["keys"], zip([0, *history["ends"]], history["ends"], strict=False), strict=True))
+    of_rows = []
+    for row in rows:
+        first, last = starts.get(key_of(name, history, row) or "", (0, 0))
+        lists = [events[first:last] for events in history["events"]]
+        if "when" in history:
+            gaps = [row[f"{name} now"] - when for when in history["when"][first:last]]
+            offset = fields[sequence["lists"][-1]]["offset"]
+            buckets = [min(int(min(gap, 2.0**GAP_BUCKETS) + 1).bit_length(), GAP_BUCKETS) for gap in gaps]
+            lists.append([offset + bucket for bucket in buckets])
+        of_rows.append(lists)
+    return of_rows
