@@ -95,7 +95,7 @@ def arrays(store: Store, config: DictConfig) -> Path:
     }
     for name in ("train", "validation", "test"):
         batch = store.split(name).batch(torch.arange(len(store.split(name))))
-        ids, numeric, bag_ids, weights = dense(batch, schema)
+        ids, numeric, bag_ids, weights, *_ = dense(batch, schema)
         parts[f"{name}_ids"] = (ids - torch.tensor([schema.offsets[f.name] for f in singles])).int().numpy()
         own = bag_ids - torch.tensor([schema.offsets[f.name] for f in bags], dtype=torch.int64)[:, None] + 1
         parts[f"{name}_bags"] = torch.where(weights > 0, own, 0).int().numpy()

@@ -123,7 +123,7 @@ def test_the_schema_turns_raw_values_into_inputs(tmp_path: Path, raw: Path) -> N
 def test_dense_lists_are_those_of_the_batch() -> None:
     schema = make_schema()
     batch = make_batch(schema, 20)
-    _, _, ids, weights = dense(batch, schema, 6)
+    _, _, ids, weights, *_ = dense(batch, schema, 6)
     at = 0
     for bag in range(2):
         for row in range(20):

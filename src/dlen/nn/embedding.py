@@ -38,9 +38,9 @@ class EmbeddingTable(nn.Module):
 
     Args:
         dim: length of each id's embedding vector.
-        first_order: add one number per id and task next to the vector, initially 0. Summed over the F fields and
-            divided by the root of F, they are first-order terms of the tasks' logits (the wide part of Cheng et al.
-            2016), which give a rare task its own parameters in the table.
+        first_order: add one number per id and task next to the vector, initially 0. Summed over the F fields that
+            have ids of their own and divided by the root of F, they are first-order terms of the tasks' logits (the
+            wide part of Cheng et al. 2016), which give a rare task its own parameters in the table.
         private: give each task its own vectors, of length ``dim`` per id.
         std: standard deviation of the initial vectors.
 
@@ -88,6 +88,12 @@ class EmbeddingTable(nn.Module):
         mean = torch.tensor([f.pooling is Pooling.MEAN for f in bags], dtype=torch.bool)
         self.register_buffer("mean", mean[:, None, None], persistent=False)
         self.mean: Tensor
+        # A term belongs to the field that owns the id: a video's own term is not that of having been the last video.
+        shares = [bool(f.share) for f in (*schema.of_kind(Kind.ID), *bags)]
+        weights = torch.tensor([not s for s in shares]) / max(shares.count(False), 1) ** 0.5
+        own = weights[:, None] if any(shares) else None
+        self.register_buffer("own", own, persistent=False)
+        self.own: Tensor | None
         self.out_dim = (self.num_single + self.num_bags) * dim + len(schema.of_kind(Kind.NUMERIC))
 
     def initial(self) -> Iterator[tuple[int, Tensor]]:
@@ -115,7 +121,7 @@ class EmbeddingTable(nn.Module):
             vectors.append(F.embedding(batch.ids, self.weight, sparse=True))
         if self.num_bags:
             vectors.append(self._pool(batch).transpose(0, 1))
-        return join_input(vectors, batch.numeric, self.dim, self.first_order)
+        return join_input(vectors, batch.numeric, self.dim, self.first_order, self.own)
 
     def vectors(self, ids: Tensor) -> Tensor:
         """(..., E) vectors of ids of any shape."""
@@ -138,7 +144,9 @@ class EmbeddingTable(nn.Module):
         return pooled / bag_divisors(batch, self.mean).to(pooled.dtype)
 
 
-def join_input(vectors: Sequence[Tensor], numeric: Tensor, dim: int, first_order: int) -> Tensor:
+def join_input(
+    vectors: Sequence[Tensor], numeric: Tensor, dim: int, first_order: int, own: Tensor | None = None
+) -> Tensor:
     """Concatenate looked-up vectors and numeric fields to the input of a model.
 
     Args:
@@ -146,6 +154,8 @@ def join_input(vectors: Sequence[Tensor], numeric: Tensor, dim: int, first_order
         numeric: (B, K) values of the numeric fields.
         dim: length E of a vector; the first-order terms follow it in each row.
         first_order: number O of first-order terms.
+        own: (F, 1) weights of the fields' first-order terms, 0 for fields that share the ids of another; None if none
+            does, for the reciprocal root of F.
 
     Returns:
         (B, F E + K + O) vectors, numbers, and the first-order terms summed over fields and divided by the root of F.
@@ -153,10 +163,14 @@ def join_input(vectors: Sequence[Tensor], numeric: Tensor, dim: int, first_order
     parts = [v[..., :dim].flatten(1) for v in vectors]
     parts += [numeric] if numeric.shape[1] else []
     if first_order:
-        sums = [v[..., dim : dim + first_order].sum(1) for v in vectors]
+        terms = [v[..., dim : dim + first_order] for v in vectors]
         # Adam moves the terms of all fields by the same amount; without the root, many fields would overshoot.
-        fields = max(sum(v.shape[1] for v in vectors), 1)
-        parts.append(sum(sums, numeric.new_zeros(numeric.shape[0], first_order)) / fields**0.5)
+        if own is None:
+            fields = max(sum(v.shape[1] for v in vectors), 1)
+            sums = sum((t.sum(1) for t in terms), numeric.new_zeros(numeric.shape[0], first_order)) / fields**0.5
+        else:
+            sums = (torch.cat(terms, 1) * own).sum(1)
+        parts.append(sums)
     return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
 
 

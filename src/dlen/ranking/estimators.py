@@ -60,7 +60,10 @@ def swap_items(context: Batch, item: Batch, schema: Schema) -> Batch:
     else:
         lengths, bag_ids, bag_weights = zip(*bags, strict=True)
         bags_of = torch.stack(lengths), torch.cat(bag_ids), torch.cat(bag_weights)
-    return Batch(ids, numeric, *bags_of, context.labels, context.truth)
+    from_item = {name: lists[0].side == "item" for name, lists in schema.sequences.items()}
+    parts = zip(from_item.values(), item.sequences, context.sequences, strict=True)
+    sequences = tuple(of_this if is_item else of_context for is_item, of_this, of_context in parts)
+    return Batch(ids, numeric, *bags_of, context.labels, context.truth, sequences=sequences)
 
 
 def best_of(score: Tensor, others: Tensor, candidates: int, generator: torch.Generator) -> Tensor:

@@ -87,7 +87,7 @@ class Serving(nn.Module):
             total = bag_weights.sum(2, keepdim=True)
             mean = table.mean[:, 0][None]  # (1, M, 1)
             parts.append(pooled / torch.where(mean & (total > 0), total, torch.ones_like(total)))
-        values = join_input(parts, numeric, table.dim, table.first_order)
+        values = join_input(parts, numeric, table.dim, table.first_order, table.own)
         predictions = self.model.predict(self._features(values, sequence_ids, sequence_lengths))
         log_p = self.targets.log_probabilities(predictions.log_p)
         log_up = predictions.log_up

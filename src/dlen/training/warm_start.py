@@ -89,7 +89,7 @@ def _load_dense(model: Ranker, weights: dict[str, Tensor], folder: Path) -> None
 
 def _copy_rows(new_table: Tensor, old_table: Tensor, new: Store, old: Store) -> list[str]:
     lines = []
-    for field in (*new.schema.of_kind(Kind.ID), *new.schema.of_kind(Kind.IDS)):
+    for field in new.schema.owners:
         kept = _old_codes(field, new, old)
         known = np.flatnonzero(kept >= 0)
         to, source = new.schema.offsets[field.name] + known, old.schema.offsets[field.name] + kept[known]
