@@ -18,7 +18,10 @@ from dlen.errors import UserError
 _PACKAGE = "dlen"
 _TARGET, _PARTIAL = "_target_", "_partial_"
 # Keys whose object gets further arguments later.
-_PARTIAL_KEYS = ("model.embedding", "model.backbone", "model.head", "optimizer", "optimizer.dense", "scheduler")
+_PARTIAL_KEYS = (
+    *("model.embedding", "model.interaction", "model.backbone", "model.head"),
+    *("optimizer", "optimizer.dense", "scheduler"),
+)
 _NAMES = {
     "optimizer": ("dlen.training.optimizers.adam", "dlen.training.optimizers.adagrad"),
     "logger": (
@@ -174,6 +177,7 @@ _KINDS: dict[str, tuple[str, Callable[[type], bool]]] = {
     "data": ("data source", _is_source),
     "model": ("model", _is_kind("dlen.models.model.Model")),
     "model.embedding": ("embedding table", _is_kind("dlen.nn.embedding.EmbeddingTable")),
+    "model.interaction": ("interaction", _is_kind("dlen.models.interactions.Interaction")),
     "model.backbone": ("backbone", _is_kind("dlen.models.backbones.base.Backbone")),
     "model.head": ("head", _is_kind("dlen.models.heads.Head")),
     "balancing": ("balancing", _is_kind("dlen.training.balancing.Balancer")),
