@@ -6,6 +6,7 @@ using the store, and then into inputs again, using ``schema.json`` alone.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from dlen.batch import Batch
 from dlen.data.rates import kept_rates
+from dlen.data.sources.table_columns import HashedIds
 from dlen.data.sources.table_parse import parse_spec
 from dlen.data.sources.table_spec import TableSpec
 from dlen.data.store import Store
@@ -61,15 +63,17 @@ def _times(store: Store) -> dict[str, dict[str, Any]]:
 
 def _coding(store: Store, field: Field) -> dict[str, Any]:
     statistics = dict(store.content["statistics"].get(field.name, {}))
-    coding: dict[str, Any] = {key: statistics.pop(key) for key in ("max_values", "keep", "range") if key in statistics}
+    coding: dict[str, Any] = {
+        key: statistics.pop(key) for key in ("max_values", "keep", "range", "hash") if key in statistics
+    }
     if field.name in store.content["vocabularies"]:
         coding["values"] = store.vocabulary(field.name)["value"].cast(pl.String).to_list()
     if "rate" in statistics:
         coding["rate"] = _latest(store, statistics.pop("rate"))
     if statistics:
         coding["statistics"] = statistics
-    required = {"values", "max_values"} if field.kind is Kind.IDS else {"values", "range", "statistics"} & set(coding)
-    if not required or not required <= set(coding):
+    told = {"values", "hash"} if field.kind is Kind.IDS else {"values", "hash", "range", "statistics"}
+    if not told & set(coding) or (field.kind is Kind.IDS and "max_values" not in coding):
         raise UserError(
             f"{store.folder}: the coding of field {field.name} is missing, because an earlier version wrote this "
             "folder; delete it and train again"
@@ -94,27 +98,32 @@ def _latest(store: Store, rate: Mapping[str, Any]) -> dict[str, Any]:
 def raw_rows(store: Store, batch: Batch) -> tuple[list[Row], Batch]:
     """Return raw values that rows of a store may have come from, and the rows as a server has to see them.
 
-    These rows differ from the store's in rates: a server knows rates as they are after the log's last row. A list that
-    the data truncated, or may have truncated, gets a further value that has to be truncated again.
+    These rows differ from the store's in rates: a server knows rates as they are after the log's last row. They also
+    differ in hashed ids, whose text the store does not know: any text stands for a bucket, and has its own hash. A list
+    that the data truncated, or may have truncated, gets a further value that has to be truncated again.
 
     Raises:
         UserError: a rate's key is a list with weights, which a request cannot express.
     """
     rows: list[Row] = [{} for _ in range(len(batch))]
+    batch = replace(batch, ids=batch.ids.clone(), bag_ids=batch.bag_ids.clone(), numeric=batch.numeric.clone())
     for position, field in enumerate(store.schema.of_kind(Kind.ID)):
         codes, values = (batch.ids[:, position] - store.schema.offsets[field.name]).tolist(), _values(store, field.name)
         _fill(rows, field.name, [values[code] for code in codes])
+        batch.ids[:, position] = _rehashed(values, batch.ids[:, position], store.schema.offsets[field.name])
     for position, field in enumerate(store.schema.of_kind(Kind.IDS)):
         _fill(rows, field.name, _lists(store, field.name, batch, position))
-    numeric = batch.numeric.clone()
+        start, count = int(batch.bag_lengths[:position].sum()), int(batch.bag_lengths[position].sum())
+        own, values = batch.bag_ids[start : start + count], _values(store, field.name)
+        batch.bag_ids[start : start + count] = _rehashed(values, own, store.schema.offsets[field.name])
     for position, field in enumerate(store.schema.of_kind(Kind.NUMERIC)):
         statistics = store.content["statistics"][field.name]
         if "rate" not in statistics:
             _fill(rows, field.name, [_unscaled(statistics, value) for value in batch.numeric[:, position].tolist()])
             continue
         rates = _rates(store, field.name, statistics["rate"], rows)
-        numeric[:, position] = torch.from_numpy((rates - statistics["mean"]) / statistics["deviation"])
-    return rows, replace(batch, numeric=numeric)
+        batch.numeric[:, position] = torch.from_numpy((rates - statistics["mean"]) / statistics["deviation"])
+    return rows, batch
 
 
 def _fill(rows: list[Row], name: str, values: Sequence[Any]) -> None:
@@ -122,9 +131,37 @@ def _fill(rows: list[Row], name: str, values: Sequence[Any]) -> None:
         row[name] = value
 
 
-def _values(store: Store, name: str) -> list[Any]:
+class _HashedTexts(Sequence[Any]):
+    """A text for each bucket of a hashed field, made when it is asked for; None for 0.
+
+    Args:
+        name: name of the field.
+        buckets: number of buckets.
+    """
+
+    def __init__(self, name: str, buckets: int) -> None:
+        self.name, self.buckets = name, buckets
+
+    def __len__(self) -> int:
+        return self.buckets + 1
+
+    def __getitem__(self, code: Any) -> Any:
+        return f"{self.name} {code}" if code else None
+
+
+def _rehashed(values: Sequence[Any], ids: Tensor, offset: int) -> Tensor:
+    """(n,) ids of the texts that stand for some ids of a hashed field; the ids themselves for any other field."""
+    if not isinstance(values, _HashedTexts):
+        return ids
+    texts = pl.Series([values[code] for code in (ids - offset).tolist()], dtype=pl.String)
+    return torch.from_numpy(HashedIds(values.buckets).encode(texts)).to(ids.dtype) + offset
+
+
+def _values(store: Store, name: str) -> Sequence[Any]:
     """A raw value for each code of a field; None for 0, which means absent or unknown."""
     statistics = store.content["statistics"].get(name, {})
+    if "hash" in statistics:
+        return _HashedTexts(name, statistics["hash"]["buckets"])
     if name in store.content["vocabularies"]:
         return [None, *store.vocabulary(name)["value"].cast(pl.String)]
     if "range" in statistics:
@@ -229,12 +266,25 @@ def _with_latest(fields: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str,
 
 def _single(field: Mapping[str, Any], codes: Mapping[str, int], row: Row) -> int:
     value, offset = row[field["name"]], int(field["offset"])
-    if "values" in field:
-        return codes.get(value, offset)
+    if "values" in field or "hash" in field:
+        return _code(field, codes, value)
     if "range" in field:
         return offset if value is None else offset + 1 + value - field["range"][0]
     absent, edges = field["statistics"]["absent"], field["statistics"]["edges"]
     return offset + absent + (0 if value is None else 1 + int(np.searchsorted(edges, value, side="right")))
+
+
+def _code(field: Mapping[str, Any], codes: Mapping[str, int], value: str | None) -> int:
+    """The id of a text, by its place in ``values`` or by its hash."""
+    offset = int(field["offset"])
+    if "hash" not in field:
+        return codes.get(value or "", offset)
+    if value is None:
+        return offset
+    digest = getattr(hashlib, field["hash"]["function"])(
+        value.encode(), digest_size=field["hash"]["digest_size"]
+    ).digest()
+    return offset + 1 + int.from_bytes(digest, "little") % int(field["hash"]["buckets"])
 
 
 def _number(field: Mapping[str, Any], latest: Mapping[str, float], row: Row) -> float:
@@ -254,7 +304,7 @@ def _bag(field: Mapping[str, Any], codes: Mapping[str, int], row: Row) -> list[t
     if keep == "heaviest":
         pairs = sorted(pairs, key=lambda pair: -pair[1])
     pairs = pairs[-cap:] if keep == "last" else pairs[:cap]
-    return [(codes.get(value, field["offset"]), weight) for value, weight in pairs]
+    return [(_code(field, codes, value), weight) for value, weight in pairs]
 
 
 def _key(name: str, rate: Mapping[str, Any], row: Row) -> str | None:

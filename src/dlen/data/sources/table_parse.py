@@ -134,6 +134,10 @@ def _task(value: Any, path: Path, key: str) -> TaskSpec:
 
 def _field(value: Any, path: Path, key: str) -> FieldSpec:
     spec = _fill(FieldSpec, value, path, key)
+    if spec.hash and "min_count" in value:
+        raise UserError(
+            f"{path}: {key}.min_count: cannot be combined with hash, which counts no ids; remove one of them"
+        )
     kind = next((k for k in ("rate", "count") if k in value), None)
     if kind is None:
         return spec

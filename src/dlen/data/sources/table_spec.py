@@ -60,6 +60,7 @@ class FieldSpec:
         column: column to read. Default: the name of the field.
         side: user, item, cross or context.
         min_count: id, ids: values with fewer occurrences are unknown.
+        hash: id, ids: number of buckets that values are hashed to, without a vocabulary; 0 for a vocabulary.
         separator: ids: separator between values.
         weight_separator: ids: separator between a value and its weight, as in ``red:0.5``.
         max_values: ids: maximum number of values; longer lists are truncated.
@@ -79,6 +80,7 @@ class FieldSpec:
     column: str = ""
     side: Annotated[str, OneOf("user", "item", "cross", "context")] = "context"
     min_count: Annotated[int, Range(1)] = 1
+    hash: Annotated[int, Range(0, 10**8)] = 0
     separator: str = "|"
     weight_separator: str = ""
     max_values: Annotated[int, Range(1, 2**15 - 1)] = 20
