@@ -7,6 +7,7 @@ curl -d '{"context": {"user": 3, "hour": 12}, "candidates": [{"item": 7}, {"item
 A request that cannot be read or scored as in predict.py is rejected with 422, a body over 16 MiB with 413.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -77,8 +78,8 @@ def in_32_bits(number: float, name: str, value: object) -> float:
 def is_coded(field: dict) -> bool:
     """Whether the schema says how the field is encoded; that of an older export may not."""
     if field["input"] == "bag_ids":
-        return {"values", "max_values"} <= set(field)
-    return bool({"values", "range", "statistics"} & set(field)) and "separators" in field.get(
+        return bool({"values", "hash"} & set(field)) and "max_values" in field
+    return bool({"values", "hash", "range", "statistics"} & set(field)) and "separators" in field.get(
         "rate", {"separators": []}
     )
 
@@ -102,11 +103,23 @@ outputs = [o.name for o in session.get_outputs()]
 app = FastAPI(title="dlen scorer")
 
 
+def text_code(field: dict, text: str) -> int:
+    """The id of a canonical text, by the list of values or by its hash; the offset if absent or unseen."""
+    if "hash" not in field:
+        return codes[field["name"]].get(text, field["offset"])
+    if not text:
+        return field["offset"]
+    digest = hashlib.new(
+        field["hash"]["function"], text.encode(errors="replace"), digest_size=field["hash"]["digest_size"]
+    ).digest()
+    return field["offset"] + 1 + int.from_bytes(digest, "little") % field["hash"]["buckets"]
+
+
 def code(field: dict, value: object) -> int:
     """The id of a single value. Unseen values get the offset, as do missing numbers without their own bucket."""
     name, offset = field["name"], field["offset"]
-    if "values" in field:
-        return codes[name].get(canonical(name, value), offset)
+    if "values" in field or "hash" in field:
+        return text_code(field, canonical(name, value))
     if value is None:
         return offset + field.get("statistics", {}).get("absent", 0)
     number = in_32_bits(finite(name, value), name, value)
@@ -155,7 +168,7 @@ def several(field: dict, value: object) -> list[tuple[int, float]]:
     if keep == "heaviest":
         kept = sorted(kept, key=lambda item: -item[1])
     kept = kept[-cap:] if keep == "last" else kept[:cap]
-    return [(codes[name].get(v, field["offset"]), w) for v, w in kept]
+    return [(text_code(field, v), w) for v, w in kept]
 
 
 async def read(request: Request) -> Candidates:

@@ -19,10 +19,8 @@ _PACKAGE = "dlen"
 _TARGET, _PARTIAL = "_target_", "_partial_"
 # Keys whose object gets further arguments later.
 _PARTIAL_KEYS = (
-    *(f"model.{part}" for part in ("embedding", "sequence", "backbone", "head")),
-    "optimizer",
-    "optimizer.dense",
-    "scheduler",
+    *(f"model.{part}" for part in ("embedding", "sequence", "interaction", "backbone", "head")),
+    *("optimizer", "optimizer.dense", "scheduler"),
 )
 _NAMES = {
     "optimizer": ("dlen.training.optimizers.adam", "dlen.training.optimizers.adagrad"),
@@ -180,6 +178,7 @@ _KINDS: dict[str, tuple[str, Callable[[type], bool]]] = {
     "model": ("model", _is_kind("dlen.models.model.Model")),
     "model.embedding": ("embedding table", _is_kind("dlen.nn.embedding.EmbeddingTable")),
     "model.sequence": ("pooling of sequences", _is_kind("dlen.nn.sequences.SequencePool")),
+    "model.interaction": ("interaction", _is_kind("dlen.models.interactions.Interaction")),
     "model.backbone": ("backbone", _is_kind("dlen.models.backbones.base.Backbone")),
     "model.head": ("head", _is_kind("dlen.models.heads.Head")),
     "balancing": ("balancing", _is_kind("dlen.training.balancing.Balancer")),

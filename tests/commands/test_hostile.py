@@ -111,7 +111,10 @@ def test_a_report_makes_nothing_of_what_a_run_names(place: Path) -> None:
     assert not (place / "sentinel").exists()
 
 
-SLOTS = ("data", "model", "model.backbone", "balancing", "optimizer", "logger.csv", "logger.more", "trainer", "paper.x")
+SLOTS = (
+    *("data", "model", "model.interaction", "model.backbone"),
+    *("balancing", "optimizer", "logger.csv", "logger.more", "trainer", "paper.x"),
+)
 TARGETS = (
     "evil.Thing",
     "os.system",
@@ -157,6 +160,7 @@ def test_every_slot_takes_its_own_classes_alone(slot: str, place: Path) -> None:
         ("model.head.tower", [{"_target_": "dlen.models.DLEN"}]),
         ("model._partial_", True),
         ("model.backbone._partial_", False),
+        ("model.interaction", {"_target_": "dlen.models.backbones.MMoEBackbone", "_partial_": True}),
         ("model._args_", [1]),
         ("model._recursive_", False),
         ("data._convert_", "none"),
@@ -190,7 +194,7 @@ def choices(group: str) -> list[str]:
 NEEDED = {"table": ["data.spec=spec.yaml"]} | {
     name: ["data.raw_dir=raw"] for name in ("kuairand", "census", "aliexpress", "tenrec", "tenrec_article", "wechat")
 }
-GROUPS = ("model", "model/backbone", "model/head", "balancing", "optimizer", "logger", "data")
+GROUPS = ("model", "model/interaction", "model/backbone", "model/head", "balancing", "optimizer", "logger", "data")
 
 
 @pytest.mark.slow

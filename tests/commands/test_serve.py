@@ -34,6 +34,8 @@ fields:
   user: {kind: id, side: user}
   tags: {kind: ids, side: item, max_values: 6}
   liked: {kind: ids, side: item, weight_separator: ":", max_values: 3, pooling: sum}
+  seller: {hash: 7, side: item}
+  seen: {kind: ids, separator: ",", weight_separator: ":", hash: 11, max_values: 3}
   price: {kind: numeric, transform: quantile, buckets: 5}
   amount: {kind: numeric, transform: log1p}
   age: {kind: numeric}
@@ -42,7 +44,7 @@ fields:
   shelf_count: {count: {by: [shelf, tags]}}
 tasks: {click: click, like: like}
 """
-FIELDS = ["user", "tags", "liked", "price", "amount", "age"]
+FIELDS = ["user", "tags", "liked", "seller", "seen", "price", "amount", "age"]
 PARTS = {"shown_hour": (0, 23), "shown_weekday": (1, 7), "shown_day": (1, 31), "shown_month": (1, 12)}
 
 
@@ -61,6 +63,8 @@ def rows(rng: np.random.Generator, n: int, most: int) -> pl.DataFrame:
             "user": some([str(u) for u in users]),
             "tags": some(tags),
             "liked": some(["|".join(f"l{v}:{rng.choice([0.5, 1.0, 2.5, -1.0])}" for v in row) for row in liked]),
+            "seller": [None if u % 9 == 0 else f"s{u * 7 % 13}" for u in users],
+            "seen": [",".join(f"v{v}:{v % 3 + 0.5}" for v in row) for row in liked],
             "price": some([f"{p:.1f}" for p in rng.lognormal(size=n)]),
             "amount": some([f"{a:.3f}" for a in rng.normal(size=n) * 100]),
             "age": some([str(a) for a in rng.integers(18, 80, n)]),
@@ -116,8 +120,10 @@ def as_json(row: dict[str, Any]) -> dict[str, Any]:
     pairs = [pair.split(":") for pair in (row["liked"] or "").split("|") if pair]
     parts = {"shown_hour": shown.hour, "shown_weekday": shown.isoweekday()}
     parts |= {"shown_day": shown.day, "shown_month": shown.month}
-    numbers = {name: row[name] for name in ("price", "amount", "age", "user", "shelf")}
-    return {**numbers, **parts, "tags": tags, "liked": {value: float(weight) for value, weight in pairs}}
+    numbers = {name: row[name] for name in ("price", "amount", "age", "user", "seller", "shelf")}
+    seen = {value: float(weight) for value, weight in (pair.split(":") for pair in row["seen"].split(","))}
+    liked = {value: float(weight) for value, weight in pairs}
+    return {**numbers, **parts, "tags": tags, "liked": liked, "seen": seen}
 
 
 @pytest.mark.slow
@@ -155,6 +161,14 @@ def _other_order(coding: dict[str, Any]) -> None:
     coding["values"] = coding["values"][::-1]
 
 
+def _fewer_buckets(coding: dict[str, Any]) -> None:
+    coding["hash"]["buckets"] -= 1
+
+
+def _other_digest(coding: dict[str, Any]) -> None:
+    coding["hash"]["digest_size"] = 16
+
+
 def _shifted(coding: dict[str, Any]) -> None:
     coding["range"] = [coding["range"][0] + 1, coding["range"][1] + 1]
 
@@ -180,6 +194,10 @@ DAMAGES = {
     "longer": ("liked", _longer),
     "order of an id": ("user", _other_order),
     "order of a list": ("tags", _other_order),
+    "buckets of an id": ("seller", _fewer_buckets),
+    "hash of an id": ("seller", _other_digest),
+    "buckets of a list": ("seen", _fewer_buckets),
+    "length of a hashed list": ("seen", _longer),
     "hour": ("shown_hour", _shifted),
     "month": ("shown_month", _shifted),
     "edge": ("price", _other_edge),
@@ -219,7 +237,7 @@ def test_an_export_whose_schema_gives_other_inputs_is_not_written(
     assert not list((tmp_path / "out").iterdir())
 
 
-@pytest.mark.parametrize("name", ["tags", "shown_day", "price", "user_rate"])
+@pytest.mark.parametrize("name", ["tags", "seen", "seller", "shown_day", "price", "user_rate"])
 def test_a_store_of_an_earlier_version_is_refused_by_the_field(name: str, run: Path) -> None:
     store = open_run(run)[1]
     del store.content["statistics"][name]
@@ -257,6 +275,14 @@ def test_an_id_has_one_meaning_in_every_spelling(client: TestClient) -> None:
     known = score(client, shelf=None)  # without the key that includes the tags
     for tags in (["t1", None, "", " "], [" t1 "]):
         assert score(client, tags=tags, shelf=None) == known
+
+
+def test_a_hashed_id_has_one_meaning_in_every_spelling(client: TestClient) -> None:
+    known = score(client, seller="12", seen={"12": 1.0})
+    for spelling in (12, 12.0, " 12 ", "12.0"):
+        assert score(client, seller=spelling, seen={str(spelling): 1.0}) == known
+    assert len({score(client, seller=f"new{n}") for n in range(40)}) == 7  # each bucket has its own score
+    assert score(client, seller=None) == score(client, seller=" ") == score(client)
 
 
 def test_true_and_false_are_ids_like_others(tmp_path: Path, run: Path) -> None:
@@ -351,7 +377,7 @@ def test_a_body_that_is_too_large_is_refused(client: TestClient) -> None:
 
 def test_what_is_odd_and_can_be_scored_is(client: TestClient) -> None:
     surrogate, twice = b'{"candidates": [{"user": "\\ud800"}]}', b'{"candidates": [{"age": 1, "age": 2}]}'
-    for body in (surrogate, twice):
+    for body in (surrogate, surrogate.replace(b"user", b"seller"), twice):
         assert client.post("/rank", content=body).status_code == 200
     assert score(client, price=-1e38) == score(client, price=0)  # both in the first bucket
     assert client.get("/openapi.json").json()["paths"]["/rank"]["post"]["requestBody"]

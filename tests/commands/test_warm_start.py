@@ -97,6 +97,26 @@ def test_vectors_follow_their_ids_when_codes_move(yesterday: Path) -> None:
     np.testing.assert_allclose(after["p_click"].to_numpy()[seen], before["p_click"].to_numpy()[seen], rtol=1e-5)
 
 
+def test_buckets_are_the_same_if_there_are_as_many(yesterday: Path) -> None:
+    old = rows(0, [f"u{n}" for n in range(10, 30)])
+    more = rows(1, [f"u{n}" for n in range(90, 99)])
+    for buckets, frame, init in ((30, old, ()), (30, more, ("init_from=h30_run", *STILL)), (31, more, ())):
+        fields = {"user": {"side": "user", "hash": buckets}, "item": {"hash": 9}}
+        name = f"h{buckets}" + ("_new" if init else "")
+        data = write(yesterday, name, frame, fields=fields, ignore="rest")
+        ok("train.py", yesterday, *data, f"run_dir={name}_run", "optimizer.embedding_lr=0.05", *init)
+    before, after = predictions(yesterday, "h30_run", "h30.csv"), predictions(yesterday, "h30_new_run", "h30.csv")
+    np.testing.assert_allclose(after["p_click"], before["p_click"], rtol=1e-5)
+    other = run_here(
+        "train.py",
+        [*write(yesterday, "h31", more, fields=fields, ignore="rest"), "run_dir=x", "init_from=h30_run"],
+        yesterday,
+    )
+    assert other.returncode == 0, other.stderr
+    assert "init_from: user: 0 of 31 ids are known" in other.stderr
+    assert "init_from: item: 9 of 9 ids are known" in other.stderr
+
+
 @pytest.mark.parametrize(
     ("changes", "overrides", "word"),
     [

@@ -32,6 +32,7 @@ FUNNEL = replace(
 )
 BACKBONES = sorted(path.stem for path in (ROOT / "conf/model/backbone").glob("*.yaml"))
 HEADS = sorted(path.stem for path in (ROOT / "conf/model/head").glob("*.yaml"))
+INTERACTIONS = sorted(path.stem for path in (ROOT / "conf/model/interaction").glob("*.yaml"))
 NAMED = {
     "aitm": models.AITM,
     "cgc": models.CGC,
@@ -74,6 +75,22 @@ def test_every_backbone_goes_with_every_head(backbone: str, head: str) -> None:
     assert all(bool(grad.isfinite().all()) for grad in trained)
 
 
+@pytest.mark.parametrize("interaction", [name for name in INTERACTIONS if name != "none"])
+@pytest.mark.parametrize("name", NAMED)
+def test_every_preset_goes_with_every_interaction(name: str, interaction: str) -> None:
+    model = made(f"model={name}", f"model/interaction={interaction}", "model.embedding.dim=4")
+    assert model.interaction is not None
+    for parameter in model.interaction.parameters():
+        torch.nn.init.normal_(parameter)
+    batch = make_batch(FUNNEL, 64)
+    ones = torch.ones(64, 2)
+    model.head.loss(model(batch), batch.labels, ones, torch.ones(2)).backward()
+    for key, parameter in model.interaction.named_parameters():
+        assert parameter.grad is not None, key
+        assert bool(parameter.grad.isfinite().all()), key
+    assert any(bool(p.grad.any()) for p in model.interaction.parameters() if p.grad is not None)
+
+
 def test_pal_refuses_heads_without_a_loss_of_the_probability_alone() -> None:
     for head in ("latent", "esmm", "aitm"):
         with pytest.raises(UserError, match="set model/head=independent"):
@@ -91,17 +108,17 @@ def test_a_preset_is_the_named_model(name: str) -> None:
     assert torch.equal(preset.eval()(batch).log_score, named.eval()(batch).log_score)
 
 
-@pytest.mark.parametrize("part", ["backbone", "head"])
-def test_defaults_of_a_part_are_those_of_its_class(part: str) -> None:
-    for choice in BACKBONES if part == "backbone" else HEADS:
-        if choice in ("single_task", "latent_match", "latent_paper"):  # other settings of another choice
+@pytest.mark.parametrize(("part", "choices"), [("interaction", INTERACTIONS), ("backbone", BACKBONES), ("head", HEADS)])
+def test_defaults_of_a_part_are_those_of_its_class(part: str, choices: list[str]) -> None:
+    for choice in choices:
+        if choice in ("none", "single_task", "latent_match", "latent_paper"):  # nothing, or settings of another choice
             continue
         node = OmegaConf.to_container(config_of("model=mmoe", f"model/{part}={choice}").model[part])
         assert isinstance(node, Mapping)
         module, _, name = str(node["_target_"]).rpartition(".")
         kind = getattr(__import__(module, fromlist=[name]), name)
         wanted = {k: p.default for k, p in inspect.signature(kind).parameters.items() if p.default is not p.empty}
-        wanted.pop("dropout")
+        wanted.pop("dropout", None)
         said = {k: tuple(v) if isinstance(v, list) else v for k, v in node.items() if not str(k).startswith("_")}
         assert said == wanted, choice
 
@@ -164,6 +181,7 @@ def test_the_latent_head_goes_on_any_backbone_in_python_too() -> None:
         ("model.head=null", "head"),
         ("model.backbone=null", "backbone"),
         ("model.embedding=null", "embedding"),
+        ("model.interaction=senet", "interaction must be callable, got 'senet'; choose one with model/interaction="),
         ("model.dropout=x", "dropout"),
         ("model.dropout=1.5", "dropout"),
         ("model.head.tower=null", "layer sizes"),

@@ -46,3 +46,15 @@ def test_seeds_share_their_label() -> None:
     records = [record(n, **{"optimizer.lr": 0.1}) for n in range(3)]
     set_labels(records, {})
     assert {r.label for r in records} == {"dlen"}
+
+
+def test_a_label_names_the_interaction() -> None:
+    senet = {
+        "model.interaction._target_": "dlen.models.interactions.SENetInteraction",
+        "model.interaction.reduction": 3,
+    }
+    records = [record(0, **{"model.interaction": None}), record(1, **{"model.interaction": None}), record(2, **senet)]
+    for number, r in enumerate(records):
+        r.settings["loader.batch_size"] = 1 + number % 2  # two configurations without one
+    set_labels(records, {})
+    assert [r.label for r in records] == ["dlen", "dlen loader.batch_size=2", "dlen interaction=SENet"]

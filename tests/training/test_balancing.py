@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dlen.models import AITM, DLEN, PLE, MMoE, Ranker, SingleTask
+from dlen.models.interactions import CrossInteraction
 from dlen.schema import Field, Kind, Task
 from dlen.training.balancing import Balancer, DynamicWeightAverage, Fixed, Surgery, Uncertainty
 from dlen.training.module import RankingModule
@@ -19,8 +20,20 @@ from tests.helpers import make_batch, make_schema
 SIZES: dict[str, Any] = {"embedding_dim": 3, "tower": (4,)}
 EXPERT = (8, 6)
 FUNNEL = (Task("ctr", 0.3), Task("cvr", 0.2, observed_where="ctr"))
+
+
+def crossed() -> Ranker:
+    """MMoE after a cross network, as after some steps: before the first, only one of its matrices has a gradient."""
+    model = MMoE(make_schema(), expert=EXPERT, interaction=partial(CrossInteraction, rank=2), **SIZES)
+    assert model.interaction is not None
+    for parameter in model.interaction.parameters():
+        torch.nn.init.normal_(parameter)
+    return model
+
+
 MODELS: dict[str, Callable[[], Ranker]] = {
     "mmoe": lambda: MMoE(make_schema(), num_experts=2, expert=EXPERT, **SIZES),
+    "cross": crossed,
     "ple": lambda: PLE(make_schema(), levels=2, shared_experts=1, task_experts=1, expert=EXPERT, **SIZES),
     "dlen": lambda: DLEN(make_schema(), hidden=(5,), likelihood="marginal", alpha=0.3, match=2, **SIZES),
     "aitm": lambda: AITM(make_schema(FUNNEL), expert=EXPERT, **SIZES),
@@ -67,9 +80,10 @@ def test_surgery_without_an_embedding_or_anything_shared() -> None:
             torch.testing.assert_close(gradient, wanted[key], rtol=1e-4, atol=1e-6, msg=key)
 
 
+@pytest.mark.parametrize("name", ["mmoe", "cross"])
 @pytest.mark.parametrize("aggregator", ["UPGrad", "MGDA", "PCGrad", "AlignedMTL"])
-def test_surgery_changes_what_is_shared_and_nothing_else(aggregator: str) -> None:
-    wanted, found = gradients(module("mmoe")), gradients(module("mmoe", Surgery(aggregator)))
+def test_surgery_changes_what_is_shared_and_nothing_else(aggregator: str, name: str) -> None:
+    wanted, found = gradients(module(name)), gradients(module(name, Surgery(aggregator)))
     for key, gradient in wanted.items():
         own = key.startswith(("head", "backbone.gates"))
         assert torch.allclose(found[key], gradient, rtol=1e-4, atol=1e-7) == own, key

@@ -23,6 +23,7 @@ class FeatureSpec:
         dim: length E of a field's vector.
         parts: number P of equal parts of a vector, one per task; 1 if all tasks share it.
         first_order: number O of first-order terms appended to the input; 0 for none.
+        own_numbers: whether the numbers are P equal parts too, one per task, as the vectors are.
     """
 
     fields: tuple[str, ...]
@@ -31,6 +32,7 @@ class FeatureSpec:
     dim: int
     parts: int = 1
     first_order: int = 0
+    own_numbers: bool = False
 
     @classmethod
     def of(cls, schema: Schema, table: EmbeddingTable) -> FeatureSpec:
@@ -54,7 +56,8 @@ class FeatureSpec:
     @property
     def task_width(self) -> int:
         """Width D' of each task's input, see :meth:`Features.by_task`."""
-        return len(self.fields) * self.dim // self.parts + len(self.numbers)
+        numbers = len(self.numbers) // (self.parts if self.own_numbers else 1)
+        return len(self.fields) * self.dim // self.parts + numbers
 
     def without(self, names: Sequence[str]) -> FeatureSpec:
         """Return the layout without the named fields.
@@ -116,7 +119,20 @@ class Features:
         if spec.parts == 1:
             return self.flat.expand(num_tasks, -1, -1)
         vectors = self.fields.unflatten(2, (spec.parts, -1)).transpose(0, 2).transpose(1, 2).flatten(2)  # (T, B, F E')
-        return torch.cat([vectors, self.numbers.expand(num_tasks, -1, -1)], 2)
+        numbers = self.numbers.expand(num_tasks, -1, -1)
+        if spec.own_numbers:
+            numbers = self.numbers.unflatten(1, (spec.parts, len(spec.numbers) // spec.parts)).transpose(0, 1)
+        return torch.cat([vectors, numbers], 2)
+
+    def changed(self, parts: Sequence[Tensor], spec: FeatureSpec) -> Features:
+        """Return features with other vectors and numbers, and the same first-order terms.
+
+        Args:
+            parts: tensors of B rows that make up (B, D) vectors and numbers.
+            spec: their layout.
+        """
+        first_order = [] if self.first_order is None else [self.first_order]
+        return Features(torch.cat([*parts, *first_order], 1), spec)
 
     def without(self, names: Sequence[str]) -> Features:
         """Return the features without the named fields."""

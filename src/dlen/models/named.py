@@ -19,6 +19,7 @@ from dlen.models.backbones import (
 from dlen.models.dlen import LatentHead
 from dlen.models.funnels import AITMHead, ESMMHead
 from dlen.models.heads import IndependentHead
+from dlen.models.interactions import MakeInteraction
 from dlen.models.pal import PositionRanker
 from dlen.models.ranker import MakeBackbone, MakeEmbedding, MakeHead, MakePool, Ranker
 from dlen.nn.embedding import EmbeddingTable
@@ -35,6 +36,8 @@ class Named(Ranker):
             default.
         embedding: factory of the embedding table; overrides ``embedding_dim`` and ``first_order``.
         sequence: how a sequence becomes one vector per list.
+        interaction: factory of a layer between embedding and backbone, see :mod:`dlen.models.interactions`; None for
+            none.
         backbone: factory of the backbone; overrides the model's own.
         head: factory of the head; overrides the model's own.
         dropout: dropout probability of backbone and head.
@@ -58,6 +61,7 @@ class Named(Ranker):
         first_order: bool | None = None,
         embedding: MakeEmbedding | None = None,
         sequence: MakePool = TargetAttention,
+        interaction: MakeInteraction | None = None,
         backbone: MakeBackbone | None = None,
         head: MakeHead | None = None,
         dropout: float | None = None,
@@ -72,6 +76,7 @@ class Named(Ranker):
         super().__init__(
             schema,
             embedding=partial(EmbeddingTable, **table) if embedding is None else embedding,
+            interaction=interaction,
             backbone=backbone,
             head=head,
             sequence=sequence,

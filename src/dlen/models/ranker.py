@@ -1,16 +1,17 @@
-"""Ranker: the composition of embedding, sequence pooling, backbone and head."""
+"""Ranker: the composition of embedding, sequence pooling, interaction, backbone and head."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dlen.batch import Batch
 from dlen.models.backbones import Backbone, Mixture, MMoEBackbone
 from dlen.models.features import Features, FeatureSpec
 from dlen.models.heads import Head, IndependentHead, Ranking
+from dlen.models.interactions import Interaction, MakeInteraction, make_interaction
 from dlen.models.model import Model
 from dlen.models.predictions import Predictions
 from dlen.nn.embedding import EmbeddingTable
@@ -25,12 +26,13 @@ MakePool = Callable[..., SequencePool]  # called with (E, number of lists, lists
 
 
 class Ranker(Model):
-    """A multi-task ranking network: any embedding, sequence pooling, backbone and head.
+    """A multi-task ranking network: any embedding, sequence pooling, interaction, backbone and head.
 
     Args:
         sequence: how a sequence becomes one vector per list.
+        interaction: factory of a layer between the embedding and both backbone and head; None for none.
         dropout: dropout probability of backbone and head; None for each factory's own.
-        without: names of fields that are hidden from backbone and head.
+        without: names of fields that are hidden from interaction, backbone and head.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Ranker(Model):
         schema: Schema,
         *,
         embedding: MakeEmbedding = EmbeddingTable,
+        interaction: MakeInteraction | None = None,
         backbone: MakeBackbone = MMoEBackbone,
         head: MakeHead = IndependentHead,
         sequence: MakePool = TargetAttention,
@@ -45,9 +48,9 @@ class Ranker(Model):
         without: Sequence[str] = (),
     ) -> None:
         super().__init__(schema)
-        parts = {"embedding": embedding, "sequence": sequence, "backbone": backbone, "head": head}
-        for name, make in parts.items():
-            if not callable(make):
+        parts = {"embedding": embedding, "sequence": sequence, "interaction": interaction}
+        for name, make in (parts | {"backbone": backbone, "head": head}).items():
+            if not callable(make) and (name, make) != ("interaction", None):
                 raise ValueError(f"{name} must be callable, got {make!r}; choose one with model/{name}=NAME")
         self.embedding = embedding(schema)
         self.spec = FeatureSpec.of(schema, self.embedding)
@@ -57,6 +60,10 @@ class Ranker(Model):
         self.without = tuple(without)
         seen = self.spec.without(self.without)
         self.lists = tuple(field.name for lists in schema.sequences.values() for field in lists)
+        self.interaction: Interaction | None = None
+        if interaction is not None:
+            self.interaction = make_interaction(interaction, seen)
+            seen = self.interaction.out_spec
         settings = {} if dropout is None else {"dropout": dropout}
         self.backbone = backbone(seen, len(schema.tasks), **settings)
         self.head = head(schema, self.backbone.out_dim, seen, **settings)
@@ -87,9 +94,19 @@ class Ranker(Model):
 
     def predict(self, features: Features) -> Predictions:
         """Predict from features."""
-        seen = features.without(self.without)
+        seen = self.inputs(features)
         predictions: Predictions = self.head(self.backbone(seen), seen)
         return predictions
+
+    def inputs(self, features: Features) -> Features:
+        """What backbone and head receive: the interaction of the fields that are not hidden."""
+        seen = features.without(self.without)
+        return seen if self.interaction is None else self.interaction(seen)
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """Parameters of interaction and backbone that the outputs of all tasks depend on."""
+        before = [] if self.interaction is None else self.interaction.shared_parameters()
+        return [*before, *self.backbone.shared_parameters()]
 
     @property
     def ranking(self) -> Ranking | None:

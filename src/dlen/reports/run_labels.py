@@ -14,7 +14,7 @@ from dlen.reports.run_record import RunRecord
 # Settings in which two runs of one configuration may differ: the seed and the locations of files.
 _FREE = ("seed", "run_dir", "runs_dir", "data_dir", "ckpt", "base_run", "logger", "metrics.scores", "trust")
 _MOST_KEYS = 3  # in a label
-_PART = re.compile(r"^model\.((embedding|backbone|head)\.)?")  # prefix that labels omit
+_PART = re.compile(r"^model\.((embedding|interaction|backbone|head)\.)?")  # prefix that labels omit
 
 
 def by_label(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
@@ -132,4 +132,4 @@ def _short(value: Any) -> str:
     if isinstance(value, list):
         return "-".join(map(str, value))
     text = str(value)
-    return text.rsplit(".", 1)[-1].removesuffix("Backbone").removesuffix("Head") if "dlen." in text else text
+    return re.sub("(Interaction|Backbone|Head)$", "", text.rsplit(".", 1)[-1]) if "dlen." in text else text

@@ -23,7 +23,7 @@ from dlen.data.sources.table_spec import TableSpec
 from dlen.data.store import Store
 from dlen.errors import UserError
 from dlen.schema import Field, Kind
-from dlen.serving.keys import BETWEEN, Row, key_of
+from dlen.serving.raw_ids import BETWEEN, Row, code_of, key_of, owner_of, rehashed, texts_of, with_codes
 from dlen.serving.sequence_codings import encoded_sequences, raw_sequences
 
 Array = NDArray[Any]
@@ -63,18 +63,20 @@ def _times(store: Store) -> dict[str, dict[str, Any]]:
 def _coding(store: Store, field: Field) -> dict[str, Any]:
     statistics = dict(store.content["statistics"].get(field.name, {}))
     coding: dict[str, Any] = {"share": field.share} if field.share else {}
+    if field.share and "hash" in (shared := store.content["statistics"].get(field.share, {})):
+        coding["hash"] = shared["hash"]
+    coding |= {key: statistics.pop(key) for key in ("max_values", "keep", "range", "hash") if key in statistics}
     if field.name in store.content["vocabularies"]:
         coding["values"] = store.vocabulary(field.name)["value"].cast(pl.String).to_list()
     if field.kind is Kind.SEQUENCE:  # the rest is said once per sequence
-        return coding
-    coding |= {key: statistics.pop(key) for key in ("max_values", "keep", "range") if key in statistics}
+        return {key: value for key, value in coding.items() if key in ("share", "hash", "values")}
     if "rate" in statistics:
         coding["rate"] = _latest(store, statistics.pop("rate"))
     if statistics:
         coding["statistics"] = statistics
-    ids = "share" if field.share else "values"
-    required = {ids, "max_values"} if field.kind is Kind.IDS else {ids, "range", "statistics"} & set(coding)
-    if not required or not required <= set(coding):
+    ids = {"values", "share", "hash"}
+    told = ids if field.kind is Kind.IDS else ids | {"range", "statistics"}
+    if not told & set(coding) or (field.kind is Kind.IDS and "max_values" not in coding):
         raise UserError(
             f"{store.folder}: the coding of field {field.name} is missing, because an earlier version wrote this "
             "folder; delete it and train again"
@@ -99,29 +101,32 @@ def _latest(store: Store, rate: Mapping[str, Any]) -> dict[str, Any]:
 def raw_rows(store: Store, batch: Batch) -> tuple[list[Row], Batch]:
     """Return raw values that rows of a store may have come from, and the rows as a server has to see them.
 
-    These rows differ from the store's in rates: a server knows rates as they are after the log's last row. A list that
-    the data truncated, or may have truncated, gets a further value that has to be truncated again.
+    These rows differ from the store's in rates: a server knows rates as they are after the log's last row. They also
+    differ in hashed ids, whose text the store does not know: any text stands for a bucket, and has its own hash. A list
+    that the data truncated, or may have truncated, gets a further value that has to be truncated again.
 
     Raises:
         UserError: a rate's key is a list with weights, which a request cannot express.
     """
     rows: list[Row] = [{} for _ in range(len(batch))]
+    batch = replace(batch, ids=batch.ids.clone(), bag_ids=batch.bag_ids.clone(), numeric=batch.numeric.clone())
     for position, field in enumerate(store.schema.of_kind(Kind.ID)):
         codes, values = (batch.ids[:, position] - store.schema.offsets[field.name]).tolist(), _values(store, field.name)
         _fill(rows, field.name, [values[code] for code in codes])
+        batch.ids[:, position] = rehashed(values, batch.ids[:, position], store.schema.offsets[field.name])
     for position, field in enumerate(store.schema.of_kind(Kind.IDS)):
         _fill(rows, field.name, _lists(store, field.name, batch, position))
-    numeric = batch.numeric.clone()
+        start, count = int(batch.bag_lengths[:position].sum()), int(batch.bag_lengths[position].sum())
+        own, values = batch.bag_ids[start : start + count], _values(store, field.name)
+        batch.bag_ids[start : start + count] = rehashed(values, own, store.schema.offsets[field.name])
     for position, field in enumerate(store.schema.of_kind(Kind.NUMERIC)):
         statistics = store.content["statistics"][field.name]
         if "rate" not in statistics:
             _fill(rows, field.name, [_unscaled(statistics, value) for value in batch.numeric[:, position].tolist()])
             continue
         rates = _rates(store, field.name, statistics["rate"], rows)
-        numeric[:, position] = torch.from_numpy((rates - statistics["mean"]) / statistics["deviation"])
-    lists = [field for of_sequence in store.schema.sequences.values() for field in of_sequence]
-    of_lists = {f.name: _values(store, f.name) for f in lists if _owner(store, f.name) in store.content["vocabularies"]}
-    return rows, replace(batch, numeric=numeric, sequences=raw_sequences(store, batch, rows, of_lists))
+        batch.numeric[:, position] = torch.from_numpy((rates - statistics["mean"]) / statistics["deviation"])
+    return rows, replace(batch, sequences=raw_sequences(store, batch, rows))
 
 
 def _fill(rows: list[Row], name: str, values: Sequence[Any]) -> None:
@@ -129,21 +134,17 @@ def _fill(rows: list[Row], name: str, values: Sequence[Any]) -> None:
         row[name] = value
 
 
-def _values(store: Store, name: str) -> list[Any]:
+def _values(store: Store, name: str) -> Sequence[Any]:
     """A raw value for each code of a field; None for 0, which means absent or unknown."""
     statistics = store.content["statistics"].get(name, {})
-    if _owner(store, name) in store.content["vocabularies"]:
-        return [None, *store.vocabulary(name)["value"].cast(pl.String)]
+    owner = owner_of(store, name)
+    if "hash" in store.content["statistics"].get(owner, {}) or owner in store.content["vocabularies"]:
+        return texts_of(store, name)
     if "range" in statistics:
         return [None, *range(statistics["range"][0], statistics["range"][1] + 1)]
     edges = np.asarray(statistics["edges"], np.float64)
     lowest = np.nextafter(edges[:1], -np.inf) if len(edges) else np.zeros(1)
     return [None, *[None] * statistics["absent"], *lowest.tolist(), *edges.tolist()]
-
-
-def _owner(store: Store, name: str) -> str:
-    """The field whose vocabulary a field uses."""
-    return next((f.share for f in store.schema.fields if f.name == name and f.share), name)
 
 
 def _lists(store: Store, name: str, batch: Batch, position: int) -> list[list[list[Any]]]:
@@ -208,9 +209,9 @@ def encoded(schema: Mapping[str, Any], rows: Sequence[Row]) -> tuple[Tensor, ...
     """
     fields = schema["fields"]
     of_input = {name: [f for f in fields if f["input"] == name] for name in _INPUTS.values()}
-    singles = [[_single(f, code, row) for row in rows] for f, code in _with_codes(of_input["ids"], fields)]
+    singles = [[_single(f, code, row) for row in rows] for f, code in with_codes(of_input["ids"], fields)]
     numbers = [[_number(f, latest, row) for row in rows] for f, latest in _with_latest(of_input["numeric"])]
-    bags = [[_bag(f, code, row) for row in rows] for f, code in _with_codes(of_input["bag_ids"], fields)]
+    bags = [[_bag(f, code, row) for row in rows] for f, code in with_codes(of_input["bag_ids"], fields)]
     longest = max((len(bag) for column in bags for bag in column), default=0) or 1
     ids, weights = np.zeros((len(rows), len(bags), longest), np.int64), np.zeros((len(rows), len(bags), longest))
     for position, column in enumerate(bags):
@@ -230,14 +231,6 @@ def encoded(schema: Mapping[str, Any], rows: Sequence[Row]) -> tuple[Tensor, ...
     )
 
 
-def _with_codes(
-    fields: Sequence[Mapping[str, Any]], owners: Sequence[Mapping[str, Any]]
-) -> list[tuple[Mapping[str, Any], dict[str, int]]]:
-    """Pair each field with the id of each raw value, where it has a vocabulary or shares that of an owner."""
-    values = {f["name"]: f.get("values", ()) for f in owners}
-    return [(f, {v: f["offset"] + i + 1 for i, v in enumerate(values[f.get("share", f["name"])])}) for f in fields]
-
-
 def _with_latest(fields: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], dict[str, float]]]:
     """Pair each field with the latest value of each key, where it is a rate."""
     rates = [f.get("rate", {"keys": (), "latest": ()}) for f in fields]
@@ -246,8 +239,8 @@ def _with_latest(fields: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str,
 
 def _single(field: Mapping[str, Any], codes: Mapping[str, int], row: Row) -> int:
     value, offset = row[field["name"]], int(field["offset"])
-    if "values" in field or "share" in field:
-        return codes.get(value, offset)
+    if {"values", "share", "hash"} & set(field):
+        return code_of(field, codes, value)
     if "range" in field:
         return offset if value is None else offset + 1 + value - field["range"][0]
     absent, edges = field["statistics"]["absent"], field["statistics"]["edges"]
@@ -271,7 +264,7 @@ def _bag(field: Mapping[str, Any], codes: Mapping[str, int], row: Row) -> list[t
     if keep == "heaviest":
         pairs = sorted(pairs, key=lambda pair: -pair[1])
     pairs = pairs[-cap:] if keep == "last" else pairs[:cap]
-    return [(codes.get(value, field["offset"]), weight) for value, weight in pairs]
+    return [(code_of(field, codes, value), weight) for value, weight in pairs]
 
 
 def different_field(

@@ -279,6 +279,9 @@ def serving_schema(store: Store, serving: Serving) -> dict[str, Any]:
       else has ``offset``. An id has one spelling: text without surrounding blanks, a whole number without a decimal
       point, or ``true`` or ``false``. In a list the ``max_values`` heaviest values count, and the first ones among
       equal weights.
+    - ``hash``: an id without a list. The id is ``offset + 1 + h % buckets``, where h is the digest of the text in UTF-8
+      by ``function`` with ``digest_size`` bytes, read as an unsigned little-endian integer. Without a value it is
+      ``offset``. Texts are spelled and lists cut as for ``values``.
     - ``range``: the first and last number of a part of a time, such as an hour from 0 to 23. ``offset + 1`` is the id
       of the first number, and ``offset`` means no time.
     - ``statistics`` with ``edges``: the id is ``offset + 1 + absent + bucket``, where the bucket is the number of edges

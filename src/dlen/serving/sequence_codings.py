@@ -17,7 +17,7 @@ from dlen.data.columns import Places
 from dlen.data.histories import histories_of
 from dlen.data.sequences import GAP_BUCKETS, SplitSequences
 from dlen.data.store import Store
-from dlen.serving.keys import BETWEEN, Row, key_of
+from dlen.serving.raw_ids import BETWEEN, Row, code_of, key_of, rehashed, texts_of, with_codes
 
 Array = NDArray[Any]
 
@@ -60,32 +60,34 @@ def _ranges(places: Places) -> list[Array]:
 # From rows of a store to raw values, using the store
 
 
-def raw_sequences(
-    store: Store, batch: Batch, rows: list[Row], values: Mapping[str, Sequence[Any]]
-) -> tuple[BatchSequence, ...]:
+def raw_sequences(store: Store, batch: Batch, rows: list[Row]) -> tuple[BatchSequence, ...]:
     """Add raw values of the sequences to rows, and return the sequences that a server has to make of them.
 
     Args:
         rows: raw values of the other fields, changed in place.
-        values: by field, the raw value of each code.
     """
     wanted = []
     for (name, lists), sequence in zip(store.schema.sequences.items(), batch.sequences, strict=True):
         if name in store.content["histories"]:
             wanted.append(_history(store, name, rows))
             continue
-        statistics = store.content["statistics"][lists[0].name]
-        offsets = torch.tensor([store.schema.offsets[f.name] for f in lists])
-        codes, ends = (sequence.ids - offsets).tolist(), sequence.lengths.cumsum(0).tolist()
-        for row, (end, length) in zip(rows, zip(ends, sequence.lengths.tolist(), strict=True), strict=True):
-            for place, field in enumerate(lists):
-                own = [values[field.name][code[place]] for code in codes[end - length : end]]
-                texts = ["not a known id" if value is None else value for value in own]
-                if length == statistics["max_values"]:  # one more, which has to be cut
-                    texts = ["an older id", *texts]
-                row[field.name] = texts[::-1] if statistics["order"] == "newest_first" else texts
-        wanted.append(sequence)
+        columns = []
+        for ids, field in zip(sequence.ids.unbind(1), lists, strict=True):
+            texts, offset = texts_of(store, field.name), store.schema.offsets[field.name]
+            columns.append(rehashed(texts, ids, offset))
+            codes = (ids - offset).split(sequence.lengths.tolist())
+            for row, of_row in zip(rows, codes, strict=True):
+                row[field.name] = _raw_list(store, field.name, [texts[code] for code in of_row.tolist()])
+        wanted.append(BatchSequence(sequence.lengths, torch.stack(columns, 1)))
     return tuple(wanted)
+
+
+def _raw_list(store: Store, name: str, texts: list[str | None]) -> list[str]:
+    """A list as in the log; one of full length gets an older value, which has to be cut."""
+    statistics = store.content["statistics"][name]
+    known = ["not a known id" if text is None else text for text in texts]
+    known = ["an older id", *known] if len(known) == statistics["max_values"] else known
+    return known[::-1] if statistics["order"] == "newest_first" else known
 
 
 def _history(store: Store, name: str, rows: list[Row]) -> BatchSequence:
@@ -139,18 +141,14 @@ def encoded_sequences(schema: Mapping[str, Any], rows: Sequence[Row]) -> tuple[T
 
 def _with_lists(sequence: Mapping[str, Any], fields: Mapping[str, Any], rows: Sequence[Row]) -> list[list[list[int]]]:
     """Ids by row and list, oldest first."""
-    codes = {}
-    for name in sequence["lists"]:
-        values, offset = fields[fields[name].get("share", name)]["values"], fields[name]["offset"]
-        codes[name] = {value: offset + 1 + i for i, value in enumerate(values)}
+    lists = with_codes([fields[name] for name in sequence["lists"]], list(fields.values()))
     of_rows = []
     for row in rows:
-        lists = []
-        for name in sequence["lists"]:
-            raw = row[name][::-1] if sequence["order"] == "newest_first" else row[name]
-            newest = raw[-sequence["max_values"] :]
-            lists.append([codes[name].get(value, fields[name]["offset"]) for value in newest])
-        of_rows.append(lists)
+        ids = []
+        for field, codes in lists:
+            raw = row[field["name"]][::-1] if sequence["order"] == "newest_first" else row[field["name"]]
+            ids.append([code_of(field, codes, value) for value in raw[-sequence["max_values"] :]])
+        of_rows.append(ids)
     return of_rows
 
 

@@ -130,9 +130,9 @@ class DynamicWeightAverage(Balancer):
 class Surgery(Balancer):
     """Gradient surgery: a torchjd aggregator on the Jacobian of the task losses.
 
-    The Jacobian covers what the tasks share: the backbone's shared parameters, DLEN's hidden state network, and the
-    embeddings of the batch. All other parameters, including gates, get the gradient of the weighted sum. The cost is
-    one backward pass per task.
+    The Jacobian covers what the tasks share: the shared parameters of interaction and backbone, DLEN's hidden state
+    network, and the embeddings of the batch. All other parameters, including gates, get the gradient of the weighted
+    sum. The cost is one backward pass per task.
 
     Args:
         aggregator: class name in ``torchjd.aggregation``, such as UPGrad, PCGrad, MGDA, CAGrad, IMTLG or AlignedMTL.
@@ -178,7 +178,7 @@ class Surgery(Balancer):
             x: (B, D) output of the embedding, part of that graph.
             extra: scalar loss that belongs to no task, such as AITM's calibrator.
         """
-        shared = [*model.backbone.shared_parameters(), *model.head.shared_parameters()]
+        shared = [*model.shared_parameters(), *model.head.shared_parameters()]
         inputs = [*shared, *([x] if x.requires_grad else [])]  # a model with only numeric fields has no embedding
         if not inputs:
             losses.sum().backward()

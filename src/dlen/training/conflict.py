@@ -49,7 +49,7 @@ def task_gradients(model: Ranker, batch: Batch, targets: Targets, rows: int = RO
     x, labels = model.features(batch).values.detach()[:rows].requires_grad_(), batch.labels[:rows]
     predictions = model.predict(Features(x, model.spec))
     losses = task_losses(predictions, targets.training_labels(labels), targets.trained(labels))
-    shared = model.backbone.shared_parameters()
+    shared = model.shared_parameters()
     by_task, by_row = [], []
     for loss in losses:
         *parameters, row = torch.autograd.grad(loss, [*shared, x], retain_graph=True, materialize_grads=True)

@@ -89,7 +89,8 @@ def attention_maps(module: RankingModule, store: Store) -> dict[str, AttentionMa
     split, tasks = store.split("test"), store.schema.task_names
     batch = split.batch(torch.arange(min(len(split), _SHOWN))).to(module.device)
     with torch.no_grad():
-        features = model.eval().features(batch).without(model.without)
+        model.eval()
+        features = model.inputs(model.features(batch))
         attention = model.backbone.attention(features)
     fields = [*features.spec.fields, *features.spec.numbers]
     maps = {

@@ -114,6 +114,8 @@ def _old_codes(field: Field, new: Store, old: Store) -> NDArray[np.int64]:
         return np.concatenate([[0], (codes + 1).fill_null(-1).to_numpy()])
     if "edges" in statistics and "edges" in before:
         return _old_buckets(statistics, before)
+    if statistics.get("hash") != before.get("hash"):  # other buckets: no code means what it meant
+        return np.concatenate([[0], np.full(field.vocab_size - 1, -1)])
     size = next(f.vocab_size for f in old.schema.fields if f.name == name)
     return np.where(np.arange(field.vocab_size) < size, np.arange(field.vocab_size), -1)  # parts of a time
 

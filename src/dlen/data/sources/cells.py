@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import polars as pl
 
 from dlen.data.bad_rows import BadRowError
 from dlen.errors import UserError
+from dlen.hashing import U64
 
 LINE = "__line__"  # row number within its file
 ROW = "__row__"  # row number over all files of a table
+HASH_BYTES = 8  # size of the digest of a hashed text
 LARGEST = float(np.finfo(np.float32).max)  # of 32 bits, the precision of numbers in a model
 _LATEST = 7_258_118_400_000_000  # the year 2200, in microseconds since 1970
 _SECONDS = (631_152_000, 7_258_118_400)  # years 1990 and 2200; read as milliseconds, they would be days of 1970
@@ -58,6 +61,14 @@ def id_text(cells: pl.Series, path: Path) -> pl.Series:
         lower = text.str.to_lowercase()
         text = text.zip_with(~lower.is_in(["true", "false"]), lower)
     return text.set(text == "", None)
+
+
+def hashes(texts: pl.Series) -> U64:
+    """A 64-bit BLAKE2b hash of each text, the same on every machine. Python work is per distinct text, not per row."""
+    distinct = texts.unique()
+    digests = [hashlib.blake2b(text.encode(), digest_size=HASH_BYTES).digest() for text in distinct]
+    values = np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
+    return values[texts.cast(pl.Enum(distinct)).to_physical().to_numpy()]
 
 
 def _whole(cells: pl.Series, path: Path) -> pl.Series:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -13,7 +14,18 @@ from dlen.data.bad_rows import BadRowError
 from dlen.data.buckets import bucket_edges
 from dlen.data.columns import Array
 from dlen.data.sample import Sample
-from dlen.data.sources.cells import LARGEST, LINE, id_text, list_of_cells, moments, numbers, refuse, text_of
+from dlen.data.sources.cells import (
+    HASH_BYTES,
+    LARGEST,
+    LINE,
+    hashes,
+    id_text,
+    list_of_cells,
+    moments,
+    numbers,
+    refuse,
+    text_of,
+)
 from dlen.data.sources.table_spec import TIME_PARTS, FieldSpec
 from dlen.data.store import Store
 from dlen.data.writer import StoreWriter
@@ -66,6 +78,33 @@ class TextVocabulary:
         """(n,) codes."""
         known = values.cast(self._names, strict=False).to_physical().cast(pl.Int32)
         return (known + 1).fill_null(0).to_numpy()
+
+
+class HashedIds:
+    """Encodes strings by a hash into a number of buckets, 1 to ``buckets``, without a vocabulary. Absent strings are 0.
+
+    The code of a string depends on nothing but the string and the number of buckets.
+    """
+
+    def __init__(self, buckets: int) -> None:
+        self.buckets = buckets
+
+    def __len__(self) -> int:
+        return self.buckets + 1
+
+    def encode(self, values: pl.Series) -> Array:
+        """(n,) codes."""
+        codes = np.zeros(len(values), np.int32)
+        present = values.is_not_null()
+        codes[present.to_numpy()] = 1 + hashes(values.filter(present)) % np.uint64(self.buckets)
+        return codes
+
+    def statistics(self) -> dict[str, Any]:
+        """How a server encodes a string, as in the export's schema.json."""
+        return {"hash": {"function": "blake2b", "digest_size": HASH_BYTES, "buckets": self.buckets}}
+
+
+Codes = TextVocabulary | HashedIds
 
 
 class TableColumn(ABC):
@@ -132,38 +171,47 @@ class IdColumn(TableColumn):
         vocabulary: the vocabulary of the field whose ids this one shares; None for its own.
     """
 
-    def __init__(self, name: str, spec: FieldSpec, vocabulary: TextVocabulary | None = None) -> None:
+    def __init__(self, name: str, spec: FieldSpec, vocabulary: Codes | None = None) -> None:
         super().__init__(name, spec)
-        self.vocabulary = TextVocabulary(spec.min_count) if vocabulary is None else vocabulary
+        made = HashedIds(spec.hash) if spec.hash else TextVocabulary(spec.min_count)
+        self.vocabulary: Codes = made if vocabulary is None else vocabulary
 
     def observe(self, frame: pl.DataFrame, path: Path) -> None:
-        self.observe_texts(id_text(frame[self.spec.column], path))
+        self.observe_texts(self.texts(frame, path))
 
     def observe_texts(self, texts: pl.Series) -> None:
         """Count the ids of training rows; those of a shared vocabulary are counted by the field that it belongs to."""
-        if not self.spec.share:
+        if isinstance(self.vocabulary, TextVocabulary) and not self.spec.share:
             self.vocabulary.add(texts)
 
+    def texts(self, frame: pl.DataFrame, path: Path) -> pl.Series:
+        """The id of each value as text; null if absent."""
+        return id_text(frame[self.spec.column], path)
+
     def freeze(self, writer: StoreWriter) -> None:
-        if not self.spec.share:
-            self.vocabulary.freeze()
-            writer.vocabulary(self.name, self.vocabulary.frame["value"], self.vocabulary.frame["count"])
+        if self.spec.share:
+            return
+        if isinstance(self.vocabulary, HashedIds):
+            writer.statistics[self.name] = self.vocabulary.statistics()
+            return
+        self.vocabulary.freeze()
+        writer.vocabulary(self.name, self.vocabulary.frame["value"], self.vocabulary.frame["count"])
 
     def restore(self, store: Store) -> None:
-        if not self.spec.share:
+        if isinstance(self.vocabulary, TextVocabulary) and not self.spec.share:
             self.vocabulary.restore(store.vocabulary(self.name)["value"])
 
     def fields(self) -> list[Field]:
         return [Field(self.name, Kind.ID, self.spec.side, len(self.vocabulary), share=self.spec.share)]
 
     def ids(self, frame: pl.DataFrame, path: Path) -> list[Array]:
-        return [self.vocabulary.encode(id_text(frame[self.spec.column], path))]
+        return [self.vocabulary.encode(self.texts(frame, path))]
 
 
 class IdsColumn(IdColumn):
     """Several ids in one cell, optionally with weights, or a Parquet list of ids."""
 
-    def __init__(self, name: str, spec: FieldSpec, vocabulary: TextVocabulary | None = None) -> None:
+    def __init__(self, name: str, spec: FieldSpec, vocabulary: Codes | None = None) -> None:
         super().__init__(name, spec, vocabulary)
         self._cut = self._rows = 0
 
@@ -178,13 +226,13 @@ class IdsColumn(IdColumn):
     def check(self, frame: pl.DataFrame, path: Path) -> None:
         self._values(frame, path)
 
-    def observe(self, frame: pl.DataFrame, path: Path) -> None:
-        self.observe_texts(self._values(frame, path)[1])
+    def texts(self, frame: pl.DataFrame, path: Path) -> pl.Series:
+        return self._values(frame, path)[1]
 
     def freeze(self, writer: StoreWriter) -> None:
         super().freeze(writer)
         keep = {} if self.spec.keep == "heaviest" else {"keep": self.spec.keep}
-        writer.statistics[self.name] = {"max_values": self.spec.max_values, **keep}
+        writer.statistics.setdefault(self.name, {}).update({"max_values": self.spec.max_values, **keep})
 
     def fields(self) -> list[Field]:
         pooling = Pooling(self.spec.pooling)
@@ -364,7 +412,7 @@ class TimeColumn(TableColumn):
         return stamps + round(3_600_000_000 * self.spec.utc_offset)
 
 
-def make_column(name: str, spec: FieldSpec, vocabulary: TextVocabulary | None = None) -> TableColumn:
+def make_column(name: str, spec: FieldSpec, vocabulary: Codes | None = None) -> TableColumn:
     """Create the column class for the kind of a field; ``vocabulary`` is that of the field whose ids it shares."""
     if spec.kind in ("id", "ids"):
         return (IdColumn if spec.kind == "id" else IdsColumn)(name, spec, vocabulary)

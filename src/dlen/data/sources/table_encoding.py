@@ -87,7 +87,8 @@ def encode(frame: pl.DataFrame, path: Path, columns: list[TableColumn], schema: 
 class UserNumbers:
     """Numbers of users, shared by all splits: 0 for no user, then users of the vocabulary, then new ones.
 
-    A user not seen in training, or seen too rarely, has no embedding vector but still counts as a user.
+    A user not seen in training, or seen too rarely, has no embedding vector but still counts as a user. So does each
+    of several users whose ids hash to the same bucket.
 
     Args:
         columns: frozen columns of the table.
@@ -107,7 +108,7 @@ class UserNumbers:
         if self.column is None:
             return None
         numbers: Array = ids[:, self._place] - self._rows.start
-        unknown = numbers == 0
+        unknown = (numbers == 0) | bool(self.column.spec.hash)
         if unknown.any():
             texts = id_text(frame[self.column.spec.column].filter(pl.Series(unknown)), path)
             distinct = texts.drop_nulls().unique(maintain_order=True)

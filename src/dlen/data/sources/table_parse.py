@@ -140,6 +140,10 @@ def _task(value: Any, path: Path, key: str) -> TaskSpec:
 
 def _field(value: Any, path: Path, key: str) -> FieldSpec:
     spec = _fill(FieldSpec, value, path, key)
+    if spec.hash and "min_count" in value:
+        raise UserError(
+            f"{path}: {key}.min_count: cannot be combined with hash, which counts no ids; remove one of them"
+        )
     kind = next((k for k in ("rate", "count", "history") if k in value), None)
     if kind is None:
         return spec
@@ -287,6 +291,9 @@ def _check_shared(spec: TableSpec) -> None:
         key = f"fields.{name}"
         if field.share:
             _check_one_of(field.share, owners, spec.path, f"{key}.share")
+            if field.hash or field.min_count > 1:
+                other = "hash" if field.hash else "min_count"
+                raise UserError(f"{spec.path}: {key}.{other}: the ids are those of {field.share}; set it there")
             if field.kind not in ("id", "ids", "sequence"):
                 raise UserError(f"{spec.path}: {key}.share: is for ids; remove it from a field of kind {field.kind}")
         if field.along:

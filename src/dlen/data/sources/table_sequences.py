@@ -15,7 +15,7 @@ from dlen.data.histories import HistoryTable, histories_of
 from dlen.data.sequences import GAP_BUCKETS, StoredSequence
 from dlen.data.sources.cells import LINE, ROW, id_text, list_of_cells
 from dlen.data.sources.expression import Expression
-from dlen.data.sources.table_columns import IdColumn, TableColumn
+from dlen.data.sources.table_columns import IdColumn, TableColumn, TextVocabulary
 from dlen.data.sources.table_log import LogColumn
 from dlen.data.sources.table_spec import FieldSpec, TableSpec, names_of
 from dlen.data.store import Store
@@ -77,9 +77,9 @@ class SequenceColumn(OrderedColumn):
         for one in self.lists:
             one.freeze(writer)
             cut = {"max_values": self.spec.max_values, "order": self.spec.order, "sequence": self.name}
-            writer.statistics[one.name] = cut
+            writer.statistics[one.name] = writer.statistics.get(one.name, {}) | cut
             if not one.spec.share:
-                writer.counts[one.name] = np.append(0, one.vocabulary.frame["count"].to_numpy())
+                writer.counts[one.name] = _counts(one)
         self._append = writer.sequence(self.name, len(self.lists)).append
 
     def restore(self, store: Store) -> None:
@@ -142,6 +142,13 @@ class SequenceColumn(OrderedColumn):
         flat = [lists.filter(lists.list.len() > 0).explode() for lists in cells]
         texts = [id_text(values.alias(one.spec.column), path) for values, one in zip(flat, self.lists, strict=True)]
         return cells[0].list.len().to_numpy().astype(np.int64), texts
+
+
+def _counts(column: IdColumn) -> Array:
+    """(vocab_size,) occurrences of each id, for id dropout, which leaves hashed ids of a list alone."""
+    if isinstance(column.vocabulary, TextVocabulary):
+        return np.append(0, column.vocabulary.frame["count"].to_numpy())
+    return np.full(len(column.vocabulary), NEVER_RARE)
 
 
 def _lists(frame: pl.DataFrame, spec: FieldSpec, path: Path) -> pl.Series:

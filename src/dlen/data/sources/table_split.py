@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from datetime import date
 from pathlib import Path
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from dlen.data.bad_rows import BadRowError
 from dlen.data.columns import Array
 from dlen.data.sample import Sample
-from dlen.data.sources.cells import LINE, Rising, id_text, moments
+from dlen.data.sources.cells import LINE, Rising, hashes, id_text, moments
 from dlen.data.sources.table_paths import SPLITS
 from dlen.data.sources.table_rows import TableRows
 from dlen.data.sources.table_spec import TableSpec
@@ -107,7 +105,7 @@ class RowSplit:
         keys = frame[LINE].to_numpy().astype(np.int64) + (self._file_numbers[path] << 40)
         if spec.by == "hash":
             cells = id_text(frame[spec.column], path)
-            keys = np.where(cells.is_null(), keys, _hash_texts(cells.fill_null("")))
+            keys = np.where(cells.is_null(), keys, (hashes(cells.fill_null("")) >> np.uint64(1)).astype(np.int64))
         where = fraction(keys, spec.seed)
         test_share = spec.test if file_split == "all" else 0.0
         return np.where(where < test_share, 2, np.where(where < test_share + spec.validation, 1, 0))
@@ -122,12 +120,3 @@ class RowSplit:
                 if value not in self._seen_values:
                     hint = did_you_mean(value, self._seen_values)
                     raise UserError(f"{self.path}: split.{key}: {value!r} is in no row of column {spec.column}{hint}")
-
-
-def _hash_texts(cells: pl.Series) -> NDArray[np.int64]:
-    """A stable 63-bit hash of each text. Python work is per distinct text, not per row."""
-    distinct = cells.unique()
-    digests = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in distinct]
-    values = np.frombuffer(b"".join(digests), np.uint64) >> np.uint64(1)
-    codes = cells.cast(pl.Enum(distinct)).to_physical().to_numpy()
-    return values.astype(np.int64)[codes]
