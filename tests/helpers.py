@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import distributed
 
-from dlen.batch import Batch
+from dlen.batch import Batch, Sequence
 from dlen.schema import Field, Kind, Pooling, Schema, Task
 
 needs_torchrec = pytest.mark.skipif(importlib.util.find_spec("torchrec") is None, reason="TorchRec is not installed")
@@ -31,6 +31,14 @@ FIELDS = (
     Field("item", Kind.ID, "item", 11),
     Field("matches", Kind.IDS, "cross", 5, Pooling.SUM),
     Field("price", Kind.NUMERIC, "item"),
+)
+
+# Lists that share the item's ids, with a parallel list, and a sequence without a candidate
+WITH_SEQUENCES = (
+    *FIELDS,
+    Field("watched", Kind.SEQUENCE, "user", 11, share="item", sequence="watched"),
+    Field("watched_how", Kind.SEQUENCE, "user", 3, sequence="watched"),
+    Field("searches", Kind.SEQUENCE, "user", 5, sequence="searches"),
 )
 
 
@@ -56,6 +64,11 @@ def make_batch(schema: Schema, rows: int, seed: int = 0, longest_bag: int = 4) -
     def draw(field: Field, shape: int) -> np.ndarray:
         return offsets[field.name] + rng.integers(0, field.vocab_size, shape)
 
+    def draw_sequence(lists: list[Field]) -> Sequence:
+        of_rows = rng.integers(0, longest_bag + 1, rows)
+        ids = np.stack([draw(field, int(of_rows.sum())) for field in lists], 1)
+        return Sequence(torch.tensor(of_rows), torch.tensor(ids, dtype=torch.int32))
+
     single = [draw(field, rows) for field in schema.of_kind(Kind.ID)]
     bags = schema.of_kind(Kind.IDS)
     lengths = rng.integers(0, longest_bag + 1, (len(bags), rows))
@@ -70,4 +83,5 @@ def make_batch(schema: Schema, rows: int, seed: int = 0, longest_bag: int = 4) -
         bag_weights=torch.tensor(rng.uniform(0.5, 2.0, len(bag_ids)), dtype=torch.float32),
         labels=torch.tensor(rng.integers(0, 2, (rows, len(schema.tasks))), dtype=torch.float32),
         truth=torch.tensor(rng.uniform(0.01, 0.99, (rows, len(schema.truth))), dtype=torch.float32),
+        sequences=tuple(draw_sequence(lists) for lists in schema.sequences.values()),
     )

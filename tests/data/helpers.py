@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,14 @@ def tiny_split(folder: Path, rows: int) -> Split:
 def whole(split: Split) -> Batch:
     """All rows in stored order as one batch."""
     return split.batch(torch.arange(len(split)))
+
+
+def tensors_of(batch: Batch) -> dict[str, torch.Tensor]:
+    """All tensors of a batch by name, those of its sequences too."""
+    tensors = {f.name: getattr(batch, f.name) for f in fields(batch) if f.name != "sequences"}
+    for place, sequence in enumerate(batch.sequences):
+        tensors |= {f"sequences[{place}].{f.name}": getattr(sequence, f.name) for f in fields(sequence)}
+    return tensors
 
 
 def bags_of(batch: Batch) -> list[list[list[tuple[int, float]]]]:

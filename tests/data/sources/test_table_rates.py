@@ -265,16 +265,19 @@ def test_a_column_of_rising_numbers_is_a_time_and_parquet_times_are(tmp_path: Pa
         ({"x": {"rate": "click"}}, "fields.x.rate: must be a mapping of settings"),
         ({"x": {"count": {"by": "item", "smoothing": 3}}}, "fields.x.count.smoothing: a count"),
         ({"x": {"rate": {"of": "click", "by": "item", "smoothing": 1e-300}}}, "is not a finite number from 0.001"),
-        ({"x": {"rate": {"of": "click", "by": "user_rows"}}}, "user_rows is a rate or count"),
+        (
+            {"x": {"rate": {"of": "click", "by": "user_rows"}}},
+            "user_rows is computed from the log",
+        ),
         (
             {"x": {"rate": {"of": "click", "by": ["item", "click"]}}},
             "fields.x: column click determines task click",
         ),
         (
             {"x": {"rate": {"of": "seconds > 3", "by": "seconds"}}},
-            "fields.x: column seconds determines the rate itself",
+            "fields.x: column seconds determines an expression of this field",
         ),
-        ({"x": {"kind": "rate"}}, "'rate' is not one of id, ids, numeric, time"),
+        ({"x": {"kind": "rate"}}, "'rate' is not one of id, ids, sequence, numeric, time"),
         ({"item_rate_click": {"kind": "id", "column": "item"}}, "fields.item_rate_click: "),
         ({"x": {"rate": {"of": "seconds", "by": "item"}}}, "field x: the label is neither 0 nor 1 (seconds = "),
     ],

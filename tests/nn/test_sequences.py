@@ -1,0 +1,109 @@
+"""Pooling of sequences against slow loops and the published formulas; ragged and padded places are the same."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dlen.nn.sequences import (
+    LastPool,
+    MeanPool,
+    MultiHeadTargetAttention,
+    Padded,
+    Ragged,
+    SequencePool,
+    TargetAttention,
+)
+
+DIM, LISTS, SHARED = 4, 3, [0, 2]
+LENGTHS = torch.tensor([0, 2, 5, 0, 1])
+KINDS = [MeanPool, LastPool, TargetAttention, MultiHeadTargetAttention]
+
+
+def drawn(seed: int = 0) -> tuple[Tensor, Tensor]:
+    """(P, N, E) values and (B, M, E) candidates."""
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(int(LENGTHS.sum()), LISTS, DIM, generator=generator)
+    return values, torch.randn(len(LENGTHS), len(SHARED), DIM, generator=generator)
+
+
+def slow(pool: SequencePool, values: Tensor, target: Tensor) -> Tensor:
+    """The definition of a pool for one row with at least one place."""
+    if isinstance(pool, MeanPool):
+        return values.mean(0)
+    if isinstance(pool, LastPool):
+        return values[-1]
+    if isinstance(pool, TargetAttention):
+        total = torch.zeros_like(values[0])
+        for value in values:
+            x = pool.of_values(value.flatten()) + pool.of_target(target.flatten())
+            x = x + pool.of_product((value[SHARED] * target).flatten())
+            total = total + pool.output(pool.layers(torch.relu(x))) * value
+        return total
+    assert isinstance(pool, MultiHeadTargetAttention)
+    heads = []
+    query = pool.query(target.flatten()).view(pool.heads, -1)
+    for head in range(pool.heads):
+        keys = [pool.key(value.flatten()).view(pool.heads, -1)[head] for value in values]
+        logits = [float(query[head] @ key) / math.sqrt(pool.head_dim) for key in keys]
+        weights = [math.exp(logit) / sum(map(math.exp, logits)) for logit in logits]
+        heads.append(sum(w * value.flatten() for w, value in zip(weights, values, strict=True)))
+    return pool.output(torch.cat(heads)).view(LISTS, DIM)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pools_against_a_slow_loop(kind: type[SequencePool]) -> None:
+    torch.manual_seed(1)
+    pool = kind(DIM, LISTS, SHARED)
+    values, target = drawn()
+    pooled = pool(values, target, Ragged(LENGTHS, len(values)))
+    for row, own in enumerate(values.split(LENGTHS.tolist())):
+        wanted = slow(pool, own, target[row]) if len(own) else torch.zeros(LISTS, DIM)
+        torch.testing.assert_close(pooled[row], wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_changes_nothing(kind: type[SequencePool]) -> None:
+    torch.manual_seed(1)
+    pool = kind(DIM, LISTS, SHARED)
+    values, target = drawn()
+    padded = torch.full((len(LENGTHS), 7, LISTS, DIM), 1e3)
+    padded[torch.arange(7) < LENGTHS[:, None]] = values
+    expected = pool(values, target, Ragged(LENGTHS, len(values)))
+    torch.testing.assert_close(pool(padded.flatten(0, 1), target, Padded(LENGTHS, 7)), expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_without_any_value_has_gradients_for_every_parameter(kind: type[SequencePool]) -> None:
+    """Of zero: distributed training waits for all of them in every process."""
+    pool = kind(DIM, LISTS, SHARED)
+    values = torch.zeros(0, LISTS, DIM, requires_grad=True)
+    pooled = pool(values, torch.ones(2, len(SHARED), DIM), Ragged(torch.zeros(2, dtype=torch.int64), 0))
+    assert torch.equal(pooled, torch.zeros(2, LISTS, DIM))
+    pooled.sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in pool.parameters())
+
+
+def test_attention_is_that_of_the_deep_interest_network() -> None:
+    """Zhou et al. 2018 with all four inputs of public implementations: value, candidate, difference and product."""
+    torch.manual_seed(2)
+    first, last = nn.Linear(4 * DIM, 6), nn.Linear(6, 1)
+    pool = TargetAttention(DIM, 1, [0], hidden=[6])
+    candidate, value, difference, product = first.weight.data.split(DIM, 1)
+    pool.of_target.weight.data = candidate + difference
+    pool.of_values.weight.data, pool.of_values.bias.data = value - difference, first.bias.data
+    pool.of_product.weight.data, pool.output = product, last
+    values, target = torch.randn(5, DIM), torch.randn(DIM)
+    of_rows = target.expand(5, DIM)
+    inputs = torch.cat([of_rows, values, of_rows - values, of_rows * values], 1)
+    expected = (last(torch.relu(first(inputs))) * values).sum(0)
+    got = pool(values[:, None], target[None, None], Ragged(torch.tensor([5]), 5))
+    torch.testing.assert_close(got[0, 0], expected)
+
+
+def test_attention_needs_a_layer() -> None:
+    with pytest.raises(ValueError, match="hidden must name at least one layer size"):
+        TargetAttention(DIM, LISTS, SHARED, hidden=[])
