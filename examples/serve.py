@@ -4,6 +4,9 @@ python export.py run=DIR output=DIR/export
 EXPORT=DIR/export uvicorn --app-dir examples serve:app
 curl -d '{"context": {"user": 3, "hour": 12}, "candidates": [{"item": 7}, {"item": 9}]}' localhost:8000/rank
 
+Histories of the log come with the export and are looked up by their key. `now` in the context is the time of the
+request, in seconds since 1970 or the unit of the log; by default it is the server's time.
+
 A request that cannot be read or scored as in predict.py is rejected with 422, a body over 16 MiB with 413.
 """
 
@@ -12,6 +15,7 @@ import json
 import math
 import os
 import re
+import time
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -77,15 +81,18 @@ def in_32_bits(number: float, name: str, value: object) -> float:
 
 def is_coded(field: dict) -> bool:
     """Whether the schema says how the field is encoded; that of an older export may not."""
+    if field["input"] == "sequence_ids":
+        return True
     if field["input"] == "bag_ids":
-        return bool({"values", "hash"} & set(field)) and "max_values" in field
-    return bool({"values", "hash", "range", "statistics"} & set(field)) and "separators" in field.get(
+        return bool({"values", "share", "hash"} & set(field)) and "max_values" in field
+    return bool({"values", "share", "hash", "range", "statistics"} & set(field)) and "separators" in field.get(
         "rate", {"separators": []}
     )
 
 
 schema = json.loads((FOLDER / "schema.json").read_text())
 fields = schema["fields"]
+field_of = {f["name"]: f for f in fields}
 uncoded = [f["name"] for f in fields if not is_coded(f)]
 if uncoded:
     raise SystemExit(f"{FOLDER}: does not say how {uncoded[0]} is coded, as an older export.py wrote it; export again")
@@ -94,7 +101,16 @@ by_input = {
 }
 codes = {f["name"]: {v: f["offset"] + i + 1 for i, v in enumerate(f["values"])} for f in fields if "values" in f}
 rates = {f["name"]: dict(zip(f["rate"]["keys"], f["rate"]["latest"], strict=True)) for f in fields if "rate" in f}
-known = {f["name"] for f in fields if "rate" not in f} | {by for f in fields if "rate" in f for by in f["rate"]["by"]}
+codes |= {f["name"]: codes[f["share"]] for f in fields if f.get("share") in codes}
+sequences = schema["sequences"]
+histories = [s["history"] | {"name": s["name"]} for s in sequences if "history" in s]
+found_in_log = {name for s in sequences if "history" in s for name in s["lists"]}
+keyed = [*(f["rate"] for f in fields if "rate" in f), *histories]
+known = {f["name"] for f in fields if "rate" not in f} - found_in_log
+known |= {by for feature in keyed for by in feature["by"]} | ({"now"} if histories else set())
+ranges = {
+    h["name"]: dict(zip(h["keys"], zip([0, *h["ends"]], h["ends"], strict=False), strict=True)) for h in histories
+}
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = 1  # one core per process; start more processes for more requests
 session = onnxruntime.InferenceSession(str(FOLDER / "model.onnx"), options, providers=["CPUExecutionProvider"])
@@ -118,7 +134,7 @@ def text_code(field: dict, text: str) -> int:
 def code(field: dict, value: object) -> int:
     """The id of a single value. Unseen values get the offset, as do missing numbers without their own bucket."""
     name, offset = field["name"], field["offset"]
-    if "values" in field or "hash" in field:
+    if {"values", "share", "hash"} & set(field):
         return text_code(field, canonical(name, value))
     if value is None:
         return offset + field.get("statistics", {}).get("absent", 0)
@@ -171,6 +187,41 @@ def several(field: dict, value: object) -> list[tuple[int, float]]:
     return [(text_code(field, v), w) for v, w in kept]
 
 
+def in_order(sequence: dict, row: dict) -> list[list[int]]:
+    """Ids of each list of a sequence, oldest first; the newest count."""
+    lists = []
+    for name in sequence["lists"]:
+        values = row.get(name)
+        if not isinstance(values, list | None):
+            refuse(f"{name}: {shown(values)} is no list")
+        if len(values or []) > MOST_VALUES:
+            refuse(f"{name}: has {len(values)} values; {MOST_VALUES} are the most")
+        turned = (values or [])[::-1] if sequence["order"] == "newest_first" else values or []
+        lists.append([code(field_of[name], value) for value in turned[-sequence["max_values"] :]])
+        if len(values or []) != len(row.get(sequence["lists"][0]) or []):
+            refuse(f"{name}: has another number of values than {sequence['lists'][0]}")
+    return lists
+
+
+def from_log(sequence: dict, row: dict) -> list[list[int]]:
+    """Ids of each list of a history, by the key of the row; empty for a new key."""
+    history = sequence["history"]
+    first, last = ranges[sequence["name"]].get(key(history, row), (0, 0))
+    lists = [ids[first:last] for ids in history["events"]]
+    if "when" not in history:
+        return lists
+    seconds, told = history["seconds"], row.get("now")
+    if told is None and seconds is None:
+        refuse("now: is needed, in the unit of the log's own time")
+    now = time.time() if told is None else finite("now", told)
+    if seconds is not None:
+        now += 3600 * seconds["utc_offset"]
+        now -= now % seconds["step"] if seconds["step"] else 0
+    offset = field_of[sequence["lists"][-1]]["offset"]
+    gaps = [min(max(now - when, 0), 2.0**32) for when in history["when"][first:last]]
+    return [*lists, [offset + min(int(gap + 1).bit_length(), 32) for gap in gaps]]
+
+
 async def read(request: Request) -> Candidates:
     """Parse and validate the JSON body."""
     body = bytearray()
@@ -203,7 +254,17 @@ def inputs_of(rows: list[dict]) -> dict[str, np.ndarray]:
         for i, (value, weight) in enumerate(bags[place[0]][place[1]]):
             ids[*place, i], weights[*place, i] = value, weight
     singles, numbers = np.array(singles, np.int64), np.array(numbers, np.float32)
-    return {"ids": singles, "numeric": numbers, "bag_ids": ids, "bag_weights": weights}
+    inputs = {"ids": singles, "numeric": numbers, "bag_ids": ids, "bag_weights": weights}
+    lists = [[from_log(s, row) if "history" in s else in_order(s, row) for row in rows] for s in sequences]
+    lengths = [[len(of_row[0]) for of_row in of_sequence] for of_sequence in lists]
+    width = max((n for of_sequence in lengths for n in of_sequence), default=0) or 1
+    ids = np.zeros((len(rows), sum(len(s["lists"]) for s in sequences), width), np.int64)
+    for i in range(len(rows)):
+        for place, values in enumerate(values for of_sequence in lists for values in of_sequence[i]):
+            ids[i, place, : len(values)] = values
+    inputs["sequence_ids"] = ids
+    inputs["sequence_lengths"] = np.array(lengths, np.int64).reshape(len(sequences), len(rows)).T
+    return inputs
 
 
 @app.post(

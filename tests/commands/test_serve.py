@@ -24,6 +24,7 @@ from dlen.overrides import compose_train
 from dlen.serving import codings
 from dlen.serving.export import dense, export
 from dlen.serving.predict import predict
+from dlen.serving.sequence_codings import sequence_codings
 from dlen.training.fit import train
 from dlen.training.run_folder import open_run
 from tests.conftest import ROOT
@@ -42,6 +43,9 @@ fields:
   shown: {kind: time, column: ts, parts: [hour, weekday, day, month]}
   user_rate: {rate: {of: click, by: user}}
   shelf_count: {count: {by: [shelf, tags]}}
+  viewed: {kind: sequence, share: seller, side: user, max_values: 4, order: newest_first}
+  viewed_how: {kind: sequence, along: viewed, side: user}
+  clicked: {history: {of: [seller, user], by: user, where: click, labels: [like], length: 3}, side: user}
 tasks: {click: click, like: like}
 """
 FIELDS = ["user", "tags", "liked", "seller", "seen", "price", "amount", "age"]
@@ -70,6 +74,8 @@ def rows(rng: np.random.Generator, n: int, most: int) -> pl.DataFrame:
             "age": some([str(a) for a in rng.integers(18, 80, n)]),
             "ts": 1_600_000_000 + np.sort(rng.integers(0, 40_000_000, n)),
             "shelf": rng.choice(["a", "b"], n),
+            "viewed": ["|".join(f"s{v}" for v in row) for row in liked],
+            "viewed_how": ["|".join("ab"[v % 2] for v in row) for row in liked],
             "click": (rng.random(n) < chance).astype(int),
             "like": (rng.random(n) < 0.3).astype(int),
         }
@@ -123,7 +129,8 @@ def as_json(row: dict[str, Any]) -> dict[str, Any]:
     numbers = {name: row[name] for name in ("price", "amount", "age", "user", "seller", "shelf")}
     seen = {value: float(weight) for value, weight in (pair.split(":") for pair in row["seen"].split(","))}
     liked = {value: float(weight) for value, weight in pairs}
-    return {**numbers, **parts, "tags": tags, "liked": liked, "seen": seen}
+    lists = {"tags": tags, "viewed": row["viewed"].split("|"), "viewed_how": row["viewed_how"].split("|")}
+    return {**numbers, **parts, **lists, "liked": liked, "seen": seen, "now": row["ts"]}
 
 
 @pytest.mark.slow
@@ -214,7 +221,7 @@ def test_a_schema_that_gives_other_inputs_is_known_by_the_field(damage: str, run
     store = open_run(run)[1]
     told, wanted = codings.raw_rows(store, store.split("test").batch(torch.arange(300)))
     fields, inputs = codings.field_codings(store), dense(wanted, store.schema)
-    schema = {"fields": fields, "sequences": []}
+    schema = {"fields": fields, "sequences": sequence_codings(store)}
     assert codings.different_field(fields, codings.encoded(schema, told), inputs) is None
     change(next(field for field in fields if field["name"] == name))
     assert codings.different_field(fields, codings.encoded(schema, told), inputs) == name

@@ -101,7 +101,7 @@ def test_gradient_is_sparse_and_equals_a_slow_loop() -> None:
     assert set(grad.coalesce().indices()[0].tolist()) == in_batch
 
 
-@pytest.mark.parametrize("kind", list(Kind))
+@pytest.mark.parametrize("kind", [Kind.ID, Kind.IDS, Kind.NUMERIC])
 def test_fields_of_one_kind_alone(kind: Kind) -> None:
     schema = make_schema(fields=tuple(f for f in FIELDS if f.kind is kind))
     batch = make_batch(schema, 6)

@@ -49,7 +49,7 @@ def _latest(store: Store, name: str, kept: Mapping[str, Any]) -> dict[str, Any]:
     history = {"by": kept["by"], "separators": kept["separators"], "keys": known["key"].to_list()}
     history |= {"ends": np.cumsum(places.length, dtype=np.int64).tolist(), "events": lists.tolist()}
     if stored.gaps:
-        history |= {"when": stored.when.numpy()[events].tolist(), "dated": kept["dated"]}
+        history |= {"when": stored.when.numpy()[events].tolist(), "seconds": kept["seconds"]}
     return history
 
 

@@ -56,6 +56,14 @@ class Clock:
             return 86_400.0
         return 1e-6 if self.field or self.rising.dated else 1.0
 
+    @property
+    def seconds(self) -> dict[str, float] | None:
+        """How seconds since 1970 become a time in seconds here: hours to add, then rounding down to a step."""
+        if not (self.field or self.rising.dated):
+            return None
+        offset = self.field.spec.utc_offset if self.field else 0.0
+        return {"utc_offset": offset, "step": 86_400.0 if self.spec.every == "day" else 0.0}
+
     def periods(self, frame: pl.DataFrame, path: Path, *, new: bool = False) -> Array:
         """(n,) float64. A new row without a time is later than all others; a log row without one raises BadRowError."""
         assert self.column is not None

@@ -233,6 +233,7 @@ class HistoryColumn(LogColumn, OrderedColumn):
             "length": history.length,
             "unit": self.clock.unit,
             "dated": self.clock.rising.dated,
+            "seconds": self.clock.seconds,
         }
         length = self._found.length
         where = f", where {history.where}" if history.where else ""
