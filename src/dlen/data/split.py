@@ -61,6 +61,7 @@ class Split:
         group: (n,) row number in ``groups``; empty without groups.
         truth: (n, R) a simulator's probabilities.
         users: (n,) user numbers; empty if users are distinguished by their ids.
+        weights: (n, 1 + T) weights of rows and of their labels; empty if all are 1.
         complete: whether no label is missing.
     """
 
@@ -71,6 +72,7 @@ class Split:
     group: Tensor
     truth: Tensor
     users: Tensor
+    weights: Tensor
     complete: bool = field(kw_only=True)
 
     def __len__(self) -> int:
@@ -102,6 +104,7 @@ class Split:
             self.logged(self.labels.index_select(0, index)),
             self.truth.index_select(0, index),
             self.users.index_select(0, index) if len(self.users) else self.users,
+            self.weights.index_select(0, index) if len(self.weights) else self.weights,
         )
 
     def logged(self, labels: Tensor) -> Tensor:
@@ -112,7 +115,8 @@ class Split:
     def bytes(self) -> int:
         """Size of all arrays in bytes, including user groups."""
         tables = [self.table] if self.groups is None else [self.table, self.groups]
-        arrays = [self.labels, self.group, self.truth, self.users, *(a for t in tables for a in vars(t).values())]
+        arrays = [self.labels, self.group, self.truth, self.users, self.weights]
+        arrays += [a for t in tables for a in vars(t).values()]
         return sum(a.nbytes for a in arrays)
 
 
@@ -141,6 +145,7 @@ def split_of(columns: Columns, labels: Array, groups: StoredTable | None = None,
         group=torch.from_numpy(group_rows),
         truth=torch.zeros(n, 0),
         users=torch.zeros(0, dtype=torch.int32),
+        weights=torch.zeros(0, 1),
         complete=not bool((labels == MISSING).any()),
     )
 
@@ -160,7 +165,7 @@ class ResidentSplit:
         self.host = split
         self.device = device
         groups = None if split.groups is None else split.groups.to(device)
-        arrays = (a.to(device) for a in (split.labels, split.group, split.truth, split.users))
+        arrays = (a.to(device) for a in (split.labels, split.group, split.truth, split.users, split.weights))
         self.copy = Split(split.rows, split.table.to(device), groups, *arrays, complete=split.complete)
 
     def __len__(self) -> int:

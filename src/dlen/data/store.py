@@ -28,7 +28,7 @@ from dlen.errors import UserError
 from dlen.files import check_regular, checksum
 from dlen.schema import Schema
 
-FORMAT = 4  # 2: checksums; 3: counts of ids; 4: users, missing labels
+FORMAT = 5  # 2: checksums; 3: counts of ids; 4: users, missing labels; 5: weights
 
 
 class Store:
@@ -126,6 +126,7 @@ class Store:
             self._array(f"{name}/group"),
             truth if len(truth) else torch.zeros(rows, 0),
             self._array(f"{name}/users"),
+            self._array(f"{name}/weights"),
             complete=not any(self.content["missing_labels"][name]),
         )
 

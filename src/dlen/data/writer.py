@@ -68,11 +68,11 @@ class TableWriter:
 
 
 class SplitWriter:
-    """Writes one split: a table plus labels, users, group numbers and a simulator's ground truth."""
+    """Writes one split: a table plus labels, users, weights, group numbers and a simulator's ground truth."""
 
     def __init__(self, folder: Path, name: str, counts: Mapping[Kind, int], num_tasks: int, num_truth: int) -> None:
         self.table = TableWriter(folder, name, counts)
-        widths = {"labels": num_tasks, "truth": num_truth}
+        widths = {"labels": num_tasks, "truth": num_truth, "weights": 1 + num_tasks}
         self.arrays = {
             part: _ArrayWriter(folder / name / f"{part}.bin", dtype, widths.get(part))
             for part, dtype in SPLIT_ARRAYS.items()
@@ -86,6 +86,7 @@ class SplitWriter:
         group: Array | None = None,
         truth: Array | None = None,
         users: Array | None = None,
+        weights: Array | None = None,
     ) -> None:
         """Append rows.
 
@@ -96,9 +97,11 @@ class SplitWriter:
             truth: (n, R) a simulator's probabilities.
             users: (n,) user number, the same for all rows of a user in all splits; 0 for no user. Without it, users are
                 distinguished by their ids, so users not seen in training count as no user.
+            weights: (n, 1 + T) weight of each row in training, then that of each task's label in it.
         """
         self.table.append(columns)
-        for part, values in (("labels", labels), ("group", group), ("truth", truth), ("users", users)):
+        given = {"labels": labels, "group": group, "truth": truth, "users": users, "weights": weights}
+        for part, values in given.items():
             if values is not None:
                 self.arrays[part].append(values)
         self.missing += (labels == MISSING).sum(axis=0)

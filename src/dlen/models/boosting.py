@@ -171,14 +171,17 @@ class _Matrix:
         inputs: (N, F) float32; None once LightGBM has binned them.
         labels: (N, T) bool.
         mask: (N, T) bool, True where a row trains a task.
+        weights: (N, T) float32 weight of each label; None if all are 1.
 
     Args:
         sums: fold sums for out-of-fold encoding of training rows; None for other splits.
     """
 
     def __init__(self, model: LightGBM, rows: Rows, sums: FoldSums | None) -> None:
-        targets = [(examples.labels.bool(), examples.mask.bool()) for examples in rows()]
-        self.labels, self.mask = (torch.cat(parts).numpy() for parts in zip(*targets, strict=True))
+        targets = [(examples.labels.bool(), examples.mask.bool(), examples.weights) for examples in rows()]
+        labels, mask, weights = zip(*targets, strict=True)
+        self.labels, self.mask = torch.cat(labels).numpy(), torch.cat(mask).numpy()
+        self.weights = None if weights[0] is None else torch.cat(weights).numpy()
         width = model.encoder.width + len(model.categorical)
         self.inputs: NDArray[np.float32] | None = np.empty((len(self.labels), width), np.float32)
         self.categorical = list(range(model.encoder.width, width))
@@ -206,5 +209,7 @@ class _Matrix:
     def of_task(self, task: int) -> Any:
         """Return the ``lightgbm.Dataset`` of the rows that train a task."""
         self.binned.set_label(self.labels[:, task])
+        if self.weights is not None:
+            self.binned.set_weight(np.ascontiguousarray(self.weights[:, task]))
         used = np.flatnonzero(self.mask[:, task])
         return self.binned if len(used) == len(self.labels) else self.binned.subset(used).construct()

@@ -27,7 +27,7 @@ from dlen.checks import is_number
 from dlen.models.backbones import EXPERT
 from dlen.models.features import Features, FeatureSpec
 from dlen.models.heads import TOWER, Head, Ranking, Towers, add_first_order, logit, make_match, training_rates
-from dlen.models.predictions import Latent, Predictions
+from dlen.models.predictions import Latent, Predictions, weighted_mean
 from dlen.nn.logspace import at_least_float32, log1mexp
 from dlen.nn.mlp import MLP
 from dlen.schema import Schema
@@ -178,24 +178,36 @@ class LatentHead(Head):
         """Order a pair of (B, T) values as (UP, not UP): swap them for dislike tasks."""
         return torch.where(self.dislike, bounded, strong), torch.where(self.dislike, strong, bounded)
 
-    def loss(self, predictions: Predictions, labels: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
+    def loss(
+        self,
+        predictions: Predictions,
+        labels: Tensor,
+        mask: Tensor,
+        weights: Tensor,
+        row_weights: Tensor | None = None,
+    ) -> Tensor:
         """Cross entropies of equation (1), or the joint likelihood of all labels, as set by ``likelihood``."""
         if self.likelihood is Likelihood.MARGINAL:
-            return super().loss(predictions, labels, mask, weights)
+            return super().loss(predictions, labels, mask, weights, row_weights)
         assert predictions.latent is not None
-        return joint_loss(predictions.latent, labels, mask * weights)
+        of_labels = mask * weights
+        if row_weights is None:
+            return joint_loss(predictions.latent, labels, of_labels)
+        return joint_loss(predictions.latent, labels, of_labels * row_weights[:, 1:], row_weights[:, 0])
 
-    def task_losses(self, predictions: Predictions, labels: Tensor, mask: Tensor) -> Tensor:
+    def task_losses(
+        self, predictions: Predictions, labels: Tensor, mask: Tensor, row_weights: Tensor | None = None
+    ) -> Tensor:
         """Cross entropies of equation (1)."""
         if self.likelihood is Likelihood.FULL:
             raise ValueError(
                 "DLEN's full likelihood is a single loss for all tasks and cannot be balanced; set "
                 "model.head.likelihood=marginal"
             )
-        return super().task_losses(predictions, labels, mask)
+        return super().task_losses(predictions, labels, mask, row_weights)
 
 
-def joint_loss(latent: Latent, labels: Tensor, mask: Tensor) -> Tensor:
+def joint_loss(latent: Latent, labels: Tensor, mask: Tensor, rows: Tensor | None = None) -> Tensor:
     """Mean negative log-likelihood of all labels of an impression jointly, with the hidden state summed out.
 
         -log( P(UP) prod_t P(y_t | UP) + P(not UP) prod_t P(y_t | not UP) )
@@ -206,12 +218,14 @@ def joint_loss(latent: Latent, labels: Tensor, mask: Tensor) -> Tensor:
 
     Args:
         labels: (B, T) 0 or 1.
-        mask: (B, T) weight of each label; 0 ignores it.
+        mask: (B, T) weight of each label, a power of its probability; 0 ignores it.
+        rows: (B,) weight of each row, a factor of its log-likelihood; None if all are 1.
 
     Returns:
         Scalar, in nats per impression.
     """
-    return -torch.logaddexp(*latent.log_with_labels(labels, mask)).mean()
+    nll = -torch.logaddexp(*latent.log_with_labels(labels, mask))
+    return nll.mean() if rows is None else weighted_mean(nll, rows)
 
 
 def _choice(kind: type[E], value: str, key: str) -> E:

@@ -58,7 +58,14 @@ class Head(nn.Module, ABC):
         """The probability used for ranking, for heads with P(UP); None for all others."""
         return None
 
-    def loss(self, predictions: Predictions, labels: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
+    def loss(
+        self,
+        predictions: Predictions,
+        labels: Tensor,
+        mask: Tensor,
+        weights: Tensor,
+        row_weights: Tensor | None = None,
+    ) -> Tensor:
         """The training loss: the weighted sum of the tasks' cross entropies, plus :meth:`extra_loss`.
 
         Args:
@@ -66,22 +73,26 @@ class Head(nn.Module, ABC):
             labels: (B, T) 0 or 1.
             mask: (B, T) 1 where a row trains a task.
             weights: (T,) task weights.
+            row_weights: (B, 1 + T) weights of rows and of their labels, :attr:`Batch.weights`; None if all are 1.
         """
-        return (self.task_losses(predictions, labels, mask) * weights).sum() + self.extra_loss(predictions)
+        losses = self.task_losses(predictions, labels, mask, row_weights)
+        return (losses * weights).sum() + self.extra_loss(predictions, row_weights)
 
-    def task_losses(self, predictions: Predictions, labels: Tensor, mask: Tensor) -> Tensor:
+    def task_losses(
+        self, predictions: Predictions, labels: Tensor, mask: Tensor, row_weights: Tensor | None = None
+    ) -> Tensor:
         """(T,) unweighted losses of the tasks. Takes the arguments of :meth:`loss` except ``weights``.
 
         Raises:
             ValueError: the head has a single loss for all tasks.
         """
-        return task_losses(predictions, labels, mask)
+        return task_losses(predictions, labels, mask, row_weights)
 
     def shared_parameters(self) -> list[nn.Parameter]:
         """Parameters of the head that all tasks train; empty for most heads."""
         return []
 
-    def extra_loss(self, predictions: Predictions) -> Tensor:
+    def extra_loss(self, predictions: Predictions, row_weights: Tensor | None = None) -> Tensor:
         """Loss term that belongs to no single task; 0 for most heads."""
         return predictions.log_p.new_zeros(())
 

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from dlen.nn.processes import total, world_size
 
+_LEAST_WEIGHT = 1e-30  # sum of weights, instead of dividing by 0
+
 
 @dataclass(slots=True)
 class Latent:
@@ -76,19 +78,31 @@ class Predictions:
         return None if self.latent is None else self.latent.log_up
 
 
-def task_losses(predictions: Predictions, labels: Tensor, mask: Tensor) -> Tensor:
-    """Mean cross entropy of each task over the rows that train it.
-
-    With several processes, the mean runs over the rows of all of them, and each process returns its share. Gradients
-    are averaged over processes, so the result is the loss of the joint batch even if a task has few rows.
+def task_losses(predictions: Predictions, labels: Tensor, mask: Tensor, row_weights: Tensor | None = None) -> Tensor:
+    """Mean cross entropy of each task over the rows that train it, see :func:`weighted_mean`.
 
     Args:
         predictions: predictions for B rows and T tasks.
         labels: (B, T) 0 or 1.
         mask: (B, T) 1 where a row trains a task.
+        row_weights: (B, 1 + T) weights of rows and of their labels, :attr:`Batch.weights`; None if all are 1.
 
     Returns:
         (T,) losses in nats; 0 for a task without rows in this batch.
     """
     nll = -torch.where(labels.bool(), predictions.log_p, predictions.log_q)
-    return (nll * mask).sum(0) * world_size() / total(mask.sum(0)).clamp(min=1)
+    return weighted_mean(nll, mask if row_weights is None else mask * label_weights(row_weights))
+
+
+def label_weights(row_weights: Tensor) -> Tensor:
+    """(B, 1 + T) weights of rows and of their labels -> (B, T) weight of each label, with that of its row."""
+    return row_weights[:, 1:] * row_weights[:, :1]
+
+
+def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Mean of ``values`` (B, ...) over rows with ``weights`` of the same shape; 0 if all weights are 0.
+
+    With several processes, the mean runs over the rows of all of them, and each process returns its share. Gradients
+    are averaged over processes, so the result is that of the joint batch even if a process has little weight in it.
+    """
+    return (values * weights).sum(0) * world_size() / total(weights.sum(0)).clamp(min=_LEAST_WEIGHT)

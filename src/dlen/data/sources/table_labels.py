@@ -75,25 +75,39 @@ class Tally:
     Attributes:
         counts: (split, task, label) observed rows.
         missing: (T,) rows without the label of a task.
-        determined: (T,) training rows that determine whether a task and its ancestors happened.
+        positive: (T,) weight of the training rows that are positives of a task.
+        observed: (T,) weight of the training rows that measure a task.
+        determined: (T,) weight of the training rows that determine whether a task and its ancestors happened.
     """
 
     def __init__(self, labels: Labels) -> None:
         self.labels = labels
         num_tasks = len(labels.spec.tasks)
         self.counts = np.zeros((len(SPLITS), num_tasks, 2), np.int64)
-        self.missing, self.determined = np.zeros(num_tasks, np.int64), np.zeros(num_tasks, np.int64)
+        self.missing = np.zeros(num_tasks, np.int64)
+        self.positive, self.observed, self.determined = np.zeros((3, num_tasks))
 
-    def add(self, where: Array, labels: Array, observed: Array) -> None:
-        """Count rows with their split (n,), labels (n, T) and whether each label is observed (n, T)."""
+    def add(self, where: Array, labels: Array, observed: Array, weights: Array | None = None) -> None:
+        """Count rows.
+
+        Args:
+            where: (n,) split of each row.
+            labels: (n, T) 0, 1 or MISSING.
+            observed: (n, T) whether each label is observed.
+            weights: (n, 1 + T) weights of rows and labels; None if all are 1.
+        """
         self.missing += (labels == MISSING).sum(axis=0)
-        self.determined += self.labels.determined(labels[where == 0]).sum(axis=0)
+        training = where == 0
+        weight = np.ones((1, 1)) if weights is None else (weights[:, 1:] * weights[:, :1])[training].astype(np.float64)
+        self.positive += (weight * (observed & (labels == 1))[training]).sum(axis=0)
+        self.observed += (weight * observed[training]).sum(axis=0)
+        self.determined += (weight * self.labels.determined(labels[training])).sum(axis=0)
         for split, task in np.ndindex(self.counts.shape[:2]):
             rows = (where == split) & observed[:, task]
             self.counts[split, task] += np.bincount(labels[rows, task], minlength=2)
 
     def check(self) -> None:
-        """Raise UserError if a split has no rows, or a task has only one class in a split."""
+        """Raise UserError if a split has no rows, or a task has only one class in a split or no weight in training."""
         spec = self.labels.spec
         for split, counts in zip(SPLITS, self.counts, strict=True):
             if counts.sum() == 0:
@@ -107,15 +121,20 @@ class Tally:
                         f"{spec.path}: task {name} has no {absent} in {split} ({negatives + positives} rows): change "
                         "the split, drop the task" + (", or set split.allow_one_class" if split != "train" else "")
                     )
+        for name, positive, observed in zip(spec.tasks, self.positive, self.observed, strict=True):
+            if not 0 < positive < observed:
+                absent = "negatives" if positive else "positives"
+                raise UserError(f"{spec.path}: task {name}: all {absent} in train have weight 0; change the weights")
 
     def schema_tasks(self) -> tuple[Task, ...]:
         """The tasks of the schema, with their rates in the training rows."""
         tasks = []
-        training = zip(self.labels.spec.tasks.items(), self.counts[0], self.determined, strict=True)
-        for (name, spec), (negatives, positives), determined in training:
+        training = zip(self.labels.spec.tasks.items(), self.positive, self.observed, self.determined, strict=True)
+        for (name, spec), positive, observed, determined in training:
             over_all = spec.train_on == "all" and spec.observed_where
-            rate = positives / (determined if over_all else negatives + positives)
-            rules = (spec.observed_where, spec.train_on, spec.joint, spec.weight, spec.dislike)
+            rate = positive / (determined if over_all else observed)
+            factor = 1.0 if isinstance(spec.weight, str) else spec.weight
+            rules = (spec.observed_where, spec.train_on, spec.joint, factor, spec.dislike)
             tasks.append(Task(name, float(rate), *rules))
         return tuple(tasks)
 

@@ -23,6 +23,7 @@ from dlen.data.sources.table_spec import (
     TaskSpec,
     expression,
     names_of,
+    weight_columns,
 )
 from dlen.errors import UserError
 from dlen.schema import check_targets
@@ -80,6 +81,7 @@ def parse_spec(text: str, path: Path) -> TableSpec:
     _check_fields(spec)
     _check_tasks(spec)
     _check_no_label(spec)
+    _check_no_weight(spec)
     _check_split(spec.split, path)
     _check_rates(spec)
     return spec
@@ -260,6 +262,19 @@ def _check_no_label(spec: TableSpec) -> None:
                 f"{spec.path}: fields.{name}: the label of tasks.{task_of[field.column]} is computed from column "
                 f"{field.column}, so a model would see the answer; remove the field"
             )
+
+
+def _check_no_weight(spec: TableSpec) -> None:
+    """Reject a field read from a column of weights, which may be outcomes, and which new rows need not have."""
+    key_of = {column: key for key, column in weight_columns(spec).items()}
+    for name, field in spec.fields.items():
+        rate = field.rate or field.count
+        for column in [field.column] if rate is None else rate.by:
+            if column in key_of:
+                raise UserError(
+                    f"{spec.path}: fields.{name}: column {column} holds the weights of {key_of[column]}, which may be "
+                    "outcomes; remove the field, or give the weights a column of their own"
+                )
 
 
 def _check_rates(spec: TableSpec) -> None:

@@ -104,7 +104,7 @@ class TaskSpec:
         observed_where: the task counts only in rows where this other task is positive.
         train_on: observed (the default) or all.
         joint: name of the event "this task and its parents happened", measured over all rows.
-        weight: weight of the task's loss.
+        weight: factor of the task's loss; or a column with the weight of the label in each row of training.
         dislike: a positive shows that the user does not prefer the item.
     """
 
@@ -113,7 +113,7 @@ class TaskSpec:
     observed_where: str | None = None
     train_on: Annotated[str, OneOf("observed", "all")] = "observed"
     joint: str = ""
-    weight: Annotated[float, Range(0)] = 1.0
+    weight: float | str = 1.0
     dislike: bool = False
 
 
@@ -169,6 +169,7 @@ class TableSpec:
         obtain: where to get the files, for the message if one is missing.
         fields: inputs of the models, by name.
         tasks: labels, by name.
+        weight: column with the weight of each row in training.
         split: how rows are split; with files for train and test, how validation is taken from train.
         rates: how rates and counts are computed.
         ignore: columns to ignore; the word ``rest`` ignores all columns that are not named.
@@ -189,6 +190,7 @@ class TableSpec:
     obtain: str = ""
     fields: dict[str, FieldSpec] = field(default_factory=dict)
     tasks: dict[str, TaskSpec] = field(default_factory=dict)
+    weight: str = ""
     split: SplitSpec = field(default_factory=SplitSpec)
     rates: RatesSpec = field(default_factory=RatesSpec)
     ignore: Any = field(default_factory=list)
@@ -212,6 +214,12 @@ def names_of(name: str, spec: FieldSpec) -> list[str]:
         of = spec.rate.of
         return [*([name] if len(of) == 1 else [f"{name}_{task}" for task in of]), f"{name}_count"]
     return [name]
+
+
+def weight_columns(spec: TableSpec) -> dict[str, str]:
+    """The columns that hold weights, by the key that names them."""
+    of_tasks = {f"tasks.{name}.weight": t.weight for name, t in spec.tasks.items() if isinstance(t.weight, str)}
+    return ({"weight": spec.weight} if spec.weight else {}) | of_tasks
 
 
 def expression(spec: TableSpec, task: str, key: str = "label") -> Expression:
