@@ -29,7 +29,8 @@ class Batch:
         bag_lengths: (M, B) int64, number of values in each bag.
         bag_ids: (L,) int32, where L is the sum of ``bag_lengths``.
         bag_weights: (L,) float32.
-        labels: (B, T) float32, 0 or 1 as logged, whether observed or not; nan if missing from the log.
+        labels: (B, T) float32, 0 or 1 as logged, whether observed or not; standardised for a regression task; nan if
+            missing from the log.
         truth: (B, R) float32, the simulator's true values; R = 0 on real logs.
         users: (B,) int32, number of each row's user, 0 for none; empty if the user field's ids identify users.
         weights: (B, 1 + T) float32, the weight of each row in training, then that of each task's label in it; empty if

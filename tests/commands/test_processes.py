@@ -133,7 +133,11 @@ def test_several_processes_train_as_one_with_the_joint_batch(case: str, tmp_path
 @pytest.mark.slow
 def test_weights_are_means_over_the_rows_of_all_processes(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    log = {"user": rng.integers(0, 9, 600), "click": rng.integers(0, 2, 600), "like": rng.integers(0, 2, 600)}
+    log: dict[str, Any] = {
+        "user": rng.integers(0, 9, 600),
+        "click": rng.integers(0, 2, 600),
+        "like": rng.integers(0, 2, 600),
+    }
     log |= {"w": rng.exponential(size=600) ** 2, "seconds": rng.integers(0, 30, 600)}
     pl.DataFrame(log).write_csv(tmp_path / "log.csv")
     tasks = {"click": {"label": "click", "weight": "seconds"}, "like": "like"}

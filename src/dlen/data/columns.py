@@ -22,7 +22,7 @@ TABLE_ARRAYS: dict[str, tuple[str, Kind | None]] = {
     "bag_weights": ("<f4", None),
 }
 # Further arrays of a split, with their type on disk.
-SPLIT_ARRAYS = {"labels": "u1", "group": "<i4", "truth": "<f4", "users": "<i4", "weights": "<f4"}
+SPLIT_ARRAYS = {"labels": "u1", "group": "<i4", "truth": "<f4", "users": "<i4", "weights": "<f4", "values": "<f4"}
 
 
 @dataclass(slots=True)

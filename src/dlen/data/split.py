@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from dlen.batch import Batch
 from dlen.data.columns import MISSING, TABLE_ARRAYS, Array, Columns
+from dlen.label_scale import LabelScale
 
 
 class StoredTable:
@@ -57,11 +59,13 @@ class Split:
         rows: n, the number of rows.
         table: features of the rows.
         groups: features of the user groups that the rows are joined with.
-        labels: (n, T) uint8: 0, 1 or :data:`MISSING`.
+        labels: (n, T) uint8: 0, 1 or :data:`MISSING`; 0 or :data:`MISSING` of a regression task.
         group: (n,) row number in ``groups``; empty without groups.
         truth: (n, R) a simulator's probabilities.
         users: (n,) user numbers; empty if users are distinguished by their ids.
         weights: (n, 1 + T) weights of rows and of their labels; empty if all are 1.
+        values: (n, R) labels of the regression tasks in their own unit, nan where missing; empty without labels.
+        scale: standardises ``values``; None without them.
         complete: whether no label is missing.
     """
 
@@ -73,6 +77,8 @@ class Split:
     truth: Tensor
     users: Tensor
     weights: Tensor
+    values: Tensor
+    scale: LabelScale | None = field(kw_only=True)
     complete: bool = field(kw_only=True)
 
     def __len__(self) -> int:
@@ -97,11 +103,15 @@ class Split:
             numeric = torch.cat([numeric, self.groups.numeric.index_select(0, group)], 1)
             joined = zip(bags, self.groups.gather_bags(group, of_groups), strict=True)
             bags = tuple(torch.cat(pair) for pair in joined)  # type: ignore[assignment]
+        labels = self.logged(self.labels.index_select(0, index))
+        if self.scale is not None:
+            values = self.scale.standardise(self.values.index_select(0, index))
+            labels = labels.index_copy(1, self.scale.columns, values)
         return Batch(
             ids,
             numeric,
             *bags,
-            self.logged(self.labels.index_select(0, index)),
+            labels,
             self.truth.index_select(0, index),
             self.users.index_select(0, index) if len(self.users) else self.users,
             self.weights.index_select(0, index) if len(self.weights) else self.weights,
@@ -115,7 +125,7 @@ class Split:
     def bytes(self) -> int:
         """Size of all arrays in bytes, including user groups."""
         tables = [self.table] if self.groups is None else [self.table, self.groups]
-        arrays = [self.labels, self.group, self.truth, self.users, self.weights]
+        arrays = [self.labels, self.group, self.truth, self.users, self.weights, self.values]
         arrays += [a for t in tables for a in vars(t).values()]
         return sum(a.nbytes for a in arrays)
 
@@ -146,6 +156,8 @@ def split_of(columns: Columns, labels: Array, groups: StoredTable | None = None,
         truth=torch.zeros(n, 0),
         users=torch.zeros(0, dtype=torch.int32),
         weights=torch.zeros(0, 1),
+        values=torch.zeros(0, 0),
+        scale=None,
         complete=not bool((labels == MISSING).any()),
     )
 
@@ -165,8 +177,10 @@ class ResidentSplit:
         self.host = split
         self.device = device
         groups = None if split.groups is None else split.groups.to(device)
-        arrays = (a.to(device) for a in (split.labels, split.group, split.truth, split.users, split.weights))
-        self.copy = Split(split.rows, split.table.to(device), groups, *arrays, complete=split.complete)
+        arrays = (split.labels, split.group, split.truth, split.users, split.weights, split.values)
+        scale = None if split.scale is None else deepcopy(split.scale).to(device)
+        moved = (a.to(device) for a in arrays)
+        self.copy = Split(split.rows, split.table.to(device), groups, *moved, scale=scale, complete=split.complete)
 
     def __len__(self) -> int:
         return self.host.rows

@@ -26,9 +26,10 @@ from dlen.data.columns import TABLE_ARRAYS
 from dlen.data.split import Split, StoredTable
 from dlen.errors import UserError
 from dlen.files import check_regular, checksum
+from dlen.label_scale import LabelScale
 from dlen.schema import Schema
 
-FORMAT = 5  # 2: checksums; 3: counts of ids; 4: users, missing labels; 5: weights
+FORMAT = 5  # 2: checksums; 3: counts of ids; 4: users, missing labels; 5: weights, regression
 
 
 class Store:
@@ -127,6 +128,8 @@ class Store:
             truth if len(truth) else torch.zeros(rows, 0),
             self._array(f"{name}/users"),
             self._array(f"{name}/weights"),
+            self._array(f"{name}/values"),
+            scale=LabelScale(self.schema) if self.schema.regressions else None,
             complete=not any(self.content["missing_labels"][name]),
         )
 
@@ -136,7 +139,8 @@ class Store:
         Metrics of two runs are comparable if it is the same.
         """
         labels = self.content["arrays"][f"{split}/labels"]
-        return f"{labels['shape'][0]} rows, {labels['crc32']:08x}"
+        identity = f"{labels['shape'][0]} rows, {labels['crc32']:08x}"
+        return identity + f"{self.content['arrays'][f'{split}/values']['crc32']:08x}" * bool(self.schema.regressions)
 
     @property
     def counts(self) -> Tensor:

@@ -70,9 +70,11 @@ class TableWriter:
 class SplitWriter:
     """Writes one split: a table plus labels, users, weights, group numbers and a simulator's ground truth."""
 
-    def __init__(self, folder: Path, name: str, counts: Mapping[Kind, int], num_tasks: int, num_truth: int) -> None:
+    def __init__(
+        self, folder: Path, name: str, counts: Mapping[Kind, int], num_tasks: int, num_truth: int, num_values: int = 0
+    ) -> None:
         self.table = TableWriter(folder, name, counts)
-        widths = {"labels": num_tasks, "truth": num_truth, "weights": 1 + num_tasks}
+        widths = {"labels": num_tasks, "truth": num_truth, "weights": 1 + num_tasks, "values": num_values}
         self.arrays = {
             part: _ArrayWriter(folder / name / f"{part}.bin", dtype, widths.get(part))
             for part, dtype in SPLIT_ARRAYS.items()
@@ -87,23 +89,25 @@ class SplitWriter:
         truth: Array | None = None,
         users: Array | None = None,
         weights: Array | None = None,
+        values: Array | None = None,
     ) -> None:
         """Append rows.
 
         Args:
             columns: features of n rows.
-            labels: (n, T) 0, 1 or :data:`MISSING`.
+            labels: (n, T) 0, 1 or :data:`MISSING`; 0 or :data:`MISSING` of a regression task.
             group: (n,) row numbers in the group table.
             truth: (n, R) a simulator's probabilities.
             users: (n,) user number, the same for all rows of a user in all splits; 0 for no user. Without it, users are
                 distinguished by their ids, so users not seen in training count as no user.
             weights: (n, 1 + T) weight of each row in training, then that of each task's label in it.
+            values: (n, R) labels of the regression tasks in their own unit; nan where missing.
         """
         self.table.append(columns)
         given = {"labels": labels, "group": group, "truth": truth, "users": users, "weights": weights}
-        for part, values in given.items():
-            if values is not None:
-                self.arrays[part].append(values)
+        for part, rows in {**given, "values": values}.items():
+            if rows is not None:
+                self.arrays[part].append(rows)
         self.missing += (labels == MISSING).sum(axis=0)
 
     @property
@@ -152,9 +156,10 @@ class StoreWriter:
         *,
         group: str | None = None,
         num_truth: int = 0,
+        num_values: int = 0,
     ) -> SplitWriter:
-        """Start a split; ``group`` names the table that its rows are joined with."""
-        writer = SplitWriter(self.folder, name, counts, num_tasks, num_truth)
+        """Start a split; ``group`` names the table that its rows are joined with, ``num_values`` is R."""
+        writer = SplitWriter(self.folder, name, counts, num_tasks, num_truth, num_values)
         self._splits[name] = (writer, group)
         return writer
 

@@ -16,7 +16,7 @@ class Examples:
 
     Attributes:
         batch: inputs of the rows.
-        labels: (B, T) training label of each task, 0 or 1.
+        labels: (B, T) training label of each task: 0 or 1; standardised for a regression task.
         mask: (B, T) 1 where a row trains a task, with a weight above 0.
         weights: (B, T) weight of each label; None if all are 1.
     """

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from dlen.checks import from_zero
 from dlen.errors import UnmetNeedError
 from dlen.models.features import Features, FeatureSpec
-from dlen.models.heads import TOWER, Head, Towers, add_first_order, initial_logits
+from dlen.models.heads import TOWER, Head, Towers, add_first_order, initial_logits, refuse_regression
 from dlen.models.predictions import Predictions, label_weights, weighted_mean
 from dlen.nn.logspace import log1mexp
 from dlen.schema import Schema
@@ -21,7 +21,8 @@ _SURE = -1e-6  # upper limit of the log-probability of a step given the previous
 
 
 def check_funnel(schema: Schema, model: str) -> None:
-    """Raise UnmetNeedError if the schema has no funnel, or a funnel task that already trains on all rows."""
+    """Raise UnmetNeedError without a funnel, with a regression, or with a funnel task that trains on all rows."""
+    refuse_regression(schema, model)
     steps = [t for t in schema.tasks if t.observed_where]
     if not steps:
         raise UnmetNeedError(f"{model} needs a funnel: a task with observed_where, such as cvr where ctr")

@@ -15,6 +15,7 @@ from dlen.batch import Batch
 from dlen.checks import positive, whole
 from dlen.models.baseline import Baseline
 from dlen.models.examples import Rows
+from dlen.models.heads import refuse_regression
 from dlen.models.rates import FoldSums, RateEncoder, row_of_value
 from dlen.nn.embedding import EmbeddingTable, bag_divisors
 from dlen.progress import Stage
@@ -38,6 +39,7 @@ class Logistic(Baseline):
 
     Raises:
         ValueError: a setting is out of range, or the library is not installed.
+        UnmetNeedError: the data have a regression task.
     """
 
     name, library = "logistic", "sklearn"
@@ -52,6 +54,7 @@ class Logistic(Baseline):
         folds: int = 5,
     ) -> None:
         super().__init__(schema)
+        refuse_regression(schema, self.name)
         if not isinstance(l2, list | tuple) or not l2:
             raise ValueError(f"l2 must be a list of numbers above 0, got {l2!r}")
         self.l2 = sorted((positive("l2", value) for value in l2), reverse=True)  # each fit starts from the last one

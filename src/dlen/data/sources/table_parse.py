@@ -244,13 +244,33 @@ def _check_tasks(spec: TableSpec) -> None:
             raise UserError(
                 f"{spec.path}: tasks.{name}.joint: needs observed_where, the task that has to happen as well"
             )
-        expression(spec, name)
+        _check_kind(spec, name)
         if task.observed:
             expression(spec, name, "observed")
     try:
         check_targets([(name, task.joint, task.dislike) for name, task in spec.tasks.items()])
     except ValueError as error:
         raise UserError(f"{spec.path}: tasks: {error}") from None
+
+
+def _check_kind(spec: TableSpec, name: str) -> None:
+    """Check the settings of a binary or regression task together."""
+    task, parsed, where = spec.tasks[name], expression(spec, name), f"{spec.path}: tasks.{name}"
+    if not task.is_regression:
+        for key, default in (("loss", "mse"), ("transform", "none")):
+            if getattr(task, key) != default:
+                raise UserError(f"{where}.{key}: is of a regression; set kind: regression, or remove it")
+        return
+    if not parsed.is_column:
+        raise UserError(f"{where}.label: {task.label!r} is an expression of 0 and 1; a regression needs a column")
+    for key, wrong in (("dislike", task.dislike), ("joint", task.joint), ("train_on", task.train_on == "all")):
+        if wrong:
+            raise UserError(f"{where}.{key}: is of a task of 0 and 1, and {name} is a regression; remove it")
+    if task.loss == "weighted_logistic" and task.transform != "none":
+        raise UserError(f"{where}.transform: weighted_logistic predicts the mean of the label itself; set none")
+    for child, other in spec.tasks.items():
+        if other.observed_where == name:
+            raise UserError(f"{spec.path}: tasks.{child}.observed_where: {name} is a regression, which cannot happen")
 
 
 def _check_no_label(spec: TableSpec) -> None:
@@ -284,6 +304,8 @@ def _check_rates(spec: TableSpec) -> None:
             if by in rates:
                 raise UserError(f"{spec.path}: fields.{name}: by: {by} is a rate or count, which cannot be a key")
         for of in rate.of:
+            if of in spec.tasks and spec.tasks[of].is_regression:
+                raise UserError(f"{spec.path}: fields.{name}.rate.of: {of} is a regression; a rate counts 0 and 1")
             if of in spec.tasks:
                 continue
             if len(rate.of) > 1:

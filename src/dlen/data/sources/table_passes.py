@@ -102,7 +102,7 @@ class TablePasses:
             for column in self.columns:
                 column.observe(training, path)
                 column.show(frame, path, where, labels, observed)
-            tally.add(where, labels, observed, weights)
+            tally.add(where, labels, observed, weights, self.labels.values(frame, path, labels))
         return tally
 
     def _read(self, file_split: str, frame: pl.DataFrame, path: Path) -> tuple[Array, Array, Array | None]:
@@ -119,17 +119,19 @@ class TablePasses:
 
     def _write_splits(self, schema: Schema) -> None:
         counts = {kind: len(schema.of_kind(kind)) for kind in Kind}
-        splits = [self.writer.split(name, counts, len(schema.tasks)) for name in SPLITS]
+        regressions = len(schema.regressions)
+        splits = [self.writer.split(name, counts, len(schema.tasks), num_values=regressions) for name in SPLITS]
         users = UserNumbers(self.columns, schema)
         for chunk, path, file_split in self.rows.chunks("writing the prepared store"):
             read = partial(self._read_encoded, schema, file_split)
             frame, (where, labels, weights, encoded) = self.rows.readable(chunk, path, read)
-            user = users.of(frame, path, encoded.ids)
+            parts = {"users": users.of(frame, path, encoded.ids), "weights": weights}
+            parts["values"] = self.labels.values(frame, path, labels)
             for number, split in enumerate(splits):
                 mask = where == number
                 if mask.any():
-                    users_of, weights_of = (None if part is None else part[mask] for part in (user, weights))
-                    split.append(select_rows(encoded, mask), labels[mask], users=users_of, weights=weights_of)
+                    given = {name: part[mask] for name, part in parts.items() if part is not None}
+                    split.append(select_rows(encoded, mask), labels[mask], **given)
 
     def _write_notes(self, tally: Tally) -> None:
         rows, notes = max(self.rows.total, 1), self.writer.notes

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from dlen.data.ragged import Keep
 from dlen.data.sources.expression import Expression
 from dlen.errors import UserError
-from dlen.schema import Pooling
+from dlen.schema import Pooling, TaskKind
 from dlen.valid import OneOf, Range
 
 TIME_PARTS = {"hour": 24, "weekday": 7, "day": 31, "month": 12}
@@ -99,13 +99,16 @@ class TaskSpec:
     """One entry of ``tasks``.
 
     Attributes:
-        label: column of 0 and 1, or an expression such as ``label == 0``.
+        label: column of 0 and 1, or an expression such as ``label == 0``; of a regression, a column of numbers.
         observed: column of 0 and 1, or an expression; if it is 0 or empty, the label is unknown.
         observed_where: the task counts only in rows where this other task is positive.
         train_on: observed (the default) or all.
         joint: name of the event "this task and its parents happened", measured over all rows.
         weight: factor of the task's loss; or a column with the weight of the label in each row of training.
         dislike: a positive shows that the user does not prefer the item.
+        kind: binary; or regression, which predicts the number in the column of the label.
+        loss: regression: mse, huber or weighted_logistic.
+        transform: regression: none, or log1p.
     """
 
     label: str = ""
@@ -115,6 +118,14 @@ class TaskSpec:
     joint: str = ""
     weight: float | str = 1.0
     dislike: bool = False
+    kind: Annotated[str, OneOf(*TaskKind)] = "binary"
+    loss: Annotated[str, OneOf("mse", "huber", "weighted_logistic")] = "mse"
+    transform: Annotated[str, OneOf("none", "log1p")] = "none"
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether the task predicts a number."""
+        return self.kind == TaskKind.REGRESSION
 
 
 @dataclass(slots=True)
