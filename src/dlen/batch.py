@@ -30,6 +30,10 @@ class Sequence:
         return Sequence(*(t.to(device, non_blocking=non_blocking) for t in (self.lengths, self.ids)))
 
 
+def _no_weights() -> Tensor:
+    return torch.zeros(0, 1)
+
+
 @dataclass(slots=True)
 class Batch:
     """B rows of a prepared data set, with S single ids, M multi-valued fields, K numeric fields and T tasks.
@@ -43,9 +47,12 @@ class Batch:
         bag_lengths: (M, B) int64, number of values in each bag.
         bag_ids: (L,) int32, where L is the sum of ``bag_lengths``.
         bag_weights: (L,) float32.
-        labels: (B, T) float32, 0 or 1 as logged, whether observed or not; nan if missing from the log.
+        labels: (B, T) float32, 0 or 1 as logged, whether observed or not; standardised for a regression task; nan if
+            missing from the log.
         truth: (B, R) float32, the simulator's true values; R = 0 on real logs.
         users: (B,) int32, number of each row's user, 0 for none; empty if the user field's ids identify users.
+        weights: (B, 1 + T) float32, the weight of each row in training, then that of each task's label in it; empty if
+            all are 1.
         sequences: the sequences, in the order of :attr:`Schema.sequences`.
     """
 
@@ -57,6 +64,7 @@ class Batch:
     labels: Tensor
     truth: Tensor
     users: Tensor = field(default_factory=_no_users)
+    weights: Tensor = field(default_factory=_no_weights)
     sequences: tuple[Sequence, ...] = ()
 
     @classmethod
@@ -67,6 +75,11 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def row_weights(self) -> Tensor | None:
+        """(B, 1 + T) :attr:`weights`; None if all are 1."""
+        return self.weights if len(self.weights) else None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """Return the batch on another device."""

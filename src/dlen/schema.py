@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,13 @@ class Pooling(StrEnum):
 
     MEAN = "mean"  # weighted mean: weights say which values matter more
     SUM = "sum"  # weighted sum: the weight itself is a signal, such as a match score
+
+
+class TaskKind(StrEnum):
+    """What a task predicts."""
+
+    BINARY = "binary"  # the probability that something happens
+    REGRESSION = "regression"  # a number, such as the seconds watched
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +64,12 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One binary label to predict.
+    """One label to predict.
 
     Attributes:
         name: unique name; also the last part of metric keys.
-        rate: positive rate among the training rows that train this task.
+        rate: positive rate among the training rows that train this task; .5 for a regression task, as its prediction
+            enters rankings by its logistic function, which is .5 at the mean of training.
         observed_where: parent task; this task is evaluated on rows where the parent is positive (cvr where ctr).
         train_on: ``observed`` trains on the rows that evaluate the task, ``all`` on every row.
         joint: name of the joint event "this task and its whole chain of parents are positive", which is evaluated over
@@ -69,6 +77,14 @@ class Task:
         weight: factor of this task's loss in the sum.
         dislike: a positive means that the user does *not* prefer the item (hide, report, hate). It is not an
             interaction in the paper's sense, and the latent head swaps its two conditional probabilities.
+        kind: binary, or regression.
+        loss: loss of a regression task: ``mse``, ``huber`` or ``weighted_logistic``; see
+            :class:`dlen.models.values.PointValues`.
+        transform: what is standardised in a regression task: the label (``none``), or sign(y) log(1 + abs(y))
+            (``log1p``).
+        mean: of the transformed label in the training rows, which is subtracted; 0 for ``weighted_logistic``.
+        deviation: of the transformed label in the training rows, which it is divided by; for ``weighted_logistic``
+            the mean.
     """
 
     name: str
@@ -78,6 +94,16 @@ class Task:
     joint: str = ""
     weight: float = 1.0
     dislike: bool = False
+    kind: TaskKind = TaskKind.BINARY
+    loss: str = "mse"
+    transform: str = "none"
+    mean: float = 0.0
+    deviation: float = 1.0
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether the task predicts a number."""
+        return self.kind is TaskKind.REGRESSION
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +122,9 @@ class Schema:
         position: name of the field with the position on the page.
 
     Raises:
-        ValueError: names repeat or clash with metric names, ``observed_where`` names an unknown or circular parent, or
-            ``share`` names a field that has no ids of its own or another number of them.
+        ValueError: names repeat or clash with metric names, ``observed_where`` names an unknown or circular parent or
+            a regression task, a regression task has a setting of binary tasks, or ``share`` names a field that has no
+            ids of its own or another number of them.
 
     Example:
         >>> fields = (Field("user", Kind.ID, "user", 100), Field("tags", Kind.IDS, "item", 50))
@@ -124,13 +151,29 @@ class Schema:
             if field.share and (field.share not in owners or owners[field.share].vocab_size != field.vocab_size):
                 raise ValueError(f"field {field.name}: share must name a field with the same ids, got {field.share!r}")
         for task in self.tasks:
-            list(self.chain(task.name))
+            parents = list(self.chain(task.name))[1:]
+            if any(self.tasks[parent].is_regression for parent in parents):
+                raise ValueError(f"task {task.name}: observed_where names a regression task, which cannot happen")
+            if task.is_regression and (task.dislike or task.joint or task.train_on != "observed"):
+                raise ValueError(
+                    f"task {task.name}: dislike, joint and train_on are of binary tasks, not of regression"
+                )
         check_targets([(t.name, t.joint, t.dislike) for t in self.tasks])
 
     @property
     def task_names(self) -> list[str]:
         """Names of the tasks, in order."""
         return [task.name for task in self.tasks]
+
+    @property
+    def regressions(self) -> list[int]:
+        """Indices of the regression tasks."""
+        return [index for index, task in enumerate(self.tasks) if task.is_regression]
+
+    @property
+    def binary(self) -> Schema:
+        """The schema without its regression tasks."""
+        return replace(self, tasks=tuple(task for task in self.tasks if not task.is_regression))
 
     def of_kind(self, kind: Kind) -> list[Field]:
         """The fields of one kind, in the column order of a batch."""
@@ -198,7 +241,7 @@ class Schema:
         fields = tuple(
             Field(**{**f, "kind": Kind(f["kind"]), "pooling": Pooling(f["pooling"])}) for f in data["fields"]
         )
-        tasks = tuple(Task(**t) for t in data["tasks"])
+        tasks = tuple(Task(**{**t, "kind": TaskKind(t.get("kind", "binary"))}) for t in data["tasks"])
         return cls(fields, tasks, tuple(data["truth"]), data["user"], data["position"])
 
 

@@ -87,6 +87,10 @@ _KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
     float: ("a finite number", is_finite),
     bool: ("true or false", lambda value: isinstance(value, bool)),
     list[str]: ("a list of texts", _is_list_of_texts),
+    float | str: (
+        "a number from 0 or the name of a column",
+        lambda value: (is_finite(value) and value >= 0) or (isinstance(value, str) and value != ""),
+    ),
     str | None: ("text", lambda value: value is None or isinstance(value, str)),
     dict[str, float]: ("a mapping of names to finite numbers", _is_finite_mapping),
     float | dict[str, float]: (

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import polars as pl
 import pytest
 import torch
 
@@ -126,6 +128,32 @@ def test_several_processes_train_as_one_with_the_joint_batch(case: str, tmp_path
     for key, value in alone_is.items():
         if key.startswith(("test/auc/", "test/ap/", "test/logloss/", "test/calibration/", "test/gauc/")):
             assert are[key] == pytest.approx(value, abs=1e-4), key
+
+
+@pytest.mark.slow
+def test_weights_are_means_over_the_rows_of_all_processes(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    log: dict[str, Any] = {
+        "user": rng.integers(0, 9, 600),
+        "click": rng.integers(0, 2, 600),
+        "like": rng.integers(0, 2, 600),
+    }
+    log |= {"w": rng.exponential(size=600) ** 2, "seconds": rng.integers(0, 30, 600)}
+    pl.DataFrame(log).write_csv(tmp_path / "log.csv")
+    tasks = {"click": {"label": "click", "weight": "seconds"}, "like": "like"}
+    spec = {"files": "log.csv", "fields": {"user": {"side": "user"}}, "tasks": tasks, "weight": "w"}
+    (tmp_path / "log.yaml").write_text(json.dumps(spec))
+    settings = ["model=dlen", "data=table", "data.spec=log.yaml", *SMALL]
+    for name, devices, size in (("together", 2, 64), ("alone", 1, 128)):
+        ran = run_command(
+            "train.py",
+            [*settings, f"run_dir={name}", f"trainer.devices={devices}", f"loader.batch_size={size}"],
+            tmp_path,
+        )
+        assert ran.returncode == 0, ran.stderr
+    several = weights(tmp_path / "together")
+    for name, value in weights(tmp_path / "alone").items():
+        assert (several[name] - value).abs().double().mean() < 1e-6, name
 
 
 @pytest.mark.slow

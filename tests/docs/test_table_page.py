@@ -123,6 +123,8 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "stars": mixed % 6,
             "asked": (n % 2 == 0).cast(pl.Int8),
             "play_ms": mixed * 200,
+            "seconds": mixed * 0.2,
+            "worth": n % 3 * 0.5,
             "part": [("a", "a", "b", "c", "d")[i % 5] for i in n],
         }
     )

@@ -21,6 +21,7 @@ from dlen.models.baseline import Baseline
 from dlen.models.examples import Examples, Rows
 from dlen.models.rates import FoldSums, RateEncoder
 from dlen.schema import Field, Kind, Pooling, Schema, Task
+from dlen.training.baseline import examples_of
 from dlen.training.targets import Targets
 from tests.helpers import FIELDS, make_batch, make_schema
 
@@ -39,7 +40,7 @@ def rows_of(schema: Schema, *batches: Batch) -> Rows:
 
     def rows() -> Iterator[Examples]:
         for batch in batches:
-            yield Examples(batch, targets.training_labels(batch.labels), targets.trained(batch.labels))
+            yield examples_of(batch, targets)
 
     return rows
 
@@ -266,6 +267,56 @@ def test_logistic_is_scikit_learns_on_a_dense_matrix() -> None:
     reference.fit(dense(train, (own - mean) / scale), train.labels[:, 0].numpy())
     wanted = reference.predict_proba(dense(test, (model.encoder(test) - mean) / scale))[:, 1]
     np.testing.assert_allclose(model(test).log_p.exp()[:, 0], wanted, atol=2e-3)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_label_of_weight_0_is_left_out(name: str) -> None:
+    """Its value changes nothing, in training or validation."""
+    schema, found = make_schema(), []
+    for flipped in (False, True):
+        parts = []
+        for seed, n in enumerate((600, 200)):
+            batch = learnable(schema, n, seed)
+            weights = torch.rand(n, 4, generator=torch.Generator().manual_seed(seed)) + 0.5
+            weights[::3, 2] = 0
+            labels = batch.labels.clone()
+            if flipped:
+                labels[::3, 1] = 1 - labels[::3, 1]
+            parts.append(rows_of(schema, replace(batch, labels=labels, weights=weights)))
+        model = MODELS[name](schema)
+        model.fit(parts[0], parts[1], SEED)
+        found.append(model(learnable(schema, 100, 5)).log_p)
+    assert torch.equal(found[0], found[1])
+
+
+def test_weights_are_those_of_scikit_learn_and_of_lightgbm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the libraries are given: each task its own weights, of the rows that train it."""
+    schema = make_schema(FUNNEL[:2])
+    batches = [learnable(schema, n, seed) for seed, n in enumerate((300, 100))]
+    batches = [replace(b, weights=torch.rand(len(b), 3) + 0.1) for b in batches]
+    wanted = [(b.weights[:, :1] * b.weights[:, 1:]).numpy() for b in batches]
+    used = [[np.ones(len(b), bool), b.labels[:, 0].numpy() == 1] for b in batches]
+    seen: list[Any] = []
+    fit, train = LogisticRegression.fit, lightgbm.train
+
+    def spied_fit(self: Any, inputs: Any, labels: Any, weights: Any = None) -> Any:
+        seen.append(weights)
+        return fit(self, inputs, labels, weights)
+
+    def spied_train(settings: Any, rows: Any, rounds: int, **kwargs: Any) -> Any:
+        seen.append((rows.get_weight(), kwargs["valid_sets"][0].get_weight()))
+        return train(settings, rows, rounds, **kwargs)
+
+    monkeypatch.setattr(LogisticRegression, "fit", spied_fit)
+    monkeypatch.setattr(lightgbm, "train", spied_train)
+    Logistic(schema, l2=[1.0]).fit(rows_of(schema, batches[0]), rows_of(schema, batches[1]), SEED)
+    for task, weights in enumerate(seen):
+        np.testing.assert_array_equal(weights, wanted[0][used[0][task], task])
+    seen.clear()
+    MODELS["lightgbm"](schema).fit(rows_of(schema, batches[0]), rows_of(schema, batches[1]), SEED)
+    for task, parts in enumerate(seen):
+        for part in range(2):
+            np.testing.assert_array_equal(parts[part], wanted[part][used[part][task], task])
 
 
 @pytest.mark.parametrize(

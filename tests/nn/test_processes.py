@@ -41,6 +41,11 @@ def labels_of(rank: int) -> tuple[Predictions, Tensor, Tensor]:
     return Predictions(log_p, log_q, log_p), (torch.rand(8, 2, generator=generator) < 0.5).float(), mask
 
 
+def weights_of(rank: int) -> Tensor:
+    """Weights of the rows and labels of :func:`labels_of`, below 1 and unlike in each process."""
+    return torch.rand(8, 3, generator=torch.Generator().manual_seed(10 + rank)) * (rank + 1) / 40
+
+
 def work(rank: int, folder: str) -> None:
     """Entry point of each process."""
     join_processes(rank, WORLD, Path(folder) / "init")
@@ -54,6 +59,7 @@ def work(rank: int, folder: str) -> None:
         "rows": touched_rows(weight.grad)[0],
         "grad": weight.grad.to_dense(),
         "losses": task_losses(*labels_of(rank)),
+        "weighted": task_losses(*labels_of(rank), weights_of(rank)),
     }
     torch.save(found, Path(folder) / f"{rank}.pt")
     distributed.destroy_process_group()
@@ -73,8 +79,10 @@ def test_three_processes_have_the_gradient_of_one(tmp_path: Path) -> None:
     parts = [labels_of(rank) for rank in range(WORLD)]
     log_p, log_q = (torch.cat([getattr(p, key) for p, _, _ in parts]) for key in ("log_p", "log_q"))
     joint = Predictions(log_p, log_q, log_p)
-    whole = task_losses(joint, torch.cat([y for _, y, _ in parts]), torch.cat([m for _, _, m in parts]))
-    torch.testing.assert_close(torch.stack([p["losses"] for p in found]).mean(0), whole)
+    targets = torch.cat([y for _, y, _ in parts]), torch.cat([m for _, _, m in parts])
+    torch.testing.assert_close(torch.stack([p["losses"] for p in found]).mean(0), task_losses(joint, *targets))
+    weighted = task_losses(joint, *targets, torch.cat([weights_of(rank) for rank in range(WORLD)]))
+    torch.testing.assert_close(torch.stack([p["weighted"] for p in found]).mean(0), weighted)
 
 
 def test_one_process_changes_nothing() -> None:

@@ -20,6 +20,7 @@ def record(number: int, **settings: Any) -> RunRecord:
         fingerprint="abc",
         tasks=["click"],
         targets=["click"],
+        values=[],
         curves={},
         logged=[],
         diagnostics={},

@@ -24,6 +24,7 @@ from dlen.data.prepare import check_writable
 from dlen.devices import number_of_workers
 from dlen.errors import UserError
 from dlen.files import check_links, check_regular, read_figures
+from dlen.schema import Schema
 from dlen.training.configs import code_fingerprint
 from dlen.training.loggers import sync_command
 from dlen.training.own_metrics import own_names
@@ -101,36 +102,69 @@ def summarise(plan: Plan) -> Comparison:
     if len(fingerprints) > 1:
         raise UserError("the runs have different data and cannot be paired; give all models the same data settings")
     store = next(iter(plan.runs.values())).store
-    targets = Targets(store.schema)
-    tasks = len(store.schema.tasks)
-    labels, mask = _labels_and_mask(plan, targets)
-    base_scores = [_scores(plan.runs[plan.base, seed]) for seed in plan.seeds]
+    binary = store.schema.binary
+    targets, tasks = Targets(binary), len(binary.tasks)
+    keys = _keys(store.schema)
+    labels, mask = (_of_events(part, store.schema) for part in _labels_and_mask(plan, Targets(store.schema)))
+    base_scores = [_of_events(_scores(plan.runs[plan.base, seed]), store.schema) for seed in plan.seeds]
     rows = []
     for model in plan.models:
         of_model = [metrics[model, seed] for seed in plan.seeds]
-        auc = {n: [_figure(m, f"test/auc/{n}") for m in of_model] for n in [*targets.names, "mean"]}
+        auc = {n: [_figure(m, key) for m in of_model] for n, key in keys.items()}
         differences: dict[str, Difference] = {}
         if model != plan.base:
-            scores = [_scores(plan.runs[model, seed]) for seed in plan.seeds]
+            scores = [_of_events(_scores(plan.runs[model, seed]), store.schema) for seed in plan.seeds]
             variances = row_variances(scores, base_scores, labels, mask, tasks)
-            for name, variance in zip([*targets.names, "mean"], variances.tolist(), strict=True):
-                base = [_figure(metrics[plan.base, seed], f"test/auc/{name}") for seed in plan.seeds]
+            of_rows = dict(zip([*targets.names, "mean"], variances.tolist(), strict=True))
+            for name, key in keys.items():
+                base = [_figure(metrics[plan.base, seed], key) for seed in plan.seeds]
                 if not np.isnan([*auc[name], *base]).any():
-                    differences[name] = paired(auc[name], base, variance)
+                    differences[name] = paired(auc[name], base, of_rows.get(name, np.nan))
         extras = {k: [_figure(m, f"test/{k}") for m in of_model] for k in _EXTRAS}
         extras |= {k: [_figure(m, f"train/conflict/{k}") for m in of_model] for k in ("share", "rows")}
         extras |= {k: [_figure(m, k) for m in of_model] for k in _SIZES}
+        extras |= {k: [_figure(m, f"test/{k}") for m in of_model] for k in _errors(store.schema)}
         user_keys = dict.fromkeys(f"{name}/mean" for m in of_model for name in own_names(m, "test"))
         extras |= {k: [_figure(m, f"test/{k}") for m in of_model] for k in user_keys}
         rows.append(Row(model, auc, differences, {k: v for k, v in extras.items() if not np.isnan(v).all()}))
     first = metrics[plan.base, plan.seeds[0]]
     oracle = {n: float(first[f"test/oracle/{n}"]) for n in targets.names if first.get(f"test/oracle/{n}") is not None}
-    positives = {t.name: round(t.rate * len(store.split("train"))) for t in store.schema.tasks}
+    positives = {t.name: round(t.rate * len(store.split("train"))) for t in binary.tasks}
     identity = {"data": first.get("data"), "data_fingerprint": store.fingerprint, "test_rows": len(store.split("test"))}
     identity["training_positives"] = positives
     return Comparison(
-        plan.title, plan.base, targets.names, tasks, plan.seeds, rows, oracle, plan.paper, identity, _folders(plan)
+        plan.title,
+        plan.base,
+        [n for n in keys if n != "mean"],
+        tasks,
+        plan.seeds,
+        rows,
+        oracle,
+        plan.paper,
+        identity,
+        _folders(plan),
     )
+
+
+def _keys(schema: Schema) -> dict[str, str]:
+    """The metric of each column: the AUC of binary targets, the XAUC of regression tasks, and a mean."""
+    values = [f"xauc/{schema.tasks[index].name}" for index in schema.regressions]
+    keys = {name: f"test/auc/{name}" for name in Targets(schema.binary).names}
+    keys |= {name: f"test/{name}" for name in values}
+    return keys | {"mean": "test/auc/mean" if schema.binary.tasks else "test/xauc/mean"}
+
+
+def _of_events(columns: Any, schema: Schema) -> Any:
+    """(N, K) columns of all measured targets, without those of regression tasks."""
+    if not schema.regressions:
+        return columns
+    names = Targets(schema.binary).names
+    return columns[:, [place for place, name in enumerate(Targets(schema).names) if name in names]]
+
+
+def _errors(schema: Schema) -> list[str]:
+    """Keys of the errors of regression tasks."""
+    return [f"{measure}/{schema.tasks[index].name}" for index in schema.regressions for measure in ("rmse", "mae")]
 
 
 def _folders(plan: Plan) -> dict[str, str]:

@@ -57,8 +57,8 @@ class Comparison:
     Attributes:
         title: title of the experiment.
         base: the model that the others are paired with.
-        targets: tasks, then joint events.
-        tasks: number of leading targets that are tasks and enter the mean.
+        targets: binary tasks, then joint events, then ``xauc/T`` of regression tasks.
+        tasks: number of leading targets that are binary tasks and enter the mean, which is of the XAUCs without any.
         seeds: seeds of each model.
         rows: one row per model.
         oracle: AUC of a simulator's true probabilities, by target; empty for real logs.
@@ -102,6 +102,8 @@ def markdown(comparison: Comparison) -> str:
         caption += f"{LEVEL:.0%} interval, over seeds and test rows together, is clear of zero."
     else:
         caption += ". With one seed the spread is unknown: intervals cover test rows alone, and nothing is clear."
+    if any(target.startswith("xauc/") for target in c.targets):
+        caption += " xauc is the share of pairs that a regression orders rightly; its intervals are over seeds alone."
     parts.append(caption)
     if len(c.rows) > 1:
         parts += ["### Paired differences", _difference_table(c)]
@@ -172,7 +174,7 @@ def _difference_table(c: Comparison) -> str:
 
 def _extras_table(c: Comparison) -> str:
     user_keys = dict.fromkeys(key for row in c.rows for key in row.extras if key not in _EXTRAS)
-    columns = _EXTRAS | {key: (key, "{:.4f}") for key in user_keys}  # the user's own metrics
+    columns = _EXTRAS | {key: (key, "{:.5g}") for key in user_keys}  # errors of regressions, the user's own metrics
     used = [key for key in columns if any(key in row.extras for row in c.rows)]
     rows = [
         [row.model, *(_mean_and_spread(row.extras[k], columns[k][1]) if k in row.extras else "" for k in used)]

@@ -21,7 +21,7 @@ from dlen.data.store import FORMAT, Store
 from dlen.data.writer import StoreWriter
 from dlen.errors import UserError
 from dlen.files import write_json
-from dlen.schema import Schema
+from dlen.schema import Schema, Task
 
 _BLOCK = 1 << 22
 _SETTLED = 2_000_000_000  # in nanoseconds; after this, a change gets a new time stamp on any file system
@@ -235,10 +235,20 @@ def summary(store: Store) -> str:
     lines = [
         f"{content['name']}: {rows} rows; {store.schema.num_embeddings:,} ids in {len(store.schema.fields)} fields"
     ]
-    lines += [f"  training rate of {t.name}: {t.rate:.4%}" for t in store.schema.tasks]
+    lines += [_described(task) for task in store.schema.tasks]
     lines += [f"  {key.replace('_', ' ')}: {value}" for key, value in content["notes"].items()]
     lines += [f"  {line}" for line in unknown_lines(store)]
     return "\n".join([*lines, f"  in {store.folder}"])
+
+
+def _described(task: Task) -> str:
+    """A line about the training labels of a task."""
+    if not task.is_regression:
+        return f"  training rate of {task.name}: {task.rate:.4%}"
+    if task.loss == "weighted_logistic":
+        return f"  training mean of {task.name}: {task.deviation:.4g}"
+    transformed = f"{task.transform} of " if task.transform != "none" else ""
+    return f"  training mean of {transformed}{task.name}: {task.mean:.4g}, deviation {task.deviation:.4g}"
 
 
 def unknown_lines(store: Store) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 from dlen.batch import Batch
 from dlen.data.columns import MISSING, TABLE_ARRAYS, Array, Columns, Places
 from dlen.data.sequences import SplitSequences, StoredSequence
+from dlen.label_scale import LabelScale
 
 
 class StoredTable:
@@ -58,10 +60,13 @@ class Split:
         rows: n, the number of rows.
         table: features of the rows.
         groups: features of the user groups that the rows are joined with.
-        labels: (n, T) uint8: 0, 1 or :data:`MISSING`.
+        labels: (n, T) uint8: 0, 1 or :data:`MISSING`; 0 or :data:`MISSING` of a regression task.
         group: (n,) row number in ``groups``; empty without groups.
         truth: (n, R) a simulator's probabilities.
         users: (n,) user numbers; empty if users are distinguished by their ids.
+        weights: (n, 1 + T) weights of rows and of their labels; empty if all are 1.
+        values: (n, R) labels of the regression tasks in their own unit, nan where missing; empty without labels.
+        scale: standardises ``values``; None without them.
         sequences: the rows' sequences; None without any.
         complete: whether no label is missing.
     """
@@ -73,7 +78,10 @@ class Split:
     group: Tensor
     truth: Tensor
     users: Tensor
+    weights: Tensor
+    values: Tensor
     sequences: SplitSequences | None = field(default=None, kw_only=True)
+    scale: LabelScale | None = field(kw_only=True)
     complete: bool = field(kw_only=True)
 
     def __len__(self) -> int:
@@ -98,13 +106,18 @@ class Split:
             numeric = torch.cat([numeric, self.groups.numeric.index_select(0, group)], 1)
             joined = zip(bags, self.groups.gather_bags(group, of_groups), strict=True)
             bags = tuple(torch.cat(pair) for pair in joined)  # type: ignore[assignment]
+        labels = self.logged(self.labels.index_select(0, index))
+        if self.scale is not None:
+            values = self.scale.standardise(self.values.index_select(0, index))
+            labels = labels.index_copy(1, self.scale.columns, values)
         return Batch(
             ids,
             numeric,
             *bags,
-            self.logged(self.labels.index_select(0, index)),
+            labels,
             self.truth.index_select(0, index),
             self.users.index_select(0, index) if len(self.users) else self.users,
+            self.weights.index_select(0, index) if len(self.weights) else self.weights,
             () if self.sequences is None else self.sequences.gather(index, of_sequences),
         )
 
@@ -116,7 +129,8 @@ class Split:
     def bytes(self) -> int:
         """Size of all arrays in bytes, including user groups."""
         tables = [self.table] if self.groups is None else [self.table, self.groups]
-        arrays = [self.labels, self.group, self.truth, self.users, *(a for t in tables for a in vars(t).values())]
+        arrays = [self.labels, self.group, self.truth, self.users, self.weights, self.values]
+        arrays += [a for t in tables for a in vars(t).values()]
         return sum(a.nbytes for a in arrays) + (0 if self.sequences is None else self.sequences.bytes)
 
 
@@ -152,7 +166,10 @@ def split_of(
         group=torch.from_numpy(group_rows),
         truth=torch.zeros(n, 0),
         users=torch.zeros(0, dtype=torch.int32),
+        weights=torch.zeros(0, 1),
+        values=torch.zeros(0, 0),
         sequences=SplitSequences.of(sequences, columns.places or Places.none(n)) if sequences else None,
+        scale=None,
         complete=not bool((labels == MISSING).any()),
     )
 
@@ -172,10 +189,16 @@ class ResidentSplit:
         self.host = split
         self.device = device
         groups = None if split.groups is None else split.groups.to(device)
-        arrays = (a.to(device) for a in (split.labels, split.group, split.truth, split.users))
-        sequences = None if split.sequences is None else split.sequences.to(device)
-        table = split.table.to(device)
-        self.copy = Split(split.rows, table, groups, *arrays, sequences=sequences, complete=split.complete)
+        arrays = (split.labels, split.group, split.truth, split.users, split.weights, split.values)
+        self.copy = Split(
+            split.rows,
+            split.table.to(device),
+            groups,
+            *(a.to(device) for a in arrays),
+            sequences=None if split.sequences is None else split.sequences.to(device),
+            scale=None if split.scale is None else deepcopy(split.scale).to(device),
+            complete=split.complete,
+        )
 
     def __len__(self) -> int:
         return self.host.rows

@@ -27,9 +27,10 @@ from dlen.data.sequences import SplitSequences, StoredSequence
 from dlen.data.split import Split, StoredTable
 from dlen.errors import UserError
 from dlen.files import check_regular, checksum
+from dlen.label_scale import LabelScale
 from dlen.schema import Schema
 
-FORMAT = 5  # 2: checksums; 3: counts of ids; 4: users, missing labels; 5: sequences
+FORMAT = 5  # 2: checksums; 3: counts of ids; 4: users, missing labels; 5: sequences, weights, regression
 
 
 class Store:
@@ -127,7 +128,10 @@ class Store:
             self._array(f"{name}/group"),
             truth if len(truth) else torch.zeros(rows, 0),
             self._array(f"{name}/users"),
+            self._array(f"{name}/weights"),
+            self._array(f"{name}/values"),
             sequences=self._split_sequences(name),
+            scale=LabelScale(self.schema) if self.schema.regressions else None,
             complete=not any(self.content["missing_labels"][name]),
         )
 
@@ -151,7 +155,8 @@ class Store:
         Metrics of two runs are comparable if it is the same.
         """
         labels = self.content["arrays"][f"{split}/labels"]
-        return f"{labels['shape'][0]} rows, {labels['crc32']:08x}"
+        identity = f"{labels['shape'][0]} rows, {labels['crc32']:08x}"
+        return identity + f"{self.content['arrays'][f'{split}/values']['crc32']:08x}" * bool(self.schema.regressions)
 
     @property
     def counts(self) -> Tensor:

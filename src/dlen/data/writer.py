@@ -104,7 +104,7 @@ class SequenceWriter:
 
 
 class SplitWriter:
-    """Writes one split: a table plus labels, users, group numbers, places of sequences and a simulator's truth."""
+    """Writes one split: a table plus labels, users, weights, group numbers, places of sequences and a truth."""
 
     def __init__(
         self,
@@ -113,10 +113,12 @@ class SplitWriter:
         counts: Mapping[Kind, int],
         num_tasks: int,
         num_truth: int,
+        num_values: int = 0,
         num_sequences: int = 0,
     ) -> None:
         self.table = TableWriter(folder, name, counts)
-        widths = {"labels": num_tasks, "truth": num_truth} | dict.fromkeys(PLACE_ARRAYS, num_sequences)
+        widths = {"labels": num_tasks, "truth": num_truth, "weights": 1 + num_tasks, "values": num_values}
+        widths |= dict.fromkeys(PLACE_ARRAYS, num_sequences)
         types = SPLIT_ARRAYS | (PLACE_ARRAYS if num_sequences else {})
         self.arrays = {
             part: _ArrayWriter(folder / name / f"{part}.bin", dtype, widths.get(part)) for part, dtype in types.items()
@@ -130,24 +132,28 @@ class SplitWriter:
         group: Array | None = None,
         truth: Array | None = None,
         users: Array | None = None,
+        weights: Array | None = None,
+        values: Array | None = None,
     ) -> None:
         """Append rows.
 
         Args:
             columns: features of n rows.
-            labels: (n, T) 0, 1 or :data:`MISSING`.
+            labels: (n, T) 0, 1 or :data:`MISSING`; 0 or :data:`MISSING` of a regression task.
             group: (n,) row numbers in the group table.
             truth: (n, R) a simulator's probabilities.
             users: (n,) user number, the same for all rows of a user in all splits; 0 for no user. Without it, users are
                 distinguished by their ids, so users not seen in training count as no user.
+            weights: (n, 1 + T) weight of each row in training, then that of each task's label in it.
+            values: (n, R) labels of the regression tasks in their own unit; nan where missing.
         """
         self.table.append(columns)
-        for part, values in (("labels", labels), ("group", group), ("truth", truth), ("users", users)):
-            if values is not None:
-                self.arrays[part].append(values)
+        given = {"labels": labels, "group": group, "truth": truth, "users": users, "weights": weights}
         if columns.places is not None:
-            for part in PLACE_ARRAYS:
-                self.arrays[part].append(getattr(columns.places, part.removeprefix("sequence_")))
+            given |= {part: getattr(columns.places, part.removeprefix("sequence_")) for part in PLACE_ARRAYS}
+        for part, rows in {**given, "values": values}.items():
+            if rows is not None:
+                self.arrays[part].append(rows)
         self.missing += (labels == MISSING).sum(axis=0)
 
     @property
@@ -198,9 +204,10 @@ class StoreWriter:
         *,
         group: str | None = None,
         num_truth: int = 0,
+        num_values: int = 0,
     ) -> SplitWriter:
-        """Start a split; ``group`` names the table that its rows are joined with."""
-        writer = SplitWriter(self.folder, name, counts, num_tasks, num_truth, len(self._sequences))
+        """Start a split; ``group`` names the table that its rows are joined with, ``num_values`` is R."""
+        writer = SplitWriter(self.folder, name, counts, num_tasks, num_truth, num_values, len(self._sequences))
         self._splits[name] = (writer, group)
         return writer
 

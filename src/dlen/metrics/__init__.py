@@ -8,6 +8,7 @@ from dlen.metrics.auc import ExactAUC, HistogramAUC, MTLGain
 from dlen.metrics.by_user import ByUser
 from dlen.metrics.hidden import HiddenState
 from dlen.metrics.probability import CalibrationError, CalibrationRatio, LogLoss, NormalizedEntropy
+from dlen.metrics.regression import RegressionErrors
 
 __all__ = [
     "ByUser",
@@ -19,4 +20,5 @@ __all__ = [
     "LogLoss",
     "MTLGain",
     "NormalizedEntropy",
+    "RegressionErrors",
 ]

@@ -14,6 +14,7 @@ from dlen.batch import Batch
 from dlen.models.examples import Rows
 from dlen.models.model import Model
 from dlen.models.predictions import Predictions
+from dlen.models.values import PointValues, centres
 from dlen.schema import Schema
 
 
@@ -48,7 +49,7 @@ class Baseline(Model):
 
     @abstractmethod
     def logits(self, batch: Batch) -> Tensor:
-        """Compute the (B, T) float32 log-odds."""
+        """Compute the (B, T) float32 log-odds; the standardised prediction of a regression task."""
 
     @abstractmethod
     def size(self) -> dict[str, float]:
@@ -57,8 +58,14 @@ class Baseline(Model):
     def forward(self, batch: Batch) -> Predictions:
         """Predict the probability of every task for B rows."""
         logits = self.logits(batch)
+        values = None
+        if self.schema.regressions:
+            columns = torch.tensor(self.schema.regressions, device=logits.device)
+            outputs = logits.index_select(1, columns)
+            values = PointValues(columns, outputs, ("mse",) * len(columns))
+            logits = logits.index_copy(1, columns, outputs - outputs.new_tensor(centres(self.schema)))
         log_p = F.logsigmoid(logits)
-        return Predictions(log_p, F.logsigmoid(-logits), log_p)
+        return Predictions(log_p, F.logsigmoid(-logits), log_p, values=values)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Accept buffers of any size, because only the checkpoint knows the sizes of a fitted model."""

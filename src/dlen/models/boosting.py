@@ -26,7 +26,7 @@ class LightGBM(Baseline):
     task stops when its validation log loss has not improved for ``early_stopping`` rounds. The criterion is log loss
     rather than AUC for two reasons: it is defined even if a rare task has no validation positives, and it covers the
     probabilities themselves, which are evaluated and multiplied along funnels. Rows that do not train a task are
-    excluded from its model.
+    excluded from its model. A regression task is fitted by squared error, or by Huber's loss if that is its ``loss``.
 
     Memory: 4 bytes per input of each training row while LightGBM bins them, then about 1 byte.
 
@@ -94,7 +94,7 @@ class LightGBM(Baseline):
         return torch.cat([encoded, (batch.ids[:, self.categorical] - self.first_ids).float()], 1)
 
     def logits(self, batch: Batch) -> Tensor:
-        """Compute the (B, T) float32 log-odds."""
+        """Compute the (B, T) float32 log-odds; the standardised prediction of a regression task."""
         inputs, threads = self.inputs(batch).cpu().numpy(), torch.get_num_threads()
         logits = [booster.predict(inputs, raw_score=True, num_threads=threads) for booster in self.boosters()]
         return torch.from_numpy(np.stack(logits, 1).astype(np.float32)).to(batch.numeric.device)
@@ -133,8 +133,6 @@ class LightGBM(Baseline):
         held_out = _Matrix(self, validation, None)
         settings = {
             **self.settings,
-            "objective": "binary",
-            "metric": "binary_logloss",
             "seed": seed % 2**31,
             "deterministic": True,
             "force_row_wise": True,  # else LightGBM picks the faster layout, and the two sum in different orders
@@ -145,9 +143,16 @@ class LightGBM(Baseline):
         rows.bin(settings, None)
         held_out.bin(settings, rows)
         for task in range(len(self.schema.tasks)):
-            text = self._boost(task, settings, rows, held_out)
+            text = self._boost(task, {**settings, **self._objective(task)}, rows, held_out)
             self._buffers[f"trees{task}"] = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
         self._boosters = None
+
+    def _objective(self, task: int) -> dict[str, str]:
+        """LightGBM's objective of a task, and the validation metric that stops the boosting."""
+        if not self.schema.tasks[task].is_regression:
+            return {"objective": "binary", "metric": "binary_logloss"}
+        loss = "huber" if self.schema.tasks[task].loss == "huber" else "l2"
+        return {"objective": loss, "metric": loss}
 
     def _boost(self, task: int, settings: dict[str, Any], rows: _Matrix, held_out: _Matrix) -> str:
         """Fit one task and return its model in LightGBM's text format."""
@@ -169,16 +174,20 @@ class _Matrix:
 
     Attributes:
         inputs: (N, F) float32; None once LightGBM has binned them.
-        labels: (N, T) bool.
+        labels: (N, T) bool; float32 if there are regression tasks.
         mask: (N, T) bool, True where a row trains a task.
+        weights: (N, T) float32 weight of each label; None if all are 1.
 
     Args:
         sums: fold sums for out-of-fold encoding of training rows; None for other splits.
     """
 
     def __init__(self, model: LightGBM, rows: Rows, sums: FoldSums | None) -> None:
-        targets = [(examples.labels.bool(), examples.mask.bool()) for examples in rows()]
-        self.labels, self.mask = (torch.cat(parts).numpy() for parts in zip(*targets, strict=True))
+        kind = torch.float32 if model.schema.regressions else torch.bool
+        targets = [(examples.labels.to(kind), examples.mask.bool(), examples.weights) for examples in rows()]
+        labels, mask, weights = zip(*targets, strict=True)
+        self.labels, self.mask = torch.cat(labels).numpy(), torch.cat(mask).numpy()
+        self.weights = None if weights[0] is None else torch.cat(weights).numpy()
         width = model.encoder.width + len(model.categorical)
         self.inputs: NDArray[np.float32] | None = np.empty((len(self.labels), width), np.float32)
         self.categorical = list(range(model.encoder.width, width))
@@ -196,7 +205,7 @@ class _Matrix:
 
         self.binned = lightgbm.Dataset(
             self.inputs,
-            label=self.labels[:, 0],
+            label=np.ascontiguousarray(self.labels[:, 0]),
             reference=None if like is None else like.binned,
             categorical_feature=self.categorical,
             params=settings,
@@ -205,6 +214,8 @@ class _Matrix:
 
     def of_task(self, task: int) -> Any:
         """Return the ``lightgbm.Dataset`` of the rows that train a task."""
-        self.binned.set_label(self.labels[:, task])
+        self.binned.set_label(np.ascontiguousarray(self.labels[:, task]))
+        if self.weights is not None:
+            self.binned.set_weight(np.ascontiguousarray(self.weights[:, task]))
         used = np.flatnonzero(self.mask[:, task])
         return self.binned if len(used) == len(self.labels) else self.binned.subset(used).construct()

@@ -24,10 +24,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dlen.checks import is_number
+from dlen.errors import UnmetNeedError
 from dlen.models.backbones import EXPERT
 from dlen.models.features import Features, FeatureSpec
 from dlen.models.heads import TOWER, Head, Ranking, Towers, add_first_order, logit, make_match, training_rates
-from dlen.models.predictions import Latent, Predictions
+from dlen.models.predictions import Latent, Predictions, weighted_mean
+from dlen.models.values import MixtureValues, centres
 from dlen.nn.logspace import at_least_float32, log1mexp
 from dlen.nn.mlp import MLP
 from dlen.schema import Schema
@@ -58,6 +60,9 @@ class LatentHead(Head):
     Each tower outputs the two logits c and n of equations (8) to (10). ``bound`` selects ``base``: P(t | UP), the
     training rate of t, or 1. For a dislike task, UP and not UP are swapped.
 
+    For a regression task, c and n are the means of two normal densities of the label, which enter the likelihood like
+    P(t | UP) and P(t | not UP), without a bound. Its prediction is the expectation over both states.
+
     The paper's settings are ``alpha=0.1, prediction="joint", likelihood="marginal"``. The defaults are the most
     accurate settings (docs/results.md).
 
@@ -82,6 +87,7 @@ class LatentHead(Head):
 
     Raises:
         ValueError: alpha is outside (0, 1] or does not name every task, or an initial value is out of range.
+        UnmetNeedError: there is no binary task, whose bound tells which state is UP.
     """
 
     def __init__(
@@ -112,7 +118,7 @@ class LatentHead(Head):
         if not 0 < initial_leak < 1:
             raise ValueError(f"initial_leak must be above 0 and below 1, got {initial_leak}")
         rates = training_rates(schema)
-        alphas = _alphas(alpha, schema.task_names)
+        alphas = _alphas(alpha, schema)
         base = rates if self.bound is Bound.PRIOR else [1.0] * len(rates)
         ceiling = [a * b for a, b in zip(alphas, base, strict=True)]
         self.register_buffer("log_ceiling", torch.tensor(ceiling, dtype=torch.float64).log().float())
@@ -120,11 +126,15 @@ class LatentHead(Head):
         dislikes = [t.dislike for t in schema.tasks]
         self.register_buffer("dislike", torch.tensor(dislikes), persistent=False)
         self.dislike: Tensor
-        up = _initial_up(initial_up, rates, dislikes)
+        binary = schema.binary
+        up = _initial_up(initial_up, training_rates(binary), [t.dislike for t in binary.tasks])
         pairs = [
             _initial_pair(rate, 1 - up if dislike else up, limit, self.bound, initial_leak)
             for rate, limit, dislike in zip(rates, ceiling, dislikes, strict=True)
         ]
+        self.regression = MixtureRegression(schema) if schema.regressions else None
+        for index, centre in zip(schema.regressions, centres(schema), strict=True):
+            pairs[index] = (centre + 1 - up, centre - up)  # the expectation is the mean of training, and UP is more
         self.towers = Towers(torch.tensor(pairs), rep_dim, tower, dropout)
         self.hidden = None if hidden is None else MLP(spec.width, hidden, dropout)
         self.hidden_output = nn.Linear(self.hidden.out_dim if self.hidden else 0, 1)
@@ -167,35 +177,81 @@ class LatentHead(Head):
         joint = torch.where(self.dislike, without, with_up)
         conditionals = (given_up, given_not_up, not_given_up, not_given_not_up)
         latent = Latent(log_up[:, 0], log_not_up[:, 0], *conditionals, joint)
-        return Predictions(log_p, log_q, joint if self.prediction is Ranking.JOINT else log_p, latent)
+        if self.regression is not None:
+            latent.values = self.regression(c, n, latent)
+            columns, expected = latent.values.columns, latent.values.expected - self.regression.centres
+            log_p = log_p.index_copy(1, columns, F.logsigmoid(expected))
+            log_q = log_q.index_copy(1, columns, F.logsigmoid(-expected))
+            joint = joint.index_copy(1, columns, F.logsigmoid(expected))
+        score = joint if self.prediction is Ranking.JOINT else log_p
+        return Predictions(log_p, log_q, score, latent, values=latent.values)
 
     def shared_parameters(self) -> list[nn.Parameter]:
-        """Parameters of the hidden state network and the match."""
-        modules = [m for m in (self.hidden, self.hidden_output, self.match) if m is not None]
+        """Parameters of the hidden state network and the match, and the deviations of regression tasks."""
+        modules = [m for m in (self.hidden, self.hidden_output, self.match, self.regression) if m is not None]
         return [p for module in modules for p in module.parameters()]
 
     def _swap_dislikes(self, strong: Tensor, bounded: Tensor) -> tuple[Tensor, Tensor]:
         """Order a pair of (B, T) values as (UP, not UP): swap them for dislike tasks."""
         return torch.where(self.dislike, bounded, strong), torch.where(self.dislike, strong, bounded)
 
-    def loss(self, predictions: Predictions, labels: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
+    def loss(
+        self,
+        predictions: Predictions,
+        labels: Tensor,
+        mask: Tensor,
+        weights: Tensor,
+        row_weights: Tensor | None = None,
+    ) -> Tensor:
         """Cross entropies of equation (1), or the joint likelihood of all labels, as set by ``likelihood``."""
         if self.likelihood is Likelihood.MARGINAL:
-            return super().loss(predictions, labels, mask, weights)
+            return super().loss(predictions, labels, mask, weights, row_weights)
         assert predictions.latent is not None
-        return joint_loss(predictions.latent, labels, mask * weights)
+        of_labels = mask * weights
+        if row_weights is None:
+            return joint_loss(predictions.latent, labels, of_labels)
+        return joint_loss(predictions.latent, labels, of_labels * row_weights[:, 1:], row_weights[:, 0])
 
-    def task_losses(self, predictions: Predictions, labels: Tensor, mask: Tensor) -> Tensor:
+    def task_losses(
+        self, predictions: Predictions, labels: Tensor, mask: Tensor, row_weights: Tensor | None = None
+    ) -> Tensor:
         """Cross entropies of equation (1)."""
         if self.likelihood is Likelihood.FULL:
             raise ValueError(
                 "DLEN's full likelihood is a single loss for all tasks and cannot be balanced; set "
                 "model.head.likelihood=marginal"
             )
-        return super().task_losses(predictions, labels, mask)
+        return super().task_losses(predictions, labels, mask, row_weights)
 
 
-def joint_loss(latent: Latent, labels: Tensor, mask: Tensor) -> Tensor:
+class MixtureRegression(nn.Module):
+    """The regression tasks of DLEN's head: a normal density of the standardised label in each state.
+
+    Args:
+        schema: schema with at least one regression task.
+
+    Raises:
+        UnmetNeedError: there is no binary task.
+    """
+
+    columns: Tensor
+    centres: Tensor
+
+    def __init__(self, schema: Schema) -> None:
+        super().__init__()
+        if not schema.binary.tasks:
+            raise UnmetNeedError("dlen needs a task of 0 and 1 besides its regressions; use another model")
+        self.register_buffer("columns", torch.tensor(schema.regressions), persistent=False)
+        self.register_buffer("centres", torch.tensor(centres(schema)), persistent=False)
+        self.log_deviation = nn.Parameter(torch.zeros(len(schema.regressions)))
+
+    def forward(self, c: Tensor, n: Tensor, latent: Latent) -> MixtureValues:
+        """Take the means from the (B, T) outputs of all towers."""
+        up, not_up = (outputs.index_select(1, self.columns) for outputs in (c, n))
+        return MixtureValues(self.columns, latent.log_up, latent.log_not_up, up, not_up, self.log_deviation)
+
+
+def joint_loss(latent: Latent, labels: Tensor, mask: Tensor, rows: Tensor | None = None) -> Tensor:
     """Mean negative log-likelihood of all labels of an impression jointly, with the hidden state summed out.
 
         -log( P(UP) prod_t P(y_t | UP) + P(not UP) prod_t P(y_t | not UP) )
@@ -205,13 +261,15 @@ def joint_loss(latent: Latent, labels: Tensor, mask: Tensor) -> Tensor:
     of expectation maximisation with exact posteriors.
 
     Args:
-        labels: (B, T) 0 or 1.
-        mask: (B, T) weight of each label; 0 ignores it.
+        labels: (B, T) 0 or 1; standardised for a regression task.
+        mask: (B, T) weight of each label, a power of its probability; 0 ignores it.
+        rows: (B,) weight of each row, a factor of its log-likelihood; None if all are 1.
 
     Returns:
         Scalar, in nats per impression.
     """
-    return -torch.logaddexp(*latent.log_with_labels(labels, mask)).mean()
+    nll = -torch.logaddexp(*latent.log_with_labels(labels, mask))
+    return nll.mean() if rows is None else weighted_mean(nll, rows)
 
 
 def _choice(kind: type[E], value: str, key: str) -> E:
@@ -221,13 +279,15 @@ def _choice(kind: type[E], value: str, key: str) -> E:
         raise ValueError(f"{key} must be one of {', '.join(kind)}, got {value!r}") from None
 
 
-def _alphas(alpha: float | Mapping[str, float], tasks: Sequence[str]) -> list[float]:
+def _alphas(alpha: float | Mapping[str, float], schema: Schema) -> list[float]:
+    """Alpha of each task; 1 for a regression, which has no bound."""
+    tasks = schema.binary.task_names
     if isinstance(alpha, Mapping):
         if set(alpha) != set(tasks):
             raise ValueError(f"alpha must name every task ({', '.join(tasks)}), got {', '.join(alpha)}")
-        values = [alpha[t] for t in tasks]
+        values = [alpha.get(t, 1.0) for t in schema.task_names]
     else:
-        values = [alpha] * len(tasks)
+        values = [alpha] * len(schema.tasks)
     for value in values:
         if not is_number(value) or not 0 < value <= 1:
             raise ValueError(f"alpha must be above 0 and at most 1, got {value!r}")

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from dlen.checks import from_zero
 from dlen.errors import UnmetNeedError
 from dlen.models.features import Features, FeatureSpec
-from dlen.models.heads import TOWER, Head, Towers, add_first_order, initial_logits
-from dlen.models.predictions import Predictions
+from dlen.models.heads import TOWER, Head, Towers, add_first_order, initial_logits, refuse_regression
+from dlen.models.predictions import Predictions, label_weights, weighted_mean
 from dlen.nn.logspace import log1mexp
 from dlen.schema import Schema
 
@@ -21,7 +21,8 @@ _SURE = -1e-6  # upper limit of the log-probability of a step given the previous
 
 
 def check_funnel(schema: Schema, model: str) -> None:
-    """Raise UnmetNeedError if the schema has no funnel, or a funnel task that already trains on all rows."""
+    """Raise UnmetNeedError without a funnel, with a regression, or with a funnel task that trains on all rows."""
+    refuse_regression(schema, model)
     steps = [t for t in schema.tasks if t.observed_where]
     if not steps:
         raise UnmetNeedError(f"{model} needs a funnel: a task with observed_where, such as cvr where ctr")
@@ -49,13 +50,16 @@ class FunnelHead(Head):
         """(B, T) labels -> (B, T) 1 where a task and all of its parents are positive."""
         return torch.stack([labels[:, chain].prod(1) for chain in self.chains], 1)
 
-    def task_losses(self, predictions: Predictions, labels: Tensor, mask: Tensor) -> Tensor:
+    def task_losses(
+        self, predictions: Predictions, labels: Tensor, mask: Tensor, row_weights: Tensor | None = None
+    ) -> Tensor:
         """(T,) cross entropies of the joint events over all rows; a row counts 0 where its labels leave it open."""
         assert predictions.log_joint is not None
         log_p = predictions.log_joint
         happened = self.joint_labels(labels)
         nll = -torch.where(happened.bool(), log_p, log1mexp(log_p))
-        return (nll * self._decided(happened, mask)).mean(0)
+        nll = nll * self._decided(happened, mask)
+        return nll.mean(0) if row_weights is None else weighted_mean(nll, label_weights(row_weights))
 
     def _decided(self, happened: Tensor, mask: Tensor) -> Tensor:
         """(B, T) 1 where the labels decide a joint event: all of them are known, or a known one is negative."""
@@ -156,11 +160,11 @@ class AITMHead(FunnelHead):
         weight = ((query * key).sum(2) / math.sqrt(key.shape[2])).softmax(1)
         return (weight[..., None] * value).sum(1)
 
-    def extra_loss(self, predictions: Predictions) -> Tensor:
+    def extra_loss(self, predictions: Predictions, row_weights: Tensor | None = None) -> Tensor:
         """The calibrator loss (equation 9)."""
         assert predictions.log_joint is not None
         p = predictions.log_joint.exp()
-        excess = [
-            (p[:, t] - p[:, parent]).clamp(min=0).mean() for t, parent in enumerate(self.parents) if parent is not None
-        ]
-        return self.calibration * torch.stack(excess).sum()
+        steps = [(t, parent) for t, parent in enumerate(self.parents) if parent is not None]
+        excess = [(p[:, t] - p[:, parent]).clamp(min=0) for t, parent in steps]
+        means = [e.mean() if row_weights is None else weighted_mean(e, row_weights[:, 0]) for e in excess]
+        return self.calibration * torch.stack(means).sum()

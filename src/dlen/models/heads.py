@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dlen.errors import UnmetNeedError
 from dlen.models.features import Features, FeatureSpec
 from dlen.models.predictions import Predictions, task_losses
+from dlen.models.values import PointValues
 from dlen.nn.logspace import at_least_float32
 from dlen.nn.match import Match
 from dlen.nn.mlp import MLP
@@ -58,32 +60,69 @@ class Head(nn.Module, ABC):
         """The probability used for ranking, for heads with P(UP); None for all others."""
         return None
 
-    def loss(self, predictions: Predictions, labels: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
+    def loss(
+        self,
+        predictions: Predictions,
+        labels: Tensor,
+        mask: Tensor,
+        weights: Tensor,
+        row_weights: Tensor | None = None,
+    ) -> Tensor:
         """The training loss: the weighted sum of the tasks' cross entropies, plus :meth:`extra_loss`.
 
         Args:
             predictions: predictions for B rows and T tasks.
-            labels: (B, T) 0 or 1.
+            labels: (B, T) 0 or 1; standardised for a regression task.
             mask: (B, T) 1 where a row trains a task.
             weights: (T,) task weights.
+            row_weights: (B, 1 + T) weights of rows and of their labels, :attr:`Batch.weights`; None if all are 1.
         """
-        return (self.task_losses(predictions, labels, mask) * weights).sum() + self.extra_loss(predictions)
+        losses = self.task_losses(predictions, labels, mask, row_weights)
+        return (losses * weights).sum() + self.extra_loss(predictions, row_weights)
 
-    def task_losses(self, predictions: Predictions, labels: Tensor, mask: Tensor) -> Tensor:
+    def task_losses(
+        self, predictions: Predictions, labels: Tensor, mask: Tensor, row_weights: Tensor | None = None
+    ) -> Tensor:
         """(T,) unweighted losses of the tasks. Takes the arguments of :meth:`loss` except ``weights``.
 
         Raises:
             ValueError: the head has a single loss for all tasks.
         """
-        return task_losses(predictions, labels, mask)
+        return task_losses(predictions, labels, mask, row_weights)
 
     def shared_parameters(self) -> list[nn.Parameter]:
         """Parameters of the head that all tasks train; empty for most heads."""
         return []
 
-    def extra_loss(self, predictions: Predictions) -> Tensor:
+    def extra_loss(self, predictions: Predictions, row_weights: Tensor | None = None) -> Tensor:
         """Loss term that belongs to no single task; 0 for most heads."""
         return predictions.log_p.new_zeros(())
+
+
+def refuse_regression(schema: Schema, model: str) -> None:
+    """Raise UnmetNeedError if the schema has a regression task, for models of tasks of 0 and 1."""
+    if schema.regressions:
+        name = schema.tasks[schema.regressions[0]].name
+        raise UnmetNeedError(f"{model} predicts tasks of 0 and 1, and {name} is a regression; use another model")
+
+
+class PointRegression(nn.Module):
+    """The regression tasks of a head with one output for each task.
+
+    Args:
+        schema: schema with at least one regression task.
+    """
+
+    columns: Tensor
+
+    def __init__(self, schema: Schema) -> None:
+        super().__init__()
+        self.losses = tuple(schema.tasks[index].loss for index in schema.regressions)
+        self.register_buffer("columns", torch.tensor(schema.regressions), persistent=False)
+
+    def forward(self, outputs: Tensor) -> PointValues:
+        """Select from the (B, T) outputs of all tasks."""
+        return PointValues(self.columns, outputs.index_select(1, self.columns), self.losses)
 
 
 class Towers(nn.Module):
@@ -110,7 +149,7 @@ class Towers(nn.Module):
 
 
 class IndependentHead(Head):
-    """A tower and a sigmoid per task, as in the multi-task models before DLEN.
+    """A tower and a sigmoid per task, as in the multi-task models before DLEN. A regression task has no sigmoid.
 
     Args:
         rep_dim: size H of the task representations.
@@ -134,6 +173,7 @@ class IndependentHead(Head):
         super().__init__()
         self.towers = Towers(initial_logits(schema), rep_dim, tower, dropout)
         self.match = make_match(spec, match, len(schema.tasks))
+        self.regression = PointRegression(schema) if schema.regressions else None
 
     def forward(self, representations: Tensor, features: Features) -> Predictions:
         """Apply a sigmoid to each tower's logit."""
@@ -141,7 +181,8 @@ class IndependentHead(Head):
         if self.match is not None:
             logits = logits + at_least_float32(self.match(features.fields))
         log_p = F.logsigmoid(logits)
-        return Predictions(log_p, F.logsigmoid(-logits), log_p)
+        values = None if self.regression is None else self.regression(logits)
+        return Predictions(log_p, F.logsigmoid(-logits), log_p, values=values)
 
 
 def add_first_order(logits: Tensor, features: Features) -> Tensor:

@@ -15,6 +15,7 @@ from dlen.batch import Batch
 from dlen.checks import positive, whole
 from dlen.models.baseline import Baseline
 from dlen.models.examples import Rows
+from dlen.models.heads import refuse_regression
 from dlen.models.rates import FoldSums, RateEncoder, row_of_value
 from dlen.nn.embedding import EmbeddingTable, bag_divisors
 from dlen.progress import Stage
@@ -38,6 +39,7 @@ class Logistic(Baseline):
 
     Raises:
         ValueError: a setting is out of range, or the library is not installed.
+        UnmetNeedError: the data have a regression task.
     """
 
     name, library = "logistic", "sklearn"
@@ -52,6 +54,7 @@ class Logistic(Baseline):
         folds: int = 5,
     ) -> None:
         super().__init__(schema)
+        refuse_regression(schema, self.name)
         if not isinstance(l2, list | tuple) or not l2:
             raise ValueError(f"l2 must be a list of numbers above 0, got {l2!r}")
         self.l2 = sorted((positive("l2", value) for value in l2), reverse=True)  # each fit starts from the last one
@@ -85,50 +88,58 @@ class Logistic(Baseline):
     def fit(self, train: Rows, validation: Rows, seed: int) -> None:
         """Fit every task. Takes the arguments of :meth:`Baseline.fit`."""
         sums = self.encoder.fit(train, seed)
-        inputs, labels, mask = self._matrix(train, sums)
-        held_out, held_labels, held_mask = self._matrix(validation, None)
+        inputs, labels, mask, weights = self._matrix(train, sums)
+        held_out, held_labels, held_mask, held_weights = self._matrix(validation, None)
         for task, name in enumerate(self.schema.task_names):
             rows, held_rows = np.flatnonzero(mask[:, task]), np.flatnonzero(held_mask[:, task])
             with Stage(f"logistic: {name}", len(self.l2), "penalties") as stage:
                 of_task = inputs if len(rows) == len(mask) else inputs[rows]
-                best = self._best(of_task, labels[rows, task], held_out[held_rows], held_labels[held_rows, task], stage)
+                learned = (of_task, labels[rows, task], None if weights is None else weights[rows, task])
+                of_held = None if held_weights is None else held_weights[held_rows, task]
+                best = self._best(learned, (held_out[held_rows], held_labels[held_rows, task], of_held), stage)
             coefficients, self.intercept[task] = torch.from_numpy(best[:-1]), float(best[-1])
             self.ids.weight.data[:, task] = coefficients[: self.schema.num_embeddings]
             self.coefficients[:, task] = coefficients[self.schema.num_embeddings :]
 
-    def _best(self, inputs: Any, labels: Any, held_out: Any, held_labels: Any, stage: Stage) -> Any:
-        """Return the (columns + 1,) float32 coefficients and intercept for the best penalty."""
+    def _best(self, learned: tuple[Any, Any, Any], held: tuple[Any, Any, Any], stage: Stage) -> Any:
+        """Return the (columns + 1,) float32 coefficients and intercept for the best penalty.
+
+        Args:
+            learned: inputs, labels and weights of the training rows; the weights are None if all are 1.
+            held: the same of the validation rows.
+        """
         from sklearn.linear_model import LogisticRegression
 
         # Gradients are those of the mean loss. With a tolerance that ignores the number of rows, the warm start would
         # already count as converged, and the coefficients of rare ids would never change.
-        model = LogisticRegression(max_iter=self.iterations, warm_start=True, tol=min(1e-4, 1 / len(labels)))
+        model = LogisticRegression(max_iter=self.iterations, warm_start=True, tol=min(1e-4, 1 / len(learned[1])))
         best, least = None, math.inf
         for penalty in self.l2:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # convergence warnings
-                model.set_params(C=1 / penalty).fit(inputs, labels)
-            loss = _log_loss(model.decision_function(held_out), held_labels) if len(held_labels) else 0.0
+                model.set_params(C=1 / penalty).fit(*learned)
+            loss = _log_loss(model.decision_function(held[0]), *held[1:]) if len(held[1]) else 0.0
             stage.advance(1)
             if best is not None and loss >= least:
                 break
             best, least = np.append(model.coef_[0], model.intercept_).astype(np.float32), loss
         return best
 
-    def _matrix(self, rows: Rows, sums: FoldSums | None) -> tuple[Any, Any, Any]:
-        """Return the (N, R + F) sparse inputs, (N, T) labels and (N, T) mask of a split.
+    def _matrix(self, rows: Rows, sums: FoldSums | None) -> tuple[Any, Any, Any, Any]:
+        """Return the (N, R + F) sparse inputs, and (N, T) labels, mask and weights, None if all are 1, of a split.
 
         ``sums`` is given for the training rows only, which are encoded out of fold.
         """
         from scipy.sparse import csr_array, hstack, vstack
 
-        one_hot, dense, labels, mask, first = [], [], [], [], 0
+        one_hot, dense, labels, mask, weights, first = [], [], [], [], [], 0
         for examples in rows():
             batch = examples.batch
             one_hot.append(self._one_hot(batch))
             dense.append(self.encoder(batch) if sums is None else self.encoder.out_of_fold(batch, first, sums))
             labels.append(examples.labels.bool())
             mask.append(examples.mask.bool())
+            weights += [] if examples.weights is None else [examples.weights]
             first += len(batch)
         numbers = torch.cat(dense)
         if sums is not None:
@@ -137,7 +148,8 @@ class Logistic(Baseline):
             self.scale.copy_(torch.where(deviation > 1e-6, deviation, 1.0))
         numbers = (numbers - self.mean) / self.scale
         inputs = hstack([vstack(one_hot), csr_array(numbers.double().numpy())], format="csr")
-        return inputs, torch.cat(labels).numpy(), torch.cat(mask).numpy()
+        of_labels = torch.cat(weights).numpy() if weights else None
+        return inputs, torch.cat(labels).numpy(), torch.cat(mask).numpy(), of_labels
 
     def _one_hot(self, batch: Batch) -> Any:
         """(B, R) sparse matrix: 1 for each single id, and the pooling weight of each value of multi-valued fields."""
@@ -154,5 +166,5 @@ class Logistic(Baseline):
         return csr_array((values.numpy(), (rows.numpy(), columns.numpy())), shape)
 
 
-def _log_loss(logits: Any, labels: Any) -> float:
-    return float(np.logaddexp(0, np.where(labels, -logits, logits)).mean())
+def _log_loss(logits: Any, labels: Any, weights: Any) -> float:
+    return float(np.average(np.logaddexp(0, np.where(labels, -logits, logits)), weights=weights))

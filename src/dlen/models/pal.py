@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from dlen.errors import UnmetNeedError
 from dlen.models.features import Features
-from dlen.models.heads import IndependentHead, Towers
+from dlen.models.heads import IndependentHead, Towers, refuse_regression
 from dlen.models.predictions import Predictions
 from dlen.models.ranker import Ranker
 from dlen.nn.logspace import log1mexp
@@ -50,6 +50,7 @@ class PositionRanker(Ranker):
     ) -> None:
         if schema.position not in [f.name for f in schema.of_kind(Kind.ID)]:
             raise UnmetNeedError("pal needs a position: name an id field as `position` in the schema")
+        refuse_regression(schema, "pal")
         position = str(schema.position)
         super().__init__(schema, without=[position], **parts)
         if self.spec.first_order:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
+from dlen.models.values import MixtureValues, Values
 from dlen.nn.processes import total, world_size
+
+_LEAST_WEIGHT = 1e-30  # sum of weights, instead of dividing by 0
 
 
 @dataclass(slots=True)
@@ -22,6 +25,7 @@ class Latent:
         log_not_given_up: (B, T) log of 1 - P(t | UP).
         log_not_given_not_up: (B, T) log of 1 - P(t | not UP).
         log_joint: (B, T) log P(t, UP), equation (4); log P(t, not UP) for a dislike task.
+        values: distributions of the regression tasks, whose columns in the above have no meaning; None without them.
     """
 
     log_up: Tensor
@@ -31,18 +35,23 @@ class Latent:
     log_not_given_up: Tensor
     log_not_given_not_up: Tensor
     log_joint: Tensor
+    values: MixtureValues | None = None
 
     def log_with_labels(self, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Return log P(UP, labels) and log P(not UP, labels), (B,) each.
 
-        Labels are independent given the hidden state.
+        Labels are independent given the hidden state. That of a regression task enters with its density.
 
         Args:
-            labels: (B, T) 0 or 1.
+            labels: (B, T) 0 or 1; standardised for a regression task.
             mask: (B, T) weight of each label; 0 ignores it.
         """
         up = torch.where(labels.bool(), self.log_given_up, self.log_not_given_up)
         not_up = torch.where(labels.bool(), self.log_given_not_up, self.log_not_given_not_up)
+        if self.values is not None:
+            columns = self.values.columns
+            of_up, of_not_up = self.values.log_given(labels.index_select(1, columns))
+            up, not_up = up.index_copy(1, columns, of_up), not_up.index_copy(1, columns, of_not_up)
         return self.log_up + (up * mask).sum(1), self.log_not_up + (not_up * mask).sum(1)
 
     def posterior_log_odds(self, labels: Tensor, mask: Tensor) -> Tensor:
@@ -56,12 +65,15 @@ class Predictions:
     """A model's predictions for B impressions and T tasks.
 
     Attributes:
-        log_p: (B, T) log P(y_t = 1); for DLEN the total probability, equation (1).
+        log_p: (B, T) log P(y_t = 1); for DLEN the total probability, equation (1). For a regression task, by which
+            it is ranked and fused, the logarithm of the logistic function of its standardised prediction: log .5
+            at the mean of training.
         log_q: (B, T) log P(y_t = 0).
         log_score: (B, T) log-probability used for ranking: ``log_p``, or equation (4).
         latent: DLEN's hidden state; None for other models.
         log_joint: (B, T) joint log-probability of a task and its parents, for models that learn it over all rows
             (ESMM, AITM); None for others.
+        values: predictions of the regression tasks; None without them.
     """
 
     log_p: Tensor
@@ -69,6 +81,19 @@ class Predictions:
     log_score: Tensor
     latent: Latent | None = None
     log_joint: Tensor | None = None
+    values: Values | None = None
+
+    def only(self, columns: Tensor) -> Predictions:
+        """Predictions of some binary tasks, by their indices (K,)."""
+
+        def chosen(part: Tensor | None) -> Tensor | None:
+            return part.index_select(1, columns) if part is not None and part.dim() == 2 else part
+
+        latent = None
+        if self.latent is not None:
+            latent = Latent(*(chosen(getattr(self.latent, f.name)) for f in fields(Latent)[:-1]))  # type: ignore[arg-type]
+        log_p, log_q, log_score = (part.index_select(1, columns) for part in (self.log_p, self.log_q, self.log_score))
+        return Predictions(log_p, log_q, log_score, latent, chosen(self.log_joint))
 
     @property
     def log_up(self) -> Tensor | None:
@@ -76,19 +101,34 @@ class Predictions:
         return None if self.latent is None else self.latent.log_up
 
 
-def task_losses(predictions: Predictions, labels: Tensor, mask: Tensor) -> Tensor:
-    """Mean cross entropy of each task over the rows that train it.
-
-    With several processes, the mean runs over the rows of all of them, and each process returns its share. Gradients
-    are averaged over processes, so the result is the loss of the joint batch even if a task has few rows.
+def task_losses(predictions: Predictions, labels: Tensor, mask: Tensor, row_weights: Tensor | None = None) -> Tensor:
+    """Mean cross entropy of each task, or loss of a regression, over the rows that train it: :func:`weighted_mean`.
 
     Args:
         predictions: predictions for B rows and T tasks.
-        labels: (B, T) 0 or 1.
+        labels: (B, T) 0 or 1; standardised for a regression task.
         mask: (B, T) 1 where a row trains a task.
+        row_weights: (B, 1 + T) weights of rows and of their labels, :attr:`Batch.weights`; None if all are 1.
 
     Returns:
         (T,) losses in nats; 0 for a task without rows in this batch.
     """
     nll = -torch.where(labels.bool(), predictions.log_p, predictions.log_q)
-    return (nll * mask).sum(0) * world_size() / total(mask.sum(0)).clamp(min=1)
+    if predictions.values is not None:
+        columns = predictions.values.columns
+        nll = nll.index_copy(1, columns, predictions.values.nll(labels.index_select(1, columns)))
+    return weighted_mean(nll, mask if row_weights is None else mask * label_weights(row_weights))
+
+
+def label_weights(row_weights: Tensor) -> Tensor:
+    """(B, 1 + T) weights of rows and of their labels -> (B, T) weight of each label, with that of its row."""
+    return row_weights[:, 1:] * row_weights[:, :1]
+
+
+def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Mean of ``values`` (B, ...) over rows with ``weights`` of the same shape; 0 if all weights are 0.
+
+    With several processes, the mean runs over the rows of all of them, and each process returns its share. Gradients
+    are averaged over processes, so the result is that of the joint batch even if a process has little weight in it.
+    """
+    return (values * weights).sum(0) * world_size() / total(weights.sum(0)).clamp(min=_LEAST_WEIGHT)

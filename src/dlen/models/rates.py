@@ -19,7 +19,7 @@ _CHUNK = 1 << 18  # ids encoded at a time
 class RateEncoder(nn.Module):
     """Encodes a batch as (B, F) numbers for models without embeddings.
 
-    Each id becomes log(1 + rows) and, for each task, the log-odds of its smoothed positive rate, (positives +
+    Each id becomes log(1 + rows) and, for each binary task, the log-odds of its smoothed positive rate, (positives +
     smoothing * prior) / (rows + smoothing), where the prior is the rate over all rows. A multi-valued field becomes
     the weighted means of these over its values, the number of values and, with sum pooling, the sum of the weights.
     Numeric fields pass through unchanged. An id that is not in the training rows gets the prior.
@@ -39,7 +39,8 @@ class RateEncoder(nn.Module):
     def __init__(self, schema: Schema, smoothing: float, folds: int) -> None:
         super().__init__()
         self.smoothing, self.folds = positive("smoothing", smoothing), whole("folds", folds, 2, 100)
-        self.tasks = len(schema.tasks)
+        self.binary = [index for index, task in enumerate(schema.tasks) if not task.is_regression]
+        self.tasks = len(self.binary)
         self.num_ids = schema.num_embeddings
         bags = schema.of_kind(Kind.IDS)
         self.summed = [m for m, field in enumerate(bags) if field.pooling is Pooling.SUM]
@@ -64,7 +65,8 @@ class RateEncoder(nn.Module):
         sums = FoldSums(self.num_ids, self.tasks, self.folds, seed)
         first = 0
         for examples in rows():
-            sums.add(examples, first)
+            labels, mask = examples.labels[:, self.binary], examples.mask[:, self.binary]
+            sums.add(Examples(examples.batch, labels, mask), first)
             first += len(examples.batch)
         prior = self._prior(sums.all_rows.sum(0))
         self.prior.copy_(_log_odds(prior))

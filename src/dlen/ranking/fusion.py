@@ -37,7 +37,8 @@ def fuse(
 
         P(UP)^up * prod_t P(t)^w_t,    or    P(UP)^up * sum_t w_t P(t)
 
-    As in the paper's online test, P(UP) ranks detested items low. With ``up=0`` it has no effect.
+    As in the paper's online test, P(UP) ranks detested items low. With ``up=0`` it has no effect. For a regression
+    task, P(t) is the logistic function of its standardised prediction: .5 at the mean of training.
 
     Args:
         log_p: (B, T) log-probabilities of the tasks.

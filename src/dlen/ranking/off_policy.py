@@ -65,6 +65,9 @@ def check_off_policy(config: DictConfig) -> dict[str, Any]:
     run_config, store, source = open_row_source(folder, config.trust)
     check_links(folder)
     schema = store.schema
+    if schema.regressions:
+        name = schema.tasks[schema.regressions[0]].name
+        raise UserError(f"{folder}: off-policy estimates are of rates, and {name} is a regression; use another run")
     if schema.user_column is None:
         raise UserError(f"{folder}: the data have no user field, which the confidence intervals need")
     model = load_model(folder, run_config, store, config.checkpoint)

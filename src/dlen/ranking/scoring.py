@@ -167,7 +167,9 @@ def calibrate(scores: SplitScores, schema: Schema) -> Calibration:
     Raises:
         UserError: for a task, higher predictions go with fewer positives.
     """
+    measured = Targets(schema).measured(scores.labels)
+    measured[:, schema.regressions] = 0  # a number has no rate to be calibrated to
     try:
-        return fit_calibration(scores.log_p, scores.labels, Targets(schema).measured(scores.labels))
+        return fit_calibration(scores.log_p, scores.labels, measured)
     except ValueError as error:
         raise UserError(f"config fusion.calibrate: {error}; set it to false, or train longer") from None

@@ -54,12 +54,13 @@ class _Panels:
 
 
 def learning_curves(records: Sequence[RunRecord]) -> Plot | None:
-    """Validation AUC of each target and training loss by training step, with a line per run."""
-    keys = [f"val/auc/{t}" for t in [*records[0].targets, "mean"]] + ["train/loss"]
+    """Validation AUC of each target, XAUC of each regression, and training loss by step, with a line per run."""
+    keys = [f"val/auc/{t}" for t in [*records[0].targets, "mean"]]
+    keys += [*(f"val/xauc/{t}" for t in records[0].values), "train/loss"]
     keys = [k for k in keys if any(k in r.curves for r in records)]
     if not keys:
         return None
-    titles = ["training loss" if k == "train/loss" else k.removeprefix("val/auc/") for k in keys]
+    titles = ["training loss" if k == "train/loss" else curve_name(k) for k in keys]
     panels = _Panels(titles, records)
     for record in records:
         for number, key in enumerate(keys):
@@ -74,6 +75,11 @@ def learning_curves(records: Sequence[RunRecord]) -> Plot | None:
                     **panels.place(number),
                 )
     return Plot("Learning curves", plain(panels.figure), "Validation AUC by step, one line per run.", wide=True)
+
+
+def curve_name(key: str) -> str:
+    """The target of a validation AUC, and that of an XAUC with this word."""
+    return key.removeprefix("val/").removeprefix("auc/").replace("xauc/", "XAUC ")
 
 
 def roc_curves(records: Sequence[RunRecord]) -> Plot | None:

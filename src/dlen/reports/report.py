@@ -17,6 +17,7 @@ from dlen import __version__
 from dlen.data.prepare import check_writable
 from dlen.errors import UserError
 from dlen.files import read_json, read_mapping
+from dlen.reports.colours import COLOURS
 from dlen.reports.comparison import comparison_sections
 from dlen.reports.curves import learning_curves, reliability_curves, roc_curves, speed_and_size
 from dlen.reports.dots import auc_dots, gains, means
@@ -109,10 +110,14 @@ def _plural(what: str, number: int) -> str:
 def _runs_table(drawn: Sequence[tuple[RunRecord, list[Plot]]]) -> Runs:
     records = [record for record, _ in drawn]
     targets = list(dict.fromkeys(t for r in records for t in r.targets))
+    values = list(dict.fromkeys(t for r in records for t in r.values))
     header = [("run", "run"), ("data", "data"), ("model", "model"), ("seed", "seed"), ("state", "state")]
     header += [("validation", "validation AUC"), ("auc", "mean AUC"), *((f"auc/{t}", f"AUC {t}") for t in targets)]
     own = dict.fromkeys(name for record in records for name in own_names(record.metrics, "test"))
-    about = [*_ABOUT, *((f"own/{name}", name, f"test/{name}/mean", "{:.4f}") for name in own)]
+    about = [
+        (f"{m}/{t}", f"{m.upper()} {t}", f"test/{m}/{t}", "{:.5g}") for t in values for m in ("xauc", "rmse", "mae")
+    ]
+    about += [*_ABOUT, *((f"own/{name}", name, f"test/{name}/mean", "{:.4f}") for name in own)]
     header += [(key, name) for key, name, _, _ in about]
     layouts = ["", "", "", "{:d}", "", *["{:.4f}"] * (2 + len(targets)), *(layout for *_, layout in about)]
     rows = []
@@ -150,9 +155,11 @@ def _data_sections(records: Sequence[RunRecord], base: str) -> list[Section]:
             "test/auc/up_any": "against any interaction",
             "test/auc/up_truth": "against the truth",
         }
+        orders = {f"test/xauc/{t}": t for t in of_data[0].values[: len(COLOURS)]}
         plots = [
             gains(of_data, base),
             auc_dots(of_data),
+            means(of_data, "XAUC", orders, "XAUC", "Pairs that a regression orders rightly; mean over seeds."),
             learning_curves(of_data),
             roc_curves(of_data),
             reliability_curves(of_data),

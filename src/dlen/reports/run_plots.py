@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from dlen.reports.colours import BLUE, COLOURS, CYAN, NEUTRAL, RED, YELLOW
-from dlen.reports.curves import reliability_curves, roc_curves
+from dlen.reports.curves import curve_name, reliability_curves, roc_curves
 from dlen.reports.heat_maps import attention, conflict, gates
 from dlen.reports.page import Plot, plain, safe
 from dlen.reports.run_record import RunRecord, read_run
@@ -43,10 +43,10 @@ def _history(record: RunRecord) -> Plot | None:
     figure = make_subplots(specs=[[{"secondary_y": True}]])
     for number, (key, (steps, values)) in enumerate(sorted(record.curves.items())):
         loss = key == "train/loss"
-        if not loss and not key.startswith("val/auc/"):
+        if not loss and not key.startswith(("val/auc/", "val/xauc/")):
             continue
         line = {"color": NEUTRAL if loss else COLOURS[number % len(COLOURS)], "dash": "dot" if loss else "solid"}
-        name = "training loss" if loss else key.removeprefix("val/auc/")
+        name = "training loss" if loss else curve_name(key)
         figure.add_scatter(x=steps, y=values, mode="lines", line=line, name=safe(name), secondary_y=loss)
     if not figure.data:
         return None

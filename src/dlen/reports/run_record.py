@@ -14,7 +14,7 @@ from dlen.errors import UserError
 from dlen.files import check_regular, read_figures, read_mapping, read_yaml
 from dlen.overrides import leaves
 
-_CURVES = ("val/auc/", "val/logloss/labels", "train/loss", "train/conflict/share", "train/conflict/rows")
+_CURVES = ("val/auc/", "val/xauc/", "val/logloss/labels", "train/loss", "train/conflict/share", "train/conflict/rows")
 _LOG_BYTES = 1 << 28  # of a log; a thousand validations take a million
 
 
@@ -30,7 +30,8 @@ class RunRecord:
         data: name of the data set, followed by its fingerprint if several data sets have this name.
         fingerprint: fingerprint of the data.
         tasks: task names.
-        targets: tasks and joint events.
+        targets: binary tasks and joint events.
+        values: regression tasks.
         curves: steps and values of the drawn curves, by key.
         logged: all logged keys.
         diagnostics: diagnostics of the test split; empty if the run has none.
@@ -47,6 +48,7 @@ class RunRecord:
     fingerprint: str
     tasks: list[str]
     targets: list[str]
+    values: list[str]
     curves: dict[str, tuple[list[int], list[float]]]
     logged: list[str]
     diagnostics: dict[str, Any]
@@ -61,9 +63,12 @@ class RunRecord:
 
     @property
     def selection(self) -> float:
-        """Best validation AUC, used to choose among seeds; minus infinity if there is none."""
-        value = self.figure("val/auc/mean")
-        curve = self.curves.get("val/auc/mean", ([], []))[1]
+        """Best validation AUC, used to choose among seeds; minus infinity if there is none.
+
+        Without a binary task, it is the XAUC.
+        """
+        key = "val/auc/mean" if self.targets else "val/xauc/mean"
+        value, curve = self.figure(key), self.curves.get(key, ([], []))[1]
         return value if value is not None else max(curve, default=float("-inf"))
 
     def figure(self, key: str) -> float | None:
@@ -81,7 +86,11 @@ def read_run(folder: Path, key: str = "") -> RunRecord:
     config = read_yaml(folder / "config.yaml")
     schema = read_mapping(folder / "schema.json")
     tasks = [str(task["name"]) for task in schema["tasks"]]
-    targets = [*tasks, *(str(task["joint"]) for task in schema["tasks"] if task.get("joint"))]
+    values = [str(task["name"]) for task in schema["tasks"] if task.get("kind") == "regression"]
+    targets = [
+        *(task for task in tasks if task not in values),
+        *(str(task["joint"]) for task in schema["tasks"] if task.get("joint")),
+    ]
     curves, logged = _read_logs(folder / "logs" / "metrics.csv")
     return RunRecord(
         key,
@@ -92,6 +101,7 @@ def read_run(folder: Path, key: str = "") -> RunRecord:
         fingerprint=str(schema["fingerprint"]),
         tasks=tasks,
         targets=targets,
+        values=values,
         curves=curves,
         logged=logged,
         diagnostics=_read_if_present(folder / "diagnostics_test.json", read_mapping),

@@ -19,7 +19,9 @@ from dlen.data.prepare import check_writable
 from dlen.data.store import Store
 from dlen.errors import UserError
 from dlen.files import check_links, write_json
+from dlen.label_scale import LabelScale
 from dlen.models.features import Features
+from dlen.models.predictions import Predictions
 from dlen.models.ranker import Ranker
 from dlen.nn.embedding import join_input
 from dlen.nn.sequences import Padded
@@ -52,7 +54,14 @@ class Serving(nn.Module):
         self.model, self.score, self.targets = model, score, Targets(model.schema)
         columns = [i for i, is_probability in enumerate(self.targets.is_probability()) if is_probability]
         self.names = [self.targets.names[i] for i in columns]
-        self.outputs = ["p", "score", *(["up"] if model.ranking is not None else [])]
+        self.values = [model.schema.tasks[index].name for index in model.schema.regressions]
+        self.scale = LabelScale(model.schema) if self.values else None
+        self.outputs = [
+            "p",
+            "score",
+            *(["up"] if model.ranking is not None else []),
+            *(["values"] if self.values else []),
+        ]
         self.register_buffer("columns", torch.tensor(columns))
         self.columns: Tensor
 
@@ -77,8 +86,8 @@ class Serving(nn.Module):
             sequence_lengths: (B, Q) int64 number of values of each sequence.
 
         Returns:
-            The tensors named by ``outputs``, which are ``p`` (B, K) of the measured targets, ``score`` (B,), and ``up``
-            (B,) if the model has P(UP).
+            The tensors named by ``outputs``, which are ``p`` (B, K) of the measured targets, ``score`` (B,), ``up``
+            (B,) if the model has P(UP), and ``values`` (B, R) of any regression tasks, in the unit of their labels.
         """
         table = self.model.embedding
         parts = [table.weight[ids]] if table.num_single else []
@@ -92,8 +101,16 @@ class Serving(nn.Module):
         log_p = self.targets.log_probabilities(predictions.log_p)
         log_up = predictions.log_up
         score = self.score(predictions.log_p, log_up)
-        outputs = (log_p[:, self.columns].exp(), score)
-        return outputs if log_up is None else (*outputs, log_up.exp())
+        outputs: tuple[Tensor, ...] = (log_p[:, self.columns].exp(), score)
+        outputs = outputs if log_up is None else (*outputs, log_up.exp())
+        return outputs if self.scale is None else (*outputs, self.unscaled(predictions))
+
+    def unscaled(self, predictions: Predictions) -> Tensor:
+        """(B, R) predictions of the regression tasks in the unit of the labels."""
+        assert self.scale is not None
+        assert predictions.values is not None
+        values: Tensor = self.scale(predictions.values.expected)
+        return values
 
     def _features(self, values: Tensor, sequence_ids: Tensor, lengths: Tensor) -> Features:
         """Add the padded sequences to the (B, D + O) vectors of the table."""
@@ -263,9 +280,13 @@ def check_export(serving: Serving, cases: list[tuple[Inputs, Batch]], onnx: Path
             wanted_score = serving.score(predictions.log_p, predictions.log_up).numpy()
             feed = {name: part.numpy() for name, part in zip(INPUTS, inputs, strict=True) if name in input_names}
             worst = 0.0
-            for p, score, *_ in (session.run(serving.outputs, feed), [part.numpy() for part in loaded(*inputs)]):
+            for p, score, *rest in (session.run(serving.outputs, feed), [part.numpy() for part in loaded(*inputs)]):
                 off = np.abs(score - wanted_score) / (1 + np.abs(wanted_score))  # a logarithm, of any magnitude
-                worst = np.max([worst, np.abs(p - wanted).max(), off.max()])  # NaN propagates
+                worst = np.max([worst, np.abs(p - wanted).max(initial=0.0), off.max()])  # NaN propagates
+                if serving.scale is not None:
+                    wanted_values = serving.unscaled(predictions).numpy()
+                    off = np.abs(rest[-1] - wanted_values) / (np.abs(wanted_values) + serving.scale.deviation.numpy())
+                    worst = np.max([worst, off.max()])
             differences.append(float(worst))
     return differences
 
@@ -310,6 +331,7 @@ def serving_schema(store: Store, serving: Serving) -> dict[str, Any]:
             "p": serving.names,
             "score": {"form": score.fusion.form, "up": score.fusion.up, "floor": score.fusion.floor},
             "up": "P(UP), where the model has it",
+            **({"values": serving.values} if serving.values else {}),
         },
         "weights": dict(zip(schema.task_names, score.weights.tolist(), strict=True)),
         "calibration": {

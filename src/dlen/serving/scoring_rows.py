@@ -13,6 +13,7 @@ from dlen.data.prepare import KeepingSource, RowSource
 from dlen.data.split import Split
 from dlen.data.store import Store
 from dlen.errors import UserError
+from dlen.label_scale import LabelScale
 from dlen.models.model import Model
 from dlen.ranking.fusion import Fusion
 from dlen.ranking.scoring import make_scores
@@ -40,15 +41,16 @@ class RowScorer:
     def __init__(self, model: Model, store: Store, source: RowSource, fusion: Fusion) -> None:
         self.model, self.store, self.source = model, store, source
         (self._score,) = make_scores([fusion], model, store)
-        self._targets = Targets(self.model.schema)
+        self._targets, self._scale = Targets(self.model.schema), LabelScale(self.model.schema)
+        self._values = [f"value_{model.schema.tasks[index].name}" for index in model.schema.regressions]
         self.rows = 0
         self.unseen: dict[str, int] = {}
 
     def frames(self, path: Path, keep: Sequence[str], batch_size: int) -> Iterator[pl.DataFrame]:
         """Score a file: frames with one row per row of the file, in order.
 
-        Columns: ``keep``, ``p_TARGET`` for each target that the model predicts a probability of, ``up`` for models with
-        a hidden state, and ``score``.
+        Columns: ``keep``, ``p_TARGET`` for each target that the model predicts a probability of, ``value_TASK`` for
+        each regression task in the unit of its label, ``up`` for models with a hidden state, and ``score``.
 
         Args:
             path: file in the format of the run's data.
@@ -86,9 +88,13 @@ class RowScorer:
         p = self._targets.log_probabilities(predictions.log_p).exp().numpy()
         predicted = zip(self._targets.names, self._targets.is_probability(), strict=True)
         columns = {f"p_{name}": p[:, i] for i, (name, known) in enumerate(predicted) if known}
+        values = (
+            self._scale(predictions.values.expected) if predictions.values is not None else predictions.log_p[:, :0]
+        )
+        columns |= dict(zip(self._values, values.numpy().T, strict=True))
         columns |= {} if log_up is None else {"up": log_up.exp().numpy()}
         score = self._score(predictions.log_p, log_up)
-        broken = ~(score.isfinite() & predictions.log_p.isfinite().all(1))
+        broken = ~(score.isfinite() & predictions.log_p.isfinite().all(1) & values.isfinite().all(1))
         if broken.any():
             first = self.rows + int(index[broken][0]) + 1
             raise UserError(

@@ -190,6 +190,9 @@ def make_job(options: Mapping[str, Any], schema: Schema, objectives: Mapping[str
     Raises:
         UserError: a setting is wrong.
     """
+    if schema.regressions:
+        name = schema.tasks[schema.regressions[0]].name
+        raise UserError(f"config sweep.run: what a list is worth is a sum of events, and {name} is a regression")
     try:
         worths = values_of(options["values"], schema.task_names, [t.dislike for t in schema.tasks])
     except ValueError as error:

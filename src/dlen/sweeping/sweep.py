@@ -259,11 +259,13 @@ def _objectives(directions: Mapping[str, str], store: Store) -> dict[str, str]:
         UserError: a validation AUC names an unknown target.
     """
     objectives: dict[str, str] = {}
-    names = Targets(store.schema).names
+    names = Targets(store.schema.binary).names
     for key, direction in directions.items():
         measure, _, target = str(key).rpartition("/")
         if target == "*":
-            objectives |= {f"{measure}/{task}": direction for task in store.schema.task_names}
+            kind = measure.rpartition("/")[2] in ("rmse", "mae", "xauc", "spearman")
+            tasks = [task.name for task in store.schema.tasks if task.is_regression == kind]
+            objectives |= {f"{measure}/{task}": direction for task in tasks}
             continue
         objectives[str(key)] = direction
         if measure == "val/auc" and target not in (*names, "mean") and not target.startswith("up_"):

@@ -12,11 +12,13 @@ from typing import Any
 import lightning as L
 from omegaconf import DictConfig
 
+from dlen.batch import Batch
 from dlen.data.loader import BatchLoader
 from dlen.data.split import Split
 from dlen.errors import UserError
 from dlen.models.baseline import Baseline
 from dlen.models.examples import Examples
+from dlen.models.predictions import label_weights
 from dlen.training.callbacks import Meter
 from dlen.training.datamodule import RankingDataModule
 from dlen.training.module import RankingModule
@@ -75,4 +77,13 @@ def _examples(split: Split, targets: Targets, batch_size: int) -> Iterator[Examp
     on more rows than it is evaluated on.
     """
     for batch in BatchLoader(split, batch_size, shuffle=False):
-        yield Examples(batch, targets.training_labels(batch.labels), targets.trained(batch.labels))
+        yield examples_of(batch, targets)
+
+
+def examples_of(batch: Batch, targets: Targets) -> Examples:
+    """The rows of a batch with their training labels; a label of weight 0 does not train."""
+    labels, mask = targets.training_labels(batch.labels), targets.trained(batch.labels)
+    if batch.row_weights is None:
+        return Examples(batch, labels, mask)
+    weights = label_weights(batch.row_weights)
+    return Examples(batch, labels, mask * (weights > 0), weights)

@@ -265,15 +265,17 @@ class ScoreWriter(Callback):
 
 
 def _scores(module: L.LightningModule) -> dict[str, str]:
-    """The latest validation AUCs. In these hooks, Lightning's ``callback_metrics`` lag one pass behind."""
+    """The latest validation AUCs and XAUCs. In these hooks, Lightning's ``callback_metrics`` lag one pass behind."""
     assert isinstance(module, RankingModule)
     values = module.figures["val"].values if "val" in module.figures else {}
-    return {k.removeprefix("auc/"): f"{v:.4f}" for k, v in values.items() if k.startswith("auc/")}
+    shown = {k: f"{v:.4f}" for k, v in values.items() if k.startswith(("auc/", "xauc/")) and k != "xauc/mean"}
+    return {k.removeprefix("auc/").replace("xauc/", "XAUC "): v for k, v in shown.items()}
 
 
 def _validation_line(trainer: L.Trainer, module: L.LightningModule) -> str:
     scores = " ".join(f"{k} {v}" for k, v in _scores(module).items())
-    return f"step {trainer.global_step}: validation AUC {scores}"
+    kind = "" if scores.startswith("XAUC") else "AUC "
+    return f"step {trainer.global_step}: validation {kind}{scores}"
 
 
 class TerminalProgress(RichProgressBar):

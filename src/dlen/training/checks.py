@@ -35,6 +35,7 @@ from dlen.training.measures import AUC_KINDS
 from dlen.training.optimizers import split_for_sharding
 from dlen.training.run_folder import one_of_many
 from dlen.training.schedulers import check_scheduler
+from dlen.training.selection import monitored
 from dlen.training.targets import Targets
 
 _LEAST = {
@@ -139,7 +140,7 @@ def check(config: DictConfig, store: Store) -> None:
     check_interval(config, store)
     check_by_user(config, store)
     mode_of = modes(config, store.schema)
-    mode_of(config.monitor)
+    mode_of(monitored(config.monitor, store.schema))
     build_own_callbacks(config, Path(), mode_of)
     with torch.device("meta"):
         model = build_model(config, store)
@@ -201,21 +202,20 @@ def check_optimizer(config: DictConfig, make: Callable[[Model], Optimizer], mode
 
 def check_measurable(store: Store) -> None:
     """Raise UserError if a task cannot be learnt, or if no task has the validation AUC that selects models."""
-    targets = Targets(store.schema)
+    targets, binary = Targets(store.schema), [t for t in store.schema.tasks if not t.is_regression]
     counts = torch.zeros(len(store.schema.tasks), 2)
     validation = store.split("validation")
     for stored in validation.labels.split(1 << 17):
         labels, mask = targets.labels(validation.logged(stored))
         by_label = torch.stack([((1 - labels) * mask).sum(0), (labels * mask).sum(0)], 1)
         counts += by_label[: len(counts)]  # joint events come after the tasks
-    for task in store.schema.tasks:
+    for task in binary:
         if not 0 < task.rate < 1:
             problem = f"{len(store.split('train'))} training rows have no {'negatives' if task.rate else 'positives'}"
             raise UserError(f"the {problem} of task {task.name}, so it cannot be learnt")
-    if not (counts.amin(1) > 0).any():
-        described = ", ".join(
-            f"{name} {int(p)} of {int(p + n)}" for name, (n, p) in zip(targets.names, counts.tolist(), strict=False)
-        )
+    if binary and not (counts.amin(1) > 0).any():
+        pairs = zip(store.schema.tasks, counts.tolist(), strict=True)
+        described = ", ".join(f"{t.name} {int(p)} of {int(p + n)}" for t, (n, p) in pairs if t in binary)
         raise UserError(
             f"the validation split has no task with positives and negatives ({described}), so no checkpoint can be "
             "selected; use more data, or make data.validation larger"

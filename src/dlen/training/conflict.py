@@ -48,7 +48,8 @@ def task_gradients(model: Ranker, batch: Batch, targets: Targets, rows: int = RO
     """
     x, labels = model.features(batch).values.detach()[:rows].requires_grad_(), batch.labels[:rows]
     predictions = model.predict(Features(x, model.spec))
-    losses = task_losses(predictions, targets.training_labels(labels), targets.trained(labels))
+    row_weights = None if batch.row_weights is None else batch.row_weights[:rows]
+    losses = task_losses(predictions, targets.training_labels(labels), targets.trained(labels), row_weights)
     shared = model.shared_parameters()
     by_task, by_row = [], []
     for loss in losses:

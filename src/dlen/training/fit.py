@@ -69,7 +69,7 @@ from dlen.training.run_folder import (
     unwrite_start,
     write_start,
 )
-from dlen.training.selection import Selection
+from dlen.training.selection import Selection, monitored
 from dlen.training.size import size_figures
 from dlen.training.terminal import print_figures
 from dlen.training.warm_start import warm_start
@@ -176,6 +176,7 @@ def fit(
     check_measurable(store)
     check_interval(config, store)
     check_by_user(config, store)
+    config.monitor = monitored(config.monitor, store.schema)
     mode_of = modes(config, store.schema)
     mode = mode_of(config.monitor)
     id_dropout = build_id_dropout(config, store)
@@ -255,7 +256,7 @@ def _hidden_state_warnings(module: RankingModule) -> list[str]:
     """Warnings about DLEN's hidden state in the last validation; empty for other models."""
     if "val" not in module.figures or module.figures["val"].hidden is None:
         return []
-    return hidden_state_warnings(module.figures["val"].values, module.model.schema.task_names)
+    return hidden_state_warnings(module.figures["val"].values, module.model.schema.binary.task_names)
 
 
 def _fit(trainer: L.Trainer, module: RankingModule, data: RankingDataModule, folder: Path, resume: Path | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torchmetrics import MeanMetric, Metric
 
 from dlen.batch import Batch
 from dlen.errors import UserError
+from dlen.label_scale import LabelScale
 from dlen.metrics import (
     ByUser,
     CalibrationError,
@@ -21,9 +22,11 @@ from dlen.metrics import (
     LogLoss,
     MTLGain,
     NormalizedEntropy,
+    RegressionErrors,
 )
 from dlen.metrics.by_user import NDCG_AT
 from dlen.metrics.functional import EXACT_ROWS, auc_weight
+from dlen.metrics.regression import MEASURES
 from dlen.models.heads import Ranking
 from dlen.models.predictions import Predictions
 from dlen.nn.logspace import log1mexp, log_odds
@@ -80,6 +83,8 @@ class Measures(nn.Module):
         - ``gauc/T``, ``ndcg@10/T`` and ``users_without_auc/T`` with ``by_user``.
         - ``gain/T`` and ``gain/mean`` with a base run.
         - ``oracle/T`` on simulated data.
+        - ``rmse/T``, ``mae/T``, ``xauc/T`` and ``spearman/T`` of each regression task, and ``xauc/mean``; see
+          :class:`dlen.metrics.RegressionErrors`. All other keys are of the binary tasks.
         - For DLEN, ``auc_total/T`` or ``auc_joint/T`` (the probability not used for ranking), and the keys of
           :class:`LatentMeasures`.
 
@@ -104,6 +109,8 @@ class Measures(nn.Module):
         own: Mapping[str, OwnMetric] | None = None,
     ) -> None:
         super().__init__()
+        self.values = ValueMeasures(schema, auc) if schema.regressions else None
+        schema = schema.binary
         self.targets = Targets(schema)
         self.own = OwnMeasures(own, self.targets.names) if own else None
         self.ranking = ranking
@@ -133,6 +140,10 @@ class Measures(nn.Module):
 
     def update(self, predictions: Predictions, batch: Batch) -> None:
         """Add the rows of one batch."""
+        if self.values is not None:
+            predictions, batch = self.values.update(predictions, batch)
+            if not self.targets.names:
+                return
         labels, mask = self.targets.labels(batch.labels)
         scores = self.targets.log_probabilities(predictions.log_score)
         log_p = self.targets.log_probabilities(predictions.log_p)
@@ -182,6 +193,14 @@ class Measures(nn.Module):
 
     def compute(self) -> Figures:
         """Return all metrics so far, over all processes."""
+        figures = Figures({}, {})
+        if self.targets.names:
+            self._compute_binary(figures)
+        if self.values is not None:
+            _put_all(figures, self.values.compute(), "too few rows, or all alike")
+        return figures
+
+    def _compute_binary(self, figures: Figures) -> None:
         names = self.targets.names
         counts = (self.logloss.rows.clone(), self.ratio.observed.clone())  # of this process, to give reasons
         columns = {"auc": _column(self.auc), "logloss": _column(self.logloss), "ne": _column(self.entropy)}
@@ -198,7 +217,6 @@ class Measures(nn.Module):
                 f"the predictions of {', '.join(broken)} are NaN: training has diverged; lower optimizer.lr and "
                 "optimizer.embedding_lr, and check numeric fields for extreme values"
             )
-        figures = Figures({}, {})
         for key, column in columns.items():
             for index, name in enumerate(names):
                 self._put(figures, f"{key}/{name}", float(column[index]), index, counts)
@@ -217,7 +235,6 @@ class Measures(nn.Module):
         if self.oracle is not None:
             ceilings = [*self.oracle_names, *(("up_any", "up_truth") if self.up_column is not None else ())]
             _put_all(figures, dict(zip([f"oracle/{n}" for n in ceilings], _column(self.oracle).tolist(), strict=True)))
-        return figures
 
     def _put(self, figures: Figures, key: str, value: float, index: int, counts: tuple[Tensor, Tensor]) -> None:
         rows, positives = (int(c[index]) for c in counts)
@@ -250,6 +267,8 @@ class Measures(nn.Module):
 
     def curves(self) -> dict[str, Curves]:
         """Return the curves of each target, over all processes."""
+        if not self.targets.names:
+            return {}
         columns = zip(self.auc.roc(_ROC_POINTS), self.ece.reliability(), self.targets.is_probability(), strict=True)
         return {
             name: Curves(roc, reliability if probability else None)
@@ -261,6 +280,53 @@ class Measures(nn.Module):
         for metric in self.modules():
             if isinstance(metric, Metric):
                 metric.reset()
+
+
+class ValueMeasures(nn.Module):
+    """All metrics of the regression tasks, and the way from all tasks to the binary ones.
+
+    Args:
+        schema: schema with at least one regression task.
+        auc: ``exact`` keeps all rows, as for the AUC.
+    """
+
+    binary: Tensor
+
+    def __init__(self, schema: Schema, auc: str) -> None:
+        super().__init__()
+        self.targets, self.scale = Targets(schema), LabelScale(schema)
+        self.names = [schema.tasks[index].name for index in schema.regressions]
+        binary = [index for index, task in enumerate(schema.tasks) if not task.is_regression]
+        self.register_buffer("binary", torch.tensor(binary, dtype=torch.int64), persistent=False)
+        self.errors = RegressionErrors(len(self.names), None if auc == "exact" else EXACT_ROWS)
+
+    def update(self, predictions: Predictions, batch: Batch) -> tuple[Predictions, Batch]:
+        """Add the rows of a batch. Returns its predictions and labels of the binary tasks only.
+
+        Raises:
+            UserError: the head predicts no numbers.
+        """
+        if predictions.values is None:
+            raise UserError(f"the model predicts no number for {', '.join(self.names)}; set Predictions.values")
+        columns = self.scale.columns
+        mask = self.targets.measured(batch.labels).index_select(1, columns)
+        labels, expected = batch.labels.index_select(1, columns), predictions.values.expected
+        self.errors.update(self.scale(expected), self.scale(labels), mask)
+        return predictions.only(self.binary), replace(batch, labels=batch.labels.index_select(1, self.binary))
+
+    def compute(self) -> dict[str, float]:
+        """Values by ``MEASURE/TASK``, and ``xauc/mean``; nan if undefined."""
+        table = self.errors.compute().tolist()
+        values = {
+            f"{m}/{t}": v for t, row in zip(self.names, table, strict=True) for m, v in zip(MEASURES, row, strict=True)
+        }
+        broken = [t for t in self.names if math.isinf(values[f"rmse/{t}"])]
+        defined = [values[f"xauc/{t}"] for t in self.names if not math.isnan(values[f"xauc/{t}"])]
+        if broken:
+            raise UserError(
+                f"the predictions of {', '.join(broken)} are infinite: training has diverged; lower optimizer.lr"
+            )
+        return values | {"xauc/mean": sum(defined) / len(defined) if defined else math.nan}
 
 
 def _make_auc(kind: str, num_targets: int) -> HistogramAUC | ExactAUC:

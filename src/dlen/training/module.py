@@ -163,13 +163,14 @@ class RankingModule(L.LightningModule):
         if self.id_dropout is not None:
             batch = self.id_dropout(batch)  # here, so that it works for every model
         labels, mask = self.targets.training_labels(batch.labels), self.targets.trained(batch.labels)
-        head = self.model.head
+        head, row_weights = self.model.head, batch.row_weights
         if isinstance(self.balancer, Fixed):
-            loss = head.loss(self.model(batch), labels, mask, self.task_weights)
+            loss = head.loss(self.model(batch), labels, mask, self.task_weights, row_weights)
         else:
             features = self.model.features(batch)
             predictions = self.model.predict(features)
-            losses, extra = head.task_losses(predictions, labels, mask), head.extra_loss(predictions)
+            losses = head.task_losses(predictions, labels, mask, row_weights)
+            extra = head.extra_loss(predictions, row_weights)
             loss = self.balancer(losses, self.task_weights) + extra
             if self.balancer.on_gradients:
                 self._graph = (losses * self.task_weights, features.values, extra)

@@ -36,6 +36,7 @@ BUILT_IN = frozenset(
             "logloss",
         ),
         *("ndcg@10", "ne", "negatives", "negatives_true", "oracle", "rows", "users_without_auc"),
+        *("rmse", "mae", "xauc", "spearman"),
     )
 )
 _MODES = ("max", "min")
@@ -66,6 +67,7 @@ def build_own_metrics(config: DictConfig, schema: Schema) -> dict[str, OwnMetric
     nodes = config.metrics.get("own") or {}
     if not OmegaConf.is_dict(nodes) and nodes:
         raise UserError("config metrics.own: is a mapping of names to metrics")
+    schema = schema.binary
     targets = Targets(schema).names
     return {
         str(name): _build(str(name), node, schema.task_names, targets)

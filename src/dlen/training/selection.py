@@ -18,7 +18,9 @@ from dlen.training.targets import Targets
 
 _MODES = {"auc": "max", "auc_total": "max", "auc_joint": "max", "gain": "max"}
 _MODES |= {"logloss": "min", "ne": "min", "ece": "min"}
-_MEANS = {"auc": ("mean", "weighted"), "gain": ("mean",), "logloss": ("labels",)}
+_OF_VALUES = {"rmse": "min", "mae": "min", "xauc": "max", "spearman": "max"}
+DEFAULT, DEFAULT_OF_VALUES = "val/auc/weighted", "val/xauc/mean"
+_MEANS = {"auc": ("mean", "weighted"), "gain": ("mean",), "logloss": ("labels",), "xauc": ("mean",)}
 NO_METRICS: Mapping[str, OwnMetric] = MappingProxyType({})
 
 
@@ -32,7 +34,7 @@ def monitor_mode(monitor: Any, schema: Schema, own: Mapping[str, OwnMetric] = NO
     Raises:
         UserError: there is no such validation metric.
     """
-    names = Targets(schema).names
+    names, values = Targets(schema.binary).names, [schema.tasks[index].name for index in schema.regressions]
     stage, _, figure = str(monitor).partition("/")
     measure, _, target = figure.partition("/")
     if stage == "val" and measure in own and target in (*own[measure].targets, "mean"):
@@ -40,13 +42,22 @@ def monitor_mode(monitor: Any, schema: Schema, own: Mapping[str, OwnMetric] = NO
         if mode is None:
             raise UserError(f"config metrics.own.{measure}.mode: set max or min, as the metric does not tell which")
         return mode
-    if stage != "val" or measure not in _MODES or target not in (*names, *_MEANS.get(measure, ())):
-        known = [f"val/{m}/{t}" for m in ("auc", "logloss") for t in (*_MEANS[m], *names)]
+    modes, known_targets = _MODES | _OF_VALUES, values if measure in _OF_VALUES else names
+    means = _MEANS.get(measure, ()) if known_targets else ()
+    if stage != "val" or measure not in modes or target not in (*known_targets, *means):
+        known = [f"val/{m}/{t}" for m in ("auc", "logloss") for t in (*_MEANS[m], *names) if names]
+        known += [f"val/xauc/{t}" for t in (*_MEANS["xauc"], *values) if values]
+        others = [m for m in [*_MODES, *(_OF_VALUES if values else [])] if m not in ("auc", "logloss", "xauc")]
         raise UserError(
             f"config monitor: {monitor!r} cannot be monitored; choose one of {', '.join(known)}, or a validation "
-            f"metric of {', '.join([*(m for m in _MODES if m not in ('auc', 'logloss')), *own])}"
+            f"metric of {', '.join([*others, *own])}"
         )
-    return _MODES[measure]
+    return modes[measure]
+
+
+def monitored(monitor: Any, schema: Schema) -> Any:
+    """The metric that selects the weights: the config's, or the mean XAUC for the default without a binary task."""
+    return DEFAULT_OF_VALUES if monitor == DEFAULT and not schema.binary.tasks else monitor
 
 
 class Selection(Callback):

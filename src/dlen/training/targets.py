@@ -84,6 +84,9 @@ class Targets:
         """For each measured target, whether its scores are also its probabilities.
 
         A conversion head trained on all impressions ranks the clicked rows, but its probability is that of ``ctcvr``.
+        A regression task has none.
         """
-        tasks = [t.observed_where is None or t.train_on == "observed" for t in self.schema.tasks]
+        tasks = [
+            not t.is_regression and (t.observed_where is None or t.train_on == "observed") for t in self.schema.tasks
+        ]
         return tasks + [True] * len(self.joints)

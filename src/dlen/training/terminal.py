@@ -21,6 +21,9 @@ _COLUMNS = {  # limited to 80 characters; metrics.json has more
     "gauc": ("GAUC", "{:.4f}"),
     "logloss": ("logloss", "{:.5f}"),
     "calibration": ("pred/obs", "{:.3f}"),
+    "xauc": ("XAUC", "{:.4f}"),
+    "rmse": ("RMSE", "{:.5g}"),
+    "mae": ("MAE", "{:.5g}"),
 }
 _LATENT = {"up_any": "P(UP), any", "up_truth": "P(UP), truth"}
 _KINDS = {"other": "another", "silent": "silent", "detest": "detest"}
@@ -49,7 +52,8 @@ def print_figures(
         }
     latent = _LATENT | {f"up_{t}": f"P(UP), {t}" for t in targets}
     rows = [*targets, *(k for k in latent if f"{split}/auc/{k}" in metrics), "mean"]
-    left_out = () if base is None else ("auc_total", "auc_joint", "gauc")  # no room next to the base run's columns
+    wide = base is not None or f"{split}/xauc/mean" in metrics  # no room next to the columns of those
+    left_out = ("auc_total", "auc_joint", "gauc") if wide else ()
     columns = _COLUMNS | {name: (name, "{:.4f}") for name in own_names(metrics, split)}
     used = [m for m in columns if m not in left_out and any(f"{split}/{m}/{row}" in metrics for row in rows)]
     title = f"{metrics['model']} on {metrics['data']}, {split} split, seed {metrics['seed']}"

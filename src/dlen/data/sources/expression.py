@@ -37,6 +37,7 @@ class Expression:
     Attributes:
         columns: names of the columns it reads.
         numeric: columns read as numbers; the others are read as the text of an id.
+        is_column: whether the text is only the name of a column.
 
     Raises:
         ValueError: the text does not follow the grammar of this module.
@@ -51,6 +52,7 @@ class Expression:
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             raise ValueError(f"{text!r} is not an expression such as `label == 0`") from None
         name = self._name(tree)
+        self.is_column = name is not None
         if name is not None:  # a single column holds the label, 0 or 1
             self.columns, self.numeric = [name], [name]
             self.expr = pl.col(name).cast(pl.Float64)

@@ -25,6 +25,7 @@ from dlen.data.sources.table_spec import (
     TaskSpec,
     expression,
     names_of,
+    weight_columns,
 )
 from dlen.errors import UserError
 from dlen.schema import check_targets
@@ -84,6 +85,7 @@ def parse_spec(text: str, path: Path) -> TableSpec:
     _check_fields(spec)
     _check_tasks(spec)
     _check_no_label(spec)
+    _check_no_weight(spec)
     _check_split(spec.split, path)
     _check_shared(spec)
     _check_rates(spec)
@@ -263,13 +265,33 @@ def _check_tasks(spec: TableSpec) -> None:
             raise UserError(
                 f"{spec.path}: tasks.{name}.joint: needs observed_where, the task that has to happen as well"
             )
-        expression(spec, name)
+        _check_kind(spec, name)
         if task.observed:
             expression(spec, name, "observed")
     try:
         check_targets([(name, task.joint, task.dislike) for name, task in spec.tasks.items()])
     except ValueError as error:
         raise UserError(f"{spec.path}: tasks: {error}") from None
+
+
+def _check_kind(spec: TableSpec, name: str) -> None:
+    """Check the settings of a binary or regression task together."""
+    task, parsed, where = spec.tasks[name], expression(spec, name), f"{spec.path}: tasks.{name}"
+    if not task.is_regression:
+        for key, default in (("loss", "mse"), ("transform", "none")):
+            if getattr(task, key) != default:
+                raise UserError(f"{where}.{key}: is of a regression; set kind: regression, or remove it")
+        return
+    if not parsed.is_column:
+        raise UserError(f"{where}.label: {task.label!r} is an expression of 0 and 1; a regression needs a column")
+    for key, wrong in (("dislike", task.dislike), ("joint", task.joint), ("train_on", task.train_on == "all")):
+        if wrong:
+            raise UserError(f"{where}.{key}: is of a task of 0 and 1, and {name} is a regression; remove it")
+    if task.loss == "weighted_logistic" and task.transform != "none":
+        raise UserError(f"{where}.transform: weighted_logistic predicts the mean of the label itself; set none")
+    for child, other in spec.tasks.items():
+        if other.observed_where == name:
+            raise UserError(f"{spec.path}: tasks.{child}.observed_where: {name} is a regression, which cannot happen")
 
 
 def _check_no_label(spec: TableSpec) -> None:
@@ -311,9 +333,12 @@ def _check_histories(spec: TableSpec) -> None:
         for by in history.by:
             if by in spec.fields and spec.fields[by].kind in FROM_LOG:
                 raise UserError(f"{spec.path}: {key}.by: {by} is computed from the log, so it cannot be a key")
+        binary = [task for task, settings in spec.tasks.items() if not settings.is_regression]
         for task in history.labels:
-            _check_one_of(task, list(spec.tasks), spec.path, f"{key}.labels")
-        if history.where and history.where not in spec.tasks:
+            _check_one_of(task, binary, spec.path, f"{key}.labels")
+        if history.where in spec.tasks:
+            _check_one_of(history.where, binary, spec.path, f"{key}.where")
+        elif history.where:
             _check_label_expression(history.where, spec.path, f"{key}.where")
 
 
@@ -324,6 +349,19 @@ def _check_label_expression(text: str, path: Path, key: str) -> None:
         raise UserError(f"{path}: {key}: neither a task nor an expression: {error}") from None
 
 
+def _check_no_weight(spec: TableSpec) -> None:
+    """Reject a field read from a column of weights, which may be outcomes, and which new rows need not have."""
+    key_of = {column: key for key, column in weight_columns(spec).items()}
+    for name, field in spec.fields.items():
+        of_log = field.rate or field.count or field.history
+        for column in [field.column] if of_log is None else of_log.by:
+            if column in key_of:
+                raise UserError(
+                    f"{spec.path}: fields.{name}: column {column} holds the weights of {key_of[column]}, which may be "
+                    "outcomes; remove the field, or give the weights a column of their own"
+                )
+
+
 def _check_rates(spec: TableSpec) -> None:
     rates = {name: field.rate or field.count for name, field in spec.fields.items() if field.kind == "rate"}
     for name, rate in rates.items():
@@ -331,6 +369,8 @@ def _check_rates(spec: TableSpec) -> None:
             if by in spec.fields and spec.fields[by].kind in FROM_LOG:
                 raise UserError(f"{spec.path}: fields.{name}: by: {by} is computed from the log, so it cannot be a key")
         for of in rate.of:
+            if of in spec.tasks and spec.tasks[of].is_regression:
+                raise UserError(f"{spec.path}: fields.{name}.rate.of: {of} is a regression; a rate counts 0 and 1")
             if of in spec.tasks:
                 continue
             if len(rate.of) > 1:

@@ -16,6 +16,7 @@ from dlen.data.sources.table_paths import SPLITS
 from dlen.data.sources.table_rows import TableRows
 from dlen.data.sources.table_spec import TableSpec
 from dlen.data.sources.table_split import RowSplit
+from dlen.data.sources.table_weights import Weights
 from dlen.data.writer import StoreWriter
 from dlen.errors import UserError
 from dlen.schema import Kind, Schema
@@ -42,9 +43,9 @@ class TablePasses:
         writer: StoreWriter,
     ) -> None:
         self.spec, self.writer, self.bad = spec, writer, bad
-        self.labels = Labels(spec)
+        self.labels, self.weights = Labels(spec), Weights(spec)
         self.columns = make_columns(spec, self.labels.expressions, writer.scratch)
-        wanted = {name for column in self.columns for name in column.inputs}
+        wanted = {*(name for column in self.columns for name in column.inputs), *self.weights.columns.values()}
         self.rows = TableRows(spec, files, join_files, wanted, bad, writer.scratch)
         self.split = RowSplit(spec, files)
 
@@ -71,6 +72,7 @@ class TablePasses:
         existing = self.rows.columns(path)
         named = {name: f"fields.{column.name}" for column in self.columns for name in column.inputs}
         named |= {name: f"fields.{column.name}" for column in self.columns for name in column.happened}
+        named |= {column: key for key, column in self.weights.columns.items()}
         named |= {name: f"tasks.{task}" for name, task in self.labels.inputs()}
         if self.spec.split.column:
             named.setdefault(self.spec.split.column, "split.column")
@@ -94,44 +96,48 @@ class TablePasses:
         """Show all rows to every column, the training rows to learn from, and count the labels."""
         tally = Tally(self.labels)
         for chunk, path, file_split in self.rows.chunks("learning vocabularies and statistics"):
-            frame, (where, labels) = self.rows.readable(chunk, path, partial(self._read, file_split))
+            frame, (where, labels, weights) = self.rows.readable(chunk, path, partial(self._read, file_split))
             training = frame.filter(pl.Series(where == 0))
             observed = self.labels.observed(labels)
             for column in self.columns:
                 column.observe(training, path)
                 column.show(frame, path, where, labels, observed)
-            tally.add(where, labels, observed)
+            tally.add(where, labels, observed, weights, self.labels.values(frame, path, labels))
         return tally
 
-    def _read(self, file_split: str, frame: pl.DataFrame, path: Path) -> tuple[Array, Array]:
-        """Split (n,) and labels (n, T) of rows. If bad rows may be skipped, every cell is checked as well."""
+    def _read(self, file_split: str, frame: pl.DataFrame, path: Path) -> tuple[Array, Array, Array | None]:
+        """Split (n,), labels (n, T) and weights of rows. If bad rows may be skipped, every cell is checked as well."""
         where, labels = self.split.assign(frame, path, file_split), self.labels.read(frame, path)
         for column in self.columns if self.bad.allowed else ():
             column.check(frame, path)
-        return where, labels
+        return where, labels, self.weights.read(frame, path)
 
     def _read_encoded(
         self, schema: Schema, file_split: str, frame: pl.DataFrame, path: Path
-    ) -> tuple[Array, Array, Columns]:
+    ) -> tuple[Array, Array, Array | None, Columns]:
         return *self._read(file_split, frame, path), encode(frame, path, self.columns, schema)
 
     def _write_splits(self, schema: Schema) -> None:
         counts = {kind: len(schema.of_kind(kind)) for kind in Kind}
-        splits = [self.writer.split(name, counts, len(schema.tasks)) for name in SPLITS]
+        regressions = len(schema.regressions)
+        splits = [self.writer.split(name, counts, len(schema.tasks), num_values=regressions) for name in SPLITS]
         users = UserNumbers(self.columns, schema)
         for chunk, path, file_split in self.rows.chunks("writing the prepared store"):
             read = partial(self._read_encoded, schema, file_split)
-            frame, (where, labels, encoded) = self.rows.readable(chunk, path, read)
-            user = users.of(frame, path, encoded.ids)
+            frame, (where, labels, weights, encoded) = self.rows.readable(chunk, path, read)
+            parts = {"users": users.of(frame, path, encoded.ids), "weights": weights}
+            parts["values"] = self.labels.values(frame, path, labels)
             for number, split in enumerate(splits):
                 mask = where == number
                 if mask.any():
-                    split.append(select_rows(encoded, mask), labels[mask], users=None if user is None else user[mask])
+                    given = {name: part[mask] for name, part in parts.items() if part is not None}
+                    split.append(select_rows(encoded, mask), labels[mask], **given)
 
     def _write_notes(self, tally: Tally) -> None:
         rows, notes = max(self.rows.total, 1), self.writer.notes
         notes |= {f"rows_without_{name}": n for name, n in self.rows.joins.unmatched.items() if n}
         notes |= {"bad_rows_left_out": len(self.bad)} if len(self.bad) else {}
+        notes |= self.weights.note()
         missing = zip(self.spec.tasks, tally.missing, strict=True)
         notes |= {f"rows_without_a_label_of_{name}": f"{n:,} ({n / rows:.2%})" for name, n in missing if n}
         for column in self.columns:

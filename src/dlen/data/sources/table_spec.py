@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from dlen.data.ragged import Keep
 from dlen.data.sources.expression import Expression
 from dlen.errors import UserError
-from dlen.schema import Pooling
+from dlen.schema import Pooling, TaskKind
 from dlen.valid import OneOf, Range
 
 TIME_PARTS = {"hour": 24, "weekday": 7, "day": 31, "month": 12}
@@ -131,13 +131,16 @@ class TaskSpec:
     """One entry of ``tasks``.
 
     Attributes:
-        label: column of 0 and 1, or an expression such as ``label == 0``.
+        label: column of 0 and 1, or an expression such as ``label == 0``; of a regression, a column of numbers.
         observed: column of 0 and 1, or an expression; if it is 0 or empty, the label is unknown.
         observed_where: the task counts only in rows where this other task is positive.
         train_on: observed (the default) or all.
         joint: name of the event "this task and its parents happened", measured over all rows.
-        weight: weight of the task's loss.
+        weight: factor of the task's loss; or a column with the weight of the label in each row of training.
         dislike: a positive shows that the user does not prefer the item.
+        kind: binary; or regression, which predicts the number in the column of the label.
+        loss: regression: mse, huber or weighted_logistic.
+        transform: regression: none, or log1p.
     """
 
     label: str = ""
@@ -145,8 +148,16 @@ class TaskSpec:
     observed_where: str | None = None
     train_on: Annotated[str, OneOf("observed", "all")] = "observed"
     joint: str = ""
-    weight: Annotated[float, Range(0)] = 1.0
+    weight: float | str = 1.0
     dislike: bool = False
+    kind: Annotated[str, OneOf(*TaskKind)] = "binary"
+    loss: Annotated[str, OneOf("mse", "huber", "weighted_logistic")] = "mse"
+    transform: Annotated[str, OneOf("none", "log1p")] = "none"
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether the task predicts a number."""
+        return self.kind == TaskKind.REGRESSION
 
 
 @dataclass(slots=True)
@@ -201,6 +212,7 @@ class TableSpec:
         obtain: where to get the files, for the message if one is missing.
         fields: inputs of the models, by name.
         tasks: labels, by name.
+        weight: column with the weight of each row in training.
         split: how rows are split; with files for train and test, how validation is taken from train.
         rates: how rates, counts and histories are computed.
         ignore: columns to ignore; the word ``rest`` ignores all columns that are not named.
@@ -221,6 +233,7 @@ class TableSpec:
     obtain: str = ""
     fields: dict[str, FieldSpec] = field(default_factory=dict)
     tasks: dict[str, TaskSpec] = field(default_factory=dict)
+    weight: str = ""
     split: SplitSpec = field(default_factory=SplitSpec)
     rates: RatesSpec = field(default_factory=RatesSpec)
     ignore: Any = field(default_factory=list)
@@ -248,6 +261,12 @@ def names_of(name: str, spec: FieldSpec) -> list[str]:
         further = {"labels": bool(spec.history.labels), "gap": spec.history.gap}
         return [*lists, *(f"{name}_{part}" for part, wanted in further.items() if wanted)]
     return [name]
+
+
+def weight_columns(spec: TableSpec) -> dict[str, str]:
+    """The columns that hold weights, by the key that names them."""
+    of_tasks = {f"tasks.{name}.weight": t.weight for name, t in spec.tasks.items() if isinstance(t.weight, str)}
+    return ({"weight": spec.weight} if spec.weight else {}) | of_tasks
 
 
 def expression(spec: TableSpec, task: str, key: str = "label") -> Expression:
