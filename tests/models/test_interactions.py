@@ -85,7 +85,7 @@ def slow_cross(module: Interaction, vectors: np.ndarray, numbers: np.ndarray) ->
 def slow_fm(module: Interaction, vectors: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     (own,) = arrays(module)
     terms = [*vectors, *(number * vector for number, vector in zip(numbers, own, strict=True))]
-    pairs = np.sum([a * b for a, b in combinations(terms, 2)], 0)
+    pairs = np.sum([a * b for a, b in combinations(terms, 2)], 0) / 5
     return np.concatenate([*vectors, pairs, numbers])
 
 

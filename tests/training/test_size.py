@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from dlen.models import MMoE
+from dlen.models.interactions import CrossInteraction
 from dlen.training.size import size_figures
 from tests.helpers import make_schema
 
@@ -19,3 +22,15 @@ def test_parameters_and_operations_of_a_small_mmoe() -> None:
     mixing = tasks * experts * 6
     assert figures["model/flops_per_row"] == 2 * (sum(a * b for a, b in layers) + gates + mixing)
     assert model.training
+
+
+def test_an_interaction_counts_as_well() -> None:
+    schema, width = make_schema(), 4 * 3 + 2
+    before, after = (
+        size_figures(MMoE(schema, embedding_dim=3, interaction=made))
+        for made in (None, partial(CrossInteraction, layers=3, rank=5))
+    )
+    more = {key: after[key] - before[key] for key in before}
+    assert more["model/dense_parameters"] == 3 * (2 * width * 5 + width)
+    assert more["model/embedding_parameters"] == 0
+    assert more["model/flops_per_row"] == 3 * 2 * 2 * width * 5

@@ -179,11 +179,12 @@ class CrossInteraction(Interaction):
 
 
 class FMInteraction(Interaction):
-    """One more field, ``fm``: the sum of the products of all pairs of vectors (NFM, He and Chua 2017, equation 4).
+    """One more field, ``fm``: the products of all pairs of the N fields' vectors (NFM, He and Chua 2017, equation 4).
 
-        v_fm = sum over f < g of v_f * v_g = ((sum of v_f)^2 - sum of v_f^2) / 2
+        v_fm = sum over f < g of v_f * v_g / N = ((sum of v_f)^2 - sum of v_f^2) / (2 N)
 
-    Each numeric field has a learned vector, scaled by its value (Rendle 2010).
+    Each numeric field has a learned vector, scaled by its value (Rendle 2010). Differs from the paper: the sum is
+    divided by N, without which it exceeds all other inputs of a table with many fields, and learns worse.
 
     Args:
         spec: layout of the input features.
@@ -198,7 +199,8 @@ class FMInteraction(Interaction):
         vectors, numbers = features.fields, features.numbers
         total = vectors.sum(1) + numbers @ self.number_vectors
         squares = vectors.square().sum(1) + numbers.square() @ self.number_vectors.square()
-        return features.changed([vectors.flatten(1), (total.square() - squares) / 2, numbers], self.out_spec)
+        pairs = (total.square() - squares) / (2 * (vectors.shape[1] + numbers.shape[1]))
+        return features.changed([vectors.flatten(1), pairs, numbers], self.out_spec)
 
 
 class PerTask(Interaction):
