@@ -39,9 +39,8 @@ def slow(pool: SequencePool, values: Tensor, target: Tensor) -> Tensor:
     if isinstance(pool, TargetAttention):
         total = torch.zeros_like(values[0])
         for value in values:
-            x = pool.of_values(value.flatten()) + pool.of_target(target.flatten())
-            x = x + pool.of_product((value[SHARED] * target).flatten())
-            total = total + pool.output(pool.layers(torch.relu(x))) * value
+            x = torch.cat([value.flatten(), target.flatten(), (value[SHARED] * target).flatten()])
+            total = total + pool.output(pool.layers(x)) * value
         return total
     assert isinstance(pool, MultiHeadTargetAttention)
     heads = []
@@ -93,9 +92,10 @@ def test_attention_is_that_of_the_deep_interest_network() -> None:
     first, last = nn.Linear(4 * DIM, 6), nn.Linear(6, 1)
     pool = TargetAttention(DIM, 1, [0], hidden=[6])
     candidate, value, difference, product = first.weight.data.split(DIM, 1)
-    pool.of_target.weight.data = candidate + difference
-    pool.of_values.weight.data, pool.of_values.bias.data = value - difference, first.bias.data
-    pool.of_product.weight.data, pool.output = product, last
+    own = pool.layers.layers[0]
+    assert isinstance(own, nn.Linear)
+    own.weight.data = torch.cat([value - difference, candidate + difference, product], 1)
+    own.bias.data, pool.output = first.bias.data, last
     values, target = torch.randn(5, DIM), torch.randn(DIM)
     of_rows = target.expand(5, DIM)
     inputs = torch.cat([of_rows, values, of_rows - values, of_rows * values], 1)

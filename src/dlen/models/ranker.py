@@ -74,22 +74,24 @@ class Ranker(Model):
 
     def features(self, batch: Batch) -> Features:
         """Embed B rows."""
+        if self.sequences is None:
+            return Features(self.embedding(batch), self.spec)
         layouts = [Ragged(s.lengths, len(s.ids)) for s in batch.sequences]
-        return self.with_sequences(self.embedding(batch), [s.ids for s in batch.sequences], layouts)
+        return self.with_sequences(self.embedding(batch), self.embedding.of_sequences(batch), layouts)
 
-    def with_sequences(self, values: Tensor, ids: Sequence[Tensor], layouts: Sequence[Layout]) -> Features:
+    def with_sequences(self, values: Tensor, places: Sequence[Tensor], layouts: Sequence[Layout]) -> Features:
         """Add the pooled sequences to what the embedding table returns.
 
         Args:
             values: (B, D + O) output of the table.
-            ids: (P, N) ids of each sequence.
+            places: (P, N, E) vectors of the places of each sequence.
             layouts: rows of the places of each sequence.
         """
         if self.sequences is None:
             return Features(values, self.spec)
         of_table = Features(values, self.spec.without(self.lists))
         targets = [of_table.select(names) for names in self.sequences.targets]
-        pooled = self.sequences([self.embedding.vectors(i) for i in ids], targets, layouts)
+        pooled = self.sequences(places, targets, layouts)
         return Features(torch.cat([pooled.to(values.dtype), values], 1), self.spec)
 
     def predict(self, features: Features) -> Predictions:

@@ -127,6 +127,22 @@ class EmbeddingTable(nn.Module):
         """(..., E) vectors of ids of any shape."""
         return F.embedding(ids, self.weight, sparse=True)[..., : self.dim]
 
+    def of_sequences(self, batch: Batch) -> list[Tensor]:
+        """(L, N, E) vectors of each sequence.
+
+        On a CPU each distinct id is looked up once: sequences repeat ids, and a gradient row for each value would cost
+        more than the rest of the step. On a GPU finding them would wait for the device.
+        """
+        flat = torch.cat([s.ids.flatten() for s in batch.sequences])
+        if flat.is_cuda:
+            vectors = self.vectors(flat)
+        else:
+            distinct, place = torch.unique(flat, return_inverse=True)
+            vectors = self.vectors(distinct).index_select(0, place)
+        sizes = [s.ids.numel() for s in batch.sequences]
+        parts = zip(vectors.split(sizes), batch.sequences, strict=True)
+        return [part.view(*sequence.ids.shape, self.dim) for part, sequence in parts]
+
     def _pool(self, batch: Batch) -> Tensor:
         """(M, B, dim) weighted sum or weighted mean of each bag; zero for an empty bag."""
         lengths = batch.bag_lengths.flatten()

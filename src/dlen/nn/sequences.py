@@ -16,6 +16,12 @@ from dlen.schema import Schema
 _MOST = 1024  # upper limit on heads
 
 
+def compute_dtype(tensor: Tensor) -> torch.dtype:
+    """The type that linear layers compute in: that of autocast, or of the tensor."""
+    kind = tensor.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
+
+
 class Layout(Protocol):
     """How the places of the sequences of B rows lie in a tensor (P, ...)."""
 
@@ -119,6 +125,13 @@ class SequencePool(nn.Module):
         super().__init__()
         self.targets = list(targets)
 
+    def matched(self, values: Tensor) -> Tensor:
+        """(P, N, E) -> (P, M, E) vectors of the lists that the candidate's vectors belong to."""
+        first = self.targets[0]
+        if self.targets == list(range(first, first + len(self.targets))):
+            return values[:, first : first + len(self.targets)]  # a view
+        return values[:, self.targets]
+
     def forward(self, values: Tensor, target: Tensor, layout: Layout) -> Tensor:
         """Pool the sequences of B rows.
 
@@ -152,11 +165,11 @@ class LastPool(SequencePool):
 class TargetAttention(SequencePool):
     """Deep interest network: values weighted by a network of value and candidate (Zhou et al. 2018, equation 3).
 
-        weight = MLP(value, candidate, value - candidate, value * candidate)
+        weight = MLP(value, candidate, value * candidate)
 
     The weights are not normalised, so that many values like the candidate count more than one. All lists of a sequence
-    have the same weights. The difference is left out of the inputs, because the first layer is linear in value and
-    candidate anyway.
+    have the same weights. The difference of value and candidate, a fourth input of the authors' code, is left out: the
+    first layer is linear in both anyway.
 
     Args:
         hidden: layer sizes of the network.
@@ -168,11 +181,7 @@ class TargetAttention(SequencePool):
         super().__init__(dim, lists, targets)
         if not hidden:
             raise ValueError("hidden must name at least one layer size")
-        matched = len(self.targets) * dim
-        self.of_values = nn.Linear(lists * dim, hidden[0])
-        self.of_target = nn.Linear(matched, hidden[0], bias=False)
-        self.of_product = nn.Linear(matched, hidden[0], bias=False)
-        self.layers = MLP(hidden[0], hidden[1:], 0.0)
+        self.layers = MLP((lists + 2 * len(self.targets)) * dim, hidden)
         self.output = nn.Linear(hidden[-1], 1)
 
     def forward(self, values: Tensor, target: Tensor, layout: Layout) -> Tensor:
@@ -181,10 +190,11 @@ class TargetAttention(SequencePool):
 
     def weights(self, values: Tensor, target: Tensor, layout: Layout) -> Tensor:
         """(P, 1) weights; takes the arguments of :meth:`forward`."""
-        product = values[:, self.targets] * layout.expand(target)
-        of_rows = layout.expand(self.of_target(target.flatten(1)))
-        hidden = self.of_values(values.flatten(1)) + of_rows + self.of_product(product.flatten(1))
-        return at_least_float32(self.output(self.layers(torch.relu(hidden))))
+        # Cast to the type of the layers first: these tensors have one row per value, and moving them is the cost.
+        dtype = compute_dtype(values)
+        expanded = layout.expand(target.flatten(1).to(dtype))
+        inputs = [values.flatten(1).to(dtype), expanded, self.matched(values).flatten(1).to(dtype) * expanded]
+        return at_least_float32(self.output(self.layers(torch.cat(inputs, 1))))
 
 
 class MultiHeadTargetAttention(SequencePool):

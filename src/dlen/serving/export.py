@@ -114,13 +114,13 @@ class Serving(nn.Module):
 
     def _features(self, values: Tensor, sequence_ids: Tensor, lengths: Tensor) -> Features:
         """Add the padded sequences to the (B, D + O) vectors of the table."""
-        ids, layouts, first, width = [], [], 0, sequence_ids.shape[2]
+        places, layouts, first, width = [], [], 0, sequence_ids.shape[2]
         for place, lists in enumerate(self.model.schema.sequences.values()):
             own = sequence_ids[:, first : first + len(lists)]
-            ids.append(own.transpose(1, 2).flatten(0, 1))
+            places.append(self.model.embedding.vectors(own.transpose(1, 2).flatten(0, 1)))
             layouts.append(Padded(lengths[:, place], width))
             first += len(lists)
-        return self.model.with_sequences(values, ids, layouts)
+        return self.model.with_sequences(values, places, layouts)
 
 
 def dense(batch: Batch, schema: Schema, length: int | None = None) -> Inputs:
