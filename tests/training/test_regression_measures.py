@@ -92,6 +92,18 @@ def test_a_head_without_numbers_is_told() -> None:
         Measures(SCHEMA).update(Predictions(nothing, nothing, nothing), make_batch(SCHEMA, 3))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_diverged_regression_is_told(value: float) -> None:
+    model, batch = MMoE(SCHEMA, embedding_dim=4).eval(), log()
+    with torch.no_grad():
+        predictions = model(batch)
+    predictions.values.outputs[:, 1] = value
+    measures = Measures(SCHEMA)
+    measures.update(predictions, batch)
+    with pytest.raises(UserError, match="the predictions of watch are not finite: training has diverged"):
+        measures.compute()
+
+
 def test_what_can_be_monitored() -> None:
     only = make_schema((WATCH,))
     assert monitored("val/auc/weighted", SCHEMA) == "val/auc/weighted"

@@ -320,12 +320,14 @@ class ValueMeasures(nn.Module):
         values = {
             f"{m}/{t}": v for t, row in zip(self.names, table, strict=True) for m, v in zip(MEASURES, row, strict=True)
         }
-        broken = [t for t in self.names if math.isinf(values[f"rmse/{t}"])]
-        defined = [values[f"xauc/{t}"] for t in self.names if not math.isnan(values[f"xauc/{t}"])]
+        rows = self.errors.rows.tolist()
+        broken = [t for t, n in zip(self.names, rows, strict=True) if n and not math.isfinite(values[f"rmse/{t}"])]
         if broken:
             raise UserError(
-                f"the predictions of {', '.join(broken)} are infinite: training has diverged; lower optimizer.lr"
+                f"the predictions of {', '.join(broken)} are not finite: training has diverged; lower optimizer.lr and "
+                "optimizer.embedding_lr, and check numeric fields for extreme values"
             )
+        defined = [values[f"xauc/{t}"] for t in self.names if not math.isnan(values[f"xauc/{t}"])]
         return values | {"xauc/mean": sum(defined) / len(defined) if defined else math.nan}
 
 
