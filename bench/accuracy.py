@@ -4,7 +4,7 @@ python bench/accuracy.py                                            # feed and f
 python bench/accuracy.py adult=DIR kuairand=LOG.tsv pure=DIR        # and real tables, if you have them
 python bench/accuracy.py tables=pure pure=DIR seeds=3 'models=LightGBM,MMoE,DLEN'
 
-The DIR of adult holds census-income.data and .test, that of pure log.parquet, users.parquet and videos.parquet.
+The DIR of adult holds census-income.data and .test, that of pure log.parquet, users.parquet, videos.parquet and histories.parquet.
 kuairand is the subset with likes and hates, joined with the features in pure's folder. Every model uses its default
 settings and selects its weights on the validation rows. torch-rechub runs through its own trainer if `make bench-peers`
 has installed it (peers=mmoe for only one of its models, peers=no for none), with our sizes, batch size and epochs, at
@@ -41,7 +41,8 @@ from dlen.training.targets import Targets
 PEER_PYTHON = ROOT / "bench/peers/.venv/bin/python"
 EXPERIMENT = ROOT / "conf/experiment/baselines.yaml"
 PEERS = {"torch-rechub MMoE": "mmoe", "torch-rechub PLE": "ple"}
-PLAIN = OUT / "kuairand_pure_plain.yaml"
+# KuaiRand-Pure with less and less of the log's own history: kinds of fields that are left out
+WITHOUT = {"pure_rates": ("history", "sequence"), "pure_plain": ("history", "sequence", "rate")}
 
 
 def tables(asked: dict[str, str]) -> dict[str, list[str]]:
@@ -55,17 +56,23 @@ def tables(asked: dict[str, str]) -> dict[str, list[str]]:
         found["kuairand"] = [*spec, f"data.folder={asked['pure']}"]
     if "pure" in asked:
         found["pure"] = ["data=table", "data.spec=examples/kuairand_pure.yaml", f"data.folder={asked['pure']}"]
-        found["pure_plain"] = ["data=table", f"data.spec={PLAIN}", f"data.folder={asked['pure']}"]
-        write_plain()
+        for name, kinds in WITHOUT.items():
+            spec = OUT / f"kuairand_{name}.yaml"
+            write_without(kinds, spec)
+            found[name] = ["data=table", f"data.spec={spec}", f"data.folder={asked['pure']}"]
     return found
 
 
-def write_plain() -> None:
-    """Write the spec of KuaiRand-Pure without the rates."""
+def write_without(kinds: tuple[str, ...], path: Path) -> None:
+    """Write the spec of KuaiRand-Pure without some kinds of fields."""
     spec = yaml.safe_load((ROOT / "examples/kuairand_pure.yaml").read_text())
-    spec["fields"] = {name: f for name, f in spec["fields"].items() if "rate" not in f}
+    spec["fields"] = {
+        name: f for name, f in spec["fields"].items() if f.get("kind") not in kinds and not set(kinds) & set(f)
+    }
+    if "sequence" in kinds:
+        del spec["joins"]["histories"]
     OUT.mkdir(exist_ok=True)
-    PLAIN.write_text(yaml.safe_dump(spec, sort_keys=False))
+    path.write_text(yaml.safe_dump(spec, sort_keys=False))
 
 
 def trained(name: str, settings: list[str], seeds: int, chosen: list[str]) -> Plan:

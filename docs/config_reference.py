@@ -17,6 +17,7 @@ GROUPS = (
     "model",
     "model/backbone",
     "model/embedding",
+    "model/sequence",
     "model/interaction",
     "model/head",
     "data",

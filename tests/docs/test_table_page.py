@@ -17,6 +17,7 @@ from dlen.data.sources.expression import Expression
 from dlen.data.sources.table import Table
 from dlen.data.sources.table_spec import (
     FieldSpec,
+    HistorySpec,
     JoinSpec,
     RateSpec,
     RatesSpec,
@@ -34,6 +35,7 @@ SECTIONS: dict[str, Any] = {
     "Top level": TableSpec,
     "`fields`": FieldSpec,
     "`rate` and `count`": RateSpec,
+    "`history`": HistorySpec,
     "`tasks`": TaskSpec,
     "`split`": SplitSpec,
     "`rates`": RatesSpec,
@@ -110,6 +112,10 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "video_id": mixed % 30,
             "category": [("news", "sport", "ad")[i % 3] for i in n],
             "history": [",".join(str(j) for j in range(i % 6)) for i in n],
+            "watched": ["|".join(str(j) for j in range(i % 4)) for i in n],
+            "watched_how": ["|".join("x" for _ in range(i % 4)) for i in n],
+            "last_liked": mixed % 7,
+            "author_id": mixed % 9,
             "tags": [f"red:0.5|blue:{i % 3}" for i in n],
             "age": n % 50,
             "duration": mixed,
