@@ -4,11 +4,12 @@ python bench/accuracy.py                                            # feed and f
 python bench/accuracy.py adult=DIR kuairand=LOG.tsv pure=DIR        # and real tables, if you have them
 python bench/accuracy.py tables=pure pure=DIR seeds=3 'models=LightGBM,MMoE,DLEN'
 
-The DIR of adult holds census-income.data and .test, that of pure log.parquet, users.parquet, videos.parquet and histories.parquet.
-kuairand is the subset with likes and hates, joined with the features in pure's folder. Every model uses its default
-settings and selects its weights on the validation rows. torch-rechub runs through its own trainer if `make bench-peers`
-has installed it (peers=mmoe for only one of its models, peers=no for none), with our sizes, batch size and epochs, at
-its best epoch. Differences are paired with LightGBM's.
+The DIR of adult holds census-income.data and .test, that of pure log.parquet, users.parquet, videos.parquet and
+histories.parquet. pure_rates is pure without histories, pure_plain also without rates. kuairand is the subset with
+likes and hates, joined with the features in pure's folder. Every model uses its default settings and selects its
+weights on the validation rows. torch-rechub runs through its own trainer if `make bench-peers` has installed it
+(peers=mmoe for only one of its models, peers=no for none), with our sizes, batch size and epochs, at its best epoch.
+Differences are paired with LightGBM's.
 """
 
 from __future__ import annotations
