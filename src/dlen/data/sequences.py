@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dlen.batch import Sequence
-from dlen.data.columns import Array, Places
+from dlen.data.columns import Places
 
 GAP_BUCKETS = 32  # ids of the time between a value and its row, without the one for unknown
 
@@ -111,9 +111,3 @@ class SplitSequences:
         """Size of all arrays in bytes."""
         arrays = [a for table in self.tables for a in (table.values, table.when)]
         return sum(a.nbytes for a in (*arrays, self.start, self.length, self.when))
-
-
-def range_sums(values: Array, start: Array, length: Array) -> int:
-    """Sum over n ranges of (V,) values, such as how many unknown ids the rows of a split see in total."""
-    upto = np.append(0, np.cumsum(values, dtype=np.int64))
-    return int((upto[start + length] - upto[start]).sum())
