@@ -49,7 +49,7 @@ def unknown_in_sequences(folder: Path, split: str, schema: Schema, widths: Mappi
     Args:
         widths: number of stored lists by sequence; the list of gaps is not stored, and never unknown.
     """
-    shares = {}
+    shares: dict[str, float] = {}
     for place, (name, lists) in enumerate(schema.sequences.items()):
         start, length = (
             read_flat(folder, split, part).reshape(-1, len(schema.sequences))[:, place]
