@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -39,6 +40,12 @@ WITH_SEQUENCES = (
     Field("watched", Kind.SEQUENCE, "user", 11, share="item", sequence="watched"),
     Field("watched_how", Kind.SEQUENCE, "user", 3, sequence="watched"),
     Field("searches", Kind.SEQUENCE, "user", 5, sequence="searches"),
+)
+
+
+# Fields of every kind with vectors of their own length; two share a table, and one shares the ids of another field
+WITH_DIMS = tuple(
+    replace(field, dim={"user": 2, "tags": 1, "item": 2, "searches": 2}.get(field.name, 0)) for field in WITH_SEQUENCES
 )
 
 

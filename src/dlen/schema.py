@@ -51,6 +51,7 @@ class Field:
             for a field with its own.
         sequence: name of the sequence that a field of kind ``sequence`` is a list of. All lists of a sequence have the
             same length in a row: values at the same place belong together. Empty for all other fields.
+        dim: length of the vectors of a field with ids of its own, if shorter than the model's; 0 for the model's.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Field:
     pooling: Pooling = Pooling.MEAN
     share: str = ""
     sequence: str = ""
+    dim: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,7 @@ class Schema:
 
     All id fields, single and multi-valued, share one embedding table: field ``f`` owns the rows
     ``offset(f) .. offset(f) + vocab_size - 1``, the first of which is its unknown id. A field with ``share`` has the
-    rows of the other field.
+    rows of the other field. The rows of fields with a ``dim`` come last.
 
     Attributes:
         fields: all fields; within each kind, in the column order of a batch.
@@ -123,8 +125,8 @@ class Schema:
 
     Raises:
         ValueError: names repeat or clash with metric names, ``observed_where`` names an unknown or circular parent or
-            a regression task, a regression task has a setting of binary tasks, or ``share`` names a field that has no
-            ids of its own or another number of them.
+            a regression task, a regression task has a setting of binary tasks, ``share`` names a field that has no ids
+            of its own or another number of them, or a field without ids of its own has a ``dim``.
 
     Example:
         >>> fields = (Field("user", Kind.ID, "user", 100), Field("tags", Kind.IDS, "item", 50))
@@ -150,6 +152,8 @@ class Schema:
         for field in self.fields:
             if field.share and (field.share not in owners or owners[field.share].vocab_size != field.vocab_size):
                 raise ValueError(f"field {field.name}: share must name a field with the same ids, got {field.share!r}")
+            if field.dim and field.name not in owners:
+                raise ValueError(f"field {field.name}: dim is for fields with ids of their own, got {field.dim}")
         for task in self.tasks:
             parents = list(self.chain(task.name))[1:]
             if any(self.tasks[parent].is_regression for parent in parents):
@@ -188,7 +192,18 @@ class Schema:
     @property
     def owners(self) -> list[Field]:
         """The fields that have their own rows in the embedding table, in the order of these rows."""
-        return [f for f in self.fields if f.kind is not Kind.NUMERIC and not f.share]
+        own = [f for f in self.fields if f.kind is not Kind.NUMERIC and not f.share]
+        return sorted(own, key=lambda f: f.dim)
+
+    @property
+    def by_dim(self) -> dict[int, Schema]:
+        """The fields with ids for each ``dim``, in the order of their rows; 0 comes first, even without fields."""
+        dims = {f.name: f.dim for f in self.owners}
+        fields = [(dims[f.share or f.name], f) for f in self.fields if f.kind is not Kind.NUMERIC]
+        return {
+            dim: replace(self, fields=tuple(f for own, f in fields if own == dim))
+            for dim in sorted({0, *dims.values()})
+        }
 
     @property
     def sequences(self) -> dict[str, list[Field]]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dlen.nn.embedding import EmbeddingTable
+from dlen.nn.mixed import MixedTables
 from dlen.schema import Kind, Schema
 
 
@@ -35,7 +36,7 @@ class FeatureSpec:
     own_numbers: bool = False
 
     @classmethod
-    def of(cls, schema: Schema, table: EmbeddingTable) -> FeatureSpec:
+    def of(cls, schema: Schema, table: EmbeddingTable | MixedTables) -> FeatureSpec:
         """The layout of the features that a table produces for a schema."""
         lists = [field for of_sequence in schema.sequences.values() for field in of_sequence]
         embedded = [*lists, *schema.of_kind(Kind.ID), *schema.of_kind(Kind.IDS)]

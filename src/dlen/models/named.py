@@ -21,8 +21,9 @@ from dlen.models.funnels import AITMHead, ESMMHead
 from dlen.models.heads import IndependentHead
 from dlen.models.interactions import MakeInteraction
 from dlen.models.pal import PositionRanker
-from dlen.models.ranker import MakeBackbone, MakeEmbedding, MakeHead, MakePool, Ranker
+from dlen.models.ranker import MakeBackbone, MakeHead, MakePool, Ranker
 from dlen.nn.embedding import EmbeddingTable
+from dlen.nn.mixed import MakeEmbedding
 from dlen.nn.sequences import TargetAttention
 from dlen.schema import Schema
 

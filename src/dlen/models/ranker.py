@@ -15,11 +15,11 @@ from dlen.models.interactions import Interaction, MakeInteraction, make_interact
 from dlen.models.model import Model
 from dlen.models.predictions import Predictions
 from dlen.nn.embedding import EmbeddingTable
+from dlen.nn.mixed import MakeEmbedding, make_tables
 from dlen.nn.sequences import Layout, Ragged, SequencePool, SequencePools, TargetAttention
 from dlen.schema import Schema
 
-# Factories of the parts, such as functools.partial(EmbeddingTable, dim=8)
-MakeEmbedding = Callable[[Schema], EmbeddingTable]
+# Factories of the parts, such as functools.partial(MMoEBackbone, dropout=0.1)
 MakeBackbone = Callable[..., Backbone]  # called with (FeatureSpec, number of tasks)
 MakeHead = Callable[..., Head]  # called with (Schema, H of the backbone, FeatureSpec)
 MakePool = Callable[..., SequencePool]  # called with (E, number of lists, lists with a candidate)
@@ -52,7 +52,7 @@ class Ranker(Model):
         for name, make in (parts | {"backbone": backbone, "head": head}).items():
             if not callable(make) and (name, make) != ("interaction", None):
                 raise ValueError(f"{name} must be callable, got {make!r}; choose one with model/{name}=NAME")
-        self.embedding = embedding(schema)
+        self.embedding = make_tables(embedding, schema)
         self.spec = FeatureSpec.of(schema, self.embedding)
         self.sequences: SequencePools | None = None
         if schema.sequences:

@@ -177,7 +177,7 @@ def join_input(
         (B, F E + K + O) vectors, numbers, and the first-order terms summed over fields and divided by the root of F.
     """
     parts = [v[..., :dim].flatten(1) for v in vectors]
-    parts += [numeric] if numeric.shape[1] else []
+    parts += [numeric] if numeric.shape[1] or not parts else []
     if first_order:
         terms = [v[..., dim : dim + first_order] for v in vectors]
         # Adam moves the terms of all fields by the same amount; without the root, many fields would overshoot.

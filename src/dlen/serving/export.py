@@ -23,7 +23,8 @@ from dlen.label_scale import LabelScale
 from dlen.models.features import Features
 from dlen.models.predictions import Predictions
 from dlen.models.ranker import Ranker
-from dlen.nn.embedding import join_input
+from dlen.nn.embedding import EmbeddingTable, join_input
+from dlen.nn.mixed import columns
 from dlen.nn.sequences import Padded
 from dlen.ranking.fusion import Score
 from dlen.ranking.scoring import load_model, make_scores, read_fusion
@@ -89,14 +90,7 @@ class Serving(nn.Module):
             The tensors named by ``outputs``, which are ``p`` (B, K) of the measured targets, ``score`` (B,), ``up``
             (B,) if the model has P(UP), and ``values`` (B, R) of any regression tasks, in the unit of their labels.
         """
-        table = self.model.embedding
-        parts = [table.weight[ids]] if table.num_single else []
-        if table.num_bags:
-            pooled = (table.weight[bag_ids] * bag_weights[..., None]).sum(2)
-            total = bag_weights.sum(2, keepdim=True)
-            mean = table.mean[:, 0][None]  # (1, M, 1)
-            parts.append(pooled / torch.where(mean & (total > 0), total, torch.ones_like(total)))
-        values = join_input(parts, numeric, table.dim, table.first_order, table.own)
+        values = self._embedded(ids, numeric, bag_ids, bag_weights)
         predictions = self.model.predict(self._features(values, sequence_ids, sequence_lengths))
         log_p = self.targets.log_probabilities(predictions.log_p)
         log_up = predictions.log_up
@@ -112,15 +106,47 @@ class Serving(nn.Module):
         values: Tensor = self.scale(predictions.values.expected)
         return values
 
+    def _embedded(self, ids: Tensor, numeric: Tensor, bag_ids: Tensor, bag_weights: Tensor) -> Tensor:
+        """(B, D + O) output of the embedding."""
+        embedding = self.model.embedding
+        if isinstance(embedding, EmbeddingTable):
+            return _of_table(embedding, ids, numeric, bag_ids, bag_weights)
+        outputs = [
+            _of_table(
+                table,
+                columns(ids, own.single) - own.first,
+                numeric[:, :0],
+                (columns(bag_ids, own.bags) - own.first).clamp(min=0),  # padding is 0
+                columns(bag_weights, own.bags),
+            )
+            for table, own in embedding.pairs
+        ]
+        return embedding.joined(outputs, numeric)
+
     def _features(self, values: Tensor, sequence_ids: Tensor, lengths: Tensor) -> Features:
         """Add the padded sequences to the (B, D + O) vectors of the table."""
+        embedding = self.model.embedding
         places, layouts, first, width = [], [], 0, sequence_ids.shape[2]
         for place, lists in enumerate(self.model.schema.sequences.values()):
-            own = sequence_ids[:, first : first + len(lists)]
-            places.append(self.model.embedding.vectors(own.transpose(1, 2).flatten(0, 1)))
+            own = sequence_ids[:, first : first + len(lists)].transpose(1, 2).flatten(0, 1)
+            if isinstance(embedding, EmbeddingTable):
+                places.append(embedding.vectors(own))
+            else:
+                places.append(embedding.vectors(own, place))
             layouts.append(Padded(lengths[:, place], width))
             first += len(lists)
         return self.model.with_sequences(values, places, layouts)
+
+
+def _of_table(table: EmbeddingTable, ids: Tensor, numeric: Tensor, bag_ids: Tensor, bag_weights: Tensor) -> Tensor:
+    """What an embedding table returns for padded inputs."""
+    parts = [table.weight[ids]] if table.num_single else []
+    if table.num_bags:
+        pooled = (table.weight[bag_ids] * bag_weights[..., None]).sum(2)
+        total = bag_weights.sum(2, keepdim=True)
+        mean = table.mean[:, 0][None]  # (1, M, 1)
+        parts.append(pooled / torch.where(mean & (total > 0), total, torch.ones_like(total)))
+    return join_input(parts, numeric, table.dim, table.first_order, table.own)
 
 
 def dense(batch: Batch, schema: Schema, length: int | None = None) -> Inputs:

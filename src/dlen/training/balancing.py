@@ -192,14 +192,15 @@ class Surgery(Balancer):
         if extra is not None:
             joined = [a + b for a, b in zip(joined, gradients(extra), strict=True)]
         of_shared = joined[: len(shared)]
-        known = {id(p) for p in shared} | {id(model.embedding.weight)}
+        before_x = [*model.embedding.parameters(), *([] if model.sequences is None else model.sequences.parameters())]
+        known = {id(p) for p in (*shared, *before_x)}
         others = [p for p in model.parameters() if id(p) not in known]
         total = losses.sum() if extra is None else losses.sum() + extra
         of_others = torch.autograd.grad(total, others, retain_graph=True, allow_unused=True)
         for parameter, grad in zip([*shared, *others], [*of_shared, *of_others], strict=True):
             parameter.grad = grad
         if x.requires_grad:
-            x.backward(joined[-1])  # into the embedding table
+            x.backward(joined[-1])  # into the embedding tables and the pools of sequences
 
 
 def _split(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:

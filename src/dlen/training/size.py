@@ -8,12 +8,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from dlen.models.features import Features
 from dlen.models.model import Model
 from dlen.models.ranker import Ranker
+from dlen.nn.embedding import EmbeddingTable
+from dlen.nn.mixed import MixedTables
 
 
 def dense_parameters(model: Model) -> int:
-    """Number of parameters outside the embedding table."""
-    table = model.embedding.weight.numel() if isinstance(model, Ranker) else 0
-    return sum(p.numel() for p in model.parameters()) - table
+    """Number of parameters outside the embedding tables."""
+    tables = _embedding_parameters(model) if isinstance(model, Ranker) else 0
+    return sum(p.numel() for p in model.parameters()) - tables
+
+
+def _embedding_parameters(model: Ranker) -> int:
+    return sum(m.weight.numel() for m in model.embedding.modules() if isinstance(m, EmbeddingTable))
 
 
 def size_figures(model: Model) -> dict[str, float]:
@@ -31,8 +37,9 @@ def size_figures(model: Model) -> dict[str, float]:
         x = torch.zeros(1, model.spec.width + model.spec.first_order)  # embedding lookups have no FLOPs
         model.eval().predict(Features(x, model.spec))
     model.train(training)
+    projections = model.embedding.flops if isinstance(model.embedding, MixedTables) else 0
     return {
         "model/dense_parameters": dense_parameters(model),
-        "model/embedding_parameters": model.embedding.weight.numel(),
-        "model/flops_per_row": float(counter.get_total_flops()),
+        "model/embedding_parameters": _embedding_parameters(model),
+        "model/flops_per_row": float(counter.get_total_flops() + projections),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,11 @@ from dlen.errors import UserError
 from dlen.models.model import Model
 from dlen.models.ranker import Ranker
 from dlen.nn.embedding import EmbeddingTable
-from dlen.schema import Field, Kind
+from dlen.nn.mixed import MixedTables
+from dlen.schema import Field, Kind, Schema
 from dlen.training.checkpoints import model_weights
 from dlen.training.run_folder import BEST, open_run
 
-_TABLE = "embedding.weight"
 _KEY = "config init_from"
 
 
@@ -46,17 +47,22 @@ def warm_start(model: Model, store: Store, config: DictConfig) -> list[str]:
     checkpoint = folder / BEST
     if not checkpoint.exists():
         raise UserError(f"{_KEY}: {checkpoint}: no such checkpoint; the run is not finished")
-    if not isinstance(model, Ranker) or not isinstance(model.embedding, EmbeddingTable):
+    if not isinstance(model, Ranker) or not isinstance(model.embedding, EmbeddingTable | MixedTables):
         raise UserError(f"{_KEY}: {config.model_name} has no weights to start from; leave it out")
     if config.sharding:
         raise UserError(f"{_KEY}: a sharded table cannot start from a run; set sharding=null")
     _check_same_inputs(folder, old, store)
     weights = model_weights(checkpoint)
-    table = weights.pop(_TABLE, None)
-    if table is None or table.shape != (old.schema.num_embeddings, model.embedding.weight.shape[1]):
-        raise UserError(f"{_KEY}: {folder} has vectors of another length; set model.embedding as in the run")
-    _load_dense(model, weights, folder)
-    return _copy_rows(model.embedding.weight.data, table, store, old)
+    tables = {f"{name}.weight": m.weight.data for name, m in model.named_modules() if isinstance(m, EmbeddingTable)}
+    were = {name: weights.pop(name, None) for name in tables}
+    schemas = zip(store.schema.by_dim.values(), old.schema.by_dim.values(), strict=True)
+    lines = []
+    for table, was, (now, then) in zip(tables.values(), were.values(), schemas, strict=True):
+        if was is None or was.shape != (then.num_embeddings, table.shape[1]):
+            raise UserError(f"{_KEY}: {folder} has vectors of another length; set model.embedding as in the run")
+        lines += _copy_rows(table, was, (now, store), (then, old))
+    _load_dense(model, weights, tables.keys(), folder)
+    return lines
 
 
 def _check_same_inputs(folder: Path, old: Store, new: Store) -> None:
@@ -73,11 +79,12 @@ def _check_same_inputs(folder: Path, old: Store, new: Store) -> None:
 
 def _fields(store: Store) -> list[str]:
     """Fields in the order in which the model reads them."""
-    return [f"{field.name} ({kind.value})" for kind in Kind for field in store.schema.of_kind(kind)]
+    own_length = {field.name: f", dim {field.dim}" for field in store.schema.fields if field.dim}
+    return [f"{f.name} ({kind.value}{own_length.get(f.name, '')})" for kind in Kind for f in store.schema.of_kind(kind)]
 
 
-def _load_dense(model: Ranker, weights: dict[str, Tensor], folder: Path) -> None:
-    own = {name: value for name, value in model.state_dict().items() if name != _TABLE}
+def _load_dense(model: Ranker, weights: dict[str, Tensor], tables: Collection[str], folder: Path) -> None:
+    own = {name: value for name, value in model.state_dict().items() if name not in tables}
     for name in sorted(own.keys() ^ weights.keys()):
         raise UserError(f"{_KEY}: {folder} has another model ({name} is in one of them alone); set model as in the run")
     for name, value in own.items():
@@ -87,12 +94,16 @@ def _load_dense(model: Ranker, weights: dict[str, Tensor], folder: Path) -> None
     model.load_state_dict(weights, strict=False)
 
 
-def _copy_rows(new_table: Tensor, old_table: Tensor, new: Store, old: Store) -> list[str]:
+def _copy_rows(
+    new_table: Tensor, old_table: Tensor, of_new: tuple[Schema, Store], of_old: tuple[Schema, Store]
+) -> list[str]:
+    """Copy the rows of the fields of a table, which are those of the schemas."""
+    (now, new), (then, old) = of_new, of_old
     lines = []
-    for field in new.schema.owners:
+    for field in now.owners:
         kept = _old_codes(field, new, old)
         known = np.flatnonzero(kept >= 0)
-        to, source = new.schema.offsets[field.name] + known, old.schema.offsets[field.name] + kept[known]
+        to, source = now.offsets[field.name] + known, then.offsets[field.name] + kept[known]
         new_table[torch.from_numpy(to)] = old_table[torch.from_numpy(source)].to(new_table.dtype)
         before = next(f.vocab_size for f in old.schema.fields if f.name == field.name) - 1  # without the unknown id
         line = f"{field.name}: {len(known) - 1:,} of {len(kept) - 1:,} ids are known from {old.fingerprint}"

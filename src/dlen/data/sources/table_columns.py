@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +203,12 @@ class IdColumn(TableColumn):
             self.vocabulary.restore(store.vocabulary(self.name)["value"])
 
     def fields(self) -> list[Field]:
-        return [Field(self.name, Kind.ID, self.spec.side, len(self.vocabulary), share=self.spec.share)]
+        return [self.field(Kind.ID)]
+
+    def field(self, kind: Kind) -> Field:
+        """The schema field of the ids."""
+        spec = self.spec
+        return Field(self.name, kind, spec.side, len(self.vocabulary), share=spec.share, dim=spec.dim)
 
     def ids(self, frame: pl.DataFrame, path: Path) -> list[Array]:
         return [self.vocabulary.encode(self.texts(frame, path))]
@@ -235,8 +241,7 @@ class IdsColumn(IdColumn):
         writer.statistics.setdefault(self.name, {}).update({"max_values": self.spec.max_values, **keep})
 
     def fields(self) -> list[Field]:
-        pooling = Pooling(self.spec.pooling)
-        return [Field(self.name, Kind.IDS, self.spec.side, len(self.vocabulary), pooling, share=self.spec.share)]
+        return [replace(self.field(Kind.IDS), pooling=Pooling(self.spec.pooling))]
 
     def ids(self, frame: pl.DataFrame, path: Path) -> list[Array]:
         return []

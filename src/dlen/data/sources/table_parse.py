@@ -318,6 +318,10 @@ def _check_shared(spec: TableSpec) -> None:
                 raise UserError(f"{spec.path}: {key}.{other}: the ids are those of {field.share}; set it there")
             if field.kind not in ("id", "ids", "sequence"):
                 raise UserError(f"{spec.path}: {key}.share: is for ids; remove it from a field of kind {field.kind}")
+            if field.dim:
+                raise UserError(f"{spec.path}: {key}.dim: the vectors are those of {field.share}; set it there")
+        elif field.dim and field.kind not in ("id", "ids", "sequence"):
+            raise UserError(f"{spec.path}: {key}.dim: is for ids; remove it from a field of kind {field.kind}")
         if field.along:
             _check_one_of(field.along, sequences, spec.path, f"{key}.along")
             if field.kind != "sequence":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -97,8 +98,7 @@ class SequenceColumn(OrderedColumn):
 
     def fields(self) -> list[Field]:
         """One field per list."""
-        lists = [(one.name, one.spec.side, len(one.vocabulary), one.spec.share) for one in self.lists]
-        return [Field(n, Kind.SEQUENCE, side, size, share=share, sequence=self.name) for n, side, size, share in lists]
+        return [replace(one.field(Kind.SEQUENCE), sequence=self.name) for one in self.lists]
 
     def places(self, frame: pl.DataFrame, path: Path) -> Places:
         """Store the values of n rows."""

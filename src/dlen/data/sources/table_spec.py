@@ -84,6 +84,7 @@ class FieldSpec:
         side: user, item, cross or context.
         min_count: id, ids: values with fewer occurrences are unknown.
         hash: id, ids, sequence: number of buckets that values are hashed to, without a vocabulary; 0 for a vocabulary.
+        dim: id, ids, sequence: length of each id's vector, if shorter than the model's; 0 for the model's.
         share: id, ids, sequence: use the vocabulary and the vectors of this other field of kind id or ids.
         order: sequence: oldest_first or newest_first, the order in the cell.
         along: sequence: name of another sequence; this is a parallel list of it, with one value for each of its values.
@@ -107,6 +108,7 @@ class FieldSpec:
     side: Annotated[str, OneOf("user", "item", "cross", "context")] = "context"
     min_count: Annotated[int, Range(1)] = 1
     hash: Annotated[int, Range(0, 10**8)] = 0
+    dim: Annotated[int, Range(0)] = 0
     share: str = ""
     order: Annotated[str, OneOf("oldest_first", "newest_first")] = "oldest_first"
     along: str = ""
