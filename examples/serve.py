@@ -32,7 +32,10 @@ WHOLE = re.compile(r"([+-]?[0-9]+)\.0+")
 
 
 class Candidates(BaseModel):
-    """Values shared by all candidates, and values of each one. A list is ``[value, ...]`` or ``{value: weight}``."""
+    """Values shared by all candidates, and values of each one.
+
+    A list is ``[value, ...]`` or ``{value: weight}``, and a vector is ``[number, ...]``.
+    """
 
     model_config = ConfigDict(extra="forbid")
     context: dict[str, Any] = {}
@@ -187,6 +190,20 @@ def several(field: dict, value: object) -> list[tuple[int, float]]:
     return [(text_code(field, v), w) for v, w in kept]
 
 
+def vector(field: dict, value: object) -> list[float]:
+    """Scaled numbers of a vector; a missing one becomes the mean, 0."""
+    name, scale, size = field["name"], field["statistics"], field["size"]
+    if not isinstance(value, list | None):
+        refuse(f"{name}: {shown(value)} is no list")
+    if not value:
+        return [0.0] * size
+    if len(value) != size:
+        refuse(f"{name}: has {len(value)} numbers instead of {size}")
+    numbers = [in_32_bits(finite(name, v), name, v) for v in value]
+    scaled = [(v - mean) / scale["deviation"] for v, mean in zip(numbers, scale["mean"], strict=True)]
+    return [in_32_bits(number, name, v) for number, v in zip(scaled, value, strict=True)]
+
+
 def in_order(sequence: dict, row: dict) -> list[list[int]]:
     """Ids of each list of a sequence, oldest first; the newest count."""
     lists = []
@@ -264,6 +281,8 @@ def inputs_of(rows: list[dict]) -> dict[str, np.ndarray]:
             ids[i, place, : len(values)] = values
     inputs["sequence_ids"] = ids
     inputs["sequence_lengths"] = np.array(lengths, np.int64).reshape(len(sequences), len(rows)).T
+    vectors = [[n for f in by_input["vectors"] for n in vector(f, row.get(f["name"]))] for row in rows]
+    inputs["vectors"] = np.array(vectors, np.float32)
     return inputs
 
 

@@ -48,6 +48,13 @@ WITH_DIMS = tuple(
     replace(field, dim={"user": 2, "tags": 1, "item": 2, "searches": 2}.get(field.name, 0)) for field in WITH_SEQUENCES
 )
 
+# Pretrained vectors beside everything else
+WITH_VECTORS = (
+    *WITH_SEQUENCES,
+    Field("caption", Kind.VECTOR, "item", size=3),
+    Field("profile", Kind.VECTOR, "user", size=5),
+)
+
 
 def tasks_with_rates(*rates: float) -> tuple[Task, ...]:
     """Independent tasks t0, t1, ... with these training rates."""
@@ -91,4 +98,8 @@ def make_batch(schema: Schema, rows: int, seed: int = 0, longest_bag: int = 4) -
         labels=torch.tensor(rng.integers(0, 2, (rows, len(schema.tasks))), dtype=torch.float32),
         truth=torch.tensor(rng.uniform(0.01, 0.99, (rows, len(schema.truth))), dtype=torch.float32),
         sequences=tuple(draw_sequence(lists) for lists in schema.sequences.values()),
+        vectors=tuple(
+            torch.tensor(rng.normal(size=(rows, field.size)) * (rng.random((rows, 1)) > 0.2), dtype=torch.float32)
+            for field in schema.of_kind(Kind.VECTOR)
+        ),
     )

@@ -54,6 +54,7 @@ class Batch:
         weights: (B, 1 + T) float32, the weight of each row in training, then that of each task's label in it; empty if
             all are 1.
         sequences: the sequences, in the order of :attr:`Schema.sequences`.
+        vectors: (B, d) float32 of each vector field, scaled with training statistics; 0 for a missing vector.
     """
 
     ids: Tensor
@@ -66,6 +67,7 @@ class Batch:
     users: Tensor = field(default_factory=_no_users)
     weights: Tensor = field(default_factory=_no_weights)
     sequences: tuple[Sequence, ...] = ()
+    vectors: tuple[Tensor, ...] = ()
 
     @classmethod
     def of_ids(cls, ids: Tensor, labels: Tensor) -> Batch:
@@ -83,6 +85,10 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """Return the batch on another device."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "sequences"}
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("sequences", "vectors")}
         moved = {name: tensor.to(device, non_blocking=non_blocking) for name, tensor in tensors.items()}
-        return Batch(**moved, sequences=tuple(s.to(device, non_blocking) for s in self.sequences))
+        return Batch(
+            **moved,
+            sequences=tuple(s.to(device, non_blocking) for s in self.sequences),
+            vectors=tuple(v.to(device, non_blocking=non_blocking) for v in self.vectors),
+        )

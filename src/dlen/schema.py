@@ -21,6 +21,7 @@ class Kind(StrEnum):
     IDS = "ids"  # any number of weighted ids per row
     NUMERIC = "numeric"  # one float per row, scaled with statistics of the training rows
     SEQUENCE = "sequence"  # an ordered list of ids, such as the videos that a user watched, oldest first
+    VECTOR = "vector"  # a fixed number of floats per row, such as a pretrained vector of the video, scaled
 
 
 class Pooling(StrEnum):
@@ -43,15 +44,16 @@ class Field:
 
     Attributes:
         name: unique name in the schema.
-        kind: single id, multiple ids, or a number.
+        kind: single id, multiple ids, a number, an ordered list of ids, or a vector.
         side: what the field describes: ``user``, ``item``, ``cross`` or ``context``.
-        vocab_size: number of ids, including id 0 for unknown; 0 for numeric fields.
+        vocab_size: number of ids, including id 0 for unknown; 0 for fields without ids.
         pooling: how the vectors of multiple ids are combined.
         share: field whose ids and vectors this field uses, such as the candidate's for a history of candidates; empty
             for a field with its own.
         sequence: name of the sequence that a field of kind ``sequence`` is a list of. All lists of a sequence have the
             same length in a row: values at the same place belong together. Empty for all other fields.
         dim: length of the vectors of a field with ids of its own, if shorter than the model's; 0 for the model's.
+        size: number of floats of a field of kind ``vector``; 0 for all other fields.
     """
 
     name: str
@@ -62,6 +64,12 @@ class Field:
     share: str = ""
     sequence: str = ""
     dim: int = 0
+    size: int = 0
+
+    @property
+    def has_ids(self) -> bool:
+        """Whether the values are ids, which have rows in the embedding table."""
+        return self.kind not in (Kind.NUMERIC, Kind.VECTOR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +134,8 @@ class Schema:
     Raises:
         ValueError: names repeat or clash with metric names, ``observed_where`` names an unknown or circular parent or
             a regression task, a regression task has a setting of binary tasks, ``share`` names a field that has no ids
-            of its own or another number of them, or a field without ids of its own has a ``dim``.
+            of its own or another number of them, a field without ids of its own has a ``dim``, or a field of kind
+            ``vector`` has no size.
 
     Example:
         >>> fields = (Field("user", Kind.ID, "user", 100), Field("tags", Kind.IDS, "item", 50))
@@ -150,6 +159,8 @@ class Schema:
                 raise ValueError(f"{kind} names repeat: {', '.join(sorted(repeated))}")
         owners = {f.name: f for f in self.owners}
         for field in self.fields:
+            if (field.kind is Kind.VECTOR) != (field.size > 0):
+                raise ValueError(f"field {field.name}: size must be above 0 for kind vector alone, got {field.size}")
             if field.share and (field.share not in owners or owners[field.share].vocab_size != field.vocab_size):
                 raise ValueError(f"field {field.name}: share must name a field with the same ids, got {field.share!r}")
             if field.dim and field.name not in owners:
@@ -192,14 +203,13 @@ class Schema:
     @property
     def owners(self) -> list[Field]:
         """The fields that have their own rows in the embedding table, in the order of these rows."""
-        own = [f for f in self.fields if f.kind is not Kind.NUMERIC and not f.share]
-        return sorted(own, key=lambda f: f.dim)
+        return sorted((f for f in self.fields if f.has_ids and not f.share), key=lambda f: f.dim)
 
     @property
     def by_dim(self) -> dict[int, Schema]:
         """The fields with ids for each ``dim``, in the order of their rows; 0 comes first, even without fields."""
         dims = {f.name: f.dim for f in self.owners}
-        fields = [(dims[f.share or f.name], f) for f in self.fields if f.kind is not Kind.NUMERIC]
+        fields = [(dims[f.share or f.name], f) for f in self.fields if f.has_ids]
         return {
             dim: replace(self, fields=tuple(f for own, f in fields if own == dim))
             for dim in sorted({0, *dims.values()})
@@ -221,7 +231,7 @@ class Schema:
         """First row of each id field in the shared embedding table."""
         ends = np.cumsum([0, *(f.vocab_size for f in self.owners)])
         own = {f.name: int(start) for f, start in zip(self.owners, ends, strict=False)}
-        return {f.name: own[f.share or f.name] for f in self.fields if f.kind is not Kind.NUMERIC}
+        return {f.name: own[f.share or f.name] for f in self.fields if f.has_ids}
 
     def rows(self, name: str) -> slice:
         """Rows of an id field in the shared embedding table; the first is its unknown id."""

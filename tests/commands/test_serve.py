@@ -31,6 +31,7 @@ from tests.conftest import ROOT
 
 SPEC = """
 files: {train: train.csv, validation: validation.csv, test: test.csv}
+joins: {users: {file: users.parquet, by: user}}
 fields:
   user: {kind: id, side: user}
   tags: {kind: ids, side: item, max_values: 6}
@@ -46,9 +47,13 @@ fields:
   viewed: {kind: sequence, share: seller, side: user, max_values: 4, order: newest_first}
   viewed_how: {kind: sequence, along: viewed, side: user}
   clicked: {history: {of: [seller, user], by: user, where: click, labels: [like], length: 3}, side: user}
+  face: {kind: vector, side: user}
+  style: {kind: vector, side: item}
 tasks: {click: click, like: like}
 """
 FIELDS = ["user", "tags", "liked", "seller", "seen", "price", "amount", "age"]
+# Vectors of some users; the last one never occurs in the log, only in new rows
+FACES = {str(user): [user % 5 - 2.0, user / 30, -1.0] for user in (*range(25), 99)}
 PARTS = {"shown_hour": (0, 23), "shown_weekday": (1, 7), "shown_day": (1, 31), "shown_month": (1, 12)}
 
 
@@ -76,6 +81,7 @@ def rows(rng: np.random.Generator, n: int, most: int) -> pl.DataFrame:
             "shelf": rng.choice(["a", "b"], n),
             "viewed": ["|".join(f"s{v}" for v in row) for row in liked],
             "viewed_how": ["|".join("ab"[v % 2] for v in row) for row in liked],
+            "style": some([f"[{x:.3f}, {y:.3f}]" for x, y in rng.normal(size=(n, 2)) * [1, 4] + 7]),
             "click": (rng.random(n) < chance).astype(int),
             "like": (rng.random(n) < 0.3).astype(int),
         }
@@ -88,6 +94,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, rng = tmp_path_factory.mktemp("serve"), np.random.default_rng(0)
     for name, n, most in (("train", 1200, 2), ("validation", 200, 2), ("test", 300, 10)):
         rows(rng, n, most).write_csv(folder / f"{name}.csv")
+    pl.DataFrame({"user": list(FACES), "face": list(FACES.values())}).write_parquet(folder / "users.parquet")
     (folder / "log.yaml").write_text(SPEC)
     places = [f"data_dir={folder / 'data'}", f"runs_dir={folder / 'runs'}", f"run_dir={folder / 'run'}"]
     small = [
@@ -130,12 +137,14 @@ def as_json(row: dict[str, Any]) -> dict[str, Any]:
     seen = {value: float(weight) for value, weight in (pair.split(":") for pair in row["seen"].split(","))}
     liked = {value: float(weight) for value, weight in pairs}
     lists = {"tags": tags, "viewed": row["viewed"].split("|"), "viewed_how": row["viewed_how"].split("|")}
-    return {**numbers, **parts, **lists, "liked": liked, "seen": seen, "now": row["ts"]}
+    vectors = {"face": FACES.get(str(row["user"])), "style": json.loads(row["style"] or "[]")}
+    return {**numbers, **parts, **lists, **vectors, "liked": liked, "seen": seen, "now": row["ts"]}
 
 
 @pytest.mark.slow
 def test_the_server_gives_the_scores_of_predict_whatever_the_length_of_a_list(run: Path, client: TestClient) -> None:
     frame = rows(np.random.default_rng(1), 400, 12).with_columns(pl.col("ts") + 100_000_000)
+    frame = frame.with_columns(pl.when(pl.int_range(400) % 20 == 0).then(pl.lit("99")).otherwise("user").alias("user"))
     frame.write_csv(run / "new.csv")
     arguments = [f"run={run}", f"input={run / 'new.csv'}", f"output={run / 'scores.parquet'}"]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
@@ -188,6 +197,10 @@ def _other_scale(coding: dict[str, Any]) -> None:
     coding["statistics"]["deviation"] *= 1.01
 
 
+def _other_mean(coding: dict[str, Any]) -> None:
+    coding["statistics"]["mean"][-1] += 0.1
+
+
 def _other_transform(coding: dict[str, Any]) -> None:
     coding["statistics"].pop("transform")
 
@@ -209,6 +222,8 @@ DAMAGES = {
     "month": ("shown_month", _shifted),
     "edge": ("price", _other_edge),
     "scale": ("age", _other_scale),
+    "scale of a vector": ("style", _other_scale),
+    "mean of a vector": ("face", _other_mean),
     "transform": ("amount", _other_transform),
     "rate": ("user_rate", _earlier),
     "count": ("shelf_count", _earlier),
@@ -292,6 +307,13 @@ def test_a_hashed_id_has_one_meaning_in_every_spelling(client: TestClient) -> No
     assert score(client, seller=None) == score(client, seller=" ") == score(client)
 
 
+def test_a_vector_is_what_the_request_says(client: TestClient) -> None:
+    known = score(client, style=[7.0, 9])
+    assert known == score(client, style=[7, 9.0])
+    assert known != score(client, style=[7.5, 9])
+    assert score(client, style=None) == score(client, style=[]) == score(client)
+
+
 def test_true_and_false_are_ids_like_others(tmp_path: Path, run: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EXPORT", str(run / "export"))
@@ -340,6 +362,14 @@ HOSTILE = [
     ("liked", {"l1": -(10**400)}),
     ("liked", {f"l{i}": 1.0 for i in range(501)}),
     ("shelf", {"a": 1}),
+    ("style", 1.0),
+    ("style", {"a": 1}),
+    ("style", [1.0]),
+    ("style", [1.0, 2.0, 3.0]),
+    ("style", [1.0, None]),
+    ("style", ["1", 2.0]),
+    ("face", [1e39, 0, 0]),
+    ("face", [10**400, 0, 0]),
 ]
 
 
@@ -396,7 +426,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
     max_leaves=8,
 )
-KEYS = st.sampled_from([*FIELDS, *PARTS, "shelf"])
+KEYS = st.sampled_from([*FIELDS, *PARTS, "shelf", "face", "style"])
 
 
 @settings(max_examples=300, deadline=None)

@@ -66,8 +66,9 @@ def whole(split: Split) -> Batch:
 
 
 def tensors_of(batch: Batch) -> dict[str, torch.Tensor]:
-    """All tensors of a batch by name, those of its sequences too."""
-    tensors = {f.name: getattr(batch, f.name) for f in fields(batch) if f.name != "sequences"}
+    """All tensors of a batch by name, those of its sequences and vectors too."""
+    tensors = {f.name: getattr(batch, f.name) for f in fields(batch) if f.name not in ("sequences", "vectors")}
+    tensors |= {f"vectors[{place}]": vectors for place, vectors in enumerate(batch.vectors)}
     for place, sequence in enumerate(batch.sequences):
         tensors |= {f"sequences[{place}].{f.name}": getattr(sequence, f.name) for f in fields(sequence)}
     return tensors

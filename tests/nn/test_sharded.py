@@ -16,7 +16,7 @@ from dlen.nn.sharded import SHARDINGS, Layout, ShardedTable, check_shardable
 from dlen.schema import Field, Kind
 from dlen.training.optimizers import Combined, RowAdagrad, ShardedAdagrad
 from dlen.training.optimizers import split_for_sharding as split
-from tests.helpers import FIELDS, join_processes, make_batch, make_schema, needs_torchrec
+from tests.helpers import FIELDS, WITH_VECTORS, join_processes, make_batch, make_schema, needs_torchrec
 
 DIM, WORLD, STEPS = 4, 2, 3
 SETTINGS: dict[str, Any] = {"lr": 0.1, "eps": 1e-8, "weight_decay": 0.3}
@@ -123,6 +123,7 @@ def test_what_cannot_be_split() -> None:
     with pytest.raises(UserError, match="4 fields cannot be shared by 5 processes; set sharding=rows"):
         check_shardable(make_schema(), DIM, "tables", 5, "cpu", 0.0)
     check_shardable(make_schema(), DIM, "rows", 5, "cpu", 0.1)
+    check_shardable(make_schema(fields=(*FIELDS, WITH_VECTORS[-1])), DIM, "rows", 5, "cpu", 0.1)
     with pytest.raises(UserError, match=r"config optimizer.embedding_weight_decay: on a CPU"):
         check_shardable(make_schema(fields=FIELDS[:1]), DIM, "rows", 2, "cpu", 0.1)
     check_shardable(make_schema(fields=FIELDS[:1]), DIM, "rows", 2, "cpu", 0.0)

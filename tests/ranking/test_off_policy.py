@@ -102,6 +102,8 @@ FIELDS = (
     Field("tags", Kind.IDS, "item", 9),
     Field("hour", Kind.NUMERIC),
     Field("length", Kind.NUMERIC, "item"),
+    Field("profile", Kind.VECTOR, "user", size=1),
+    Field("caption", Kind.VECTOR, "item", size=1),
 )
 
 
@@ -110,7 +112,8 @@ def _batch(first: int) -> Batch:
     ids = torch.tensor([[first, first + 1], [first + 2, first + 3]])
     lengths = torch.tensor([[1, 2], [2, 0]]) if first < 100 else torch.tensor([[0, 1], [1, 3]])
     values = first + torch.arange(int(lengths.sum()))
-    return Batch(ids, ids.float(), lengths, values, values.float(), torch.zeros(2, 1), torch.zeros(2, 0))
+    labels, truth, vectors = torch.zeros(2, 1), torch.zeros(2, 0), ids.float().split(1, 1)
+    return Batch(ids, ids.float(), lengths, values, values.float(), labels, truth, vectors=vectors)
 
 
 def test_items_are_swapped_and_nothing_else() -> None:
@@ -119,6 +122,7 @@ def test_items_are_swapped_and_nothing_else() -> None:
     found = swap_items(context, item, schema)
     assert found.ids.tolist() == [[0, 101], [2, 103]]
     assert found.numeric.tolist() == [[0, 101], [2, 103]]
+    assert [v.tolist() for v in found.vectors] == [[[0], [2]], [[101], [103]]]
     assert found.bag_lengths.tolist() == [[1, 2], [1, 3]]  # lists of the user, tags of the other item
     assert found.bag_ids.tolist() == [0, 1, 2, 101, 102, 103, 104]
     assert found.bag_weights.tolist() == found.bag_ids.tolist()

@@ -26,6 +26,7 @@ SPLIT_ARRAYS = {"labels": "u1", "group": "<i4", "truth": "<f4", "users": "<i4", 
 # Where the sequences of a split's rows lie among the values of the sequence, and the time of each row.
 PLACE_ARRAYS = {"sequence_start": "<i8", "sequence_length": "<i2", "sequence_when": "<f8"}
 SEQUENCE_ARRAYS = {"values": "<i4", "when": "<f8"}  # of a sequence: codes of its lists, times
+VECTOR_ARRAYS = {"vectors": "<i4"}  # of a split: which of the stored vectors of each field a row has
 
 
 @dataclass(slots=True)
@@ -72,6 +73,8 @@ class Columns:
         bag_ids: (L,) int32 row indices into the embedding table.
         bag_weights: (L,) float32 weights.
         places: where the rows' sequences lie; None without sequences.
+        vectors: (n, X) int32 row of each vector field's vector among those stored, 0 for a missing one; None without
+            vector fields.
     """
 
     ids: Array
@@ -80,6 +83,7 @@ class Columns:
     bag_ids: Array
     bag_weights: Array
     places: Places | None = None
+    vectors: Array | None = None
 
     @classmethod
     def of_ids(cls, ids: Array) -> Columns:

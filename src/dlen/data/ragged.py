@@ -142,4 +142,5 @@ def select_rows(columns: Columns, mask: Array) -> Columns:
         columns.bag_ids[values],
         columns.bag_weights[values],
         None if columns.places is None else columns.places.select(mask),
+        None if columns.vectors is None else columns.vectors[mask],
     )

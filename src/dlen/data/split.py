@@ -13,6 +13,7 @@ from torch import Tensor
 from dlen.batch import Batch
 from dlen.data.columns import MISSING, TABLE_ARRAYS, Array, Columns, Places
 from dlen.data.sequences import SplitSequences, StoredSequence
+from dlen.data.vectors import SplitVectors
 from dlen.label_scale import LabelScale
 
 
@@ -68,6 +69,7 @@ class Split:
         values: (n, R) labels of the regression tasks in their own unit, nan where missing; empty without labels.
         scale: standardises ``values``; None without them.
         sequences: the rows' sequences; None without any.
+        vectors: the rows' vectors; None without any.
         complete: whether no label is missing.
     """
 
@@ -81,6 +83,7 @@ class Split:
     weights: Tensor
     values: Tensor
     sequences: SplitSequences | None = field(default=None, kw_only=True)
+    vectors: SplitVectors | None = field(default=None, kw_only=True)
     scale: LabelScale | None = field(kw_only=True)
     complete: bool = field(kw_only=True)
 
@@ -119,6 +122,7 @@ class Split:
             self.users.index_select(0, index) if len(self.users) else self.users,
             self.weights.index_select(0, index) if len(self.weights) else self.weights,
             () if self.sequences is None else self.sequences.gather(index, of_sequences),
+            () if self.vectors is None else self.vectors.gather(index),
         )
 
     def logged(self, labels: Tensor) -> Tensor:
@@ -131,7 +135,8 @@ class Split:
         tables = [self.table] if self.groups is None else [self.table, self.groups]
         arrays = [self.labels, self.group, self.truth, self.users, self.weights, self.values]
         arrays += [a for t in tables for a in vars(t).values()]
-        return sum(a.nbytes for a in arrays) + (0 if self.sequences is None else self.sequences.bytes)
+        parts = [part for part in (self.sequences, self.vectors) if part is not None]
+        return sum(a.nbytes for a in arrays) + sum(part.bytes for part in parts)
 
 
 def split_of(
@@ -140,6 +145,7 @@ def split_of(
     groups: StoredTable | None = None,
     group: Array | None = None,
     sequences: Sequence[StoredSequence] = (),
+    vectors: Sequence[Tensor] = (),
 ) -> Split:
     """Wrap rows in memory as a split.
 
@@ -149,6 +155,7 @@ def split_of(
         groups: table that the rows are joined with.
         group: (n,) row numbers in ``groups``.
         sequences: values of the sequences, in the order of the columns' places.
+        vectors: (1 + U, d) vectors of each vector field, see :class:`SplitVectors`.
     """
     n = len(columns.ids)
     bag_start = np.append(0, columns.values_per_row().cumsum())
@@ -169,6 +176,7 @@ def split_of(
         weights=torch.zeros(0, 1),
         values=torch.zeros(0, 0),
         sequences=SplitSequences.of(sequences, columns.places or Places.none(n)) if sequences else None,
+        vectors=None if columns.vectors is None else SplitVectors.of(vectors, columns.vectors),
         scale=None,
         complete=not bool((labels == MISSING).any()),
     )
@@ -196,6 +204,7 @@ class ResidentSplit:
             groups,
             *(a.to(device) for a in arrays),
             sequences=None if split.sequences is None else split.sequences.to(device),
+            vectors=None if split.vectors is None else split.vectors.to(device),
             scale=None if split.scale is None else deepcopy(split.scale).to(device),
             complete=split.complete,
         )

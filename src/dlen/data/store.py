@@ -25,12 +25,13 @@ from torch import Tensor
 from dlen.data.columns import PLACE_ARRAYS, TABLE_ARRAYS
 from dlen.data.sequences import SplitSequences, StoredSequence
 from dlen.data.split import Split, StoredTable
+from dlen.data.vectors import SplitVectors
 from dlen.errors import UserError
 from dlen.files import check_regular, checksum
 from dlen.label_scale import LabelScale
-from dlen.schema import Schema
+from dlen.schema import Kind, Schema
 
-FORMAT = 5  # 2: checksums; 3: counts of ids; 4: users, missing labels; 5: sequences, weights, regression
+FORMAT = 5  # 2: checksums; 3: counts of ids; 4: users, missing labels; 5: sequences, vectors, weights, regression
 
 
 class Store:
@@ -131,6 +132,7 @@ class Store:
             self._array(f"{name}/weights"),
             self._array(f"{name}/values"),
             sequences=self._split_sequences(name),
+            vectors=self._split_vectors(name),
             scale=LabelScale(self.schema) if self.schema.regressions else None,
             complete=not any(self.content["missing_labels"][name]),
         )
@@ -141,6 +143,14 @@ class Store:
         tables = tuple(self.sequence(name) for name in self.schema.sequences)
         start, length, when = (self._array(f"{split}/{part}") for part in PLACE_ARRAYS)
         return SplitSequences(tables, start, length, when)
+
+    def _split_vectors(self, split: str) -> SplitVectors | None:
+        fields = self.schema.of_kind(Kind.VECTOR)
+        if not fields:
+            return None
+        return SplitVectors(
+            tuple(self._array(f"vectors/{f.name}/values") for f in fields), self._array(f"{split}/vectors")
+        )
 
     def sequence(self, name: str) -> StoredSequence:
         """The values of a sequence."""

@@ -18,6 +18,7 @@ from dlen.data.columns import (
     SEQUENCE_ARRAYS,
     SPLIT_ARRAYS,
     TABLE_ARRAYS,
+    VECTOR_ARRAYS,
     Array,
     Columns,
 )
@@ -103,8 +104,33 @@ class SequenceWriter:
         return {f"sequences/{self.name}/{part}": writer.close() for part, writer in self.arrays.items()}
 
 
+class VectorWriter:
+    """Writes the scaled vectors of one field, after a row of zeros for a missing vector.
+
+    Args:
+        folder: folder of the store.
+        name: name of the field.
+        size: length d of a vector.
+    """
+
+    def __init__(self, folder: Path, name: str, size: int) -> None:
+        self.name = name
+        self.array = _ArrayWriter(folder / "vectors" / name / "values.bin", "<f4", size)
+        self.append(np.zeros((1, size), np.float32))
+
+    def append(self, vectors: Array) -> int:
+        """Append (m, d) vectors. Returns the row of the first one."""
+        first = self.array.rows
+        self.array.append(vectors)
+        return first
+
+    def close(self) -> dict[str, Any]:
+        """Close the file and return the dtype and shape of its array."""
+        return {f"vectors/{self.name}/values": self.array.close()}
+
+
 class SplitWriter:
-    """Writes one split: a table plus labels, users, weights, group numbers, places of sequences and a truth."""
+    """Writes one split: a table plus labels, users, weights, groups, places of sequences, vectors and a truth."""
 
     def __init__(
         self,
@@ -115,11 +141,13 @@ class SplitWriter:
         num_truth: int,
         num_values: int = 0,
         num_sequences: int = 0,
+        num_vectors: int = 0,
     ) -> None:
         self.table = TableWriter(folder, name, counts)
         widths = {"labels": num_tasks, "truth": num_truth, "weights": 1 + num_tasks, "values": num_values}
         widths |= dict.fromkeys(PLACE_ARRAYS, num_sequences)
-        types = SPLIT_ARRAYS | (PLACE_ARRAYS if num_sequences else {})
+        widths |= dict.fromkeys(VECTOR_ARRAYS, num_vectors)
+        types = SPLIT_ARRAYS | (PLACE_ARRAYS if num_sequences else {}) | (VECTOR_ARRAYS if num_vectors else {})
         self.arrays = {
             part: _ArrayWriter(folder / name / f"{part}.bin", dtype, widths.get(part)) for part, dtype in types.items()
         }
@@ -151,7 +179,7 @@ class SplitWriter:
         given = {"labels": labels, "group": group, "truth": truth, "users": users, "weights": weights}
         if columns.places is not None:
             given |= {part: getattr(columns.places, part.removeprefix("sequence_")) for part in PLACE_ARRAYS}
-        for part, rows in {**given, "values": values}.items():
+        for part, rows in {**given, "values": values, "vectors": columns.vectors}.items():
             if rows is not None:
                 self.arrays[part].append(rows)
         self.missing += (labels == MISSING).sum(axis=0)
@@ -179,6 +207,7 @@ class StoreWriter:
         self._tables: list[TableWriter] = []
         self._splits: dict[str, tuple[SplitWriter, str | None]] = {}  # with the name of its group table
         self._sequences: dict[str, SequenceWriter] = {}
+        self._vectors: dict[str, VectorWriter] = {}
         self.notes: dict[str, Any] = {}  # shown to the user after preparing
         self.statistics: dict[str, Any] = {}  # by field: scale, buckets, range or cap, for encoding new values
         self.histories: dict[str, Any] = {}  # by field: what rates and sequences of new rows need besides their files
@@ -207,7 +236,8 @@ class StoreWriter:
         num_values: int = 0,
     ) -> SplitWriter:
         """Start a split; ``group`` names the table that its rows are joined with, ``num_values`` is R."""
-        writer = SplitWriter(self.folder, name, counts, num_tasks, num_truth, num_values, len(self._sequences))
+        shared = len(self._sequences), len(self._vectors)
+        writer = SplitWriter(self.folder, name, counts, num_tasks, num_truth, num_values, *shared)
         self._splits[name] = (writer, group)
         return writer
 
@@ -215,6 +245,11 @@ class StoreWriter:
         """Start a sequence of ``width`` stored lists; all sequences are started before the splits."""
         self._sequences[name] = SequenceWriter(self.folder, name, width)
         return self._sequences[name]
+
+    def vectors(self, field: str, size: int) -> VectorWriter:
+        """Start the vectors of a field, ``size`` numbers each; those of all fields are started before the splits."""
+        self._vectors[field] = VectorWriter(self.folder, field, size)
+        return self._vectors[field]
 
     def vocabulary(self, field: str, values: pl.Series, counts: pl.Series | None = None) -> None:
         """Store a field's raw values: ``values[i]`` has id ``i + 1``; id 0 is unknown."""
@@ -232,7 +267,8 @@ class StoreWriter:
     def finish(self, schema: Schema, identity: Mapping[str, Any]) -> None:
         """Close every file and write ``store.json``; ``identity`` holds the fingerprint and the settings behind it."""
         arrays: dict[str, Any] = {}
-        writers: list[TableWriter | SplitWriter | SequenceWriter] = [*self._tables, *self._sequences.values()]
+        writers: list[TableWriter | SplitWriter | SequenceWriter | VectorWriter] = [*self._tables]
+        writers += [*self._sequences.values(), *self._vectors.values()]
         writers += [split for split, _ in self._splits.values()]
         for writer in writers:
             arrays |= writer.close()

@@ -18,7 +18,8 @@ class FeatureSpec:
     """Layout of :class:`Features`, known before the first batch. Backbones and heads are built from it.
 
     Attributes:
-        fields: names of the F embedded fields: lists of sequences, single-valued fields, multi-valued fields.
+        fields: names of the F embedded fields: lists of sequences, vector fields, single-valued fields, multi-valued
+            fields.
         sides: side of each of these fields, see :class:`~dlen.schema.Field`.
         numbers: names of the K numeric fields.
         dim: length E of a field's vector.
@@ -39,7 +40,7 @@ class FeatureSpec:
     def of(cls, schema: Schema, table: EmbeddingTable | MixedTables) -> FeatureSpec:
         """The layout of the features that a table produces for a schema."""
         lists = [field for of_sequence in schema.sequences.values() for field in of_sequence]
-        embedded = [*lists, *schema.of_kind(Kind.ID), *schema.of_kind(Kind.IDS)]
+        embedded = [*lists, *schema.of_kind(Kind.VECTOR), *schema.of_kind(Kind.ID), *schema.of_kind(Kind.IDS)]
         return cls(
             fields=tuple(f.name for f in embedded),
             sides=tuple(f.side for f in embedded),

@@ -1,4 +1,4 @@
-"""Ranker: the composition of embedding, sequence pooling, interaction, backbone and head."""
+"""Ranker: the composition of embedding, sequence pooling, projected vectors, interaction, backbone and head."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from dlen.models.predictions import Predictions
 from dlen.nn.embedding import EmbeddingTable
 from dlen.nn.mixed import MakeEmbedding, make_tables
 from dlen.nn.sequences import Layout, Ragged, SequencePool, SequencePools, TargetAttention
-from dlen.schema import Schema
+from dlen.nn.vectors import VectorProjections
+from dlen.schema import Kind, Schema
 
 # Factories of the parts, such as functools.partial(MMoEBackbone, dropout=0.1)
 MakeBackbone = Callable[..., Backbone]  # called with (FeatureSpec, number of tasks)
@@ -57,9 +58,13 @@ class Ranker(Model):
         self.sequences: SequencePools | None = None
         if schema.sequences:
             self.sequences = SequencePools(schema, self.embedding.dim, self.embedding.parts, sequence)
+        self.vectors: VectorProjections | None = None
+        if vectors := schema.of_kind(Kind.VECTOR):
+            self.vectors = VectorProjections([f.size for f in vectors], self.embedding.dim, self.embedding.parts)
         self.without = tuple(without)
         seen = self.spec.without(self.without)
-        self.lists = tuple(field.name for lists in schema.sequences.values() for field in lists)
+        lists = [field.name for lists in schema.sequences.values() for field in lists]
+        self.before_table = (*lists, *(field.name for field in vectors))
         self.interaction: Interaction | None = None
         if interaction is not None:
             self.interaction = make_interaction(interaction, seen)
@@ -74,25 +79,31 @@ class Ranker(Model):
 
     def features(self, batch: Batch) -> Features:
         """Embed B rows."""
-        if self.sequences is None:
-            return Features(self.embedding(batch), self.spec)
         layouts = [Ragged(s.lengths, len(s.ids)) for s in batch.sequences]
-        return self.with_sequences(self.embedding(batch), self.embedding.of_sequences(batch), layouts)
+        places = [] if self.sequences is None else self.embedding.of_sequences(batch)
+        return self.joined(self.embedding(batch), places, layouts, batch.vectors)
 
-    def with_sequences(self, values: Tensor, places: Sequence[Tensor], layouts: Sequence[Layout]) -> Features:
-        """Add the pooled sequences to what the embedding table returns.
+    def joined(
+        self, values: Tensor, places: Sequence[Tensor], layouts: Sequence[Layout], vectors: Sequence[Tensor]
+    ) -> Features:
+        """Add the pooled sequences and the projected vectors to what the embedding table returns.
 
         Args:
             values: (B, D + O) output of the table.
             places: (P, N, E) vectors of the places of each sequence.
             layouts: rows of the places of each sequence.
+            vectors: (B, d) vectors of each vector field.
         """
-        if self.sequences is None:
+        before = []
+        if self.sequences is not None:
+            of_table = Features(values, self.spec.without(self.before_table))
+            targets = [of_table.select(names) for names in self.sequences.targets]
+            before.append(self.sequences(places, targets, layouts))
+        if self.vectors is not None:
+            before.append(self.vectors(vectors))
+        if not before:
             return Features(values, self.spec)
-        of_table = Features(values, self.spec.without(self.lists))
-        targets = [of_table.select(names) for names in self.sequences.targets]
-        pooled = self.sequences(places, targets, layouts)
-        return Features(torch.cat([pooled.to(values.dtype), values], 1), self.spec)
+        return Features(torch.cat([*(part.to(values.dtype) for part in before), values], 1), self.spec)
 
     def predict(self, features: Features) -> Predictions:
         """Predict from features."""

@@ -22,7 +22,8 @@ class RateEncoder(nn.Module):
     Each id becomes log(1 + rows) and, for each binary task, the log-odds of its smoothed positive rate, (positives +
     smoothing * prior) / (rows + smoothing), where the prior is the rate over all rows. A multi-valued field becomes
     the weighted means of these over its values, the number of values and, with sum pooling, the sum of the weights.
-    Numeric fields pass through unchanged. An id that is not in the training rows gets the prior.
+    Numeric fields and the numbers of vectors pass through unchanged. An id that is not in the training rows gets the
+    prior.
 
     New rows use the rates of all training rows. Training rows are encoded out of fold: a hash of the row number
     assigns each row to one of ``folds`` folds, and its rates, counts and priors come from the other folds. No label
@@ -46,6 +47,7 @@ class RateEncoder(nn.Module):
         self.summed = [m for m, field in enumerate(bags) if field.pooling is Pooling.SUM]
         self.width = (len(schema.of_kind(Kind.ID)) + len(bags)) * (self.tasks + 1)
         self.width += len(bags) + len(self.summed) + len(schema.of_kind(Kind.NUMERIC))
+        self.width += sum(field.size for field in schema.of_kind(Kind.VECTOR))
         self.register_buffer("table", torch.zeros(self.num_ids, self.tasks + 1))  # log-odds, log(1 + rows)
         self.register_buffer("prior", torch.zeros(self.tasks))  # log-odds
         self.table: Tensor
@@ -124,7 +126,7 @@ class RateEncoder(nn.Module):
             of_bags = torch.cat([means, lengths[:, None].float()], 1).view(len(batch.bag_lengths), len(batch), -1)
             parts.append(of_bags.transpose(0, 1).flatten(1))
             parts.append(total.view(len(batch.bag_lengths), len(batch))[self.summed].T)
-        return torch.cat([*parts, batch.numeric], 1)
+        return torch.cat([*parts, batch.numeric, *batch.vectors], 1)
 
 
 class FoldSums:

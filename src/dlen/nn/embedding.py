@@ -49,7 +49,7 @@ class EmbeddingTable(nn.Module):
         parts: number P of equal parts of a vector, one per task, which an optimiser must treat separately; 1 if tasks
             share the vectors.
         first_order: number O of first-order terms per id: T or 0.
-        out_dim: width D of vectors and numbers, without sequences; the O first-order sums follow them.
+        out_dim: width D of vectors and numbers, without sequences and vector fields; the O first-order sums follow.
 
     Raises:
         ValueError: ``dim`` is not a positive whole number.
@@ -114,7 +114,7 @@ class EmbeddingTable(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """(B, D + O) vectors of single ids, pooled vectors of multi-valued fields, numbers, and first-order sums.
 
-        Sequences are not part of it, see :meth:`vectors`.
+        Sequences, see :meth:`vectors`, and vector fields are not part of it.
         """
         vectors = []
         if self.num_single:

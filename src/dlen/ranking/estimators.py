@@ -63,7 +63,9 @@ def swap_items(context: Batch, item: Batch, schema: Schema) -> Batch:
     from_item = {name: lists[0].side == "item" for name, lists in schema.sequences.items()}
     parts = zip(from_item.values(), item.sequences, context.sequences, strict=True)
     sequences = tuple(of_this if is_item else of_context for is_item, of_this, of_context in parts)
-    return Batch(ids, numeric, *bags_of, context.labels, context.truth, sequences=sequences)
+    sources = [item if field.side == "item" else context for field in schema.of_kind(Kind.VECTOR)]
+    vectors = tuple(source.vectors[x] for x, source in enumerate(sources))
+    return Batch(ids, numeric, *bags_of, context.labels, context.truth, sequences=sequences, vectors=vectors)
 
 
 def best_of(score: Tensor, others: Tensor, candidates: int, generator: torch.Generator) -> Tensor:

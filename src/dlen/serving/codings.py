@@ -25,9 +25,16 @@ from dlen.errors import UserError
 from dlen.schema import Field, Kind
 from dlen.serving.raw_ids import BETWEEN, Row, code_of, key_of, owner_of, rehashed, texts_of, with_codes
 from dlen.serving.sequence_codings import encoded_sequences, raw_sequences
+from dlen.serving.vector_codings import encoded_vectors, raw_vectors, vector_place
 
 Array = NDArray[Any]
-_INPUTS = {Kind.ID: "ids", Kind.IDS: "bag_ids", Kind.NUMERIC: "numeric", Kind.SEQUENCE: "sequence_ids"}
+_INPUTS = {
+    Kind.ID: "ids",
+    Kind.IDS: "bag_ids",
+    Kind.NUMERIC: "numeric",
+    Kind.SEQUENCE: "sequence_ids",
+    Kind.VECTOR: "vectors",
+}
 _ROUNDING = 1e-4  # tolerance for numbers that are unscaled and scaled again in float32
 
 
@@ -42,8 +49,10 @@ def field_codings(store: Store) -> list[dict[str, Any]]:
     for kind in Kind:
         for position, field in enumerate(lists if kind is Kind.SEQUENCE else store.schema.of_kind(kind)):
             coding: dict[str, Any] = {"name": field.name, "input": _INPUTS[kind], "position": position}
-            if kind is not Kind.NUMERIC:
+            if field.has_ids:
                 coding["offset"] = store.schema.offsets[field.name]
+            if kind is Kind.VECTOR:
+                coding |= vector_place(store, field)
             codings.append(coding | _coding(store, field) | times.get(field.name, {}))
     return codings
 
@@ -126,6 +135,7 @@ def raw_rows(store: Store, batch: Batch) -> tuple[list[Row], Batch]:
             continue
         rates = _rates(store, field.name, statistics["rate"], rows)
         batch.numeric[:, position] = torch.from_numpy((rates - statistics["mean"]) / statistics["deviation"])
+    raw_vectors(store, batch, rows)
     return rows, replace(batch, sequences=raw_sequences(store, batch, rows))
 
 
@@ -228,6 +238,7 @@ def encoded(schema: Mapping[str, Any], rows: Sequence[Row]) -> tuple[Tensor, ...
         torch.from_numpy(ids),
         torch.from_numpy(weights.astype(np.float32)),
         *encoded_sequences(schema, rows),
+        encoded_vectors(schema, rows),
     )
 
 
@@ -271,8 +282,10 @@ def different_field(
     fields: Sequence[Mapping[str, Any]], inputs: tuple[Tensor, ...], wanted: tuple[Tensor, ...]
 ) -> str | None:
     """The first field whose inputs differ from the expected ones, ignoring the order within lists."""
-    ids, numeric, bag_ids, weights, sequence_ids, lengths = inputs
-    wanted_ids, wanted_numeric, wanted_bag_ids, wanted_weights, wanted_sequence_ids, wanted_lengths = wanted
+    ids, numeric, bag_ids, weights, sequence_ids, lengths, vectors = inputs
+    wanted_ids, wanted_numeric, wanted_bag_ids, wanted_weights, wanted_sequence_ids, wanted_lengths, wanted_vectors = (
+        wanted
+    )
     for field in fields:
         column = field["position"]
         if field["input"] == "ids":
@@ -283,6 +296,9 @@ def different_field(
             same = torch.equal(lengths, wanted_lengths) and torch.equal(
                 sequence_ids[:, column], wanted_sequence_ids[:, column]
             )
+        elif field["input"] == "vectors":
+            numbers = slice(column, column + field["size"])
+            same = torch.allclose(vectors[:, numbers], wanted_vectors[:, numbers], _ROUNDING, _ROUNDING)
         else:
             wanted_bags = _bags(wanted_bag_ids[:, column], wanted_weights[:, column])
             same = _bags(bag_ids[:, column], weights[:, column]) == wanted_bags

@@ -36,7 +36,7 @@ from dlen.training.configs import check_whole
 from dlen.training.run_folder import open_run
 from dlen.training.targets import Targets
 
-INPUTS = ("ids", "numeric", "bag_ids", "bag_weights", "sequence_ids", "sequence_lengths")
+INPUTS = ("ids", "numeric", "bag_ids", "bag_weights", "sequence_ids", "sequence_lengths", "vectors")
 Inputs = tuple[Tensor, ...]
 _TOLERANCE = 1e-5
 _GRAPH_BYTES = 1 << 30  # a graph with its weights in one file is limited to 2 GiB
@@ -74,6 +74,7 @@ class Serving(nn.Module):
         bag_weights: Tensor,
         sequence_ids: Tensor,
         sequence_lengths: Tensor,
+        vectors: Tensor,
     ) -> tuple[Tensor, ...]:
         """Compute the probabilities and the score.
 
@@ -85,13 +86,14 @@ class Serving(nn.Module):
             sequence_ids: (B, N, W) int64 rows of the embedding table, of the lists of all sequences, oldest first and
                 padded at the end.
             sequence_lengths: (B, Q) int64 number of values of each sequence.
+            vectors: (B, D) float32 scaled vectors of all vector fields, one after the other.
 
         Returns:
             The tensors named by ``outputs``, which are ``p`` (B, K) of the measured targets, ``score`` (B,), ``up``
             (B,) if the model has P(UP), and ``values`` (B, R) of any regression tasks, in the unit of their labels.
         """
         values = self._embedded(ids, numeric, bag_ids, bag_weights)
-        predictions = self.model.predict(self._features(values, sequence_ids, sequence_lengths))
+        predictions = self.model.predict(self._features(values, sequence_ids, sequence_lengths, vectors))
         log_p = self.targets.log_probabilities(predictions.log_p)
         log_up = predictions.log_up
         score = self.score(predictions.log_p, log_up)
@@ -123,8 +125,8 @@ class Serving(nn.Module):
         ]
         return embedding.joined(outputs, numeric)
 
-    def _features(self, values: Tensor, sequence_ids: Tensor, lengths: Tensor) -> Features:
-        """Add the padded sequences to the (B, D + O) vectors of the table."""
+    def _features(self, values: Tensor, sequence_ids: Tensor, lengths: Tensor, vectors: Tensor) -> Features:
+        """Add the padded sequences and the vector fields to the (B, D + O) vectors of the table."""
         embedding = self.model.embedding
         places, layouts, first, width = [], [], 0, sequence_ids.shape[2]
         for place, lists in enumerate(self.model.schema.sequences.values()):
@@ -135,7 +137,8 @@ class Serving(nn.Module):
                 places.append(embedding.vectors(own, place))
             layouts.append(Padded(lengths[:, place], width))
             first += len(lists)
-        return self.model.with_sequences(values, places, layouts)
+        sizes = [field.size for field in self.model.schema.of_kind(Kind.VECTOR)]
+        return self.model.joined(values, places, layouts, vectors.split(sizes, 1) if sizes else ())
 
 
 def _of_table(table: EmbeddingTable, ids: Tensor, numeric: Tensor, bag_ids: Tensor, bag_weights: Tensor) -> Tensor:
@@ -166,7 +169,8 @@ def dense(batch: Batch, schema: Schema, length: int | None = None) -> Inputs:
     bag_ids.view(-1, length)[bag, place] = batch.bag_ids.long()
     weights.view(-1, length)[bag, place] = batch.bag_weights
     bag_parts = (bag_ids.transpose(0, 1).contiguous(), weights.transpose(0, 1).contiguous())
-    return batch.ids.long(), batch.numeric, *bag_parts, *_dense_sequences(batch, asked)
+    vectors = torch.cat(batch.vectors, 1) if batch.vectors else torch.zeros(rows, 0)
+    return batch.ids.long(), batch.numeric, *bag_parts, *_dense_sequences(batch, asked), vectors
 
 
 def _dense_sequences(batch: Batch, width: int | None) -> tuple[Tensor, Tensor]:
@@ -246,7 +250,7 @@ def _check_all(run: Path, serving: Serving, store: Store, batches: list[Batch], 
 
 
 def _check_batches(store: Store, rows: int) -> list[Batch]:
-    """Rows of the test split, the same rows with unknown ids and empty lists, and a single row."""
+    """Rows of the test split, the same rows with unknown ids, empty lists and no vectors, and a single row."""
     split, schema = store.split("test"), store.schema
     batch = split.batch(torch.arange(min(rows, len(split))))
     offsets = torch.tensor([schema.offsets[f.name] for f in schema.of_kind(Kind.ID)], dtype=batch.ids.dtype)
@@ -259,6 +263,7 @@ def _check_batches(store: Store, rows: int) -> list[Batch]:
         batch.labels,
         batch.truth,
         sequences=tuple(Sequence(torch.zeros_like(s.lengths), s.ids[:0]) for s in batch.sequences),
+        vectors=tuple(map(torch.zeros_like, batch.vectors)),
     )
     return [batch, unknown, split.batch(torch.arange(1))]
 
@@ -336,6 +341,8 @@ def serving_schema(store: Store, serving: Serving) -> dict[str, Any]:
     - ``share``: the same ids as those of another field.
     - ``statistics`` with ``mean`` and ``deviation``: standardise a number, after sign(x) log(1 + abs(x)) if
       ``transform`` is ``log1p``. Without a number the input is 0.
+    - ``size`` and ``statistics``: a list of ``size`` numbers, which are ``position`` to ``position + size - 1`` of the
+      input: subtract ``mean``, a list, and divide all by ``deviation``. Without a list they are 0.
     - ``rate``: a rate or count of the log. ``by`` names the columns of the key. Parts are joined by U+001F, and the
       values of a list by its entry of ``separators``. ``keys`` and ``latest`` give the value for a row after the whole
       log, to be scaled by the statistics. Any other key has 0.
@@ -376,5 +383,6 @@ def _shape(name: str) -> str:
         "bag_weights": "float32 (rows, list fields, length), 0: none",
         "sequence_ids": "int64 (rows, lists of sequences, width), oldest first",
         "sequence_lengths": "int64 (rows, sequences)",
+        "vectors": "float32 (rows, numbers of all vector fields)",
     }
     return shapes[name]

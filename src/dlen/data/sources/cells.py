@@ -229,6 +229,16 @@ def list_of_cells(frame: pl.DataFrame, column: str, separator: str, path: Path) 
     return plain.zip_with(written.fill_null(False), text.str.split(separator))
 
 
+def lists_or_empty(frame: pl.DataFrame, column: str, separator: str, path: Path) -> pl.Series:
+    """A column as lists like :func:`list_of_cells`; an empty cell is an empty list."""
+    lists = list_of_cells(frame, column, separator, path)
+    if not isinstance(lists.dtype, pl.List):
+        raise UserError(f"{path}: column {column}: has type {lists.dtype}, expected lists")
+    blank = (lists.list.len() == 1) & (lists.list.first() == "") if lists.dtype == pl.List(pl.String) else None
+    empty = lists.is_null() if blank is None else lists.is_null() | blank.fill_null(False)
+    return lists.zip_with(~empty, pl.Series([[]], dtype=lists.dtype).new_from_index(0, len(lists)))
+
+
 def _torn(value: pl.Expr) -> pl.Expr:
     """Whether a value begins or ends with a quote that is not matched at the other end."""
     begins, ends = (cut.is_in(["'", '"']) for cut in (value.str.slice(0, 1), value.str.slice(-1)))

@@ -26,6 +26,7 @@ from dlen.data.sources.table_paths import files_by_split, join_files
 from dlen.data.sources.table_rows import TableRows
 from dlen.data.sources.table_sequences import sequences_of
 from dlen.data.sources.table_spec import TableSpec
+from dlen.data.sources.table_vectors import vectors_of
 from dlen.data.split import Split, split_of
 from dlen.data.store import Store
 from dlen.data.writer import StoreWriter
@@ -139,10 +140,9 @@ class Table:
         columns = make_columns(spec, label_reader.expressions)
         for column in columns:
             column.restore(store)
-        wanted = {*(name for column in columns for name in column.inputs), *keep}
         joins, bad = join_files(spec, self.folder), BadRows(0)  # every input row must have an output row
         with TemporaryDirectory() as scratch:
-            rows = TableRows(spec, {"all": [path]}, joins, wanted, bad, Path(scratch))
+            rows = TableRows(spec, {"all": [path]}, joins, columns, keep, bad, Path(scratch))
             existing = rows.columns(path)
             _check_inputs(path, existing, columns, label_reader if labels else None)
             for name in keep:
@@ -154,7 +154,8 @@ class Table:
                 happened = label_reader.read(frame, path) if labels else np.zeros((len(frame), len(spec.tasks)))
                 encoded = encode(frame, path, columns, store.schema)
                 sequences = [column.stored(store) for column in sequences_of(columns)]
-                yield split_of(encoded, happened, sequences=sequences), frame.select(keep)
+                vectors = [column.stored() for column in vectors_of(columns)]
+                yield split_of(encoded, happened, sequences=sequences, vectors=vectors), frame.select(keep)
 
 
 def _check_inputs(path: Path, existing: list[str], columns: list[TableColumn], labels: Labels | None) -> None:

@@ -15,6 +15,7 @@ from dlen.data.sources.table_columns import IdColumn, TableColumn, make_column
 from dlen.data.sources.table_rates import RateColumn
 from dlen.data.sources.table_sequences import HistoryColumn, SequenceColumn, sequences_of
 from dlen.data.sources.table_spec import FieldSpec, TableSpec
+from dlen.data.sources.table_vectors import VectorColumn, vectors_of
 from dlen.schema import Kind, Schema
 
 
@@ -43,6 +44,8 @@ def make_columns(spec: TableSpec, labels: dict[str, Expression], scratch: Path |
                 sequences[field.along].lists.append(one)
             else:
                 columns[name] = sequences[name] = SequenceColumn(name, field, [one])
+        elif field.kind == "vector":
+            columns[name] = VectorColumn(name, field)
         else:
             columns[name] = column = make_column(name, field, shared)
             owners |= {name: column} if isinstance(column, IdColumn) else {}
@@ -74,6 +77,7 @@ def encode(frame: pl.DataFrame, path: Path, columns: list[TableColumn], schema: 
     caps, keep = [c.spec.max_values for c, _ in bags], [Keep(c.spec.keep) for c, _ in bags]
     ragged = to_columns(Entries(n, *parts), [], range(len(bags)), caps, keep)
     places = [column.places(frame, path) for column in sequences_of(columns)]
+    vectors = [column.index(frame, path) for column in vectors_of(columns)]
     return Columns(
         stacked(ids, np.int32),
         stacked(scaled, np.float32),
@@ -81,6 +85,7 @@ def encode(frame: pl.DataFrame, path: Path, columns: list[TableColumn], schema: 
         ragged.bag_ids,
         ragged.bag_weights,
         Places.stack(places, n) if places else None,
+        np.stack(vectors, 1) if vectors else None,
     )
 
 

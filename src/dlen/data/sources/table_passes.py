@@ -45,8 +45,7 @@ class TablePasses:
         self.spec, self.writer, self.bad = spec, writer, bad
         self.labels, self.weights = Labels(spec), Weights(spec)
         self.columns = make_columns(spec, self.labels.expressions, writer.scratch)
-        wanted = {*(name for column in self.columns for name in column.inputs), *self.weights.columns.values()}
-        self.rows = TableRows(spec, files, join_files, wanted, bad, writer.scratch)
+        self.rows = TableRows(spec, files, join_files, self.columns, self.weights.columns.values(), bad, writer.scratch)
         self.split = RowSplit(spec, files)
 
     def run(self) -> Schema:

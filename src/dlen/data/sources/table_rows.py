@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,9 +10,11 @@ import polars as pl
 
 from dlen.data.bad_rows import BadRowError, BadRows
 from dlen.data.sources.cells import LINE, ROW
+from dlen.data.sources.table_columns import TableColumn
 from dlen.data.sources.table_file import TableFile, csv_bytes
 from dlen.data.sources.table_joins import Joins
 from dlen.data.sources.table_spec import TableSpec
+from dlen.data.sources.table_vectors import vectors_of
 from dlen.errors import UserError
 from dlen.progress import Stage
 
@@ -26,7 +28,8 @@ class TableRows:
         spec: spec of the table.
         files: files by split, or under ``all``.
         join_files: files of each join.
-        wanted: columns that a field reads.
+        columns: columns of the fields, which decide what is read of joined tables.
+        also: further columns that are read.
         bad: counter of unreadable rows.
         scratch: folder for unpacked copies.
 
@@ -40,13 +43,16 @@ class TableRows:
         spec: TableSpec,
         files: dict[str, list[Path]],
         join_files: dict[str, list[Path]],
-        wanted: Collection[str],
+        columns: Sequence[TableColumn],
+        also: Iterable[str],
         bad: BadRows,
         scratch: Path,
     ) -> None:
         self.spec, self.files, self.bad, self.scratch = spec, files, bad, scratch
         self._opened: dict[Path, TableFile] = {}
-        self.joins = Joins(spec, join_files, wanted, self._open)
+        vectors = vectors_of(columns)
+        wanted = {*(name for column in columns if column not in vectors for name in column.inputs), *also}
+        self.joins = Joins(spec, join_files, wanted, self._open, vectors)
         self.total = 0
 
     def _open(self, path: Path) -> TableFile:

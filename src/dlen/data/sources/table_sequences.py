@@ -14,7 +14,7 @@ from dlen.data.bad_rows import BadRowError
 from dlen.data.columns import Array, Places
 from dlen.data.histories import HistoryTable, histories_of
 from dlen.data.sequences import GAP_BUCKETS, StoredSequence
-from dlen.data.sources.cells import LINE, ROW, id_text, list_of_cells
+from dlen.data.sources.cells import LINE, ROW, id_text, lists_or_empty
 from dlen.data.sources.expression import Expression
 from dlen.data.sources.table_columns import IdColumn, TableColumn, TextVocabulary
 from dlen.data.sources.table_log import LogColumn
@@ -124,7 +124,7 @@ class SequenceColumn(OrderedColumn):
 
     def _read(self, frame: pl.DataFrame, path: Path) -> tuple[Array, list[pl.Series]]:
         """(n,) number of values of each row, and the (L,) texts of each list, oldest first; null for an empty value."""
-        cells = [_lists(frame, one.spec, path) for one in self.lists]
+        cells = [lists_or_empty(frame, one.spec.column, one.spec.separator, path) for one in self.lists]
         lengths = [lists.list.len() for lists in cells]
         for one, length in zip(self.lists[1:], lengths[1:], strict=True):
             wrong = lengths[0] != length
@@ -149,16 +149,6 @@ def _counts(column: IdColumn) -> Array:
     if isinstance(column.vocabulary, TextVocabulary):
         return np.append(0, column.vocabulary.frame["count"].to_numpy())
     return np.full(len(column.vocabulary), NEVER_RARE)
-
-
-def _lists(frame: pl.DataFrame, spec: FieldSpec, path: Path) -> pl.Series:
-    """A column as lists; an empty cell is an empty list."""
-    lists = list_of_cells(frame, spec.column, spec.separator, path)
-    if not isinstance(lists.dtype, pl.List):
-        raise UserError(f"{path}: column {spec.column}: has type {lists.dtype}, expected lists")
-    blank = (lists.list.len() == 1) & (lists.list.first() == "") if lists.dtype == pl.List(pl.String) else None
-    empty = lists.is_null() if blank is None else lists.is_null() | blank.fill_null(False)
-    return lists.zip_with(~empty, pl.Series([[]], dtype=lists.dtype).new_from_index(0, len(lists)))
 
 
 class HistoryColumn(LogColumn, OrderedColumn):

@@ -79,7 +79,8 @@ class FieldSpec:
         rate: numbers computed from the log itself instead of a column: how often labels were 1 for a key.
         count: like ``rate``: the number of rows with a key.
         history: ordered lists computed from the log itself: the earlier rows with the same key.
-        kind: id, ids, sequence, numeric or time. A sequence is an ordered list of ids, such as a user's last videos.
+        kind: id, ids, sequence, numeric, vector or time. A sequence is an ordered list of ids, such as a user's last
+            videos; a vector is a list of numbers, as many in each cell, such as a pretrained vector of the video.
         column: column to read. Default: the name of the field.
         side: user, item, cross or context.
         min_count: id, ids: values with fewer occurrences are unknown.
@@ -88,7 +89,7 @@ class FieldSpec:
         share: id, ids, sequence: use the vocabulary and the vectors of this other field of kind id or ids.
         order: sequence: oldest_first or newest_first, the order in the cell.
         along: sequence: name of another sequence; this is a parallel list of it, with one value for each of its values.
-        separator: ids, sequence: separator between values.
+        separator: ids, sequence, vector: separator between values.
         weight_separator: ids: separator between a value and its weight, as in ``red:0.5``.
         max_values: ids, sequence: maximum number of values; longer lists are truncated. Of a sequence the newest stay.
         keep: ids: values kept in a truncated list: heaviest (ties keep the first), first or last.
@@ -103,7 +104,7 @@ class FieldSpec:
         parts: time: hour, weekday, day, month; each becomes an id field.
     """
 
-    kind: Annotated[str, OneOf("id", "ids", "sequence", "numeric", "time")] = "id"
+    kind: Annotated[str, OneOf("id", "ids", "sequence", "numeric", "vector", "time")] = "id"
     column: str = ""
     side: Annotated[str, OneOf("user", "item", "cross", "context")] = "context"
     min_count: Annotated[int, Range(1)] = 1
