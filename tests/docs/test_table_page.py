@@ -131,6 +131,7 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "play_ms": mixed * 200,
             "seconds": mixed * 0.2,
             "worth": n % 3 * 0.5,
+            "coordinates": [f"{i % 7} {i % 5}.5" for i in n],
             "part": [("a", "a", "b", "c", "d")[i % 5] for i in n],
         }
     )
@@ -139,7 +140,8 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for day in range(3):
         log[200 * day : 200 * day + 200].write_csv(folder / "days" / f"{day + 1}.csv")
     pl.DataFrame({"user_id": range(40), "city": [f"c{i % 5}" for i in range(40)]}).write_csv(folder / "users.csv")
-    pl.DataFrame({"id": range(30), "author": [f"a{i % 7}" for i in range(30)]}).write_csv(folder / "videos.csv")
+    videos = {"author": [f"a{i % 7}" for i in range(30)], "caption": [f"[{i}, {i % 3}, 0.5]" for i in range(30)]}
+    pl.DataFrame({"id": range(30), **videos}).write_csv(folder / "videos.csv")
     return folder
 
 

@@ -29,9 +29,9 @@ FUNNEL = replace(
 NETWORKS = sorted(p.stem for p in Path(ROOT / "conf/model").glob("*.yaml") if p.stem not in ("lightgbm", "logistic"))
 
 
-def slow(layer: Tensor, vector: list[float]) -> list[float]:
+def slow(weight: Tensor, vector: list[float]) -> list[float]:
     """(E, d) weights and a vector -> E numbers."""
-    return [sum(w * x for w, x in zip(row, vector, strict=True)) for row in layer.tolist()]
+    return [sum(w * x for w, x in zip(row, vector, strict=True)) for row in weight.tolist()]
 
 
 @pytest.mark.parametrize("parts", [1, 3])
@@ -41,12 +41,12 @@ def test_projections_are_matrix_products(parts: int) -> None:
     vectors = [torch.randn(4, 3), torch.randn(4, 5)]
     with torch.no_grad():
         found = made(vectors).tolist()
+    weights = list(made.parameters())
+    assert [tuple(w.shape) for w in weights] == [(6 // parts, 3)] * parts + [(6 // parts, 5)] * parts
     for row in range(4):
-        wanted = [
-            slow(layer.weight, v[row].tolist()) for v, of in zip(vectors, made.fields, strict=True) for layer in of
-        ]
-        assert found[row] == pytest.approx([x for part in wanted for x in part], abs=1e-6)
-    assert [len(of) for of in made.fields] == [parts, parts]
+        inputs = [v[row].tolist() for v in vectors for _ in range(parts)]
+        wanted = [x for weight, values in zip(weights, inputs, strict=True) for x in slow(weight, values)]
+        assert found[row] == pytest.approx(wanted, abs=1e-6)
 
 
 def test_a_projected_vector_starts_like_the_vector_of_an_id() -> None:
@@ -63,8 +63,8 @@ def test_fields_stand_before_those_of_the_table_and_a_missing_vector_is_0() -> N
     assert spec.fields == (*lists, "caption", "profile", "user", "item", "tags", "matches")
     assert (spec.sides[3], spec.sides[4]) == ("item", "user")
     assert model.vectors is not None
-    (layer,) = model.vectors.fields[0]
-    torch.testing.assert_close(features.field("caption"), batch.vectors[0] @ layer.weight.T)
+    weight = next(model.vectors.parameters())
+    torch.testing.assert_close(features.field("caption"), batch.vectors[0] @ weight.T)
     missing = ~batch.vectors[1].any(1)
     assert 0 < int(missing.sum()) < 40
     assert not features.field("profile")[missing].any()

@@ -23,15 +23,13 @@ class VectorProjections(nn.Module):
 
     def __init__(self, sizes: Sequence[int], dim: int, parts: int) -> None:
         super().__init__()
-        fields = [[nn.Linear(size, dim // parts, bias=False) for _ in range(parts)] for size in sizes]
-        for layer in (layer for of_field in fields for layer in of_field):
-            nn.init.normal_(layer.weight, std=_STD / layer.in_features**0.5)
-        self.fields = nn.ModuleList(nn.ModuleList(of_field) for of_field in fields)
+        self.parts = parts
+        self.layers = nn.ModuleList()  # those of the first field, one for each part, then those of the second
+        for size in (size for size in sizes for _ in range(parts)):
+            self.layers.append(layer := nn.Linear(size, dim // parts, bias=False))
+            nn.init.normal_(layer.weight, std=_STD / size**0.5)
 
     def forward(self, vectors: Sequence[Tensor]) -> Tensor:
         """(B, d) vectors of each of the X fields -> (B, X E)."""
-        parts = []
-        for field, values in zip(self.fields, vectors, strict=True):
-            assert isinstance(field, nn.ModuleList)
-            parts += [layer(values) for layer in field]
-        return torch.cat(parts, 1)
+        inputs = [values for values in vectors for _ in range(self.parts)]
+        return torch.cat([layer(values) for layer, values in zip(self.layers, inputs, strict=True)], 1)

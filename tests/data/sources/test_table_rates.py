@@ -277,7 +277,7 @@ def test_a_column_of_rising_numbers_is_a_time_and_parquet_times_are(tmp_path: Pa
             {"x": {"rate": {"of": "seconds > 3", "by": "seconds"}}},
             "fields.x: column seconds determines an expression of this field",
         ),
-        ({"x": {"kind": "rate"}}, "'rate' is not one of id, ids, sequence, numeric, time"),
+        ({"x": {"kind": "rate"}}, "'rate' is not one of id, ids, sequence, numeric, vector, time"),
         ({"item_rate_click": {"kind": "id", "column": "item"}}, "fields.item_rate_click: "),
         ({"x": {"rate": {"of": "seconds", "by": "item"}}}, "field x: the label is neither 0 nor 1 (seconds = "),
     ],

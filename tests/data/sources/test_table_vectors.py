@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -246,7 +247,7 @@ def test_what_is_no_vector_is_refused(tmp_path: Path) -> None:
         table = make_table(tmp_path / name, {"files": "t.parquet", **SPEC})
         write_videos(tmp_path / name, vectors)
         pl.DataFrame([r | {"faces": wrong} for r in rows]).write_parquet(tmp_path / name / "t.parquet")
-        said = refusal(lambda table=table, name=name: prepare(table, tmp_path / name / "data"))
+        said = refusal(partial(prepare, table, tmp_path / name / "data"))
         assert "column faces: has type List(" in said
         assert "expected lists of numbers" in said
     none = [r | {"faces": None} for r in rows]
