@@ -34,9 +34,9 @@ files: {train: train.csv, validation: validation.csv, test: test.csv}
 joins: {users: {file: users.parquet, by: user}}
 fields:
   user: {kind: id, side: user}
-  tags: {kind: ids, side: item, max_values: 6}
+  tags: {kind: ids, side: item, max_values: 6, dim: 2}
   liked: {kind: ids, side: item, weight_separator: ":", max_values: 3, pooling: sum}
-  seller: {hash: 7, side: item}
+  seller: {hash: 7, side: item, dim: 3}
   seen: {kind: ids, separator: ",", weight_separator: ":", hash: 11, max_values: 3}
   price: {kind: numeric, transform: quantile, buckets: 5}
   amount: {kind: numeric, transform: log1p}
@@ -45,7 +45,7 @@ fields:
   user_rate: {rate: {of: click, by: user}}
   shelf_count: {count: {by: [shelf, tags]}}
   viewed: {kind: sequence, share: seller, side: user, max_values: 4, order: newest_first}
-  viewed_how: {kind: sequence, along: viewed, side: user}
+  viewed_how: {kind: sequence, along: viewed, side: user, dim: 2}
   clicked: {history: {of: [seller, user], by: user, where: click, labels: [like], length: 3}, side: user}
   face: {kind: vector, side: user}
   style: {kind: vector, side: item}

@@ -97,6 +97,22 @@ def test_vectors_follow_their_ids_when_codes_move(yesterday: Path) -> None:
     np.testing.assert_allclose(after["p_click"].to_numpy()[seen], before["p_click"].to_numpy()[seen], rtol=1e-5)
 
 
+def test_vectors_of_their_own_length_follow_their_ids(yesterday: Path) -> None:
+    fields = {"item": {"side": "item"}, "user": {"side": "user", "dim": 2}, "tags": {"kind": "ids", "dim": 1}}
+    known = rows(0, [f"u{n}" for n in range(10, 30)])
+    first = write(yesterday, "a", known, fields=fields, ignore="rest")
+    ok("train.py", yesterday, *first, "run_dir=a_run", "optimizer.embedding_lr=0.05")
+    second = write(yesterday, "b", known[::-1][:390], fields=fields, ignore="rest")
+    ok("train.py", yesterday, *second, "run_dir=b_run", "init_from=a_run", *STILL)
+    before, after = predictions(yesterday, "a_run", "b.csv"), predictions(yesterday, "b_run", "b.csv")
+    np.testing.assert_allclose(after["p_click"], before["p_click"], rtol=1e-5)
+    other = write(yesterday, "c", known, fields=fields | {"user": {"side": "user"}}, ignore="rest")
+    line = refusal("train.py", yesterday, *other, "run_dir=c_run", "init_from=a_run")
+    assert "was trained on other fields (user (id, dim 2), user (id))" in line
+    line = refusal("train.py", yesterday, *first, "run_dir=c_run", "model.embedding.dim=1")
+    assert "config model: embedding.dim must be at least 2, the dim of field user in the data, got 1" in line
+
+
 def test_buckets_are_the_same_if_there_are_as_many(yesterday: Path) -> None:
     old = rows(0, [f"u{n}" for n in range(10, 30)])
     more = rows(1, [f"u{n}" for n in range(90, 99)])

@@ -20,11 +20,13 @@ from dlen.errors import UserError
 from dlen.models import PAL, Named, Ranker
 from dlen.models.backbones import PLEBackbone
 from dlen.overrides import compose_train
+from dlen.ranking.fusion import Fusion, Score
 from dlen.renamed import KEYS, present_model, present_override
 from dlen.schema import Schema, Task
+from dlen.serving.export import Serving, dense
 from dlen.training.configs import build, read_config
 from tests.conftest import ROOT
-from tests.helpers import make_batch, make_schema
+from tests.helpers import WITH_DIMS, make_batch, make_schema
 
 OLD = Path(__file__).parents[1] / "runs_0_1_0"
 FUNNEL = replace(
@@ -89,6 +91,22 @@ def test_every_preset_goes_with_every_interaction(name: str, interaction: str) -
         assert parameter.grad is not None, key
         assert bool(parameter.grad.isfinite().all()), key
     assert any(bool(p.grad.any()) for p in model.interaction.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_every_preset_trains_and_serves_fields_with_vectors_of_their_own_length(name: str) -> None:
+    schema = replace(FUNNEL, fields=WITH_DIMS)
+    model = build(config_of(f"model={name}", "model.embedding.dim=4").model, "model", schema)
+    batch, ones = make_batch(schema, 64), torch.ones(64, 2)
+    model.head.loss(model(batch), batch.labels, ones, torch.ones(2)).backward()
+    for key, parameter in model.embedding.named_parameters():
+        torch.nn.init.normal_(parameter)
+        assert parameter.grad is not None, key
+        assert bool(parameter.grad.to_dense().isfinite().all()), key
+        assert bool(parameter.grad.to_dense().any()), key
+    serving = Serving(model, Score(Fusion(), torch.ones(2))).eval()
+    wanted = model.eval()(batch).log_p.exp()
+    torch.testing.assert_close(serving(*dense(batch, schema))[0][:, :2], wanted, rtol=1e-4, atol=1e-6)
 
 
 def test_pal_refuses_heads_without_a_loss_of_the_probability_alone() -> None:

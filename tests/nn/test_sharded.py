@@ -128,6 +128,9 @@ def test_what_cannot_be_split() -> None:
         check_shardable(make_schema(fields=FIELDS[:1]), DIM, "rows", 2, "cpu", 0.1)
     check_shardable(make_schema(fields=FIELDS[:1]), DIM, "rows", 2, "cpu", 0.0)
     check_shardable(make_schema(fields=FIELDS[:1]), DIM, "rows", 2, "cuda", 0.1)
+    own_length = (*FIELDS[1:], Field("user", Kind.ID, "user", 7, dim=4))
+    with pytest.raises(UserError, match="config sharding: field user has a dim of its own"):
+        check_shardable(make_schema(fields=own_length), DIM, "rows", 2, "cpu", 0.0)
     with pytest.raises(UserError, match=r"config model\.embedding\.dim: .*multiple of 4, got 6"):
         check_shardable(make_schema(), 6, "rows", 2, "cpu", 0.0)
     three = (Field("user", Kind.ID, "user", 3),)

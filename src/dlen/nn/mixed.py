@@ -202,12 +202,15 @@ class MixedTables(nn.Module):
 
     def _projected(self, vectors: list[Tensor], fields: list[list[str]]) -> dict[str, Tensor]:
         """The (B, E) vectors of fields by name, from each table's (B, F, d) and names."""
-        found = dict(zip(fields[0], vectors[0].unbind(1), strict=True))
-        for narrow, matrices, names in zip(vectors[1:], self.projections, fields[1:], strict=True):
-            if names:
-                of_fields = torch.stack([matrices[self._matrix[name]] for name in names])
-                wide = torch.einsum("bfpd,fpde->bfpe", narrow.unflatten(2, (self.parts, -1)), of_fields)
-                found |= zip(names, at_least_float32(wide.flatten(2)).unbind(1), strict=True)
+        found: dict[str, Tensor] = {}
+        for of_table, matrices, names in zip(vectors, (None, *self.projections), fields, strict=True):
+            if not names:
+                continue
+            if matrices is not None:
+                of_names = torch.stack([matrices[self._matrix[name]] for name in names])
+                projected = torch.einsum("bfpd,fpde->bfpe", of_table.unflatten(2, (self.parts, -1)), of_names)
+                of_table = at_least_float32(projected.flatten(2))
+            found |= zip(names, of_table.unbind(1), strict=True)
         return found
 
 
