@@ -15,6 +15,7 @@ import torch
 import dlen
 from dlen import load_run
 from dlen.errors import UserError
+from dlen.serving.run import _from_pandas
 from dlen.training.datamodule import RankingDataModule
 from dlen.training.module import RankingModule
 from tests.commands.test_own_parts import ok, refusal
@@ -59,6 +60,11 @@ def test_pandas_in_pandas_out(there: Path) -> None:
     wanted = pl.read_parquet("scores.parquet")["p_click"].to_numpy()
     np.testing.assert_allclose(scores["p_click"].to_numpy()[others], wanted[others], rtol=1e-6)
     assert np.isfinite(scores["p_click"]).all()
+
+
+def test_arrays_in_the_cells_of_pandas_are_lists() -> None:
+    cells = [np.array([1.0, 2.0], np.float32), None, np.array([3.0, 4.0])]
+    assert _from_pandas(pd.DataFrame({"caption": cells}))["caption"].to_list() == [[1, 2], None, [3, 4]]
 
 
 def test_a_run_has_its_metrics_model_and_evaluation(there: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import polars as pl
 from omegaconf import DictConfig, OmegaConf
 
@@ -127,5 +128,7 @@ def _from_pandas(frame: Any) -> pl.DataFrame:
     columns = {}
     for name in frame.columns:
         column = frame[name].astype(object)
-        columns[str(name)] = pl.Series(str(name), column.where(frame[name].notna(), None).tolist(), strict=False)
+        cells = column.where(frame[name].notna(), None).tolist()
+        lists = [cell.tolist() if isinstance(cell, np.ndarray) else cell for cell in cells]  # as pandas reads Parquet
+        columns[str(name)] = pl.Series(str(name), lists, strict=False)
     return pl.DataFrame(columns)

@@ -215,7 +215,7 @@ class VectorColumn(TableColumn):
         column = self.spec.column
         lists = lists_or_empty(frame, column, self.spec.separator, path)
         inner = lists.dtype.inner if isinstance(lists.dtype, pl.List) else lists.dtype
-        if inner.is_nested() or inner.is_temporal():
+        if not inner.is_numeric() and inner not in (pl.String, pl.Boolean, pl.Null):
             raise UserError(f"{path}: column {column}: has type {frame[column].dtype}, expected lists of numbers")
         lengths, lines = lists.list.len().to_numpy(), frame[LINE].to_numpy()
         present = lengths > 0
