@@ -15,6 +15,7 @@ import torch
 import dlen
 from dlen import load_run
 from dlen.errors import UserError
+from dlen.serving.run import _from_pandas
 from dlen.training.datamodule import RankingDataModule
 from dlen.training.module import RankingModule
 from tests.commands.test_own_parts import ok, refusal
@@ -59,6 +60,13 @@ def test_pandas_in_pandas_out(there: Path) -> None:
     wanted = pl.read_parquet("scores.parquet")["p_click"].to_numpy()
     np.testing.assert_allclose(scores["p_click"].to_numpy()[others], wanted[others], rtol=1e-6)
     assert np.isfinite(scores["p_click"]).all()
+
+
+def test_arrays_in_a_pandas_frame_are_lists() -> None:
+    """As pandas reads the lists of a Parquet file."""
+    cells = [np.array(["a", "b"], dtype=object), np.array([], dtype=object), None]
+    frame = _from_pandas(pd.DataFrame({"seen": cells, "ids": [np.array([3]), np.array([4, 5]), None]}))
+    assert frame.to_dict(as_series=False) == {"seen": [["a", "b"], [], None], "ids": [[3], [4, 5], None]}
 
 
 def test_a_run_has_its_metrics_model_and_evaluation(there: Path) -> None:

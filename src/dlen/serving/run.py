@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import polars as pl
 from omegaconf import DictConfig, OmegaConf
 
@@ -126,6 +127,8 @@ def _from_pandas(frame: Any) -> pl.DataFrame:
         raise UserError(f"predict: {type(frame).__name__} is neither a path nor a frame of Polars or pandas")
     columns = {}
     for name in frame.columns:
-        column = frame[name].astype(object)
-        columns[str(name)] = pl.Series(str(name), column.where(frame[name].notna(), None).tolist(), strict=False)
+        cells = frame[name].astype(object).where(frame[name].notna(), None).tolist()
+        # pandas reads the lists of a Parquet file as arrays
+        cells = [cell.tolist() if isinstance(cell, np.ndarray) else cell for cell in cells]
+        columns[str(name)] = pl.Series(str(name), cells, strict=False)
     return pl.DataFrame(columns)
