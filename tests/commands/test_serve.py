@@ -46,7 +46,7 @@ fields:
   viewed: {kind: sequence, share: seller, side: user, max_values: 4, order: newest_first}
   viewed_how: {kind: sequence, along: viewed, side: user}
   clicked: {history: {of: [seller, user], by: user, where: click, labels: [like], length: 3}, side: user}
-tasks: {click: click, like: like}
+tasks: {click: click, like: like, spent: {label: spent, kind: regression}}
 """
 FIELDS = ["user", "tags", "liked", "seller", "seen", "price", "amount", "age"]
 PARTS = {"shown_hour": (0, 23), "shown_weekday": (1, 7), "shown_day": (1, 31), "shown_month": (1, 12)}
@@ -74,10 +74,11 @@ def rows(rng: np.random.Generator, n: int, most: int) -> pl.DataFrame:
             "age": some([str(a) for a in rng.integers(18, 80, n)]),
             "ts": 1_600_000_000 + np.sort(rng.integers(0, 40_000_000, n)),
             "shelf": rng.choice(["a", "b"], n),
-            "viewed": ["|".join(f"s{v}" for v in row) for row in liked],
+            "viewed": ["|".join("" if v == 11 < 11 * len(row) else f"s{v}" for v in row) for row in liked],
             "viewed_how": ["|".join("ab"[v % 2] for v in row) for row in liked],
             "click": (rng.random(n) < chance).astype(int),
             "like": (rng.random(n) < 0.3).astype(int),
+            "spent": rng.lognormal(size=n) * 20,
         }
     )
 
@@ -148,6 +149,7 @@ def test_the_server_gives_the_scores_of_predict_whatever_the_length_of_a_list(ru
         known = wanted.row(row["place"], named=True)
         assert row["p"]["click"] == pytest.approx(known["p_click"], abs=1e-5)
         assert row["p"]["like"] == pytest.approx(known["p_like"], abs=1e-5)
+        assert row["values"]["spent"] == pytest.approx(known["value_spent"], rel=1e-4)
 
 
 def test_the_caps_are_those_of_the_data_and_not_of_the_longest_training_row(run: Path) -> None:
