@@ -68,7 +68,7 @@ class SequenceColumn(OrderedColumn):
 
     def observe(self, frame: pl.DataFrame, path: Path) -> None:
         """Count the ids that no other field counts."""
-        _, texts = self._read(frame, path)
+        _, _, texts = self._read(frame, path)
         for one, values in zip(self.lists, texts, strict=True):
             one.observe_texts(values)
 
@@ -102,7 +102,8 @@ class SequenceColumn(OrderedColumn):
 
     def places(self, frame: pl.DataFrame, path: Path) -> Places:
         """Store the values of n rows."""
-        lengths, texts = self._read(frame, path)
+        whole, lengths, texts = self._read(frame, path)
+        self._cut += int((whole > self.spec.max_values).sum())
         codes = [one.vocabulary.encode(values) for one, values in zip(self.lists, texts, strict=True)]
         first = self._append(np.stack(codes, 1))
         start = first + np.cumsum(lengths) - lengths
@@ -122,8 +123,11 @@ class SequenceColumn(OrderedColumn):
         self._kept.append(values)
         return first
 
-    def _read(self, frame: pl.DataFrame, path: Path) -> tuple[Array, list[pl.Series]]:
-        """(n,) number of values of each row, and the (L,) texts of each list, oldest first; null for an empty value."""
+    def _read(self, frame: pl.DataFrame, path: Path) -> tuple[Array, Array, list[pl.Series]]:
+        """(n,) number of values of each row in its cell, and after the cut, and the (L,) texts of each list.
+
+        The texts are oldest first; null for an empty value.
+        """
         cells = [_lists(frame, one.spec, path) for one in self.lists]
         lengths = [lists.list.len() for lists in cells]
         for one, length in zip(self.lists[1:], lengths[1:], strict=True):
@@ -133,7 +137,6 @@ class SequenceColumn(OrderedColumn):
                 first, other = (int(part.filter(wrong)[0]) for part in (lengths[0], length))
                 problem = f"column {one.spec.column}: has {other} values, but {self.spec.column} has {first}"
                 raise BadRowError(path, rows, f"{problem}; parallel lists need one value for each")
-        self._cut += int((lengths[0] > self.spec.max_values).sum())
         if self.spec.order == "newest_first":
             cells = [lists.list.head(self.spec.max_values).list.reverse() for lists in cells]
         else:
@@ -141,7 +144,7 @@ class SequenceColumn(OrderedColumn):
         # Polars explodes an empty list to one null
         flat = [lists.filter(lists.list.len() > 0).explode() for lists in cells]
         texts = [id_text(values.alias(one.spec.column), path) for values, one in zip(flat, self.lists, strict=True)]
-        return cells[0].list.len().to_numpy().astype(np.int64), texts
+        return lengths[0].to_numpy(), cells[0].list.len().to_numpy().astype(np.int64), texts
 
 
 def _counts(column: IdColumn) -> Array:
@@ -154,8 +157,8 @@ def _counts(column: IdColumn) -> Array:
 def _lists(frame: pl.DataFrame, spec: FieldSpec, path: Path) -> pl.Series:
     """A column as lists; an empty cell is an empty list."""
     lists = list_of_cells(frame, spec.column, spec.separator, path)
-    if not isinstance(lists.dtype, pl.List):
-        raise UserError(f"{path}: column {spec.column}: has type {lists.dtype}, expected lists")
+    if not isinstance(lists.dtype, pl.List) or lists.dtype.inner.is_nested():
+        raise UserError(f"{path}: column {spec.column}: has type {lists.dtype}, expected lists of ids")
     blank = (lists.list.len() == 1) & (lists.list.first() == "") if lists.dtype == pl.List(pl.String) else None
     empty = lists.is_null() if blank is None else lists.is_null() | blank.fill_null(False)
     return lists.zip_with(~empty, pl.Series([[]], dtype=lists.dtype).new_from_index(0, len(lists)))
