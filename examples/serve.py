@@ -291,7 +291,7 @@ def inputs_of(rows: list[dict]) -> dict[str, np.ndarray]:
     openapi_extra={"requestBody": {"content": {"application/json": {"schema": Candidates.model_json_schema()}}}},
 )
 async def rank(request: Request) -> JSONResponse:
-    """Candidates by descending score: place in the request, score, P(UP) and the probability of each task.
+    """Candidates by descending score: place in the request, score, P(UP), and the probability or value of each task.
 
     The handler is async so that no other thread competes with the model for its core.
     """
@@ -301,13 +301,16 @@ async def rank(request: Request) -> JSONResponse:
         refuse(f"no field {sorted(unknown)[0]!r}; the fields are {', '.join(sorted(known))}")
     inputs = inputs_of([{**asked.context, **candidate} for candidate in asked.candidates])
     found = dict(zip(outputs, session.run(outputs, {k: v for k, v in inputs.items() if k in taken}), strict=True))
+    valued = schema["outputs"].get("values", [])
     scored = np.isfinite(found["score"]) & np.isfinite(found["p"]).all(1)
+    scored &= np.isfinite(found["values"]).all(1) if valued else True
     if not scored.all():
         refuse(f"candidate {int(scored.argmin())}: its numbers or weights are too large for the model")
     names = schema["outputs"]["p"]
     ranked = [
         {"place": int(i), "score": float(found["score"][i]), "p": dict(zip(names, found["p"][i].tolist(), strict=True))}
         | ({"up": float(found["up"][i])} if "up" in found else {})
+        | ({"values": dict(zip(valued, found["values"][i].tolist(), strict=True))} if valued else {})
         for i in np.argsort(-found["score"], kind="stable")
     ]
     return JSONResponse(ranked)  # returned directly, because FastAPI would validate every number first

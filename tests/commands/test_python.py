@@ -62,9 +62,12 @@ def test_pandas_in_pandas_out(there: Path) -> None:
     assert np.isfinite(scores["p_click"]).all()
 
 
-def test_arrays_in_the_cells_of_pandas_are_lists() -> None:
-    cells = [np.array([1.0, 2.0], np.float32), None, np.array([3.0, 4.0])]
-    assert _from_pandas(pd.DataFrame({"caption": cells}))["caption"].to_list() == [[1, 2], None, [3, 4]]
+def test_arrays_in_a_pandas_frame_are_lists() -> None:
+    """As pandas reads the lists of a Parquet file."""
+    cells = [np.array(["a", "b"], dtype=object), np.array([], dtype=object), None]
+    vectors = [np.array([1.0, 2.0], np.float32), np.array([3.0, 4.0]), None]
+    frame = _from_pandas(pd.DataFrame({"seen": cells, "caption": vectors}))
+    assert frame.to_dict(as_series=False) == {"seen": [["a", "b"], [], None], "caption": [[1, 2], [3, 4], None]}
 
 
 def test_a_run_has_its_metrics_model_and_evaluation(there: Path) -> None:

@@ -49,7 +49,7 @@ fields:
   clicked: {history: {of: [seller, user], by: user, where: click, labels: [like], length: 3}, side: user}
   face: {kind: vector, side: user}
   style: {kind: vector, side: item}
-tasks: {click: click, like: like}
+tasks: {click: click, like: like, spent: {label: spent, kind: regression}}
 """
 FIELDS = ["user", "tags", "liked", "seller", "seen", "price", "amount", "age"]
 # Vectors of some users; the last one never occurs in the log, only in new rows
@@ -79,11 +79,12 @@ def rows(rng: np.random.Generator, n: int, most: int) -> pl.DataFrame:
             "age": some([str(a) for a in rng.integers(18, 80, n)]),
             "ts": 1_600_000_000 + np.sort(rng.integers(0, 40_000_000, n)),
             "shelf": rng.choice(["a", "b"], n),
-            "viewed": ["|".join(f"s{v}" for v in row) for row in liked],
+            "viewed": ["|".join("" if v == 11 < 11 * len(row) else f"s{v}" for v in row) for row in liked],
             "viewed_how": ["|".join("ab"[v % 2] for v in row) for row in liked],
             "style": some([f"[{x:.3f}, {y:.3f}]" for x, y in rng.normal(size=(n, 2)) * [1, 4] + 7]),
             "click": (rng.random(n) < chance).astype(int),
             "like": (rng.random(n) < 0.3).astype(int),
+            "spent": rng.lognormal(size=n) * 20,
         }
     )
 
@@ -157,6 +158,7 @@ def test_the_server_gives_the_scores_of_predict_whatever_the_length_of_a_list(ru
         known = wanted.row(row["place"], named=True)
         assert row["p"]["click"] == pytest.approx(known["p_click"], abs=1e-5)
         assert row["p"]["like"] == pytest.approx(known["p_like"], abs=1e-5)
+        assert row["values"]["spent"] == pytest.approx(known["value_spent"], rel=1e-4)
 
 
 def test_the_caps_are_those_of_the_data_and_not_of_the_longest_training_row(run: Path) -> None:

@@ -20,7 +20,7 @@ from dlen.models import LightGBM, Logistic
 from dlen.models.baseline import Baseline
 from dlen.models.examples import Examples, Rows
 from dlen.models.rates import FoldSums, RateEncoder
-from dlen.schema import Field, Kind, Pooling, Schema, Task
+from dlen.schema import Field, Kind, Pooling, Schema, Task, TaskKind
 from dlen.training.baseline import examples_of
 from dlen.training.targets import Targets
 from tests.helpers import FIELDS, make_batch, make_schema
@@ -197,6 +197,21 @@ def test_it_learns_and_a_checkpoint_gives_the_same_predictions(name: str, tmp_pa
     third = MODELS[name](schema)
     third.fit(rows_of(schema, train), rows_of(schema, validation), SEED)
     assert all(torch.equal(a, b) for a, b in zip(third.state_dict().values(), model.state_dict().values(), strict=True))
+
+
+def test_lightgbm_without_a_task_of_0_and_1() -> None:
+    schema = make_schema((Task("play", 0.5, kind=TaskKind.REGRESSION),))
+    model = LightGBM(schema, rounds=8, min_data_in_leaf=5)
+    train = learnable(schema, 400, 0)
+    model.fit(rows_of(schema, train), rows_of(schema, learnable(schema, 100, 1)), SEED)
+    counts = train.ids[:, 0].bincount(minlength=schema.num_embeddings)[schema.rows("user")]
+    torch.testing.assert_close(model.encoder.table[schema.rows("user"), -1], counts.float().log1p())
+    test = learnable(schema, 50, 9)
+    values = model(test).values
+    assert values is not None
+    text = bytes(model.state_dict()["trees0"].numpy()).decode()
+    own = lightgbm.Booster(model_str=text).predict(model.inputs(test).numpy())
+    np.testing.assert_allclose(values.expected[:, 0], own, rtol=1e-5)
 
 
 def test_lightgbm_gives_the_boosters_own_probabilities() -> None:

@@ -164,7 +164,7 @@ class FoldSums:
         """Add the counts of a batch; ``first`` is the row number of its first row among all training rows."""
         batch = examples.batch
         trained = (examples.mask > 0).int()
-        counted = torch.cat([examples.labels.int() * trained, trained, torch.ones_like(trained[:, :1])], 1)
+        counted = torch.cat([examples.labels.int() * trained, trained, trained.new_ones(len(batch), 1)], 1)
         fold = self.fold_of(first, len(batch))
         self.all_rows.index_add_(0, fold, counted.long())
         self._add(batch.ids.long(), fold[:, None], counted[:, None])

@@ -127,8 +127,8 @@ def _from_pandas(frame: Any) -> pl.DataFrame:
         raise UserError(f"predict: {type(frame).__name__} is neither a path nor a frame of Polars or pandas")
     columns = {}
     for name in frame.columns:
-        column = frame[name].astype(object)
-        cells = column.where(frame[name].notna(), None).tolist()
-        lists = [cell.tolist() if isinstance(cell, np.ndarray) else cell for cell in cells]  # as pandas reads Parquet
-        columns[str(name)] = pl.Series(str(name), lists, strict=False)
+        cells = frame[name].astype(object).where(frame[name].notna(), None).tolist()
+        # pandas reads the lists of a Parquet file as arrays
+        cells = [cell.tolist() if isinstance(cell, np.ndarray) else cell for cell in cells]
+        columns[str(name)] = pl.Series(str(name), cells, strict=False)
     return pl.DataFrame(columns)

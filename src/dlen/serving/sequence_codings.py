@@ -17,7 +17,7 @@ from dlen.data.columns import Places
 from dlen.data.histories import histories_of
 from dlen.data.sequences import GAP_BUCKETS, SplitSequences
 from dlen.data.store import Store
-from dlen.serving.raw_ids import BETWEEN, Row, code_of, key_of, rehashed, texts_of, with_codes
+from dlen.serving.raw_ids import BETWEEN, Row, code_of, key_of, owner_of, rehashed, texts_of, with_codes
 
 Array = NDArray[Any]
 
@@ -82,10 +82,11 @@ def raw_sequences(store: Store, batch: Batch, rows: list[Row]) -> tuple[BatchSeq
     return tuple(wanted)
 
 
-def _raw_list(store: Store, name: str, texts: list[str | None]) -> list[str]:
+def _raw_list(store: Store, name: str, texts: list[str | None]) -> list[str | None]:
     """A list as in the log; one of full length gets an older value, which has to be cut."""
     statistics = store.content["statistics"][name]
-    known = ["not a known id" if text is None else text for text in texts]
+    unknown = "not a known id" if owner_of(store, name) in store.content["vocabularies"] else None  # hashed: empty
+    known = [unknown if text is None else text for text in texts]
     known = ["an older id", *known] if len(known) == statistics["max_values"] else known
     return known[::-1] if statistics["order"] == "newest_first" else known
 

@@ -106,6 +106,14 @@ def test_users_of_one_bucket_are_different_users(tmp_path: Path) -> None:
     assert (0, 0) in pairs
 
 
+def test_users_that_share_hashed_ids_are_different_users(tmp_path: Path) -> None:
+    fields = {"friend": {"column": "tags", "hash": 2}, "user": {"side": "user", "share": "friend"}}
+    shared = made(tmp_path / "shared", log(), fields=fields)
+    exact = made(tmp_path / "exact", log(), fields={"user": {"side": "user"}}, ignore=["tags"])
+    users = [[len(whole(store.split(s)).users.unique()) for s in ("train", "test")] for store in (shared, exact)]
+    assert users[0] == users[1]
+
+
 def test_a_rate_by_a_hashed_id_is_that_of_the_id(tmp_path: Path) -> None:
     rate = {"rate": {"of": "click", "by": "user"}}
     hashed, exact = (

@@ -304,6 +304,21 @@ def test_wrong_settings_of_all_rates(tmp_path: Path, rates: dict[str, Any], said
     assert said in refusal(lambda: store_of(tmp_path, draw(), SPEC | {"rates": rates}))
 
 
+def test_a_table_with_several_times_names_the_one_of_the_rows(tmp_path: Path) -> None:
+    """By the time at which its user joined, a row would see later rows."""
+    spec = copy.deepcopy(SPEC)
+    spec["fields"] = {"joined": {"kind": "time"}, **spec["fields"]}
+    rows = [row | {"joined": 86_400} for row in draw()]
+    said = refusal(lambda: store_of(tmp_path / "both", rows, spec))
+    assert "rates.time: must name the time at which a row happened, one of joined, at" in said
+    del spec["fields"]["at"]
+    said = refusal(lambda: store_of(tmp_path / "split", rows, spec))
+    assert "one of joined, time" in said
+    store_of(tmp_path / "named", rows, spec | {"rates": {"time": "time"}})
+    without = {name: field for name, field in spec["fields"].items() if not {"rate", "count"} & set(field)}
+    store_of(tmp_path / "without", rows, spec | {"fields": without, "ignore": "rest"})
+
+
 def test_a_row_without_a_time(tmp_path: Path) -> None:
     rows = draw()
     spec = copy.deepcopy(SPEC) | {"split": {"by": "fraction", "validation": 0.2, "test": 0.2}}

@@ -253,11 +253,41 @@ def test_a_resident_copy_gives_the_same_sequences(tmp_path: Path) -> None:
         ({"seen": {"history": {"of": "item", "by": "click"}}}, "column click determines task click"),
         ({"seen": {"history": {"of": "item", "by": "user", "length": 0}}}, "history.length: 0 is not a whole number"),
         ({"seen": {"history": {"of": "item", "by": "user"}, "min_count": 2}}, "cannot be combined with history"),
-        ({"before_item": {"column": "item"}}, "fields.before_item: "),
+        (
+            {"before_item": {"column": "item"}},
+            "fields.before_item: a part of a time, rate or history has the same name",
+        ),
+        ({"seen": {"history": {"of": "item", "by": "liked"}}}, "seen.history.by: liked is a sequence, so it cannot be"),
+        ({"seen": {"rate": {"of": "click", "by": "liked"}}}, "fields.seen: by: liked is a sequence, so it cannot be"),
+        ({"seen": {"history": {"of": "item", "by": "user", "labels": ["buy", "buy"]}}}, "a list of distinct texts"),
     ],
 )
 def test_wrong_sequences(tmp_path: Path, change: dict[str, Any], said: str) -> None:
     assert said in refusal(lambda: store_of(tmp_path, draw(), SPEC | {"fields": SPEC["fields"] | change}))
+
+
+def test_a_sequence_is_no_user(tmp_path: Path) -> None:
+    """With a setting of another kind too, which has no effect."""
+    fields = SPEC["fields"] | {"liked": SPEC["fields"]["liked"] | {"transform": "quantile"}}
+    said = refusal(lambda: store_of(tmp_path, draw(), SPEC | {"fields": fields, "user": "liked"}))
+    assert "user: liked has to have one id per row" in said
+
+
+def test_preparing_tells_how_many_lists_are_cut(tmp_path: Path) -> None:
+    rows = draw()
+    lengths = [len(r["liked"].split("|")) if r["liked"] else 0 for r in rows]
+    cut, kept = sum(n > 3 for n in lengths) / N, sum(min(n, 3) for n in lengths) / N
+    told_by_store = store_of(tmp_path, rows).content["notes"]["sequence_of_liked"]
+    assert told_by_store == f"{kept:.1f} values per row; {cut:.2%} have more than 3, and keep the newest"
+
+
+def test_lists_of_lists_are_refused(tmp_path: Path) -> None:
+    frame = pl.DataFrame(draw()).with_columns(pl.lit([["p"]]).alias("liked"))
+    table = make_table(tmp_path, SPEC | {"files": "t.parquet"}, "t.csv", "")
+    frame.write_parquet(tmp_path / "t.parquet")
+    assert "column liked: has type List(List(String)), expected lists of ids" in refusal(
+        lambda: prepare(table, tmp_path / "data")
+    )
 
 
 def test_a_history_needs_a_time(tmp_path: Path) -> None:

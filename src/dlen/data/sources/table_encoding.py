@@ -11,7 +11,7 @@ from dlen.data.columns import Array, Columns, Places
 from dlen.data.ragged import Entries, Keep, to_columns
 from dlen.data.sources.cells import id_text
 from dlen.data.sources.expression import Expression
-from dlen.data.sources.table_columns import IdColumn, TableColumn, make_column
+from dlen.data.sources.table_columns import HashedIds, IdColumn, TableColumn, make_column
 from dlen.data.sources.table_rates import RateColumn
 from dlen.data.sources.table_sequences import HistoryColumn, SequenceColumn, sequences_of
 from dlen.data.sources.table_spec import FieldSpec, TableSpec
@@ -113,7 +113,7 @@ class UserNumbers:
         if self.column is None:
             return None
         numbers: Array = ids[:, self._place] - self._rows.start
-        unknown = (numbers == 0) | bool(self.column.spec.hash)
+        unknown = (numbers == 0) | isinstance(self.column.vocabulary, HashedIds)
         if unknown.any():
             texts = id_text(frame[self.column.spec.column].filter(pl.Series(unknown)), path)
             distinct = texts.drop_nulls().unique(maintain_order=True)

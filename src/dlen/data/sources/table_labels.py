@@ -186,7 +186,8 @@ class Tally:
         variance = square - mean**2
         if variance <= _ROUNDING * square:
             raise UserError(
-                f"{self.labels.spec.path}: task {name}: all training rows with weight have the same label; drop it"
+                f"{self.labels.spec.path}: task {name}: all training rows with weight have the same label, or labels "
+                "that differ by less than a millionth of their size; drop the task, or subtract a constant from them"
             )
         return (0.0, mean) if self.labels.spec.tasks[name].loss == "weighted_logistic" else (mean, variance**0.5)
 

@@ -81,6 +81,22 @@ class Clock:
         return np.floor(fraction(row, 0) * self.spec.folds)
 
 
+def check_time(spec: TableSpec) -> None:
+    """Raise UserError if the time of the rows is not set and the spec names several.
+
+    One of them may be the time at which a user joined, by which rows would see later ones.
+    """
+    by_column: dict[str, str] = {}
+    for name, field in spec.fields.items():
+        if field.kind == "time":
+            by_column.setdefault(field.column, name)
+    if spec.split.by == "time":
+        by_column.setdefault(spec.split.column, spec.split.column)
+    if not spec.rates.time and len(by_column) > 1:
+        names = ", ".join(by_column.values())
+        raise UserError(f"{spec.path}: rates.time: must name the time at which a row happened, one of {names}")
+
+
 class LogColumn(TableColumn):
     """A feature that is computed from the log itself: from the earlier rows with the same key.
 

@@ -165,6 +165,7 @@ def _field(value: Any, path: Path, key: str) -> FieldSpec:
 def _history(value: Any, path: Path, key: str) -> HistorySpec:
     spec = _fill(HistorySpec, value, path, key)
     spec.by, spec.of = _texts(spec.by, path, f"{key}.by"), _texts(spec.of, path, f"{key}.of")
+    spec.labels = _texts(spec.labels, path, f"{key}.labels")
     for name in ("of", "by"):
         if not getattr(spec, name):
             raise UserError(f"{path}: {key}.{name}: must name a field{' or column' if name == 'by' else ''}")
@@ -243,9 +244,13 @@ def _check_fields(spec: TableSpec) -> None:
     for name in names:
         if names.count(name) > 1:
             raise UserError(
-                f"{spec.path}: fields.{name}: a part of a time field or of a rate has the same name; rename one"
+                f"{spec.path}: fields.{name}: a part of a time, rate or history has the same name; rename one"
             )
-    single = [name for name, field in spec.fields.items() if field.kind == "id" or field.transform == "quantile"]
+    single = [
+        name
+        for name, field in spec.fields.items()
+        if field.kind == "id" or (field.kind == "numeric" and field.transform == "quantile")
+    ]
     for key in ("user", "position"):
         value = getattr(spec, key)
         if value in spec.fields and value not in single:
@@ -334,9 +339,7 @@ def _check_histories(spec: TableSpec) -> None:
         key = f"fields.{name}.history"
         for of in history.of:
             _check_one_of(of, ids, spec.path, f"{key}.of")
-        for by in history.by:
-            if by in spec.fields and spec.fields[by].kind in FROM_LOG:
-                raise UserError(f"{spec.path}: {key}.by: {by} is computed from the log, so it cannot be a key")
+        _check_key(history.by, spec, f"{key}.by")
         binary = [task for task, settings in spec.tasks.items() if not settings.is_regression]
         for task in history.labels:
             _check_one_of(task, binary, spec.path, f"{key}.labels")
@@ -344,6 +347,15 @@ def _check_histories(spec: TableSpec) -> None:
             _check_one_of(history.where, binary, spec.path, f"{key}.where")
         elif history.where:
             _check_label_expression(history.where, spec.path, f"{key}.where")
+
+
+def _check_key(by: list[str], spec: TableSpec, key: str) -> None:
+    """Check the fields that form the key of a rate, count or history."""
+    for name in by:
+        kind = spec.fields[name].kind if name in spec.fields else ""
+        if kind in FROM_LOG or kind == "sequence":
+            what = "a sequence" if kind == "sequence" else "computed from the log"
+            raise UserError(f"{spec.path}: {key}: {name} is {what}, so it cannot be a key")
 
 
 def _check_label_expression(text: str, path: Path, key: str) -> None:
@@ -369,9 +381,7 @@ def _check_no_weight(spec: TableSpec) -> None:
 def _check_rates(spec: TableSpec) -> None:
     rates = {name: field.rate or field.count for name, field in spec.fields.items() if field.kind == "rate"}
     for name, rate in rates.items():
-        for by in rate.by:
-            if by in spec.fields and spec.fields[by].kind in FROM_LOG:
-                raise UserError(f"{spec.path}: fields.{name}: by: {by} is computed from the log, so it cannot be a key")
+        _check_key(rate.by, spec, f"fields.{name}: by")
         for of in rate.of:
             if of in spec.tasks and spec.tasks[of].is_regression:
                 raise UserError(f"{spec.path}: fields.{name}.rate.of: {of} is a regression; a rate counts 0 and 1")

@@ -12,6 +12,7 @@ from dlen.data.columns import Array, Columns
 from dlen.data.ragged import select_rows
 from dlen.data.sources.table_encoding import UserNumbers, encode, make_columns
 from dlen.data.sources.table_labels import Labels, Tally
+from dlen.data.sources.table_log import LogColumn, check_time
 from dlen.data.sources.table_paths import SPLITS
 from dlen.data.sources.table_rows import TableRows
 from dlen.data.sources.table_spec import TableSpec
@@ -50,6 +51,8 @@ class TablePasses:
 
     def run(self) -> Schema:
         """Write the splits and vocabularies."""
+        if any(isinstance(column, LogColumn) for column in self.columns):
+            check_time(self.spec)
         for paths in self.rows.files.values():
             for path in paths:
                 self._check_columns(path)

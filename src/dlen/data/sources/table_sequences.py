@@ -69,7 +69,7 @@ class SequenceColumn(OrderedColumn):
 
     def observe(self, frame: pl.DataFrame, path: Path) -> None:
         """Count the ids that no other field counts."""
-        _, texts = self._read(frame, path)
+        _, _, texts = self._read(frame, path)
         for one, values in zip(self.lists, texts, strict=True):
             one.observe_texts(values)
 
@@ -102,7 +102,8 @@ class SequenceColumn(OrderedColumn):
 
     def places(self, frame: pl.DataFrame, path: Path) -> Places:
         """Store the values of n rows."""
-        lengths, texts = self._read(frame, path)
+        whole, lengths, texts = self._read(frame, path)
+        self._cut += int((whole > self.spec.max_values).sum())
         codes = [one.vocabulary.encode(values) for one, values in zip(self.lists, texts, strict=True)]
         first = self._append(np.stack(codes, 1))
         start = first + np.cumsum(lengths) - lengths
@@ -117,14 +118,25 @@ class SequenceColumn(OrderedColumn):
         offsets = torch.tensor([store.schema.offsets[one.name] for one in self.lists], dtype=torch.int32)
         return StoredSequence(torch.from_numpy(values), torch.zeros(0, dtype=torch.float64), offsets, gaps=False)
 
+    @staticmethod
+    def _lists(frame: pl.DataFrame, one: IdColumn, path: Path) -> pl.Series:
+        """A column as lists of ids; an empty cell is an empty list."""
+        lists = lists_or_empty(frame, one.spec.column, one.spec.separator, path)
+        if isinstance(lists.dtype, pl.List) and lists.dtype.inner.is_nested():
+            raise UserError(f"{path}: column {one.spec.column}: has type {lists.dtype}, expected lists of ids")
+        return lists
+
     def _keep(self, values: Array) -> int:
         first = sum(map(len, self._kept))
         self._kept.append(values)
         return first
 
-    def _read(self, frame: pl.DataFrame, path: Path) -> tuple[Array, list[pl.Series]]:
-        """(n,) number of values of each row, and the (L,) texts of each list, oldest first; null for an empty value."""
-        cells = [lists_or_empty(frame, one.spec.column, one.spec.separator, path) for one in self.lists]
+    def _read(self, frame: pl.DataFrame, path: Path) -> tuple[Array, Array, list[pl.Series]]:
+        """(n,) number of values of each row in its cell, and after the cut, and the (L,) texts of each list.
+
+        The texts are oldest first; null for an empty value.
+        """
+        cells = [self._lists(frame, one, path) for one in self.lists]
         lengths = [lists.list.len() for lists in cells]
         for one, length in zip(self.lists[1:], lengths[1:], strict=True):
             wrong = lengths[0] != length
@@ -133,7 +145,6 @@ class SequenceColumn(OrderedColumn):
                 first, other = (int(part.filter(wrong)[0]) for part in (lengths[0], length))
                 problem = f"column {one.spec.column}: has {other} values, but {self.spec.column} has {first}"
                 raise BadRowError(path, rows, f"{problem}; parallel lists need one value for each")
-        self._cut += int((lengths[0] > self.spec.max_values).sum())
         if self.spec.order == "newest_first":
             cells = [lists.list.head(self.spec.max_values).list.reverse() for lists in cells]
         else:
@@ -141,7 +152,7 @@ class SequenceColumn(OrderedColumn):
         # Polars explodes an empty list to one null
         flat = [lists.filter(lists.list.len() > 0).explode() for lists in cells]
         texts = [id_text(values.alias(one.spec.column), path) for values, one in zip(flat, self.lists, strict=True)]
-        return cells[0].list.len().to_numpy().astype(np.int64), texts
+        return lengths[0].to_numpy(), cells[0].list.len().to_numpy().astype(np.int64), texts
 
 
 def _counts(column: IdColumn) -> Array:

@@ -58,8 +58,9 @@ class RatesSpec:
 
     Attributes:
         time: a field of kind time, or a column of increasing numbers: a row sees only strictly earlier rows. Default:
-            the first field of kind time, or the column of a split by time. With ``none``, or without either, training
-            rows see training rows of other folds, and all other rows see the training rows; histories need a time.
+            the field of kind time, or the column of a split by time; needed with several. With ``none``, or without
+            either, training rows see training rows of other folds, and all other rows see the training rows; histories
+            need a time.
         every: row, or day: a row sees what was known at the start of its day.
         rows: all, or train: labels of the other splits are never counted, even if they are earlier.
         folds: number of folds without a time.
