@@ -241,6 +241,7 @@ def test_a_resident_copy_gives_the_same_sequences(tmp_path: Path) -> None:
         ({"last": {"share": "item", "kind": "numeric"}}, "fields.last.share: is for ids"),
         ({"how": {"kind": "sequence", "along": "item"}}, "fields.how.along: 'item' is not one of liked"),
         ({"how": {"along": "liked"}}, "fields.how.along: is for kind: sequence"),
+        ({"how": {"kind": "sequence", "along": "liked", "max_values": 2}}, "fields.how.max_values: is that of liked"),
         ({"seen": {"history": {"by": "user"}}}, "fields.seen.history.of: must name a field"),
         ({"seen": {"history": {"of": "item"}}}, "fields.seen.history.by: must name a field or column"),
         ({"seen": {"history": {"of": "n", "by": "user"}}}, "history.of: 'n' is not one of user, item, shop, last"),

@@ -146,6 +146,9 @@ def _field(value: Any, path: Path, key: str) -> FieldSpec:
         raise UserError(
             f"{path}: {key}.min_count: cannot be combined with hash, which counts no ids; remove one of them"
         )
+    for name in ("order", "max_values"):
+        if spec.along and name in value:
+            raise UserError(f"{path}: {key}.{name}: is that of {spec.along}, whose parallel list this is; remove it")
     kind = next((k for k in ("rate", "count", "history") if k in value), None)
     if kind is None:
         return spec
@@ -200,7 +203,7 @@ def _texts(value: Any, path: Path, key: str) -> list[str]:
 
 
 def _check_one_of(value: str, choices: list[str], path: Path, key: str) -> None:
-    wrong = OneOf(*choices).fault(value, "")
+    wrong = OneOf(*choices).fault(value, "") if choices else f"{value!r} names nothing, as there is no such field"
     if wrong:
         raise UserError(f"{path}: {key}: {wrong}")
 
