@@ -58,9 +58,9 @@ def tables(asked: dict[str, str]) -> dict[str, list[str]]:
     if "pure" in asked:
         found["pure"] = ["data=table", "data.spec=examples/kuairand_pure.yaml", f"data.folder={asked['pure']}"]
         for name, kinds in WITHOUT.items():
-            spec = OUT / f"kuairand_{name}.yaml"
-            write_without(kinds, spec)
-            found[name] = ["data=table", f"data.spec={spec}", f"data.folder={asked['pure']}"]
+            path = OUT / f"kuairand_{name}.yaml"
+            write_without(kinds, path)
+            found[name] = ["data=table", f"data.spec={path}", f"data.folder={asked['pure']}"]
     return found
 
 
