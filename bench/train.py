@@ -60,7 +60,7 @@ def measure(shape: Shape, model: str, batch: int, rounds: int) -> list[dict[str,
         ),
         "train.py": partial(through_lightning, shape, model, batch, validated),
         "bare loop as peers write it": lambda: as_peers_do(store, shape, model, batch, STEPS // 5),
-        "matrix products alone": lambda: matmul_limit(limited, limited.embedding.out_dim, batch),
+        "matrix products alone": lambda: matmul_limit(limited, limited.spec.width, batch),
     }
     if model == "mmoe":
         parts["bare loop, one more expert"] = lambda: ours(
