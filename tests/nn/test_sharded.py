@@ -11,12 +11,13 @@ from torch import Tensor, distributed
 from torch.multiprocessing.spawn import spawn
 
 from dlen.errors import UserError
+from dlen.models import MMoE
 from dlen.nn.embedding import EmbeddingTable, deferred_tables
 from dlen.nn.sharded import SHARDINGS, Layout, ShardedTable, check_shardable
 from dlen.schema import Field, Kind
-from dlen.training.optimizers import Combined, RowAdagrad, ShardedAdagrad
+from dlen.training.optimizers import Combined, RowAdagrad, ShardedAdagrad, adagrad
 from dlen.training.optimizers import split_for_sharding as split
-from tests.helpers import FIELDS, WITH_VECTORS, join_processes, make_batch, make_schema, needs_torchrec
+from tests.helpers import FIELDS, WITH_DIMS, WITH_VECTORS, join_processes, make_batch, make_schema, needs_torchrec
 
 DIM, WORLD, STEPS = 4, 2, 3
 SETTINGS: dict[str, Any] = {"lr": 0.1, "eps": 1e-8, "weight_decay": 0.3}
@@ -128,9 +129,6 @@ def test_what_cannot_be_split() -> None:
         check_shardable(make_schema(fields=FIELDS[:1]), DIM, "rows", 2, "cpu", 0.1)
     check_shardable(make_schema(fields=FIELDS[:1]), DIM, "rows", 2, "cpu", 0.0)
     check_shardable(make_schema(fields=FIELDS[:1]), DIM, "rows", 2, "cuda", 0.1)
-    own_length = (*FIELDS[1:], Field("user", Kind.ID, "user", 7, dim=4))
-    with pytest.raises(UserError, match="config sharding: field user has a dim of its own"):
-        check_shardable(make_schema(fields=own_length), DIM, "rows", 2, "cpu", 0.0)
     with pytest.raises(UserError, match=r"config model\.embedding\.dim: .*multiple of 4, got 6"):
         check_shardable(make_schema(), 6, "rows", 2, "cpu", 0.0)
     three = (Field("user", Kind.ID, "user", 3),)
@@ -142,6 +140,8 @@ def test_what_cannot_be_split() -> None:
     table = EmbeddingTable(make_schema(), DIM)
     with pytest.raises(ValueError, match="set optimizer=adagrad"):
         split(torch.optim.Adam([table.weight]))
+    with pytest.raises(ValueError, match="fields with a dim have tables that cannot be sharded; set sharding=null"):
+        split(adagrad(MMoE(make_schema(fields=WITH_DIMS), embedding_dim=DIM), lr=0.1, embedding_lr=0.1))
     parted = RowAdagrad([{"params": [table.weight], "parts": 3}], **SETTINGS)
     with pytest.raises(ValueError, match="a part for each task cannot be sharded"):
         split(Combined([torch.optim.Adam([torch.zeros(1)]), parted]))

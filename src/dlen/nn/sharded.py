@@ -83,20 +83,14 @@ def check_shardable(schema: Schema, dim: int, by: str, world: int, device: str, 
         device: device type, such as ``cpu``.
 
     Raises:
-        UserError: there are no ids or too few, a field is a sequence, shares vectors or has a dim of its own, there are
-            fewer fields than processes, FBGEMM does not support the vector length, or TorchRec would ignore the weight
-            decay.
+        UserError: there are no ids or too few, a field is a sequence or shares vectors, there are fewer fields than
+            processes, FBGEMM does not support the vector length, or TorchRec would ignore the weight decay.
     """
     if dim % 4:
         raise UserError(f"config model.embedding.dim: a sharded table needs a multiple of 4, got {dim}")
     if not schema.num_embeddings:
         raise UserError("config sharding: the data have no ids, so there is no table to split; set sharding=null")
     for field in schema.fields:
-        if field.dim:
-            raise UserError(
-                f"config sharding: field {field.name} has a dim of its own, which a table that is split over processes "
-                "does not support; set sharding=null"
-            )
         if field.kind is Kind.SEQUENCE or field.share:
             raise UserError(
                 f"config sharding: field {field.name} is a sequence or shares the vectors of another, which a table "

@@ -242,12 +242,14 @@ def split_for_sharding(optimizer: Optimizer) -> tuple[Optimizer, dict[str, Any]]
 
     Raises:
         ValueError: the table's optimiser is not row-wise Adagrad, the one that TorchRec supports on every device, or
-            the table has a part per task.
+            the table has a part per task, or a field has a table of its own.
     """
     dense, rows = optimizer.parts if isinstance(optimizer, Combined) else (optimizer, None)
     if not isinstance(rows, RowAdagrad):
         raise ValueError("a sharded table is updated by row-wise Adagrad; set optimizer=adagrad")
-    (group,) = rows.param_groups
+    group, *others = rows.param_groups
+    if others:
+        raise ValueError("fields with a dim have tables that cannot be sharded; set sharding=null")
     if group["parts"] > 1:
         raise ValueError("a table with a part for each task cannot be sharded; choose another model")
     return dense, {key: value for key, value in group.items() if key != "params"}
