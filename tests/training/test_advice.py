@@ -11,9 +11,9 @@ import torch
 from dlen.data.store import Store
 from dlen.nn.id_dropout import IdDropout
 from dlen.schema import Schema
-from dlen.training.advice import base_rate_warnings, unknown_id_warnings
+from dlen.training.advice import base_rate_warnings, unknown_id_warnings, unseen_sequence_warnings
 from dlen.training.targets import Targets
-from tests.helpers import make_schema
+from tests.helpers import WITH_SEQUENCES, make_schema
 
 SCHEMA = make_schema()
 NONE = {f.name: 0.0 for f in SCHEMA.fields if f.vocab_size}
@@ -78,3 +78,11 @@ def test_worse_than_the_base_rate_with_the_likely_cause(
 def test_nothing_is_said_of_good_figures_and_undefined_ones() -> None:
     found = metrics() | {"test/ne/t2": None}
     assert base_rate_warnings(found, store_with({}, {"item": 0.7}), Targets(SCHEMA), dropout(0.0)) == []
+
+
+def test_a_baseline_says_which_sequences_it_does_not_see() -> None:
+    store = cast(Store, SimpleNamespace(schema=make_schema(fields=WITH_SEQUENCES)))
+    assert unseen_sequence_warnings(store, "LightGBM") == [
+        "LightGBM does not see the sequences watched, searches; networks do"
+    ]
+    assert unseen_sequence_warnings(store_with({}, {}), "LightGBM") == []

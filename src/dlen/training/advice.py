@@ -25,6 +25,12 @@ def unknown_id_warnings(store: Store, id_dropout: IdDropout) -> list[str]:
     return lines
 
 
+def unseen_sequence_warnings(store: Store, model: str) -> list[str]:
+    """One line if the data have sequences, which a baseline does not see."""
+    names = list(store.schema.sequences)
+    return [f"{model} does not see the sequences {', '.join(names)}; networks do"] if names else []
+
+
 def base_rate_warnings(
     metrics: Mapping[str, Any], store: Store, targets: Targets, id_dropout: IdDropout | None
 ) -> list[str]:

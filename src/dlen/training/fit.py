@@ -21,7 +21,7 @@ from dlen.errors import UserError
 from dlen.files import write_json
 from dlen.models.baseline import Baseline
 from dlen.nn.embedding import deferred_tables
-from dlen.training.advice import base_rate_warnings, unknown_id_warnings
+from dlen.training.advice import base_rate_warnings, unknown_id_warnings, unseen_sequence_warnings
 from dlen.training.baseline import fit_baseline
 from dlen.training.building import (
     build_callbacks,
@@ -225,7 +225,11 @@ def fit(
             print(_describe(config, size, folder), file=sys.stderr, flush=True)
             for line in origin:
                 print(f"init_from: {line}", file=sys.stderr)
-            for line in [] if isinstance(model, Baseline) else unknown_id_warnings(store, id_dropout):
+            if isinstance(model, Baseline):
+                warnings = unseen_sequence_warnings(store, model.name)
+            else:
+                warnings = unknown_id_warnings(store, id_dropout)
+            for line in warnings:
                 print(f"warning: {line}", file=sys.stderr)
     record: dict[str, Any] = {"version": __version__, "code": code_fingerprint(), "data_fingerprint": store.fingerprint}
     record |= {"data_test": store.labels_identity("test")}
