@@ -66,6 +66,7 @@ bench: setup
 	$(BIN)/python bench/evaluate.py
 	$(BIN)/python bench/prepare.py
 	$(BIN)/python bench/rates.py
+	$(BIN)/python bench/sequences.py
 	$(BIN)/python bench/id_dropout.py
 	$(BIN)/python bench/memory.py
 	$(BIN)/python bench/balancing.py
