@@ -222,6 +222,15 @@ class Schema:
         return {name: [f for f in lists if f.sequence == name] for name in dict.fromkeys(f.sequence for f in lists)}
 
     @property
+    def lists(self) -> list[Field]:
+        """The lists of all sequences, those of a sequence next to each other."""
+        return [field for lists in self.sequences.values() for field in lists]
+
+    def owner(self, name: str) -> str:
+        """Name of the field whose ids a field uses: itself, or the one that it shares them with."""
+        return next((f.share for f in self.fields if f.name == name and f.share), name)
+
+    @property
     def num_embeddings(self) -> int:
         """Rows of the shared embedding table."""
         return sum(f.vocab_size for f in self.owners)

@@ -17,7 +17,7 @@ from dlen.batch import Batch
 from dlen.data.columns import Columns
 from dlen.data.prepare import prepare
 from dlen.data.sources.table import Table
-from dlen.data.split import Split
+from dlen.data.split import ResidentSplit, Split
 from dlen.data.store import Store
 from dlen.data.writer import StoreWriter
 from dlen.errors import UserError
@@ -72,6 +72,18 @@ def tensors_of(batch: Batch) -> dict[str, torch.Tensor]:
     for place, sequence in enumerate(batch.sequences):
         tensors |= {f"sequences[{place}].{f.name}": getattr(sequence, f.name) for f in fields(sequence)}
     return tensors
+
+
+def check_resident_copy(split: Split, index: torch.Tensor) -> None:
+    """A copy on a device gives the same tensors; and on one with shapes but no values, it asks for no value."""
+    on_host = tensors_of(split.batch(index))
+    copy = ResidentSplit(split, torch.device("cpu"))
+    assert len(copy) == len(split)
+    copies, shapes = (tensors_of(s.batch(index)) for s in (copy, ResidentSplit(split, torch.device("meta"))))
+    for name, wanted in on_host.items():
+        assert torch.equal(copies[name], wanted), name
+        made = shapes[name]
+        assert (made.device.type, made.shape, made.dtype) == ("meta", wanted.shape, wanted.dtype), name
 
 
 def bags_of(batch: Batch) -> list[list[list[tuple[int, float]]]]:

@@ -17,12 +17,11 @@ from dlen.data import id_counts
 from dlen.data.columns import Columns
 from dlen.data.prepare import prepare, replacing
 from dlen.data.sources.aliccp_demo import AliCCPDemo
-from dlen.data.split import ResidentSplit
 from dlen.data.store import FORMAT, Store
 from dlen.data.writer import StoreWriter
 from dlen.errors import UserError
 from dlen.schema import Field, Kind, Pooling, Schema, Task
-from tests.data.helpers import bags_of, refusal, tensors_of, whole
+from tests.data.helpers import bags_of, check_resident_copy, refusal, whole
 
 Bag = list[tuple[int, float]]
 
@@ -145,24 +144,10 @@ def test_batch_of_rows_with_empty_bags_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("grouped", [True, False])
-def test_a_resident_copy_gives_the_same_batches(tmp_path: Path, grouped: bool) -> None:
+def test_a_resident_copy_gives_the_same_batches_and_asks_its_device_for_no_value(tmp_path: Path, grouped: bool) -> None:
     split = write(tmp_path, 40, grouped).store.split("train")
-    copy, index = ResidentSplit(split, torch.device("cpu")), torch.tensor([39, 3, 3, 0, 17])
-    assert len(copy) == 40
-    wanted = tensors_of(split.batch(index))
-    for name, copied in tensors_of(copy.batch(index)).items():
-        assert torch.equal(copied, wanted[name]), name
-
-
-@pytest.mark.parametrize("grouped", [True, False])
-def test_a_resident_batch_asks_its_device_for_no_value(tmp_path: Path, grouped: bool) -> None:
-    split = write(tmp_path, 40, grouped).store.split("train")
-    index = torch.tensor([39, 3, 3, 0, 17])
-    batch = ResidentSplit(split, torch.device("meta")).batch(index)  # a device with shapes but no values
-    on_host = tensors_of(split.batch(index))
-    for name, made in tensors_of(batch).items():
-        wanted = on_host[name]
-        assert (made.device.type, made.shape, made.dtype) == ("meta", wanted.shape, wanted.dtype), name
+    assert len(split) == 40
+    check_resident_copy(split, torch.tensor([39, 3, 3, 0, 17]))
 
 
 def test_size_of_a_split_counts_every_array(tmp_path: Path) -> None:

@@ -44,18 +44,9 @@ class Places:
     when: Array
 
     @classmethod
-    def none(cls, rows: int) -> Places:
-        """Rows without sequences."""
-        return cls.stack([], rows)
-
-    @classmethod
-    def stack(cls, parts: list[Places], rows: int) -> Places:
-        """Put sequences of the same rows next to each other."""
-        empty = np.zeros((rows, 0))
-        start, length, when = (
-            np.concatenate([empty, *(getattr(p, name) for p in parts)], 1) for name in ("start", "length", "when")
-        )
-        return cls(start.astype(np.int64), length.astype(np.int16), when)
+    def stack(cls, parts: list[Places]) -> Places:
+        """Put sequences of the same rows next to each other; at least one."""
+        return cls(*(np.concatenate([getattr(p, name) for p in parts], 1) for name in ("start", "length", "when")))
 
     def select(self, mask: Array) -> Places:
         """The rows for which ``mask`` (n,) is true."""

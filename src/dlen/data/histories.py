@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from dlen.data.columns import Array, Places
-from dlen.data.partitions import KeyPartitions, key_codes
+from dlen.data.partitions import KeyPartitions
 from dlen.data.sequences import StoredSequence
 from dlen.data.writer import SequenceWriter
 
@@ -92,14 +92,13 @@ def _ranges(frame: pl.DataFrame, first: int) -> tuple[Array, Array, pl.DataFrame
     Returns:
         (n,) first place, (n,) place after the last one, and each key with the range of all of its events.
     """
-    codes, _ = key_codes(frame["key"])
-    when, event = frame["when"].to_numpy(), frame["event"].to_numpy()
+    event = frame["event"].to_numpy()
     before = first + np.cumsum(event) - event  # events of all rows above
-    new_key = np.append(True, codes[1:] != codes[:-1])[: len(codes)]
-    new_period = new_key | np.append(True, when[1:] != when[:-1])[: len(codes)]
-    begin, end = (before[np.maximum.accumulate(np.where(new, np.arange(len(new)), 0))] for new in (new_key, new_period))
+    new_key, new_when = (frame[name].ne_missing(frame[name].shift()).to_numpy() for name in ("key", "when"))
+    starts = (np.where(new, np.arange(len(frame)), 0) for new in (new_key, new_key | new_when))
+    begin, end = (before[np.maximum.accumulate(start)] for start in starts)
     keys = np.flatnonzero(new_key)
-    ends = np.append(before[keys[1:]], first + event.sum())[: len(keys)]
+    ends = np.append(before[keys[1:]], first + event.sum())
     ranges = pl.DataFrame({"key": frame["key"].gather(keys), "first": before[keys], "last": ends})
     return begin, end, ranges.filter(pl.col("first") < pl.col("last"))
 

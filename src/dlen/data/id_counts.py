@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dlen.data.columns import Array
-from dlen.data.ragged import field_of_values
+from dlen.data.ragged import field_of_values, places_of
 from dlen.data.scratch import read_flat
 from dlen.schema import Field, Kind, Schema
 
@@ -59,23 +59,17 @@ def unknown_in_sequences(folder: Path, split: str, schema: Schema, widths: Mappi
         unknown, total = np.zeros(widths[name], np.int64), 0
         rows = np.unique(np.linspace(0, max(len(start) - 1, 0), min(len(start), _SAMPLE)).astype(np.int64))
         for first in range(0, len(rows), _ROWS):
-            seen = codes[_places(*(part[rows[first : first + _ROWS]].astype(np.int64) for part in (start, length)))]
+            seen = codes[places_of(*(part[rows[first : first + _ROWS]] for part in (start, length)))]
             unknown, total = unknown + (seen == 0).sum(0), total + len(seen)
         of_lists = zip(lists, unknown.tolist(), strict=False)
         shares |= {field.name: count / max(total, 1) for field, count in of_lists}
     return shares
 
 
-def _places(start: Array, length: Array) -> Array:
-    """(L,) places of n ranges, one after the other."""
-    places: Array = np.repeat(start - np.cumsum(length) + length, length) + np.arange(length.sum())
-    return places
-
-
 def _of_field(folder: Path, split: str, field: Field, schema: Schema) -> Array:
     """(vocab_size,) occurrences of the ids of one field that shares those of another."""
     place = schema.of_kind(field.kind).index(field)
-    counts, ids = np.zeros(field.vocab_size, np.int64), np.zeros(0, np.int32)
+    counts = np.zeros(field.vocab_size, np.int64)
     if field.kind is Kind.ID:
         ids = read_flat(folder, split, "ids").reshape(-1, len(schema.of_kind(Kind.ID)))[:, place]
         _add(counts, ids, first=schema.offsets[field.name])

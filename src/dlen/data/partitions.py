@@ -11,6 +11,7 @@ import polars as pl
 from dlen.data.columns import Array
 from dlen.progress import Stage
 
+BETWEEN = "\x1f"  # separates the parts of a key of several columns
 PENDING = 1 << 21  # rows buffered before they are partitioned on disk
 _PARTS = 32
 
@@ -47,7 +48,7 @@ class KeyPartitions:
         self._pending, self._held = [], 0
 
     def finish(self) -> list[Path]:
-        """Write the remaining rows. Returns the partitions, each for :meth:`read`."""
+        """Write the remaining rows. Returns the partitions, each for :func:`read_partition`."""
         self.scratch.mkdir(parents=True, exist_ok=True)
         if self._pending:
             self._flush(max(self._parts, 1))

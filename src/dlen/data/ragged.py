@@ -114,11 +114,16 @@ def to_columns(
     total = int(lengths.sum())
     bag_ids, weights = np.empty(total, np.int32), np.empty(total, np.float32)
     for column, where in enumerate(kept):
-        count = lengths[:, column]
-        shift = starts[:, column] - (np.cumsum(count) - count)
-        to = np.arange(len(where)) + np.repeat(shift, count)
+        to = places_of(starts[:, column], lengths[:, column])
         bag_ids[to], weights[to] = entries.ids[where], entries.values[where]
     return Columns(ids, np.zeros((n, 0), np.float32), lengths.astype(np.int16), bag_ids, weights)
+
+
+def places_of(start: Array, length: Array) -> Array:
+    """(L,) places of n ranges, one after the other, from the (n,) start and length of each."""
+    length = length.astype(np.int64)
+    places: Array = np.repeat(start - np.cumsum(length) + length, length) + np.arange(length.sum())
+    return places
 
 
 def field_of_values(lengths: Array) -> Array:

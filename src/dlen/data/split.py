@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dlen.batch import Batch
-from dlen.data.columns import MISSING, TABLE_ARRAYS, Array, Columns, Places
+from dlen.data.columns import MISSING, TABLE_ARRAYS, Array, Columns
 from dlen.data.sequences import SplitSequences, StoredSequence
 from dlen.data.vectors import SplitVectors
 from dlen.label_scale import LabelScale
@@ -175,7 +175,7 @@ def split_of(
         users=torch.zeros(0, dtype=torch.int32),
         weights=torch.zeros(0, 1),
         values=torch.zeros(0, 0),
-        sequences=SplitSequences.of(sequences, columns.places or Places.none(n)) if sequences else None,
+        sequences=None if columns.places is None else SplitSequences.of(sequences, columns.places),
         vectors=None if columns.vectors is None else SplitVectors.of(vectors, columns.vectors),
         scale=None,
         complete=not bool((labels == MISSING).any()),

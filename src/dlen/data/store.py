@@ -181,8 +181,7 @@ class Store:
 
     def vocabulary(self, field: str) -> pl.DataFrame:
         """Raw values of an id field; row ``i`` has id ``i + 1``."""
-        owner = next((f.share for f in self.schema.fields if f.name == field and f.share), field)
-        return pl.read_parquet(self._vocabulary_path(owner))
+        return pl.read_parquet(self._vocabulary_path(self.schema.owner(field)))
 
 
 def content_checksum(content: Mapping[str, Any]) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from dlen.nn.embedding import EmbeddingTable
+from dlen.nn.embedding import EmbeddingTable, columns
 from dlen.nn.mixed import MixedTables
 from dlen.schema import Kind, Schema
 
@@ -39,8 +39,7 @@ class FeatureSpec:
     @classmethod
     def of(cls, schema: Schema, table: EmbeddingTable | MixedTables) -> FeatureSpec:
         """The layout of the features that a table produces for a schema."""
-        lists = [field for of_sequence in schema.sequences.values() for field in of_sequence]
-        embedded = [*lists, *schema.of_kind(Kind.VECTOR), *schema.of_kind(Kind.ID), *schema.of_kind(Kind.IDS)]
+        embedded = [*schema.lists, *schema.of_kind(Kind.VECTOR), *schema.of_kind(Kind.ID), *schema.of_kind(Kind.IDS)]
         return cls(
             fields=tuple(f.name for f in embedded),
             sides=tuple(f.side for f in embedded),
@@ -113,7 +112,7 @@ class Features:
     def select(self, names: Sequence[str]) -> Tensor:
         """(B, M, E) vectors of some fields."""
         _check_known(names, self.spec.fields)
-        return self.fields[:, [self.spec.fields.index(name) for name in names]]
+        return columns(self.fields, [self.spec.fields.index(name) for name in names])
 
     def by_task(self, num_tasks: int) -> Tensor:
         """(T, B, D') input of each task: its own parts of the vectors, or the whole vectors if tasks share them."""

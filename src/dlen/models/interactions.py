@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dlen.checks import whole
 from dlen.models.features import Features, FeatureSpec
+from dlen.nn.embedding import columns
 from dlen.nn.mlp import MLP
 from dlen.valid import did_you_mean
 
@@ -120,7 +121,7 @@ class EPNetInteraction(Interaction):
 
     def forward(self, features: Features) -> Features:
         """Multiply each input by its gate."""
-        x, prior = features.flat, features.fields[:, self.prior].flatten(1)
+        x, prior = features.flat, columns(features.fields, self.prior).flatten(1)
         return features.changed([x * self.gates(torch.cat([prior, x.detach()], 1))], self.out_spec)
 
 

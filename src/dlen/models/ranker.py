@@ -63,8 +63,7 @@ class Ranker(Model):
             self.vectors = VectorProjections([f.size for f in vectors], self.embedding.dim, self.embedding.parts)
         self.without = tuple(without)
         seen = self.spec.without(self.without)
-        lists = [field.name for lists in schema.sequences.values() for field in lists]
-        self.before_table = (*lists, *(field.name for field in vectors))
+        self.before_table = tuple(field.name for field in (*schema.lists, *vectors))
         self.interaction: Interaction | None = None
         if interaction is not None:
             self.interaction = make_interaction(interaction, seen)

@@ -127,6 +127,27 @@ class EmbeddingTable(nn.Module):
         """(..., E) vectors of ids of any shape."""
         return F.embedding(ids, self.weight, sparse=True)[..., : self.dim]
 
+    def of_lists(self, ids: Tensor, sequence: int) -> Tensor:
+        """(P, N, E) vectors of ids (P, N) of the lists of one sequence, padding included."""
+        return self.vectors(ids)
+
+    def padded(self, ids: Tensor, numeric: Tensor, bag_ids: Tensor, bag_weights: Tensor) -> Tensor:
+        """(B, D + O) as from :meth:`forward`, for lists that are padded as a server sends them.
+
+        Args:
+            ids: (B, S) rows of the table.
+            numeric: (B, K).
+            bag_ids: (B, M, L) rows of the table.
+            bag_weights: (B, M, L); 0 is padding.
+        """
+        parts = [self.weight[ids]] if self.num_single else []
+        if self.num_bags:
+            pooled = (self.weight[bag_ids] * bag_weights[..., None]).sum(2)
+            total = bag_weights.sum(2, keepdim=True)
+            mean = self.mean[:, 0][None]  # (1, M, 1)
+            parts.append(pooled / torch.where(mean & (total > 0), total, torch.ones_like(total)))
+        return join_input(parts, numeric, self.dim, self.first_order, self.own)
+
     def of_sequences(self, batch: Batch) -> list[Tensor]:
         """(L, N, E) vectors of each sequence.
 
@@ -158,6 +179,11 @@ class EmbeddingTable(nn.Module):
             include_last_offset=True,
         ).view(*batch.bag_lengths.shape, self.weight.shape[1])
         return pooled / bag_divisors(batch, self.mean).to(pooled.dtype)
+
+
+def columns(tensor: Tensor, places: Sequence[int]) -> Tensor:
+    """Some columns of (B, F, ...), without sending their places to the device."""
+    return torch.stack([tensor[:, place] for place in places], 1) if places else tensor[:, :0]
 
 
 def join_input(

@@ -67,12 +67,13 @@ class IdDropout(nn.Module):
         limits = (probability * 2**16).round().clamp(max=2**16 - 1) - 2**15
         self.register_buffer("limits", limits.to(torch.int16), persistent=False)
         self.limits: Tensor
-        for kind, buffer in ((Kind.ID, "unknown"), (Kind.IDS, "unknown_of_bags")):
-            offsets = [schema.offsets[f.name] for f in schema.of_kind(kind)]
+        singles, bags = schema.of_kind(Kind.ID), schema.of_kind(Kind.IDS)
+        for buffer, fields_of in (("unknown", singles), ("unknown_of_bags", bags), ("unknown_of_lists", schema.lists)):
+            offsets = [schema.offsets[f.name] for f in fields_of]
             self.register_buffer(buffer, torch.tensor(offsets, dtype=torch.int32), persistent=False)
         self.unknown: Tensor
         self.unknown_of_bags: Tensor
-        self.unknown_of_lists = [[schema.offsets[f.name] for f in lists] for lists in schema.sequences.values()]
+        self.unknown_of_lists: Tensor
         self.active = self.trains(slice(None))
 
     def forward(self, batch: Batch) -> Batch:
@@ -85,9 +86,10 @@ class IdDropout(nn.Module):
         if bag_ids.numel():
             unknown = torch.repeat_interleave(self.unknown_of_bags, batch.bag_lengths.sum(1), output_size=len(bag_ids))
             bag_ids = self._replaced(bag_ids, unknown)
+        of_lists = self.unknown_of_lists.split([s.ids.shape[1] for s in batch.sequences])
         sequences = tuple(
-            replace(sequence, ids=self._replaced(sequence.ids, sequence.ids.new_tensor(unknown)))
-            for sequence, unknown in zip(batch.sequences, self.unknown_of_lists, strict=True)
+            replace(sequence, ids=self._replaced(sequence.ids, unknown))
+            for sequence, unknown in zip(batch.sequences, of_lists, strict=True)
         )
         return replace(batch, ids=ids, bag_ids=bag_ids, sequences=sequences)
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from dlen.batch import Batch
 from dlen.batch import Sequence as BatchSequence
-from dlen.nn.embedding import EmbeddingTable
+from dlen.nn.embedding import EmbeddingTable, columns
 from dlen.nn.logspace import at_least_float32
 from dlen.schema import Field, Kind, Schema
 
@@ -189,7 +189,20 @@ class MixedTables(nn.Module):
             for place in range(len(batch.sequences))
         ]
 
-    def vectors(self, ids: Tensor, sequence: int) -> Tensor:
+    def padded(self, ids: Tensor, numeric: Tensor, bag_ids: Tensor, bag_weights: Tensor) -> Tensor:
+        """(B, D + O), as from :meth:`EmbeddingTable.padded`."""
+        outputs = [
+            table.padded(
+                columns(ids, own.single) - own.first,
+                numeric[:, :0],
+                (columns(bag_ids, own.bags) - own.first).clamp(min=0),  # padding is 0
+                columns(bag_weights, own.bags),
+            )
+            for table, own in self.pairs
+        ]
+        return self.joined(outputs, numeric)
+
+    def of_lists(self, ids: Tensor, sequence: int) -> Tensor:
         """(P, N, E) vectors of ids (P, N) of the lists of one sequence. Padding may have the vector of any id."""
         found = [
             table.vectors((columns(ids, own.lists[sequence]) - own.first).clamp(min=0)) for table, own in self.pairs
@@ -217,11 +230,6 @@ class MixedTables(nn.Module):
 def make_tables(make: MakeEmbedding, schema: Schema) -> EmbeddingTable | MixedTables:
     """Build a table, or several if fields have vectors of another length."""
     return MixedTables(schema, make) if any(field.dim for field in schema.fields) else make(schema)
-
-
-def columns(tensor: Tensor, places: Sequence[int]) -> Tensor:
-    """Some columns of (B, F, ...), without sending their places to the device."""
-    return torch.stack([tensor[:, place] for place in places], 1) if places else tensor[:, :0]
 
 
 def _places(fields: list[Field], among: list[Field]) -> list[int]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dlen.checks import whole
+from dlen.nn.embedding import columns
 from dlen.nn.logspace import at_least_float32
 from dlen.nn.mlp import MLP
 from dlen.schema import Schema
@@ -130,7 +131,7 @@ class SequencePool(nn.Module):
         first = self.targets[0]
         if self.targets == list(range(first, first + len(self.targets))):
             return values[:, first : first + len(self.targets)]  # a view
-        return values[:, self.targets]
+        return columns(values, self.targets)
 
     def forward(self, values: Tensor, target: Tensor, layout: Layout) -> Tensor:
         """Pool the sequences of B rows.

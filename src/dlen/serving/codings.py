@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dlen.batch import Batch
+from dlen.data.partitions import BETWEEN
 from dlen.data.rates import kept_rates
 from dlen.data.sources.table_parse import parse_spec
 from dlen.data.sources.table_spec import TableSpec
 from dlen.data.store import Store
 from dlen.errors import UserError
 from dlen.schema import Field, Kind
-from dlen.serving.raw_ids import BETWEEN, Row, code_of, key_of, owner_of, rehashed, texts_of, with_codes
+from dlen.serving.raw_ids import Row, code_of, key_of, rehashed, texts_of, with_codes
 from dlen.serving.sequence_codings import encoded_sequences, raw_sequences
 from dlen.serving.vector_codings import encoded_vectors, raw_vectors, vector_place
 
@@ -45,9 +46,8 @@ def field_codings(store: Store) -> list[dict[str, Any]]:
         UserError: the store was written by an earlier version and lacks the coding of a field.
     """
     codings, times = [], _times(store)
-    lists = [field for of_sequence in store.schema.sequences.values() for field in of_sequence]
     for kind in Kind:
-        for position, field in enumerate(lists if kind is Kind.SEQUENCE else store.schema.of_kind(kind)):
+        for position, field in enumerate(store.schema.lists if kind is Kind.SEQUENCE else store.schema.of_kind(kind)):
             coding: dict[str, Any] = {"name": field.name, "input": _INPUTS[kind], "position": position}
             if field.has_ids:
                 coding["offset"] = store.schema.offsets[field.name]
@@ -147,7 +147,7 @@ def _fill(rows: list[Row], name: str, values: Sequence[Any]) -> None:
 def _values(store: Store, name: str) -> Sequence[Any]:
     """A raw value for each code of a field; None for 0, which means absent or unknown."""
     statistics = store.content["statistics"].get(name, {})
-    owner = owner_of(store, name)
+    owner = store.schema.owner(name)
     if "hash" in store.content["statistics"].get(owner, {}) or owner in store.content["vocabularies"]:
         return texts_of(store, name)
     if "range" in statistics:

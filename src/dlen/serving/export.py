@@ -23,8 +23,6 @@ from dlen.label_scale import LabelScale
 from dlen.models.features import Features
 from dlen.models.predictions import Predictions
 from dlen.models.ranker import Ranker
-from dlen.nn.embedding import EmbeddingTable, join_input
-from dlen.nn.mixed import columns
 from dlen.nn.sequences import Padded
 from dlen.ranking.fusion import Score
 from dlen.ranking.scoring import load_model, make_scores, read_fusion
@@ -92,7 +90,7 @@ class Serving(nn.Module):
             The tensors named by ``outputs``, which are ``p`` (B, K) of the measured targets, ``score`` (B,), ``up``
             (B,) if the model has P(UP), and ``values`` (B, R) of any regression tasks, in the unit of their labels.
         """
-        values = self._embedded(ids, numeric, bag_ids, bag_weights)
+        values = self.model.embedding.padded(ids, numeric, bag_ids, bag_weights)
         predictions = self.model.predict(self._features(values, sequence_ids, sequence_lengths, vectors))
         log_p = self.targets.log_probabilities(predictions.log_p)
         log_up = predictions.log_up
@@ -108,48 +106,16 @@ class Serving(nn.Module):
         values: Tensor = self.scale(predictions.values.expected)
         return values
 
-    def _embedded(self, ids: Tensor, numeric: Tensor, bag_ids: Tensor, bag_weights: Tensor) -> Tensor:
-        """(B, D + O) output of the embedding."""
-        embedding = self.model.embedding
-        if isinstance(embedding, EmbeddingTable):
-            return _of_table(embedding, ids, numeric, bag_ids, bag_weights)
-        outputs = [
-            _of_table(
-                table,
-                columns(ids, own.single) - own.first,
-                numeric[:, :0],
-                (columns(bag_ids, own.bags) - own.first).clamp(min=0),  # padding is 0
-                columns(bag_weights, own.bags),
-            )
-            for table, own in embedding.pairs
-        ]
-        return embedding.joined(outputs, numeric)
-
     def _features(self, values: Tensor, sequence_ids: Tensor, lengths: Tensor, vectors: Tensor) -> Features:
         """Add the padded sequences and the vector fields to the (B, D + O) vectors of the table."""
-        embedding = self.model.embedding
         places, layouts, first, width = [], [], 0, sequence_ids.shape[2]
         for place, lists in enumerate(self.model.schema.sequences.values()):
             own = sequence_ids[:, first : first + len(lists)].transpose(1, 2).flatten(0, 1)
-            if isinstance(embedding, EmbeddingTable):
-                places.append(embedding.vectors(own))
-            else:
-                places.append(embedding.vectors(own, place))
+            places.append(self.model.embedding.of_lists(own, place))
             layouts.append(Padded(lengths[:, place], width))
             first += len(lists)
         sizes = [field.size for field in self.model.schema.of_kind(Kind.VECTOR)]
         return self.model.joined(values, places, layouts, vectors.split(sizes, 1) if sizes else ())
-
-
-def _of_table(table: EmbeddingTable, ids: Tensor, numeric: Tensor, bag_ids: Tensor, bag_weights: Tensor) -> Tensor:
-    """What an embedding table returns for padded inputs."""
-    parts = [table.weight[ids]] if table.num_single else []
-    if table.num_bags:
-        pooled = (table.weight[bag_ids] * bag_weights[..., None]).sum(2)
-        total = bag_weights.sum(2, keepdim=True)
-        mean = table.mean[:, 0][None]  # (1, M, 1)
-        parts.append(pooled / torch.where(mean & (total > 0), total, torch.ones_like(total)))
-    return join_input(parts, numeric, table.dim, table.first_order, table.own)
 
 
 def dense(batch: Batch, schema: Schema, length: int | None = None) -> Inputs:

@@ -10,12 +10,12 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from dlen.data.partitions import BETWEEN
 from dlen.data.sources.table_columns import HashedIds
 from dlen.data.store import Store
 from dlen.errors import UserError
 
 Row = dict[str, Any]  # raw values by field or by key column: None, text, a number, or a list
-BETWEEN = "\x1f"  # separates the parts of a key
 
 
 def key_of(name: str, feature: Mapping[str, Any], row: Row) -> str | None:
@@ -46,14 +46,9 @@ def key_of(name: str, feature: Mapping[str, Any], row: Row) -> str | None:
 # Using the store
 
 
-def owner_of(store: Store, name: str) -> str:
-    """The field whose ids a field uses: itself, or the one that it shares them with."""
-    return next((f.share for f in store.schema.fields if f.name == name and f.share), name)
-
-
 def texts_of(store: Store, name: str) -> Sequence[Any]:
     """A text for each code of a field with a vocabulary or hashed ids; None for 0, which means absent or unknown."""
-    owner = owner_of(store, name)
+    owner = store.schema.owner(name)
     hashed = store.content["statistics"].get(owner, {}).get("hash")
     return [None, *store.vocabulary(name)["value"].cast(pl.String)] if hashed is None else _HashedTexts(owner, hashed)
 

@@ -8,18 +8,16 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from dlen.batch import Batch
 from dlen.batch import Sequence as BatchSequence
-from dlen.data.columns import Places
 from dlen.data.histories import histories_of
+from dlen.data.partitions import BETWEEN
+from dlen.data.ragged import places_of
 from dlen.data.sequences import GAP_BUCKETS, SplitSequences
 from dlen.data.store import Store
-from dlen.serving.raw_ids import BETWEEN, Row, code_of, key_of, owner_of, rehashed, texts_of, with_codes
-
-Array = NDArray[Any]
+from dlen.serving.raw_ids import Row, code_of, key_of, rehashed, texts_of, with_codes
 
 
 def sequence_codings(store: Store) -> list[dict[str, Any]]:
@@ -44,17 +42,13 @@ def _latest(store: Store, name: str, kept: Mapping[str, Any]) -> dict[str, Any]:
     split = SplitSequences.of([stored], places)
     index = torch.arange(len(known))
     (sequence,) = split.gather(index, split.count(index))
-    events = np.concatenate([np.zeros(0, np.int64), *_ranges(places)])
     lists = sequence.ids.T[: stored.values.shape[1]]
     history = {"by": kept["by"], "separators": kept["separators"], "keys": known["key"].to_list()}
     history |= {"ends": np.cumsum(places.length, dtype=np.int64).tolist(), "events": lists.tolist()}
     if stored.gaps:
+        events = places_of(places.start[:, 0], places.length[:, 0])
         history |= {"when": stored.when.numpy()[events].tolist(), "seconds": kept["seconds"]}
     return history
-
-
-def _ranges(places: Places) -> list[Array]:
-    return [np.arange(s, s + n) for s, n in zip(places.start[:, 0], places.length[:, 0].astype(int), strict=True)]
 
 
 # From rows of a store to raw values, using the store
@@ -85,7 +79,7 @@ def raw_sequences(store: Store, batch: Batch, rows: list[Row]) -> tuple[BatchSeq
 def _raw_list(store: Store, name: str, texts: list[str | None]) -> list[str | None]:
     """A list as in the log; one of full length gets an older value, which has to be cut."""
     statistics = store.content["statistics"][name]
-    unknown = "not a known id" if owner_of(store, name) in store.content["vocabularies"] else None  # hashed: empty
+    unknown = "not a known id" if store.schema.owner(name) in store.content["vocabularies"] else None  # hashed: empty
     known = [unknown if text is None else text for text in texts]
     known = ["an older id", *known] if len(known) == statistics["max_values"] else known
     return known[::-1] if statistics["order"] == "newest_first" else known

@@ -25,6 +25,7 @@ from dlen.data.store import Store
 from dlen.devices import number_of_workers
 from dlen.errors import UserError
 from dlen.files import check_links, write_text
+from dlen.metrics.regression import MEASURES
 from dlen.overrides import SEARCH_PATH, compose_train, conf_of_this_command, overrides_for_train
 from dlen.renamed import present_keys, present_space
 from dlen.sweeping.best import write_best, write_trials
@@ -263,7 +264,7 @@ def _objectives(directions: Mapping[str, str], store: Store) -> dict[str, str]:
     for key, direction in directions.items():
         measure, _, target = str(key).rpartition("/")
         if target == "*":
-            kind = measure.rpartition("/")[2] in ("rmse", "mae", "xauc", "spearman")
+            kind = measure.rpartition("/")[2] in MEASURES
             tasks = [task.name for task in store.schema.tasks if task.is_regression == kind]
             objectives |= {f"{measure}/{task}": direction for task in tasks}
             continue

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from dlen.errors import UserError
+from dlen.metrics.regression import MEASURES
 from dlen.nn.processes import total
 from dlen.schema import Schema
 from dlen.training.configs import build_part
@@ -36,7 +37,7 @@ BUILT_IN = frozenset(
             "logloss",
         ),
         *("ndcg@10", "ne", "negatives", "negatives_true", "oracle", "rows", "users_without_auc"),
-        *("rmse", "mae", "xauc", "spearman"),
+        *MEASURES,
     )
 )
 _MODES = ("max", "min")

@@ -17,10 +17,9 @@ from dlen.data import partitions
 from dlen.data.prepare import prepare
 from dlen.data.sources import table_file
 from dlen.data.sources.table import Table
-from dlen.data.split import ResidentSplit
 from dlen.data.store import Store
 from dlen.schema import Kind
-from tests.data.helpers import make_table, numbers_of, refusal, tensors_of, whole
+from tests.data.helpers import check_resident_copy, make_table, numbers_of, refusal, whole
 
 N = 160
 Row = dict[str, Any]
@@ -223,12 +222,7 @@ def test_other_forms_of_the_same_lists(tmp_path: Path, kind: str) -> None:
 
 def test_a_resident_copy_gives_the_same_sequences(tmp_path: Path) -> None:
     split = store_of(tmp_path, draw()).split("train")
-    index = torch.tensor([5, 0, 40, 5])
-    on_host = tensors_of(split.batch(index))
-    copies = tensors_of(ResidentSplit(split, torch.device("cpu")).batch(index))
-    assert all(torch.equal(copies[name], tensor) for name, tensor in on_host.items())
-    without_values = tensors_of(ResidentSplit(split, torch.device("meta")).batch(index))  # asks the device for no value
-    assert all(without_values[name].shape == tensor.shape for name, tensor in on_host.items())
+    check_resident_copy(split, torch.tensor([5, 0, 40, 5]))
     assert split.sequences is not None
     assert split.bytes > split.sequences.bytes > 0
 

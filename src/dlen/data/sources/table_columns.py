@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,31 @@ class HashedIds:
 
 
 Codes = TextVocabulary | HashedIds
+
+
+Append = Callable[[Array], int]  # stores rows of an array, and returns where the first one is
+
+
+class KeptRows:
+    """Rows that are kept in memory for new rows, where preparing writes them to the store.
+
+    Args:
+        start: what comes before them, and tells their width and type.
+    """
+
+    def __init__(self, start: Array) -> None:
+        self._start, self._parts = start, [start]
+
+    def append(self, rows: Array) -> int:
+        """Add rows. Returns where the first one is."""
+        first = sum(map(len, self._parts))
+        self._parts.append(rows)
+        return first
+
+    def take(self) -> Array:
+        """All rows since the last call."""
+        parts, self._parts = self._parts, [self._start]
+        return np.concatenate(parts)
 
 
 class TableColumn(ABC):

@@ -49,8 +49,8 @@ def make_columns(spec: TableSpec, labels: dict[str, Expression], scratch: Path |
         else:
             columns[name] = column = make_column(name, field, shared)
             owners |= {name: column} if isinstance(column, IdColumn) else {}
-    in_order = [name for name, field in spec.fields.items() if name in columns and field.kind != "history"]
-    return [columns[name] for name in (*in_order, *(n for n, f in spec.fields.items() if f.kind == "history"))]
+    in_order = [name for name in spec.fields if name in columns]
+    return [columns[name] for name in sorted(in_order, key=lambda name: spec.fields[name].kind == "history")]
 
 
 def _turn(field: FieldSpec) -> int:
@@ -84,7 +84,7 @@ def encode(frame: pl.DataFrame, path: Path, columns: list[TableColumn], schema: 
         ragged.bag_lengths,
         ragged.bag_ids,
         ragged.bag_weights,
-        Places.stack(places, n) if places else None,
+        Places.stack(places) if places else None,
         np.stack(vectors, 1) if vectors else None,
     )
 

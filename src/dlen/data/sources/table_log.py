@@ -9,7 +9,8 @@ import polars as pl
 
 from dlen.data.bad_rows import BadRowError
 from dlen.data.columns import MISSING, Array
-from dlen.data.sources.cells import LINE, Rising, id_text, list_of_cells
+from dlen.data.partitions import BETWEEN
+from dlen.data.sources.cells import LINE, ROW, Rising, id_text, list_of_cells
 from dlen.data.sources.expression import Expression
 from dlen.data.sources.table_columns import TableColumn, TimeColumn
 from dlen.data.sources.table_labels import read_label
@@ -17,7 +18,6 @@ from dlen.data.sources.table_spec import FieldSpec, TableSpec
 from dlen.errors import UserError
 from dlen.hashing import fraction
 
-_BETWEEN = "\x1f"  # separates the values of a multi-column key
 _DAY = 86_400_000_000  # microseconds
 _TWO_FORMS = (
     "holds {now}, but other rows of the log hold {then}; write it in one form, or make it a field of kind time, "
@@ -128,6 +128,7 @@ class LogColumn(TableColumn):
         self.tasks = list(labels)
         self.expressions = {of: Expression(of) for of in looked_at if of not in labels}
         self._check_no_label(labels)
+        self.rows = 0  # an upper bound of the row numbers shown
 
     @property
     def inputs(self) -> list[str]:
@@ -157,6 +158,12 @@ class LogColumn(TableColumn):
         for expression in self.expressions.values():
             read_label(frame, path, f"field {self.name}", expression, self.path)
 
+    def numbered(self, frame: pl.DataFrame) -> Array:
+        """(n,) int64 numbers of rows that are shown."""
+        row = frame[ROW].to_numpy().astype(np.int64)
+        self.rows = max(self.rows, int(row.max(initial=-1)) + 1)
+        return row
+
     def label(self, of: str, frame: pl.DataFrame, path: Path, labels: Array, observed: Array) -> tuple[Array, Array]:
         """(n,) label of a task or expression, and (n,) whether it counts."""
         if of in self.tasks:
@@ -168,7 +175,7 @@ class LogColumn(TableColumn):
         """(n,) text of the key; null if one of its columns is empty. A list becomes its values, joined as in CSV."""
         parts = zip(self.by, self.separators, self.lists, strict=True)
         cells = [_key(frame, column, separator, path, is_list) for column, separator, is_list in parts]
-        return pl.select(pl.concat_str([pl.lit(c) for c in cells], separator=_BETWEEN)).to_series()
+        return pl.select(pl.concat_str([pl.lit(c) for c in cells], separator=BETWEEN)).to_series()
 
 
 def _key(frame: pl.DataFrame, column: str, separator: str, path: Path, is_list: bool) -> pl.Series:

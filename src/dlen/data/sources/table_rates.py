@@ -47,11 +47,10 @@ class RateColumn(LogColumn):
         self.table = RateTable(settings, None if scratch is None else scratch / f"rate-{name}")
         self._training = 0  # training rows
         self._features: Array | None = None
-        self._rows = 0
 
     def show(self, frame: pl.DataFrame, path: Path, where: Array, labels: Array, observed: Array) -> None:
         """Add rows of every split, with labels (n, T) and whether each label counts."""
-        row = frame[ROW].to_numpy().astype(np.int64)
+        row = self.numbered(frame)
         when = self.clock.periods(frame, path) if self.clock.timed else self.clock.folds(row)
         counted = [self.label(of, frame, path, labels, observed) for of in self.of]
         shape = (len(self.of), len(frame))
@@ -64,11 +63,10 @@ class RateColumn(LogColumn):
             np.array([known for _, known in counted], bool).reshape(shape).T,
         )
         self._training += int((where == 0).sum())
-        self._rows = max(self._rows, int(row.max(initial=-1)) + 1)
 
     def freeze(self, writer: StoreWriter) -> None:
         """Count the rows, then scale by mean and deviation of the training rows."""
-        self._features = self.table.finish(self._rows, writer.history(self.name))
+        self._features = self.table.finish(self.rows, writer.history(self.name))
         # A lift is already centred and in log-odds. Only the count is scaled, with statistics independent of labels.
         rows = max(self._training, 1)  # a split without training rows is reported later
         mean = self.table.count_sum / rows

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from dlen.data.histories import HistoryTable, histories_of
 from dlen.data.sequences import GAP_BUCKETS, StoredSequence
 from dlen.data.sources.cells import LINE, ROW, id_text, lists_or_empty
 from dlen.data.sources.expression import Expression
-from dlen.data.sources.table_columns import IdColumn, TableColumn, TextVocabulary
+from dlen.data.sources.table_columns import Append, IdColumn, KeptRows, TableColumn, TextVocabulary
 from dlen.data.sources.table_log import LogColumn
 from dlen.data.sources.table_spec import FieldSpec, TableSpec, names_of
 from dlen.data.store import Store
@@ -25,10 +25,6 @@ from dlen.errors import UserError
 from dlen.schema import Field, Kind
 
 NEVER_RARE = 1 << 40  # count of ids that id dropout leaves alone: those of labels and gaps, which are never new
-
-
-# Stores the codes (L, N) of some places, and returns where the first one is
-Append = Callable[[Array], int]
 
 
 class OrderedColumn(TableColumn):
@@ -54,8 +50,7 @@ class SequenceColumn(OrderedColumn):
     def __init__(self, name: str, spec: FieldSpec, lists: list[IdColumn]) -> None:
         super().__init__(name, spec)
         self.lists = lists
-        self._append: Append = self._keep
-        self._kept: list[Array] = []
+        self._append: Append  # of the store, or of the rows that are kept for new ones
         self._rows = self._cut = self._values = 0
 
     @property
@@ -77,7 +72,7 @@ class SequenceColumn(OrderedColumn):
         """Fix the codes."""
         for one in self.lists:
             one.freeze(writer)
-            cut = {"max_values": self.spec.max_values, "order": self.spec.order, "sequence": self.name}
+            cut = {"max_values": self.spec.max_values, "order": self.spec.order}
             writer.statistics[one.name] = writer.statistics.get(one.name, {}) | cut
             if not one.spec.share:
                 writer.counts[one.name] = _counts(one)
@@ -87,6 +82,8 @@ class SequenceColumn(OrderedColumn):
         """Load the codes of a store."""
         for one in self.lists:
             one.restore(store)
+        self._kept = KeptRows(np.zeros((0, len(self.lists)), np.int32))
+        self._append = self._kept.append
 
     def notes(self) -> dict[str, str]:
         """How long the lists are, and how many are cut."""
@@ -105,18 +102,16 @@ class SequenceColumn(OrderedColumn):
         whole, lengths, texts = self._read(frame, path)
         self._cut += int((whole > self.spec.max_values).sum())
         codes = [one.vocabulary.encode(values) for one, values in zip(self.lists, texts, strict=True)]
-        first = self._append(np.stack(codes, 1))
+        first = self._append(np.stack(codes, 1).astype(np.int32))
         start = first + np.cumsum(lengths) - lengths
         self._rows, self._values = self._rows + len(frame), self._values + int(lengths.sum())
         return Places(start[:, None], lengths.astype(np.int16)[:, None], np.zeros((len(frame), 1)))
 
     def stored(self, store: Store) -> StoredSequence:
         """The values of the rows read since the last call."""
-        width = len(self.lists)
-        values = np.concatenate([np.zeros((0, width), np.int32), *self._kept]).astype(np.int32)
-        self._kept = []
         offsets = torch.tensor([store.schema.offsets[one.name] for one in self.lists], dtype=torch.int32)
-        return StoredSequence(torch.from_numpy(values), torch.zeros(0, dtype=torch.float64), offsets, gaps=False)
+        values = torch.from_numpy(self._kept.take())
+        return StoredSequence(values, torch.zeros(0, dtype=torch.float64), offsets, gaps=False)
 
     @staticmethod
     def _lists(frame: pl.DataFrame, one: IdColumn, path: Path) -> pl.Series:
@@ -125,11 +120,6 @@ class SequenceColumn(OrderedColumn):
         if isinstance(lists.dtype, pl.List) and lists.dtype.inner.is_nested():
             raise UserError(f"{path}: column {one.spec.column}: has type {lists.dtype}, expected lists of ids")
         return lists
-
-    def _keep(self, values: Array) -> int:
-        first = sum(map(len, self._kept))
-        self._kept.append(values)
-        return first
 
     def _read(self, frame: pl.DataFrame, path: Path) -> tuple[Array, Array, list[pl.Series]]:
         """(n,) number of values of each row in its cell, and after the cut, and the (L,) texts of each list.
@@ -195,13 +185,12 @@ class HistoryColumn(LogColumn, OrderedColumn):
         self.of = dict(of)
         self.training_only = table.rates.rows == "train"
         self.table = None if scratch is None else HistoryTable(history.length, scratch / f"history-{name}")
-        self._rows = 0
         self._found: Places | None = None
 
     def show(self, frame: pl.DataFrame, path: Path, where: Array, labels: Array, observed: Array) -> None:
         """Add rows of every split."""
         assert self.table is not None
-        row, event = frame[ROW].to_numpy().astype(np.int64), np.ones(len(frame), bool)
+        row, event = self.numbered(frame), np.ones(len(frame), bool)
         if self.history.where:
             value, known = self.label(self.history.where, frame, path, labels, observed)
             event = (value == 1) & known
@@ -210,7 +199,6 @@ class HistoryColumn(LogColumn, OrderedColumn):
         values = {f"of{place}": id_text(frame[c.spec.column], path) for place, c in enumerate(self.of.values())}
         values |= {"labels": pl.Series(self._label_codes(labels), dtype=pl.Int32)} if self.history.labels else {}
         self.table.add(row, self.keys(frame, path), self.clock.periods(frame, path), event, values)
-        self._rows = max(self._rows, int(row.max(initial=-1)) + 1)
 
     def _label_codes(self, labels: Array) -> Array:
         """(n,) one id for the labels (n, T) of a row: 1 plus a bit for each positive one."""
@@ -222,24 +210,20 @@ class HistoryColumn(LogColumn, OrderedColumn):
         assert self.table is not None
         stored = writer.sequence(self.name, len(self.of) + bool(self.history.labels))
         keys = writer.history(self.name)
-        self._found = self.table.finish(self._rows, self.clock.unit, self._encode, stored, keys)
-        history, names = self.history, names_of(self.name, self.spec)
-        for place, name in enumerate(names):
-            writer.statistics[name] = {"max_values": history.length, "history": self.name, "list": place}
+        self._found = self.table.finish(self.rows, self.clock.unit, self._encode, stored, keys)
         further = [f for f in self.fields() if not f.share]
         writer.counts |= {f.name: np.full(f.vocab_size, NEVER_RARE) for f in further}
         writer.histories[self.name] = {
             "by": self.names,
             "separators": self.separators,
-            "length": history.length,
-            "unit": self.clock.unit,
+            "length": self.history.length,
             "dated": self.clock.rising.dated,
             "seconds": self.clock.seconds,
         }
         length = self._found.length
-        where = f", where {history.where}" if history.where else ""
+        where = f", where {self.history.where}" if self.history.where else ""
         writer.notes[f"history_of_{self.name}"] = (
-            f"by {', '.join(self.by)}{where}: {float(np.mean(length)) if self._rows else 0.0:.1f} earlier rows on "
+            f"by {', '.join(self.by)}{where}: {float(np.mean(length)) if self.rows else 0.0:.1f} earlier rows on "
             f"average, {float(np.mean(length == 0)):.2%} have none"
         )
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from dlen.data.bad_rows import BadRowError
 from dlen.data.columns import Array
 from dlen.data.sources.cells import LINE, lists_or_empty
-from dlen.data.sources.table_columns import TableColumn
+from dlen.data.sources.table_columns import Append, KeptRows, TableColumn
 from dlen.data.sources.table_spec import FieldSpec
 from dlen.data.store import Store
 from dlen.data.writer import StoreWriter
@@ -98,8 +98,7 @@ class VectorColumn(TableColumn):
         self._joined: list[_Part] = []
         self._place = np.zeros(1, np.int32)  # by 1 + row in the joined table: 1 + number of its vector, or 0
         self._times = self._used = np.zeros(0, np.int64)  # of each joined vector, in training rows and in all rows
-        self._append = self._keep
-        self._kept: list[Array] = []
+        self._append: Append  # of the store, or of the rows that are kept for new ones
         self._table: Tensor | None = None
         self._rows = self._missing = 0
 
@@ -150,6 +149,8 @@ class VectorColumn(TableColumn):
         statistics = store.content["statistics"][self.name]
         self.scale.mean, self.scale.deviation = np.array(statistics["mean"]), float(statistics["deviation"])
         self.size = len(self.scale.mean)
+        self._kept = KeptRows(np.zeros((1, self.size), np.float32))
+        self._append = self._kept.append
 
     def notes(self) -> dict[str, str]:
         """How many rows have no vector."""
@@ -174,20 +175,12 @@ class VectorColumn(TableColumn):
     def stored(self) -> Tensor:
         """(1 + m, d) vectors that the latest new rows refer to, after one of zeros."""
         if not self._row:
-            kept, self._kept = self._kept, []
-            return self._with_zeros(kept)
+            return torch.from_numpy(self._kept.take())
         if self._table is None:
-            self._table = self._with_zeros([self.scale(part, self.spec.column) for part in self._joined])
-            self._joined = []
+            for part in self._joined:
+                self._kept.append(self.scale(part, self.spec.column))
+            self._table, self._joined = torch.from_numpy(self._kept.take()), []
         return self._table
-
-    def _with_zeros(self, parts: list[Array]) -> Tensor:
-        return torch.from_numpy(np.concatenate([np.zeros((1, self.size), np.float32), *parts]))
-
-    def _keep(self, vectors: Array) -> int:
-        first = 1 + sum(map(len, self._kept))
-        self._kept.append(vectors)
-        return first
 
     def _ranges(self) -> Iterator[tuple[_Part, tuple[int, int]]]:
         """The joined vectors, with the first and last number of each part."""
