@@ -107,7 +107,7 @@ def test_lists_equal_a_slow_loop(case: str, parts: int) -> None:
         wanted = torch.stack([torch.stack(vectors) for vectors in slow])
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
         padded = torch.cat([sequence.ids, torch.zeros_like(sequence.ids[:2])])
-        served = tables.vectors(padded, place)
+        served = tables.of_lists(padded, place)
         torch.testing.assert_close(served[:-2], wanted, rtol=1e-5, atol=1e-5)
         assert served.isfinite().all()
 
