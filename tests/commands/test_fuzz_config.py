@@ -35,7 +35,9 @@ def test_every_value_is_told_or_taken(choice: str, composed: Compose, tmp_path: 
     """Builds the data, the model, the balancing, the optimiser and the trainer; nothing is trained."""
     config = composed("data=feed", "data.rows=2000", "data.users=30", "data.items=20", *choice.split())
     store = open_store(config)
-    keys = [k for k, _ in leaves(OmegaConf.to_container(config, resolve=True)) if not k.startswith(LEFT_OUT)]  # type: ignore[arg-type]
+    named = [k for k, _ in leaves(OmegaConf.to_container(config, resolve=True))]  # type: ignore[arg-type]
+    groups = sorted({key.rpartition(".")[0] for key in named if "." in key})
+    keys = [k for k in (*named, *groups) if not f"{k}.".startswith(LEFT_OUT)]
     keys = [k for k in keys if not k.endswith(("_target_", "_partial_"))]
     rng, told = random.Random(FUZZ), 0
     for _ in range(40 * FUZZ):
@@ -44,7 +46,7 @@ def test_every_value_is_told_or_taken(choice: str, composed: Compose, tmp_path: 
         chosen = {key: rng.choice(VALUES) for key in rng.sample(keys, rng.choice([1, 1, 2]))}
         try:
             for key, value in chosen.items():
-                OmegaConf.update(changed, key, value)
+                OmegaConf.update(changed, key, value, merge=False)
             build(changed.data, "data")
             check(changed, store)
             build_trainer(changed, tmp_path, [], [], Meter())

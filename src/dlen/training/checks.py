@@ -30,7 +30,7 @@ from dlen.training.building import (
     build_scheduler,
     modes,
 )
-from dlen.training.configs import build, check_whole
+from dlen.training.configs import build, check_groups, check_whole
 from dlen.training.measures import AUC_KINDS
 from dlen.training.optimizers import split_for_sharding
 from dlen.training.run_folder import one_of_many
@@ -51,6 +51,7 @@ _LEAST = {
 
 def check_settings(config: DictConfig) -> None:
     """Check the settings that no class checks itself."""
+    check_groups(config)
     limits = ("trainer.max_epochs", "trainer.max_steps")  # null or -1 for no limit
     check_whole(config, _LEAST | {key: -1 for key in limits if OmegaConf.select(config, key) is not None})
     _check_trainer(config.trainer)
