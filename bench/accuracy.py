@@ -36,8 +36,8 @@ from dlen.metrics.functional import exact_auc
 from dlen.overrides import compose_train, register_resolvers
 from dlen.schema import Kind
 from dlen.serving.export import dense
+from dlen.targets import Targets
 from dlen.training.run_folder import SCORES
-from dlen.training.targets import Targets
 
 PEER_PYTHON = ROOT / "bench/peers/.venv/bin/python"
 EXPERIMENT = ROOT / "conf/experiment/baselines.yaml"

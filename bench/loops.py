@@ -18,9 +18,9 @@ from dlen.data.store import Store
 from dlen.models import DLEN, PLE, MMoE, Ranker
 from dlen.models.backbones import MMoEBackbone
 from dlen.schema import Schema
+from dlen.targets import Targets
 from dlen.training.building import choose_precision
 from dlen.training.optimizers import adam
-from dlen.training.targets import Targets
 
 DIM = 16
 WARM_UP = 3

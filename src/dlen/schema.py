@@ -12,6 +12,7 @@ import numpy as np
 
 from dlen.errors import UserError
 from dlen.files import read_mapping
+from dlen.label_patterns import Patterns
 
 
 class Kind(StrEnum):
@@ -95,6 +96,8 @@ class Task:
         mean: of the transformed label in the training rows, which is subtracted; 0 for ``weighted_logistic``.
         deviation: of the transformed label in the training rows, which it is divided by; for ``weighted_logistic``
             the mean.
+        view: name of the view that the task belongs to: labels that are signs of the same thing, such as a click and
+            a long view of it, and are not taken as independent given DLEN's hidden state. Empty: found from the data.
     """
 
     name: str
@@ -109,6 +112,7 @@ class Task:
     transform: str = "none"
     mean: float = 0.0
     deviation: float = 1.0
+    view: str = ""
 
     @property
     def is_regression(self) -> bool:
@@ -130,6 +134,8 @@ class Schema:
         truth: names of columns known only to a simulator, used for evaluation but never as input.
         user: name of the field that identifies the user of an impression.
         position: name of the field with the position on the page.
+        patterns: how often labels occur together in the training rows, see :mod:`dlen.label_patterns`; empty for a
+            schema that was not prepared from data.
 
     Raises:
         ValueError: names repeat or clash with metric names, ``observed_where`` names an unknown or circular parent or
@@ -151,6 +157,7 @@ class Schema:
     truth: tuple[str, ...] = ()
     user: str | None = None
     position: str | None = None
+    patterns: Patterns = ()
 
     def __post_init__(self) -> None:
         for kind, names in (("field", [f.name for f in self.fields]), ("task", self.task_names)):
@@ -188,7 +195,7 @@ class Schema:
     @property
     def binary(self) -> Schema:
         """The schema without its regression tasks."""
-        return replace(self, tasks=tuple(task for task in self.tasks if not task.is_regression))
+        return replace(self, tasks=tuple(task for task in self.tasks if not task.is_regression), patterns=())
 
     def of_kind(self, kind: Kind) -> list[Field]:
         """The fields of one kind, in the column order of a batch."""
@@ -276,7 +283,14 @@ class Schema:
             Field(**{**f, "kind": Kind(f["kind"]), "pooling": Pooling(f["pooling"])}) for f in data["fields"]
         )
         tasks = tuple(Task(**{**t, "kind": TaskKind(t.get("kind", "binary"))}) for t in data["tasks"])
-        return cls(fields, tasks, tuple(data["truth"]), data["user"], data["position"])
+        return cls(fields, tasks, tuple(data["truth"]), data["user"], data["position"], _patterns(data, tasks))
+
+
+def _patterns(data: dict[str, Any], tasks: Sequence[Task]) -> Patterns:
+    patterns = tuple((str(pattern), float(weight)) for pattern, weight in data.get("patterns", ()))
+    if any(len(pattern) != len(tasks) or set(pattern) - set("01-") for pattern, _ in patterns):
+        raise ValueError("patterns: expected one of 0, 1 and - for each task")
+    return patterns
 
 
 def check_known_tasks(setting: str, names: Iterable[str], tasks: Sequence[str]) -> None:

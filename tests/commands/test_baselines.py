@@ -11,9 +11,9 @@ import pytest
 
 from dlen.data.loader import BatchLoader
 from dlen.ranking.scoring import load_model
+from dlen.targets import Targets
 from dlen.training.checkpoints import read_checkpoint
 from dlen.training.run_folder import open_run
-from dlen.training.targets import Targets
 from tests.commands.test_train import write_log
 from tests.conftest import TINY, Command, run_here
 

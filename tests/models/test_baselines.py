@@ -21,8 +21,8 @@ from dlen.models.baseline import Baseline
 from dlen.models.examples import Examples, Rows
 from dlen.models.rates import FoldSums, RateEncoder
 from dlen.schema import Field, Kind, Pooling, Schema, Task, TaskKind
+from dlen.targets import Targets
 from dlen.training.baseline import examples_of
-from dlen.training.targets import Targets
 from tests.helpers import FIELDS, make_batch, make_schema
 
 SMOOTHING, FOLDS, SEED = 3.0, 4, 7

@@ -10,7 +10,7 @@ import torch
 
 from dlen.models import AITM, ESMM, Ranker
 from dlen.schema import Schema, Task
-from dlen.training.targets import Targets
+from dlen.targets import Targets
 from tests.helpers import make_batch, make_schema
 
 # A branch and a chain of three, not in funnel order.

@@ -25,8 +25,8 @@ from dlen.models.interactions import (
     make_interaction,
 )
 from dlen.schema import Field, Kind
+from dlen.targets import Targets
 from dlen.training.conflict import task_gradients
-from dlen.training.targets import Targets
 from tests.helpers import FIELDS, make_batch, make_schema
 
 B, E, TASKS = 5, 3, 3

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from dlen.models import SingleTask
+from dlen.targets import Targets
 from dlen.training.conflict import task_gradients
-from dlen.training.targets import Targets
 from tests.helpers import make_batch, make_schema
 
 DIM = 3

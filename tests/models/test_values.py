@@ -19,8 +19,8 @@ from dlen.label_scale import LabelScale
 from dlen.models import AITM, DLEN, ESMM, PAL, LightGBM, Logistic, MMoE, Ranker, SingleTask
 from dlen.models.values import PointValues
 from dlen.schema import Schema, Task, TaskKind
+from dlen.targets import Targets
 from dlen.training.module import RankingModule
-from dlen.training.targets import Targets
 from tests.helpers import make_batch, make_schema
 from tests.models.test_baselines import rows_of
 

@@ -11,8 +11,8 @@ import torch
 from dlen.data.store import Store
 from dlen.nn.id_dropout import IdDropout
 from dlen.schema import Schema
+from dlen.targets import Targets
 from dlen.training.advice import base_rate_warnings, unknown_id_warnings, unseen_sequence_warnings
-from dlen.training.targets import Targets
 from tests.helpers import WITH_SEQUENCES, make_schema
 
 SCHEMA = make_schema()

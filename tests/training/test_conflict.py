@@ -15,8 +15,8 @@ from dlen.models.backbones import CGCBackbone, MMoEBackbone, PLEBackbone, Shared
 from dlen.models.features import Features, FeatureSpec
 from dlen.models.interactions import FMInteraction
 from dlen.models.predictions import task_losses
+from dlen.targets import Targets
 from dlen.training.conflict import GradientConflict, cosines, task_gradients
-from dlen.training.targets import Targets
 from tests.helpers import FIELDS, make_batch, make_schema
 
 SPEC = FeatureSpec((), (), ("a", "b", "c", "d", "e"), dim=1)

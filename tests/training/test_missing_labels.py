@@ -17,9 +17,9 @@ from dlen.metrics.by_user import rank_by_user
 from dlen.models import DLEN, ESMM, MMoE
 from dlen.models.ranker import Ranker
 from dlen.schema import Schema, Task
+from dlen.targets import Targets
 from dlen.training.conflict import task_gradients
 from dlen.training.measures import Measures
-from dlen.training.targets import Targets
 from tests.helpers import make_batch, make_schema
 
 NAN = float("nan")

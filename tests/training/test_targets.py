@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dlen.schema import Task
-from dlen.training.targets import Targets
+from dlen.targets import Targets
 from tests.helpers import make_schema
 
 LABELS = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])  # the last row: a conversion without a click

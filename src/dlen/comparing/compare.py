@@ -25,11 +25,11 @@ from dlen.devices import number_of_workers
 from dlen.errors import UserError
 from dlen.files import check_links, check_regular, read_figures
 from dlen.schema import Schema
+from dlen.targets import Targets
 from dlen.training.configs import code_fingerprint
 from dlen.training.loggers import sync_command
 from dlen.training.own_metrics import own_names
 from dlen.training.run_folder import SCORES
-from dlen.training.targets import Targets
 
 _CHUNK = 1 << 18
 _SIZES = ("model/dense_parameters", "model/flops_per_row", "fit/samples_per_second", "fit/seconds")

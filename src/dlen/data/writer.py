@@ -6,6 +6,7 @@ import json
 import shutil
 import zlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,6 +26,7 @@ from dlen.data.columns import (
 from dlen.data.id_counts import count_ids, unknown_in_sequences, unknown_shares
 from dlen.data.store import FORMAT, content_checksum
 from dlen.files import checksum
+from dlen.label_patterns import PatternCounter
 from dlen.schema import Kind, Schema
 
 
@@ -152,6 +154,7 @@ class SplitWriter:
             part: _ArrayWriter(folder / name / f"{part}.bin", dtype, widths.get(part)) for part, dtype in types.items()
         }
         self.missing = np.zeros(num_tasks, np.int64)
+        self.patterns = PatternCounter(num_tasks)
 
     def append(
         self,
@@ -183,6 +186,7 @@ class SplitWriter:
             if rows is not None:
                 self.arrays[part].append(rows)
         self.missing += (labels == MISSING).sum(axis=0)
+        self.patterns.add(labels, None if weights is None else weights[:, 0])
 
     @property
     def rows(self) -> int:
@@ -266,6 +270,9 @@ class StoreWriter:
 
     def finish(self, schema: Schema, identity: Mapping[str, Any]) -> None:
         """Close every file and write ``store.json``; ``identity`` holds the fingerprint and the settings behind it."""
+        if "train" in self._splits:
+            patterns = self._splits["train"][0].patterns.patterns(schema.regressions)
+            schema = replace(schema, patterns=patterns)
         arrays: dict[str, Any] = {}
         writers: list[TableWriter | SplitWriter | SequenceWriter | VectorWriter] = [*self._tables]
         writers += [*self._sequences.values(), *self._vectors.values()]

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,7 +29,8 @@ from dlen.errors import UnmetNeedError
 from dlen.models.backbones import EXPERT
 from dlen.models.features import Features, FeatureSpec
 from dlen.models.heads import TOWER, Head, Ranking, Towers, add_first_order, logit, make_match, training_rates
-from dlen.models.predictions import Latent, Predictions, weighted_mean
+from dlen.models.label_classes import Floats, LabelClasses, Link, find_links, fit_classes
+from dlen.models.predictions import Latent, Predictions, Views, weighted_mean
 from dlen.models.values import MixtureValues, centres
 from dlen.nn.logspace import at_least_float32, log1mexp
 from dlen.nn.mlp import MLP
@@ -36,7 +38,10 @@ from dlen.schema import Schema
 
 E = TypeVar("E", bound=StrEnum)
 _MOST_SHARE = 0.9  # largest initial P(t | not UP), as a fraction of its bound
+_LEAST_LEAK = 0.01  # initial P(t | not UP) / P(t | UP), so that its sigmoid is not saturated
 _MOST_UP = 0.98  # largest initial P(UP), so that it starts unsaturated
+FROM_LABELS = "labels"  # initial_up: from the labels' own classes
+_START_UP = 0.5  # share of the first class where their fit starts; P(UP) of a schema without label patterns
 
 
 class Bound(StrEnum):
@@ -52,6 +57,13 @@ class Likelihood(StrEnum):
 
     MARGINAL = "marginal"  # each label separately: the paper's sum of cross entropies of equation (1)
     FULL = "full"  # all labels of an impression jointly, with the hidden state summed out
+
+
+class Dependence(StrEnum):
+    """Which labels may depend on each other given the hidden state."""
+
+    AUTO = "auto"  # those of the same view
+    NONE = "none"  # none, as in the paper
 
 
 class LatentHead(Head):
@@ -80,7 +92,10 @@ class LatentHead(Head):
         hidden: layer sizes of the hidden state network; None for one constant P(UP), as an ablation of the network.
         match: number of factors of the user-item dot product in P(UP); 0 for none, as in the paper.
         detach_bound: with the conditional bound, stop the gradient from P(t | not UP) into P(t | UP).
-        initial_up: initial P(UP); raised if the training rates require it.
+        views: which labels may depend on each other given the state, in the full likelihood: ``auto``, those that
+            :func:`~dlen.models.label_classes.find_links` finds; ``none``.
+        initial_up: initial P(UP), raised if the training rates require it; ``labels`` starts P(UP), P(t | UP) and
+            P(t | not UP) at the two classes that :func:`~dlen.models.label_classes.fit_classes` finds in the labels.
         initial_leak: initial ratio P(t | not UP) / P(t | UP); lowered if the bound requires it. It determines which
             of the two states means preference, and where learning starts.
         dropout: dropout probability in the towers and the hidden state network.
@@ -104,7 +119,8 @@ class LatentHead(Head):
         hidden: Sequence[int] | None = EXPERT,
         match: int = 0,
         detach_bound: bool = False,
-        initial_up: float = 0.5,
+        views: Dependence | str = Dependence.AUTO,
+        initial_up: float | str = FROM_LABELS,
         initial_leak: float = 0.05,
         dropout: float = 0.0,
     ) -> None:
@@ -113,8 +129,8 @@ class LatentHead(Head):
         self.bound = _choice(Bound, bound, "bound")
         self.prediction = _choice(Ranking, prediction, "prediction")
         self.likelihood = _choice(Likelihood, likelihood, "likelihood")
-        if not 0 < initial_up <= _MOST_UP:
-            raise ValueError(f"initial_up must be above 0 and at most {_MOST_UP}, got {initial_up}")
+        if initial_up != FROM_LABELS and not (is_number(initial_up) and 0 < float(initial_up) <= _MOST_UP):
+            raise ValueError(f"initial_up must be above 0 and at most {_MOST_UP}, or {FROM_LABELS}, got {initial_up!r}")
         if not 0 < initial_leak < 1:
             raise ValueError(f"initial_leak must be above 0 and below 1, got {initial_leak}")
         rates = training_rates(schema)
@@ -126,11 +142,19 @@ class LatentHead(Head):
         dislikes = [t.dislike for t in schema.tasks]
         self.register_buffer("dislike", torch.tensor(dislikes), persistent=False)
         self.dislike: Tensor
+        joint = self.likelihood is Likelihood.FULL
+        links = find_links(schema) if joint and _choice(Dependence, views, "views") is Dependence.AUTO else []
+        classes = None
+        if initial_up == FROM_LABELS and joint and schema.patterns:
+            classes = fit_classes(schema, links, _START_UP, initial_leak)
+        self.views = ViewOdds(links, None if classes is None else classes.log_ratios) if links else None
         binary = schema.binary
-        up = _initial_up(initial_up, training_rates(binary), [t.dislike for t in binary.tasks])
+        wanted = classes.up if classes else _START_UP if initial_up == FROM_LABELS else float(initial_up)
+        up = _initial_up(wanted, training_rates(binary), [t.dislike for t in binary.tasks], raised=classes is None)
+        leaks = [initial_leak] * len(rates) if classes is None else _leaks(classes, dislikes)
         pairs = [
-            _initial_pair(rate, 1 - up if dislike else up, limit, self.bound, initial_leak)
-            for rate, limit, dislike in zip(rates, ceiling, dislikes, strict=True)
+            _initial_pair(rate, 1 - up if dislike else up, limit, self.bound, leak)
+            for rate, limit, dislike, leak in zip(rates, ceiling, dislikes, leaks, strict=True)
         ]
         self.regression = MixtureRegression(schema) if schema.regressions else None
         for index, centre in zip(schema.regressions, centres(schema), strict=True):
@@ -177,6 +201,7 @@ class LatentHead(Head):
         joint = torch.where(self.dislike, without, with_up)
         conditionals = (given_up, given_not_up, not_given_up, not_given_not_up)
         latent = Latent(log_up[:, 0], log_not_up[:, 0], *conditionals, joint)
+        latent.views = None if self.views is None else self.views()
         if self.regression is not None:
             latent.values = self.regression(c, n, latent)
             columns, expected = latent.values.columns, latent.values.expected - self.regression.centres
@@ -187,8 +212,9 @@ class LatentHead(Head):
         return Predictions(log_p, log_q, score, latent, values=latent.values)
 
     def shared_parameters(self) -> list[nn.Parameter]:
-        """Parameters of the hidden state network and the match, and the deviations of regression tasks."""
-        modules = [m for m in (self.hidden, self.hidden_output, self.match, self.regression) if m is not None]
+        """Parameters of the hidden state network, the match and the views, and the deviations of regression tasks."""
+        parts = (self.hidden, self.hidden_output, self.match, self.regression, self.views)
+        modules = [m for m in parts if m is not None]
         return [p for module in modules for p in module.parameters()]
 
     def _swap_dislikes(self, strong: Tensor, bounded: Tensor) -> tuple[Tensor, Tensor]:
@@ -222,6 +248,29 @@ class LatentHead(Head):
                 "model.head.likelihood=marginal"
             )
         return super().task_losses(predictions, labels, mask, row_weights)
+
+
+class ViewOdds(nn.Module):
+    """The dependences of labels on each other given the state: a learned odds ratio per link and state.
+
+    Args:
+        links: E links, see :func:`~dlen.models.label_classes.find_links`.
+        log_ratios: (2, E) initial logarithms of the odds ratios; None for 1, independence.
+    """
+
+    parent_tasks: Tensor
+    child_tasks: Tensor
+
+    def __init__(self, links: Sequence[Link], log_ratios: Floats | None) -> None:
+        super().__init__()
+        self.register_buffer("parent_tasks", torch.tensor([link.parent for link in links]), persistent=False)
+        self.register_buffer("child_tasks", torch.tensor([link.child for link in links]), persistent=False)
+        initial = torch.zeros(2, len(links)) if log_ratios is None else torch.from_numpy(log_ratios.copy()).float()
+        self.log_ratios = nn.Parameter(initial)
+
+    def forward(self) -> Views:
+        """The links with their odds ratios."""
+        return Views(self.parent_tasks, self.child_tasks, self.log_ratios.float())
 
 
 class MixtureRegression(nn.Module):
@@ -294,8 +343,18 @@ def _alphas(alpha: float | Mapping[str, float], schema: Schema) -> list[float]:
     return values
 
 
-def _initial_up(wanted: float, rates: Sequence[float], dislikes: Sequence[bool]) -> float:
-    """Initial P(UP) at which the rate of every interaction, and if possible of every dislike, is reachable."""
+def _leaks(classes: LabelClasses, dislikes: Sequence[bool]) -> list[float]:
+    """Initial P(t | not UP) / P(t | UP) of each task, its inverse for a dislike task."""
+    ratios = np.nan_to_num(classes.given[1] / classes.given[0], nan=1.0)
+    leaks = np.where(dislikes, 1 / ratios, ratios)
+    return np.maximum(leaks, _LEAST_LEAK).tolist()
+
+
+def _initial_up(wanted: float, rates: Sequence[float], dislikes: Sequence[bool], *, raised: bool) -> float:
+    """Initial P(UP); if ``raised``, one at which the rate of every interaction, and if possible of every dislike, is
+    reachable with a small leak."""
+    if not raised:
+        return min(max(wanted, 1 - _MOST_UP), _MOST_UP)
     least = max([r / 0.9 for r, dislike in zip(rates, dislikes, strict=True) if not dislike], default=0.0)
     most = 1 - max([r / 0.9 for r, dislike in zip(rates, dislikes, strict=True) if dislike], default=0.0)
     return min(max(min(wanted, most), least, 1 - _MOST_UP), _MOST_UP)

@@ -8,9 +8,45 @@ import torch
 from torch import Tensor
 
 from dlen.models.values import MixtureValues, Values
+from dlen.nn.logspace import log_lift
 from dlen.nn.processes import total, world_size
 
 _LEAST_WEIGHT = 1e-30  # sum of weights, instead of dividing by 0
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """Dependences within views: E links between a task and another one.
+
+    Attributes:
+        parent_tasks: (E,) index of the task that a link leads from.
+        child_tasks: (E,) index of the task that it leads to; no task is the child of two.
+        log_ratios: (2, E) logarithm of the odds ratio of both labels, given UP and given not UP.
+    """
+
+    parent_tasks: Tensor
+    child_tasks: Tensor
+    log_ratios: Tensor
+
+    def log_given(self, up: Tensor, not_up: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn the log-probability of each child's label into one given its parent's label as well.
+
+        Args:
+            up: (B, T) log P(y_t | UP).
+            not_up: (B, T) log P(y_t | not UP).
+            labels: (B, T) 0 or 1.
+            mask: (B, T) 0 where a label is not known; a child whose parent is not known stays as it is.
+        """
+        parents, children = labels.index_select(1, self.parent_tasks), labels.index_select(1, self.child_tasks)
+        known = (mask.index_select(1, self.parent_tasks) > 0).to(up.dtype)
+        log_ratios = torch.where(parents == children, 1.0, -1.0) * self.log_ratios[:, None]
+        states = []
+        for state, ratios in zip((up, not_up), log_ratios, strict=True):
+            of_parents, of_children = (
+                state.index_select(1, places) for places in (self.parent_tasks, self.child_tasks)
+            )
+            states.append(state.index_add(1, self.child_tasks, known * log_lift(of_parents, of_children, ratios)))
+        return states[0], states[1]
 
 
 @dataclass(slots=True)
@@ -26,6 +62,7 @@ class Latent:
         log_not_given_not_up: (B, T) log of 1 - P(t | not UP).
         log_joint: (B, T) log P(t, UP), equation (4); log P(t, not UP) for a dislike task.
         values: distributions of the regression tasks, whose columns in the above have no meaning; None without them.
+        views: dependences of labels on each other given the state; None if all are independent.
     """
 
     log_up: Tensor
@@ -36,11 +73,13 @@ class Latent:
     log_not_given_not_up: Tensor
     log_joint: Tensor
     values: MixtureValues | None = None
+    views: Views | None = None
 
     def log_with_labels(self, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Return log P(UP, labels) and log P(not UP, labels), (B,) each.
 
-        Labels are independent given the hidden state. That of a regression task enters with its density.
+        Labels of different views are independent given the hidden state. That of a regression task enters with its
+        density.
 
         Args:
             labels: (B, T) 0 or 1; standardised for a regression task.
@@ -48,6 +87,8 @@ class Latent:
         """
         up = torch.where(labels.bool(), self.log_given_up, self.log_not_given_up)
         not_up = torch.where(labels.bool(), self.log_given_not_up, self.log_not_given_not_up)
+        if self.views is not None:
+            up, not_up = self.views.log_given(up, not_up, labels, mask)
         if self.values is not None:
             columns = self.values.columns
             of_up, of_not_up = self.values.log_given(labels.index_select(1, columns))
@@ -91,7 +132,7 @@ class Predictions:
 
         latent = None
         if self.latent is not None:
-            latent = Latent(*(chosen(getattr(self.latent, f.name)) for f in fields(Latent)[:-1]))  # type: ignore[arg-type]
+            latent = Latent(*(chosen(getattr(self.latent, f.name)) for f in fields(Latent)[:-2]))  # type: ignore[arg-type]
         log_p, log_q, log_score = (part.index_select(1, columns) for part in (self.log_p, self.log_q, self.log_score))
         return Predictions(log_p, log_q, log_score, latent, chosen(self.log_joint))
 

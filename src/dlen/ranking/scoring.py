@@ -23,10 +23,10 @@ from dlen.models.model import Model
 from dlen.ranking.calibration import Calibration, fit_calibration
 from dlen.ranking.fusion import Fusion, Score
 from dlen.schema import Schema
+from dlen.targets import Targets
 from dlen.training.building import build_model
 from dlen.training.checkpoints import load_weights
 from dlen.training.run_folder import open_run
-from dlen.training.targets import Targets
 
 _USERS_AT_ONCE = 8
 

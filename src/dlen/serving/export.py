@@ -29,10 +29,10 @@ from dlen.ranking.scoring import load_model, make_scores, read_fusion
 from dlen.schema import Kind, Schema
 from dlen.serving.codings import different_field, encoded, field_codings, raw_rows
 from dlen.serving.sequence_codings import sequence_codings
+from dlen.targets import Targets
 from dlen.training.building import quiet
 from dlen.training.configs import check_whole
 from dlen.training.run_folder import open_run
-from dlen.training.targets import Targets
 
 INPUTS = ("ids", "numeric", "bag_ids", "bag_weights", "sequence_ids", "sequence_lengths", "vectors")
 Inputs = tuple[Tensor, ...]

@@ -18,7 +18,7 @@ from dlen.models.model import Model
 from dlen.ranking.fusion import Fusion
 from dlen.ranking.scoring import make_scores
 from dlen.schema import Kind
-from dlen.training.targets import Targets
+from dlen.targets import Targets
 
 
 class RowScorer:

@@ -47,11 +47,11 @@ from dlen.sweeping.study import (
 )
 from dlen.sweeping.trial_records import best_trial, ended, own_trials, used
 from dlen.sweeping.wandb_sweep import write_wandb_sweep
+from dlen.targets import Targets
 from dlen.training.checks import check, planned_steps
 from dlen.training.configs import check_whole, open_store, settings_of
 from dlen.training.loggers import sync_command
 from dlen.training.run_folder import open_run
-from dlen.training.targets import Targets
 
 Draw = Callable[[optuna.Study, str, Sequence[FrozenTrial], Mapping[str, str], Path, Path | None], None]
 _FRESH = 1000  # first seed of the final comparison; trials count from 0

@@ -7,7 +7,7 @@ from typing import Any
 
 from dlen.data.store import Store
 from dlen.nn.id_dropout import IdDropout
-from dlen.training.targets import Targets
+from dlen.targets import Targets
 
 _MORE_UNKNOWN = 0.05  # excess share of unknown values over the training split
 _RATE_SHIFT = 1.5  # ratio of predicted to observed positives

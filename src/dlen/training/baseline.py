@@ -19,10 +19,10 @@ from dlen.errors import UserError
 from dlen.models.baseline import Baseline
 from dlen.models.examples import Examples
 from dlen.models.predictions import label_weights
+from dlen.targets import Targets
 from dlen.training.callbacks import Meter
 from dlen.training.datamodule import RankingDataModule
 from dlen.training.module import RankingModule
-from dlen.training.targets import Targets
 
 
 def check_baseline(config: DictConfig, model: Baseline) -> None:

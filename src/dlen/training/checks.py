@@ -19,6 +19,7 @@ from dlen.models.baseline import Baseline
 from dlen.models.model import Model
 from dlen.models.ranker import Ranker
 from dlen.nn.sharded import SHARDINGS, check_shardable, check_torchrec
+from dlen.targets import Targets
 from dlen.training.baseline import check_baseline
 from dlen.training.building import (
     UNSCALED,
@@ -36,7 +37,6 @@ from dlen.training.optimizers import split_for_sharding
 from dlen.training.run_folder import one_of_many
 from dlen.training.schedulers import check_scheduler
 from dlen.training.selection import monitored
-from dlen.training.targets import Targets
 
 _LEAST = {
     "loader.batch_size": 1,

@@ -19,8 +19,8 @@ from dlen.batch import Batch
 from dlen.models.features import Features
 from dlen.models.predictions import task_losses
 from dlen.models.ranker import Ranker
+from dlen.targets import Targets
 from dlen.training.module import RankingModule
-from dlen.training.targets import Targets
 
 # A sample needs one backward pass per task, so on a whole large batch it costs several steps. A fixed number of rows
 # also gives batches of 1024 and 4096 the same noise, which keeps their metrics comparable.

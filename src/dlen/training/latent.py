@@ -14,7 +14,7 @@ from dlen.metrics import CalibrationError, CalibrationRatio, ExactAUC, HiddenSta
 from dlen.metrics.hidden import NEGATIVES
 from dlen.models.predictions import Latent
 from dlen.schema import Schema
-from dlen.training.targets import Targets
+from dlen.targets import Targets
 
 PREFERS, UP = "prefers", "up"  # simulator columns: the sampled hidden state, and its probability
 _LEAST_STD = 0.02

@@ -32,9 +32,9 @@ from dlen.models.predictions import Predictions
 from dlen.nn.logspace import log1mexp, log_odds
 from dlen.nn.processes import total
 from dlen.schema import Schema
+from dlen.targets import Targets
 from dlen.training.latent import PREFERS, UP, HiddenFigures, LatentMeasures
 from dlen.training.own_metrics import OwnMeasures, OwnMetric
-from dlen.training.targets import Targets
 
 AUC_KINDS = ("auto", "histogram", "exact")
 _ROC_POINTS = 101  # maximum number of points of a stored curve

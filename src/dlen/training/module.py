@@ -23,6 +23,7 @@ from dlen.nn.logspace import log_odds
 from dlen.nn.processes import exchange_rows
 from dlen.nn.sharded import ShardedTable
 from dlen.schema import Task, check_known_tasks, read_schema
+from dlen.targets import Targets
 from dlen.training.balancing import Balancer, Fixed, Surgery
 from dlen.training.checkpoints import load_weights
 from dlen.training.clipping import clip_gradients
@@ -31,7 +32,6 @@ from dlen.training.measures import Figures, Measures
 from dlen.training.optimizers import Combined, ShardedAdagrad, split_for_sharding
 from dlen.training.own_metrics import OwnMetric
 from dlen.training.schedulers import MakeSchedule, look_for_plateaus
-from dlen.training.targets import Targets
 
 
 class RankingModule(L.LightningModule):

@@ -17,8 +17,8 @@ from dlen.errors import UserError
 from dlen.metrics.regression import MEASURES
 from dlen.nn.processes import total
 from dlen.schema import Schema
+from dlen.targets import Targets
 from dlen.training.configs import build_part
-from dlen.training.targets import Targets
 
 BUILT_IN = frozenset(
     (

@@ -12,9 +12,9 @@ from lightning.pytorch.callbacks import Callback
 
 from dlen.errors import UserError
 from dlen.schema import Schema
+from dlen.targets import Targets
 from dlen.training.module import RankingModule
 from dlen.training.own_metrics import OwnMetric
-from dlen.training.targets import Targets
 
 _MODES = {"auc": "max", "auc_total": "max", "auc_joint": "max", "gain": "max"}
 _MODES |= {"logloss": "min", "ne": "min", "ece": "min"}

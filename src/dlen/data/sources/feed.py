@@ -35,7 +35,6 @@ from dlen.data.sources.feed_world import (
     Ints,
     World,
     logit,
-    sigmoid,
 )
 from dlen.data.split import Split
 from dlen.data.store import Store
@@ -63,6 +62,8 @@ class Feed(FeedSettings):
         preference: marginal P(UP); 1 for a world without hidden state.
         leak: P(t | not UP) / P(t | UP), or its inverse for hate; one number, or one per task.
         leak_spread: standard deviation over users of the leak's logit; 0 gives every user the same leak.
+        follows: tasks that only happen after another one, such as a long view after a click. Its habits decide how
+            often they do, whatever the hidden state, so they tell nothing about it that the other one does not.
         strength: weight of the match of user and item in the logit of P(UP).
         habit: standard deviation over users of each task's logit given UP.
         own_match: weight of a separate match of user and item in each task's logit.
@@ -119,7 +120,7 @@ class Feed(FeedSettings):
         user, item = np.repeat(users, self.items), np.tile(items, len(users))
         shape = (len(users), self.items)
         up = world.up(user, item, np.full(len(user), hour)).reshape(shape).astype(np.float32)
-        given_up = sigmoid(world.logits_given_up(user, item)).reshape(*shape, -1).astype(np.float32)
+        given_up = world.given_up(user, item).reshape(*shape, -1).astype(np.float32)
         popularity = np.diff(world.popularity, prepend=0.0)
         leak = np.broadcast_to(world.leak[users], (len(users), len(self.tasks))).astype(np.float32)
         return Truth(up, given_up, leak, self.dislikes(), popularity)

@@ -34,6 +34,7 @@ class FeedSettings:
     preference: Annotated[float, Range(0, 1, above=True)] = 0.35
     leak: float | dict[str, float] = 0.1
     leak_spread: Annotated[float, Range(0)] = 0.0
+    follows: dict[str, str] = field(default_factory=dict)
     strength: float = 2.0
     habit: Annotated[float, Range(0)] = 1.5
     own_match: Annotated[float, Range(0)] = 0.0
@@ -59,12 +60,20 @@ class FeedSettings:
         reserved = {"prefers", "up", POSITION} & set(self.rates)
         if reserved:
             raise UserError(f"config data.rates.{reserved.pop()}: this name is reserved; choose another task name")
-        if isinstance(self.leak, Mapping) and set(self.leak) != set(self.tasks):
-            raise UserError(f"config data.leak: its keys are {', '.join(self.leak)}, expected {', '.join(self.tasks)}")
+        own = [task for task in self.tasks if task not in self.follows]
+        if isinstance(self.leak, Mapping) and set(self.leak) != set(own):
+            raise UserError(f"config data.leak: its keys are {', '.join(self.leak)}, expected {', '.join(own)}")
+        for task, parent in self.follows.items():
+            if task not in self.rates or parent not in own or parent == HATE:
+                raise UserError(
+                    f"config data.follows.{task}: {parent!r} must be another task of data.rates, which follows none"
+                )
+            if self.rates[task] >= self.rates[parent]:
+                raise UserError(f"config data.rates.{task}: must be below the rate of {parent}, which it follows")
 
     def _check_leaks_and_rates(self) -> None:
         for (task, rate), leak, dislike in zip(self.tasks.items(), self.leaks(), self.dislikes(), strict=True):
-            key = f"leak.{task}" if isinstance(self.leak, Mapping) else "leak"
+            key = f"leak.{self.follows.get(task, task)}" if isinstance(self.leak, Mapping) else "leak"
             wrong = INSIDE_0_1.fault(float(leak), "a finite number")
             if wrong:
                 raise UserError(f"config data.{key}: {wrong}")
@@ -83,9 +92,14 @@ class FeedSettings:
         return self.rates | ({HATE: self.hate} if self.hate else {})
 
     def leaks(self) -> NDArray[np.float64]:
-        """(T,) leak of each task."""
+        """(T,) leak of each task; that of the task it follows."""
         by_task = self.leak if isinstance(self.leak, Mapping) else dict.fromkeys(self.tasks, self.leak)
-        return np.array([by_task[task] for task in self.tasks], np.float64)
+        return np.array([by_task[self.follows.get(task, task)] for task in self.tasks], np.float64)
+
+    def parents(self) -> dict[int, int]:
+        """Index of each task that follows another one, with that of the other one."""
+        names = list(self.tasks)
+        return {names.index(task): names.index(parent) for task, parent in self.follows.items()}
 
     def dislikes(self) -> NDArray[np.bool_]:
         """(T,) whether each task is a dislike."""
@@ -94,4 +108,5 @@ class FeedSettings:
     def settings(self) -> dict[str, Any]:
         """All arguments that affect the data, and the version of the simulator."""
         unused = {"name"} if self.positions else {"name", "positions", "position_bias"}
+        unused |= set() if self.follows else {"follows"}
         return {**{k: v for k, v in asdict(self).items() if k not in unused}, "world": _WORLD}

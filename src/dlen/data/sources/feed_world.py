@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +42,10 @@ def _intercept(rate: float, mean_at: Callable[[float], float]) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if mean_at(middle) < rate else (low, middle)
     return (low + high) / 2
+
+
+def _mean_rate(logits: Floats, factors: Floats, intercept: float) -> float:
+    return float((sigmoid(logits + intercept) * factors).mean())
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +109,12 @@ class World:
             logits = self._preference_logits(user, item, hour)
             self.threshold = _intercept(self.settings.preference, lambda b: float(sigmoid(logits + b).mean()))
         factors = self._state_factors(self.up(user, item, hour)[:, None], user)
-        given_up = self.logits_given_up(user, item)
-        self.base = np.array(
-            [
-                _intercept(rate, lambda b, t=t: float((sigmoid(given_up[:, t] + b) * factors[:, t]).mean()))  # type: ignore[misc]
-                for t, rate in enumerate(self.settings.tasks.values())
-            ]
-        )
+        logits, parents = self._logits(user, item), self.settings.parents()
+        rates = list(self.settings.tasks.values())
+        for t in sorted(range(len(rates)), key=lambda t: t in parents):
+            if t in parents:
+                factors[:, t] *= sigmoid(logits[:, parents[t]] + self.base[parents[t]])
+            self.base[t] = _intercept(rates[t], partial(_mean_rate, logits[:, t], factors[:, t]))
 
     def _expose(self, rng: np.random.Generator, rows: int) -> tuple[Ints, Ints, Ints]:
         """Draw users, items and hours: active users more often, and items that are popular, uniform or matched."""
@@ -137,8 +141,18 @@ class World:
             return np.ones(len(user))
         return sigmoid(self._preference_logits(user, item, hour) + self.threshold)
 
-    def logits_given_up(self, user: Ints, item: Ints) -> Floats:
-        """(n, T) logits of P(t | UP); for hate, logits of P(hate | not UP)."""
+    def given_up(self, user: Ints, item: Ints) -> Floats:
+        """(n, T) P(t | UP); P(hate | not UP) for hate."""
+        chances = self._chances(user, item)
+        for task, parent in self.settings.parents().items():
+            chances[:, task] *= chances[:, parent]
+        return chances
+
+    def _chances(self, user: Ints, item: Ints) -> Floats:
+        """(n, T) P(t | UP), and P(t | parent) for a task that follows another one."""
+        return sigmoid(self._logits(user, item))
+
+    def _logits(self, user: Ints, item: Ints) -> Floats:
         logits: Floats = self.habit[user] + self.category_effect[self.category[item]] + self.base
         for task, (taste, topic) in enumerate(self.task_tastes):
             logits[:, task] += self.settings.own_match * _match(taste[user], topic[item])
@@ -153,15 +167,18 @@ class World:
         """Simulate impressions."""
         user, item, hour = self._expose(rng, rows)
         up = self.up(user, item, hour)
-        given_up = sigmoid(self.logits_given_up(user, item))
+        chances, parents = self._chances(user, item), self.settings.parents()
         prefers = rng.random(rows) < up
-        chance = given_up * self._state_factors(prefers[:, None].astype(np.float64), user)
+        chance = chances * self._state_factors(prefers[:, None].astype(np.float64), user)
+        chance[:, list(parents)] = chances[:, list(parents)]  # whatever the state, after the task it follows
         labels = (rng.random(chance.shape) < chance).astype(np.uint8)
+        for task, parent in parents.items():
+            labels[:, task] *= labels[:, parent]
         position = self._positions(rng, item) if self.settings.positions else np.zeros(rows, np.int64)
         seen = np.asarray((1.0 + position) ** -self.settings.position_bias, np.float64)
         if self.settings.positions:
             labels *= (rng.random(rows) < seen).astype(np.uint8)[:, None]
-        relevance = given_up * self._state_factors(up[:, None], user)
+        relevance = self.given_up(user, item) * self._state_factors(up[:, None], user)
         return Impressions(user, item, hour, prefers, up, relevance, seen, position, labels)
 
     def _positions(self, rng: np.random.Generator, item: Ints) -> Ints:

@@ -1,0 +1,66 @@
+"""Label patterns: which labels of a row occur together, counted over the training rows when a log is prepared."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+MISSING_MARK = "-"  # of a label that is missing from the log, and of every regression task
+_KEPT = 1024  # patterns; the most frequent ones
+_DIGITS = 40  # tasks whose patterns fit a 64-bit code in base 3
+
+Patterns = tuple[tuple[str, float], ...]
+
+
+class PatternCounter:
+    """Counts label patterns chunk by chunk. Its memory depends on the number of different patterns alone.
+
+    Args:
+        num_tasks: number of tasks T. Patterns of more than 40 tasks are not counted.
+    """
+
+    def __init__(self, num_tasks: int) -> None:
+        self._factors = 3 ** np.arange(num_tasks, dtype=np.int64) if num_tasks <= _DIGITS else None
+        self._counts: Counter[int] = Counter()
+
+    def add(self, labels: NDArray[np.uint8], weights: NDArray[np.float32] | None) -> None:
+        """Count rows.
+
+        Args:
+            labels: (n, T) 0, 1, or any larger number for a missing label.
+            weights: (n,) weights of the rows; None if all are 1.
+        """
+        if self._factors is None:
+            return
+        codes = np.minimum(labels, 2).astype(np.int64) @ self._factors
+        found, place = np.unique(codes, return_inverse=True)
+        for code, weight in zip(found.tolist(), np.bincount(place, weights).tolist(), strict=True):
+            self._counts[code] += weight
+
+    def patterns(self, regressions: Iterable[int] = ()) -> Patterns:
+        """The most frequent patterns, one character per task: 0, 1, or ``-`` if missing; with their weight.
+
+        Args:
+            regressions: indices of the regression tasks, whose labels are numbers and count as missing.
+        """
+        if self._factors is None:
+            return ()
+        merged: Counter[str] = Counter()
+        for code, weight in self._counts.items():
+            marks = ["01-"[code // factor % 3] for factor in self._factors.tolist()]
+            for index in regressions:
+                marks[index] = MISSING_MARK
+            merged["".join(marks)] += weight
+        return tuple((pattern, float(weight)) for pattern, weight in sorted(merged.most_common(_KEPT)) if weight > 0)
+
+
+def as_tensors(patterns: Patterns) -> tuple[Tensor, Tensor]:
+    """(P, T) labels, nan where missing, and the (P,) weight of each pattern, in double precision."""
+    values = {"0": 0.0, "1": 1.0, MISSING_MARK: float("nan")}
+    labels = torch.tensor([[values[mark] for mark in pattern] for pattern, _ in patterns], dtype=torch.float64)
+    return labels, torch.tensor([weight for _, weight in patterns], dtype=torch.float64)

@@ -1,0 +1,227 @@
+"""What labels alone say of DLEN's hidden state: which tasks are one view of it, and where training starts.
+
+By the full likelihood, labels are independent given UP. Two tasks of which one nearly implies the other, such as a long
+view and a click, break this, and UP becomes what these two have in common instead of what all tasks do. Such tasks
+form a *view*: within it, labels may depend on each other given UP. A view is a tree of :class:`Link`, and the joint
+probability of two linked labels follows from their own probabilities and an odds ratio for each state, so each task
+keeps its tower, its equation (1) and its bound.
+
+Two states are identified by three views that are independent given the state (Allman, Matias and Rhodes 2009).
+:func:`fit_classes` finds them from the counts of label patterns, without any input, by expectation maximisation: the
+latent class model from which the network then starts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlen.label_patterns import as_tensors
+from dlen.schema import Schema
+from dlen.targets import Targets
+
+Floats = NDArray[np.float64]
+SAME_SIGN = 0.5  # correlation of two tasks' labels from which they count as signs of the same thing
+LEAST_VIEWS = 3  # with fewer, labels alone do not identify the hidden state
+_STEPS, _CONVERGED = 5000, 1e-10  # of expectation maximisation; nats per row and step
+_TINY = 1e-9  # least probability of a label
+_MOST_LOG_RATIO = 8.0  # initial; that of labels which never differ is infinite
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A dependence between two tasks of a view, by their indices."""
+
+    parent: int
+    child: int
+
+
+@dataclass(frozen=True, slots=True)
+class LabelClasses:
+    """Two classes of rows by their labels, the first of which has more interactions.
+
+    Attributes:
+        up: share of the first class.
+        given: (2, T) probability of each task's positive label in each class; nan for regression tasks.
+        log_ratios: (2, E) logarithm of the odds ratio of each link in each class.
+    """
+
+    up: float
+    given: Floats
+    log_ratios: Floats
+
+
+def correlations(schema: Schema) -> Floats:
+    """(T, T) correlation of each pair of labels, over the training rows that train both; nan if they never vary."""
+    labels, trained, weights = _training_patterns(schema)
+    result = np.full((len(schema.tasks),) * 2, np.nan)
+    for a, b in combinations(range(len(schema.tasks)), 2):
+        both = weights * trained[:, a] * trained[:, b]
+        if both.sum() > 0:
+            x, y = labels[:, a], labels[:, b]
+            mean_x, mean_y, mean_xy = (float(both @ v) / float(both.sum()) for v in (x, y, x * y))
+            variance = mean_x * (1 - mean_x) * mean_y * (1 - mean_y)
+            if variance > 0:
+                result[a, b] = result[b, a] = (mean_xy - mean_x * mean_y) / math.sqrt(variance)
+    return result
+
+
+def find_links(schema: Schema) -> list[Link]:
+    """The links of all views: a tree over the tasks of each view, along the strongest correlations.
+
+    Tasks with the same :attr:`Task.view` are one view. Among tasks without, those whose labels correlate by .5 or more
+    are, as long as three views are left. A child of a funnel is not linked to its parents: its probability is
+    conditional on them already.
+    """
+    if not schema.patterns:
+        return []
+    strength, edges = np.nan_to_num(correlations(schema), nan=-1.0), []
+    pairs = sorted(combinations(range(len(schema.tasks)), 2), key=lambda pair: -strength[pair])
+    view, views = list(range(len(schema.tasks))), len(schema.binary.tasks)
+    for a, b in pairs:
+        if view[a] == view[b] or not _may_join(schema, a, b, strength[a, b], views):
+            continue
+        edges.append((a, b))
+        view, views = [view[a] if v == view[b] else v for v in view], views - 1
+    return _directed(edges, [task.rate for task in schema.tasks])
+
+
+def _may_join(schema: Schema, a: int, b: int, strength: float, views: int) -> bool:
+    first, second = schema.tasks[a], schema.tasks[b]
+    if first.is_regression or second.is_regression or b in schema.chain(first.name) or a in schema.chain(second.name):
+        return False
+    if first.view or second.view:
+        return first.view == second.view
+    return strength >= SAME_SIGN and views > LEAST_VIEWS
+
+
+def _directed(edges: Sequence[tuple[int, int]], rates: Sequence[float]) -> list[Link]:
+    """Direct the edges of a forest away from the task with the highest rate of each tree."""
+    links, left, reached = [], list(edges), set[int]()
+    for root in sorted(range(len(rates)), key=lambda task: -rates[task]):
+        if root in reached:
+            continue
+        waiting = [root]
+        while waiting:
+            parent = waiting.pop(0)
+            reached.add(parent)
+            for edge in [edge for edge in left if parent in edge]:
+                left.remove(edge)
+                child = edge[0] if edge[1] == parent else edge[1]
+                links.append(Link(parent, child))
+                waiting.append(child)
+    return links
+
+
+def fit_classes(schema: Schema, links: Sequence[Link], up: float, leak: float) -> LabelClasses:
+    """Fit two classes to the label patterns of the training rows by maximum likelihood.
+
+    Args:
+        schema: schema with patterns.
+        links: dependences within views, parents first; all other pairs are independent given the class.
+        up: initial share of the first class.
+        leak: initial ratio of a label's probabilities in the second and the first class.
+    """
+    labels, trained, weights = _training_patterns(schema)
+    counts = _Counts(labels, trained, links)
+    share, tables, last = up, _initial_tables(schema, up, leak), -math.inf
+    for _ in range(_STEPS):
+        of_classes = np.stack([counts.log_likelihood(table) for table in tables]) + np.log([[share], [1 - share]])
+        total = np.logaddexp(*of_classes)
+        reached = float(weights @ total / weights.sum())
+        if reached - last < _CONVERGED:
+            break
+        last, posterior = reached, np.exp(of_classes - total) * weights
+        share = float(np.clip(posterior[0].sum() / weights.sum(), _TINY, 1 - _TINY))
+        tables = [counts.tables(of_class, table) for of_class, table in zip(posterior, tables, strict=True)]
+    given = np.stack([counts.marginals(table)[:, 1] for table in tables])
+    ratios = np.array([[_log_odds_ratio(table[link.child]) for link in links] for table in tables])
+    given[:, schema.regressions] = np.nan
+    if _is_reversed(schema, given):
+        return LabelClasses(1 - share, given[::-1], ratios[::-1])
+    return LabelClasses(share, given, ratios)
+
+
+class _Counts:
+    """Label patterns in the form that expectation maximisation multiplies with.
+
+    A table (T, 2, 2) holds P(label | label of the parent) for one class; tasks without a parent use its first row.
+
+    Args:
+        labels: (P, T) training labels.
+        trained: (P, T) 1 where a label is known.
+        links: parent of each task that has one, parents first.
+    """
+
+    def __init__(self, labels: Floats, trained: Floats, links: Sequence[Link]) -> None:
+        self.links = links
+        kinds = np.stack([1 - labels, labels], 2) * trained[:, :, None]  # (P, T, 2) one-hot of known labels
+        self.alone = kinds.copy()  # labels whose parent's label is not known
+        self.paired = np.zeros((*labels.shape, 2, 2))  # (P, T, label of the parent, label)
+        self.paired[:, :, 0] = kinds
+        for link in links:
+            self.paired[:, link.child] = kinds[:, link.parent, :, None] * kinds[:, link.child, None, :]
+        self.alone -= self.paired.sum(2)
+
+    def marginals(self, table: Floats) -> Floats:
+        """(T, 2) probability of each label."""
+        result: Floats = table[:, 0].copy()
+        for link in self.links:
+            result[link.child] = result[link.parent] @ table[link.child]
+        return result
+
+    def log_likelihood(self, table: Floats) -> Floats:
+        """(P,) of each pattern."""
+        paired, alone = self.paired.reshape(len(self.paired), -1), self.alone.reshape(len(self.alone), -1)
+        result: Floats = paired @ np.log(table).ravel() + alone @ np.log(self.marginals(table)).ravel()
+        return result
+
+    def tables(self, weights: Floats, table: Floats) -> Floats:
+        """The table that (P,) weights of the patterns make most likely, given the current one."""
+        expected = np.tensordot(weights, self.paired, 1)
+        alone, marginals = np.tensordot(weights, self.alone, 1), self.marginals(table)
+        for link in self.links:
+            parents = marginals[link.parent][:, None] * table[link.child] / marginals[link.child]
+            expected[link.child] += parents * alone[link.child]
+        expected += _TINY
+        result: Floats = expected / expected.sum(2, keepdims=True)
+        return np.clip(result, _TINY, 1 - _TINY)
+
+
+def _training_patterns(schema: Schema) -> tuple[Floats, Floats, Floats]:
+    """(P, T) training labels, (P, T) 1 where they train their task, and (P,) weights."""
+    labels, weights = as_tensors(schema.patterns)
+    targets = Targets(schema)
+    return targets.training_labels(labels).numpy(), targets.trained(labels).numpy(), weights.numpy()
+
+
+def _initial_tables(schema: Schema, up: float, leak: float) -> list[Floats]:
+    """Labels independent of their parents, with their training rates."""
+    given = []
+    for task in schema.tasks:
+        share = 1 - up if task.dislike else up
+        strong = min(task.rate / (share + leak * (1 - share)), 0.99)
+        weak = max((task.rate - strong * share) / (1 - share), _TINY)
+        given.append((weak, strong) if task.dislike else (strong, weak))
+    positive = np.clip(np.array(given).T[:, :, None], _TINY, 1 - _TINY)  # (2, T, 1)
+    tables = np.stack([1 - positive, positive], 3)  # (2, T, 1, 2)
+    return list(np.repeat(tables, 2, 2))
+
+
+def _log_odds_ratio(table: Floats) -> float:
+    log = np.log(table)
+    ratio = log[1, 1] + log[0, 0] - log[1, 0] - log[0, 1]
+    return float(np.clip(ratio, -_MOST_LOG_RATIO, _MOST_LOG_RATIO))
+
+
+def _is_reversed(schema: Schema, given: Floats) -> bool:
+    """Whether interactions are less likely in the first class, and dislikes more."""
+    binary = [index for index, task in enumerate(schema.tasks) if not task.is_regression]
+    signs = np.array([-1.0 if schema.tasks[index].dislike else 1.0 for index in binary])
+    evidence = np.log(np.maximum(given[0, binary], _TINY)) - np.log(np.maximum(given[1, binary], _TINY))
+    return float(signs @ np.clip(evidence, -2, 2)) < 0
