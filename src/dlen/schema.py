@@ -96,8 +96,6 @@ class Task:
         mean: of the transformed label in the training rows, which is subtracted; 0 for ``weighted_logistic``.
         deviation: of the transformed label in the training rows, which it is divided by; for ``weighted_logistic``
             the mean.
-        view: name of the view that the task belongs to: labels that are signs of the same thing, such as a click and
-            a long view of it, and are not taken as independent given DLEN's hidden state. Empty: found from the data.
     """
 
     name: str
@@ -112,7 +110,6 @@ class Task:
     transform: str = "none"
     mean: float = 0.0
     deviation: float = 1.0
-    view: str = ""
 
     @property
     def is_regression(self) -> bool:

@@ -59,13 +59,6 @@ class Likelihood(StrEnum):
     FULL = "full"  # all labels of an impression jointly, with the hidden state summed out
 
 
-class Dependence(StrEnum):
-    """Which labels may depend on each other given the hidden state."""
-
-    AUTO = "auto"  # those of the same view
-    NONE = "none"  # none, as in the paper
-
-
 class LatentHead(Head):
     """DLEN's head: a hidden state UP shared by all tasks, and two conditional probabilities per task.
 
@@ -92,8 +85,9 @@ class LatentHead(Head):
         hidden: layer sizes of the hidden state network; None for one constant P(UP), as an ablation of the network.
         match: number of factors of the user-item dot product in P(UP); 0 for none, as in the paper.
         detach_bound: with the conditional bound, stop the gradient from P(t | not UP) into P(t | UP).
-        views: which labels may depend on each other given the state, in the full likelihood: ``auto``, those that
-            :func:`~dlen.models.label_classes.find_links` finds; ``none``.
+        views: tasks of the same view may depend on each other given the state, in the full likelihood. ``auto`` joins
+            tasks whose labels correlate by .5 or more; ``none`` takes all labels as independent, as the paper does;
+            a mapping names each view's tasks. See :func:`~dlen.models.label_classes.find_links`.
         initial_up: initial P(UP), raised if the training rates require it; ``labels`` starts P(UP), P(t | UP) and
             P(t | not UP) at the two classes that :func:`~dlen.models.label_classes.fit_classes` finds in the labels.
         initial_leak: initial ratio P(t | not UP) / P(t | UP); lowered if the bound requires it. It determines which
@@ -119,7 +113,7 @@ class LatentHead(Head):
         hidden: Sequence[int] | None = EXPERT,
         match: int = 0,
         detach_bound: bool = False,
-        views: Dependence | str = Dependence.AUTO,
+        views: str | Mapping[str, Sequence[str]] = "auto",
         initial_up: float | str = FROM_LABELS,
         initial_leak: float = 0.05,
         dropout: float = 0.0,
@@ -143,7 +137,8 @@ class LatentHead(Head):
         self.register_buffer("dislike", torch.tensor(dislikes), persistent=False)
         self.dislike: Tensor
         joint = self.likelihood is Likelihood.FULL
-        links = find_links(schema) if joint and _choice(Dependence, views, "views") is Dependence.AUTO else []
+        given = _given_views(views, schema.task_names)
+        links = find_links(schema, given) if joint else []
         classes = None
         if initial_up == FROM_LABELS and joint and schema.patterns:
             classes = fit_classes(schema, links, _START_UP, initial_leak)
@@ -341,6 +336,21 @@ def _alphas(alpha: float | Mapping[str, float], schema: Schema) -> list[float]:
         if not is_number(value) or not 0 < value <= 1:
             raise ValueError(f"alpha must be above 0 and at most 1, got {value!r}")
     return values
+
+
+def _given_views(views: str | Mapping[str, Sequence[str]], tasks: Sequence[str]) -> list[Sequence[str]] | None:
+    """The tasks of each view; None for those that the data show."""
+    if isinstance(views, str):
+        if views not in ("auto", "none"):
+            raise ValueError(f"views must be auto, none or a mapping of view to tasks, got {views!r}")
+        return None if views == "auto" else []
+    given = list(views.values())
+    if any(isinstance(view, str) or not isinstance(view, Sequence) for view in given):
+        raise ValueError(f"views must list the tasks of each view, got {dict(views)!r}")
+    for task in tasks:
+        if sum(list(view).count(task) for view in given) > 1:
+            raise ValueError(f"views: {task} occurs twice; a task belongs to one view")
+    return given
 
 
 def _leaks(classes: LabelClasses, dislikes: Sequence[bool]) -> list[float]:

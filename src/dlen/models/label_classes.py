@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlen.label_patterns import as_tensors
-from dlen.schema import Schema
+from dlen.schema import Schema, check_known_tasks
 from dlen.targets import Targets
 
 Floats = NDArray[np.float64]
@@ -58,8 +58,10 @@ class LabelClasses:
 
 def correlations(schema: Schema) -> Floats:
     """(T, T) correlation of each pair of labels, over the training rows that train both; nan if they never vary."""
-    labels, trained, weights = _training_patterns(schema)
     result = np.full((len(schema.tasks),) * 2, np.nan)
+    if not schema.patterns:
+        return result
+    labels, trained, weights = _training_patterns(schema)
     for a, b in combinations(range(len(schema.tasks)), 2):
         both = weights * trained[:, a] * trained[:, b]
         if both.sum() > 0:
@@ -71,33 +73,45 @@ def correlations(schema: Schema) -> Floats:
     return result
 
 
-def find_links(schema: Schema) -> list[Link]:
+def find_links(schema: Schema, views: Sequence[Sequence[str]] | None = None) -> list[Link]:
     """The links of all views: a tree over the tasks of each view, along the strongest correlations.
 
-    Tasks with the same :attr:`Task.view` are one view. Among tasks without, those whose labels correlate by .5 or more
-    are, as long as three views are left. A child of a funnel is not linked to its parents: its probability is
-    conditional on them already.
+    A child of a funnel is not linked to its parents: its probability is conditional on them already.
+
+    Args:
+        schema: schema of the data. Without label patterns, no view is found.
+        views: names of the tasks of each view; a task in none is one of its own. None joins tasks whose labels correlate
+            by .5 or more, the strongest first, as long as three views are left.
     """
-    if not schema.patterns:
-        return []
     strength, edges = np.nan_to_num(correlations(schema), nan=-1.0), []
     pairs = sorted(combinations(range(len(schema.tasks)), 2), key=lambda pair: -strength[pair])
-    view, views = list(range(len(schema.tasks))), len(schema.binary.tasks)
+    view, left = list(range(len(schema.tasks))), len(schema.binary.tasks)
+    together = _together(schema.task_names, views or [])
     for a, b in pairs:
-        if view[a] == view[b] or not _may_join(schema, a, b, strength[a, b], views):
+        if view[a] == view[b] or not _may_link(schema, a, b):
             continue
-        edges.append((a, b))
-        view, views = [view[a] if v == view[b] else v for v in view], views - 1
+        if together[a, b] if views is not None else strength[a, b] >= SAME_SIGN and left > LEAST_VIEWS:
+            edges.append((a, b))
+            view, left = [view[a] if v == view[b] else v for v in view], left - 1
     return _directed(edges, [task.rate for task in schema.tasks])
 
 
-def _may_join(schema: Schema, a: int, b: int, strength: float, views: int) -> bool:
+def _together(tasks: Sequence[str], views: Sequence[Sequence[str]]) -> NDArray[np.bool_]:
+    """(T, T) whether two tasks are in the same of the given views."""
+    result = np.zeros((len(tasks),) * 2, bool)
+    for view in views:
+        check_known_tasks("views", view, tasks)
+        places = [tasks.index(name) for name in view]
+        result[np.ix_(places, places)] = True
+    return result
+
+
+def _may_link(schema: Schema, a: int, b: int) -> bool:
+    """Whether both tasks are binary, and none is a parent of the other in a funnel."""
     first, second = schema.tasks[a], schema.tasks[b]
-    if first.is_regression or second.is_regression or b in schema.chain(first.name) or a in schema.chain(second.name):
+    if first.is_regression or second.is_regression:
         return False
-    if first.view or second.view:
-        return first.view == second.view
-    return strength >= SAME_SIGN and views > LEAST_VIEWS
+    return b not in schema.chain(first.name) and a not in schema.chain(second.name)
 
 
 def _directed(edges: Sequence[tuple[int, int]], rates: Sequence[float]) -> list[Link]:

@@ -216,7 +216,7 @@ class Tally:
             over_all = spec.train_on == "all" and spec.observed_where
             rate = positive / (determined if over_all else observed)
             rules = (spec.observed_where, spec.train_on, spec.joint, _factor(spec), spec.dislike)
-            tasks.append(Task(name, float(rate), *rules, view=spec.view))
+            tasks.append(Task(name, float(rate), *rules))
         return tuple(tasks)
 
 

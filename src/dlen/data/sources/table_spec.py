@@ -145,7 +145,6 @@ class TaskSpec:
         kind: binary; or regression, which predicts the number in the column of the label.
         loss: regression: mse, huber or weighted_logistic.
         transform: regression: none, or log1p.
-        view: name shared by tasks that are signs of the same thing, such as a click and a long view of it.
     """
 
     label: str = ""
@@ -158,7 +157,6 @@ class TaskSpec:
     kind: Annotated[str, OneOf(*TaskKind)] = "binary"
     loss: Annotated[str, OneOf("mse", "huber", "weighted_logistic")] = "mse"
     transform: Annotated[str, OneOf("none", "log1p")] = "none"
-    view: str = ""
 
     @property
     def is_regression(self) -> bool:
