@@ -49,7 +49,7 @@ def hidden_figures(record: RunRecord) -> HiddenFigures:
     """From a run's diagnostics back to what the picture is drawn from."""
     hidden = record.diagnostics["hidden"]
     counts = torch.tensor([hidden["counts"][p] for p in PATTERNS], dtype=torch.float64)
-    return HiddenFigures(hidden["tasks"], counts, torch.tensor(hidden["kinds"]), torch.tensor(hidden["true_kinds"]))
+    return HiddenFigures(hidden["tasks"], counts, torch.tensor(hidden["kinds"]), torch.tensor(hidden["true_kinds"]), [])
 
 
 def gate_figures(gate: dict[str, Any]) -> GateFigures:

@@ -30,6 +30,37 @@ def negative_kinds(negative: Tensor, other: Tensor, up: Tensor) -> Tensor:
     return torch.stack([(negative * other).double().sum(0), up.double() @ quiet, (1 - up.double()) @ quiet], 1)
 
 
+class Together(Metric):
+    """How often both tasks of a pair happen, beside how often the model expects it, in constant memory.
+
+    Args:
+        pairs: number of pairs P.
+    """
+
+    full_state_update = False
+    sums: Tensor
+
+    def __init__(self, pairs: int) -> None:
+        super().__init__()
+        self.add_state("sums", default=torch.zeros(3, pairs, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, happened: Tensor, probability: Tensor, known: Tensor) -> None:
+        """Add rows.
+
+        Args:
+            happened: (B, P) 1 where both tasks happened.
+            probability: (B, P) the model's probability of it.
+            known: (B, P) 1 where the labels tell it.
+        """
+        p, weight = probability.double(), known.double()
+        self.sums += torch.stack([(happened * weight).sum(0), (p * weight).sum(0), (p * (1 - p) * weight).sum(0)])
+
+    def compute(self) -> Tensor:
+        """(3, P) observed number of rows, expected number, and the standard deviation of the observed one."""
+        observed, expected, variance = self.sums
+        return torch.stack([observed, expected, variance.sqrt()])
+
+
 class HiddenState(Metric):
     """Distribution of P(UP), leak of each task, and the three kinds of negatives, in constant memory.
 

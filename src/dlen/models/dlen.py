@@ -29,7 +29,7 @@ from dlen.errors import UnmetNeedError
 from dlen.models.backbones import EXPERT
 from dlen.models.features import Features, FeatureSpec
 from dlen.models.heads import TOWER, Head, Ranking, Towers, add_first_order, logit, make_match, training_rates
-from dlen.models.label_classes import Floats, LabelClasses, Link, find_links, fit_classes
+from dlen.models.label_classes import Floats, LabelClasses, Link, find_links, fit_classes, view_names
 from dlen.models.predictions import Latent, Predictions, Views, weighted_mean
 from dlen.models.values import MixtureValues, centres
 from dlen.nn.logspace import at_least_float32, log1mexp
@@ -139,6 +139,7 @@ class LatentHead(Head):
         joint = self.likelihood is Likelihood.FULL
         given = _given_views(views, schema.task_names)
         links = find_links(schema, given) if joint else []
+        self.view_names = view_names(schema, links)
         classes = None
         if initial_up == FROM_LABELS and joint and schema.patterns:
             classes = fit_classes(schema, links, _START_UP, initial_leak)

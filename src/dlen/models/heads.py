@@ -49,7 +49,12 @@ class Head(nn.Module, ABC):
 
     Construct with ``Head(schema, rep_dim, spec, **settings)``: the tasks, the size H of the representations and the
     layout of the input features.
+
+    Attributes:
+        view_names: names of the tasks of each view, for heads with P(UP); None for all others.
     """
+
+    view_names: list[list[str]] | None = None
 
     @abstractmethod
     def forward(self, representations: Tensor, features: Features) -> Predictions:

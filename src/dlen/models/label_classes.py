@@ -80,8 +80,8 @@ def find_links(schema: Schema, views: Sequence[Sequence[str]] | None = None) -> 
 
     Args:
         schema: schema of the data. Without label patterns, no view is found.
-        views: names of the tasks of each view; a task in none is one of its own. None joins tasks whose labels correlate
-            by .5 or more, the strongest first, as long as three views are left.
+        views: names of the tasks of each view; a task in none is one of its own. None joins tasks whose labels
+            correlate by .5 or more, the strongest first, as long as three views are left.
     """
     strength, edges = np.nan_to_num(correlations(schema), nan=-1.0), []
     pairs = sorted(combinations(range(len(schema.tasks)), 2), key=lambda pair: -strength[pair])
@@ -94,6 +94,19 @@ def find_links(schema: Schema, views: Sequence[Sequence[str]] | None = None) -> 
             edges.append((a, b))
             view, left = [view[a] if v == view[b] else v for v in view], left - 1
     return _directed(edges, [task.rate for task in schema.tasks])
+
+
+def view_names(schema: Schema, links: Sequence[Link]) -> list[list[str]]:
+    """Names of the binary tasks of each view, in the order of their first task."""
+    view = list(range(len(schema.tasks)))
+    for link in links:
+        first, second = sorted((view[link.parent], view[link.child]))
+        view = [first if v == second else v for v in view]
+    found: dict[int, list[str]] = {}
+    for place, task in zip(view, schema.tasks, strict=True):
+        if not task.is_regression:
+            found.setdefault(place, []).append(task.name)
+    return list(found.values())
 
 
 def _together(tasks: Sequence[str], views: Sequence[Sequence[str]]) -> NDArray[np.bool_]:

@@ -28,6 +28,19 @@ class Views:
     child_tasks: Tensor
     log_ratios: Tensor
 
+    def only(self, columns: Tensor) -> Views:
+        """The links by the places of their tasks among some tasks, which all of them are in."""
+        parents, children = (
+            (tasks[:, None] == columns).int().argmax(1) for tasks in (self.parent_tasks, self.child_tasks)
+        )
+        return Views(parents, children, self.log_ratios)
+
+    def is_link(self, first: Tensor, second: Tensor) -> Tensor:
+        """(P, E) whether each pair of tasks, by their (P,) indices, is each link in either direction."""
+        a, b = first[:, None], second[:, None]
+        parents, children = self.parent_tasks, self.child_tasks
+        return (a == parents) & (b == children) | (a == children) & (b == parents)
+
     def log_given(self, up: Tensor, not_up: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Turn the log-probability of each child's label into one given its parent's label as well.
 
@@ -95,6 +108,23 @@ class Latent:
             up, not_up = up.index_copy(1, columns, of_up), not_up.index_copy(1, columns, of_not_up)
         return self.log_up + (up * mask).sum(1), self.log_not_up + (not_up * mask).sum(1)
 
+    def log_both(self, first: Tensor, second: Tensor) -> Tensor:
+        """(B, P) log-probability that both tasks of P pairs happen, by their (P,) indices.
+
+        Tasks without a link count as independent given the state, also those of one view.
+        """
+        if self.views is None:
+            ratios = self.log_up.new_zeros(2, len(first))
+        else:
+            ratios = self.views.log_ratios @ self.views.is_link(first, second).T.to(self.log_up.dtype)
+        states = []
+        for given, of_state, odds in zip(
+            (self.log_given_up, self.log_given_not_up), (self.log_up, self.log_not_up), ratios, strict=True
+        ):
+            a, b = given.index_select(1, first), given.index_select(1, second)
+            states.append(of_state[:, None] + a + b + log_lift(a, b, odds))
+        return torch.logaddexp(*states)
+
     def posterior_log_odds(self, labels: Tensor, mask: Tensor) -> Tensor:
         """(B,) log-odds of P(UP | labels, x) by Bayes' rule. Takes the arguments of :meth:`log_with_labels`."""
         up, not_up = self.log_with_labels(labels, mask)
@@ -133,6 +163,7 @@ class Predictions:
         latent = None
         if self.latent is not None:
             latent = Latent(*(chosen(getattr(self.latent, f.name)) for f in fields(Latent)[:-2]))  # type: ignore[arg-type]
+            latent.views = None if self.latent.views is None else self.latent.views.only(columns)
         log_p, log_q, log_score = (part.index_select(1, columns) for part in (self.log_p, self.log_q, self.log_score))
         return Predictions(log_p, log_q, log_score, latent, chosen(self.log_joint))
 

@@ -58,9 +58,39 @@ def _history(record: RunRecord) -> Plot | None:
 
 
 def _hidden_state(diagnostics: Mapping[str, Any]) -> list[Plot]:
-    """The distribution of P(UP) and the kinds of negatives; empty for a model without a hidden state."""
+    """P(UP), the kinds of negatives and what they leave unexplained; empty for a model without a hidden state."""
     hidden = diagnostics.get("hidden")
-    return [_hidden_histogram(hidden), _negatives(hidden)] if hidden else []
+    if not hidden:
+        return []
+    return [_hidden_histogram(hidden), _negatives(hidden), *([_pairs(hidden)] if hidden.get("pairs") else [])]
+
+
+def _pairs(hidden: Mapping[str, Any]) -> Plot:
+    """Co-occurrence of each pair of tasks beside that of the model; the strongest at the top."""
+    pairs = sorted(hidden["pairs"], key=lambda pair: pair["lift"][1])
+    low, lift, high = zip(*(pair["lift"] for pair in pairs), strict=True)
+    figure = go.Figure(
+        go.Scatter(
+            x=lift,
+            y=[safe(" and ".join(pair["tasks"])) for pair in pairs],
+            error_x={
+                "array": [h - x for h, x in zip(high, lift, strict=True)],
+                "arrayminus": [x - less for less, x in zip(low, lift, strict=True)],
+            },
+            mode="markers",
+            marker={"color": BLUE, "size": 9},
+            hovertemplate="%{y}: %{x:.2f}<extra></extra>",
+        )
+    )
+    figure.add_vline(x=1, line={"color": NEUTRAL})
+    figure.update_layout(
+        height=110 + 24 * len(pairs), xaxis={"title": "observed / expected rows", "rangemode": "tozero"}
+    )
+    note = (
+        "Rows in which both tasks happen, over those that the model expects; error bars: three standard deviations. "
+        "Far above 1, both are signs of the same thing: model.head.views joins them."
+    )
+    return Plot("What P(UP) leaves unexplained", plain(figure), note)
 
 
 def _hidden_histogram(hidden: Mapping[str, Any]) -> Plot:

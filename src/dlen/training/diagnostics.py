@@ -72,6 +72,9 @@ def _hidden(hidden: HiddenFigures) -> dict[str, Any]:
     content["counts"] = dict(zip(PATTERNS, hidden.counts.long().tolist(), strict=True))
     if hidden.true_kinds is not None:
         content["true_kinds"] = _rounded(hidden.true_kinds)
+    content["pairs"] = [
+        {"tasks": list(p.tasks), "lift": [round(v, _DIGITS) for v in (p.low, p.lift, p.high)]} for p in hidden.pairs
+    ]
     return content
 
 

@@ -20,6 +20,7 @@ from dlen.data.store import Store
 from dlen.errors import UserError
 from dlen.files import write_json
 from dlen.models.baseline import Baseline
+from dlen.models.ranker import Ranker
 from dlen.nn.embedding import deferred_tables
 from dlen.training.advice import base_rate_warnings, unknown_id_warnings, unseen_sequence_warnings
 from dlen.training.baseline import fit_baseline
@@ -51,6 +52,7 @@ from dlen.training.datamodule import RankingDataModule, tested_rows
 from dlen.training.diagnostics import attention_maps, diagnostics
 from dlen.training.environment import environment
 from dlen.training.gates import GateMonitor
+from dlen.training.latent import view_warnings
 from dlen.training.latent import warnings as hidden_state_warnings
 from dlen.training.loggers import log_config, log_final, make_loggers, wandb_finished
 from dlen.training.module import RankingModule
@@ -258,9 +260,12 @@ def fit(
 
 def _hidden_state_warnings(module: RankingModule) -> list[str]:
     """Warnings about DLEN's hidden state in the last validation; empty for other models."""
-    if "val" not in module.figures or module.figures["val"].hidden is None:
+    figures = module.figures.get("val")
+    if figures is None or figures.hidden is None:
         return []
-    return hidden_state_warnings(module.figures["val"].values, module.model.schema.binary.task_names)
+    lines = hidden_state_warnings(figures.values, module.model.schema.binary.task_names)
+    views = module.model.head.view_names if isinstance(module.model, Ranker) else None
+    return lines if views is None else [*lines, *view_warnings(figures.hidden.pairs, views)]
 
 
 def _fit(trainer: L.Trainer, module: RankingModule, data: RankingDataModule, folder: Path, resume: Path | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,8 @@ from torchmetrics import PearsonCorrCoef
 
 from dlen.batch import Batch
 from dlen.metrics import CalibrationError, CalibrationRatio, ExactAUC, HiddenState, HistogramAUC
-from dlen.metrics.hidden import NEGATIVES
+from dlen.metrics.hidden import NEGATIVES, Together
+from dlen.models.label_classes import LEAST_VIEWS
 from dlen.models.predictions import Latent
 from dlen.schema import Schema
 from dlen.targets import Targets
@@ -20,6 +22,26 @@ PREFERS, UP = "prefers", "up"  # simulator columns: the sampled hidden state, an
 _LEAST_STD = 0.02
 _MOST_SATURATED = 0.95
 _MOST_RATIO = 0.8
+_DEVIATIONS = 3.0  # half of an interval of a lift: many pairs are looked at
+_MOST_LIFT = 1.5  # lower end of a lift from which two tasks should be one view
+_SHOWN = 3  # pairs in warnings
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """How often two tasks happen in the same row, beside what the model expects.
+
+    Attributes:
+        tasks: names of both tasks.
+        lift: observed over expected number of rows; 1 if labels depend on each other only through what the model knows.
+        low: lower end of the interval of ``lift``, at three standard deviations.
+        high: its upper end.
+    """
+
+    tasks: tuple[str, str]
+    lift: float
+    low: float
+    high: float
 
 
 @dataclass(slots=True)
@@ -31,23 +53,29 @@ class HiddenFigures:
         counts: (3, bins) numbers of rows by label pattern and P(UP).
         kinds: (T, 3) shares of the negatives: other positive, silent liking, detest.
         true_kinds: the same shares by the simulator's hidden state; None on real logs.
+        pairs: pairs of tasks of which at least one row is expected.
     """
 
     tasks: list[str]
     counts: Tensor
     kinds: Tensor
     true_kinds: Tensor | None
+    pairs: list[Pair]
 
 
 class LatentMeasures(nn.Module):
     """All metrics of P(UP).
 
-    Keys: ``auc/up_any``, ``auc/up_DISLIKE``, ``hidden/...``, ``leak/T`` and ``negatives/KIND/T``. On simulated data
-    also ``auc/up_truth``, ``corr/up_truth``, ``calibration/up_truth``, ``ece/up_truth`` and ``negatives_true/KIND/T``.
+    Keys: ``auc/up_any``, ``auc/up_DISLIKE``, ``hidden/...``, ``leak/T``, ``negatives/KIND/T`` and ``lift/T/T``, the
+    number of rows in which two tasks happen over the number that the model expects. On simulated data also
+    ``auc/up_truth``, ``corr/up_truth``, ``calibration/up_truth``, ``ece/up_truth`` and ``negatives_true/KIND/T``.
 
     Args:
         exact: compute AUC from every score instead of a histogram.
     """
+
+    first: Tensor
+    second: Tensor
 
     def __init__(self, schema: Schema, *, exact: bool) -> None:
         super().__init__()
@@ -61,6 +89,10 @@ class LatentMeasures(nn.Module):
         self.names += ["up_truth"] if self.has_truth else []
         self.auc = ExactAUC(len(self.names)) if exact else HistogramAUC(len(self.names))
         self.state = HiddenState(_relations(schema))
+        pairs = list(combinations([i for i, t in enumerate(schema.tasks) if not t.is_regression], 2))
+        self.register_buffer("first", torch.tensor([a for a, _ in pairs], dtype=torch.int64), persistent=False)
+        self.register_buffer("second", torch.tensor([b for _, b in pairs], dtype=torch.int64), persistent=False)
+        self.together = Together(len(pairs))
         self.corr = PearsonCorrCoef() if self.has_truth else None
         self.ratio = CalibrationRatio(1) if self.has_truth else None
         self.ece = CalibrationError(1) if self.has_truth else None
@@ -88,6 +120,7 @@ class LatentMeasures(nn.Module):
             pattern = torch.where((batch.labels[:, self.dislikes] == 1).any(1), 2, pattern)
         prefers = batch.truth[:, self.prefers] if self.has_truth else None
         self.state.update(up, posterior, given, labels, mask, pattern, prefers)
+        self._update_pairs(latent, labels, mask)
         log_odds = (latent.log_up - latent.log_not_up)[:, None]
         comparisons = [(log_odds, interacts, decided)]
         for i in self.dislikes:
@@ -102,6 +135,21 @@ class LatentMeasures(nn.Module):
             self.ece.update(log_up, truth, everywhere)
         scores, wanted, counted = (torch.cat(columns, 1) for columns in zip(*comparisons, strict=True))
         self.auc.update(scores, wanted, counted)
+
+    def _update_pairs(self, latent: Latent, labels: Tensor, mask: Tensor) -> None:
+        (a, b), (known_a, known_b) = ([x.index_select(1, i) for i in (self.first, self.second)] for x in (labels, mask))
+        self.together.update(a * b, latent.log_both(self.first, self.second).exp(), known_a * known_b)
+
+    def _pairs(self) -> list[Pair]:
+        names = self.targets.schema.task_names
+        tasks = [(names[a], names[b]) for a, b in zip(self.first.tolist(), self.second.tolist(), strict=True)]
+        found = []
+        for pair, (observed, expected, deviation) in zip(tasks, self.together.compute().T.tolist(), strict=True):
+            if expected >= 1:
+                spread = _DEVIATIONS * deviation
+                ends = (max(observed - spread, 0.0), observed + spread)
+                found.append(Pair(pair, observed / expected, *(end / expected for end in ends)))
+        return found
 
     def compute(self) -> tuple[dict[str, float], HiddenFigures]:
         """Return all metrics so far, nan if undefined, and the data for a plot."""
@@ -122,7 +170,9 @@ class LatentMeasures(nn.Module):
                 for task, row in zip(tasks, state[key][self.interactions].tolist(), strict=True):
                     values |= {f"{prefix}/{kind}/{task}": v for kind, v in zip(NEGATIVES, row, strict=True)}
         true_kinds = state["true_kinds"][self.interactions] if self.has_truth else None
-        return values, HiddenFigures(tasks, state["counts"], state["kinds"][self.interactions], true_kinds)
+        pairs = self._pairs()
+        values |= {"lift/" + "/".join(pair.tasks): pair.lift for pair in pairs}
+        return values, HiddenFigures(tasks, state["counts"], state["kinds"][self.interactions], true_kinds, pairs)
 
 
 def _relations(schema: Schema) -> Tensor:
@@ -133,6 +183,32 @@ def _relations(schema: Schema) -> Tensor:
         for j, other in enumerate(schema.tasks):
             relations[i, j] = float(j not in chain and not other.dislike)
     return relations
+
+
+def view_warnings(pairs: Sequence[Pair], views: Sequence[Sequence[str]]) -> list[str]:
+    """Warnings about labels that the hidden state does not explain.
+
+    Args:
+        pairs: pairs of tasks with their lifts.
+        views: tasks of each view of the head.
+    """
+    lines = []
+    if 1 < len(views) < LEAST_VIEWS:
+        lines.append(
+            f"the labels are {len(views)} views of P(UP) ({'; '.join('+'.join(view) for view in views)}), and labels "
+            f"identify it from {LEAST_VIEWS} on: it may mean what one task alone does; add a task of another kind"
+        )
+    view_of = {task: view for view in views for task in view}
+    apart = [p for p in pairs if p.low > _MOST_LIFT and view_of.get(p.tasks[0]) is not view_of.get(p.tasks[1])]
+    for pair in sorted(apart, key=lambda p: -p.low)[:_SHOWN]:
+        joined = [*view_of[pair.tasks[0]], *view_of[pair.tasks[1]]]
+        others = [view for view in views if len(view) > 1 and not set(view) & set(joined)]
+        setting = ",".join(f"{'_'.join(view)}:[{','.join(view)}]" for view in [*others, joined])
+        lines.append(
+            f"{' and '.join(pair.tasks)} are positive together in {pair.lift:.1f} ({pair.low:.1f} to {pair.high:.1f}) "
+            f"times as many rows as P(UP) explains: they share more than it; 'model.head.views={{{setting}}}' says so"
+        )
+    return lines
 
 
 def warnings(values: Mapping[str, float], tasks: Sequence[str]) -> list[str]:
