@@ -34,6 +34,10 @@ def _no_weights() -> Tensor:
     return torch.zeros(0, 1)
 
 
+def _no_views() -> Tensor:
+    return torch.zeros(0, 0, dtype=torch.uint8)
+
+
 @dataclass(slots=True)
 class Batch:
     """B rows of a prepared data set, with S single ids, M multi-valued fields, K numeric fields and T tasks.
@@ -55,6 +59,7 @@ class Batch:
             all are 1.
         sequences: the sequences, in the order of :attr:`Schema.sequences`.
         vectors: (B, d) float32 of each vector field, scaled with training statistics; 0 for a missing vector.
+        views: (B, V) uint8 bin of each of :attr:`Schema.views`, 255 where missing; empty if none is known.
     """
 
     ids: Tensor
@@ -68,6 +73,7 @@ class Batch:
     weights: Tensor = field(default_factory=_no_weights)
     sequences: tuple[Sequence, ...] = ()
     vectors: tuple[Tensor, ...] = ()
+    views: Tensor = field(default_factory=_no_views)
 
     @classmethod
     def of_ids(cls, ids: Tensor, labels: Tensor) -> Batch:
@@ -82,6 +88,11 @@ class Batch:
     def row_weights(self) -> Tensor | None:
         """(B, 1 + T) :attr:`weights`; None if all are 1."""
         return self.weights if len(self.weights) else None
+
+    @property
+    def known_views(self) -> Tensor | None:
+        """(B, V) :attr:`views`; None if none is known."""
+        return self.views if len(self.views) else None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """Return the batch on another device."""

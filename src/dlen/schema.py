@@ -118,6 +118,21 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
+class View:
+    """A column that is known only afterwards, such as a play time: evidence for DLEN's hidden state, never an input.
+
+    Attributes:
+        name: unique name in the schema.
+        bins: number of bins of its values.
+        of: task whose label its values depend on as well, such as that of a long view; empty for none.
+    """
+
+    name: str
+    bins: int
+    of: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Schema:
     """The fields and tasks of a prepared data set.
 
@@ -131,14 +146,15 @@ class Schema:
         truth: names of columns known only to a simulator, used for evaluation but never as input.
         user: name of the field that identifies the user of an impression.
         position: name of the field with the position on the page.
+        views: columns known only afterwards, in the order of :attr:`Batch.views`.
         patterns: how often labels occur together in the training rows, see :mod:`dlen.label_patterns`; empty for a
             schema that was not prepared from data.
 
     Raises:
         ValueError: names repeat or clash with metric names, ``observed_where`` names an unknown or circular parent or
             a regression task, a regression task has a setting of binary tasks, ``share`` names a field that has no ids
-            of its own or another number of them, a field without ids of its own has a ``dim``, or a field of kind
-            ``vector`` has no size.
+            of its own or another number of them, a view is of no binary task, a field without ids of its own has a
+            ``dim``, or a field of kind ``vector`` has no size.
 
     Example:
         >>> fields = (Field("user", Kind.ID, "user", 100), Field("tags", Kind.IDS, "item", 50))
@@ -154,6 +170,7 @@ class Schema:
     truth: tuple[str, ...] = ()
     user: str | None = None
     position: str | None = None
+    views: tuple[View, ...] = ()
     patterns: Patterns = ()
 
     def __post_init__(self) -> None:
@@ -177,6 +194,9 @@ class Schema:
                 raise ValueError(
                     f"task {task.name}: dislike, joint and train_on are of binary tasks, not of regression"
                 )
+        for view in self.views:
+            if view.of and (view.of not in self.task_names or self.tasks[self.task_index(view.of)].is_regression):
+                raise ValueError(f"view {view.name}: of must name a binary task, got {view.of!r}")
         check_targets([(t.name, t.joint, t.dislike) for t in self.tasks])
 
     @property
@@ -280,7 +300,8 @@ class Schema:
             Field(**{**f, "kind": Kind(f["kind"]), "pooling": Pooling(f["pooling"])}) for f in data["fields"]
         )
         tasks = tuple(Task(**{**t, "kind": TaskKind(t.get("kind", "binary"))}) for t in data["tasks"])
-        return cls(fields, tasks, tuple(data["truth"]), data["user"], data["position"], _patterns(data, tasks))
+        views = tuple(View(**view) for view in data.get("views", ()))
+        return cls(fields, tasks, tuple(data["truth"]), data["user"], data["position"], views, _patterns(data, tasks))
 
 
 def _patterns(data: dict[str, Any], tasks: Sequence[Task]) -> Patterns:

@@ -163,7 +163,7 @@ def assert_finite(predictions: Predictions) -> None:
         if field.name not in ("latent", "log_joint", "values"):
             assert getattr(predictions, field.name).isfinite().all(), field.name
     if predictions.latent is not None:
-        for field in fields(predictions.latent)[:-2]:  # without regressions and views
+        for field in fields(predictions.latent)[:-3]:  # without regressions and views
             assert getattr(predictions.latent, field.name).isfinite().all(), field.name
 
 

@@ -67,6 +67,7 @@ class Split:
         users: (n,) user numbers; empty if users are distinguished by their ids.
         weights: (n, 1 + T) weights of rows and of their labels; empty if all are 1.
         values: (n, R) labels of the regression tasks in their own unit, nan where missing; empty without labels.
+        views: (n, V) uint8 bins of what is known only afterwards, or :data:`MISSING`; empty without any.
         scale: standardises ``values``; None without them.
         sequences: the rows' sequences; None without any.
         vectors: the rows' vectors; None without any.
@@ -82,6 +83,7 @@ class Split:
     users: Tensor
     weights: Tensor
     values: Tensor
+    views: Tensor
     sequences: SplitSequences | None = field(default=None, kw_only=True)
     vectors: SplitVectors | None = field(default=None, kw_only=True)
     scale: LabelScale | None = field(kw_only=True)
@@ -123,6 +125,7 @@ class Split:
             self.weights.index_select(0, index) if len(self.weights) else self.weights,
             () if self.sequences is None else self.sequences.gather(index, of_sequences),
             () if self.vectors is None else self.vectors.gather(index),
+            self.views.index_select(0, index) if len(self.views) else self.views,
         )
 
     def logged(self, labels: Tensor) -> Tensor:
@@ -133,7 +136,7 @@ class Split:
     def bytes(self) -> int:
         """Size of all arrays in bytes, including user groups."""
         tables = [self.table] if self.groups is None else [self.table, self.groups]
-        arrays = [self.labels, self.group, self.truth, self.users, self.weights, self.values]
+        arrays = [self.labels, self.group, self.truth, self.users, self.weights, self.values, self.views]
         arrays += [a for t in tables for a in vars(t).values()]
         parts = [part for part in (self.sequences, self.vectors) if part is not None]
         return sum(a.nbytes for a in arrays) + sum(part.bytes for part in parts)
@@ -175,6 +178,7 @@ def split_of(
         users=torch.zeros(0, dtype=torch.int32),
         weights=torch.zeros(0, 1),
         values=torch.zeros(0, 0),
+        views=torch.zeros(0, 0, dtype=torch.uint8),
         sequences=None if columns.places is None else SplitSequences.of(sequences, columns.places),
         vectors=None if columns.vectors is None else SplitVectors.of(vectors, columns.vectors),
         scale=None,
@@ -197,7 +201,7 @@ class ResidentSplit:
         self.host = split
         self.device = device
         groups = None if split.groups is None else split.groups.to(device)
-        arrays = (split.labels, split.group, split.truth, split.users, split.weights, split.values)
+        arrays = (split.labels, split.group, split.truth, split.users, split.weights, split.values, split.views)
         self.copy = Split(
             split.rows,
             split.table.to(device),

@@ -131,6 +131,7 @@ class Store:
             self._array(f"{name}/users"),
             self._array(f"{name}/weights"),
             self._array(f"{name}/values"),
+            self._array(f"{name}/views"),
             sequences=self._split_sequences(name),
             vectors=self._split_vectors(name),
             scale=LabelScale(self.schema) if self.schema.regressions else None,

@@ -144,9 +144,16 @@ class SplitWriter:
         num_values: int = 0,
         num_sequences: int = 0,
         num_vectors: int = 0,
+        num_views: int = 0,
     ) -> None:
         self.table = TableWriter(folder, name, counts)
-        widths = {"labels": num_tasks, "truth": num_truth, "weights": 1 + num_tasks, "values": num_values}
+        widths = {
+            "labels": num_tasks,
+            "truth": num_truth,
+            "weights": 1 + num_tasks,
+            "values": num_values,
+            "views": num_views,
+        }
         widths |= dict.fromkeys(PLACE_ARRAYS, num_sequences)
         widths |= dict.fromkeys(VECTOR_ARRAYS, num_vectors)
         types = SPLIT_ARRAYS | (PLACE_ARRAYS if num_sequences else {}) | (VECTOR_ARRAYS if num_vectors else {})
@@ -165,6 +172,7 @@ class SplitWriter:
         users: Array | None = None,
         weights: Array | None = None,
         values: Array | None = None,
+        views: Array | None = None,
     ) -> None:
         """Append rows.
 
@@ -177,12 +185,13 @@ class SplitWriter:
                 distinguished by their ids, so users not seen in training count as no user.
             weights: (n, 1 + T) weight of each row in training, then that of each task's label in it.
             values: (n, R) labels of the regression tasks in their own unit; nan where missing.
+            views: (n, V) bin of each of :attr:`Schema.views`, or :data:`MISSING`.
         """
         self.table.append(columns)
         given = {"labels": labels, "group": group, "truth": truth, "users": users, "weights": weights}
         if columns.places is not None:
             given |= {part: getattr(columns.places, part.removeprefix("sequence_")) for part in PLACE_ARRAYS}
-        for part, rows in {**given, "values": values, "vectors": columns.vectors}.items():
+        for part, rows in {**given, "values": values, "views": views, "vectors": columns.vectors}.items():
             if rows is not None:
                 self.arrays[part].append(rows)
         self.missing += (labels == MISSING).sum(axis=0)
@@ -238,10 +247,11 @@ class StoreWriter:
         group: str | None = None,
         num_truth: int = 0,
         num_values: int = 0,
+        num_views: int = 0,
     ) -> SplitWriter:
-        """Start a split; ``group`` names the table that its rows are joined with, ``num_values`` is R."""
+        """Start a split; ``group`` names the table that its rows are joined with, the numbers are R, R and V."""
         shared = len(self._sequences), len(self._vectors)
-        writer = SplitWriter(self.folder, name, counts, num_tasks, num_truth, num_values, *shared)
+        writer = SplitWriter(self.folder, name, counts, num_tasks, num_truth, num_values, *shared, num_views)
         self._splits[name] = (writer, group)
         return writer
 

@@ -30,7 +30,7 @@ from dlen.models.backbones import EXPERT
 from dlen.models.features import Features, FeatureSpec
 from dlen.models.heads import TOWER, Head, Ranking, Towers, add_first_order, logit, make_match, training_rates
 from dlen.models.label_classes import Floats, LabelClasses, Link, find_links, fit_classes, view_names
-from dlen.models.predictions import Latent, Predictions, Views, weighted_mean
+from dlen.models.predictions import Evidence, Latent, Predictions, Views, weighted_mean
 from dlen.models.values import MixtureValues, centres
 from dlen.nn.logspace import at_least_float32, log1mexp
 from dlen.nn.mlp import MLP
@@ -159,6 +159,8 @@ class LatentHead(Head):
         self.hidden = None if hidden is None else MLP(spec.width, hidden, dropout)
         self.hidden_output = nn.Linear(self.hidden.out_dim if self.hidden else 0, 1)
         nn.init.constant_(self.hidden_output.bias, logit(up))
+        width = self.hidden_output.in_features
+        self.privileged = PrivilegedViews(schema, width) if joint and schema.views else None
         self.match = make_match(spec, match, 1)
 
     @property
@@ -170,11 +172,14 @@ class LatentHead(Head):
         """Predict all tasks, with the hidden state."""
         c, n = self.towers(representations).unbind(2)  # (B, T) each
         c = add_first_order(c, features)
-        x = features.flat
-        up = self.hidden_output(x[:, :0] if self.hidden is None else self.hidden(x))[:, 0]
+        x = features.flat[:, :0] if self.hidden is None else self.hidden(features.flat)
+        up = self.hidden_output(x)[:, 0]
         if self.match is not None:
             up = up + self.match(features.fields)[:, 0]
-        return self.mixture(c, n, at_least_float32(up))
+        predictions = self.mixture(c, n, at_least_float32(up))
+        if self.privileged is not None and predictions.latent is not None:
+            predictions.latent.evidence = self.privileged(x)
+        return predictions
 
     def mixture(self, c: Tensor, n: Tensor, up: Tensor) -> Predictions:
         """Apply equations (1) to (10).
@@ -209,7 +214,7 @@ class LatentHead(Head):
 
     def shared_parameters(self) -> list[nn.Parameter]:
         """Parameters of the hidden state network, the match and the views, and the deviations of regression tasks."""
-        parts = (self.hidden, self.hidden_output, self.match, self.regression, self.views)
+        parts = (self.hidden, self.hidden_output, self.match, self.regression, self.views, self.privileged)
         modules = [m for m in parts if m is not None]
         return [p for module in modules for p in module.parameters()]
 
@@ -224,6 +229,7 @@ class LatentHead(Head):
         mask: Tensor,
         weights: Tensor,
         row_weights: Tensor | None = None,
+        bins: Tensor | None = None,
     ) -> Tensor:
         """Cross entropies of equation (1), or the joint likelihood of all labels, as set by ``likelihood``."""
         if self.likelihood is Likelihood.MARGINAL:
@@ -231,8 +237,8 @@ class LatentHead(Head):
         assert predictions.latent is not None
         of_labels = mask * weights
         if row_weights is None:
-            return joint_loss(predictions.latent, labels, of_labels)
-        return joint_loss(predictions.latent, labels, of_labels * row_weights[:, 1:], row_weights[:, 0])
+            return joint_loss(predictions.latent, labels, of_labels, bins=bins)
+        return joint_loss(predictions.latent, labels, of_labels * row_weights[:, 1:], row_weights[:, 0], bins)
 
     def task_losses(
         self, predictions: Predictions, labels: Tensor, mask: Tensor, row_weights: Tensor | None = None
@@ -269,6 +275,36 @@ class ViewOdds(nn.Module):
         return Views(self.parent_tasks, self.child_tasks, self.log_ratios.float())
 
 
+class PrivilegedViews(nn.Module):
+    """Densities of the columns that are known only afterwards, :attr:`Schema.views`.
+
+    The odds of two bins depend on the state by a factor of its own for each view and label, and on the inputs by
+    another that both states share. So what inputs tell of a play time, such as the length of the video, is no evidence
+    for UP.
+
+    Args:
+        schema: schema with views.
+        width: size of the hidden state network's representation.
+    """
+
+    def __init__(self, schema: Schema, width: int) -> None:
+        super().__init__()
+        self.tasks = [schema.task_index(view.of) if view.of else None for view in schema.views]
+        self.logits = nn.ParameterList(
+            nn.Parameter(torch.zeros(2, 1 if task is None else 2, view.bins))
+            for view, task in zip(schema.views, self.tasks, strict=True)
+        )
+        self.shifts = nn.ModuleList(nn.Linear(width, view.bins) for view in schema.views)
+
+    def forward(self, representation: Tensor) -> tuple[Evidence, ...]:
+        """(B, H) representation of the hidden state network -> the density of each view."""
+        parts = zip(self.logits, self.shifts, self.tasks, strict=True)
+        return tuple(
+            Evidence(at_least_float32(logits), at_least_float32(shift(representation)), task)
+            for logits, shift, task in parts
+        )
+
+
 class MixtureRegression(nn.Module):
     """The regression tasks of DLEN's head: a normal density of the standardised label in each state.
 
@@ -296,7 +332,9 @@ class MixtureRegression(nn.Module):
         return MixtureValues(self.columns, latent.log_up, latent.log_not_up, up, not_up, self.log_deviation)
 
 
-def joint_loss(latent: Latent, labels: Tensor, mask: Tensor, rows: Tensor | None = None) -> Tensor:
+def joint_loss(
+    latent: Latent, labels: Tensor, mask: Tensor, rows: Tensor | None = None, bins: Tensor | None = None
+) -> Tensor:
     """Mean negative log-likelihood of all labels of an impression jointly, with the hidden state summed out.
 
         -log( P(UP) prod_t P(y_t | UP) + P(not UP) prod_t P(y_t | not UP) )
@@ -309,11 +347,12 @@ def joint_loss(latent: Latent, labels: Tensor, mask: Tensor, rows: Tensor | None
         labels: (B, T) 0 or 1; standardised for a regression task.
         mask: (B, T) weight of each label, a power of its probability; 0 ignores it.
         rows: (B,) weight of each row, a factor of its log-likelihood; None if all are 1.
+        bins: (B, V) bins of what is known only afterwards, :attr:`Batch.views`; None without any.
 
     Returns:
         Scalar, in nats per impression.
     """
-    nll = -torch.logaddexp(*latent.log_with_labels(labels, mask))
+    nll = -torch.logaddexp(*latent.log_with_labels(labels, mask, bins))
     return nll.mean() if rows is None else weighted_mean(nll, rows)
 
 

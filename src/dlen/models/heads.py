@@ -72,6 +72,7 @@ class Head(nn.Module, ABC):
         mask: Tensor,
         weights: Tensor,
         row_weights: Tensor | None = None,
+        bins: Tensor | None = None,
     ) -> Tensor:
         """The training loss: the weighted sum of the tasks' cross entropies, plus :meth:`extra_loss`.
 
@@ -81,6 +82,8 @@ class Head(nn.Module, ABC):
             mask: (B, T) 1 where a row trains a task.
             weights: (T,) task weights.
             row_weights: (B, 1 + T) weights of rows and of their labels, :attr:`Batch.weights`; None if all are 1.
+            bins: (B, V) bins of what is known only afterwards, :attr:`Batch.views`, for heads that take them as
+                evidence; None without any.
         """
         losses = self.task_losses(predictions, labels, mask, row_weights)
         return (losses * weights).sum() + self.extra_loss(predictions, row_weights)

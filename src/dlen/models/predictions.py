@@ -62,6 +62,44 @@ class Views:
         return states[0], states[1]
 
 
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """The density of one column that is known only afterwards, in K bins.
+
+    Attributes:
+        logits: (2, A, K) of each bin given UP and given not UP; A = 2 if they depend on a task's label, else 1.
+        shift: (B, K) what the inputs add to these logits, in both states alike.
+        task: index of the task whose label the column depends on; None for none.
+    """
+
+    logits: Tensor
+    shift: Tensor
+    task: int | None
+
+    def log_given(self, bins: Tensor, labels: Tensor, mask: Tensor, latent: Latent) -> tuple[Tensor, Tensor]:
+        """(B,) log-probability of the bins given UP and given not UP; 0 where a bin is missing.
+
+        Args:
+            bins: (B,) bin of each row, or a number from K on where it is missing.
+            labels: (B, T) 0 or 1.
+            mask: (B, T) 0 where a label is not known: then the task's own probability decides.
+            latent: the state's probabilities of each label.
+        """
+        kinds, size = self.logits.shape[1:]
+        known = bins < size
+        place = bins.long().clamp(max=size - 1)[:, None, None, None].expand(-1, 2, kinds, 1)
+        log_p = (self.logits + self.shift[:, None, None]).log_softmax(3).gather(3, place)[..., 0]  # (B, 2, A)
+        if self.task is not None:
+            label = labels[:, self.task].long()[:, None, None].expand(-1, 2, 1)
+            negative = torch.stack([latent.log_not_given_up, latent.log_not_given_not_up], 1)[:, :, self.task]
+            positive = torch.stack([latent.log_given_up, latent.log_given_not_up], 1)[:, :, self.task]
+            mixed = torch.logaddexp(log_p[..., 0] + negative, log_p[..., 1] + positive)
+            told = mask[:, self.task, None] > 0
+            log_p = torch.where(told, log_p.gather(2, label)[..., 0], mixed)[..., None]
+        of_up, of_not_up = (log_p[..., 0] * known[:, None]).unbind(1)
+        return of_up, of_not_up
+
+
 @dataclass(slots=True)
 class Latent:
     """DLEN's hidden state as log-probabilities.
@@ -76,6 +114,7 @@ class Latent:
         log_joint: (B, T) log P(t, UP), equation (4); log P(t, not UP) for a dislike task.
         values: distributions of the regression tasks, whose columns in the above have no meaning; None without them.
         views: dependences of labels on each other given the state; None if all are independent.
+        evidence: densities of what is known only afterwards, one per :attr:`Schema.views`.
     """
 
     log_up: Tensor
@@ -87,8 +126,9 @@ class Latent:
     log_joint: Tensor
     values: MixtureValues | None = None
     views: Views | None = None
+    evidence: tuple[Evidence, ...] = ()
 
-    def log_with_labels(self, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def log_with_labels(self, labels: Tensor, mask: Tensor, bins: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return log P(UP, labels) and log P(not UP, labels), (B,) each.
 
         Labels of different views are independent given the hidden state. That of a regression task enters with its
@@ -97,6 +137,7 @@ class Latent:
         Args:
             labels: (B, T) 0 or 1; standardised for a regression task.
             mask: (B, T) weight of each label; 0 ignores it.
+            bins: (B, V) bins of what is known only afterwards, :attr:`Batch.views`; None to leave it out.
         """
         up = torch.where(labels.bool(), self.log_given_up, self.log_not_given_up)
         not_up = torch.where(labels.bool(), self.log_given_not_up, self.log_not_given_not_up)
@@ -106,7 +147,11 @@ class Latent:
             columns = self.values.columns
             of_up, of_not_up = self.values.log_given(labels.index_select(1, columns))
             up, not_up = up.index_copy(1, columns, of_up), not_up.index_copy(1, columns, of_not_up)
-        return self.log_up + (up * mask).sum(1), self.log_not_up + (not_up * mask).sum(1)
+        with_up, with_not_up = self.log_up + (up * mask).sum(1), self.log_not_up + (not_up * mask).sum(1)
+        for place, evidence in enumerate(self.evidence if bins is not None and len(bins) else ()):
+            of_up, of_not_up = evidence.log_given(bins[:, place], labels, mask, self)  # type: ignore[index]
+            with_up, with_not_up = with_up + of_up, with_not_up + of_not_up
+        return with_up, with_not_up
 
     def log_both(self, first: Tensor, second: Tensor) -> Tensor:
         """(B, P) log-probability that both tasks of P pairs happen, by their (P,) indices.
@@ -125,9 +170,9 @@ class Latent:
             states.append(of_state[:, None] + a + b + log_lift(a, b, odds))
         return torch.logaddexp(*states)
 
-    def posterior_log_odds(self, labels: Tensor, mask: Tensor) -> Tensor:
-        """(B,) log-odds of P(UP | labels, x) by Bayes' rule. Takes the arguments of :meth:`log_with_labels`."""
-        up, not_up = self.log_with_labels(labels, mask)
+    def posterior_log_odds(self, labels: Tensor, mask: Tensor, bins: Tensor | None = None) -> Tensor:
+        """(B,) log-odds of P(UP | labels, bins, x) by Bayes' rule. Takes the arguments of :meth:`log_with_labels`."""
+        up, not_up = self.log_with_labels(labels, mask, bins)
         return up - not_up
 
 
@@ -162,7 +207,7 @@ class Predictions:
 
         latent = None
         if self.latent is not None:
-            latent = Latent(*(chosen(getattr(self.latent, f.name)) for f in fields(Latent)[:-2]))  # type: ignore[arg-type]
+            latent = Latent(*(chosen(getattr(self.latent, f.name)) for f in fields(Latent)[:-3]))  # type: ignore[arg-type]
             latent.views = None if self.latent.views is None else self.latent.views.only(columns)
         log_p, log_q, log_score = (part.index_select(1, columns) for part in (self.log_p, self.log_q, self.log_score))
         return Predictions(log_p, log_q, log_score, latent, chosen(self.log_joint))

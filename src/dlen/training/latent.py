@@ -113,7 +113,7 @@ class LatentMeasures(nn.Module):
         """Add the rows of one batch."""
         labels, mask = self.targets.training_labels(batch.labels), self.targets.trained(batch.labels)
         up, (interacts, decided) = latent.log_up.exp(), self.any_interaction(batch.labels)
-        posterior = latent.posterior_log_odds(labels, mask).sigmoid()
+        posterior = latent.posterior_log_odds(labels, mask, batch.known_views).sigmoid()
         given = torch.stack([latent.log_given_up, latent.log_given_not_up], 2).exp()
         pattern = interacts[:, 0].long()
         if self.dislikes:

@@ -165,7 +165,7 @@ class RankingModule(L.LightningModule):
         labels, mask = self.targets.training_labels(batch.labels), self.targets.trained(batch.labels)
         head, row_weights = self.model.head, batch.row_weights
         if isinstance(self.balancer, Fixed):
-            loss = head.loss(self.model(batch), labels, mask, self.task_weights, row_weights)
+            loss = head.loss(self.model(batch), labels, mask, self.task_weights, row_weights, batch.known_views)
         else:
             features = self.model.features(batch)
             predictions = self.model.predict(features)

@@ -30,6 +30,7 @@ from dlen.data.sources.feed_world import (
     CITIES,
     GENDERS,
     HOURS,
+    PLAY_TIME_EDGES,
     Floats,
     Impressions,
     Ints,
@@ -42,7 +43,7 @@ from dlen.data.truth import Truth
 from dlen.data.writer import SplitWriter, StoreWriter
 from dlen.metrics import HistogramAUC
 from dlen.progress import Stage
-from dlen.schema import Field, Kind, Schema, Task
+from dlen.schema import Field, Kind, Schema, Task, View
 
 _CHUNK = 1 << 17
 _USER_FIELDS = {"user": "user", "age": "user", "gender": "user", "city": "user"}
@@ -64,6 +65,8 @@ class Feed(FeedSettings):
         leak_spread: standard deviation over users of the leak's logit; 0 gives every user the same leak.
         follows: tasks that only happen after another one, such as a long view after a click. Its habits decide how
             often they do, whatever the hidden state, so they tell nothing about it that the other one does not.
+        play_time: by how many deviations the logarithm of an impression's play time is higher if the item is
+            preferred, which is known only afterwards and stored as a view; 0 for no play times.
         strength: weight of the match of user and item in the logit of P(UP).
         habit: standard deviation over users of each task's logit given UP.
         own_match: weight of a separate match of user and item in each task's logit.
@@ -88,8 +91,9 @@ class Feed(FeedSettings):
         users = writer.table("users", _counts(len(_USER_FIELDS)))
         users.append(_encoded(self._user_values(np.arange(self.users)), offsets))
         counts = _counts(len(_ITEM_FIELDS) + (self.positions > 0))
+        truths, views = len(self._truth_names()), self._views()
         splits = {
-            name: writer.split(name, counts, len(self.tasks), group="users", num_truth=len(self._truth_names()))
+            name: writer.split(name, counts, len(self.tasks), group="users", num_truth=truths, num_views=len(views))
             for name in ("train", "validation", "test")
         }
         positives, oracle = np.zeros(len(self.tasks)), HistogramAUC(len(self.tasks))
@@ -182,14 +186,19 @@ class Feed(FeedSettings):
         relevance = [rows.relevance] if self.positions else []
         truth = np.column_stack([*hidden, rows.probability, *relevance])
         for name, mask in masks.items():
-            splits[name].append(select_rows(columns, mask), rows.labels[mask], rows.user[mask], truth[mask])
+            parts = (rows.labels[mask], rows.user[mask], truth[mask])
+            splits[name].append(select_rows(columns, mask), *parts, views=rows.views[mask])
+
+    def _views(self) -> tuple[View, ...]:
+        return (View("play_time", len(PLAY_TIME_EDGES) + 1),) if self.play_time else ()
 
     def _schema(self, sizes: Mapping[str, int], rates: Floats) -> Schema:
         sides = _ITEM_FIELDS | {POSITION: "context"} | _USER_FIELDS
         fields = tuple(Field(name, Kind.ID, sides[name], size) for name, size in sizes.items())
         tasks = tuple(Task(name, float(r), dislike=name == HATE) for name, r in zip(self.tasks, rates, strict=True))
         position = POSITION if self.positions else None
-        return Schema(fields, tasks, truth=self._truth_names(), user="user", position=position)
+        truth, views = self._truth_names(), self._views()
+        return Schema(fields, tasks, truth, user="user", position=position, views=views)
 
     def _truth_names(self) -> tuple[str, ...]:
         """Names of the known quantities of each row; ``relevance/TASK`` is its probability at the top position."""

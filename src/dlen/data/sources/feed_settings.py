@@ -35,6 +35,7 @@ class FeedSettings:
     leak: float | dict[str, float] = 0.1
     leak_spread: Annotated[float, Range(0)] = 0.0
     follows: dict[str, str] = field(default_factory=dict)
+    play_time: Annotated[float, Range(0)] = 0.0
     strength: float = 2.0
     habit: Annotated[float, Range(0)] = 1.5
     own_match: Annotated[float, Range(0)] = 0.0
@@ -108,5 +109,5 @@ class FeedSettings:
     def settings(self) -> dict[str, Any]:
         """All arguments that affect the data, and the version of the simulator."""
         unused = {"name"} if self.positions else {"name", "positions", "position_bias"}
-        unused |= set() if self.follows else {"follows"}
+        unused |= {name for name in ("follows", "play_time") if not getattr(self, name)}
         return {**{k: v for k, v in asdict(self).items() if k not in unused}, "world": _WORLD}

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from dlen.data.sources.feed_settings import FeedSettings
 
 CATEGORIES, AUTHORS, AGES, GENDERS, CITIES, HOURS = 40, 300, 7, 2, 60, 24
+PLAY_TIME_EDGES = np.linspace(-2, 3, 19)  # of the logarithm
 _LATENT = 4  # dimensions of taste
 _CANDIDATES = 5  # items from which matched exposure picks one
 _SAMPLE = 20_000  # impressions from which intercepts are estimated
@@ -61,6 +62,7 @@ class Impressions:
     seen: Floats  # (n,) probability of being seen at its position
     position: Ints  # (n,) starting at 0
     labels: NDArray[np.uint8]  # (n, T)
+    views: NDArray[np.uint8]  # (n, V) bin of the play time; V = 0 without it
 
     @property
     def probability(self) -> Floats:
@@ -92,6 +94,7 @@ class World:
         self.category_effect = 0.5 * rng.normal(size=(CATEGORIES, tasks))
         self.leak = sigmoid(logit(settings.leaks()) + settings.leak_spread * rng.normal(size=(settings.users, 1)))
         self.task_tastes = [self._draw_tastes(rng) for _ in range(tasks)] if settings.own_match else []
+        self.patience, self.length = (0.5 * rng.normal(size=n) for n in (settings.users, settings.items))
         self._set_intercepts()
 
     def _draw_tastes(self, rng: np.random.Generator) -> tuple[Floats, Floats]:
@@ -179,7 +182,16 @@ class World:
         if self.settings.positions:
             labels *= (rng.random(rows) < seen).astype(np.uint8)[:, None]
         relevance = self.given_up(user, item) * self._state_factors(up[:, None], user)
-        return Impressions(user, item, hour, prefers, up, relevance, seen, position, labels)
+        views = self._play_times(rng, user, item, prefers)[:, None] if self.settings.play_time else labels[:, :0]
+        return Impressions(user, item, hour, prefers, up, relevance, seen, position, labels, views)
+
+    def _play_times(
+        self, rng: np.random.Generator, user: Ints, item: Ints, prefers: NDArray[np.bool_]
+    ) -> NDArray[np.uint8]:
+        """(n,) bin of each play time: its logarithm is normal around the user's patience and the item's length, and
+        higher by ``play_time`` deviations if the item is preferred."""
+        expected = self.patience[user] + self.length[item] + self.settings.play_time * prefers
+        return np.digitize(expected + rng.normal(size=len(user)), PLAY_TIME_EDGES).astype(np.uint8)
 
     def _positions(self, rng: np.random.Generator, item: Ints) -> Ints:
         """Assign positions evenly, mostly from the top by popularity, as an existing ranker would."""

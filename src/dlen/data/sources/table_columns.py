@@ -14,7 +14,7 @@ import polars as pl
 
 from dlen.data.bad_rows import BadRowError
 from dlen.data.buckets import bucket_edges
-from dlen.data.columns import Array
+from dlen.data.columns import MISSING, Array
 from dlen.data.sample import Sample
 from dlen.data.sources.cells import (
     HASH_BYTES,
@@ -32,7 +32,7 @@ from dlen.data.sources.table_spec import TIME_PARTS, FieldSpec
 from dlen.data.store import Store
 from dlen.data.writer import StoreWriter
 from dlen.errors import UserError
-from dlen.schema import Field, Kind, Pooling
+from dlen.schema import Field, Kind, Pooling, View
 
 _PENDING = 1 << 22
 _ROUNDING = 1e-12  # relative to the numbers; a smaller deviation is rounding error of a constant, not a scale
@@ -396,6 +396,34 @@ class BucketColumn(TableColumn):
         return [np.where(values.is_null().to_numpy(), int(self.absent), bucket)]
 
 
+class ViewColumn(BucketColumn):
+    """A number that is known only afterwards, in buckets. It is no field: new rows do not have it."""
+
+    @property
+    def inputs(self) -> list[str]:
+        return []
+
+    @property
+    def happened(self) -> list[str]:
+        return [self.spec.column]
+
+    def fields(self) -> list[Field]:
+        return []
+
+    def ids(self, frame: pl.DataFrame, path: Path) -> list[Array]:
+        return []
+
+    def view(self) -> View:
+        """The entry of the schema."""
+        return View(self.name, len(self.edges) + 1, self.spec.of)
+
+    def bins(self, frame: pl.DataFrame, path: Path) -> Array:
+        """(n,) uint8 bin of each row, MISSING where the cell is empty."""
+        values = numbers(frame, self.spec.column, path)
+        bins = np.searchsorted(self.edges, values.fill_null(0.0).to_numpy(), side="right")
+        return np.where(values.is_null().to_numpy(), MISSING, bins).astype(np.uint8)
+
+
 class TimeColumn(TableColumn):
     """Parts of a time stamp, each a separate id field; an absent time stamp is 0."""
 
@@ -447,6 +475,8 @@ def make_column(name: str, spec: FieldSpec, vocabulary: Codes | None = None) -> 
     """Create the column class for the kind of a field; ``vocabulary`` is that of the field whose ids it shares."""
     if spec.kind in ("id", "ids"):
         return (IdColumn if spec.kind == "id" else IdsColumn)(name, spec, vocabulary)
+    if spec.kind == "view":
+        return ViewColumn(name, spec)
     if spec.kind == "numeric":
         return BucketColumn(name, spec) if spec.transform == "quantile" else NumberColumn(name, spec)
     return TimeColumn(name, spec)

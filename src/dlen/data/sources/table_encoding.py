@@ -11,7 +11,7 @@ from dlen.data.columns import Array, Columns, Places
 from dlen.data.ragged import Entries, Keep, to_columns
 from dlen.data.sources.cells import id_text
 from dlen.data.sources.expression import Expression
-from dlen.data.sources.table_columns import HashedIds, IdColumn, TableColumn, make_column
+from dlen.data.sources.table_columns import HashedIds, IdColumn, TableColumn, ViewColumn, make_column
 from dlen.data.sources.table_rates import RateColumn
 from dlen.data.sources.table_sequences import HistoryColumn, SequenceColumn, sequences_of
 from dlen.data.sources.table_spec import FieldSpec, TableSpec
@@ -87,6 +87,11 @@ def encode(frame: pl.DataFrame, path: Path, columns: list[TableColumn], schema: 
         Places.stack(places) if places else None,
         np.stack(vectors, 1) if vectors else None,
     )
+
+
+def views_of(columns: list[TableColumn]) -> list[ViewColumn]:
+    """The columns that are known only afterwards."""
+    return [column for column in columns if isinstance(column, ViewColumn)]
 
 
 class UserNumbers:

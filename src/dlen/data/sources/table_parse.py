@@ -34,6 +34,7 @@ from dlen.valid import OneOf, Range, did_you_mean, fault
 T = TypeVar("T")
 FROM_LOG = ("rate", "history")  # kinds of fields that are computed from the log, and have no column
 _MOST_LABELS = 8
+_MOST_BINS = 250  # of a view, whose bins are stored as bytes
 _SHARE = Annotated[float, Range(0, 1, below=True)]
 
 
@@ -249,6 +250,14 @@ def _check_fields(spec: TableSpec) -> None:
             raise UserError(
                 f"{spec.path}: fields.{name}: a part of a time, rate or history has the same name; rename one"
             )
+    for name, field in spec.fields.items():
+        if field.of:
+            binary = [task for task, of_task in spec.tasks.items() if not of_task.is_regression]
+            _check_one_of(field.of, binary, spec.path, f"fields.{name}.of")
+            if field.kind != "view":
+                raise UserError(f"{spec.path}: fields.{name}.of: is for kind: view; remove it")
+        if field.kind == "view" and not 2 <= field.buckets <= _MOST_BINS:
+            raise UserError(f"{spec.path}: fields.{name}.buckets: a view has at most {_MOST_BINS}")
     single = [
         name
         for name, field in spec.fields.items()

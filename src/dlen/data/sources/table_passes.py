@@ -5,12 +5,13 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from dlen.data.bad_rows import BadRows
 from dlen.data.columns import Array, Columns
 from dlen.data.ragged import select_rows
-from dlen.data.sources.table_encoding import UserNumbers, encode, make_columns
+from dlen.data.sources.table_encoding import UserNumbers, encode, make_columns, views_of
 from dlen.data.sources.table_labels import Labels, Tally
 from dlen.data.sources.table_log import LogColumn, check_time
 from dlen.data.sources.table_paths import SPLITS
@@ -64,7 +65,9 @@ class TablePasses:
             column.freeze(self.writer)
         tally.check()
         fields = [f for kind in Kind for column in self.columns for f in column.fields() if f.kind is kind]
-        schema = Schema(tuple(fields), tally.schema_tasks(), user=self.spec.user, position=self.spec.position)
+        views = tuple(column.view() for column in views_of(self.columns))
+        user, position = self.spec.user, self.spec.position
+        schema = Schema(tuple(fields), tally.schema_tasks(), user=user, position=position, views=views)
         self._write_splits(schema)
         self._write_notes(tally)
         return schema
@@ -121,14 +124,16 @@ class TablePasses:
 
     def _write_splits(self, schema: Schema) -> None:
         counts = {kind: len(schema.of_kind(kind)) for kind in Kind}
-        regressions = len(schema.regressions)
-        splits = [self.writer.split(name, counts, len(schema.tasks), num_values=regressions) for name in SPLITS]
+        start = partial(self.writer.split, num_values=len(schema.regressions), num_views=len(schema.views))
+        splits = [start(name, counts, len(schema.tasks)) for name in SPLITS]
         users = UserNumbers(self.columns, schema)
         for chunk, path, file_split in self.rows.chunks("writing the prepared store"):
             read = partial(self._read_encoded, schema, file_split)
             frame, (where, labels, weights, encoded) = self.rows.readable(chunk, path, read)
             parts = {"users": users.of(frame, path, encoded.ids), "weights": weights}
             parts["values"] = self.labels.values(frame, path, labels)
+            bins = [column.bins(frame, path) for column in views_of(self.columns)]
+            parts["views"] = np.stack(bins, 1) if bins else None
             for number, split in enumerate(splits):
                 mask = where == number
                 if mask.any():

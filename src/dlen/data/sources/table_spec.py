@@ -80,8 +80,9 @@ class FieldSpec:
         rate: numbers computed from the log itself instead of a column: how often labels were 1 for a key.
         count: like ``rate``: the number of rows with a key.
         history: ordered lists computed from the log itself: the earlier rows with the same key.
-        kind: id, ids, sequence, numeric, vector or time. A sequence is an ordered list of ids, such as a user's last
-            videos; a vector is a list of numbers, as many in each cell, such as a pretrained vector of the video.
+        kind: id, ids, sequence, numeric, vector, time or view. A sequence is an ordered list of ids, such as a user's
+            last videos; a vector is a list of numbers, as many in each cell, such as a pretrained vector of the video;
+            a view is a number known only afterwards, such as a play time: evidence in training, never an input.
         column: column to read. Default: the name of the field.
         side: user, item, cross or context.
         min_count: id, ids: values with fewer occurrences are unknown.
@@ -97,7 +98,8 @@ class FieldSpec:
         pooling: ids: mean or sum of the values' vectors.
         transform: numeric: standardise; log1p, sign(x) log(1 + abs(x)) standardised, for counts and amounts; or
             quantile, the id of an equal-sized bucket.
-        buckets: numeric with quantile: number of buckets.
+        buckets: numeric with quantile, view: number of buckets.
+        of: view: task whose label the number depends on, such as a long view whose time this is.
         format: time: text format such as ``%d.%m.%Y %H:%M``. By default the column holds dates, time stamps, ISO 8601
             text such as ``2023-11-14T10:00:00+08:00``, or numbers since 1970.
         unit: time: unit of numbers since 1970: s or ms.
@@ -105,7 +107,7 @@ class FieldSpec:
         parts: time: hour, weekday, day, month; each becomes an id field.
     """
 
-    kind: Annotated[str, OneOf("id", "ids", "sequence", "numeric", "vector", "time")] = "id"
+    kind: Annotated[str, OneOf("id", "ids", "sequence", "numeric", "vector", "time", "view")] = "id"
     column: str = ""
     side: Annotated[str, OneOf("user", "item", "cross", "context")] = "context"
     min_count: Annotated[int, Range(1)] = 1
@@ -121,6 +123,7 @@ class FieldSpec:
     pooling: Annotated[str, OneOf(*Pooling)] = "mean"
     transform: Annotated[str, OneOf("standardise", "log1p", "quantile")] = "standardise"
     buckets: Annotated[int, Range(2)] = 20
+    of: str = ""
     format: str = ""
     unit: Annotated[str, OneOf("s", "ms")] = "s"
     utc_offset: Annotated[float, Range(-24, 24)] = 0.0
