@@ -8,7 +8,7 @@ from decimal import Decimal, localcontext
 import pytest
 import torch
 
-from dlen.nn.logspace import at_least_float32, log1mexp, log_odds
+from dlen.nn.logspace import at_least_float32, log1mexp, log_lift, log_odds
 
 POINTS = [-1e-30, -1e-12, -1e-7, -1e-3, -0.1, -0.69, -math.log(2), -0.70, -1.0, -5.0, -20.0, -80.0, -300.0, -700.0]
 
@@ -67,3 +67,45 @@ def test_only_half_precision_is_cast() -> None:
     assert at_least_float32(torch.zeros(2, dtype=torch.float16)).dtype == torch.float32
     assert at_least_float32(torch.zeros(2, dtype=torch.bfloat16)).dtype == torch.float32
     assert at_least_float32(torch.zeros(2, dtype=torch.float64)).dtype == torch.float64
+
+
+def joint_by_bisection(a: float, b: float, ratio: float) -> float:
+    """P(a, b) at which the odds ratio is ``ratio``, in 60 digits."""
+    with localcontext() as context:
+        context.prec = 60
+        p, q, r = Decimal(a), Decimal(b), Decimal(ratio)
+        low, high = max(Decimal(0), p + q - 1), min(p, q)
+        for _ in range(190):
+            middle = (low + high) / 2
+            too_low = middle * (1 - p - q + middle) < r * (p - middle) * (q - middle)
+            low, high = (middle, high) if too_low else (low, middle)
+        return float(low)
+
+
+@pytest.mark.parametrize("ratio", [-12.0, -6.0, -1.0, -0.01, 0.0, 0.01, 1.0, 6.0, 12.0])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_log_lift_is_that_of_the_odds_ratio(ratio: float, dtype: torch.dtype) -> None:
+    tolerance = 1e-9 if dtype is torch.float64 else 1e-3
+    for a in (1e-6, 0.01, 0.3, 0.5, 0.9, 0.9999):
+        for b in (1e-5, 0.02, 0.5, 0.75, 0.999):
+            log_a, log_b = (torch.tensor(v, dtype=dtype).log() for v in (a, b))
+            log_both = log_lift(log_a, log_b, torch.tensor(ratio, dtype=dtype)) + log_a + log_b
+            exact = joint_by_bisection(log_a.double().exp().item(), log_b.double().exp().item(), math.exp(ratio))
+            assert log_both.double().exp().item() == pytest.approx(exact, rel=tolerance, abs=1e-12), (a, b)
+
+
+def test_log_lift_is_nothing_without_dependence() -> None:
+    log_a, log_b = torch.rand(50).log(), torch.rand(50).log()
+    assert (log_lift(log_a, log_b, torch.zeros(50)) == 0).all()
+
+
+def test_log_lift_has_finite_gradients_at_the_ends() -> None:
+    ends = torch.tensor([-80.0, -20.0, -1e-3, -1e-7, 0.0])
+    a, b, ratio = (
+        t.flatten().clone().requires_grad_()
+        for t in torch.meshgrid(ends, ends, torch.tensor([-40.0, -3, 0, 3, 40]), indexing="ij")
+    )
+    log_lift(a, b, ratio).sum().backward()
+    for part in (a, b, ratio):
+        assert part.grad is not None
+        assert part.grad.isfinite().all()

@@ -272,7 +272,7 @@ class ViewOdds(nn.Module):
 
     def forward(self) -> Views:
         """The links with their odds ratios."""
-        return Views(self.parent_tasks, self.child_tasks, self.log_ratios.float())
+        return Views(self.parent_tasks, self.child_tasks, at_least_float32(self.log_ratios))
 
 
 class PrivilegedViews(nn.Module):

@@ -52,7 +52,7 @@ class Views:
         """
         parents, children = labels.index_select(1, self.parent_tasks), labels.index_select(1, self.child_tasks)
         known = (mask.index_select(1, self.parent_tasks) > 0).to(up.dtype)
-        log_ratios = torch.where(parents == children, 1.0, -1.0) * self.log_ratios[:, None]
+        log_ratios = torch.where(parents == children, 1.0, -1.0).to(up.dtype) * self.log_ratios[:, None]
         states = []
         for state, ratios in zip((up, not_up), log_ratios, strict=True):
             of_parents, of_children = (
