@@ -223,8 +223,8 @@ class _Counts:
 def _training_patterns(schema: Schema) -> tuple[Floats, Floats, Floats]:
     """(P, T) training labels, (P, T) 1 where they train their task, and (P,) weights."""
     labels, weights = as_tensors(schema.patterns)
-    targets = Targets(schema)
-    return targets.training_labels(labels).numpy(), targets.trained(labels).numpy(), weights.numpy()
+    targets, counted = Targets(schema), np.array([task.weight > 0 for task in schema.tasks])
+    return targets.training_labels(labels).numpy(), targets.trained(labels).numpy() * counted, weights.numpy()
 
 
 def _initial_tables(schema: Schema, up: float, leak: float) -> list[Floats]:
