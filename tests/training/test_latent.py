@@ -13,10 +13,11 @@ from sklearn.metrics import roc_auc_score
 from dlen.batch import Batch
 from dlen.models.dlen import LatentHead
 from dlen.models.features import FeatureSpec
-from dlen.models.predictions import Latent
+from dlen.models.predictions import Latent, Views
 from dlen.schema import Schema, Task
-from dlen.training.latent import LatentMeasures, warnings
+from dlen.training.latent import LatentMeasures, Pair, view_warnings, warnings
 from tests.helpers import make_batch, make_schema
+from tests.nn.test_logspace import joint_by_bisection
 
 ROWS = 400
 TASKS = (Task("click", 0.3), Task("like", 0.1), Task("hate", 0.05, dislike=True))
@@ -132,6 +133,65 @@ def test_two_batches_are_as_one_and_reset_forgets() -> None:
     assert twice == pytest.approx(whole, rel=1e-6)
     assert picture.counts.sum() == 2 * ROWS
     assert picture.counts[2].sum() == 2 * batch.labels[:, 2].sum()
+
+
+def test_lifts_are_observed_over_expected_rows() -> None:
+    schema, batch, latent = world()
+    measures = LatentMeasures(schema, exact=True)
+    measures.update(latent, batch)
+    values, figures = measures.compute()
+    parts = [rows_of(latent, row) for row in range(ROWS)]
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        observed = int((batch.labels[:, a] * batch.labels[:, b]).sum())
+        chances = np.array(
+            [
+                p["log_up"] * p["log_given_up"][a] * p["log_given_up"][b]
+                + (1 - p["log_up"]) * p["log_given_not_up"][a] * p["log_given_not_up"][b]
+                for p in parts
+            ]
+        )
+        names = (TASKS[a].name, TASKS[b].name)
+        assert values["lift/" + "/".join(names)] == pytest.approx(observed / chances.sum(), rel=1e-5)
+        (pair,) = [p for p in figures.pairs if p.tasks == names]
+        spread = 3 * np.sqrt((chances * (1 - chances)).sum()) / chances.sum()
+        assert pair.high == pytest.approx(pair.lift + spread, rel=1e-4)
+        assert pair.low == pytest.approx(max(pair.lift - spread, 0), rel=1e-4, abs=1e-6)
+        assert pair.low < 1 < pair.high  # the labels are drawn from the model
+
+
+def test_linked_tasks_are_expected_together() -> None:
+    """By the joint probability of their labels, summed over the states."""
+    _, _, latent = world()
+    first, second = torch.tensor([0, 0, 2]), torch.tensor([1, 2, 1])
+    plain = latent.log_both(first, second)
+    latent.views = Views(torch.tensor([1]), torch.tensor([0]), torch.tensor([[2.0], [3.0]]))
+    linked = latent.log_both(first, second)
+    torch.testing.assert_close(linked[:, 1:], plain[:, 1:])
+    for row in range(20):
+        wanted = 0.0
+        for share, given, ratio in (
+            (latent.log_up, latent.log_given_up, 2.0),
+            (latent.log_not_up, latent.log_given_not_up, 3.0),
+        ):
+            a, b = given[row].double().exp()[:2].tolist()
+            wanted += float(share[row].exp()) * joint_by_bisection(a, b, np.exp(ratio))
+        assert float(linked[row, 0].exp()) == pytest.approx(wanted, rel=1e-4)
+
+
+def test_what_happens_together_too_often_is_told_with_its_remedy() -> None:
+    pairs = [Pair(("click", "like"), 1.4, 1.3, 1.5), Pair(("like", "follow"), 4.0, 3.0, 5.0)]
+    pairs += [Pair(("click", "long_view"), 9.0, 8.0, 10.0)]
+    views = [["click", "long_view"], ["like"], ["follow"], ["share"]]
+    (line,) = view_warnings(pairs, views)
+    assert "like and follow are positive together in 4.0 (3.0 to 5.0) times as many rows" in line
+    assert "'model.head.views={click_long_view:[click,long_view],like_follow:[like,follow]}'" in line
+    assert view_warnings(pairs[:1], views) == []
+
+
+def test_too_few_views_are_told() -> None:
+    (line,) = view_warnings([], [["click", "long_view"], ["like"]])
+    assert "the labels are 2 views of P(UP) (click+long_view; like)" in line
+    assert view_warnings([], [["click"], ["like"], ["share"]]) == []
 
 
 HEALTHY = {"hidden/mean": 0.4, "hidden/std": 0.3, "hidden/saturated": 0.2, "leak/click": 0.1, "leak/like": 0.3}

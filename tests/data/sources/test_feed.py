@@ -220,6 +220,12 @@ def test_same_seed_same_bytes_other_seed_other_data(tmp_path: Path) -> None:
         ({"positions": -1}, "positions"),
         ({"position_bias": -0.1}, "position_bias"),
         ({"rates": {"up": 0.1}}, "rates.up"),
+        ({"follows": {"nothing": "click"}}, "follows.nothing"),
+        ({"follows": {"like": "like"}}, "follows.like"),
+        ({"follows": {"like": "share", "share": "click"}}, "follows.like"),
+        ({"follows": {"click": "like"}}, "rates.click"),
+        ({"follows": {"like": "click"}, "leak": {"click": 0.1, "like": 0.1}}, "leak"),
+        ({"play_time": -1}, "play_time"),
     ],
 )
 def test_impossible_settings_are_refused(tmp_path: Path, settings: dict[str, Any], named: str) -> None:
@@ -261,3 +267,40 @@ def test_popular_items_stand_at_the_top(tmp_path: Path) -> None:
 def test_a_feed_without_places_is_the_same_feed_as_ever() -> None:
     assert "positions" not in Feed().settings()
     assert Feed(positions=3).settings()["position_bias"] == 1.0
+
+
+FOLLOWED: dict[str, Any] = {"rates": {"click": 0.3, "long": 0.2, "like": 0.1}, "follows": {"long": "click"}}
+
+
+def test_a_task_that_follows_another_never_happens_alone(tmp_path: Path) -> None:
+    world = make(tmp_path, **FOLLOWED, leak={"click": 0.4, "like": 0.1})
+    click, long, _ = world.labels.T
+    assert (long <= click).all()
+    np.testing.assert_allclose(world.labels.mean(0), list(FOLLOWED["rates"].values()), rtol=0.08)
+    np.testing.assert_allclose(world.chance.mean(0), world.labels.mean(0), rtol=0.05)
+    assert [t.name for t in world.store.schema.tasks] == ["click", "long", "like"]
+
+
+def test_a_task_that_follows_another_tells_nothing_of_the_state_beyond_it(tmp_path: Path) -> None:
+    """Among clicks of a user, a long view is as likely with preference as without."""
+    world = make(tmp_path, **FOLLOWED, leak={"click": 0.4, "like": 0.1}, habit=0.0, rows=300_000)
+    clicked = world.labels[:, 0] == 1
+    rates = [world.labels[clicked & (world.prefers == state), 1].mean() for state in (0, 1)]
+    assert rates[0] == pytest.approx(rates[1], abs=0.015)
+
+
+def test_play_times_are_longer_with_preference(tmp_path: Path) -> None:
+    world, plain = make(tmp_path / "a", play_time=1.5), make(tmp_path / "b")
+    np.testing.assert_array_equal(world.labels, plain.labels)
+    assert [(view.name, view.bins) for view in world.store.schema.views] == [("play_time", 20)]
+    assert plain.store.schema.views == ()
+    parts = [whole(world.store.split(name)).views[:, 0] for name in ("train", "validation", "test")]
+    bins = np.concatenate(parts).astype(int)
+    edges = np.linspace(-2, 3, 19)
+    middle = np.concatenate([[-2.1], (edges[1:] + edges[:-1]) / 2, [3.1]])[bins]
+    assert middle[world.prefers == 1].mean() - middle[world.prefers == 0].mean() == pytest.approx(1.5, abs=0.25)
+    assert not len(whole(plain.store.split("train")).views)
+
+
+def test_worlds_without_them_are_the_same_as_ever() -> None:
+    assert not {"follows", "play_time"} & set(Feed().settings())

@@ -182,7 +182,11 @@ class World:
         if self.settings.positions:
             labels *= (rng.random(rows) < seen).astype(np.uint8)[:, None]
         relevance = self.given_up(user, item) * self._state_factors(up[:, None], user)
-        views = self._play_times(rng, user, item, prefers)[:, None] if self.settings.play_time else labels[:, :0]
+        views = (
+            self._play_times(rng.spawn(1)[0], user, item, prefers)[:, None]
+            if self.settings.play_time
+            else labels[:, :0]
+        )
         return Impressions(user, item, hour, prefers, up, relevance, seen, position, labels, views)
 
     def _play_times(
