@@ -59,7 +59,7 @@ class Batch:
             all are 1.
         sequences: the sequences, in the order of :attr:`Schema.sequences`.
         vectors: (B, d) float32 of each vector field, scaled with training statistics; 0 for a missing vector.
-        views: (B, V) uint8 bin of each of :attr:`Schema.views`, 255 where missing; empty if none is known.
+        views: (B, V) uint8 bin of each of :attr:`Schema.views`, 255 where missing; empty without any.
     """
 
     ids: Tensor
@@ -92,7 +92,7 @@ class Batch:
     @property
     def known_views(self) -> Tensor | None:
         """(B, V) :attr:`views`; None if none is known."""
-        return self.views if len(self.views) else None
+        return self.views if self.views.numel() else None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """Return the batch on another device."""

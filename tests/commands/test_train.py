@@ -443,7 +443,7 @@ def test_id_dropout_of_a_field_and_another_monitor(composed: Compose) -> None:
     assert {"val/logloss/labels", "val/auc/mean", "val/auc/weighted"} <= own.keys()
     for change, message in (
         ("id_dropout.fields={nobody: 10}", "config id_dropout: fields: 'nobody' is not a field"),
-        ("id_dropout.fields=3", "config id_dropout: fields must map field names to numbers, got 3"),
+        ("id_dropout.fields=3", "config id_dropout.fields: 3 is not a group of settings"),
         ("id_dropout.k=-1", "config id_dropout: k must be a number from 0, got -1"),
         ("monitor=val/auc/likes", "config monitor: 'val/auc/likes' cannot be monitored"),
     ):
