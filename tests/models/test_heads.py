@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from sklearn.metrics import log_loss
 from torch import Tensor, nn
 
-from dlen.models.dlen import Bound, LatentHead, joint_loss
+from dlen.models.dlen import LatentHead, joint_loss
 from dlen.models.features import Features, FeatureSpec
 from dlen.models.heads import IndependentHead, Ranking
+from dlen.models.latent_start import Bound
 from dlen.models.predictions import Latent, Predictions, task_losses
 from dlen.nn.embedding import EmbeddingTable
 from dlen.schema import Task

@@ -2,9 +2,10 @@
 
 from dlen.models.baseline import Baseline
 from dlen.models.boosting import LightGBM
-from dlen.models.dlen import Bound, LatentHead, Likelihood
+from dlen.models.dlen import LatentHead, Likelihood
 from dlen.models.features import Features, FeatureSpec
 from dlen.models.heads import IndependentHead, Ranking
+from dlen.models.latent_start import Bound
 from dlen.models.logistic import Logistic
 from dlen.models.model import Model
 from dlen.models.named import (

@@ -19,7 +19,6 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,27 +28,18 @@ from dlen.errors import UnmetNeedError
 from dlen.models.backbones import EXPERT
 from dlen.models.features import Features, FeatureSpec
 from dlen.models.heads import TOWER, Head, Ranking, Towers, add_first_order, logit, make_match, training_rates
-from dlen.models.label_classes import Floats, LabelClasses, Link, find_links, fit_classes, view_names
-from dlen.models.predictions import Evidence, Latent, Predictions, Views, weighted_mean
+from dlen.models.label_classes import LEAST_VIEWS, find_links, fit_classes, view_names
+from dlen.models.latent_start import MOST_UP, Bound, start_of
+from dlen.models.latent_views import PrivilegedViews, ViewOdds, given_views
+from dlen.models.predictions import Latent, Predictions, weighted_mean
 from dlen.models.values import MixtureValues, centres
 from dlen.nn.logspace import at_least_float32, log1mexp
 from dlen.nn.mlp import MLP
 from dlen.schema import Schema
 
 E = TypeVar("E", bound=StrEnum)
-_MOST_SHARE = 0.9  # largest initial P(t | not UP), as a fraction of its bound
-_LEAST_LEAK = 0.01  # initial P(t | not UP) / P(t | UP), so that its sigmoid is not saturated
-_MOST_UP = 0.98  # largest initial P(UP), so that it starts unsaturated
 FROM_LABELS = "labels"  # initial_up: from the labels' own classes
 _START_UP = 0.5  # share of the first class where their fit starts; P(UP) of a schema without label patterns
-
-
-class Bound(StrEnum):
-    """What alpha multiplies in the upper bound of P(t | not UP). The paper leaves this open."""
-
-    CONDITIONAL = "conditional"  # P(t | UP) of the same row
-    PRIOR = "prior"  # the training rate of the task
-    ABSOLUTE = "absolute"  # 1
 
 
 class Likelihood(StrEnum):
@@ -89,7 +79,8 @@ class LatentHead(Head):
             tasks whose labels correlate by .5 or more; ``none`` takes all labels as independent, as the paper does;
             a mapping names each view's tasks. See :func:`~dlen.models.label_classes.find_links`.
         initial_up: initial P(UP), raised if the training rates require it; ``labels`` starts P(UP), P(t | UP) and
-            P(t | not UP) at the two classes that :func:`~dlen.models.label_classes.fit_classes` finds in the labels.
+            P(t | not UP) at the two classes that :func:`~dlen.models.label_classes.fit_classes` finds in the labels, if
+            they have three views.
         initial_leak: initial ratio P(t | not UP) / P(t | UP); lowered if the bound requires it. It determines which
             of the two states means preference, and where learning starts.
         dropout: dropout probability in the towers and the hidden state network.
@@ -123,42 +114,34 @@ class LatentHead(Head):
         self.bound = _choice(Bound, bound, "bound")
         self.prediction = _choice(Ranking, prediction, "prediction")
         self.likelihood = _choice(Likelihood, likelihood, "likelihood")
-        if initial_up != FROM_LABELS and not (is_number(initial_up) and 0 < float(initial_up) <= _MOST_UP):
-            raise ValueError(f"initial_up must be above 0 and at most {_MOST_UP}, or {FROM_LABELS}, got {initial_up!r}")
+        if initial_up != FROM_LABELS and not (is_number(initial_up) and 0 < float(initial_up) <= MOST_UP):
+            raise ValueError(f"initial_up must be above 0 and at most {MOST_UP}, or {FROM_LABELS}, got {initial_up!r}")
         if not 0 < initial_leak < 1:
             raise ValueError(f"initial_leak must be above 0 and below 1, got {initial_leak}")
-        rates = training_rates(schema)
-        alphas = _alphas(alpha, schema)
-        base = rates if self.bound is Bound.PRIOR else [1.0] * len(rates)
-        ceiling = [a * b for a, b in zip(alphas, base, strict=True)]
+        base = training_rates(schema) if self.bound is Bound.PRIOR else [1.0] * len(schema.tasks)
+        ceiling = [a * b for a, b in zip(_alphas(alpha, schema), base, strict=True)]
         self.register_buffer("log_ceiling", torch.tensor(ceiling, dtype=torch.float64).log().float())
         self.log_ceiling: Tensor
-        dislikes = [t.dislike for t in schema.tasks]
-        self.register_buffer("dislike", torch.tensor(dislikes), persistent=False)
+        self.register_buffer("dislike", torch.tensor([task.dislike for task in schema.tasks]), persistent=False)
         self.dislike: Tensor
-        joint = self.likelihood is Likelihood.FULL
-        given = _given_views(views, schema.task_names)
+        joint, given = self.likelihood is Likelihood.FULL, given_views(views, schema.task_names)
         links = find_links(schema, given) if joint else []
         self.view_names = view_names(schema, links)
-        classes = None
-        if initial_up == FROM_LABELS and joint and schema.patterns:
+        classes, wanted = None, _START_UP
+        if initial_up != FROM_LABELS:
+            wanted = float(initial_up)
+        elif joint and schema.patterns and len(self.view_names) >= LEAST_VIEWS:
             classes = fit_classes(schema, links, _START_UP, initial_leak)
+        start = start_of(schema, ceiling, self.bound, wanted, initial_leak, classes)
         self.views = ViewOdds(links, None if classes is None else classes.log_ratios) if links else None
-        binary = schema.binary
-        wanted = classes.up if classes else _START_UP if initial_up == FROM_LABELS else float(initial_up)
-        up = _initial_up(wanted, training_rates(binary), [t.dislike for t in binary.tasks], raised=classes is None)
-        leaks = [initial_leak] * len(rates) if classes is None else _leaks(classes, dislikes)
-        pairs = [
-            _initial_pair(rate, 1 - up if dislike else up, limit, self.bound, leak)
-            for rate, limit, dislike, leak in zip(rates, ceiling, dislikes, leaks, strict=True)
-        ]
         self.regression = MixtureRegression(schema) if schema.regressions else None
         for index, centre in zip(schema.regressions, centres(schema), strict=True):
-            pairs[index] = (centre + 1 - up, centre - up)  # the expectation is the mean of training, and UP is more
-        self.towers = Towers(torch.tensor(pairs), rep_dim, tower, dropout)
+            # The expectation is the mean of training, and UP is more.
+            start.pairs[index] = (centre + 1 - start.up, centre - start.up)
+        self.towers = Towers(torch.tensor(start.pairs), rep_dim, tower, dropout)
         self.hidden = None if hidden is None else MLP(spec.width, hidden, dropout)
         self.hidden_output = nn.Linear(self.hidden.out_dim if self.hidden else 0, 1)
-        nn.init.constant_(self.hidden_output.bias, logit(up))
+        nn.init.constant_(self.hidden_output.bias, logit(start.up))
         width = self.hidden_output.in_features
         self.privileged = PrivilegedViews(schema, width) if joint and schema.views else None
         self.match = make_match(spec, match, 1)
@@ -252,59 +235,6 @@ class LatentHead(Head):
         return super().task_losses(predictions, labels, mask, row_weights)
 
 
-class ViewOdds(nn.Module):
-    """The dependences of labels on each other given the state: a learned odds ratio per link and state.
-
-    Args:
-        links: E links, see :func:`~dlen.models.label_classes.find_links`.
-        log_ratios: (2, E) initial logarithms of the odds ratios; None for 1, independence.
-    """
-
-    parent_tasks: Tensor
-    child_tasks: Tensor
-
-    def __init__(self, links: Sequence[Link], log_ratios: Floats | None) -> None:
-        super().__init__()
-        self.register_buffer("parent_tasks", torch.tensor([link.parent for link in links]), persistent=False)
-        self.register_buffer("child_tasks", torch.tensor([link.child for link in links]), persistent=False)
-        initial = torch.zeros(2, len(links)) if log_ratios is None else torch.from_numpy(log_ratios.copy()).float()
-        self.log_ratios = nn.Parameter(initial)
-
-    def forward(self) -> Views:
-        """The links with their odds ratios."""
-        return Views(self.parent_tasks, self.child_tasks, at_least_float32(self.log_ratios))
-
-
-class PrivilegedViews(nn.Module):
-    """Densities of the columns that are known only afterwards, :attr:`Schema.views`.
-
-    The odds of two bins depend on the state by a factor of its own for each view and label, and on the inputs by
-    another that both states share. So what inputs tell of a play time, such as the length of the video, is no evidence
-    for UP.
-
-    Args:
-        schema: schema with views.
-        width: size of the hidden state network's representation.
-    """
-
-    def __init__(self, schema: Schema, width: int) -> None:
-        super().__init__()
-        self.tasks = [schema.task_index(view.of) if view.of else None for view in schema.views]
-        self.logits = nn.ParameterList(
-            nn.Parameter(torch.zeros(2, 1 if task is None else 2, view.bins))
-            for view, task in zip(schema.views, self.tasks, strict=True)
-        )
-        self.shifts = nn.ModuleList(nn.Linear(width, view.bins) for view in schema.views)
-
-    def forward(self, representation: Tensor) -> tuple[Evidence, ...]:
-        """(B, H) representation of the hidden state network -> the density of each view."""
-        parts = zip(self.logits, self.shifts, self.tasks, strict=True)
-        return tuple(
-            Evidence(at_least_float32(logits), at_least_float32(shift(representation)), task)
-            for logits, shift, task in parts
-        )
-
-
 class MixtureRegression(nn.Module):
     """The regression tasks of DLEN's head: a normal density of the standardised label in each state.
 
@@ -376,48 +306,3 @@ def _alphas(alpha: float | Mapping[str, float], schema: Schema) -> list[float]:
         if not is_number(value) or not 0 < value <= 1:
             raise ValueError(f"alpha must be above 0 and at most 1, got {value!r}")
     return values
-
-
-def _given_views(views: str | Mapping[str, Sequence[str]], tasks: Sequence[str]) -> list[Sequence[str]] | None:
-    """The tasks of each view; None for those that the data show."""
-    if isinstance(views, str):
-        if views not in ("auto", "none"):
-            raise ValueError(f"views must be auto, none or a mapping of view to tasks, got {views!r}")
-        return None if views == "auto" else []
-    given = list(views.values())
-    if any(isinstance(view, str) or not isinstance(view, Sequence) for view in given):
-        raise ValueError(f"views must list the tasks of each view, got {dict(views)!r}")
-    for task in tasks:
-        if sum(list(view).count(task) for view in given) > 1:
-            raise ValueError(f"views: {task} occurs twice; a task belongs to one view")
-    return given
-
-
-def _leaks(classes: LabelClasses, dislikes: Sequence[bool]) -> list[float]:
-    """Initial P(t | not UP) / P(t | UP) of each task, its inverse for a dislike task."""
-    ratios = np.nan_to_num(classes.given[1] / classes.given[0], nan=1.0)
-    leaks = np.where(dislikes, 1 / ratios, ratios)
-    return np.maximum(leaks, _LEAST_LEAK).tolist()
-
-
-def _initial_up(wanted: float, rates: Sequence[float], dislikes: Sequence[bool], *, raised: bool) -> float:
-    """Initial P(UP); if ``raised``, one at which the rate of every interaction, and if possible of every dislike, is
-    reachable with a small leak."""
-    if not raised:
-        return min(max(wanted, 1 - _MOST_UP), _MOST_UP)
-    least = max([r / 0.9 for r, dislike in zip(rates, dislikes, strict=True) if not dislike], default=0.0)
-    most = 1 - max([r / 0.9 for r, dislike in zip(rates, dislikes, strict=True) if dislike], default=0.0)
-    return min(max(min(wanted, most), least, 1 - _MOST_UP), _MOST_UP)
-
-
-def _initial_pair(rate: float, up: float, ceiling: float, bound: Bound, leak: float) -> tuple[float, float]:
-    """Logits (c, n) at which P(t) is the training rate and P(t | not UP) is ``leak`` times P(t | UP).
-
-    If ``leak`` exceeds the bound, P(t | not UP) starts at 0.9 of the bound, so that the sigmoid is not saturated.
-    """
-    if bound is Bound.CONDITIONAL:
-        share = min(_MOST_SHARE, leak / ceiling)
-        return logit(min(rate / (up + ceiling * share * (1 - up)), 0.99)), logit(share)
-    share = min(_MOST_SHARE, leak * rate / (up + leak * (1 - up)) / ceiling)
-    c = (rate - ceiling * share * (1 - up)) / up
-    return logit(min(c, 0.99)), logit(share)
