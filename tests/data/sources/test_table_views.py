@@ -72,7 +72,8 @@ def test_new_rows_need_no_view(tmp_path: Path) -> None:
         ({"of": "nothing"}, "fields.watched.of"),
         ({"kind": "numeric"}, "fields.watched.of: is for kind: view"),
         ({"buckets": 300}, "fields.watched.buckets: a view has at most 250"),
-        ({"column": "long"}, "the label of tasks.long"),
+        ({"column": "like"}, "the labels of like are computed from column like"),
+        ({"column": "long", "of": ""}, "set of: long"),
         ({"column": "nowhere"}, "no column 'nowhere'"),
     ],
 )

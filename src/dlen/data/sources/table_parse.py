@@ -315,11 +315,25 @@ def _check_no_label(spec: TableSpec) -> None:
     """Reject a field read from a column of a label: it would leak the answer."""
     task_of = {column: name for name in spec.tasks for column in expression(spec, name).columns}
     for name, field in spec.fields.items():
-        if field.column in task_of:
+        if field.column in task_of and field.kind == "view":
+            _check_view_of_label(spec, name)
+        elif field.column in task_of:
             raise UserError(
                 f"{spec.path}: fields.{name}: the label of tasks.{task_of[field.column]} is computed from column "
                 f"{field.column}, so a model would see the answer; remove the field"
             )
+
+
+def _check_view_of_label(spec: TableSpec, name: str) -> None:
+    """A label that is computed from a view's column is no evidence beside it: the view has to be ``of`` its task."""
+    view = spec.fields[name]
+    tasks = [task for task in spec.tasks if view.column in expression(spec, task).columns]
+    if tasks != [view.of]:
+        remedy = f"set of: {tasks[0]}" if len(tasks) == 1 else "remove the view"
+        raise UserError(
+            f"{spec.path}: fields.{name}: the labels of {', '.join(tasks)} are computed from column {view.column}, so "
+            f"both would be counted as evidence; {remedy}"
+        )
 
 
 def _check_shared(spec: TableSpec) -> None:
