@@ -66,9 +66,10 @@ class HiddenFigures:
 class LatentMeasures(nn.Module):
     """All metrics of P(UP).
 
-    Keys: ``auc/up_any``, ``auc/up_DISLIKE``, ``hidden/...``, ``leak/T``, ``negatives/KIND/T`` and ``lift/T/T``, the
-    number of rows in which two tasks happen over the number that the model expects. On simulated data also
-    ``auc/up_truth``, ``corr/up_truth``, ``calibration/up_truth``, ``ece/up_truth`` and ``negatives_true/KIND/T``.
+    Keys: ``auc/up_any``; ``auc/up_T`` of P(UP) against each task, of P(not UP) against a dislike; ``hidden/...``,
+    ``leak/T``, ``negatives/KIND/T``, and ``lift/T/T``, the number of rows in which two tasks happen over the number that
+    the model expects. On simulated data also ``auc/up_truth``, ``corr/up_truth``, ``calibration/up_truth``,
+    ``ece/up_truth`` and ``negatives_true/KIND/T``.
 
     Args:
         exact: compute AUC from every score instead of a histogram.
@@ -76,6 +77,7 @@ class LatentMeasures(nn.Module):
 
     first: Tensor
     second: Tensor
+    disliked: Tensor
 
     def __init__(self, schema: Schema, *, exact: bool) -> None:
         super().__init__()
@@ -84,8 +86,10 @@ class LatentMeasures(nn.Module):
         self.has_truth = PREFERS in truth and UP in truth
         self.prefers, self.up = (truth.index(n) if self.has_truth else -1 for n in (PREFERS, UP))
         self.dislikes = [i for i, t in enumerate(schema.tasks) if t.dislike]
+        self.register_buffer("disliked", torch.tensor([t.dislike for t in schema.tasks]), persistent=False)
         self.interactions = [i for i, t in enumerate(schema.tasks) if not t.dislike]
-        self.names = ["up_any", *(f"up_{schema.tasks[i].name}" for i in self.dislikes)]
+        self.binary = [i for i, t in enumerate(schema.tasks) if not t.is_regression]
+        self.names = ["up_any", *(f"up_{schema.tasks[i].name}" for i in self.binary)]
         self.names += ["up_truth"] if self.has_truth else []
         self.auc = ExactAUC(len(self.names)) if exact else HistogramAUC(len(self.names))
         self.state = HiddenState(_relations(schema))
@@ -123,9 +127,9 @@ class LatentMeasures(nn.Module):
         self._update_pairs(latent, labels, mask)
         log_odds = (latent.log_up - latent.log_not_up)[:, None]
         comparisons = [(log_odds, interacts, decided)]
-        for i in self.dislikes:
-            disliked = batch.labels[:, [i]]
-            comparisons.append((-log_odds, disliked.nan_to_num(), (~disliked.isnan()).to(disliked.dtype)))
+        signs = torch.where(self.disliked, -log_odds, log_odds)
+        measured = self.targets.measured(batch.labels)
+        comparisons.append((signs[:, self.binary], batch.labels.nan_to_num()[:, self.binary], measured[:, self.binary]))
         if self.corr is not None and self.ratio is not None and self.ece is not None:
             truth = batch.truth[:, [self.prefers]]
             comparisons.append((log_odds, truth, torch.ones_like(truth)))

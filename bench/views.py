@@ -1,0 +1,181 @@
+"""What P(UP) comes to mean: the simulator's worlds with a known truth, and what P(UP) ranks on a real log.
+
+python bench/views.py                    # the simulator's worlds, three seeds
+python bench/views.py pure=DIR           # and KuaiRand-Pure, if you have it
+python bench/views.py worlds=implied,play_time seeds=5
+
+*implied* has a task that follows another one (data=feed_implied). *play_time* has rare labels and a play time that is
+known only afterwards. KuaiRand-Pure has the fields of pure_rates in bench/accuracy.py; *held out* leaves a task out of
+training and ranks it by P(UP) alone, beside the best other task of the same run. Runs are kept in bench/out/views.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from accuracy import tables
+from common import DATA, OUT, ROOT, report
+from hydra import initialize_config_dir
+
+from dlen.comparing.plan import PlannedRun, plan_runs
+from dlen.comparing.workers import train_missing
+from dlen.files import read_mapping
+from dlen.metrics.functional import exact_auc
+from dlen.overrides import register_resolvers
+from dlen.training.module import RankingModule
+
+PLAIN = ["model=dlen", "model.head.views=none", "model.head.initial_up=0.5"]
+ALONE = "data.rates={click:0.44,like:0.05,share:0.03,follow:0.03,comment:0.03}"
+RARE = ["data=feed_sparse", "data.rows=250000", "loader.batch_size=1024"]
+WORLDS: dict[str, dict[str, list[str]]] = {
+    "implied": {
+        "MMoE": ["data=feed_implied", "model=mmoe"],
+        "DLEN, all labels independent": ["data=feed_implied", *PLAIN],
+        "DLEN": ["data=feed_implied", "model=dlen"],
+        "DLEN without long_view": ["data=feed_implied", "model=dlen", "~data.follows.long_view", ALONE],
+    },
+    "play_time": {
+        "MMoE": [*RARE, "model=mmoe"],
+        "DLEN": [*RARE, "model=dlen"],
+        "DLEN with the play time": [*RARE, "model=dlen", "data.play_time=1"],
+    },
+}
+HELD_OUT = ("like", "profile_enter", "follow")
+FIGURES = ("test/auc/mean", "test/corr/up_truth", "test/auc/up_truth", "test/hidden/mean")
+
+
+def trained(name: str, models: Mapping[str, Sequence[str]], seeds: int) -> dict[str, list[PlannedRun]]:
+    """The runs of each model, by seed, trained if they are missing."""
+    common = [f"data_dir={DATA}", f"runs_dir={OUT}/views", "metrics.by_user=false", "metrics.conflict_every=0"]
+    found = {}
+    for model, own in models.items():
+        plan = plan_runs(name, model, {model: [*common, *own]}, range(seeds))
+        runs = list(plan.runs.values())
+        train_missing(runs, 1, name, "bench")
+        found[model] = runs
+    return found
+
+
+def metrics(run: PlannedRun) -> dict[str, Any]:
+    """Content of the run's metrics.json."""
+    return read_mapping(run.folder / "metrics.json")
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and deviation over seeds; empty without values."""
+    if not values:
+        return ""
+    return f"{statistics.mean(values):.4f}" + (f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else "")
+
+
+def of_world(name: str, seeds: int) -> list[dict[str, Any]]:
+    """Rows of the report about one world."""
+    rows = []
+    for model, runs in trained(name, WORLDS[name], seeds).items():
+        figures = [metrics(run) for run in runs]
+        cells = {key.removeprefix("test/"): spread([f[key] for f in figures if key in f]) for key in FIGURES}
+        rows.append({"world": name, "model": model, **cells})
+    return rows
+
+
+@torch.no_grad()
+def up_of(run: PlannedRun) -> torch.Tensor:
+    """(n,) P(UP) of the test rows."""
+    model, split = (
+        RankingModule.load_from_checkpoint(run.folder / "checkpoints" / "best.ckpt").model,
+        run.store.split("test"),
+    )
+    parts = [model(split.batch(torch.arange(i, min(i + 8192, len(split))))).log_up for i in range(0, len(split), 8192)]
+    return torch.cat(parts).exp()
+
+
+def agreement(runs: Sequence[PlannedRun]) -> str:
+    """Lowest correlation of P(UP) between two seeds."""
+    states = [up_of(run).numpy() for run in runs]
+    found = [float(np.corrcoef(a, b)[0, 1]) for a, b in combinations(states, 2)]
+    return f"{min(found):.3f}" if found else ""
+
+
+def of_pure(settings: list[str], seeds: int) -> list[dict[str, Any]]:
+    """Rows of the report about KuaiRand-Pure: what P(UP) ranks, beside P(click) of the same runs."""
+    models = {"DLEN, all labels independent": [*settings, *PLAIN], "DLEN": [*settings, "model=dlen"]}
+    rows = []
+    for model, runs in trained("pure", models, seeds).items():
+        figures, tasks = [metrics(run) for run in runs], runs[0].store.schema.task_names
+        row = {"model": model, "P(UP)": spread([f["test/hidden/mean"] for f in figures])}
+        row |= {"mean AUC": spread([f["test/auc/mean"] for f in figures]), "seeds agree": agreement(runs)}
+        labels = runs[0].store.split("test").labels
+        for task in tasks[1:]:
+            place = tasks.index(task)
+            by_click = [float(exact_auc(scores_of(run)[:, 0], labels[:, place])) for run in runs]
+            row[f"{task} by P(UP), by P({tasks[0]})"] = (
+                f"{spread([f[f'test/auc/up_{task}'] for f in figures])}, {spread(by_click)}"
+            )
+        rows.append(row)
+    return rows
+
+
+def scores_of(run: PlannedRun) -> torch.Tensor:
+    """(n, K) test scores."""
+    return torch.from_numpy(np.load(run.folder / "scores_test.npy"))
+
+
+def held_out(spec: str, settings: list[str], seeds: int) -> list[dict[str, Any]]:
+    """Rows of the report about tasks that are left out of training."""
+    rows = []
+    for task in HELD_OUT:
+        path = OUT / f"kuairand_without_{task}.yaml"
+        content = yaml.safe_load((ROOT / spec).read_text())
+        content["tasks"][task] = {"label": content["tasks"][task], "weight": 0.0}
+        for field in content["fields"].values():
+            if task in (field.get("rate") or {}).get("of", []):
+                field["rate"]["of"].remove(task)
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
+        own = [s for s in settings if not s.startswith("data.spec=")]
+        models = {
+            "DLEN, all labels independent": [*own, f"data.spec={path}", *PLAIN],
+            "DLEN": [*own, f"data.spec={path}", "model=dlen"],
+        }
+        for model, runs in trained(f"held out {task}", models, seeds).items():
+            names, place = runs[0].store.schema.task_names, runs[0].store.schema.task_index(task)
+            labels = runs[0].store.split("test").labels[:, place]
+            row = {"held out": task, "model": model}
+            row["AUC of P(UP)"] = spread([metrics(run)[f"test/auc/up_{task}"] for run in runs])
+            others = {
+                other: [float(exact_auc(scores_of(run)[:, number], labels)) for run in runs]
+                for number, other in enumerate(names)
+                if other != task
+            }
+            best = max(others, key=lambda other: statistics.mean(others[other]))
+            by = {other: spread(others[other]) for other in ("click", "long_view")}
+            rows.append(
+                {**row, **{f"by {o}": v for o, v in by.items()}, "best other": f"{best} {spread(others[best])}"}
+            )
+    return rows
+
+
+def main() -> None:
+    """Run the worlds and, if it is there, KuaiRand-Pure; print and write the tables."""
+    asked = dict(a.split("=", 1) for a in sys.argv[1:])
+    register_resolvers()
+    seeds = int(asked.get("seeds", 3))
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        worlds = [name for name in asked.get("worlds", ",".join(WORLDS)).split(",") if name]
+        if worlds:
+            report("views", [row for name in worlds for row in of_world(name, seeds)])
+        if "pure" in asked:
+            settings = tables(asked)["pure_rates"]
+            report("views_pure", of_pure(settings, seeds))
+            spec = next(s.removeprefix("data.spec=") for s in settings if s.startswith("data.spec="))
+            report("views_held_out", held_out(spec, settings, seeds))
+
+
+if __name__ == "__main__":
+    main()
