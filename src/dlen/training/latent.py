@@ -67,7 +67,7 @@ class LatentMeasures(nn.Module):
     """All metrics of P(UP).
 
     Keys: ``auc/up_any``; ``auc/up_T`` of P(UP) against each task, of P(not UP) against a dislike; ``hidden/...``,
-    ``leak/T``, ``negatives/KIND/T``, and ``lift/T/T``, the number of rows in which two tasks happen over the number that
+    ``leak/T`` and ``negatives/KIND/T``; ``lift/T/T``, the number of rows in which two tasks happen over the number that
     the model expects. On simulated data also ``auc/up_truth``, ``corr/up_truth``, ``calibration/up_truth``,
     ``ece/up_truth`` and ``negatives_true/KIND/T``.
 
