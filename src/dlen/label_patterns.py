@@ -60,7 +60,10 @@ class PatternCounter:
 
 
 def as_tensors(patterns: Patterns) -> tuple[Tensor, Tensor]:
-    """(P, T) labels, nan where missing, and the (P,) weight of each pattern, in double precision."""
+    """(P, T) labels, nan where missing, and the (P,) weight of each pattern, in double precision on the CPU."""
     values = {"0": 0.0, "1": 1.0, MISSING_MARK: float("nan")}
-    labels = torch.tensor([[values[mark] for mark in pattern] for pattern, _ in patterns], dtype=torch.float64)
-    return labels, torch.tensor([weight for _, weight in patterns], dtype=torch.float64)
+    labels = [[values[mark] for mark in pattern] for pattern, _ in patterns]
+    weights = [weight for _, weight in patterns]
+    place = torch.device("cpu")  # also while a model is built on another device
+    tensors = [torch.tensor(part, dtype=torch.float64, device=place) for part in (labels, weights)]
+    return tensors[0], tensors[1]

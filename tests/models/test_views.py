@@ -251,3 +251,9 @@ def test_the_loss_takes_evidence(schema: Schema) -> None:
     plain = gradient_of(head, None).clone()
     head.zero_grad()
     assert not torch.equal(plain, gradient_of(head, torch.full((ROWS, 1), 3).byte()))
+
+
+def test_a_head_without_memory_finds_the_same_views(schema: Schema) -> None:
+    with torch.device("meta"):
+        head = head_of(schema)
+    assert head.view_names == head_of(schema).view_names
