@@ -144,12 +144,9 @@ def test_weights_are_means_over_the_rows_of_all_processes(tmp_path: Path) -> Non
     spec = {"files": "log.csv", "fields": {"user": {"side": "user"}}, "tasks": tasks, "weight": "w"}
     (tmp_path / "log.yaml").write_text(json.dumps(spec))
     settings = ["model=dlen", "data=table", "data.spec=log.yaml", *SMALL]
-    for name, devices, size in (("together", 2, 64), ("alone", 1, 128)):
-        ran = run_command(
-            "train.py",
-            [*settings, f"run_dir={name}", f"trainer.devices={devices}", f"loader.batch_size={size}"],
-            tmp_path,
-        )
+    for name, devices, size, start in (("together", 2, 64, run_command), ("alone", 1, 128, run_here)):
+        sizes = [f"trainer.devices={devices}", f"loader.batch_size={size}"]
+        ran = start("train.py", [*settings, f"run_dir={name}", *sizes], tmp_path)
         assert ran.returncode == 0, ran.stderr
     several = weights(tmp_path / "together")
     for name, value in weights(tmp_path / "alone").items():

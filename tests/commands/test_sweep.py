@@ -45,7 +45,7 @@ SMALL = ["sweep=alpha", "sweep.maximize=[val/auc/mean]", "sweep.minimize=[]", *D
 SMALL += ["sweep.confirm=0", "sweep.pruner=none"]
 LONG = [
     *SMALL,
-    "trainer.max_epochs=25",
+    "trainer.max_epochs=12",
     "trainer.val_check_interval=1.0",
     "patience=1000",
 ]  # a few seconds per trial
@@ -255,7 +255,7 @@ def test_workers_end_with_a_killed_coordinator(tmp_path: Path) -> None:
 
 
 def test_two_coordinators_share_a_study(tmp_path: Path) -> None:
-    run_command("prepare.py", DATA, tmp_path)
+    run_here("prepare.py", DATA, tmp_path)
     both = [start(tmp_path, *SMALL, "sweep.trials=5", "sweep.workers=1") for _ in range(2)]
     for process in both:
         _, errors = process.communicate(timeout=BRAKE)
@@ -315,9 +315,9 @@ def test_several_objectives_and_seeds(tmp_path: Path) -> None:
 
 def test_a_trial_over_two_processes(tmp_path: Path) -> None:
     """Half the steps, the metrics of one process with twice the batch, and both processes are pruned together."""
-    space = ["~sweep.space", "+sweep.space={optimizer.lr: {choices: [0.01, 0.011, 1e-9]}}"]
+    space = ["~sweep.space", "+sweep.space={optimizer.lr: {choices: [0.01, 1e-9]}}"]
     arguments = [*SMALL, *space, "sweep.sampler=grid", "sweep.pruner=median", "trainer.precision=32-true"]
-    arguments += ["sweep.pruner_options={n_startup_trials: 2}", "trainer.accelerator=cpu", "trainer.max_epochs=3"]
+    arguments += ["sweep.pruner_options={n_startup_trials: 1}", "trainer.accelerator=cpu", "trainer.max_epochs=3"]
     arguments += ["id_dropout.k=0"]  # each process draws for its own rows
     ran = run_command("sweep.py", [*arguments, "sweep.devices_per_trial=2", "loader.batch_size=128"], tmp_path)
     assert ran.returncode == 0, ran.stderr
@@ -325,7 +325,7 @@ def test_a_trial_over_two_processes(tmp_path: Path) -> None:
     assert one.returncode == 0, one.stderr
     both, single = study_of(tmp_path).trials, study_of(tmp_path, "one").trials
     assert [t.state for t in both] == [t.state for t in single]
-    assert [t.state for t in both] == [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.PRUNED]
+    assert [t.state for t in both] == [TrialState.COMPLETE, TrialState.PRUNED]
     for a, b in zip(both, single, strict=True):
         assert a.intermediate_values == pytest.approx(b.intermediate_values, abs=1e-4)
         assert a.user_attrs["steps"] == b.user_attrs["steps"]
@@ -378,7 +378,7 @@ def test_postgresql(postgres: str, tmp_path: Path) -> None:
     for folder in folders:
         folder.mkdir()
     arguments = [*SMALL, "sweep.trials=6", "sweep.workers=1", f"sweep.storage={postgres}", f"data_dir={tmp_path}/data"]
-    run_command("prepare.py", [*DATA, f"data_dir={tmp_path}/data"], tmp_path)
+    run_here("prepare.py", [*DATA, f"data_dir={tmp_path}/data"], tmp_path)
     both = [start(folder, *arguments) for folder in folders]
     for process in both:
         output, errors = process.communicate(timeout=BRAKE)

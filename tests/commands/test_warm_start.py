@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -55,12 +56,18 @@ def predictions(folder: Path, run: str, rows: str) -> pl.DataFrame:
     return pl.read_parquet(folder / f"{run}.parquet")
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("yesterday")
+    first = write(folder, "old", rows(0, [f"u{n}" for n in range(10, 30)]))
+    ok("train.py", folder, *first, "run_dir=old_run", "optimizer.embedding_lr=0.05")
+    return folder
+
+
 @pytest.fixture
-def yesterday(tmp_path: Path) -> Path:
+def yesterday(trained: Path, tmp_path: Path) -> Path:
     """A folder with a run on yesterday's log."""
-    first = write(tmp_path, "old", rows(0, [f"u{n}" for n in range(10, 30)]))
-    ok("train.py", tmp_path, *first, "run_dir=old_run", "optimizer.embedding_lr=0.05")
-    return tmp_path
+    return shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
 
 
 def test_known_ids_keep_their_vectors_and_new_ones_start_fresh(yesterday: Path) -> None:
