@@ -172,6 +172,10 @@ def test_binary_tasks_keep_their_links_when_regressions_are_left_out(schema: Sch
     assert chosen is not None
     assert chosen.views is not None
     assert (chosen.views.parent_tasks.tolist(), chosen.views.child_tasks.tolist()) == ([2], [0])
+    privileged, _ = predict(head_of(replace(schema, views=(View("time", 4, of="t2"), View("more", 3)))))
+    chosen = privileged.only(torch.tensor([4, 2, 0])).latent
+    assert chosen is not None
+    assert [evidence.task for evidence in chosen.evidence] == [1, None]
 
 
 # Columns known only afterwards

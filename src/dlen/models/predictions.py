@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -209,6 +209,10 @@ class Predictions:
         if self.latent is not None:
             latent = Latent(*(chosen(getattr(self.latent, f.name)) for f in fields(Latent)[:-3]))  # type: ignore[arg-type]
             latent.views = None if self.latent.views is None else self.latent.views.only(columns)
+            places = columns.tolist()
+            latent.evidence = tuple(
+                replace(e, task=None if e.task is None else places.index(e.task)) for e in self.latent.evidence
+            )
         log_p, log_q, log_score = (part.index_select(1, columns) for part in (self.log_p, self.log_q, self.log_score))
         return Predictions(log_p, log_q, log_score, latent, chosen(self.log_joint))
 
