@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import torch
 import yaml
 
 from tests.commands.test_own_parts import TINY, ok, refusal
@@ -118,6 +119,25 @@ def test_vectors_of_their_own_length_follow_their_ids(yesterday: Path) -> None:
     assert "was trained on other fields (user (id, dim 2), user (id))" in line
     line = refusal("train.py", yesterday, *first, "run_dir=c_run", "model.embedding.dim=1")
     assert "config model: embedding.dim must be at least 2, the dim of field user in the data, got 1" in line
+
+
+def test_views_are_those_of_todays_labels(yesterday: Path) -> None:
+    """Today a long view follows the click, and a column tells afterwards how long it was; yesterday neither was so."""
+    tasks = {"click": "click", "like": "like", "long": "long", "share": "share"}
+    fields = {"user": {"side": "user"}, "item": {"side": "item"}}
+    model = (*TINY[1:], "model=dlen", "model.head.tower=[4]", "model.head.hidden=[4]")
+    for day in ("a", "b"):
+        draw, log = np.random.default_rng(ord(day)), rows(ord(day), [f"u{n}" for n in range(20)])
+        long = log["click"] if day == "b" else pl.Series(draw.integers(0, 2, len(log)))
+        log = log.with_columns(long=long, share=pl.Series(draw.integers(0, 2, len(log))), seconds=draw.random(len(log)))
+        view = {"watched": {"kind": "view", "column": "seconds"}} if day == "b" else {}
+        data = write(yesterday, day, log, tasks=tasks, fields=fields | view, ignore="rest")
+        init = ("init_from=a_run", *STILL) if day == "b" else ()
+        ok("train.py", yesterday, *data, *model, f"run_dir={day}_run", *init)
+    before, after = predictions(yesterday, "a_run", "a.csv"), predictions(yesterday, "b_run", "a.csv")
+    np.testing.assert_allclose(after["p_click"], before["p_click"], rtol=1e-5)
+    weights = torch.load(yesterday / "b_run/checkpoints/best.ckpt", weights_only=True)["state_dict"]
+    assert {"model.head.views.log_ratios", "model.head.privileged.logits.0"} <= weights.keys()
 
 
 def test_buckets_are_the_same_if_there_are_as_many(yesterday: Path) -> None:

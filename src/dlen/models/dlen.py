@@ -90,6 +90,8 @@ class LatentHead(Head):
         UnmetNeedError: there is no binary task, whose bound tells which state is UP.
     """
 
+    of_labels = ("views", "privileged")
+
     def __init__(
         self,
         schema: Schema,

@@ -52,9 +52,12 @@ class Head(nn.Module, ABC):
 
     Attributes:
         view_names: names of the tasks of each view, for heads with P(UP); None for all others.
+        of_labels: names of the submodules that describe the labels of the training data and no prediction. A model that
+            starts from another run's weights keeps its own.
     """
 
     view_names: list[list[str]] | None = None
+    of_labels: tuple[str, ...] = ()
 
     @abstractmethod
     def forward(self, representations: Tensor, features: Features) -> Predictions:

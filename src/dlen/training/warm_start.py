@@ -29,7 +29,8 @@ def warm_start(model: Model, store: Store, config: DictConfig) -> list[str]:
     """Copy the best weights of the run ``config.init_from`` into a new model.
 
     An id that both data sets know keeps its vector, and so does a field's unknown id. Other ids start as they would in
-    a new model. Dense weights are copied as they are.
+    a new model. Dense weights are copied as they are, but for those that describe today's labels,
+    :attr:`Head.of_labels`.
 
     Args:
         model: new model for ``store``; changed in place.
@@ -84,7 +85,9 @@ def _fields(store: Store) -> list[str]:
 
 
 def _load_dense(model: Ranker, weights: dict[str, Tensor], tables: Collection[str], folder: Path) -> None:
-    own = {name: value for name, value in model.state_dict().items() if name not in tables}
+    of_labels = tuple(f"head.{name}." for name in model.head.of_labels)
+    weights = {name: value for name, value in weights.items() if not name.startswith(of_labels)}
+    own = {name: v for name, v in model.state_dict().items() if name not in tables and not name.startswith(of_labels)}
     for name in sorted(own.keys() ^ weights.keys()):
         raise UserError(f"{_KEY}: {folder} has another model ({name} is in one of them alone); set model as in the run")
     for name, value in own.items():
