@@ -144,8 +144,7 @@ class LatentHead(Head):
         self.hidden = None if hidden is None else MLP(spec.width, hidden, dropout)
         self.hidden_output = nn.Linear(self.hidden.out_dim if self.hidden else 0, 1)
         nn.init.constant_(self.hidden_output.bias, logit(start.up))
-        width = self.hidden_output.in_features
-        self.privileged = PrivilegedViews(schema, width) if joint and schema.views else None
+        self.privileged = PrivilegedViews(schema) if joint and schema.views else None
         self.match = make_match(spec, match, 1)
 
     @property
@@ -163,7 +162,7 @@ class LatentHead(Head):
             up = up + self.match(features.fields)[:, 0]
         predictions = self.mixture(c, n, at_least_float32(up))
         if self.privileged is not None and predictions.latent is not None:
-            predictions.latent.evidence = self.privileged(x)
+            predictions.latent.evidence = self.privileged(features.first_order)
         return predictions
 
     def mixture(self, c: Tensor, n: Tensor, up: Tensor) -> Predictions:

@@ -199,7 +199,7 @@ class IndependentHead(Head):
 def add_first_order(logits: Tensor, features: Features) -> Tensor:
     """Add the table's first-order terms, if any, to (B, T) logits."""
     first_order = features.first_order
-    return logits if first_order is None else logits + at_least_float32(first_order)
+    return logits if first_order is None else logits + at_least_float32(first_order[:, : logits.shape[1]])
 
 
 def make_match(spec: FeatureSpec, factors: int, outputs: int) -> Match | None:

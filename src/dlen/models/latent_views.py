@@ -12,6 +12,8 @@ from dlen.models.predictions import Evidence, Views
 from dlen.nn.logspace import at_least_float32
 from dlen.schema import Schema
 
+_REACH = 2.0  # of the bins around their middle: about that of a standardised number
+
 
 class ViewOdds(nn.Module):
     """The dependences of labels on each other given the state: a learned odds ratio per link and state.
@@ -39,31 +41,32 @@ class ViewOdds(nn.Module):
 class PrivilegedViews(nn.Module):
     """Densities of the columns that are known only afterwards, :attr:`Schema.views`.
 
-    The odds of two bins depend on the state by a factor of its own for each view and label, and on the inputs by
-    another that both states share. So what inputs tell of a play time, such as the length of the video, is no evidence
-    for UP.
+    The log-odds of two bins of a view have a part for each state and label, and a part that both states share: the sum
+    of the table's first-order terms of all ids, times the distance of the bins. So what a user or an item has in
+    general, such as patience or length, is no evidence for UP; what is left is what both have in common.
 
     Args:
         schema: schema with views.
-        width: size of the hidden state network's representation.
     """
 
-    def __init__(self, schema: Schema, width: int) -> None:
+    def __init__(self, schema: Schema) -> None:
         super().__init__()
         self.tasks = [schema.task_index(view.of) if view.of else None for view in schema.views]
         self.logits = nn.ParameterList(
             nn.Parameter(torch.zeros(2, 1 if task is None else 2, view.bins))
             for view, task in zip(schema.views, self.tasks, strict=True)
         )
-        self.shifts = nn.ModuleList(nn.Linear(width, view.bins) for view in schema.views)
 
-    def forward(self, representation: Tensor) -> tuple[Evidence, ...]:
-        """(B, H) representation of the hidden state network -> the density of each view."""
-        parts = zip(self.logits, self.shifts, self.tasks, strict=True)
-        return tuple(
-            Evidence(at_least_float32(logits), at_least_float32(shift(representation)), task)
-            for logits, shift, task in parts
-        )
+    def forward(self, first_order: Tensor | None) -> tuple[Evidence, ...]:
+        """(B, T + V) first-order terms, if the table has them -> the density of each view."""
+        found = []
+        for place, (logits, task) in enumerate(zip(self.logits, self.tasks, strict=True)):
+            shift = logits.new_zeros(1, 1)
+            if first_order is not None:
+                distance = torch.linspace(-_REACH, _REACH, logits.shape[2], dtype=logits.dtype, device=logits.device)
+                shift = at_least_float32(first_order[:, place - len(self.tasks), None]) * distance
+            found.append(Evidence(at_least_float32(logits), shift, task))
+        return tuple(found)
 
 
 def given_views(views: str | Mapping[str, Sequence[str]], tasks: Sequence[str]) -> list[Sequence[str]] | None:

@@ -68,7 +68,7 @@ class Evidence:
 
     Attributes:
         logits: (2, A, K) of each bin given UP and given not UP; A = 2 if they depend on a task's label, else 1.
-        shift: (B, K) what the inputs add to these logits, in both states alike.
+        shift: (B, K) what the inputs add to these logits, in both states alike; (1, 1) for nothing.
         task: index of the task whose label the column depends on; None for none.
     """
 
@@ -88,7 +88,8 @@ class Evidence:
         kinds, size = self.logits.shape[1:]
         known = bins < size
         place = bins.long().clamp(max=size - 1)[:, None, None, None].expand(-1, 2, kinds, 1)
-        log_p = (self.logits + self.shift[:, None, None]).log_softmax(3).gather(3, place)[..., 0]  # (B, 2, A)
+        log_p = (self.logits + self.shift[:, None, None]).log_softmax(3)
+        log_p = log_p.expand(len(bins), -1, -1, -1).gather(3, place)[..., 0]  # (B, 2, A)
         if self.task is not None:
             label = labels[:, self.task].long()[:, None, None].expand(-1, 2, 1)
             negative = torch.stack([latent.log_not_given_up, latent.log_not_given_not_up], 1)[:, :, self.task]

@@ -71,7 +71,7 @@ class EmbeddingTable(nn.Module):
             if not isinstance(value, bool):
                 raise ValueError(f"embedding.{name} must be true or false, got {value!r}")
         self.parts = len(schema.tasks) if private else 1
-        self.first_order = len(schema.tasks) if first_order else 0
+        self.first_order = len(schema.tasks) + len(schema.views) if first_order else 0
         self.dim = dim = dim * self.parts
         self._std, rows = std, schema.num_embeddings
         width = dim + -(-self.first_order // _ALIGNED) * _ALIGNED
