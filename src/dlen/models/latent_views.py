@@ -13,6 +13,7 @@ from dlen.nn.logspace import at_least_float32
 from dlen.schema import Schema
 
 _REACH = 2.0  # of the bins around their middle: about that of a standardised number
+_SPEED = 20.0  # factor of the learning rate of a density's logits, which have to move by several units
 
 
 class ViewOdds(nn.Module):
@@ -65,7 +66,7 @@ class PrivilegedViews(nn.Module):
             if first_order is not None:
                 distance = torch.linspace(-_REACH, _REACH, logits.shape[2], dtype=logits.dtype, device=logits.device)
                 shift = at_least_float32(first_order[:, place - len(self.tasks), None]) * distance
-            found.append(Evidence(at_least_float32(logits), shift, task))
+            found.append(Evidence(at_least_float32(logits) * _SPEED, shift, task))
         return tuple(found)
 
 
