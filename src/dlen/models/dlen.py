@@ -16,6 +16,7 @@ t, label y_t and impression x:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from enum import StrEnum
 from typing import TypeVar
 
@@ -140,6 +141,9 @@ class LatentHead(Head):
         for index, centre in zip(schema.regressions, centres(schema), strict=True):
             # The expectation is the mean of training, and UP is more.
             start.pairs[index] = (centre + 1 - start.up, centre - start.up)
+        values = [(*pair, logit(start.up)) for pair in start.pairs]
+        self.register_buffer("start", torch.tensor(values), persistent=False)
+        self.start: Tensor
         self.towers = Towers(torch.tensor(start.pairs), rep_dim, tower, dropout)
         self.hidden = None if hidden is None else MLP(spec.width, hidden, dropout)
         self.hidden_output = nn.Linear(self.hidden.out_dim if self.hidden else 0, 1)
@@ -219,10 +223,29 @@ class LatentHead(Head):
         if self.likelihood is Likelihood.MARGINAL:
             return super().loss(predictions, labels, mask, weights, row_weights)
         assert predictions.latent is not None
-        of_labels = mask * weights
-        if row_weights is None:
-            return joint_loss(predictions.latent, labels, of_labels, bins=bins)
-        return joint_loss(predictions.latent, labels, of_labels * row_weights[:, 1:], row_weights[:, 0], bins)
+        latent, of_labels, rows = predictions.latent, mask * weights, None
+        if row_weights is not None:
+            of_labels, rows = of_labels * row_weights[:, 1:], row_weights[:, 0]
+        if bins is None or not latent.evidence:
+            return joint_loss(latent, labels, of_labels, rows)
+        known = replace(latent, evidence=tuple(evidence.detach() for evidence in latent.evidence))
+        return joint_loss(known, labels, of_labels, rows, bins) + self._density_loss(latent, labels, mask, rows, bins)
+
+    def _density_loss(self, latent: Latent, labels: Tensor, mask: Tensor, rows: Tensor | None, bins: Tensor) -> Tensor:
+        """Negative log-likelihood of the bins, given a state whose probability follows from the labels alone.
+
+        The densities are fitted to what UP meant at the start, before the network and the bins. Fitted together with
+        it, they would decide what UP means: a play time says more of its user and item than rare labels say of UP.
+        """
+        start = self.mixture(*self.start[:, :2].T[:, None], self.start[:1, 2]).latent
+        assert start is not None
+        odds = start.posterior_log_odds(labels, mask).detach()
+        given = [torch.zeros_like(odds), torch.zeros_like(odds)]
+        for place, evidence in enumerate(latent.evidence):
+            of_state = evidence.log_given(bins[:, place], labels, mask, start)
+            given = [total + part for total, part in zip(given, of_state, strict=True)]
+        nll = -torch.logaddexp(F.logsigmoid(odds) + given[0], F.logsigmoid(-odds) + given[1])
+        return nll.mean() if rows is None else weighted_mean(nll, rows)
 
     def task_losses(
         self, predictions: Predictions, labels: Tensor, mask: Tensor, row_weights: Tensor | None = None

@@ -76,6 +76,10 @@ class Evidence:
     shift: Tensor
     task: int | None
 
+    def detach(self) -> Evidence:
+        """The same without a gradient."""
+        return Evidence(self.logits.detach(), self.shift.detach(), self.task)
+
     def log_given(self, bins: Tensor, labels: Tensor, mask: Tensor, latent: Latent) -> tuple[Tensor, Tensor]:
         """(B,) log-probability of the bins given UP and given not UP; 0 where a bin is missing.
 
