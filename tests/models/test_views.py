@@ -28,16 +28,13 @@ def head_of(schema: Schema, **settings: object) -> LatentHead:
     return LatentHead(schema, 3, SPEC, tower=(4,), hidden=(5,), **settings).double()  # type: ignore[arg-type]
 
 
-def features() -> Features:
-    values = torch.randn(ROWS, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    return Features(values, SPEC)
-
-
-def predict(head: LatentHead) -> tuple[Predictions, Latent]:
-    given = torch.randn(
-        len(head.towers.towers), ROWS, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2)
-    )
-    predictions = head(given, features())
+def predict(head: LatentHead, first_order: int = 0) -> tuple[Predictions, Latent]:
+    """Predictions for random inputs, with a number of random first-order terms."""
+    draw = torch.Generator().manual_seed(1)
+    values = torch.randn(ROWS, 2, dtype=torch.float64, generator=draw)
+    given = torch.randn(len(head.towers.towers), ROWS, 3, dtype=torch.float64, generator=draw)
+    terms = 0.1 * torch.randn(ROWS, first_order, dtype=torch.float64, generator=draw)
+    predictions = head(given, Features(torch.cat([values, terms], 1), replace(SPEC, first_order=first_order)))
     assert predictions.latent is not None
     return predictions, predictions.latent
 
@@ -193,7 +190,7 @@ def test_evidence_is_a_density_in_each_state(schema: Schema) -> None:
     with torch.no_grad():
         for parameter in head.privileged.logits:
             parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5)))
-    _, latent = predict(head)
+    _, latent = predict(head, first_order=5 + 2)
     rng = np.random.default_rng(4)
     labels, known = (
         torch.tensor(rng.integers(0, 2, (ROWS, 5))).double(),
@@ -239,25 +236,51 @@ def test_a_view_of_no_binary_task_is_refused(task: str) -> None:
             Schema((), (Task("t0", 0.1),), views=(View("time", 4, of=task),))
 
 
-def gradient_of(head: LatentHead, bins: Tensor | None) -> Tensor:
-    predictions, _ = predict(head)
-    labels = torch.ones(ROWS, 5, dtype=torch.float64)
-    head.loss(predictions, labels, labels, torch.ones(5, dtype=torch.float64), bins=bins).backward()
-    assert head.hidden_output.weight.grad is not None
-    return head.hidden_output.weight.grad
+def test_densities_are_fitted_by_what_the_labels_say_alone(schema: Schema) -> None:
+    """The loss adds the likelihood of the bins given a state that labels and the start tell, by a loop over rows."""
+    head = head_of(replace(schema, views=(View("time", 4), View("long_time", 3, of="t1"))))
+    assert head.privileged is not None
+    with torch.no_grad():
+        for parameter in head.privileged.logits:
+            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(6)))
+    predictions, latent = predict(head, first_order=5 + 2)
+    rng = np.random.default_rng(7)
+    labels, everything = torch.tensor(rng.integers(0, 2, (ROWS, 5))).double(), torch.ones(ROWS, 5).double()
+    bins = torch.tensor(np.column_stack([rng.integers(0, 4, ROWS), rng.integers(0, 3, ROWS)])).byte()
+    c, n, up = head.start.T[:, None]
+    start = head.mixture(c, n, up[:, 0]).latent
+    assert start is not None
+    wanted = 0.0
+    for row in range(ROWS):
+        row_labels = labels[row][None]
+        up_odds = float(start.posterior_log_odds(row_labels, torch.ones(1, 5).double()))
+        likelihood = 0.0
+        for state, share in enumerate((1 / (1 + math.exp(-up_odds)), 1 / (1 + math.exp(up_odds)))):
+            first = density(latent.evidence[0], row, int(bins[row, 0]), state, 0)
+            likelihood += (
+                share * first * density(latent.evidence[1], row, int(bins[row, 1]), state, int(labels[row, 1]))
+            )
+        wanted -= math.log(likelihood) / ROWS
+    loss = head.loss(predictions, labels, everything, torch.ones(5).double(), bins=bins)
+    assert loss.item() - joint_loss(latent, labels, everything, bins=bins).item() == pytest.approx(wanted, rel=1e-9)
 
 
-def test_the_loss_takes_evidence(schema: Schema) -> None:
+def test_evidence_teaches_the_state_and_not_the_other_way_round(schema: Schema) -> None:
     head = head_of(replace(schema, views=(View("time", 4),)))
     assert head.privileged is not None
     with torch.no_grad():
-        head.privileged.logits[0][0, 0] = torch.tensor([-2.0, -1.0, 1.0, 2.0])
-    plain = gradient_of(head, None).clone()
-    head.zero_grad()
-    assert not torch.equal(plain, gradient_of(head, torch.full((ROWS, 1), 3).byte()))
+        head.privileged.logits[0][0, 0] = torch.tensor([-0.2, -0.1, 0.1, 0.2])
+    labels, long = torch.ones(ROWS, 5, dtype=torch.float64), torch.full((ROWS, 1), 3).byte()
 
+    def gradients(first: Tensor, bins: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        head.zero_grad()
+        head.loss(predict(head)[0], labels * first, labels, torch.ones(5).double(), bins=bins).backward()
+        assert head.hidden_output.weight.grad is not None
+        assert head.privileged is not None
+        return head.hidden_output.weight.grad.clone(), head.privileged.logits[0].grad
 
-def test_a_head_without_memory_finds_the_same_views(schema: Schema) -> None:
-    with torch.device("meta"):
-        head = head_of(schema)
-    assert head.view_names == head_of(schema).view_names
+    plain, taught = gradients(torch.ones(5), None)[0], gradients(torch.ones(5), long)
+    assert not torch.equal(plain, taught[0])
+    with torch.no_grad():
+        head.hidden_output.bias.add_(3.0)  # another P(UP) from the inputs
+    assert torch.equal(taught[1], gradients(torch.ones(5), long)[1])  # type: ignore[arg-type]

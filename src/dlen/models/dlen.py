@@ -237,7 +237,8 @@ class LatentHead(Head):
         The densities are fitted to what UP meant at the start, before the network and the bins. Fitted together with
         it, they would decide what UP means: a play time says more of its user and item than rare labels say of UP.
         """
-        start = self.mixture(*self.start[:, :2].T[:, None], self.start[:1, 2]).latent
+        c, n, up = self.start[None].unbind(2)
+        start = self.mixture(c, n, up[:, 0]).latent
         assert start is not None
         odds = start.posterior_log_odds(labels, mask).detach()
         given = [torch.zeros_like(odds), torch.zeros_like(odds)]

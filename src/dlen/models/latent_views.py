@@ -12,8 +12,10 @@ from dlen.models.predictions import Evidence, Views
 from dlen.nn.logspace import at_least_float32
 from dlen.schema import Schema
 
-_REACH = 2.0  # of the bins around their middle: about that of a standardised number
-_SPEED = 20.0  # factor of the learning rate of a density's logits, which have to move by several units
+# Distance of the last bins from the middle. It multiplies first-order terms, which have to be learned before P(UP)
+# takes what a user or an item has in general for a state: with 2 they are too slow, with 20 they are not.
+_REACH = 20.0
+_SPEED = 10.0  # factor of the learning rate of a density's logits, which have to move by several units
 
 
 class ViewOdds(nn.Module):
