@@ -124,12 +124,12 @@ class View:
     Attributes:
         name: unique name in the schema.
         bins: number of bins of its values.
-        of: task whose label its values depend on as well, such as that of a long view; empty for none.
+        of: tasks whose labels its values depend on as well, such as a click and a long view.
     """
 
     name: str
     bins: int
-    of: str = ""
+    of: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,8 +195,9 @@ class Schema:
                     f"task {task.name}: dislike, joint and train_on are of binary tasks, not of regression"
                 )
         for view in self.views:
-            if view.of and (view.of not in self.task_names or self.tasks[self.task_index(view.of)].is_regression):
-                raise ValueError(f"view {view.name}: of must name a binary task, got {view.of!r}")
+            wrong = set(view.of) - {task.name for task in self.tasks if not task.is_regression}
+            if wrong:
+                raise ValueError(f"view {view.name}: of must name binary tasks, got {', '.join(sorted(wrong))}")
         check_targets([(t.name, t.joint) for t in self.tasks])
 
     @property
@@ -300,7 +301,7 @@ class Schema:
             Field(**{**f, "kind": Kind(f["kind"]), "pooling": Pooling(f["pooling"])}) for f in data["fields"]
         )
         tasks = tuple(Task(**{**t, "kind": TaskKind(t.get("kind", "binary"))}) for t in data["tasks"])
-        views = tuple(View(**view) for view in data.get("views", ()))
+        views = tuple(View(**{**view, "of": tuple(view["of"])}) for view in data.get("views", ()))
         return cls(fields, tasks, tuple(data["truth"]), data["user"], data["position"], views, _patterns(data, tasks))
 
 

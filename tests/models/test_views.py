@@ -169,22 +169,24 @@ def test_binary_tasks_keep_their_links_when_regressions_are_left_out(schema: Sch
     assert chosen is not None
     assert chosen.views is not None
     assert (chosen.views.parent_tasks.tolist(), chosen.views.child_tasks.tolist()) == ([2], [0])
-    privileged, _ = predict(head_of(replace(schema, views=(View("time", 4, of="t2"), View("more", 3)))))
+    privileged, _ = predict(head_of(replace(schema, views=(View("time", 4, of=("t2",)), View("more", 3)))))
     chosen = privileged.only(torch.tensor([4, 2, 0])).latent
     assert chosen is not None
-    assert [evidence.task for evidence in chosen.evidence] == [1, None]
+    assert [evidence.tasks for evidence in chosen.evidence] == [(1,), ()]
 
 
 # Columns known only afterwards
 
 
-def density(evidence: Evidence, row: int, bin_: int, state: int, label: int) -> float:
-    logits = (evidence.logits[state, label if evidence.logits.shape[1] == 2 else 0] + evidence.shift[row]).exp()
+def density(evidence: Evidence, row: int, bin_: int, state: int, labels: Sequence[int] = ()) -> float:
+    """``labels`` are those that the column depends on."""
+    combination = sum(label << digit for digit, label in enumerate(labels))
+    logits = (evidence.logits[state, combination] + evidence.shift[row]).exp()
     return float(logits[bin_] / logits.sum())
 
 
 def test_evidence_is_a_density_in_each_state(schema: Schema) -> None:
-    views = (View("time", 4), View("long_time", 3, of="t1"))
+    views = (View("time", 4), View("long_time", 3, of=("t1", "t3")))
     head = head_of(replace(schema, views=views))
     assert head.privileged is not None
     with torch.no_grad():
@@ -201,15 +203,13 @@ def test_evidence_is_a_density_in_each_state(schema: Schema) -> None:
     without = latent.log_with_labels(labels, known)
     within = latent.log_with_labels(labels, known, bins)
     for row in range(ROWS):
-        for state, (_, given) in enumerate(states(latent, row)):
+        for state in (0, 1):
             wanted = 0.0
             if bins[row, 0] < 255:
-                wanted += math.log(density(latent.evidence[0], row, int(bins[row, 0]), state, 0))
-            if bins[row, 1] < 255:
-                by_label = [density(latent.evidence[1], row, int(bins[row, 1]), state, label) for label in (0, 1)]
-                told = by_label[int(labels[row, 1])]
-                mixed = given[1] * by_label[1] + (1 - given[1]) * by_label[0]
-                wanted += math.log(told if known[row, 1] else mixed)
+                wanted += math.log(density(latent.evidence[0], row, int(bins[row, 0]), state))
+            if bins[row, 1] < 255 and known[row, [1, 3]].all():
+                of = [int(labels[row, task]) for task in (1, 3)]
+                wanted += math.log(density(latent.evidence[1], row, int(bins[row, 1]), state, of))
             assert (within[state] - without[state])[row].item() == pytest.approx(wanted, abs=1e-6)
 
 
@@ -223,22 +223,22 @@ def test_evidence_starts_without_saying_anything(schema: Schema) -> None:
 
 def test_evidence_is_no_input(schema: Schema) -> None:
     """Predictions are those of a head without it: its parameters come after all others."""
-    plain, privileged = head_of(schema), head_of(replace(schema, views=(View("time", 4, of="t2"),)))
+    plain, privileged = head_of(schema), head_of(replace(schema, views=(View("time", 4, of=("t2",)),)))
     assert torch.equal(predict(plain)[0].log_p, predict(privileged)[0].log_p)
 
 
 @pytest.mark.parametrize("task", ["nothing", "t0"])
 def test_a_view_of_no_binary_task_is_refused(task: str) -> None:
     if task == "t0":
-        Schema((), (Task("t0", 0.1),), views=(View("time", 4, of=task),))
+        Schema((), (Task("t0", 0.1),), views=(View("time", 4, of=(task,)),))
     else:
-        with pytest.raises(ValueError, match="of must name a binary task"):
-            Schema((), (Task("t0", 0.1),), views=(View("time", 4, of=task),))
+        with pytest.raises(ValueError, match="of must name binary tasks"):
+            Schema((), (Task("t0", 0.1),), views=(View("time", 4, of=(task,)),))
 
 
 def test_densities_are_fitted_by_what_the_labels_say_alone(schema: Schema) -> None:
     """The loss adds the likelihood of the bins given a state that labels and the start tell, by a loop over rows."""
-    head = head_of(replace(schema, views=(View("time", 4), View("long_time", 3, of="t1"))))
+    head = head_of(replace(schema, views=(View("time", 4), View("long_time", 3, of=("t1", "t3")))))
     assert head.privileged is not None
     with torch.no_grad():
         for parameter in head.privileged.logits:
@@ -256,10 +256,9 @@ def test_densities_are_fitted_by_what_the_labels_say_alone(schema: Schema) -> No
         up_odds = float(start.posterior_log_odds(row_labels, torch.ones(1, 5).double()))
         likelihood = 0.0
         for state, share in enumerate((1 / (1 + math.exp(-up_odds)), 1 / (1 + math.exp(up_odds)))):
-            first = density(latent.evidence[0], row, int(bins[row, 0]), state, 0)
-            likelihood += (
-                share * first * density(latent.evidence[1], row, int(bins[row, 1]), state, int(labels[row, 1]))
-            )
+            first = density(latent.evidence[0], row, int(bins[row, 0]), state)
+            of = [int(labels[row, task]) for task in (1, 3)]
+            likelihood += share * first * density(latent.evidence[1], row, int(bins[row, 1]), state, of)
         wanted -= math.log(likelihood) / ROWS
     loss = head.loss(predictions, labels, everything, torch.ones(5).double(), bins=bins)
     assert loss.item() - joint_loss(latent, labels, everything, bins=bins).item() == pytest.approx(wanted, rel=1e-9)

@@ -243,7 +243,7 @@ class LatentHead(Head):
         odds = start.posterior_log_odds(labels, mask).detach()
         given = [torch.zeros_like(odds), torch.zeros_like(odds)]
         for place, evidence in enumerate(latent.evidence):
-            of_state = evidence.log_given(bins[:, place], labels, mask, start)
+            of_state = evidence.log_given(bins[:, place], labels, mask)
             given = [total + part for total, part in zip(given, of_state, strict=True)]
         nll = -torch.logaddexp(F.logsigmoid(odds) + given[0], F.logsigmoid(-odds) + given[1])
         return nll.mean() if rows is None else weighted_mean(nll, rows)

@@ -54,21 +54,18 @@ class PrivilegedViews(nn.Module):
 
     def __init__(self, schema: Schema) -> None:
         super().__init__()
-        self.tasks = [schema.task_index(view.of) if view.of else None for view in schema.views]
-        self.logits = nn.ParameterList(
-            nn.Parameter(torch.zeros(2, 1 if task is None else 2, view.bins))
-            for view, task in zip(schema.views, self.tasks, strict=True)
-        )
+        self.tasks = [tuple(schema.task_index(name) for name in view.of) for view in schema.views]
+        self.logits = nn.ParameterList(nn.Parameter(torch.zeros(2, 2 ** len(v.of), v.bins)) for v in schema.views)
 
     def forward(self, first_order: Tensor | None) -> tuple[Evidence, ...]:
         """(B, T + V) first-order terms, if the table has them -> the density of each view."""
         found = []
-        for place, (logits, task) in enumerate(zip(self.logits, self.tasks, strict=True)):
+        for place, (logits, tasks) in enumerate(zip(self.logits, self.tasks, strict=True)):
             shift = logits.new_zeros(1, 1)
             if first_order is not None:
                 distance = torch.linspace(-_REACH, _REACH, logits.shape[2], dtype=logits.dtype, device=logits.device)
                 shift = at_least_float32(first_order[:, place - len(self.tasks), None]) * distance
-            found.append(Evidence(at_least_float32(logits) * _SPEED, shift, task))
+            found.append(Evidence(at_least_float32(logits) * _SPEED, shift, tasks))
         return tuple(found)
 
 

@@ -67,42 +67,37 @@ class Evidence:
     """The density of one column that is known only afterwards, in K bins.
 
     Attributes:
-        logits: (2, A, K) of each bin given UP and given not UP; A = 2 if they depend on a task's label, else 1.
+        logits: (2, A, K) of each bin given UP and given not UP, for each of the A combinations of labels it depends on.
         shift: (B, K) what the inputs add to these logits, in both states alike; (1, 1) for nothing.
-        task: index of the task whose label the column depends on; None for none.
+        tasks: indices of the tasks whose labels it depends on; the first one is the lowest binary digit of a
+            combination.
     """
 
     logits: Tensor
     shift: Tensor
-    task: int | None
+    tasks: tuple[int, ...]
 
     def detach(self) -> Evidence:
         """The same without a gradient."""
-        return Evidence(self.logits.detach(), self.shift.detach(), self.task)
+        return Evidence(self.logits.detach(), self.shift.detach(), self.tasks)
 
-    def log_given(self, bins: Tensor, labels: Tensor, mask: Tensor, latent: Latent) -> tuple[Tensor, Tensor]:
-        """(B,) log-probability of the bins given UP and given not UP; 0 where a bin is missing.
+    def log_given(self, bins: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """(B,) log-probability of the bins given UP and given not UP; 0 where a bin or one of the labels is missing.
 
         Args:
             bins: (B,) bin of each row, or a number from K on where it is missing.
             labels: (B, T) 0 or 1.
-            mask: (B, T) 0 where a label is not known: then the task's own probability decides.
-            latent: the state's probabilities of each label.
+            mask: (B, T) 0 where a label is not known.
         """
-        kinds, size = self.logits.shape[1:]
-        known = bins < size
-        place = bins.long().clamp(max=size - 1)[:, None, None, None].expand(-1, 2, kinds, 1)
-        log_p = (self.logits + self.shift[:, None, None]).log_softmax(3)
-        log_p = log_p.expand(len(bins), -1, -1, -1).gather(3, place)[..., 0]  # (B, 2, A)
-        if self.task is not None:
-            label = labels[:, self.task].long()[:, None, None].expand(-1, 2, 1)
-            negative = torch.stack([latent.log_not_given_up, latent.log_not_given_not_up], 1)[:, :, self.task]
-            positive = torch.stack([latent.log_given_up, latent.log_given_not_up], 1)[:, :, self.task]
-            mixed = torch.logaddexp(log_p[..., 0] + negative, log_p[..., 1] + positive)
-            told = mask[:, self.task, None] > 0
-            log_p = torch.where(told, log_p.gather(2, label)[..., 0], mixed)[..., None]
-        of_up, of_not_up = (log_p[..., 0] * known[:, None]).unbind(1)
-        return of_up, of_not_up
+        size, known = self.logits.shape[2], bins < self.logits.shape[2]
+        combination = torch.zeros_like(bins, dtype=torch.int64)
+        for digit, task in enumerate(self.tasks):
+            combination = combination + (labels[:, task].long() << digit)
+            known = known & (mask[:, task] > 0)
+        logits = self.logits.index_select(1, combination).transpose(0, 1) + self.shift[:, None]  # (B, 2, K)
+        place = bins.long().clamp(max=size - 1)[:, None, None].expand(-1, 2, 1)
+        log_p = logits.log_softmax(2).gather(2, place)[..., 0] * known[:, None]
+        return log_p[:, 0], log_p[:, 1]
 
 
 @dataclass(slots=True)
@@ -154,7 +149,7 @@ class Latent:
             up, not_up = up.index_copy(1, columns, of_up), not_up.index_copy(1, columns, of_not_up)
         with_up, with_not_up = self.log_up + (up * mask).sum(1), self.log_not_up + (not_up * mask).sum(1)
         for place, evidence in enumerate(self.evidence if bins is not None and len(bins) else ()):
-            of_up, of_not_up = evidence.log_given(bins[:, place], labels, mask, self)  # type: ignore[index]
+            of_up, of_not_up = evidence.log_given(bins[:, place], labels, mask)  # type: ignore[index]
             with_up, with_not_up = with_up + of_up, with_not_up + of_not_up
         return with_up, with_not_up
 
@@ -216,7 +211,7 @@ class Predictions:
             latent.views = None if self.latent.views is None else self.latent.views.only(columns)
             places = columns.tolist()
             latent.evidence = tuple(
-                replace(e, task=None if e.task is None else places.index(e.task)) for e in self.latent.evidence
+                replace(e, tasks=tuple(places.index(task) for task in e.tasks)) for e in self.latent.evidence
             )
         log_p, log_q, log_score = (part.index_select(1, columns) for part in (self.log_p, self.log_q, self.log_score))
         return Predictions(log_p, log_q, log_score, latent, chosen(self.log_joint))

@@ -39,7 +39,7 @@ def draw() -> pl.DataFrame:
 def test_bins_are_those_of_the_training_rows(tmp_path: Path) -> None:
     rows = draw()
     store = prepare(make_table(tmp_path, SPEC, "t.csv", rows.write_csv()), tmp_path / "data")
-    assert store.schema.views == (View("watched", len(store.content["statistics"]["watched"]["edges"]) + 1, "long"),)
+    assert store.schema.views == (View("watched", len(store.content["statistics"]["watched"]["edges"]) + 1, ("long",)),)
     assert [f.name for f in store.schema.fields] == ["user"]
     assert Schema.from_dict(store.schema.to_dict()) == store.schema
     edges = store.content["statistics"]["watched"]["edges"]
@@ -73,7 +73,7 @@ def test_new_rows_need_no_view(tmp_path: Path) -> None:
         ({"kind": "numeric"}, "fields.watched.of: is for kind: view"),
         ({"buckets": 300}, "fields.watched.buckets: a view has at most 250"),
         ({"column": "like"}, "the labels of like are computed from column like"),
-        ({"column": "long", "of": ""}, "set of: long"),
+        ({"column": "long", "of": []}, "set of: [long]"),
         ({"column": "nowhere"}, "no column 'nowhere'"),
     ],
 )

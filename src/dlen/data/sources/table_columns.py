@@ -415,7 +415,7 @@ class ViewColumn(BucketColumn):
 
     def view(self) -> View:
         """The entry of the schema."""
-        return View(self.name, len(self.edges) + 1, self.spec.of)
+        return View(self.name, len(self.edges) + 1, tuple(self.spec.of))
 
     def bins(self, frame: pl.DataFrame, path: Path) -> Array:
         """(n,) uint8 bin of each row, MISSING where the cell is empty."""

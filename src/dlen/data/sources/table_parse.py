@@ -34,6 +34,7 @@ from dlen.valid import OneOf, Range, did_you_mean, fault
 T = TypeVar("T")
 FROM_LOG = ("rate", "history")  # kinds of fields that are computed from the log, and have no column
 _MOST_LABELS = 8
+_MOST_TASKS = 4  # that a view depends on, in every combination of their labels
 _MOST_BINS = 250  # of a view, whose bins are stored as bytes
 _SHARE = Annotated[float, Range(0, 1, below=True)]
 
@@ -150,6 +151,7 @@ def _field(value: Any, path: Path, key: str) -> FieldSpec:
     for name in ("order", "max_values"):
         if spec.along and name in value:
             raise UserError(f"{path}: {key}.{name}: is that of {spec.along}, whose parallel list this is; remove it")
+    spec.of = _texts(spec.of, path, f"{key}.of") if spec.of is not None else []
     kind = next((k for k in ("rate", "count", "history") if k in value), None)
     if kind is None:
         return spec
@@ -253,7 +255,10 @@ def _check_fields(spec: TableSpec) -> None:
     for name, field in spec.fields.items():
         if field.of:
             binary = [task for task, of_task in spec.tasks.items() if not of_task.is_regression]
-            _check_one_of(field.of, binary, spec.path, f"fields.{name}.of")
+            for task in field.of:
+                _check_one_of(task, binary, spec.path, f"fields.{name}.of")
+            if len(field.of) > _MOST_TASKS:
+                raise UserError(f"{spec.path}: fields.{name}.of: a view depends on at most {_MOST_TASKS} tasks")
             if field.kind != "view":
                 raise UserError(f"{spec.path}: fields.{name}.of: is for kind: view; remove it")
         if field.kind == "view" and not 2 <= field.buckets <= _MOST_BINS:
@@ -328,11 +333,10 @@ def _check_view_of_label(spec: TableSpec, name: str) -> None:
     """A label that is computed from a view's column is no evidence beside it: the view has to be ``of`` its task."""
     view = spec.fields[name]
     tasks = [task for task in spec.tasks if view.column in expression(spec, task).columns]
-    if tasks != [view.of]:
-        remedy = f"set of: {tasks[0]}" if len(tasks) == 1 else "remove the view"
+    if not set(tasks) <= set(view.of):
         raise UserError(
             f"{spec.path}: fields.{name}: the labels of {', '.join(tasks)} are computed from column {view.column}, so "
-            f"both would be counted as evidence; {remedy}"
+            f"both would be counted as evidence; set of: [{', '.join(tasks)}]"
         )
 
 

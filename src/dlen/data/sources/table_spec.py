@@ -99,7 +99,7 @@ class FieldSpec:
         transform: numeric: standardise; log1p, sign(x) log(1 + abs(x)) standardised, for counts and amounts; or
             quantile, the id of an equal-sized bucket.
         buckets: numeric with quantile, view: number of buckets.
-        of: view: task whose label the number depends on, such as a long view whose time this is.
+        of: view: task, or tasks, whose labels the number depends on, such as a long view whose time this is.
         format: time: text format such as ``%d.%m.%Y %H:%M``. By default the column holds dates, time stamps, ISO 8601
             text such as ``2023-11-14T10:00:00+08:00``, or numbers since 1970.
         unit: time: unit of numbers since 1970: s or ms.
@@ -123,7 +123,7 @@ class FieldSpec:
     pooling: Annotated[str, OneOf(*Pooling)] = "mean"
     transform: Annotated[str, OneOf("standardise", "log1p", "quantile")] = "standardise"
     buckets: Annotated[int, Range(2)] = 20
-    of: str = ""
+    of: Any = None
     format: str = ""
     unit: Annotated[str, OneOf("s", "ms")] = "s"
     utc_offset: Annotated[float, Range(-24, 24)] = 0.0
