@@ -13,7 +13,6 @@ from dlen.models.label_classes import LabelClasses
 from dlen.schema import Schema
 
 _MOST_SHARE = 0.9  # largest initial P(t | not UP), as a fraction of its bound
-_LEAST_LEAK = 0.01  # initial P(t | not UP) / P(t | UP), so that its sigmoid is not saturated
 MOST_UP = 0.98  # largest initial P(UP), so that it starts unsaturated
 
 
@@ -49,14 +48,15 @@ def start_of(
         bound: what it multiplies.
         up: P(UP), raised if the training rates require it.
         leak: ratio P(t | not UP) / P(t | UP), lowered if the bound requires it.
-        classes: classes of the labels, whose P(UP) and ratios replace both; None for none.
+        classes: classes of the labels, whose P(UP) and ratios replace both, the ratios if they are above ``leak``; None
+            for none.
     """
     rates, dislikes = training_rates(schema), [task.dislike for task in schema.tasks]
     leaks = [leak] * len(rates)
     if classes is None:
         up = _reachable(up, training_rates(schema.binary), [task.dislike for task in schema.binary.tasks])
     else:
-        up, leaks = min(max(classes.up, 1 - MOST_UP), MOST_UP), _leaks(classes, dislikes)
+        up, leaks = min(max(classes.up, 1 - MOST_UP), MOST_UP), _leaks(classes, dislikes, leak)
     pairs = [
         _pair(rate, 1 - up if dislike else up, limit, bound, own)
         for rate, limit, dislike, own in zip(rates, ceiling, dislikes, leaks, strict=True)
@@ -64,11 +64,14 @@ def start_of(
     return Start(up, pairs)
 
 
-def _leaks(classes: LabelClasses, dislikes: Sequence[bool]) -> list[float]:
-    """Initial P(t | not UP) / P(t | UP) of each task, its inverse for a dislike task."""
+def _leaks(classes: LabelClasses, dislikes: Sequence[bool], least: float) -> list[float]:
+    """Initial P(t | not UP) / P(t | UP) of each task, its inverse for a dislike task.
+
+    Of a rare task the fit may find 0, from which a sigmoid does not come back.
+    """
     ratios = np.nan_to_num(classes.given[1] / classes.given[0], nan=1.0)
     leaks = np.where(dislikes, 1 / ratios, ratios)
-    return np.maximum(leaks, _LEAST_LEAK).tolist()
+    return np.maximum(leaks, least).tolist()
 
 
 def _reachable(wanted: float, rates: Sequence[float], dislikes: Sequence[bool]) -> float:
