@@ -11,7 +11,9 @@ training and ranks it by P(UP) alone, beside the best other task of the same run
 
 from __future__ import annotations
 
+import shutil
 import statistics
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -25,7 +27,6 @@ from common import DATA, OUT, ROOT, report
 from hydra import initialize_config_dir
 
 from dlen.comparing.plan import PlannedRun, plan_runs
-from dlen.comparing.workers import train_missing
 from dlen.files import read_mapping
 from dlen.metrics.functional import exact_auc
 from dlen.overrides import register_resolvers
@@ -57,9 +58,13 @@ def trained(name: str, models: Mapping[str, Sequence[str]], seeds: int) -> dict[
     found = {}
     for model, own in models.items():
         plan = plan_runs(name, model, {model: [*common, *own]}, range(seeds))
-        runs = list(plan.runs.values())
-        train_missing(runs, 1, name, "bench")
-        found[model] = runs
+        found[model] = list(plan.runs.values())
+        for run in found[model]:
+            if not run.done:
+                print(f"{name}: {model}, seed {run.seed}", file=sys.stderr, flush=True)
+                shutil.rmtree(run.folder, ignore_errors=True)
+                command = [sys.executable, "train.py", *run.overrides, f"run_dir={run.folder}"]
+                subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     return found
 
 
