@@ -121,7 +121,7 @@ def of_pure(settings: list[str], seeds: int) -> list[dict[str, Any]]:
             place = tasks.index(task)
             by_click = [float(exact_auc(scores_of(run)[:, 0], labels[:, place])) for run in runs]
             row[f"{task} by P(UP), by P({tasks[0]})"] = (
-                f"{spread([f[f'test/auc/up_{task}'] for f in figures])}, {spread(by_click)}"
+                f"{spread([f[f'test/hidden/auc/{task}'] for f in figures])}, {spread(by_click)}"
             )
         rows.append(row)
     return rows
@@ -152,7 +152,7 @@ def held_out(spec: str, settings: list[str], seeds: int) -> list[dict[str, Any]]
             names, place = runs[0].store.schema.task_names, runs[0].store.schema.task_index(task)
             labels = runs[0].store.split("test").labels[:, place]
             row = {"held out": task, "model": model}
-            row["AUC of P(UP)"] = spread([metrics(run)[f"test/auc/up_{task}"] for run in runs])
+            row["AUC of P(UP)"] = spread([metrics(run)[f"test/hidden/auc/{task}"] for run in runs])
             others = {
                 other: [float(exact_auc(scores_of(run)[:, number], labels)) for run in runs]
                 for number, other in enumerate(names)

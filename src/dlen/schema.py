@@ -198,7 +198,7 @@ class Schema:
             wrong = set(view.of) - {task.name for task in self.tasks if not task.is_regression}
             if wrong:
                 raise ValueError(f"view {view.name}: of must name binary tasks, got {', '.join(sorted(wrong))}")
-        check_targets([(t.name, t.joint) for t in self.tasks])
+        check_targets([(t.name, t.joint, t.dislike) for t in self.tasks])
 
     @property
     def task_names(self) -> list[str]:
@@ -319,17 +319,17 @@ def check_known_tasks(setting: str, names: Iterable[str], tasks: Sequence[str]) 
             raise ValueError(f"{setting} name an unknown task {name}; the tasks are {', '.join(tasks)}")
 
 
-def check_targets(tasks: Sequence[tuple[str, str]]) -> None:
+def check_targets(tasks: Sequence[tuple[str, str, bool]]) -> None:
     """Check that names of tasks and joint events are unique: they become metric keys such as ``test/auc/click``.
 
     Args:
-        tasks: for each task: name, and joint event (or an empty string).
+        tasks: for each task: name, joint event (or an empty string), and whether it is a dislike.
 
     Raises:
         ValueError: a name is that of another target or of another metric.
     """
-    taken = dict.fromkeys(("mean", "weighted", "labels", "any", "truth"), "a metric over all tasks")
-    taken |= {f"up_{name}": f"a metric of P(UP) against {name}" for name, _ in tasks}
+    taken = dict.fromkeys(("mean", "weighted", "labels", "up_any", "up_truth"), "a metric over all tasks")
+    taken |= {f"up_{name}": f"a metric of P(UP) against {name}" for name, _, dislike in tasks if dislike}
     for kind, names in (("task", [t[0] for t in tasks]), ("joint event", [t[1] for t in tasks if t[1]])):
         for name in names:
             if name in taken:

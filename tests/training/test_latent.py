@@ -94,7 +94,7 @@ def test_aucs_of_the_hidden_state() -> None:
     values, up, labels = measured(schema, batch, latent), latent.log_up.exp().numpy(), batch.labels.numpy()
     assert values["auc/up_any"] == pytest.approx(roc_auc_score(labels[:, :2].max(1), up), abs=1e-6)
     for task, name in enumerate(("click", "like")):
-        assert values[f"auc/up_{name}"] == pytest.approx(roc_auc_score(labels[:, task], up), abs=1e-6)
+        assert values[f"hidden/auc/{name}"] == pytest.approx(roc_auc_score(labels[:, task], up), abs=1e-6)
     assert values["auc/up_hate"] == pytest.approx(roc_auc_score(labels[:, 2], -up), abs=1e-6)
     assert values["auc/up_truth"] == pytest.approx(roc_auc_score(batch.truth[:, 0], up), abs=1e-6)
     assert values["calibration/up_truth"] == pytest.approx(up.sum() / float(batch.truth[:, 0].sum()), rel=1e-5)

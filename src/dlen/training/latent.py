@@ -66,7 +66,7 @@ class HiddenFigures:
 class LatentMeasures(nn.Module):
     """All metrics of P(UP).
 
-    Keys: ``auc/up_any``; ``auc/up_T`` of P(UP) against each task, of P(not UP) against a dislike; ``hidden/...``,
+    Keys: ``auc/up_any`` and ``auc/up_DISLIKE``; ``hidden/...``, with ``hidden/auc/T`` of P(UP) against each other task;
     ``leak/T`` and ``negatives/KIND/T``; ``lift/T/T``, the number of rows in which two tasks happen over the number that
     the model expects. On simulated data also ``auc/up_truth``, ``corr/up_truth``, ``calibration/up_truth``,
     ``ece/up_truth`` and ``negatives_true/KIND/T``.
@@ -89,8 +89,9 @@ class LatentMeasures(nn.Module):
         self.register_buffer("disliked", torch.tensor([t.dislike for t in schema.tasks]), persistent=False)
         self.interactions = [i for i, t in enumerate(schema.tasks) if not t.dislike]
         self.binary = [i for i, t in enumerate(schema.tasks) if not t.is_regression]
-        self.names = ["up_any", *(f"up_{schema.tasks[i].name}" for i in self.binary)]
-        self.names += ["up_truth"] if self.has_truth else []
+        binary = [schema.tasks[i] for i in self.binary]
+        self.names = ["auc/up_any", *(f"auc/up_{t.name}" if t.dislike else f"hidden/auc/{t.name}" for t in binary)]
+        self.names += ["auc/up_truth"] if self.has_truth else []
         self.auc = ExactAUC(len(self.names)) if exact else HistogramAUC(len(self.names))
         self.state = HiddenState(_relations(schema))
         pairs = list(combinations([i for i, t in enumerate(schema.tasks) if not t.is_regression], 2))
@@ -157,7 +158,7 @@ class LatentMeasures(nn.Module):
 
     def compute(self) -> tuple[dict[str, float], HiddenFigures]:
         """Return all metrics so far, nan if undefined, and the data for a plot."""
-        values = {f"auc/{n}": v for n, v in zip(self.names, self.auc.compute().reshape(-1).tolist(), strict=True)}
+        values = {n: v for n, v in zip(self.names, self.auc.compute().reshape(-1).tolist(), strict=True)}
         if self.corr is not None and self.ratio is not None and self.ece is not None:
             values["corr/up_truth"] = float(self.corr.compute())
             values["calibration/up_truth"] = float(self.ratio.compute())

@@ -291,7 +291,7 @@ def _check_tasks(spec: TableSpec) -> None:
         if task.observed:
             expression(spec, name, "observed")
     try:
-        check_targets([(name, task.joint) for name, task in spec.tasks.items()])
+        check_targets([(name, task.joint, task.dislike) for name, task in spec.tasks.items()])
     except ValueError as error:
         raise UserError(f"{spec.path}: tasks: {error}") from None
 
