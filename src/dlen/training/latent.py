@@ -158,7 +158,7 @@ class LatentMeasures(nn.Module):
 
     def compute(self) -> tuple[dict[str, float], HiddenFigures]:
         """Return all metrics so far, nan if undefined, and the data for a plot."""
-        values = {n: v for n, v in zip(self.names, self.auc.compute().reshape(-1).tolist(), strict=True)}
+        values = dict(zip(self.names, self.auc.compute().reshape(-1).tolist(), strict=True))
         if self.corr is not None and self.ratio is not None and self.ece is not None:
             values["corr/up_truth"] = float(self.corr.compute())
             values["calibration/up_truth"] = float(self.ratio.compute())
