@@ -449,3 +449,13 @@ def test_id_dropout_of_a_field_and_another_monitor(composed: Compose) -> None:
     ):
         with pytest.raises(UserError, match=message):
             train(composed(*settings, change))
+
+
+def test_joined_views_are_told(composed: Compose, capsys: pytest.CaptureFixture[str]) -> None:
+    world = ["data=feed_implied", "data.rows=6000", "data.users=40", "data.items=30", "trainer.max_steps=2"]
+    metrics = train(composed(*SIZES["dlen"], *world))
+    said = capsys.readouterr().err
+    assert "click and long_view are one sign of P(UP); model.head.views=none parts them" in said
+    assert "test/lift/click/long_view" in metrics
+    train(composed(*SIZES["dlen"], *world, "model.head.views={watch:[click,like]}"))
+    assert "click and like are one sign" in capsys.readouterr().err

@@ -20,6 +20,7 @@ from dlen.data.store import Store
 from dlen.errors import UserError
 from dlen.files import write_json
 from dlen.models.baseline import Baseline
+from dlen.models.model import Model
 from dlen.models.ranker import Ranker
 from dlen.nn.embedding import deferred_tables
 from dlen.training.advice import base_rate_warnings, unknown_id_warnings, unseen_sequence_warnings
@@ -225,6 +226,8 @@ def fit(
             write_start(config, folder, store)
             print(summary(store), file=sys.stderr)
             print(_describe(config, size, folder), file=sys.stderr, flush=True)
+            for view in _joined_views(model):
+                print(f"{' and '.join(view)} are one sign of P(UP); model.head.views=none parts them", file=sys.stderr)
             for line in origin:
                 print(f"init_from: {line}", file=sys.stderr)
             if isinstance(model, Baseline):
@@ -266,6 +269,12 @@ def _hidden_state_warnings(module: RankingModule) -> list[str]:
     lines = hidden_state_warnings(figures.values, module.model.schema.binary.task_names)
     views = module.model.head.view_names if isinstance(module.model, Ranker) else None
     return lines if views is None else [*lines, *view_warnings(figures.hidden.pairs, views)]
+
+
+def _joined_views(model: Model) -> list[list[str]]:
+    """The views of more than one task; empty for models without P(UP)."""
+    names = model.head.view_names if isinstance(model, Ranker) else None
+    return [view for view in names or [] if len(view) > 1]
 
 
 def _fit(trainer: L.Trainer, module: RankingModule, data: RankingDataModule, folder: Path, resume: Path | None) -> None:
