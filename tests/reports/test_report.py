@@ -153,7 +153,8 @@ def test_a_run_alone_shows_its_hidden_state_gates_conflict_and_attention(page: P
     titles = {name: [plot["title"] for plot in spec["plots"]] for name, spec in of.items()}
     common = ["Training", "Gradient conflict", "ROC", "Reliability"]
     assert set(titles["feed-0"]) == {*common, "Gates, level 1"}
-    assert set(titles["feed-2"]) == {*common, "Gates, level 1", "P(UP) by what happened", "What a negative means"}
+    hidden = {"P(UP) by what happened", "What a negative means", "What P(UP) leaves unexplained"}
+    assert set(titles["feed-2"]) == {*common, "Gates, level 1", *hidden}
     assert "Attention, task to fields" in titles["one"]
     diagnostics = json.loads((made / "runs/compare/cache/feed-2/diagnostics_test.json").read_text())
     figures = {plot["title"]: plot["figure"] for plot in of["feed-2"]["plots"]}
@@ -163,6 +164,8 @@ def test_a_run_alone_shows_its_hidden_state_gates_conflict_and_attention(page: P
     rows = sum(map(sum, diagnostics["hidden"]["counts"].values()))
     named = [int(re.sub(r"\D", "", trace["name"])) for trace in figures["P(UP) by what happened"]["data"]]
     assert sum(named) == rows
+    (pairs,) = figures["What P(UP) leaves unexplained"]["data"]
+    assert sorted(pairs["x"]) == sorted(pair["lift"][1] for pair in diagnostics["hidden"]["pairs"])
     stacked = np.sum([t["y"] for t in figures["What a negative means"]["data"][:3]], axis=0)
     assert np.allclose(stacked, 1, atol=1e-3)
     assert "model.head.alpha: 1.0" in of["feed-2"]["config"]

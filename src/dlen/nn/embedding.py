@@ -29,6 +29,11 @@ def deferred_tables() -> Iterator[None]:
         _deferred = before
 
 
+def row_width(dim: int, first_order: int) -> int:
+    """Columns of a table: a vector, then O first-order terms, padded."""
+    return dim + -(-first_order // _ALIGNED) * _ALIGNED
+
+
 class EmbeddingTable(nn.Module):
     """Embeds a batch as one dense row per impression.
 
@@ -48,7 +53,7 @@ class EmbeddingTable(nn.Module):
         dim: length E of a vector: ``dim``, or T times ``dim`` with private vectors.
         parts: number P of equal parts of a vector, one per task, which an optimiser must treat separately; 1 if tasks
             share the vectors.
-        first_order: number O of first-order terms per id: T or 0.
+        first_order: number O of first-order terms per id: one per task and per view, or 0.
         out_dim: width D of vectors and numbers, without sequences and vector fields; the O first-order sums follow.
 
     Raises:
@@ -74,7 +79,7 @@ class EmbeddingTable(nn.Module):
         self.first_order = len(schema.tasks) + len(schema.views) if first_order else 0
         self.dim = dim = dim * self.parts
         self._std, rows = std, schema.num_embeddings
-        width = dim + -(-self.first_order // _ALIGNED) * _ALIGNED
+        width = row_width(dim, self.first_order)
         if _deferred:
             self._random = torch.get_rng_state()
             for _ in self._draw(rows, width, torch.default_generator):

@@ -16,7 +16,7 @@ from dlen.data.store import Store
 from dlen.errors import UserError
 from dlen.models.model import Model
 from dlen.models.ranker import Ranker
-from dlen.nn.embedding import EmbeddingTable
+from dlen.nn.embedding import EmbeddingTable, row_width
 from dlen.nn.mixed import MixedTables
 from dlen.schema import Field, Kind, Schema
 from dlen.training.checkpoints import model_weights
@@ -54,14 +54,17 @@ def warm_start(model: Model, store: Store, config: DictConfig) -> list[str]:
         raise UserError(f"{_KEY}: a sharded table cannot start from a run; set sharding=null")
     _check_same_inputs(folder, old, store)
     weights = model_weights(checkpoint)
-    tables = {f"{name}.weight": m.weight.data for name, m in model.named_modules() if isinstance(m, EmbeddingTable)}
+    tables = {f"{name}.weight": m for name, m in model.named_modules() if isinstance(m, EmbeddingTable)}
     were = {name: weights.pop(name, None) for name in tables}
     schemas = zip(store.schema.by_dim.values(), old.schema.by_dim.values(), strict=True)
     lines = []
     for table, was, (now, then) in zip(tables.values(), were.values(), schemas, strict=True):
-        if was is None or was.shape != (then.num_embeddings, table.shape[1]):
+        terms = table.first_order and table.first_order - len(now.views)  # those of views are of today's labels
+        width = row_width(table.dim, terms and terms + len(then.views))
+        if was is None or was.shape != (then.num_embeddings, width):
             raise UserError(f"{_KEY}: {folder} has vectors of another length; set model.embedding as in the run")
-        lines += _copy_rows(table, was, (now, store), (then, old))
+        kept = table.dim + terms
+        lines += _copy_rows(table.weight.data[:, :kept], was[:, :kept], (now, store), (then, old))
     _load_dense(model, weights, tables.keys(), folder)
     return lines
 
