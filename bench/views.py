@@ -33,19 +33,19 @@ from dlen.overrides import register_resolvers
 from dlen.training.module import RankingModule
 
 PLAIN = ["model=dlen", "model.head.views=none", "model.head.initial_up=0.5"]
-ALONE = "data.rates={click:0.44,like:0.05,share:0.03,follow:0.03,comment:0.03}"
+ALONE = ["~data.rates.long_view", "~data.follows.long_view"]
 RARE = ["data=feed_sparse", "data.rows=250000", "loader.batch_size=1024", "trainer.max_epochs=6"]
 WORLDS: dict[str, dict[str, list[str]]] = {
     "implied": {
         "MMoE": ["data=feed_implied", "model=mmoe"],
         "DLEN, all labels independent": ["data=feed_implied", *PLAIN],
         "DLEN": ["data=feed_implied", "model=dlen"],
-        "DLEN without long_view": ["data=feed_implied", "model=dlen", "~data.follows.long_view", ALONE],
+        "DLEN without long_view": ["data=feed_implied", "model=dlen", *ALONE],
     },
     "play_time": {
-        "MMoE": [*RARE, "model=mmoe"],
         "DLEN": [*RARE, "model=dlen"],
         "DLEN with the play time": [*RARE, "model=dlen", "data.play_time=1"],
+        "MMoE": [*RARE, "model=mmoe"],
     },
 }
 HELD_OUT = ("like", "profile_enter")
