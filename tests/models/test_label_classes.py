@@ -68,6 +68,15 @@ def test_three_views_are_left() -> None:
     assert find_links(schema, [["t0", "t2"]]) == [Link(0, 2)]
 
 
+def test_a_task_of_weight_0_is_no_view() -> None:
+    rng = np.random.default_rng(12)
+    schema = schema_of(with_follower(rng, draw(rng)[1])[:, [0, 4, 1, 2]])
+    assert find_links(schema) == [Link(0, 1)]
+    held_out = replace(schema, tasks=tuple(replace(t, weight=0.0 if t.name == "t3" else 1.0) for t in schema.tasks))
+    assert find_links(held_out) == []
+    assert view_names(held_out, []) == [["t0"], ["t1"], ["t2"]]
+
+
 def test_given_views_replace_those_found() -> None:
     rng = np.random.default_rng(4)
     schema = schema_of(with_follower(rng, draw(rng)[1]))

@@ -85,7 +85,7 @@ def find_links(schema: Schema, views: Sequence[Sequence[str]] | None = None) -> 
     """
     strength, edges = np.nan_to_num(correlations(schema), nan=-1.0), []
     pairs = sorted(combinations(range(len(schema.tasks)), 2), key=lambda pair: -strength[pair])
-    view, left = list(range(len(schema.tasks))), len(schema.binary.tasks)
+    view, left = list(range(len(schema.tasks))), len(view_names(schema, []))
     together = _together(schema.task_names, views or [])
     for a, b in pairs:
         if view[a] == view[b] or not _may_link(schema, a, b):
@@ -97,14 +97,14 @@ def find_links(schema: Schema, views: Sequence[Sequence[str]] | None = None) -> 
 
 
 def view_names(schema: Schema, links: Sequence[Link]) -> list[list[str]]:
-    """Names of the binary tasks of each view, in the order of their first task."""
+    """Names of the tasks of each view, in the order of their first task; regressions and tasks of weight 0 are none."""
     view = list(range(len(schema.tasks)))
     for link in links:
         first, second = sorted((view[link.parent], view[link.child]))
         view = [first if v == second else v for v in view]
     found: dict[int, list[str]] = {}
     for place, task in zip(view, schema.tasks, strict=True):
-        if not task.is_regression:
+        if not task.is_regression and task.weight > 0:
             found.setdefault(place, []).append(task.name)
     return list(found.values())
 

@@ -204,7 +204,8 @@ def view_warnings(pairs: Sequence[Pair], views: Sequence[Sequence[str]]) -> list
             f"identify it from {LEAST_VIEWS} on: it may mean what one task alone does; add a task of another kind"
         )
     view_of = {task: view for view in views for task in view}
-    apart = [p for p in pairs if p.low > _MOST_LIFT and view_of.get(p.tasks[0]) is not view_of.get(p.tasks[1])]
+    known = [p for p in pairs if p.low > _MOST_LIFT and set(p.tasks) <= view_of.keys()]
+    apart = [p for p in known if view_of[p.tasks[0]] is not view_of[p.tasks[1]]]
     for pair in sorted(apart, key=lambda p: -p.low)[:_SHOWN]:
         joined = [*view_of[pair.tasks[0]], *view_of[pair.tasks[1]]]
         others = [view for view in views if len(view) > 1 and not set(view) & set(joined)]
