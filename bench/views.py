@@ -31,6 +31,7 @@ from dlen.files import read_mapping
 from dlen.metrics.functional import exact_auc
 from dlen.overrides import register_resolvers
 from dlen.training.module import RankingModule
+from dlen.training.run_folder import BEST, SCORES
 
 PLAIN = ["model=dlen", "model.head.views=none", "model.head.initial_up=0.5"]
 ALONE = ["~data.rates.long_view", "~data.follows.long_view"]
@@ -93,10 +94,8 @@ def of_world(name: str, seeds: int) -> list[dict[str, Any]]:
 @torch.no_grad()
 def up_of(run: PlannedRun) -> torch.Tensor:
     """(n,) P(UP) of the test rows."""
-    model, split = (
-        RankingModule.load_from_checkpoint(run.folder / "checkpoints" / "best.ckpt").model,
-        run.store.split("test"),
-    )
+    model = RankingModule.load_from_checkpoint(run.folder / BEST).model
+    split = run.store.split("test")
     parts = [model(split.batch(torch.arange(i, min(i + 8192, len(split))))).log_up for i in range(0, len(split), 8192)]
     return torch.cat(parts).exp()
 
@@ -110,16 +109,13 @@ def agreement(runs: Sequence[PlannedRun]) -> str:
 
 def of_pure(settings: list[str], seeds: int) -> list[dict[str, Any]]:
     """Rows of the report about KuaiRand-Pure: what P(UP) ranks, beside P(click) of the same runs."""
-    models = {"DLEN, all labels independent": [*settings, *PLAIN], "DLEN": [*settings, "model=dlen"]}
     rows = []
-    for model, runs in trained("pure", models, seeds).items():
+    for model, runs in trained("pure", both(settings), seeds).items():
         figures, tasks = [metrics(run) for run in runs], runs[0].store.schema.task_names
         row = {"model": model, "P(UP)": spread([f["test/hidden/mean"] for f in figures])}
         row |= {"mean AUC": spread([f["test/auc/mean"] for f in figures]), "seeds agree": agreement(runs)}
-        labels = runs[0].store.split("test").labels
         for task in tasks[1:]:
-            place = tasks.index(task)
-            by_click = [float(exact_auc(scores_of(run)[:, 0], labels[:, place])) for run in runs]
+            by_click = aucs(runs, tasks[0], task)
             row[f"{task} by P(UP), by P({tasks[0]})"] = (
                 f"{spread([f[f'test/hidden/auc/{task}'] for f in figures])}, {spread(by_click)}"
             )
@@ -127,9 +123,16 @@ def of_pure(settings: list[str], seeds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def scores_of(run: PlannedRun) -> torch.Tensor:
-    """(n, K) test scores."""
-    return torch.from_numpy(np.load(run.folder / "scores_test.npy"))
+def both(settings: list[str]) -> dict[str, list[str]]:
+    """DLEN before it knew views, and DLEN."""
+    return {"DLEN, all labels independent": [*settings, *PLAIN], "DLEN": [*settings, "model=dlen"]}
+
+
+def aucs(runs: Sequence[PlannedRun], score: str, task: str) -> list[float]:
+    """By run, the test AUC of the score of one task for the label of another."""
+    schema, labels = runs[0].store.schema, runs[0].store.split("test").labels
+    scores = [torch.from_numpy(np.load(run.folder / SCORES))[:, schema.task_index(score)] for run in runs]
+    return [float(exact_auc(of_run, labels[:, schema.task_index(task)])) for of_run in scores]
 
 
 def held_out(spec: str, settings: list[str], seeds: int) -> list[dict[str, Any]]:
@@ -144,20 +147,11 @@ def held_out(spec: str, settings: list[str], seeds: int) -> list[dict[str, Any]]
                 field["rate"]["of"].remove(task)
         path.write_text(yaml.safe_dump(content, sort_keys=False))
         own = [s for s in settings if not s.startswith("data.spec=")]
-        models = {
-            "DLEN, all labels independent": [*own, f"data.spec={path}", *PLAIN],
-            "DLEN": [*own, f"data.spec={path}", "model=dlen"],
-        }
-        for model, runs in trained(f"held out {task}", models, seeds).items():
-            names, place = runs[0].store.schema.task_names, runs[0].store.schema.task_index(task)
-            labels = runs[0].store.split("test").labels[:, place]
+        for model, runs in trained(f"held out {task}", both([*own, f"data.spec={path}"]), seeds).items():
             row = {"held out": task, "model": model}
             row["AUC of P(UP)"] = spread([metrics(run)[f"test/hidden/auc/{task}"] for run in runs])
-            others = {
-                other: [float(exact_auc(scores_of(run)[:, number], labels)) for run in runs]
-                for number, other in enumerate(names)
-                if other != task
-            }
+            names = runs[0].store.schema.task_names
+            others = {other: aucs(runs, other, task) for other in names if other != task}
             best = max(others, key=lambda other: statistics.mean(others[other]))
             by = {other: spread(others[other]) for other in ("click", "long_view")}
             rows.append(

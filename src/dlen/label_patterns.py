@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 
 import numpy as np
 import torch
@@ -64,6 +65,5 @@ def as_tensors(patterns: Patterns) -> tuple[Tensor, Tensor]:
     values = {"0": 0.0, "1": 1.0, MISSING_MARK: float("nan")}
     labels = [[values[mark] for mark in pattern] for pattern, _ in patterns]
     weights = [weight for _, weight in patterns]
-    place = torch.device("cpu")  # also while a model is built on another device
-    tensors = [torch.tensor(part, dtype=torch.float64, device=place) for part in (labels, weights)]
-    return tensors[0], tensors[1]
+    tensor = partial(torch.tensor, dtype=torch.float64, device="cpu")  # also while a model is built elsewhere
+    return tensor(labels), tensor(weights)

@@ -115,7 +115,7 @@ def _with_gap(schema: Schema, place: int) -> tuple[tuple[str, float], ...]:
 @pytest.mark.parametrize("start", [(0.5, 0.05), (0.1, 0.3), (0.8, 0.5)])
 def test_classes_are_those_that_labels_were_drawn_from(start: tuple[float, float]) -> None:
     schema = schema_of(draw(np.random.default_rng(7))[1])
-    classes = fit_classes(schema, [], *start)
+    classes = fit_classes(schema, (), *start)
     assert classes.up == pytest.approx(UP, abs=0.03)
     np.testing.assert_allclose(classes.given[0], GIVEN, rtol=0.06)
     np.testing.assert_allclose(classes.given[1] / classes.given[0], LEAK, rtol=0.2)
@@ -126,7 +126,7 @@ def test_a_follower_takes_the_class_unless_it_is_linked() -> None:
     up, labels = draw(rng)
     labels[:, 0] |= rng.random(ROWS) < 0.3  # most positives of the first task have nothing to do with the class
     schema = schema_of(with_follower(rng, labels))
-    apart, joined = fit_classes(schema, [], 0.5, 0.05), fit_classes(schema, find_links(schema), 0.5, 0.05)
+    apart, joined = fit_classes(schema, (), 0.5, 0.05), fit_classes(schema, tuple(find_links(schema)), 0.5, 0.05)
     assert apart.up == pytest.approx(labels[:, 0].mean(), abs=0.05)
     assert joined.up == pytest.approx(up.mean(), abs=0.03)
     np.testing.assert_allclose(joined.given[0, 1:4], GIVEN[1:], rtol=0.07)
@@ -140,7 +140,7 @@ def test_missing_labels_change_little() -> None:
     parts = schema_of(labels)
     links = find_links(whole)
     assert find_links(parts) == links
-    first, second = (fit_classes(schema, links, 0.5, 0.05) for schema in (whole, parts))
+    first, second = (fit_classes(schema, tuple(links), 0.5, 0.05) for schema in (whole, parts))
     assert second.up == pytest.approx(first.up, abs=0.03)
     np.testing.assert_allclose(second.given, first.given, rtol=0.15)
 
@@ -151,7 +151,7 @@ def test_a_dislike_happens_in_the_other_class() -> None:
     hate = (rng.random(ROWS) < np.where(up, 0.02, 0.25)).astype(np.int64)
     tasks = (*(Task(f"t{n}", 0.5) for n in range(4)), Task("hate", 0.5, dislike=True))
     for start in (0.3, 0.7):
-        classes = fit_classes(schema_of(np.column_stack([labels, hate]), tasks), [], start, 0.05)
+        classes = fit_classes(schema_of(np.column_stack([labels, hate]), tasks), (), start, 0.05)
         assert classes.up == pytest.approx(UP, abs=0.03)
         assert classes.given[0, 4] < classes.given[1, 4]
 
@@ -161,6 +161,6 @@ def test_odds_ratios_are_those_of_the_labels_in_each_class() -> None:
     labels = draw(rng)[1]
     follows = rng.random(ROWS) < np.where(labels[:, 0] == 1, 0.8, 0.02)
     schema = schema_of(np.column_stack([labels, follows.astype(np.int64)]))
-    classes = fit_classes(schema, [Link(0, 4)], 0.5, 0.05)
+    classes = fit_classes(schema, (Link(0, 4),), 0.5, 0.05)
     wanted = np.log(0.8 / 0.2 * 0.98 / 0.02)
     np.testing.assert_allclose(classes.log_ratios, [[wanted], [wanted]], atol=0.3)

@@ -22,8 +22,15 @@ TABLE_ARRAYS: dict[str, tuple[str, Kind | None]] = {
     "bag_weights": ("<f4", None),
 }
 # Further arrays of a split, with their type on disk.
-SPLIT_ARRAYS = {"labels": "u1", "group": "<i4", "truth": "<f4", "users": "<i4", "weights": "<f4", "values": "<f4"}
-SPLIT_ARRAYS["views"] = "u1"  # bins of what is known only afterwards, or MISSING
+SPLIT_ARRAYS = {
+    "labels": "u1",
+    "group": "<i4",
+    "truth": "<f4",
+    "users": "<i4",
+    "weights": "<f4",
+    "values": "<f4",
+    "views": "u1",
+}
 # Where the sequences of a split's rows lie among the values of the sequence, and the time of each row.
 PLACE_ARRAYS = {"sequence_start": "<i8", "sequence_length": "<i2", "sequence_when": "<f8"}
 SEQUENCE_ARRAYS = {"values": "<i4", "when": "<f8"}  # of a sequence: codes of its lists, times

@@ -161,7 +161,7 @@ class SplitWriter:
             part: _ArrayWriter(folder / name / f"{part}.bin", dtype, widths.get(part)) for part, dtype in types.items()
         }
         self.missing = np.zeros(num_tasks, np.int64)
-        self.patterns = PatternCounter(num_tasks)
+        self.patterns = PatternCounter(num_tasks) if name == "train" else None
 
     def append(
         self,
@@ -195,7 +195,8 @@ class SplitWriter:
             if rows is not None:
                 self.arrays[part].append(rows)
         self.missing += (labels == MISSING).sum(axis=0)
-        self.patterns.add(labels, None if weights is None else weights[:, 0])
+        if self.patterns is not None:
+            self.patterns.add(labels, None if weights is None else weights[:, 0])
 
     @property
     def rows(self) -> int:
@@ -280,9 +281,9 @@ class StoreWriter:
 
     def finish(self, schema: Schema, identity: Mapping[str, Any]) -> None:
         """Close every file and write ``store.json``; ``identity`` holds the fingerprint and the settings behind it."""
-        if "train" in self._splits:
-            patterns = self._splits["train"][0].patterns.patterns(schema.regressions)
-            schema = replace(schema, patterns=patterns)
+        for split, _ in self._splits.values():
+            if split.patterns is not None:
+                schema = replace(schema, patterns=split.patterns.patterns(schema.regressions))
         arrays: dict[str, Any] = {}
         writers: list[TableWriter | SplitWriter | SequenceWriter | VectorWriter] = [*self._tables]
         writers += [*self._sequences.values(), *self._vectors.values()]

@@ -134,7 +134,7 @@ class LatentHead(Head):
         if initial_up != FROM_LABELS:
             wanted = float(initial_up)
         elif joint and schema.patterns and len(self.view_names) >= LEAST_VIEWS:
-            classes = fit_classes(schema, links, _START_UP, initial_leak)
+            classes = fit_classes(schema, tuple(links), _START_UP, initial_leak)
         start = start_of(schema, ceiling, self.bound, wanted, initial_leak, classes)
         self.views = ViewOdds(links, None if classes is None else classes.log_ratios) if links else None
         self.regression = MixtureRegression(schema) if schema.regressions else None
@@ -160,8 +160,8 @@ class LatentHead(Head):
         """Predict all tasks, with the hidden state."""
         c, n = self.towers(representations).unbind(2)  # (B, T) each
         c = add_first_order(c, features)
-        x = features.flat[:, :0] if self.hidden is None else self.hidden(features.flat)
-        up = self.hidden_output(x)[:, 0]
+        x = features.flat
+        up = self.hidden_output(x[:, :0] if self.hidden is None else self.hidden(x))[:, 0]
         if self.match is not None:
             up = up + self.match(features.fields)[:, 0]
         predictions = self.mixture(c, n, at_least_float32(up))
@@ -226,7 +226,7 @@ class LatentHead(Head):
         latent, of_labels, rows = predictions.latent, mask * weights, None
         if row_weights is not None:
             of_labels, rows = of_labels * row_weights[:, 1:], row_weights[:, 0]
-        if bins is None or not latent.evidence:
+        if bins is None:
             return joint_loss(latent, labels, of_labels, rows)
         known = replace(latent, evidence=tuple(evidence.detach() for evidence in latent.evidence))
         return joint_loss(known, labels, of_labels, rows, bins) + self._density_loss(latent, labels, mask, rows, bins)
@@ -237,15 +237,13 @@ class LatentHead(Head):
         The densities are fitted to what UP meant at the start, before the network and the bins. Fitted together with
         it, they would decide what UP means: a play time says more of its user and item than rare labels say of UP.
         """
-        c, n, up = self.start[None].unbind(2)
-        start = self.mixture(c, n, up[:, 0]).latent
-        assert start is not None
-        odds = start.posterior_log_odds(labels, mask).detach()
-        given = [torch.zeros_like(odds), torch.zeros_like(odds)]
-        for place, evidence in enumerate(latent.evidence):
-            of_state = evidence.log_given(bins[:, place], labels, mask)
-            given = [total + part for total, part in zip(given, of_state, strict=True)]
-        nll = -torch.logaddexp(F.logsigmoid(odds) + given[0], F.logsigmoid(-odds) + given[1])
+        with torch.no_grad():
+            c, n, up = self.start[None].unbind(2)
+            start = self.mixture(c, n, up[:, 0]).latent
+            assert start is not None
+            odds = start.posterior_log_odds(labels, mask)
+        of_up, of_not_up = latent.log_evidence(labels, mask, bins)
+        nll = -torch.logaddexp(F.logsigmoid(odds) + of_up, F.logsigmoid(-odds) + of_not_up)
         return nll.mean() if rows is None else weighted_mean(nll, rows)
 
     def task_losses(

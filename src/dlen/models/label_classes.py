@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
 
 import numpy as np
@@ -92,7 +93,7 @@ def find_links(schema: Schema, views: Sequence[Sequence[str]] | None = None) -> 
             continue
         if together[a, b] if views is not None else strength[a, b] >= SAME_SIGN and left > LEAST_VIEWS:
             edges.append((a, b))
-            view, left = [view[a] if v == view[b] else v for v in view], left - 1
+            view, left = _merged(view, a, b), left - 1
     return _directed(edges, [task.rate for task in schema.tasks])
 
 
@@ -100,13 +101,18 @@ def view_names(schema: Schema, links: Sequence[Link]) -> list[list[str]]:
     """Names of the tasks of each view, in the order of their first task; regressions and tasks of weight 0 are none."""
     view = list(range(len(schema.tasks)))
     for link in links:
-        first, second = sorted((view[link.parent], view[link.child]))
-        view = [first if v == second else v for v in view]
+        view = _merged(view, link.parent, link.child)
     found: dict[int, list[str]] = {}
     for place, task in zip(view, schema.tasks, strict=True):
         if not task.is_regression and task.weight > 0:
             found.setdefault(place, []).append(task.name)
     return list(found.values())
+
+
+def _merged(view: Sequence[int], a: int, b: int) -> list[int]:
+    """The view of each task, by its first task, with those of two tasks made one."""
+    first, second = sorted((view[a], view[b]))
+    return [first if v == second else v for v in view]
 
 
 def _together(tasks: Sequence[str], views: Sequence[Sequence[str]]) -> NDArray[np.bool_]:
@@ -145,7 +151,8 @@ def _directed(edges: Sequence[tuple[int, int]], rates: Sequence[float]) -> list[
     return links
 
 
-def fit_classes(schema: Schema, links: Sequence[Link], up: float, leak: float) -> LabelClasses:
+@lru_cache(maxsize=8)  # a run builds its model several times, and a sweep checks many settings on the same data
+def fit_classes(schema: Schema, links: tuple[Link, ...], up: float, leak: float) -> LabelClasses:
     """Fit two classes to the label patterns of the training rows by maximum likelihood.
 
     Args:

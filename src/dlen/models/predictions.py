@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -81,6 +81,11 @@ class Evidence:
         """The same without a gradient."""
         return Evidence(self.logits.detach(), self.shift.detach(), self.tasks)
 
+    def only(self, columns: Tensor) -> Evidence:
+        """The same by the places of its tasks among some tasks, which all of them are in."""
+        places = columns.tolist()
+        return Evidence(self.logits, self.shift, tuple(places.index(task) for task in self.tasks))
+
     def log_given(self, bins: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """(B,) log-probability of the bins given UP and given not UP; 0 where a bin or one of the labels is missing.
 
@@ -148,10 +153,19 @@ class Latent:
             of_up, of_not_up = self.values.log_given(labels.index_select(1, columns))
             up, not_up = up.index_copy(1, columns, of_up), not_up.index_copy(1, columns, of_not_up)
         with_up, with_not_up = self.log_up + (up * mask).sum(1), self.log_not_up + (not_up * mask).sum(1)
-        for place, evidence in enumerate(self.evidence if bins is not None and len(bins) else ()):
-            of_up, of_not_up = evidence.log_given(bins[:, place], labels, mask)  # type: ignore[index]
-            with_up, with_not_up = with_up + of_up, with_not_up + of_not_up
-        return with_up, with_not_up
+        if bins is None:
+            return with_up, with_not_up
+        of_up, of_not_up = self.log_evidence(labels, mask, bins)
+        return with_up + of_up, with_not_up + of_not_up
+
+    def log_evidence(self, labels: Tensor, mask: Tensor, bins: Tensor) -> tuple[Tensor, Tensor]:
+        """(B,) log P(bins | UP, labels) and log P(bins | not UP, labels). Takes the arguments of
+        :meth:`log_with_labels`."""
+        of_up, of_not_up = torch.zeros_like(labels[:, 0]), torch.zeros_like(labels[:, 0])
+        for evidence, column in zip(self.evidence, bins.unbind(1), strict=False):  # no densities: no evidence
+            up, not_up = evidence.log_given(column, labels, mask)
+            of_up, of_not_up = of_up + up, of_not_up + not_up
+        return of_up, of_not_up
 
     def log_both(self, first: Tensor, second: Tensor) -> Tensor:
         """(B, P) log-probability that both tasks of P pairs happen, by their (P,) indices.
@@ -209,10 +223,7 @@ class Predictions:
         if self.latent is not None:
             latent = Latent(*(chosen(getattr(self.latent, f.name)) for f in fields(Latent)[:-3]))  # type: ignore[arg-type]
             latent.views = None if self.latent.views is None else self.latent.views.only(columns)
-            places = columns.tolist()
-            latent.evidence = tuple(
-                replace(e, tasks=tuple(places.index(task) for task in e.tasks)) for e in self.latent.evidence
-            )
+            latent.evidence = tuple(evidence.only(columns) for evidence in self.latent.evidence)
         log_p, log_q, log_score = (part.index_select(1, columns) for part in (self.log_p, self.log_q, self.log_score))
         return Predictions(log_p, log_q, log_score, latent, chosen(self.log_joint))
 

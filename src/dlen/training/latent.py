@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +71,7 @@ class LatentMeasures(nn.Module):
     ``ece/up_truth`` and ``negatives_true/KIND/T``.
 
     Args:
+        schema: schema without regression tasks.
         exact: compute AUC from every score instead of a histogram.
     """
 
@@ -88,16 +88,15 @@ class LatentMeasures(nn.Module):
         self.dislikes = [i for i, t in enumerate(schema.tasks) if t.dislike]
         self.register_buffer("disliked", torch.tensor([t.dislike for t in schema.tasks]), persistent=False)
         self.interactions = [i for i, t in enumerate(schema.tasks) if not t.dislike]
-        self.binary = [i for i, t in enumerate(schema.tasks) if not t.is_regression]
-        binary = [schema.tasks[i] for i in self.binary]
-        self.names = ["auc/up_any", *(f"auc/up_{t.name}" if t.dislike else f"hidden/auc/{t.name}" for t in binary)]
+        of_tasks = (f"auc/up_{t.name}" if t.dislike else f"hidden/auc/{t.name}" for t in schema.tasks)
+        self.names = ["auc/up_any", *of_tasks]
         self.names += ["auc/up_truth"] if self.has_truth else []
         self.auc = ExactAUC(len(self.names)) if exact else HistogramAUC(len(self.names))
         self.state = HiddenState(_relations(schema))
-        pairs = list(combinations([i for i, t in enumerate(schema.tasks) if not t.is_regression], 2))
-        self.register_buffer("first", torch.tensor([a for a, _ in pairs], dtype=torch.int64), persistent=False)
-        self.register_buffer("second", torch.tensor([b for _, b in pairs], dtype=torch.int64), persistent=False)
-        self.together = Together(len(pairs))
+        first, second = torch.combinations(torch.arange(len(schema.tasks))).unbind(1)
+        self.register_buffer("first", first, persistent=False)
+        self.register_buffer("second", second, persistent=False)
+        self.together = Together(len(first))
         self.corr = PearsonCorrCoef() if self.has_truth else None
         self.ratio = CalibrationRatio(1) if self.has_truth else None
         self.ece = CalibrationError(1) if self.has_truth else None
@@ -129,8 +128,7 @@ class LatentMeasures(nn.Module):
         log_odds = (latent.log_up - latent.log_not_up)[:, None]
         comparisons = [(log_odds, interacts, decided)]
         signs = torch.where(self.disliked, -log_odds, log_odds)
-        measured = self.targets.measured(batch.labels)
-        comparisons.append((signs[:, self.binary], batch.labels.nan_to_num()[:, self.binary], measured[:, self.binary]))
+        comparisons.append((signs, batch.labels.nan_to_num(), self.targets.measured(batch.labels)))
         if self.corr is not None and self.ratio is not None and self.ece is not None:
             truth = batch.truth[:, [self.prefers]]
             comparisons.append((log_odds, truth, torch.ones_like(truth)))

@@ -34,6 +34,7 @@ BUILT_IN = frozenset(
             "gauc",
             "hidden",
             "leak",
+            "lift",
             "logloss",
         ),
         *("ndcg@10", "ne", "negatives", "negatives_true", "oracle", "rows", "users_without_auc"),

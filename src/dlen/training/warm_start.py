@@ -59,11 +59,10 @@ def warm_start(model: Model, store: Store, config: DictConfig) -> list[str]:
     schemas = zip(store.schema.by_dim.values(), old.schema.by_dim.values(), strict=True)
     lines = []
     for table, was, (now, then) in zip(tables.values(), were.values(), schemas, strict=True):
-        terms = table.first_order and table.first_order - len(now.views)  # those of views are of today's labels
-        width = row_width(table.dim, terms and terms + len(then.views))
-        if was is None or was.shape != (then.num_embeddings, width):
+        terms, of_views = (len(now.tasks), len(then.views)) if table.first_order else (0, 0)
+        if was is None or was.shape != (then.num_embeddings, row_width(table.dim, terms + of_views)):
             raise UserError(f"{_KEY}: {folder} has vectors of another length; set model.embedding as in the run")
-        kept = table.dim + terms
+        kept = table.dim + terms  # the terms of views belong to today's labels
         lines += _copy_rows(table.weight.data[:, :kept], was[:, :kept], (now, store), (then, old))
     _load_dense(model, weights, tables.keys(), folder)
     return lines

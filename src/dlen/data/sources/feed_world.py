@@ -146,10 +146,14 @@ class World:
 
     def given_up(self, user: Ints, item: Ints) -> Floats:
         """(n, T) P(t | UP); P(hate | not UP) for hate."""
-        chances = self._chances(user, item)
+        return self._with_parents(self._chances(user, item))
+
+    def _with_parents(self, chances: Floats) -> Floats:
+        """(n, T) :meth:`_chances` -> (n, T) P(t | UP)."""
+        given_up = chances.copy()
         for task, parent in self.settings.parents().items():
-            chances[:, task] *= chances[:, parent]
-        return chances
+            given_up[:, task] *= chances[:, parent]
+        return given_up
 
     def _chances(self, user: Ints, item: Ints) -> Floats:
         """(n, T) P(t | UP), and P(t | parent) for a task that follows another one."""
@@ -181,7 +185,7 @@ class World:
         seen = np.asarray((1.0 + position) ** -self.settings.position_bias, np.float64)
         if self.settings.positions:
             labels *= (rng.random(rows) < seen).astype(np.uint8)[:, None]
-        relevance = self.given_up(user, item) * self._state_factors(up[:, None], user)
+        relevance = self._with_parents(chances) * self._state_factors(up[:, None], user)
         views = (
             self._play_times(rng.spawn(1)[0], user, item, prefers)[:, None]
             if self.settings.play_time

@@ -391,9 +391,13 @@ class BucketColumn(TableColumn):
         return [Field(self.name, Kind.ID, self.spec.side, len(self.edges) + 2 + self.absent)]
 
     def ids(self, frame: pl.DataFrame, path: Path) -> list[Array]:
+        return [self._buckets(frame, path, 1 + self.absent, int(self.absent))]
+
+    def _buckets(self, frame: pl.DataFrame, path: Path, first: int, absent: int) -> Array:
+        """(n,) bucket of each row, counted from ``first``; ``absent`` where the cell is empty."""
         values = numbers(frame, self.spec.column, path)
-        bucket = np.searchsorted(self.edges, values.fill_null(0.0).to_numpy(), side="right") + 1 + self.absent
-        return [np.where(values.is_null().to_numpy(), int(self.absent), bucket)]
+        bucket = np.searchsorted(self.edges, values.fill_null(0.0).to_numpy(), side="right") + first
+        return np.where(values.is_null().to_numpy(), absent, bucket)
 
 
 class ViewColumn(BucketColumn):
@@ -419,9 +423,7 @@ class ViewColumn(BucketColumn):
 
     def bins(self, frame: pl.DataFrame, path: Path) -> Array:
         """(n,) uint8 bin of each row, MISSING where the cell is empty."""
-        values = numbers(frame, self.spec.column, path)
-        bins = np.searchsorted(self.edges, values.fill_null(0.0).to_numpy(), side="right")
-        return np.where(values.is_null().to_numpy(), MISSING, bins).astype(np.uint8)
+        return self._buckets(frame, path, 0, MISSING).astype(np.uint8)
 
 
 class TimeColumn(TableColumn):
