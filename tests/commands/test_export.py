@@ -95,13 +95,13 @@ def test_every_row_of_the_test_split_has_the_runs_scores(case: str, tmp_path: Pa
         for column, name in enumerate(names[: len(store.schema.tasks)]):
             wanted = known.log_p[:, store.schema.task_names.index(name)].exp().numpy()
             assert np.abs(found["p"][:, column] - wanted).max() < 1e-5
-        if known.log_up is not None:
-            assert np.abs(found["up"] - known.log_up.exp().numpy()).max() < 1e-5
+        if known.log_states is not None:
+            assert np.abs(found["up"] - known.log_states[:, 0].exp().numpy()).max() < 1e-5
             log_p = known.log_p
             if calibrates:
                 log_p = calibrate(score_split(run, "validation"), store.schema)(known.log_p)
                 assert not torch.allclose(log_p, known.log_p, atol=1e-3)
-            wanted = (log_p.sum(1) + 0.5 * known.log_up).numpy()
+            wanted = (log_p.sum(1) + 0.5 * known.log_states[:, 0]).numpy()
             assert found["score"] == pytest.approx(wanted, rel=1e-4, abs=1e-4)
     assert {p.name for p in (run / "export").iterdir()} == {"model.onnx", "model.pt2", "schema.json"}
 

@@ -112,9 +112,9 @@ def test_a_table_without_labels_gets_the_scores_of_evaluate(table: Path, batch: 
     frame = predicted(table, table / "new.csv", f"batch_size={batch}", "fusion.up=0.5", "fusion.weights={click: 2}")
     known = score_split(table / "run", "test")
     same(frame, ["click", "hate"], known.log_p)
-    assert known.log_up is not None
-    assert np.abs(frame["up"].to_numpy() - known.log_up.exp().numpy()).max() < 1e-6
-    wanted = fuse(known.log_p, known.log_up, torch.tensor([2.0, -1.0]), 0.5)
+    assert known.log_states is not None
+    assert np.abs(frame["up"].to_numpy() - known.log_states[:, 0].exp().numpy()).max() < 1e-6
+    wanted = fuse(known.log_p, known.log_states[:, 0], torch.tensor([2.0, -1.0]), 0.5)
     assert frame["score"].to_numpy() == pytest.approx(wanted.numpy(), abs=1e-5)
 
 

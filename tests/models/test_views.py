@@ -247,8 +247,8 @@ def test_densities_are_fitted_by_what_the_labels_say_alone(schema: Schema) -> No
     rng = np.random.default_rng(7)
     labels, everything = torch.tensor(rng.integers(0, 2, (ROWS, 5))).double(), torch.ones(ROWS, 5).double()
     bins = torch.tensor(np.column_stack([rng.integers(0, 4, ROWS), rng.integers(0, 3, ROWS)])).byte()
-    c, n, up = head.start.T[:, None]
-    start = head.mixture(c, n, up[:, 0]).latent
+    c, n = head.start_pairs.T[:, None]
+    start = head.mixture(c, n, head.start_states[None]).latent
     assert start is not None
     wanted = 0.0
     for row in range(ROWS):

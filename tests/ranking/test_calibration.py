@@ -57,13 +57,13 @@ def test_perfect_predictions_stay_finite_and_wrong_ones_are_refused() -> None:
 
 
 def test_a_score_of_calibrated_probabilities() -> None:
-    log_p, log_up = _rows(50)[0].float(), torch.rand(50).log()
+    log_p, log_up = _rows(50)[0].float(), torch.rand(50, 1).log()
     calibration = Calibration(torch.tensor([0.5, 2.0]), torch.tensor([0.1, -0.3]))
     fusion = Fusion(weights={"a": 1.0, "b": 2.0}, up=0.5, calibrate=True)
     found = Score(fusion, torch.tensor([1.0, 2.0]), calibration)(log_p, log_up)
     odds = torch.log(log_p.exp() / (1 - log_p.exp())) * torch.tensor([0.5, 2.0]) + torch.tensor([0.1, -0.3])
     p = 1 / (1 + torch.exp(-odds))
-    wanted = log_up.exp().sqrt() * p[:, 0] * p[:, 1] ** 2
+    wanted = log_up[:, 0].exp().sqrt() * p[:, 0] * p[:, 1] ** 2
     assert found.exp().tolist() == pytest.approx(wanted.tolist(), rel=1e-4)
     with pytest.raises(ValueError, match="calibrate must be true or false, got 1"):
         Fusion(calibrate=1)  # type: ignore[arg-type]

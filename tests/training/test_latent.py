@@ -30,7 +30,7 @@ def world(truth: tuple[str, ...] = ("prefers", "up"), seed: int = 0) -> tuple[Sc
     batch, rng = make_batch(schema, ROWS), np.random.default_rng(seed)
     head = LatentHead(schema, 3, FeatureSpec((), (), ("x",), dim=1), alpha=0.3)
     c, n = (torch.tensor(rng.normal(size=(ROWS, 3)), dtype=torch.float32) for _ in range(2))
-    latent = head.mixture(c, n, torch.tensor(2 * rng.normal(size=ROWS), dtype=torch.float32)).latent
+    latent = head.mixture(c, n, torch.tensor(2 * rng.normal(size=(ROWS, 1)), dtype=torch.float32)).latent
     assert latent is not None
     prefers = rng.random(ROWS) < latent.log_up.exp().numpy()
     chance = np.where(prefers[:, None], latent.log_given_up.exp(), latent.log_given_not_up.exp())

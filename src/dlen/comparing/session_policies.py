@@ -176,14 +176,14 @@ def run_sessions(plan: Plan, settings: SessionPlan, paper: Mapping[str, Any]) ->
     with Stage(f"scoring {len(users)} users with {len(plan.runs)} models", len(plan.runs), "models") as stage:
         for (name, _), run in plan.runs.items():
             model = load_model(run.folder, compose_train(run.overrides), run.store)
-            log_p, log_up = score_pairs(model, source, users, settings.hour)
+            log_p, log_states = score_pairs(model, source, users, settings.hour)
             policies = [(name, settings.fusion)]
-            policies += [] if log_up is None else [(WITH_UP.format(name), with_up)]
+            policies += [] if log_states is None else [(WITH_UP.format(name), with_up)]
             policies += [tuned[name]] if name in tuned else []
             fusions = [fusion for _, fusion in policies]
             fused = make_scores(fusions, model, run.store, "experiment.sessions.fusion")
             for (policy, _), score in zip(policies, fused, strict=True):
-                scores.setdefault(policy, []).append(score(log_p, log_up).numpy())
+                scores.setdefault(policy, []).append(score(log_p, log_states).numpy())
             stage.advance(1)
     oracle = Score(with_up, with_up.for_tasks(tasks, truth.dislikes.tolist()))
     scores[ORACLE] = [_oracle(truth, oracle)]
@@ -211,7 +211,7 @@ def _with_detest(behaviour: Behaviour, detest: float) -> Behaviour:
 def _oracle(truth: Truth, score: Score) -> Array:
     """The same score, with P(UP), computed from the true probabilities."""
     log_p = torch.from_numpy(truth.probabilities()).flatten(0, 1).log()
-    scores: Array = score(log_p, torch.from_numpy(truth.up).flatten().log()).numpy()
+    scores: Array = score(log_p, torch.from_numpy(truth.up).flatten().log()[:, None]).numpy()
     return scores
 
 

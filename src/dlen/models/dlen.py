@@ -20,6 +20,7 @@ from dataclasses import replace
 from enum import StrEnum
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,11 +29,12 @@ from dlen.checks import is_number
 from dlen.errors import UnmetNeedError
 from dlen.models.backbones import EXPERT
 from dlen.models.features import Features, FeatureSpec
-from dlen.models.heads import TOWER, Head, Ranking, Towers, add_first_order, logit, make_match, training_rates
+from dlen.models.heads import TOWER, Head, Ranking, Towers, add_first_order, make_match, training_rates
 from dlen.models.label_classes import LEAST_VIEWS, find_links, fit_classes, view_names
-from dlen.models.latent_start import MOST_UP, Bound, start_of
+from dlen.models.latent_start import MOST_UP, START_UP, Bound, start_of, start_of_four
 from dlen.models.latent_views import PrivilegedViews, ViewOdds, given_views
 from dlen.models.predictions import Latent, Predictions, weighted_mean
+from dlen.models.second_state import second_state, switches, tasks_of_states
 from dlen.models.values import MixtureValues, centres
 from dlen.nn.logspace import at_least_float32, log1mexp
 from dlen.nn.mlp import MLP
@@ -40,7 +42,6 @@ from dlen.schema import Schema
 
 E = TypeVar("E", bound=StrEnum)
 FROM_LABELS = "labels"  # initial_up: from the labels' own classes
-_START_UP = 0.5  # share of the first class where their fit starts; P(UP) of a schema without label patterns
 
 
 class Likelihood(StrEnum):
@@ -79,9 +80,12 @@ class LatentHead(Head):
         views: tasks of the same view may depend on each other given the state, in the full likelihood. ``auto`` joins
             tasks whose labels correlate by .5 or more; ``none`` takes all labels as independent, as the paper does;
             a mapping names each view's tasks. See :func:`~dlen.models.label_classes.find_links`.
-        initial_up: initial P(UP), raised if the training rates require it; ``labels`` starts P(UP), P(t | UP) and
-            P(t | not UP) at the two classes that :func:`~dlen.models.label_classes.fit_classes` finds in the labels, if
-            they have three views.
+        states: 1; or 2, for a second hidden state W beside UP that the tasks joined with the most frequent one hang on,
+            such as watching; or a mapping of the names of W and of UP to their tasks. See
+            :mod:`~dlen.models.second_state`.
+        initial_up: initial P(UP) of a single state, raised if the training rates require it; ``labels`` starts P(UP),
+            P(t | UP) and P(t | not UP) at the two classes that :func:`~dlen.models.label_classes.fit_classes` finds in
+            the labels, if they have three views. Two states always start at the labels' classes.
         initial_leak: initial ratio P(t | not UP) / P(t | UP); lowered if the bound requires it. It determines which
             of the two states means preference, and where learning starts.
         dropout: dropout probability in the towers and the hidden state network.
@@ -108,6 +112,7 @@ class LatentHead(Head):
         match: int = 0,
         detach_bound: bool = False,
         views: str | Mapping[str, Sequence[str]] = "auto",
+        states: int | Mapping[str, Sequence[str]] = 1,
         initial_up: float | str = FROM_LABELS,
         initial_leak: float = 0.05,
         dropout: float = 0.0,
@@ -130,26 +135,40 @@ class LatentHead(Head):
         joint, given = self.likelihood is Likelihood.FULL, given_views(views, schema.task_names)
         links = find_links(schema, given) if joint else []
         self.view_names = view_names(schema, links)
-        classes, wanted = None, _START_UP
-        if initial_up != FROM_LABELS:
-            wanted = float(initial_up)
-        elif joint and schema.patterns and len(self.view_names) >= LEAST_VIEWS:
-            classes = fit_classes(schema, tuple(links), _START_UP, initial_leak)
-        start = start_of(schema, ceiling, self.bound, wanted, initial_leak, classes)
+        of_states = tasks_of_states(states, schema, self.view_names)
+        classes, self.state_names = None, ("up",)
+        if of_states is not None:
+            second, held = of_states
+            if not joint:
+                raise ValueError(
+                    "states: two hidden states need likelihood=full, as single labels tell nothing of them"
+                )
+            self.state_names = ("up", second)
+            links = [link for link in links if not held[0, [link.parent, link.child]].all()]
+            switch = switches(held) ^ np.array([task.dislike for task in schema.tasks])
+            self.register_buffer("switch", torch.from_numpy(switch), persistent=False)
+            self.switch: Tensor
+            start = start_of_four(schema, ceiling, self.bound, initial_leak, switch)
+        else:
+            if initial_up == FROM_LABELS and joint and schema.patterns and len(self.view_names) >= LEAST_VIEWS:
+                classes = fit_classes(schema, tuple(links), START_UP, initial_leak)
+            wanted = START_UP if initial_up == FROM_LABELS else float(initial_up)
+            start = start_of(schema, ceiling, self.bound, wanted, initial_leak, classes)
         self.views = ViewOdds(links, None if classes is None else classes.log_ratios) if links else None
         self.regression = MixtureRegression(schema) if schema.regressions else None
         for index, centre in zip(schema.regressions, centres(schema), strict=True):
             # The expectation is the mean of training, and UP is more.
             start.pairs[index] = (centre + 1 - start.up, centre - start.up)
-        values = [(*pair, logit(start.up)) for pair in start.pairs]
-        self.register_buffer("start", torch.tensor(values), persistent=False)
-        self.start: Tensor
+        self.register_buffer("start_pairs", torch.tensor(start.pairs), persistent=False)
+        self.register_buffer("start_states", torch.tensor(start.states), persistent=False)
+        self.start_pairs: Tensor
+        self.start_states: Tensor
         self.towers = Towers(torch.tensor(start.pairs), rep_dim, tower, dropout)
         self.hidden = None if hidden is None else MLP(spec.width, hidden, dropout)
-        self.hidden_output = nn.Linear(self.hidden.out_dim if self.hidden else 0, 1)
-        nn.init.constant_(self.hidden_output.bias, logit(start.up))
+        self.hidden_output = nn.Linear(self.hidden.out_dim if self.hidden else 0, len(start.states))
+        self.hidden_output.bias.data.copy_(self.start_states)
         self.privileged = PrivilegedViews(schema) if joint and schema.views else None
-        self.match = make_match(spec, match, 1)
+        self.match = make_match(spec, match, len(start.states))
 
     @property
     def ranking(self) -> Ranking:
@@ -161,35 +180,39 @@ class LatentHead(Head):
         c, n = self.towers(representations).unbind(2)  # (B, T) each
         c = add_first_order(c, features)
         x = features.flat
-        up = self.hidden_output(x[:, :0] if self.hidden is None else self.hidden(x))[:, 0]
+        states = self.hidden_output(x[:, :0] if self.hidden is None else self.hidden(x))
         if self.match is not None:
-            up = up + self.match(features.fields)[:, 0]
-        predictions = self.mixture(c, n, at_least_float32(up))
+            states = states + self.match(features.fields)
+        predictions = self.mixture(c, n, at_least_float32(states))
         if self.privileged is not None and predictions.latent is not None:
             predictions.latent.evidence = self.privileged(features.first_order)
         return predictions
 
-    def mixture(self, c: Tensor, n: Tensor, up: Tensor) -> Predictions:
+    def mixture(self, c: Tensor, n: Tensor, states: Tensor) -> Predictions:
         """Apply equations (1) to (10).
 
         Args:
             c: (B, T) logits of P(t | UP).
             n: (B, T) logits of P(t | not UP) within its bound.
-            up: (B,) logits of P(UP).
+            states: (B, 1) logits of P(UP); or (B, 3) of P(W), P(UP | W) and P(UP | not W), with a second state W.
         """
         log_c, log_not_c = F.logsigmoid(c), F.logsigmoid(-c)  # (8)
         log_n = self.log_ceiling.to(n.dtype) + F.logsigmoid(n)  # (9), (10), within the bound of (5) to (7)
         if self.bound is Bound.CONDITIONAL:
             log_n = log_n + (log_c.detach() if self.detach_bound else log_c)
-        given_up, given_not_up = self._swap_dislikes(log_c, log_n)
-        not_given_up, not_given_not_up = self._swap_dislikes(log_not_c, log1mexp(log_n))
-        log_up, log_not_up = F.logsigmoid(up)[:, None], F.logsigmoid(-up)[:, None]  # (2)
+        on, off = (log_c, log_not_c), (log_n, log1mexp(log_n))
+        if len(self.state_names) == 1:
+            second, (log_up, log_not_up) = None, (F.logsigmoid(states), F.logsigmoid(-states))  # (2)
+            conditionals = *self._swap_dislikes(on[0], off[0]), *self._swap_dislikes(on[1], off[1])
+        else:
+            second, (log_up, log_not_up) = second_state(states, self.switch, on, off)
+            conditionals = second.conditionals_of_up()
+        given_up, given_not_up, not_given_up, not_given_not_up = conditionals
         with_up, without = given_up + log_up, given_not_up + log_not_up  # (4)
         log_p = torch.logaddexp(with_up, without)  # (1)
         log_q = torch.logaddexp(not_given_up + log_up, not_given_not_up + log_not_up)
         joint = torch.where(self.dislike, without, with_up)
-        conditionals = (given_up, given_not_up, not_given_up, not_given_not_up)
-        latent = Latent(log_up[:, 0], log_not_up[:, 0], *conditionals, joint)
+        latent = Latent(log_up[:, 0], log_not_up[:, 0], *conditionals, joint, second=second)
         latent.views = None if self.views is None else self.views()
         if self.regression is not None:
             latent.values = self.regression(c, n, latent)
@@ -238,8 +261,8 @@ class LatentHead(Head):
         it, they would decide what UP means: a play time says more of its user and item than rare labels say of UP.
         """
         with torch.no_grad():
-            c, n, up = self.start[None].unbind(2)
-            start = self.mixture(c, n, up[:, 0]).latent
+            c, n = self.start_pairs[None].unbind(2)
+            start = self.mixture(c, n, self.start_states[None]).latent
             assert start is not None
             odds = start.posterior_log_odds(labels, mask)
         of_up, of_not_up = latent.log_evidence(labels, mask, bins)

@@ -29,8 +29,8 @@ from dlen.targets import Targets
 Floats = NDArray[np.float64]
 SAME_SIGN = 0.5  # correlation of two tasks' labels from which they count as signs of the same thing
 LEAST_VIEWS = 3  # with fewer, labels alone do not identify the hidden state
-_STEPS, _CONVERGED = 5000, 1e-10  # of expectation maximisation; nats per row and step
-_TINY = 1e-9  # least probability of a label
+STEPS, CONVERGED = 5000, 1e-10  # of expectation maximisation; nats per row and step
+TINY = 1e-9  # least probability of a label
 _MOST_LOG_RATIO = 8.0  # initial; that of labels which never differ is infinite
 
 
@@ -62,7 +62,7 @@ def correlations(schema: Schema) -> Floats:
     result = np.full((len(schema.tasks),) * 2, np.nan)
     if not schema.patterns:
         return result
-    labels, trained, weights = _training_patterns(schema)
+    labels, trained, weights = training_patterns(schema)
     for a, b in combinations(range(len(schema.tasks)), 2):
         both = weights * trained[:, a] * trained[:, b]
         if both.sum() > 0:
@@ -161,17 +161,17 @@ def fit_classes(schema: Schema, links: tuple[Link, ...], up: float, leak: float)
         up: initial share of the first class.
         leak: initial ratio of a label's probabilities in the second and the first class.
     """
-    labels, trained, weights = _training_patterns(schema)
+    labels, trained, weights = training_patterns(schema)
     counts = _Counts(labels, trained, links)
     share, tables, last = up, _initial_tables(schema, up, leak), -math.inf
-    for _ in range(_STEPS):
+    for _ in range(STEPS):
         of_classes = np.stack([counts.log_likelihood(table) for table in tables]) + np.log([[share], [1 - share]])
         total = np.logaddexp(*of_classes)
         reached = float(weights @ total / weights.sum())
-        if reached - last < _CONVERGED:
+        if reached - last < CONVERGED:
             break
         last, posterior = reached, np.exp(of_classes - total) * weights
-        share = float(np.clip(posterior[0].sum() / weights.sum(), _TINY, 1 - _TINY))
+        share = float(np.clip(posterior[0].sum() / weights.sum(), TINY, 1 - TINY))
         tables = [counts.tables(of_class, table) for of_class, table in zip(posterior, tables, strict=True)]
     given = np.stack([counts.marginals(table)[:, 1] for table in tables])
     ratios = np.array([[_log_odds_ratio(table[link.child]) for link in links] for table in tables])
@@ -222,12 +222,12 @@ class _Counts:
         for link in self.links:
             parents = marginals[link.parent][:, None] * table[link.child] / marginals[link.child]
             expected[link.child] += parents * alone[link.child]
-        expected += _TINY
+        expected += TINY
         result: Floats = expected / expected.sum(2, keepdims=True)
-        return np.clip(result, _TINY, 1 - _TINY)
+        return np.clip(result, TINY, 1 - TINY)
 
 
-def _training_patterns(schema: Schema) -> tuple[Floats, Floats, Floats]:
+def training_patterns(schema: Schema) -> tuple[Floats, Floats, Floats]:
     """(P, T) training labels, (P, T) 1 where they train their task, and (P,) weights."""
     labels, weights = as_tensors(schema.patterns)
     targets, counted = Targets(schema), np.array([task.weight > 0 for task in schema.tasks])
@@ -240,9 +240,9 @@ def _initial_tables(schema: Schema, up: float, leak: float) -> list[Floats]:
     for task in schema.tasks:
         share = 1 - up if task.dislike else up
         strong = min(task.rate / (share + leak * (1 - share)), 0.99)
-        weak = max((task.rate - strong * share) / (1 - share), _TINY)
+        weak = max((task.rate - strong * share) / (1 - share), TINY)
         given.append((weak, strong) if task.dislike else (strong, weak))
-    positive = np.clip(np.array(given).T[:, :, None], _TINY, 1 - _TINY)  # (2, T, 1)
+    positive = np.clip(np.array(given).T[:, :, None], TINY, 1 - TINY)  # (2, T, 1)
     tables = np.stack([1 - positive, positive], 3)  # (2, T, 1, 2)
     return list(np.repeat(tables, 2, 2))
 
@@ -257,5 +257,5 @@ def _is_reversed(schema: Schema, given: Floats) -> bool:
     """Whether interactions are less likely in the first class, and dislikes more."""
     binary = [index for index, task in enumerate(schema.tasks) if not task.is_regression]
     signs = np.array([-1.0 if schema.tasks[index].dislike else 1.0 for index in binary])
-    evidence = np.log(np.maximum(given[0, binary], _TINY)) - np.log(np.maximum(given[1, binary], _TINY))
+    evidence = np.log(np.maximum(given[0, binary], TINY)) - np.log(np.maximum(given[1, binary], TINY))
     return float(signs @ np.clip(evidence, -2, 2)) < 0

@@ -9,10 +9,12 @@ from enum import StrEnum
 import numpy as np
 
 from dlen.models.heads import logit, training_rates
-from dlen.models.label_classes import LabelClasses
+from dlen.models.label_classes import Floats, LabelClasses
+from dlen.models.second_state import Bools, fit_four_classes
 from dlen.schema import Schema
 
 _MOST_SHARE = 0.9  # largest initial P(t | not UP), as a fraction of its bound
+START_UP = 0.5  # share of the first class where a fit of classes starts; P(UP) of a schema without label patterns
 MOST_UP = 0.98  # largest initial P(UP), so that it starts unsaturated
 
 
@@ -30,10 +32,12 @@ class Start:
 
     Attributes:
         up: P(UP).
+        states: log-odds of P(UP); or of P(W), P(UP | W) and P(UP | not W), with a second state W.
         pairs: logits (c, n) of each task, equations (8) and (9).
     """
 
     up: float
+    states: list[float]
     pairs: list[tuple[float, float]]
 
 
@@ -56,20 +60,35 @@ def start_of(
     if classes is None:
         up = _reachable(up, training_rates(schema.binary), [task.dislike for task in schema.binary.tasks])
     else:
-        up, leaks = min(max(classes.up, 1 - MOST_UP), MOST_UP), _leaks(classes, dislikes, leak)
+        up, leaks = min(max(classes.up, 1 - MOST_UP), MOST_UP), _leaks(classes.given, dislikes, leak)
     pairs = [
         _pair(rate, 1 - up if dislike else up, limit, bound, own)
         for rate, limit, dislike, own in zip(rates, ceiling, dislikes, leaks, strict=True)
     ]
-    return Start(up, pairs)
+    return Start(up, [logit(up)], pairs)
 
 
-def _leaks(classes: LabelClasses, dislikes: Sequence[bool], least: float) -> list[float]:
+def start_of_four(schema: Schema, ceiling: Sequence[float], bound: Bound, leak: float, switch: Bools) -> Start:
+    """The same with a second state, from four classes of the labels.
+
+    Takes the arguments of :func:`start_of`, and ``switch`` of :func:`~dlen.models.second_state.fit_four_classes`.
+    """
+    classes = fit_four_classes(schema, switch, START_UP, leak)
+    held = np.einsum("wu,wut->t", classes.shares, switch)
+    ratios = np.maximum(classes.given[1] / classes.given[0], leak)
+    pairs = [
+        _pair(rate, min(max(share, 1 - MOST_UP), MOST_UP), limit, bound, ratio)
+        for rate, share, limit, ratio in zip(training_rates(schema), held, ceiling, ratios, strict=True)
+    ]
+    return Start(float(classes.shares[:, 0].sum()), list(classes.logits), pairs)
+
+
+def _leaks(given: Floats, dislikes: Sequence[bool], least: float) -> list[float]:
     """Initial P(t | not UP) / P(t | UP) of each task, its inverse for a dislike task.
 
     Of a rare task the fit may find 0, from which a sigmoid does not come back.
     """
-    ratios = np.nan_to_num(classes.given[1] / classes.given[0], nan=1.0)
+    ratios = np.nan_to_num(given[1] / given[0], nan=1.0)
     leaks = np.where(dislikes, 1 / ratios, ratios)
     return np.maximum(leaks, least).tolist()
 

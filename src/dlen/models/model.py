@@ -27,6 +27,11 @@ class Model(nn.Module):
         """The probability used for ranking, for models with P(UP); None for all others."""
         return None
 
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """Names of the hidden states, ``up`` first; empty for models without any."""
+        return ()
+
     def mixtures(self) -> list[Mixture]:
         """Mixtures of experts whose gates can be monitored; empty by default."""
         return []

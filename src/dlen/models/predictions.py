@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from dlen.models.second_state import Conditionals, SecondState
 from dlen.models.values import MixtureValues, Values
 from dlen.nn.logspace import log_lift
 from dlen.nn.processes import total, world_size
@@ -120,6 +121,7 @@ class Latent:
         values: distributions of the regression tasks, whose columns in the above have no meaning; None without them.
         views: dependences of labels on each other given the state; None if all are independent.
         evidence: densities of what is known only afterwards, one per :attr:`Schema.views`.
+        second: a second hidden state, which is summed out of all of the above; None without one.
     """
 
     log_up: Tensor
@@ -132,6 +134,12 @@ class Latent:
     values: MixtureValues | None = None
     views: Views | None = None
     evidence: tuple[Evidence, ...] = ()
+    second: SecondState | None = None
+
+    @property
+    def conditionals(self) -> Conditionals:
+        """(B, T) log P(t | UP), P(t | not UP), 1 - P(t | UP) and 1 - P(t | not UP)."""
+        return self.log_given_up, self.log_given_not_up, self.log_not_given_up, self.log_not_given_not_up
 
     def log_with_labels(self, labels: Tensor, mask: Tensor, bins: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return log P(UP, labels) and log P(not UP, labels), (B,) each.
@@ -144,19 +152,29 @@ class Latent:
             mask: (B, T) weight of each label; 0 ignores it.
             bins: (B, V) bins of what is known only afterwards, :attr:`Batch.views`; None to leave it out.
         """
-        up = torch.where(labels.bool(), self.log_given_up, self.log_not_given_up)
-        not_up = torch.where(labels.bool(), self.log_given_not_up, self.log_not_given_not_up)
+        if self.second is None:
+            of_up, of_not_up = self._log_labels(self.conditionals, labels, mask)
+        else:
+            of_up, of_not_up = self.second.summed(
+                self._log_labels(given, labels, mask) for given in self.second.conditionals
+            )
+        with_up, with_not_up = self.log_up + of_up, self.log_not_up + of_not_up
+        if bins is None:
+            return with_up, with_not_up
+        of_up, of_not_up = self.log_evidence(labels, mask, bins)
+        return with_up + of_up, with_not_up + of_not_up
+
+    def _log_labels(self, given: Conditionals, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """(B,) log P(labels | UP) and log P(labels | not UP), with independent views."""
+        happened, (yes_up, yes_not_up, no_up, no_not_up) = labels.bool(), given
+        up, not_up = torch.where(happened, yes_up, no_up), torch.where(happened, yes_not_up, no_not_up)
         if self.views is not None:
             up, not_up = self.views.log_given(up, not_up, labels, mask)
         if self.values is not None:
             columns = self.values.columns
             of_up, of_not_up = self.values.log_given(labels.index_select(1, columns))
             up, not_up = up.index_copy(1, columns, of_up), not_up.index_copy(1, columns, of_not_up)
-        with_up, with_not_up = self.log_up + (up * mask).sum(1), self.log_not_up + (not_up * mask).sum(1)
-        if bins is None:
-            return with_up, with_not_up
-        of_up, of_not_up = self.log_evidence(labels, mask, bins)
-        return with_up + of_up, with_not_up + of_not_up
+        return (up * mask).sum(1), (not_up * mask).sum(1)
 
     def log_evidence(self, labels: Tensor, mask: Tensor, bins: Tensor) -> tuple[Tensor, Tensor]:
         """(B,) log P(bins | UP, labels) and log P(bins | not UP, labels). Takes the arguments of
@@ -176,13 +194,19 @@ class Latent:
             ratios = self.log_up.new_zeros(2, len(first))
         else:
             ratios = self.views.log_ratios @ self.views.is_link(first, second).T.to(self.log_up.dtype)
-        states = []
-        for given, of_state, odds in zip(
-            (self.log_given_up, self.log_given_not_up), (self.log_up, self.log_not_up), ratios, strict=True
-        ):
-            a, b = given.index_select(1, first), given.index_select(1, second)
-            states.append(of_state[:, None] + a + b + log_lift(a, b, odds))
-        return torch.logaddexp(*states)
+
+        def of_states(given: Conditionals) -> tuple[Tensor, Tensor]:
+            up, not_up = (
+                _log_and(state.index_select(1, first), state.index_select(1, second), odds)
+                for state, odds in zip(given[:2], ratios, strict=True)
+            )
+            return up, not_up
+
+        if self.second is None:
+            up, not_up = of_states(self.conditionals)
+        else:
+            up, not_up = self.second.summed(of_states(given) for given in self.second.conditionals)
+        return torch.logaddexp(self.log_up[:, None] + up, self.log_not_up[:, None] + not_up)
 
     def posterior_log_odds(self, labels: Tensor, mask: Tensor, bins: Tensor | None = None) -> Tensor:
         """(B,) log-odds of P(UP | labels, bins, x) by Bayes' rule. Takes the arguments of :meth:`log_with_labels`."""
@@ -221,9 +245,10 @@ class Predictions:
 
         latent = None
         if self.latent is not None:
-            latent = Latent(*(chosen(getattr(self.latent, f.name)) for f in fields(Latent)[:-3]))  # type: ignore[arg-type]
+            latent = Latent(*(chosen(getattr(self.latent, f.name)) for f in fields(Latent)[:7]))  # type: ignore[arg-type]
             latent.views = None if self.latent.views is None else self.latent.views.only(columns)
             latent.evidence = tuple(evidence.only(columns) for evidence in self.latent.evidence)
+            latent.second = None if self.latent.second is None else self.latent.second.only(columns)
         log_p, log_q, log_score = (part.index_select(1, columns) for part in (self.log_p, self.log_q, self.log_score))
         return Predictions(log_p, log_q, log_score, latent, chosen(self.log_joint))
 
@@ -231,6 +256,21 @@ class Predictions:
     def log_up(self) -> Tensor | None:
         """(B,) log P(UP); None for models without a hidden state."""
         return None if self.latent is None else self.latent.log_up
+
+    @property
+    def log_states(self) -> Tensor | None:
+        """(B, S) log-probability of each hidden state, P(UP) first; None for models without any."""
+        if self.latent is None:
+            return None
+        states = (
+            [self.latent.log_up] if self.latent.second is None else [self.latent.log_up, self.latent.second.log_state]
+        )
+        return torch.stack(states, 1)
+
+
+def _log_and(log_a: Tensor, log_b: Tensor, log_ratio: Tensor) -> Tensor:
+    """log P(a, b) of two events from their log-probabilities and the logarithm of their odds ratio."""
+    return log_a + log_b + log_lift(log_a, log_b, log_ratio)
 
 
 def task_losses(predictions: Predictions, labels: Tensor, mask: Tensor, row_weights: Tensor | None = None) -> Tensor:

@@ -125,6 +125,11 @@ class Ranker(Model):
         """The head's ranking."""
         return self.head.ranking
 
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """The head's hidden states."""
+        return self.head.state_names
+
     def mixtures(self) -> list[Mixture]:
         """The backbone's mixtures."""
         return self.backbone.mixtures()

@@ -22,6 +22,7 @@ class Form(StrEnum):
     SUM = "sum"  # each probability times its weight
 
 
+UP = "up"  # name of the hidden state that every model with one has
 _LAST = 1e3  # puts an item behind all others; float32 still resolves differences of 6e-5 there
 
 
@@ -85,6 +86,7 @@ class Fusion:
         weights: weight of each task. The default is 1, and for a dislike -1 in a product and 0 in a sum.
         up: exponent of P(UP).
         floor: items with a lower P(UP) are ranked last; 0 disables this.
+        state: the hidden state that takes the place of UP in ``up`` and ``floor``, for a model with two.
         calibrate: calibrate the probabilities of each task on held-out rows first.
 
     Raises:
@@ -95,6 +97,7 @@ class Fusion:
     weights: Mapping[str, float] | None = None
     up: float = 0.0
     floor: float = 0.0
+    state: str = UP
     calibrate: bool = False
 
     def __post_init__(self) -> None:
@@ -105,6 +108,8 @@ class Fusion:
                 raise ValueError(f"{name} must be a finite number, got {value!r}")
         if not 0 <= self.floor < 1:
             raise ValueError(f"floor must be from 0 to below 1, got {self.floor}")
+        if not isinstance(self.state, str):
+            raise ValueError(f"state must be the name of a hidden state, got {self.state!r}")
         if not isinstance(self.calibrate, bool):
             raise ValueError(f"calibrate must be true or false, got {self.calibrate!r}")
 
@@ -130,12 +135,13 @@ class Score(nn.Module):
 
     Args:
         weights: (T,) weights of the tasks, from :meth:`Fusion.for_tasks`.
+        state: index of :attr:`Fusion.state` among the model's hidden states.
         calibration: calibration of the tasks' probabilities; None leaves them unchanged.
     """
 
-    def __init__(self, fusion: Fusion, weights: Tensor, calibration: Calibration | None = None) -> None:
+    def __init__(self, fusion: Fusion, weights: Tensor, calibration: Calibration | None = None, state: int = 0) -> None:
         super().__init__()
-        self.fusion = fusion
+        self.fusion, self.state = fusion, state
         self.calibrated = calibration is not None
         for name, values in (
             ("weights", weights),
@@ -147,10 +153,11 @@ class Score(nn.Module):
         self.slope: Tensor
         self.offset: Tensor
 
-    def forward(self, log_p: Tensor, log_up: Tensor | None) -> Tensor:
-        """Map (B, T) log-probabilities and (B,) log P(UP) to (B,) scores; see :func:`fuse`."""
+    def forward(self, log_p: Tensor, log_states: Tensor | None) -> Tensor:
+        """Map (B, T) log-probabilities of tasks and (B, S) of hidden states to (B,) scores; see :func:`fuse`."""
         if self.calibrated:
             log_p = Calibration(self.slope, self.offset)(log_p)
+        log_up = None if log_states is None else log_states[:, self.state]
         return fuse(log_p, log_up, self.weights, self.fusion.up, self.fusion.form, self.fusion.floor)
 
 

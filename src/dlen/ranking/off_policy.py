@@ -127,7 +127,7 @@ def _weigh(
                 logged = model(rows)
                 weights = []
                 for score in scores.values():
-                    of_logged, of_drawn = (score(p.log_p, p.log_up) for p in (logged, drawn))
+                    of_logged, of_drawn = (score(p.log_p, p.log_states) for p in (logged, drawn))
                     weights.append(best_of(of_logged, of_drawn.view(len(index), -1), settings.candidates, generator))
                 yield torch.stack(weights, 1).numpy(), rows.labels.numpy(), rows.ids[:, user].numpy()
 

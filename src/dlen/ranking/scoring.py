@@ -21,7 +21,7 @@ from dlen.data.store import Store
 from dlen.errors import UserError
 from dlen.models.model import Model
 from dlen.ranking.calibration import Calibration, fit_calibration
-from dlen.ranking.fusion import Fusion, Score
+from dlen.ranking.fusion import UP, Fusion, Score
 from dlen.schema import Schema
 from dlen.targets import Targets
 from dlen.training.building import build_model
@@ -37,14 +37,14 @@ class SplitScores:
 
     Attributes:
         log_p: (N, T) float32 log-probabilities of the tasks.
-        log_up: (N,) log P(UP); None for a model without a hidden state.
+        log_states: (N, S) log-probabilities of the hidden states, P(UP) first; None for a model without any.
         labels: (N, T) labels as logged.
         users: (N,) user ids; None if the data name no user.
         known: (N,) whether the user occurs in the training data.
     """
 
     log_p: Tensor
-    log_up: Tensor | None
+    log_states: Tensor | None
     labels: Tensor
     users: Tensor | None
     known: Tensor
@@ -86,20 +86,20 @@ def score(model: Model, split: Split, batch_size: int = 16384) -> SplitScores:
     """
     schema = model.schema
     column = schema.user_column
-    log_p, log_up, labels, users = [], [], [], []
+    log_p, log_states, labels, users = [], [], [], []
     model.eval()
     with torch.inference_mode():
         for batch in BatchLoader(split, batch_size, shuffle=False):
             predictions = model(batch)
             log_p.append(predictions.log_p)
-            log_up.extend([] if predictions.log_up is None else [predictions.log_up])
+            log_states.extend([] if predictions.log_states is None else [predictions.log_states])
             labels.append(batch.labels)
             users.extend([] if column is None else [batch.ids[:, column].long()])
     of_users = torch.cat(users) if users else None
     known = torch.ones(len(split), dtype=torch.bool)
     if of_users is not None:
         known = of_users.ne(schema.offsets[str(schema.user)])  # all unknown users share the first id
-    return SplitScores(torch.cat(log_p), torch.cat(log_up) if log_up else None, torch.cat(labels), of_users, known)
+    return SplitScores(torch.cat(log_p), _joined(log_states), torch.cat(labels), of_users, known)
 
 
 def score_pairs(model: Model, source: Feed, users: NDArray[Any], hour: int) -> tuple[Tensor, Tensor | None]:
@@ -110,18 +110,22 @@ def score_pairs(model: Model, source: Feed, users: NDArray[Any], hour: int) -> t
         users: (U,) user numbers.
 
     Returns:
-        (U I, T) log-probabilities, grouped by user, and (U I,) log P(UP) or None.
+        (U I, T) log-probabilities, grouped by user, and (U I, S) of the hidden states or None.
     """
     offsets, tasks = model.schema.offsets, len(model.schema.tasks)
-    log_p, log_up = [], []
+    log_p, log_states = [], []
     with torch.inference_mode():
         for first in range(0, len(users), _USERS_AT_ONCE):
             of_users = [source.pairs(int(u), hour, offsets) for u in users[first : first + _USERS_AT_ONCE]]
             ids = torch.from_numpy(np.concatenate(of_users))
             predictions = model(Batch.of_ids(ids, torch.zeros(len(ids), tasks)))
             log_p.append(predictions.log_p)
-            log_up.extend([] if predictions.log_up is None else [predictions.log_up])
-    return torch.cat(log_p), torch.cat(log_up) if log_up else None
+            log_states.extend([] if predictions.log_states is None else [predictions.log_states])
+    return torch.cat(log_p), _joined(log_states)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor | None:
+    return torch.cat(list(parts)) if parts else None
 
 
 def read_fusion(node: DictConfig) -> Fusion:
@@ -155,10 +159,19 @@ def make_scores(fusions: Sequence[Fusion], model: Model, store: Store, key: str 
         raise UserError(f"config {key}: {error}") from None
     if any(fusion.needs_up for fusion in fusions) and model.ranking is None:
         raise UserError(f"config {key}.up: the model has no P(UP); set it and {key}.floor to 0")
+    states = []
+    for fusion in fusions:
+        known = model.state_names or (UP,)
+        if fusion.state not in known:
+            raise UserError(
+                f"config {key}.state: the model has no hidden state {fusion.state!r}; its states are {', '.join(known)}"
+            )
+        states.append(known.index(fusion.state))
     calibration = None
     if any(fusion.calibrate for fusion in fusions):
         calibration = calibrate(score(model, store.split("validation")), schema)
-    return [Score(f, w, calibration if f.calibrate else None) for f, w in zip(fusions, weights, strict=True)]
+    parts = zip(fusions, weights, states, strict=True)
+    return [Score(f, w, calibration if f.calibrate else None, state) for f, w, state in parts]
 
 
 def calibrate(scores: SplitScores, schema: Schema) -> Calibration:

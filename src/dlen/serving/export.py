@@ -58,7 +58,7 @@ class Serving(nn.Module):
         self.outputs = [
             "p",
             "score",
-            *(["up"] if model.ranking is not None else []),
+            *model.state_names,
             *(["values"] if self.values else []),
         ]
         self.register_buffer("columns", torch.tensor(columns))
@@ -87,16 +87,17 @@ class Serving(nn.Module):
             vectors: (B, D) float32 scaled vectors of all vector fields, one after the other.
 
         Returns:
-            The tensors named by ``outputs``, which are ``p`` (B, K) of the measured targets, ``score`` (B,), ``up``
-            (B,) if the model has P(UP), and ``values`` (B, R) of any regression tasks, in the unit of their labels.
+            The tensors named by ``outputs``, which are ``p`` (B, K) of the measured targets, ``score`` (B,), the
+            probabilities (B,) of any hidden states, and ``values`` (B, R) of any regression tasks, in the unit of their
+            labels.
         """
         values = self.model.embedding.padded(ids, numeric, bag_ids, bag_weights)
         predictions = self.model.predict(self._features(values, sequence_ids, sequence_lengths, vectors))
         log_p = self.targets.log_probabilities(predictions.log_p)
-        log_up = predictions.log_up
-        score = self.score(predictions.log_p, log_up)
+        log_states = predictions.log_states
+        score = self.score(predictions.log_p, log_states)
         outputs: tuple[Tensor, ...] = (log_p[:, self.columns].exp(), score)
-        outputs = outputs if log_up is None else (*outputs, log_up.exp())
+        outputs = outputs if log_states is None else (*outputs, *log_states.exp().unbind(1))
         return outputs if self.scale is None else (*outputs, self.unscaled(predictions))
 
     def unscaled(self, predictions: Predictions) -> Tensor:
@@ -274,7 +275,7 @@ def check_export(serving: Serving, cases: list[tuple[Inputs, Batch]], onnx: Path
         for inputs, batch in cases:
             predictions = serving.model(batch)
             wanted = serving.targets.log_probabilities(predictions.log_p)[:, serving.columns].exp().numpy()
-            wanted_score = serving.score(predictions.log_p, predictions.log_up).numpy()
+            wanted_score = serving.score(predictions.log_p, predictions.log_states).numpy()
             feed = {name: part.numpy() for name, part in zip(INPUTS, inputs, strict=True) if name in input_names}
             worst = 0.0
             for p, score, *rest in (session.run(serving.outputs, feed), [part.numpy() for part in loaded(*inputs)]):
@@ -328,8 +329,8 @@ def serving_schema(store: Store, serving: Serving) -> dict[str, Any]:
         "inputs": {name: _shape(name) for name in INPUTS},
         "outputs": {
             "p": serving.names,
-            "score": {"form": score.fusion.form, "up": score.fusion.up, "floor": score.fusion.floor},
-            "up": "P(UP), where the model has it",
+            "score": {key: getattr(score.fusion, key) for key in ("form", "up", "floor", "state")},
+            **{name: f"P({name})" for name in serving.model.state_names},
             **({"values": serving.values} if serving.values else {}),
         },
         "weights": dict(zip(schema.task_names, score.weights.tolist(), strict=True)),

@@ -84,7 +84,7 @@ class RowScorer:
         batch = chunk.batch(index)
         self._count_unseen(batch.ids)
         predictions = self.model(batch)
-        log_up = predictions.log_up
+        log_states = predictions.log_states
         p = self._targets.log_probabilities(predictions.log_p).exp().numpy()
         predicted = zip(self._targets.names, self._targets.is_probability(), strict=True)
         columns = {f"p_{name}": p[:, i] for i, (name, known) in enumerate(predicted) if known}
@@ -92,8 +92,9 @@ class RowScorer:
             self._scale(predictions.values.expected) if predictions.values is not None else predictions.log_p[:, :0]
         )
         columns |= dict(zip(self._values, values.numpy().T, strict=True))
-        columns |= {} if log_up is None else {"up": log_up.exp().numpy()}
-        score = self._score(predictions.log_p, log_up)
+        if log_states is not None:
+            columns |= dict(zip(self.model.state_names, log_states.exp().numpy().T, strict=True))
+        score = self._score(predictions.log_p, log_states)
         broken = ~(score.isfinite() & predictions.log_p.isfinite().all(1) & values.isfinite().all(1))
         if broken.any():
             first = self.rows + int(index[broken][0]) + 1

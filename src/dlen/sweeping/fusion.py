@@ -48,8 +48,8 @@ class Audience(Protocol):
         """(N, T) log-probabilities of the tasks."""
 
     @property
-    def log_up(self) -> Tensor | None:
-        """(N,) log P(UP), or None."""
+    def log_states(self) -> Tensor | None:
+        """(N, S) of the hidden states, or None."""
 
     def measure(self, scores: Tensor) -> Floats:
         """Map (N,) scores to the (U,) metric of each user; nan for a user without information."""
@@ -61,13 +61,13 @@ class Lists:
 
     Attributes:
         log_p: (N, T) log-probabilities of the tasks.
-        log_up: (N,) log P(UP), or None.
+        log_states: (N, S) of the hidden states, or None.
         gains: (N,) worth of each row.
         users: (N,) user of each row.
     """
 
     log_p: Tensor
-    log_up: Tensor | None
+    log_states: Tensor | None
     gains: Tensor
     users: Tensor
 
@@ -83,7 +83,7 @@ class FeedSessions:
 
     Attributes:
         log_p: (U I, T) log-probabilities, grouped by user.
-        log_up: (U I,) log P(UP), or None.
+        log_states: (U I, S) of the hidden states, or None.
         truth: truth of the same users and items.
         sessions: sessions per user.
         behaviour: how sessions continue and end.
@@ -92,7 +92,7 @@ class FeedSessions:
     """
 
     log_p: Tensor
-    log_up: Tensor | None
+    log_states: Tensor | None
     truth: Truth
     sessions: int
     behaviour: Behaviour
@@ -148,8 +148,8 @@ class FusionJob:
                 raise UserError(f"{self.run}: the data have no user field, so {NDCG} cannot rank the rows of each user")
             known, gains = logged.known, worth(logged.labels, self.values)
             log_p = self._scaled(logged.log_p, model, store)[known]
-            log_up = None if logged.log_up is None else logged.log_up[known]
-            return Lists(log_p, log_up, gains[known], logged.users[known])
+            log_states = None if logged.log_states is None else logged.log_states[known]
+            return Lists(log_p, log_states, gains[known], logged.users[known])
         source = build(config.data, "data")
         if not isinstance(source, Feed) or source.positions:
             raise UserError(
@@ -158,11 +158,11 @@ class FusionJob:
             )
         settings, searching = self.sessions, split == "validation"
         users = session_users(source.users, settings["users"], settings["seed"], searching)
-        log_p, log_up = score_pairs(model, source, users, settings["hour"])
+        log_p, log_states = score_pairs(model, source, users, settings["hour"])
         truth, behaviour = source.truth(users, settings["hour"]), Behaviour(**settings["behaviour"])
         seed = settings["seed"] + (1 << 32) * searching
         log_p = self._scaled(log_p, model, store)
-        return FeedSessions(log_p, log_up, truth, settings["sessions"], behaviour, seed, self.figure)
+        return FeedSessions(log_p, log_states, truth, settings["sessions"], behaviour, seed, self.figure)
 
     def _scaled(self, log_p: Tensor, model: Model, store: Store) -> Tensor:
         return calibrate(score(model, store.split("validation")), store.schema)(log_p) if self.calibrate else log_p
@@ -177,7 +177,7 @@ class FusionJob:
         """(U,) metric of each user under the settings of a point."""
         fusion = self.fusion(params)
         fused = Score(fusion, fusion.for_tasks(self.tasks, [False] * len(self.tasks)))
-        return audience.measure(fused(audience.log_p, audience.log_up))
+        return audience.measure(fused(audience.log_p, audience.log_states))
 
 
 def make_job(options: Mapping[str, Any], schema: Schema, objectives: Mapping[str, str]) -> FusionJob:
@@ -227,7 +227,7 @@ def check_fusion(space: Space, job: FusionJob) -> None:
     for point in space.probes():
         try:
             fusion = job.fusion({name: 0.0 if value is None else value for name, value in point.items()})
-            Score(fusion, fusion.for_tasks(job.tasks, [False] * len(job.tasks)))(nothing, nothing[:, 0])
+            Score(fusion, fusion.for_tasks(job.tasks, [False] * len(job.tasks)))(nothing, nothing[:, :1])
         except ValueError as error:
             raise UserError(f"config sweep.space: {error}") from None
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import PearsonCorrCoef
+from torchmetrics import MeanMetric, PearsonCorrCoef
 
 from dlen.batch import Batch
 from dlen.metrics import CalibrationError, CalibrationRatio, ExactAUC, HiddenState, HistogramAUC
 from dlen.metrics.hidden import NEGATIVES, Together
 from dlen.models.label_classes import LEAST_VIEWS
 from dlen.models.predictions import Latent
+from dlen.nn.logspace import log_odds
 from dlen.schema import Schema
 from dlen.targets import Targets
 
@@ -67,20 +68,23 @@ class LatentMeasures(nn.Module):
 
     Keys: ``auc/up_any`` and ``auc/up_DISLIKE``; ``hidden/...``, with ``hidden/auc/T`` of P(UP) against each other task;
     ``leak/T`` and ``negatives/KIND/T``; ``lift/T/T``, the number of rows in which two tasks happen over the number that
-    the model expects. On simulated data also ``auc/up_truth``, ``corr/up_truth``, ``calibration/up_truth``,
-    ``ece/up_truth`` and ``negatives_true/KIND/T``.
+    the model expects. With a second hidden state, ``hidden/STATE/auc/T`` and ``hidden/STATE/mean`` of its probability.
+    On simulated data also ``auc/up_truth``, ``corr/up_truth``, ``calibration/up_truth``,
+    ``ece/up_truth``, ``negatives_true/KIND/T``, and ``corr/STATE_truth``.
 
     Args:
         schema: schema without regression tasks.
         exact: compute AUC from every score instead of a histogram.
+        states: names of the hidden states.
     """
 
     first: Tensor
     second: Tensor
     disliked: Tensor
 
-    def __init__(self, schema: Schema, *, exact: bool) -> None:
+    def __init__(self, schema: Schema, *, exact: bool, states: Sequence[str] = (UP,)) -> None:
         super().__init__()
+        self.others = nn.ModuleList(StateMeasures(schema, name, exact=exact) for name in states[1:])
         self.targets = Targets(schema)
         truth = list(schema.truth)
         self.has_truth = PREFERS in truth and UP in truth
@@ -125,6 +129,9 @@ class LatentMeasures(nn.Module):
         prefers = batch.truth[:, self.prefers] if self.has_truth else None
         self.state.update(up, posterior, given, labels, mask, pattern, prefers)
         self._update_pairs(latent, labels, mask)
+        if latent.second is not None:
+            for other in self._of_others():
+                other.update(latent.second.log_state, batch)
         log_odds = (latent.log_up - latent.log_not_up)[:, None]
         comparisons = [(log_odds, interacts, decided)]
         signs = torch.where(self.disliked, -log_odds, log_odds)
@@ -142,6 +149,9 @@ class LatentMeasures(nn.Module):
     def _update_pairs(self, latent: Latent, labels: Tensor, mask: Tensor) -> None:
         (a, b), (known_a, known_b) = ([x.index_select(1, i) for i in (self.first, self.second)] for x in (labels, mask))
         self.together.update(a * b, latent.log_both(self.first, self.second).exp(), known_a * known_b)
+
+    def _of_others(self) -> list[StateMeasures]:
+        return list(self.others)  # type: ignore[arg-type]
 
     def _pairs(self) -> list[Pair]:
         names = self.targets.schema.task_names
@@ -174,8 +184,45 @@ class LatentMeasures(nn.Module):
                     values |= {f"{prefix}/{kind}/{task}": v for kind, v in zip(NEGATIVES, row, strict=True)}
         true_kinds = state["true_kinds"][self.interactions] if self.has_truth else None
         pairs = self._pairs()
+        for other in self._of_others():
+            values |= other.compute()
         values |= {"lift/" + "/".join(pair.tasks): pair.lift for pair in pairs}
         return values, HiddenFigures(tasks, state["counts"], state["kinds"][self.interactions], true_kinds, pairs)
+
+
+class StateMeasures(nn.Module):
+    """Metrics of a second hidden state: ``hidden/STATE/auc/T``, ``hidden/STATE/mean`` and ``corr/STATE_truth``.
+
+    Args:
+        schema: schema without regression tasks.
+        name: name of the state, and of the column with its true probability on simulated data.
+        exact: compute AUC from every score instead of a histogram.
+    """
+
+    def __init__(self, schema: Schema, name: str, *, exact: bool) -> None:
+        super().__init__()
+        self.name, self.targets = name, Targets(schema)
+        self.column = schema.truth.index(name) if name in schema.truth else None
+        self.auc = ExactAUC(len(schema.tasks)) if exact else HistogramAUC(len(schema.tasks))
+        self.mean = MeanMetric()
+        self.corr = PearsonCorrCoef() if self.column is not None else None
+
+    def update(self, log_state: Tensor, batch: Batch) -> None:
+        """Add (B,) log-probabilities of the state for the rows of one batch."""
+        scores = log_odds(log_state)[:, None].expand_as(batch.labels)
+        self.auc.update(scores, batch.labels.nan_to_num(), self.targets.measured(batch.labels))
+        self.mean.update(log_state.exp())
+        if self.corr is not None:
+            self.corr.update(log_state.exp(), batch.truth[:, self.column])
+
+    def compute(self) -> dict[str, float]:
+        """Return all metrics so far, nan if undefined."""
+        aucs = zip(self.targets.schema.task_names, self.auc.compute().reshape(-1).tolist(), strict=True)
+        values = {f"hidden/{self.name}/auc/{task}": auc for task, auc in aucs}
+        values[f"hidden/{self.name}/mean"] = float(self.mean.compute())
+        if self.corr is not None:
+            values[f"corr/{self.name}_truth"] = float(self.corr.compute())
+        return values
 
 
 def _relations(schema: Schema) -> Tensor:

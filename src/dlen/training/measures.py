@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -96,6 +96,7 @@ class Measures(nn.Module):
         by_user: also compute ranking metrics within each user's rows, if the schema names a user. Rows of users that
             are not in the training rows are excluded.
         own: the user's own metrics by name, for the keys ``NAME/T`` and ``NAME/mean``.
+        states: names of the hidden states of a model with ``ranking``.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class Measures(nn.Module):
         base: Mapping[str, float] | None = None,
         by_user: bool = False,
         own: Mapping[str, OwnMetric] | None = None,
+        states: Sequence[str] = (UP,),
     ) -> None:
         super().__init__()
         self.values = ValueMeasures(schema, auc) if schema.regressions else None
@@ -128,7 +130,7 @@ class Measures(nn.Module):
         base_values = [(base or {}).get(n, math.nan) for n in names]
         self.gain = MTLGain(self.auc, base_values) if base else None
         self.other_auc = _make_auc(auc, len(names)) if ranking else None
-        self.latent = LatentMeasures(schema, exact=auc == "exact") if ranking else None
+        self.latent = LatentMeasures(schema, exact=auc == "exact", states=states) if ranking else None
         truth = list(schema.truth)
         self.oracle_names = [n for n in names if n in truth]
         self.oracle_columns = [truth.index(n) for n in self.oracle_names]

@@ -96,6 +96,7 @@ class RankingModule(L.LightningModule):
                     _base_auc(base, stage, self.targets.names),
                     by_user=by_user and stage == "test",
                     own=own_metrics,
+                    states=model.state_names,
                 )
                 for stage in ("val", "test")
             }

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from dlen.data.columns import Columns
 from dlen.data.ragged import select_rows
 from dlen.data.sources.by_field import rows_by_field
-from dlen.data.sources.feed_settings import HATE, POSITION, FeedSettings
+from dlen.data.sources.feed_settings import HATE, POSITION, WATCHING, FeedSettings
 from dlen.data.sources.feed_world import (
     AGES,
     AUTHORS,
@@ -41,6 +41,7 @@ from dlen.data.split import Split
 from dlen.data.store import Store
 from dlen.data.truth import Truth
 from dlen.data.writer import SplitWriter, StoreWriter
+from dlen.errors import UserError
 from dlen.metrics import HistogramAUC
 from dlen.progress import Stage
 from dlen.schema import Field, Kind, Schema, Task, View
@@ -67,7 +68,11 @@ class Feed(FeedSettings):
             often they do, whatever the hidden state, so they tell nothing about it that the other one does not.
         play_time: by how many deviations the logarithm of an impression's play time is higher if the item is
             preferred, which is known only afterwards and stored as a view; 0 for no play times.
-        strength: weight of the match of user and item in the logit of P(UP).
+        watching: tasks of a second hidden state, watching, which has a taste of its own: clicks and long views are
+            about watching, likes and comments about preference. Empty for one hidden state.
+        watched: marginal P(watching).
+        tie: by how much watching raises the log-odds of preference.
+        strength: weight of the match of user and item in the logit of P(UP), and in that of P(watching).
         habit: standard deviation over users of each task's logit given UP.
         own_match: weight of a separate match of user and item in each task's logit.
         exposure: ``popular`` shows popular items more often, ``uniform`` shows all items equally often, and ``matched``
@@ -119,7 +124,14 @@ class Feed(FeedSettings):
         Args:
             users: (U,) user numbers.
             hour: hour of the day.
+
+        Raises:
+            UserError: the world has a second hidden state, of which a :class:`Truth` knows nothing.
         """
+        if self.watching:
+            raise UserError(
+                "config data.watching: feed sessions are simulated in worlds with one hidden state; use data=feed"
+            )
         world, items = self._world, np.arange(self.items)
         user, item = np.repeat(users, self.items), np.tile(items, len(users))
         shape = (len(users), self.items)
@@ -183,6 +195,7 @@ class Feed(FeedSettings):
         """Write one chunk to its splits."""
         columns = _encoded(self._item_values(rows.item, rows.hour, rows.position), offsets)
         hidden = [rows.prefers, rows.up] if self.preference < 1 else []
+        hidden += [rows.watching] if self.watching else []
         relevance = [rows.relevance] if self.positions else []
         truth = np.column_stack([*hidden, rows.probability, *relevance])
         for name, mask in masks.items():
@@ -203,7 +216,8 @@ class Feed(FeedSettings):
     def _truth_names(self) -> tuple[str, ...]:
         """Names of the known quantities of each row; ``relevance/TASK`` is its probability at the top position."""
         relevance = [f"relevance/{task}" for task in self.tasks] if self.positions else []
-        return (*(("prefers", "up") if self.preference < 1 else ()), *self.tasks, *relevance)
+        hidden = ("prefers", "up") if self.preference < 1 else ()
+        return (*hidden, *((WATCHING,) if self.watching else ()), *self.tasks, *relevance)
 
 
 def _counts(single: int) -> dict[Kind, int]:

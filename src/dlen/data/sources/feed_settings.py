@@ -14,7 +14,7 @@ from dlen.valid import INSIDE_0_1, OneOf, Range, check_source
 
 _WORLD = 2  # increase if the same settings would draw another world
 _RATES = {"click": 0.21, "like": 0.12, "share": 0.06, "follow": 0.05, "comment": 0.08}
-HATE, POSITION = "hate", "position"
+HATE, POSITION, WATCHING = "hate", "position", "watching"
 
 
 @dataclass
@@ -36,6 +36,9 @@ class FeedSettings:
     leak_spread: Annotated[float, Range(0)] = 0.0
     follows: dict[str, str] = field(default_factory=dict)
     play_time: Annotated[float, Range(0)] = 0.0
+    watching: list[str] = field(default_factory=list)
+    watched: Annotated[float, Range(0, 1, above=True)] = 0.4
+    tie: float = 2.0
     strength: float = 2.0
     habit: Annotated[float, Range(0)] = 1.5
     own_match: Annotated[float, Range(0)] = 0.0
@@ -58,13 +61,18 @@ class FeedSettings:
             raise UserError("config data.rates: is empty; give the rate of at least one task")
         if HATE in self.rates:
             raise UserError("config data.rates.hate: hate is not an ordinary task; set data.hate to its rate instead")
-        reserved = {"prefers", "up", POSITION} & set(self.rates)
+        reserved = {"prefers", "up", WATCHING, POSITION} & set(self.rates)
         if reserved:
             raise UserError(f"config data.rates.{reserved.pop()}: this name is reserved; choose another task name")
         own = [task for task in self.tasks if task not in self.follows]
         if isinstance(self.leak, Mapping) and set(self.leak) != set(own):
             raise UserError(f"config data.leak: its keys are {', '.join(self.leak)}, expected {', '.join(own)}")
+        for task in self.watching:
+            if task not in self.rates or len(set(self.watching)) == len(self.tasks):
+                raise UserError(f"config data.watching: {task!r} must be one of data.rates, and one has to be left")
         for task, parent in self.follows.items():
+            if (task in self.watching) != (parent in self.watching):
+                raise UserError(f"config data.follows.{task}: both tasks must be in data.watching, or neither")
             if task not in self.rates or parent not in own or parent == HATE:
                 raise UserError(
                     f"config data.follows.{task}: {parent!r} must be another task of data.rates, which follows none"
@@ -78,12 +86,13 @@ class FeedSettings:
             wrong = INSIDE_0_1.fault(float(leak), "a finite number")
             if wrong:
                 raise UserError(f"config data.{key}: {wrong}")
-            reach = 1 - self.preference if dislike else self.preference
+            reach = self.watched if task in self.watching else self.preference
+            reach = 1 - reach if dislike else reach
             highest = reach + leak * (1 - reach)
             if not 0 < rate < highest:
                 name = HATE if dislike else f"rates.{task}"
                 raise UserError(
-                    f"config data.{name}: {rate} cannot be reached with preference {self.preference} and leak {leak}; "
+                    f"config data.{name}: {rate} cannot be reached with a state of {reach:.4g} and leak {leak}; "
                     f"choose a rate above 0 and below {highest:.4g}"
                 )
 
@@ -102,6 +111,10 @@ class FeedSettings:
         names = list(self.tasks)
         return {names.index(task): names.index(parent) for task, parent in self.follows.items()}
 
+    def watches(self) -> NDArray[np.bool_]:
+        """(T,) whether each task hangs on watching, and not on preference."""
+        return np.array([task in self.watching for task in self.tasks])
+
     def dislikes(self) -> NDArray[np.bool_]:
         """(T,) whether each task is a dislike."""
         return np.array([task == HATE for task in self.tasks])
@@ -109,5 +122,6 @@ class FeedSettings:
     def settings(self) -> dict[str, Any]:
         """All arguments that affect the data, and the version of the simulator."""
         unused = {"name"} if self.positions else {"name", "positions", "position_bias"}
-        unused |= {name for name in ("follows", "play_time") if not getattr(self, name)}
+        unused |= {name for name in ("follows", "play_time", "watching") if not getattr(self, name)}
+        unused |= set() if self.watching else {"watched", "tie"}
         return {**{k: v for k, v in asdict(self).items() if k not in unused}, "world": _WORLD}

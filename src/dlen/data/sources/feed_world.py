@@ -58,6 +58,7 @@ class Impressions:
     hour: Ints  # (n,)
     prefers: NDArray[np.bool_]  # (n,) the hidden state itself
     up: Floats  # (n,) true P(UP); 1 without hidden state
+    watching: Floats  # (n,) true P(watching); 1 without a second hidden state
     relevance: Floats  # (n, T) true P(t) = P(t | UP) P(UP) + P(t | not UP) P(not UP), given that it is seen
     seen: Floats  # (n,) probability of being seen at its position
     position: Ints  # (n,) starting at 0
@@ -95,6 +96,7 @@ class World:
         self.leak = sigmoid(logit(settings.leaks()) + settings.leak_spread * rng.normal(size=(settings.users, 1)))
         self.task_tastes = [self._draw_tastes(rng) for _ in range(tasks)] if settings.own_match else []
         self.patience, self.length = (0.5 * rng.normal(size=n) for n in (settings.users, settings.items))
+        self.watch_tastes = self._draw_tastes(rng) if settings.watching else None
         self._set_intercepts()
 
     def _draw_tastes(self, rng: np.random.Generator) -> tuple[Floats, Floats]:
@@ -106,12 +108,18 @@ class World:
 
     def _set_intercepts(self) -> None:
         """Set the intercepts that give the requested share of preferred impressions and rate of each task."""
-        self.threshold, self.base = np.inf, np.zeros(len(self.settings.tasks))
+        self.threshold, self.base, self.watch_threshold = np.inf, np.zeros(len(self.settings.tasks)), 0.0
         user, item, hour = self._expose(np.random.default_rng([self.settings.seed, 1]), _SAMPLE)
+        if self.watch_tastes is not None:
+            watch_logits = self._watch_logits(user, item)
+            self.watch_threshold = _intercept(self.settings.watched, lambda b: float(sigmoid(watch_logits + b).mean()))
+        watching = self.watching(user, item)
         if self.settings.preference < 1:
             logits = self._preference_logits(user, item, hour)
-            self.threshold = _intercept(self.settings.preference, lambda b: float(sigmoid(logits + b).mean()))
-        factors = self._state_factors(self.up(user, item, hour)[:, None], user)
+            self.threshold = _intercept(
+                self.settings.preference, lambda b: float(self._up_of(logits + b, watching).mean())
+            )
+        factors = self._state_factors(self.up(user, item, hour), watching, user)
         logits, parents = self._logits(user, item), self.settings.parents()
         rates = list(self.settings.tasks.values())
         for t in sorted(range(len(rates)), key=lambda t: t in parents):
@@ -142,7 +150,28 @@ class World:
         """(n,) true P(UP)."""
         if np.isinf(self.threshold):
             return np.ones(len(user))
-        return sigmoid(self._preference_logits(user, item, hour) + self.threshold)
+        return self._up_of(self._preference_logits(user, item, hour) + self.threshold, self.watching(user, item))
+
+    def _up_of(self, logits: Floats, watching: Floats) -> Floats:
+        """(n,) P(UP) from its logits without watching, and P(watching) or whether it is the case."""
+        if self.watch_tastes is None:
+            return sigmoid(logits)
+        return watching * sigmoid(logits + self.settings.tie) + (1 - watching) * sigmoid(logits)
+
+    def _up_given(self, user: Ints, item: Ints, hour: Ints, watches: Floats) -> Floats:
+        """(n,) P(UP | watching or not)."""
+        return self._up_of(self._preference_logits(user, item, hour) + self.threshold, watches)
+
+    def watching(self, user: Ints, item: Ints) -> Floats:
+        """(n,) true P(watching); 1 without a second hidden state."""
+        if self.watch_tastes is None:
+            return np.ones(len(user))
+        return sigmoid(self._watch_logits(user, item) + self.watch_threshold)
+
+    def _watch_logits(self, user: Ints, item: Ints) -> Floats:
+        assert self.watch_tastes is not None
+        taste, topic = self.watch_tastes
+        return self.settings.strength * _match(taste[user], topic[item])
 
     def given_up(self, user: Ints, item: Ints) -> Floats:
         """(n, T) P(t | UP); P(hate | not UP) for hate."""
@@ -165,18 +194,22 @@ class World:
             logits[:, task] += self.settings.own_match * _match(taste[user], topic[item])
         return logits
 
-    def _state_factors(self, prefers: Floats, user: Ints) -> Floats:
-        """(n, T) factor on each task given (n, 1) preference: 1 if preferred, else the leak; reversed for hate."""
-        weight = np.where(self.settings.dislikes(), 1 - prefers, prefers)
+    def _state_factors(self, prefers: Floats, watches: Floats, user: Ints) -> Floats:
+        """(n, T) factor on each task given (n,) preference and watching: 1 in its state, else the leak; reversed for
+        hate."""
+        states = np.where(self.settings.watches(), watches[:, None], prefers[:, None])
+        weight = np.where(self.settings.dislikes(), 1 - states, states)
         return weight + self.leak[user] * (1 - weight)
 
     def draw(self, rng: np.random.Generator, rows: int) -> Impressions:
         """Simulate impressions."""
         user, item, hour = self._expose(rng, rows)
-        up = self.up(user, item, hour)
+        up, watching = self.up(user, item, hour), self.watching(user, item)
         chances, parents = self._chances(user, item), self.settings.parents()
-        prefers = rng.random(rows) < up
-        chance = chances * self._state_factors(prefers[:, None].astype(np.float64), user)
+        watches = watching if self.watch_tastes is None else (rng.random(rows) < watching).astype(np.float64)
+        given_watching = up if self.watch_tastes is None else self._up_given(user, item, hour, watches)
+        prefers = rng.random(rows) < given_watching
+        chance = chances * self._state_factors(prefers.astype(np.float64), watches, user)
         chance[:, list(parents)] = chances[:, list(parents)]  # whatever the state, after the task it follows
         labels = (rng.random(chance.shape) < chance).astype(np.uint8)
         for task, parent in parents.items():
@@ -185,13 +218,13 @@ class World:
         seen = np.asarray((1.0 + position) ** -self.settings.position_bias, np.float64)
         if self.settings.positions:
             labels *= (rng.random(rows) < seen).astype(np.uint8)[:, None]
-        relevance = self._with_parents(chances) * self._state_factors(up[:, None], user)
+        relevance = self._with_parents(chances) * self._state_factors(up, watching, user)
         views = (
             self._play_times(rng.spawn(1)[0], user, item, prefers)[:, None]
             if self.settings.play_time
             else labels[:, :0]
         )
-        return Impressions(user, item, hour, prefers, up, relevance, seen, position, labels, views)
+        return Impressions(user, item, hour, prefers, up, watching, relevance, seen, position, labels, views)
 
     def _play_times(
         self, rng: np.random.Generator, user: Ints, item: Ints, prefers: NDArray[np.bool_]
