@@ -16,7 +16,17 @@ from shapes import Shape, feed
 
 from dlen.batch import Batch
 from dlen.data.store import Store
-from dlen.training.balancing import Balancer, DynamicWeightAverage, Fixed, Surgery, Uncertainty
+from dlen.training.balancing import (
+    FAMO,
+    Balancer,
+    DynamicWeightAverage,
+    Fixed,
+    GeometricMean,
+    GradNorm,
+    SmoothTchebycheff,
+    Surgery,
+    Uncertainty,
+)
 from dlen.training.module import RankingModule
 from dlen.training.optimizers import adam
 
@@ -49,7 +59,11 @@ def main() -> None:
         "fixed": Fixed,
         "uncertainty": Uncertainty,
         "dwa": DynamicWeightAverage,
-        **{f"surgery, {name}": partial(Surgery, name) for name in ("UPGrad", "PCGrad", "MGDA", "IMTLG", "AlignedMTL")},
+        "famo": FAMO,
+        "tchebycheff": SmoothTchebycheff,
+        "geometric_mean": GeometricMean,
+        "gradnorm": GradNorm,
+        **{f"surgery, {name}": partial(Surgery, name) for name in ("UPGrad", "PCGrad", "GradVac", "MGDA", "IMTLG", "AlignedMTL")},
     }
     found = in_turn({name: partial(steps, store, shape, make) for name, make in kinds.items()}, rounds)
     where = {"model": f"MMoE, {shape.experts} experts, {len(store.schema.tasks)} tasks"}

@@ -5,7 +5,8 @@ python bench/views.py pure=DIR           # and KuaiRand-Pure, if you have it
 python bench/views.py worlds=implied,play_time seeds=5
 
 *implied* has a task that follows another one (data=feed_implied). *play_time* has rare labels and a play time that is
-known only afterwards. KuaiRand-Pure has the fields of pure_rates in bench/accuracy.py; *held out* leaves a task out of
+known only afterwards. *two_states* has clicks and long views with a taste of their own (data=feed_two_states).
+KuaiRand-Pure has the fields of pure_rates in bench/accuracy.py; *held out* leaves a task out of
 training and ranks it by P(UP) alone, beside the best other task of the same run. Runs are kept in bench/out/views.
 """
 
@@ -48,9 +49,23 @@ WORLDS: dict[str, dict[str, list[str]]] = {
         "DLEN with the play time": [*RARE, "model=dlen", "data.play_time=1"],
         "MMoE": [*RARE, "model=mmoe"],
     },
+    "two_states": {
+        "MMoE": ["data=feed_two_states", "model=mmoe"],
+        "DLEN, all labels independent": ["data=feed_two_states", *PLAIN],
+        "DLEN, click and long_view as one view": [
+            "data=feed_two_states",
+            "model=dlen",
+            "model.head.views={watch:[click,long_view]}",
+        ],
+        "DLEN, two states": [
+            "data=feed_two_states",
+            "model=dlen",
+            "model.head.states={watching:[click,long_view],liking:[like,share,follow,comment]}",
+        ],
+    },
 }
 HELD_OUT = ("like", "profile_enter")
-FIGURES = ("test/auc/mean", "test/corr/up_truth", "test/auc/up_truth", "test/hidden/mean")
+FIGURES = ("test/auc/mean", "test/corr/up_truth", "test/corr/watching_truth", "test/auc/up_truth", "test/hidden/mean")
 
 
 def trained(name: str, models: Mapping[str, Sequence[str]], seeds: int) -> dict[str, list[PlannedRun]]:
@@ -110,7 +125,7 @@ def agreement(runs: Sequence[PlannedRun]) -> str:
 def of_pure(settings: list[str], seeds: int) -> list[dict[str, Any]]:
     """Rows of the report about KuaiRand-Pure: what P(UP) ranks, beside P(click) of the same runs."""
     rows = []
-    for model, runs in trained("pure", both(settings), seeds).items():
+    for model, runs in trained("pure", variants(settings), seeds).items():
         figures, tasks = [metrics(run) for run in runs], runs[0].store.schema.task_names
         row = {"model": model, "P(UP)": spread([f["test/hidden/mean"] for f in figures])}
         row |= {"mean AUC": spread([f["test/auc/mean"] for f in figures]), "seeds agree": agreement(runs)}
@@ -123,9 +138,13 @@ def of_pure(settings: list[str], seeds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def both(settings: list[str]) -> dict[str, list[str]]:
-    """DLEN before it knew views, and DLEN."""
-    return {"DLEN, all labels independent": [*settings, *PLAIN], "DLEN": [*settings, "model=dlen"]}
+def variants(settings: list[str]) -> dict[str, list[str]]:
+    """DLEN before it knew views, with views, and with two states."""
+    return {
+        "DLEN, all labels independent": [*settings, *PLAIN],
+        "DLEN": [*settings, "model=dlen"],
+        "DLEN, two states": [*settings, "model=dlen", "model.head.states=2"],
+    }
 
 
 def aucs(runs: Sequence[PlannedRun], score: str, task: str) -> list[float]:
@@ -147,7 +166,7 @@ def held_out(spec: str, settings: list[str], seeds: int) -> list[dict[str, Any]]
                 field["rate"]["of"].remove(task)
         path.write_text(yaml.safe_dump(content, sort_keys=False))
         own = [s for s in settings if not s.startswith("data.spec=")]
-        for model, runs in trained(f"held out {task}", both([*own, f"data.spec={path}"]), seeds).items():
+        for model, runs in trained(f"held out {task}", variants([*own, f"data.spec={path}"]), seeds).items():
             row = {"held out": task, "model": model}
             row["AUC of P(UP)"] = spread([metrics(run)[f"test/hidden/auc/{task}"] for run in runs])
             names = runs[0].store.schema.task_names

@@ -13,7 +13,18 @@ from torch import Tensor
 from dlen.models import AITM, DLEN, PLE, MMoE, Ranker, SingleTask
 from dlen.models.interactions import CrossInteraction
 from dlen.schema import Field, Kind, Task
-from dlen.training.balancing import Balancer, DynamicWeightAverage, Fixed, Surgery, Uncertainty
+from dlen.training.balancing import (
+    FAMO,
+    Balancer,
+    DynamicWeightAverage,
+    Fixed,
+    GeometricMean,
+    GradNorm,
+    LossWeighting,
+    SmoothTchebycheff,
+    Surgery,
+    Uncertainty,
+)
 from dlen.training.module import RankingModule
 from tests.helpers import WITH_DIMS, WITH_SEQUENCES, make_batch, make_schema
 
@@ -155,6 +166,110 @@ def test_dynamic_weight_average_by_its_formula() -> None:
     assert loss.item() == pytest.approx(float((wanted * torch.tensor([1.0, 6.0])).sum()), rel=1e-6)
 
 
+def slopes(balancer: LossWeighting, losses: Tensor) -> Tensor:
+    """Gradient of the combined loss by the losses of one step."""
+    leaf = losses.clone().requires_grad_()
+    balancer(leaf, torch.ones_like(leaf)).backward()
+    assert leaf.grad is not None
+    return leaf.grad
+
+
+def ready(balancer: LossWeighting, tasks: int = 3) -> LossWeighting:
+    balancer.setup(tasks)
+    return balancer.train()
+
+
+def test_famo_takes_the_steps_of_torchjd() -> None:
+    """The next batch's losses stand for those after the step; weights and gradients are those of another library."""
+    scalarization = pytest.importorskip("torchjd.scalarization")
+    ours, theirs = ready(FAMO(lr=0.1, weight_decay=0.01)), scalarization.FAMO(3, lr=0.1, weight_decay=0.01)
+    draw = torch.Generator().manual_seed(0)
+    for step in range(20):
+        losses = torch.rand(3, generator=draw) * torch.tensor([1.0, 0.1, 3.0]) + 0.01
+        if step:
+            theirs.update(losses)
+        leaf = losses.clone().requires_grad_()
+        theirs(leaf).backward()
+        torch.testing.assert_close(slopes(ours, losses), leaf.grad, rtol=1e-4, atol=1e-6)
+    assert float(ours.task_weights().max()) > 0.4  # type: ignore[union-attr]  # they have moved
+
+
+def test_geometric_mean_and_tchebycheff_have_the_gradients_of_torchjd() -> None:
+    scalarization = pytest.importorskip("torchjd.scalarization")
+    losses, first = torch.tensor([0.7, 0.05, 0.2]), torch.tensor([0.8, 0.04, 0.5])
+    leaf = losses.clone().requires_grad_()
+    scalarization.GeometricMean()(leaf).backward()
+    torch.testing.assert_close(slopes(ready(GeometricMean()), losses), leaf.grad)
+    ours = ready(SmoothTchebycheff(mu=0.3))
+    slopes(ours, first)
+    ours.end_epoch()
+    leaf = losses.clone().requires_grad_()
+    scalarization.STCH(0.3, weights=1 / first)(leaf).backward()
+    torch.testing.assert_close(slopes(ours, losses), leaf.grad)
+
+
+@pytest.mark.parametrize("make", [FAMO, SmoothTchebycheff, GeometricMean])
+def test_a_task_without_rows_in_a_batch_changes_nothing(make: Callable[[], LossWeighting]) -> None:
+    with_gap, without = ready(make()), ready(make())
+    for balancer in (with_gap, without):
+        slopes(balancer, torch.tensor([0.5, 0.3, 0.2]))
+    found = slopes(with_gap, torch.tensor([0.4, 0.0, 0.2]))
+    assert found[1] == 0
+    assert (found[[0, 2]] > 0).all()
+    assert found.isfinite().all()
+    for balancer in (with_gap, without):
+        assert slopes(balancer, torch.tensor([0.4, 0.2, 0.2])).isfinite().all()
+
+
+def test_a_scale_of_one_task_changes_no_direction() -> None:
+    """FAMO and the geometric mean see relative progress: a loss in other units gets a factor in other units."""
+    scale = torch.tensor([1.0, 100.0, 1.0])
+    for make in (FAMO, GeometricMean):
+        one, other = ready(make()), ready(make())
+        for losses in (torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.4, 0.29, 0.1])):
+            a, b = slopes(one, losses), slopes(other, losses * scale)
+        ratio = a / (b * scale)
+        torch.testing.assert_close(ratio, ratio[:1].expand(3), rtol=1e-4, atol=0)
+
+
+def test_gradnorm_by_its_equations() -> None:
+    balancer = GradNorm(alpha=1.5, warmup=2)
+    balancer.setup(3)
+    matrix, first = torch.randn(3, 7, generator=torch.Generator().manual_seed(0)), torch.tensor([0.5, 0.2, 0.1])
+    for losses in (first * 0.9, first * 1.1):
+        combined, factors = balancer.combine(matrix, losses)
+        assert factors.tolist() == [1.0, 1.0, 1.0]
+        torch.testing.assert_close(combined, matrix.sum(0))
+    balancer.raw.data.copy_(torch.tensor([0.5, 1.0, 1.5]))
+    now = torch.tensor([0.1, 0.2, 0.09])
+    combined, factors = balancer.combine(matrix, now)
+    assert factors.tolist() == pytest.approx([0.5, 1.0, 1.5])
+    running = first + (now - first) / 2
+    norms = [float(row.square().sum().sqrt()) for row in matrix]
+    pace = [float(a / b) for a, b in zip(running, first, strict=True)]
+    pace = [p / (sum(pace) / 3) for p in pace]
+    mean = sum(w * g for w, g in zip((0.5, 1.0, 1.5), norms, strict=True)) / 3
+    wanted = [g if w * g > mean * r**1.5 else -g for w, g, r in zip((0.5, 1.0, 1.5), norms, pace, strict=True)]
+    assert balancer.raw.grad is not None
+    assert balancer.raw.grad.tolist() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_gradnorm_weighs_towers_as_it_weighs_what_is_shared() -> None:
+    made = module("mmoe", GradNorm(warmup=1))
+    assert isinstance(made.balancer, GradNorm)
+    wanted = gradients(module("mmoe"))
+    found = gradients(made)
+    for key, gradient in wanted.items():  # the first step has weights of 1
+        torch.testing.assert_close(found[key], gradient, rtol=1e-4, atol=1e-6, msg=key)
+    made.balancer.raw.data.copy_(torch.tensor([1.0] + [0.01] * (len(made.task_weights) - 1)))
+    made.zero_grad()
+    weights = made.balancer.task_weights()
+    found = gradients(made)
+    for task in range(len(weights)):
+        key = f"head.towers.outputs.{task}.weight"
+        torch.testing.assert_close(found[key], wanted[key] * weights[task], rtol=1e-4, atol=1e-6)
+
+
 def test_its_state_is_kept_in_checkpoints() -> None:
     one, other = (module("mmoe", DynamicWeightAverage()) for _ in range(2))
     gradients(one)
@@ -170,7 +285,7 @@ def test_its_state_is_kept_in_checkpoints() -> None:
 def test_a_joint_likelihood_cannot_be_balanced() -> None:
     model = DLEN(make_schema(), hidden=(5,), **SIZES)
     RankingModule(model)
-    for balancer in (Uncertainty(), DynamicWeightAverage(), Surgery()):
+    for balancer in (Uncertainty(), DynamicWeightAverage(), FAMO(), GradNorm(), Surgery()):
         with pytest.raises(ValueError, match=r"set model\.head\.likelihood=marginal"):
             RankingModule(model, balancer=balancer)
 
@@ -181,6 +296,9 @@ def test_a_joint_likelihood_cannot_be_balanced() -> None:
         (partial(Surgery, "PCGard"), "aggregator must be one of torchjd's .*PCGrad.*got 'PCGard'"),
         (partial(Surgery, "MGDA", steps=3), "aggregator MGDA: .*steps"),
         (partial(DynamicWeightAverage, 0.0), "temperature must be above 0"),
+        (partial(FAMO, lr=-1), "balancing.lr"),
+        (partial(SmoothTchebycheff, mu=0), "mu must be above 0"),
+        (partial(GradNorm, warmup=0), "balancing.warmup"),
         (lambda: Surgery("TrimmedMean", trim_number=3).setup(5), "aggregator TrimmedMean: "),
     ],
 )

@@ -24,7 +24,7 @@ from dlen.nn.processes import exchange_rows
 from dlen.nn.sharded import ShardedTable
 from dlen.schema import Task, check_known_tasks, read_schema
 from dlen.targets import Targets
-from dlen.training.balancing import Balancer, Fixed, Surgery
+from dlen.training.balancing import Balancer, Fixed, OnGradients
 from dlen.training.checkpoints import load_weights
 from dlen.training.clipping import clip_gradients
 from dlen.training.configs import build, read_config
@@ -187,7 +187,7 @@ class RankingModule(L.LightningModule):
         if self._graph is None:
             loss.backward(*args, **kwargs)
             return
-        assert isinstance(self.balancer, Surgery)
+        assert isinstance(self.balancer, OnGradients)
         assert isinstance(self.model, Ranker)
         losses, x, extra = self._graph
         self._graph = None
