@@ -180,7 +180,7 @@ figure.colorbar(image)
 # %%
 found = score(model, store.split("test"))
 scores = pl.DataFrame(found.log_p.exp().numpy(), schema=[f"P({t})" for t in tasks]).with_columns(
-    up=pl.Series(found.log_up.exp().numpy()),
+    up=pl.Series(found.log_states[:, 0].exp().numpy()),
     interacted=pl.Series(found.labels.amax(1).numpy().astype(bool)),
 )
 print(scores.group_by("interacted").agg(pl.col("up").mean(), pl.len()).sort("interacted"))
