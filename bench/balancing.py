@@ -32,6 +32,7 @@ from dlen.training.optimizers import adam
 
 STEPS = 30
 BATCH = 4096
+AGGREGATORS = ("UPGrad", "PCGrad", "GradVac", "MGDA", "IMTLG", "AlignedMTL")
 
 
 def steps(store: Store, shape: Shape, make: Callable[[], Balancer]) -> float:
@@ -63,7 +64,7 @@ def main() -> None:
         "tchebycheff": SmoothTchebycheff,
         "geometric_mean": GeometricMean,
         "gradnorm": GradNorm,
-        **{f"surgery, {name}": partial(Surgery, name) for name in ("UPGrad", "PCGrad", "GradVac", "MGDA", "IMTLG", "AlignedMTL")},
+        **{f"surgery, {name}": partial(Surgery, name) for name in AGGREGATORS},
     }
     found = in_turn({name: partial(steps, store, shape, make) for name, make in kinds.items()}, rounds)
     where = {"model": f"MMoE, {shape.experts} experts, {len(store.schema.tasks)} tasks"}

@@ -25,7 +25,7 @@ ROWS = 12
 
 def head_of(schema: Schema, **settings: object) -> LatentHead:
     torch.manual_seed(0)
-    return LatentHead(schema, 3, SPEC, tower=(4,), hidden=(5,), **settings).double()  # type: ignore[arg-type]
+    return LatentHead(schema, 3, SPEC, tower=(4,), hidden=(5,), **{"states": 1, **settings}).double()  # type: ignore[arg-type]
 
 
 def predict(head: LatentHead, first_order: int = 0) -> tuple[Predictions, Latent]:

@@ -81,8 +81,8 @@ class LatentHead(Head):
             tasks whose labels correlate by .5 or more; ``none`` takes all labels as independent, as the paper does;
             a mapping names each view's tasks. See :func:`~dlen.models.label_classes.find_links`.
         states: 1; or 2, for a second hidden state W beside UP that the tasks joined with the most frequent one hang on,
-            such as watching; or a mapping of the names of W and of UP to their tasks. See
-            :mod:`~dlen.models.second_state`.
+            such as watching; or ``auto``, 2 if there are such tasks; or a mapping of the names of W and of UP to their
+            tasks. See :mod:`~dlen.models.second_state`.
         initial_up: initial P(UP) of a single state, raised if the training rates require it; ``labels`` starts P(UP),
             P(t | UP) and P(t | not UP) at the two classes that :func:`~dlen.models.label_classes.fit_classes` finds in
             the labels, if they have three views. Two states always start at the labels' classes.
@@ -112,7 +112,7 @@ class LatentHead(Head):
         match: int = 0,
         detach_bound: bool = False,
         views: str | Mapping[str, Sequence[str]] = "auto",
-        states: int | Mapping[str, Sequence[str]] = 1,
+        states: int | str | Mapping[str, Sequence[str]] = "auto",
         initial_up: float | str = FROM_LABELS,
         initial_leak: float = 0.05,
         dropout: float = 0.0,
@@ -135,14 +135,12 @@ class LatentHead(Head):
         joint, given = self.likelihood is Likelihood.FULL, given_views(views, schema.task_names)
         links = find_links(schema, given) if joint else []
         self.view_names = view_names(schema, links)
+        if not joint and states not in (1, "auto"):
+            raise ValueError("states: a second hidden state needs likelihood=full; single labels tell nothing of it")
         of_states = tasks_of_states(states, schema, self.view_names)
         classes, self.state_names = None, ("up",)
         if of_states is not None:
             second, held = of_states
-            if not joint:
-                raise ValueError(
-                    "states: two hidden states need likelihood=full, as single labels tell nothing of them"
-                )
             self.state_names = ("up", second)
             links = [link for link in links if not held[0, [link.parent, link.child]].all()]
             switch = switches(held) ^ np.array([task.dislike for task in schema.tasks])

@@ -74,13 +74,14 @@ class SecondState:
 
 
 def tasks_of_states(
-    states: int | Mapping[str, Sequence[str]], schema: Schema, views: Sequence[Sequence[str]]
+    states: int | str | Mapping[str, Sequence[str]], schema: Schema, views: Sequence[Sequence[str]]
 ) -> tuple[str, Bools] | None:
     """Which tasks hang on which state.
 
     Args:
-        states: 1, 2, or a mapping of the name of W and that of UP, in this order, to their tasks. With 2, W has the
-            tasks of the view that the most frequent task belongs to.
+        states: 1, 2, ``auto``, or a mapping of the name of W and that of UP, in this order, to their tasks. With 2, W
+            has the tasks of the view that the most frequent task belongs to, if there are several; with ``auto``, there
+            is one state if there are not.
         views: names of the tasks of each view.
 
     Returns:
@@ -92,10 +93,12 @@ def tasks_of_states(
     if states == 1 and not isinstance(states, bool):
         return None
     names = schema.task_names
-    if states == 2:
+    if states in (2, "auto"):
         frequent = max(schema.binary.tasks, key=lambda task: task.rate).name
         view = next((view for view in views if frequent in view), [])
         if len(view) < 2 or len(views) < 2:
+            if states == "auto":
+                return None
             raise ValueError(
                 "model.head.states=2 finds the second state from tasks that go with the most frequent one, and no "
                 f"label correlates with {frequent} by .5; name them, as in "
@@ -104,7 +107,7 @@ def tasks_of_states(
         states = {"watching": view, "liking": [name for name in names if name not in view]}
     if not isinstance(states, Mapping) or len(states) != 2:
         raise ValueError(
-            f"states must be 1, 2, or a mapping of two names, the second of which is UP, to tasks, got {states!r}"
+            f"states must be 1, 2, auto, or a mapping of two names, the second of which is UP, to tasks, got {states!r}"
         )
     if clash := [name for name in states if name in (*names, "up", "score")]:
         raise ValueError(f"states.{clash[0]}: this name is taken; choose another one")
