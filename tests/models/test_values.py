@@ -16,7 +16,7 @@ from torch import Tensor
 from dlen.batch import Batch
 from dlen.errors import UnmetNeedError
 from dlen.label_scale import LabelScale
-from dlen.models import AITM, DLEN, ESMM, PAL, LightGBM, Logistic, MMoE, Ranker, SingleTask
+from dlen.models import AITM, DLEN, ESCM2, ESMM, PAL, LightGBM, Logistic, MMoE, Ranker, SingleTask
 from dlen.models.values import PointValues
 from dlen.schema import Schema, Task, TaskKind
 from dlen.targets import Targets
@@ -231,6 +231,7 @@ FUNNEL = (Task("click", 0.3), Task("buy", 0.2, observed_where="click"), Task("wa
     [
         ("esmm", lambda s: ESMM(s, **SIZES)),
         ("aitm", lambda s: AITM(s, **SIZES)),
+        ("escm2", lambda s: ESCM2(s, **SIZES)),
         ("pal", lambda s: PAL(replace(s, position="user"), **SIZES)),
         ("logistic", Logistic),
     ],

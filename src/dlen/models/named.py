@@ -17,6 +17,7 @@ from dlen.models.backbones import (
     TaskNetworksBackbone,
 )
 from dlen.models.dlen import LatentHead
+from dlen.models.escm2 import ESCM2Head
 from dlen.models.funnels import AITMHead, ESMMHead
 from dlen.models.heads import IndependentHead
 from dlen.models.interactions import MakeInteraction
@@ -141,6 +142,12 @@ class ESMM(Named):
     """Entire space multi-task model (Ma et al. 2018): a network per task on shared embeddings; needs a funnel."""
 
     BACKBONE, HEAD = TaskNetworksBackbone, ESMMHead
+
+
+class ESCM2(Named):
+    """Entire space counterfactual multi-task model (Wang et al. 2022): doubly robust ESMM; needs a funnel."""
+
+    BACKBONE, HEAD, FIRST_ORDER = TaskNetworksBackbone, ESCM2Head, True
 
 
 class AITM(Named):
