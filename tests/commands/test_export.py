@@ -45,6 +45,7 @@ CASES = {
     "esmm": ["data=aliccp_demo", "model=esmm", "model.backbone.expert=[8]"],
     "escm2": ["data=aliccp_demo", "model=escm2", "model.backbone.expert=[8]"],
     "mran": ["data=aliccp_demo", "model=mran", "model.backbone.expert=[8]"],
+    "dbmtl": [*FEED, "model=dbmtl", "model.backbone.expert=[8]"],
     "dlen after senet": [*FEED, "model=dlen", "model/interaction=senet", "model.head.hidden=[8]"],
     "mmoe after epnet, with lists": ["data=aliccp_demo", "model=mmoe", "model/interaction=epnet"],
     "mran after the pairs": ["data=aliccp_demo", "model=mran", "model/interaction=fm", "model.backbone.expert=[8]"],

@@ -37,6 +37,7 @@ SIZES = {
     "cgc": [*SMALL, *EXPERT],
     "ple": [*SMALL, *EXPERT],
     "shared_bottom": [*SMALL, *EXPERT],
+    "dbmtl": [*SMALL, *EXPERT],
     "single_task": [*SMALL, *EXPERT],
     "moe": [*SMALL, *EXPERT],
     "mran": [*SMALL, *EXPERT],

@@ -38,6 +38,7 @@ INTERACTIONS = sorted(path.stem for path in (ROOT / "conf/model/interaction").gl
 NAMED = {
     "aitm": models.AITM,
     "cgc": models.CGC,
+    "dbmtl": models.DBMTL,
     "dlen": models.DLEN,
     "escm2": models.ESCM2,
     "esmm": models.ESMM,
@@ -111,7 +112,7 @@ def test_every_preset_trains_and_serves_fields_with_vectors_of_their_own_length(
 
 
 def test_pal_refuses_heads_without_a_loss_of_the_probability_alone() -> None:
-    for head in ("latent", "esmm", "aitm", "escm2"):
+    for head in ("latent", "esmm", "aitm", "escm2", "dbmtl"):
         with pytest.raises(UserError, match="set model/head=independent"):
             made("model=pal", f"model/head={head}", "model.embedding.dim=4")
 

@@ -11,6 +11,7 @@ from dlen.models.model import Model
 from dlen.models.named import (
     AITM,
     CGC,
+    DBMTL,
     DLEN,
     ESCM2,
     ESMM,
@@ -30,6 +31,7 @@ from dlen.models.ranker import Ranker
 __all__ = [
     "AITM",
     "CGC",
+    "DBMTL",
     "DLEN",
     "ESCM2",
     "ESMM",

@@ -16,6 +16,7 @@ from dlen.models.backbones import (
     SharedBottomBackbone,
     TaskNetworksBackbone,
 )
+from dlen.models.dbmtl import DBMTLHead
 from dlen.models.dlen import LatentHead
 from dlen.models.escm2 import ESCM2Head
 from dlen.models.funnels import AITMHead, ESMMHead
@@ -120,6 +121,12 @@ class PLE(Named):
     """Progressive layered extraction (Tang et al. 2020)."""
 
     BACKBONE, FIRST_ORDER = PLEBackbone, True
+
+
+class DBMTL(Named):
+    """Deep Bayesian multi-target learning (Wang et al. 2019): towers that take the hidden layers of other tasks."""
+
+    BACKBONE, HEAD, FIRST_ORDER = SharedBottomBackbone, DBMTLHead, True
 
 
 class SingleTask(Named):
