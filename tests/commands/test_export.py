@@ -45,6 +45,8 @@ CASES = {
     "esmm": ["data=aliccp_demo", "model=esmm", "model.backbone.expert=[8]"],
     "escm2": ["data=aliccp_demo", "model=escm2", "model.backbone.expert=[8]"],
     "mran": ["data=aliccp_demo", "model=mran", "model.backbone.expert=[8]"],
+    "stem": [*FEED, "model=stem", "model.backbone.expert=[16,8]"],
+    "stem after cross, with lists": ["data=aliccp_demo", "model=stem", "model/interaction=cross"],
     "dbmtl": [*FEED, "model=dbmtl", "model.backbone.expert=[8]"],
     "dlen after senet": [*FEED, "model=dlen", "model/interaction=senet", "model.head.hidden=[8]"],
     "mmoe after epnet, with lists": ["data=aliccp_demo", "model=mmoe", "model/interaction=epnet"],

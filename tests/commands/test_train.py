@@ -39,6 +39,7 @@ SIZES = {
     "shared_bottom": [*SMALL, *EXPERT],
     "dbmtl": [*SMALL, *EXPERT],
     "single_task": [*SMALL, *EXPERT],
+    "stem": [*SMALL, *EXPERT],
     "moe": [*SMALL, *EXPERT],
     "mran": [*SMALL, *EXPERT],
     "esmm": [*SMALL, *EXPERT],

@@ -49,6 +49,7 @@ NAMED = {
     "ple": models.PLE,
     "shared_bottom": models.SharedBottom,
     "single_task": models.SingleTask,
+    "stem": models.STEM,
 }
 
 
@@ -210,6 +211,8 @@ def test_the_latent_head_goes_on_any_backbone_in_python_too() -> None:
         ("model.embedding.dim=null", r"embedding\.dim"),
         ("model.embedding.first_order=x", r"embedding\.first_order"),
         ("model.embedding.private=null", r"embedding\.private"),
+        ("model.embedding.shared_part=null", r"embedding\.shared_part"),
+        ("model.embedding.shared_part=true", r"embedding\.shared_part is .*; set embedding\.private=true"),
     ],
 )
 def test_a_setting_of_another_type_is_named(setting: str, named: str) -> None:

@@ -14,6 +14,7 @@ from dlen.models.backbones import (
     MRANBackbone,
     PLEBackbone,
     SharedBottomBackbone,
+    STEMBackbone,
     TaskNetworksBackbone,
 )
 from dlen.models.dbmtl import DBMTLHead
@@ -55,6 +56,7 @@ class Named(Ranker):
     HEAD: ClassVar[Callable[..., Any]] = IndependentHead
     FIRST_ORDER: ClassVar[bool] = False
     PRIVATE: ClassVar[bool] = False
+    SHARED_PART: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -71,7 +73,8 @@ class Named(Ranker):
         **settings: Any,
     ) -> None:
         first_order = self.FIRST_ORDER if first_order is None else first_order
-        table: dict[str, Any] = {"dim": embedding_dim, "first_order": first_order, "private": self.PRIVATE}
+        table: dict[str, Any] = {"dim": embedding_dim, "first_order": first_order}
+        table |= {"private": self.PRIVATE, "shared_part": self.SHARED_PART}
         head = self.HEAD if head is None else head
         head = partial(head, **_taken(head, settings))
         backbone = self.BACKBONE if backbone is None else backbone
@@ -121,6 +124,12 @@ class PLE(Named):
     """Progressive layered extraction (Tang et al. 2020)."""
 
     BACKBONE, FIRST_ORDER = PLEBackbone, True
+
+
+class STEM(Named):
+    """STEM-Net (Su et al. 2024): each id has a vector for each task and a shared one, with experts on each."""
+
+    BACKBONE, FIRST_ORDER, PRIVATE, SHARED_PART = STEMBackbone, True, True, True
 
 
 class DBMTL(Named):
