@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
-from typing import TypeGuard
+from enum import StrEnum
+from typing import TypeGuard, TypeVar
+
+E = TypeVar("E", bound=StrEnum)
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
@@ -40,3 +43,10 @@ def from_zero(**values: object) -> None:
     for name, value in values.items():
         if not is_number(value) or not 0 <= value < float("inf"):
             raise ValueError(f"{name} must be a number from 0, got {value!r}")
+
+
+def choice(name: str, value: object, kind: type[E]) -> E:
+    """Return the member of an enumeration; otherwise raise ValueError with the setting's name and its choices."""
+    if value not in list(kind):
+        raise ValueError(f"{name} must be one of {', '.join(kind)}, got {value!r}")
+    return kind(str(value))

@@ -31,6 +31,8 @@ MODELS = {
     "mmoe": SMALL,
     "single_task": SMALL,
     "mran": SMALL,
+    "stem": SMALL,
+    "dbmtl": SMALL,
 }
 
 

@@ -37,16 +37,20 @@ SIZES = {
     "cgc": [*SMALL, *EXPERT],
     "ple": [*SMALL, *EXPERT],
     "shared_bottom": [*SMALL, *EXPERT],
+    "dbmtl": [*SMALL, *EXPERT],
     "single_task": [*SMALL, *EXPERT],
+    "stem": [*SMALL, *EXPERT],
     "moe": [*SMALL, *EXPERT],
     "mran": [*SMALL, *EXPERT],
     "esmm": [*SMALL, *EXPERT],
     "aitm": [*SMALL, *EXPERT],
+    "escm2": [*SMALL, *EXPERT],
     "pal": [*SMALL, *EXPERT],
 }
 REFUSED = {  # requirements of a model that a data set does not meet
     ("esmm", "feed"): "config model: esmm needs a funnel",
     ("aitm", "feed"): "config model: aitm needs a funnel",
+    ("escm2", "feed"): "config model: escm2 needs a funnel",
     ("pal", "feed"): "config model: pal needs a position",
     ("pal", "table"): "config model: pal needs a position",
 }

@@ -135,7 +135,7 @@ def test_wrong_planes(planes: list[list[str]]) -> None:
 def test_models_whose_needs_are_not_met_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = planned(tmp_path, "experiment=field", "seeds=1", *SMALL)
     assert "MMoE" in plan.models
-    assert not {"ESMM", "AITM", "PAL"} & set(plan.models)
+    assert not {"ESMM", "AITM", "ESCM2", "PAL"} & set(plan.models)
     told = capsys.readouterr().err
     assert "ESMM is skipped: config model: esmm needs a funnel" in told
     assert "PAL is skipped: config model: pal needs a position" in told

@@ -61,6 +61,21 @@ def test_private_vectors_are_cut_into_one_input_for_each_task() -> None:
     assert torch.equal(shared.by_task(2)[1], shared.flat)
 
 
+def test_a_shared_part_is_an_input_of_its_own_and_part_of_each_tasks_input() -> None:
+    made, table = features(private=True, shared_part=True, first_order=True)
+    assert (table.parts, table.dim, table.shared_part) == (4, 4 * DIM, True)
+    parts, own = made.by_part(), made.by_task(3)
+    assert parts.shape == (4, 5, made.spec.part_width) == (4, 5, 4 * DIM + 2)
+    assert own.shape == (3, 5, made.spec.task_width) == (3, 5, 2 * (4 * DIM + 2))
+    vectors = made.fields.view(5, 4, 4, DIM)
+    for part in range(4):
+        assert torch.equal(parts[part], torch.cat([vectors[:, :, part].flatten(1), made.numbers], 1))
+    for task in range(3):
+        assert torch.equal(own[task], torch.cat([parts[task], parts[3]], 1))
+    assert made.first_order is not None
+    assert made.first_order.shape == (5, 3)
+
+
 def test_a_ranker_may_keep_fields_from_its_backbone_and_head() -> None:
     schema = make_schema()
     model = Ranker(schema, embedding=partial(EmbeddingTable, dim=DIM), without=["item"]).eval()

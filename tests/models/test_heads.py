@@ -161,7 +161,7 @@ def test_mixture_is_exact_at_extreme_logits_in_float32(bound: Bound, alpha: floa
 
 def assert_finite(predictions: Predictions) -> None:
     for field in fields(predictions):
-        if field.name not in ("latent", "log_joint", "values"):
+        if field.name not in ("latent", "log_joint", "values", "imputed"):
             assert getattr(predictions, field.name).isfinite().all(), field.name
     if predictions.latent is not None:
         for field in fields(predictions.latent)[:7]:  # without regressions, views and a second state

@@ -38,7 +38,9 @@ INTERACTIONS = sorted(path.stem for path in (ROOT / "conf/model/interaction").gl
 NAMED = {
     "aitm": models.AITM,
     "cgc": models.CGC,
+    "dbmtl": models.DBMTL,
     "dlen": models.DLEN,
+    "escm2": models.ESCM2,
     "esmm": models.ESMM,
     "mmoe": models.MMoE,
     "moe": models.MoE,
@@ -47,6 +49,7 @@ NAMED = {
     "ple": models.PLE,
     "shared_bottom": models.SharedBottom,
     "single_task": models.SingleTask,
+    "stem": models.STEM,
 }
 
 
@@ -110,7 +113,7 @@ def test_every_preset_trains_and_serves_fields_with_vectors_of_their_own_length(
 
 
 def test_pal_refuses_heads_without_a_loss_of_the_probability_alone() -> None:
-    for head in ("latent", "esmm", "aitm"):
+    for head in ("latent", "esmm", "aitm", "escm2", "dbmtl"):
         with pytest.raises(UserError, match="set model/head=independent"):
             made("model=pal", f"model/head={head}", "model.embedding.dim=4")
 
@@ -141,7 +144,7 @@ def test_defaults_of_a_part_are_those_of_its_class(part: str, choices: list[str]
         assert said == wanted, choice
 
 
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("name", sorted(path.name for path in OLD.iterdir()))
 def test_a_run_of_version_0_1_0_predicts_as_it_did(name: str) -> None:
     config = read_config(OLD / name / "config.yaml", ())
     schema = Schema.from_dict(json.loads((OLD / name / "schema.json").read_text()))
@@ -208,6 +211,8 @@ def test_the_latent_head_goes_on_any_backbone_in_python_too() -> None:
         ("model.embedding.dim=null", r"embedding\.dim"),
         ("model.embedding.first_order=x", r"embedding\.first_order"),
         ("model.embedding.private=null", r"embedding\.private"),
+        ("model.embedding.shared_part=null", r"embedding\.shared_part"),
+        ("model.embedding.shared_part=true", r"embedding\.shared_part is .*; set embedding\.private=true"),
     ],
 )
 def test_a_setting_of_another_type_is_named(setting: str, named: str) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from dlen.batch import Batch
 from dlen.errors import UnmetNeedError
 from dlen.label_scale import LabelScale
-from dlen.models import AITM, DLEN, ESMM, PAL, LightGBM, Logistic, MMoE, Ranker, SingleTask
+from dlen.models import AITM, DBMTL, DLEN, ESCM2, ESMM, PAL, LightGBM, Logistic, MMoE, Ranker, SingleTask
 from dlen.models.values import PointValues
 from dlen.schema import Schema, Task, TaskKind
 from dlen.targets import Targets
@@ -37,6 +37,7 @@ SCHEMA = make_schema(TASKS)
 SIZES: dict[str, Any] = {"embedding_dim": 3, "expert": (8, 6), "tower": (4,)}
 MODELS: dict[str, Callable[[Schema], Ranker]] = {
     "mmoe": lambda schema: MMoE(schema, **SIZES),
+    "dbmtl": lambda schema: DBMTL(schema, **SIZES),
     "single": lambda schema: SingleTask(schema, **SIZES),
     "dlen": lambda schema: DLEN(schema, hidden=(5,), **SIZES),
     "dlen_marginal": lambda schema: DLEN(schema, hidden=(5,), likelihood="marginal", **SIZES),
@@ -207,8 +208,9 @@ def test_each_regression_learns(name: str) -> None:
     loss = module.training_step(log(), 0)
     loss.backward()
     model: Any = module.model
+    outputs = model.head.outputs if name == "dbmtl" else model.head.towers.outputs
     for task in (1, 3):
-        gradient = model.head.towers.outputs[task].bias.grad
+        gradient = outputs[task].bias.grad
         assert gradient.abs().sum() > 0
     assert all(p.grad is None or p.grad.to_dense().isfinite().all() for p in model.parameters())
 
@@ -231,6 +233,7 @@ FUNNEL = (Task("click", 0.3), Task("buy", 0.2, observed_where="click"), Task("wa
     [
         ("esmm", lambda s: ESMM(s, **SIZES)),
         ("aitm", lambda s: AITM(s, **SIZES)),
+        ("escm2", lambda s: ESCM2(s, **SIZES)),
         ("pal", lambda s: PAL(replace(s, position="user"), **SIZES)),
         ("logistic", Logistic),
     ],

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dlen.models import AITM, DLEN, PLE, MMoE, Ranker, SingleTask
+from dlen.models import AITM, DBMTL, DLEN, PLE, STEM, MMoE, Ranker, SingleTask
 from dlen.models.interactions import CrossInteraction
 from dlen.schema import Field, Kind, Task
 from dlen.training.balancing import (
@@ -49,6 +49,8 @@ MODELS: dict[str, Callable[[], Ranker]] = {
     "dims": lambda: MMoE(make_schema(fields=WITH_DIMS), num_experts=2, expert=EXPERT, **SIZES),
     "ple": lambda: PLE(make_schema(), levels=2, shared_experts=1, task_experts=1, expert=EXPERT, **SIZES),
     "dlen": lambda: DLEN(make_schema(), hidden=(5,), likelihood="marginal", alpha=0.3, match=2, **SIZES),
+    "stem": lambda: STEM(make_schema(), expert=EXPERT, **SIZES),
+    "dbmtl": lambda: DBMTL(make_schema(), expert=EXPERT, **SIZES),
     "aitm": lambda: AITM(make_schema(FUNNEL), expert=EXPERT, **SIZES),
 }
 

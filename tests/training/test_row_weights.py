@@ -14,7 +14,7 @@ from sklearn.metrics import log_loss
 from torch import Tensor
 
 from dlen.batch import Batch
-from dlen.models import AITM, DLEN, ESMM, PAL, MMoE, Ranker
+from dlen.models import AITM, DLEN, ESCM2, ESMM, PAL, MMoE, Ranker
 from dlen.schema import Field, Kind, Task
 from dlen.training.balancing import Balancer, DynamicWeightAverage, Surgery, Uncertainty
 from dlen.training.conflict import task_gradients
@@ -36,6 +36,7 @@ MODELS: dict[str, Callable[[], Ranker]] = {
     "dlen_marginal": lambda: DLEN(SCHEMA, hidden=(5,), likelihood="marginal", **SIZES),
     "esmm": lambda: ESMM(SCHEMA, **SIZES),
     "aitm": lambda: AITM(SCHEMA, **SIZES),
+    "escm2": lambda: ESCM2(SCHEMA, **SIZES),
     "pal": lambda: PAL(SCHEMA, **SIZES),
 }
 BALANCERS: dict[str, Callable[[], Balancer]] = {

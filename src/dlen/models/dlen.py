@@ -18,14 +18,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
-from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dlen.checks import is_number
+from dlen.checks import choice, is_number
 from dlen.errors import UnmetNeedError
 from dlen.models.backbones import EXPERT
 from dlen.models.features import Features, FeatureSpec
@@ -40,7 +39,6 @@ from dlen.nn.logspace import at_least_float32, log1mexp
 from dlen.nn.mlp import MLP
 from dlen.schema import Schema
 
-E = TypeVar("E", bound=StrEnum)
 FROM_LABELS = "labels"  # initial_up: from the labels' own classes
 
 
@@ -119,9 +117,9 @@ class LatentHead(Head):
     ) -> None:
         super().__init__()
         self.detach_bound = detach_bound
-        self.bound = _choice(Bound, bound, "bound")
-        self.prediction = _choice(Ranking, prediction, "prediction")
-        self.likelihood = _choice(Likelihood, likelihood, "likelihood")
+        self.bound = choice("bound", bound, Bound)
+        self.prediction = choice("prediction", prediction, Ranking)
+        self.likelihood = choice("likelihood", likelihood, Likelihood)
         if initial_up != FROM_LABELS and not (is_number(initial_up) and 0 < float(initial_up) <= MOST_UP):
             raise ValueError(f"initial_up must be above 0 and at most {MOST_UP}, or {FROM_LABELS}, got {initial_up!r}")
         if not 0 < initial_leak < 1:
@@ -328,13 +326,6 @@ def joint_loss(
     """
     nll = -torch.logaddexp(*latent.log_with_labels(labels, mask, bins))
     return nll.mean() if rows is None else weighted_mean(nll, rows)
-
-
-def _choice(kind: type[E], value: str, key: str) -> E:
-    try:
-        return kind(value)
-    except ValueError:
-        raise ValueError(f"{key} must be one of {', '.join(kind)}, got {value!r}") from None
 
 
 def _alphas(alpha: float | Mapping[str, float], schema: Schema) -> list[float]:

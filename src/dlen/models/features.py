@@ -23,9 +23,10 @@ class FeatureSpec:
         sides: side of each of these fields, see :class:`~dlen.schema.Field`.
         numbers: names of the K numeric fields.
         dim: length E of a field's vector.
-        parts: number P of equal parts of a vector, one per task; 1 if all tasks share it.
+        parts: number P of equal parts of a vector, one per task and then the shared one; 1 if all tasks share it.
+        shared_part: whether the last part belongs to all tasks.
         first_order: number O of first-order terms appended to the input; 0 for none.
-        own_numbers: whether the numbers are P equal parts too, one per task, as the vectors are.
+        own_numbers: whether the numbers are P equal parts too, as the vectors are.
     """
 
     fields: tuple[str, ...]
@@ -35,6 +36,7 @@ class FeatureSpec:
     parts: int = 1
     first_order: int = 0
     own_numbers: bool = False
+    shared_part: bool = False
 
     @classmethod
     def of(cls, schema: Schema, table: EmbeddingTable | MixedTables) -> FeatureSpec:
@@ -47,6 +49,7 @@ class FeatureSpec:
             dim=table.dim,
             parts=table.parts,
             first_order=table.first_order,
+            shared_part=table.shared_part,
         )
 
     @property
@@ -55,10 +58,15 @@ class FeatureSpec:
         return len(self.fields) * self.dim + len(self.numbers)
 
     @property
-    def task_width(self) -> int:
-        """Width D' of each task's input, see :meth:`Features.by_task`."""
+    def part_width(self) -> int:
+        """Width D' of each part's input, see :meth:`Features.by_part`."""
         numbers = len(self.numbers) // (self.parts if self.own_numbers else 1)
         return len(self.fields) * self.dim // self.parts + numbers
+
+    @property
+    def task_width(self) -> int:
+        """Width of each task's input, see :meth:`Features.by_task`."""
+        return self.part_width * (2 if self.shared_part else 1)
 
     def without(self, names: Sequence[str]) -> FeatureSpec:
         """Return the layout without the named fields.
@@ -115,12 +123,19 @@ class Features:
         return columns(self.fields, [self.spec.fields.index(name) for name in names])
 
     def by_task(self, num_tasks: int) -> Tensor:
-        """(T, B, D') input of each task: its own parts of the vectors, or the whole vectors if tasks share them."""
-        spec = self.spec
-        if spec.parts == 1:
+        """(T, B, ...) input of each task: its own part and the shared one, or the whole vectors if tasks share them."""
+        if self.spec.parts == 1:
             return self.flat.expand(num_tasks, -1, -1)
-        vectors = self.fields.unflatten(2, (spec.parts, -1)).transpose(0, 2).transpose(1, 2).flatten(2)  # (T, B, F E')
-        numbers = self.numbers.expand(num_tasks, -1, -1)
+        parts = self.by_part()
+        if not self.spec.shared_part:
+            return parts
+        return torch.cat([parts[:-1], parts[-1:].expand(num_tasks, -1, -1)], 2)
+
+    def by_part(self) -> Tensor:
+        """(P, B, D') input of each part of the vectors, with the numbers."""
+        spec = self.spec
+        vectors = self.fields.unflatten(2, (spec.parts, -1)).transpose(0, 2).transpose(1, 2).flatten(2)  # (P, B, F E')
+        numbers = self.numbers.expand(spec.parts, -1, -1)
         if spec.own_numbers:
             numbers = self.numbers.unflatten(1, (spec.parts, len(spec.numbers) // spec.parts)).transpose(0, 1)
         return torch.cat([vectors, numbers], 2)

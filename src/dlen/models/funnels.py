@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ def check_funnel(schema: Schema, model: str) -> None:
 
 
 class FunnelHead(Head):
-    """Base of ESMM and AITM: the loss over all rows of each task jointly with its parents.
+    """Base of ESMM, AITM and ESCM2: the loss over all rows of each task jointly with its parents.
 
     Raises:
         ValueError: the schema has no funnel.
@@ -58,10 +59,10 @@ class FunnelHead(Head):
         log_p = predictions.log_joint
         happened = self.joint_labels(labels)
         nll = -torch.where(happened.bool(), log_p, log1mexp(log_p))
-        nll = nll * self._decided(happened, mask)
-        return nll.mean(0) if row_weights is None else weighted_mean(nll, label_weights(row_weights))
+        nll = nll * self.decided(happened, mask)
+        return self.mean(nll, row_weights)
 
-    def _decided(self, happened: Tensor, mask: Tensor) -> Tensor:
+    def decided(self, happened: Tensor, mask: Tensor) -> Tensor:
         """(B, T) 1 where the labels decide a joint event: all of them are known, or a known one is negative."""
         columns = []
         for chain in self.chains:
@@ -70,6 +71,11 @@ class FunnelHead(Head):
                 decided = decided * torch.maximum(1 - happened[:, parent], mask[:, task])
             columns.append(decided)
         return torch.stack(columns, 1)
+
+    @staticmethod
+    def mean(values: Tensor, row_weights: Tensor | None) -> Tensor:
+        """(B, T) -> (T,) means over all rows, with the weights of rows and labels."""
+        return values.mean(0) if row_weights is None else weighted_mean(values, label_weights(row_weights))
 
 
 class ESMMHead(FunnelHead):
@@ -81,6 +87,8 @@ class ESMMHead(FunnelHead):
         dropout: dropout probability in the towers.
     """
 
+    NAME: ClassVar[str] = "esmm"
+
     def __init__(
         self,
         schema: Schema,
@@ -90,7 +98,7 @@ class ESMMHead(FunnelHead):
         tower: Sequence[int] = TOWER,
         dropout: float = 0.0,
     ) -> None:
-        super().__init__(schema, "esmm")
+        super().__init__(schema, self.NAME)
         self.towers = Towers(initial_logits(schema), rep_dim, tower, dropout)
 
     def forward(self, representations: Tensor, features: Features) -> Predictions:

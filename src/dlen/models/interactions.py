@@ -205,35 +205,35 @@ class FMInteraction(Interaction):
 
 
 class PerTask(Interaction):
-    """A separate interaction for each task's own vectors, so that tasks with private vectors still share nothing.
+    """A separate interaction for each part of private vectors, so that tasks share nothing but the shared part.
 
-    Each task receives its own numbers in the result, as its interaction may change them.
+    Each part has its own numbers in the result, as its interaction may change them.
 
     Args:
         spec: layout of features with P parts.
-        make: factory of a task's interaction.
+        make: factory of a part's interaction.
     """
 
     def __init__(self, spec: FeatureSpec, make: MakeInteraction) -> None:
-        own = replace(spec, dim=spec.dim // spec.parts, parts=1, first_order=0)
-        tasks = [make(own) for _ in range(spec.parts)]
-        out = tasks[0].out_spec
-        numbers = tuple(f"{name} of task {task}" for task in range(spec.parts) for name in out.numbers)
+        own = replace(spec, dim=spec.dim // spec.parts, parts=1, first_order=0, shared_part=False)
+        parts = [make(own) for _ in range(spec.parts)]
+        out = parts[0].out_spec
+        numbers = tuple(f"{name} of part {part}" for part in range(spec.parts) for name in out.numbers)
         super().__init__(replace(spec, fields=out.fields, sides=out.sides, numbers=numbers, own_numbers=True))
-        self.own, self.tasks = own, nn.ModuleList(tasks)
+        self.own, self.tasks = own, nn.ModuleList(parts)
 
     def forward(self, features: Features) -> Features:
-        """Apply each task's interaction to its part of the vectors."""
-        inputs = features.by_task(len(self.tasks))
-        outputs: list[Features] = [task(Features(x, self.own)) for task, x in zip(self.tasks, inputs, strict=True)]
+        """Apply each part's interaction to it."""
+        inputs = features.by_part()
+        outputs: list[Features] = [part(Features(x, self.own)) for part, x in zip(self.tasks, inputs, strict=True)]
         vectors = torch.stack([out.fields for out in outputs], 2).flatten(1)  # (B, F, P, E') is the layout of parts
         return features.changed([vectors, *(out.numbers for out in outputs)], self.out_spec)
 
     def shared_parameters(self) -> list[nn.Parameter]:
-        """Empty: each task has its own."""
-        return []
+        """Those of the shared part; empty without one, as each task has its own."""
+        return list(self.tasks[-1].parameters()) if self.out_spec.shared_part else []
 
 
 def make_interaction(make: MakeInteraction, spec: FeatureSpec) -> Interaction:
-    """Build an interaction, or one per task for private vectors."""
+    """Build an interaction, or one per part for private vectors."""
     return make(spec) if spec.parts == 1 else PerTask(spec, make)

@@ -14,9 +14,12 @@ from dlen.models.backbones import (
     MRANBackbone,
     PLEBackbone,
     SharedBottomBackbone,
+    STEMBackbone,
     TaskNetworksBackbone,
 )
+from dlen.models.dbmtl import DBMTLHead
 from dlen.models.dlen import LatentHead
+from dlen.models.escm2 import ESCM2Head
 from dlen.models.funnels import AITMHead, ESMMHead
 from dlen.models.heads import IndependentHead
 from dlen.models.interactions import MakeInteraction
@@ -53,6 +56,7 @@ class Named(Ranker):
     HEAD: ClassVar[Callable[..., Any]] = IndependentHead
     FIRST_ORDER: ClassVar[bool] = False
     PRIVATE: ClassVar[bool] = False
+    SHARED_PART: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -69,7 +73,8 @@ class Named(Ranker):
         **settings: Any,
     ) -> None:
         first_order = self.FIRST_ORDER if first_order is None else first_order
-        table: dict[str, Any] = {"dim": embedding_dim, "first_order": first_order, "private": self.PRIVATE}
+        table: dict[str, Any] = {"dim": embedding_dim, "first_order": first_order}
+        table |= {"private": self.PRIVATE, "shared_part": self.SHARED_PART}
         head = self.HEAD if head is None else head
         head = partial(head, **_taken(head, settings))
         backbone = self.BACKBONE if backbone is None else backbone
@@ -121,6 +126,18 @@ class PLE(Named):
     BACKBONE, FIRST_ORDER = PLEBackbone, True
 
 
+class STEM(Named):
+    """STEM-Net (Su et al. 2024): each id has a vector for each task and a shared one, with experts on each."""
+
+    BACKBONE, FIRST_ORDER, PRIVATE, SHARED_PART = STEMBackbone, True, True, True
+
+
+class DBMTL(Named):
+    """Deep Bayesian multi-target learning (Wang et al. 2019): towers that take the hidden layers of other tasks."""
+
+    BACKBONE, HEAD, FIRST_ORDER = SharedBottomBackbone, DBMTLHead, True
+
+
 class SingleTask(Named):
     """One separate model per task, embeddings included: no parameter gets gradients from two tasks.
 
@@ -141,6 +158,12 @@ class ESMM(Named):
     """Entire space multi-task model (Ma et al. 2018): a network per task on shared embeddings; needs a funnel."""
 
     BACKBONE, HEAD = TaskNetworksBackbone, ESMMHead
+
+
+class ESCM2(Named):
+    """Entire space counterfactual multi-task model (Wang et al. 2022): doubly robust ESMM; needs a funnel."""
+
+    BACKBONE, HEAD, FIRST_ORDER = TaskNetworksBackbone, ESCM2Head, True
 
 
 class AITM(Named):

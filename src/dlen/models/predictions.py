@@ -226,8 +226,9 @@ class Predictions:
         log_score: (B, T) log-probability used for ranking: ``log_p``, or equation (4).
         latent: DLEN's hidden state; None for other models.
         log_joint: (B, T) joint log-probability of a task and its parents, for models that learn it over all rows
-            (ESMM, AITM); None for others.
+            (ESMM, AITM, ESCM2); None for others.
         values: predictions of the regression tasks; None without them.
+        imputed: (B, S) predicted cross entropies of the S tasks with a parent, for ESCM2; None for others.
     """
 
     log_p: Tensor
@@ -236,6 +237,7 @@ class Predictions:
     latent: Latent | None = None
     log_joint: Tensor | None = None
     values: Values | None = None
+    imputed: Tensor | None = None
 
     def only(self, columns: Tensor) -> Predictions:
         """Predictions of some binary tasks, by their indices (K,)."""

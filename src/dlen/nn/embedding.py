@@ -47,17 +47,19 @@ class EmbeddingTable(nn.Module):
             have ids of their own and divided by the root of F, they are first-order terms of the tasks' logits (the
             wide part of Cheng et al. 2016), which give a rare task its own parameters in the table.
         private: give each task its own vectors, of length ``dim`` per id.
+        shared_part: with private vectors, one more vector of this length per id, which all tasks share.
         std: standard deviation of the initial vectors.
 
     Attributes:
-        dim: length E of a vector: ``dim``, or T times ``dim`` with private vectors.
-        parts: number P of equal parts of a vector, one per task, which an optimiser must treat separately; 1 if tasks
-            share the vectors.
+        dim: length E of a vector: ``dim``, or P times ``dim`` with private vectors.
+        parts: number P of equal parts of a vector, one per task and then the shared one, which an optimiser must treat
+            separately; 1 if tasks share the vectors.
+        shared_part: whether the last part belongs to all tasks.
         first_order: number O of first-order terms per id: one per task and per view, or 0.
         out_dim: width D of vectors and numbers, without sequences and vector fields; the O first-order sums follow.
 
     Raises:
-        ValueError: ``dim`` is not a positive whole number.
+        ValueError: ``dim`` is not a positive whole number, or a shared part is to be added to no private ones.
     """
 
     def __init__(
@@ -67,15 +69,20 @@ class EmbeddingTable(nn.Module):
         *,
         first_order: bool = False,
         private: bool = False,
+        shared_part: bool = False,
         std: float = 0.05,
     ) -> None:
         super().__init__()
         if not is_whole(dim) or dim < 1:
             raise ValueError(f"embedding.dim must be a whole number of at least 1, got {dim!r}")
-        for name, value in (("first_order", first_order), ("private", private)):
+        switches = {"first_order": first_order, "private": private, "shared_part": shared_part}
+        for name, value in switches.items():
             if not isinstance(value, bool):
                 raise ValueError(f"embedding.{name} must be true or false, got {value!r}")
-        self.parts = len(schema.tasks) if private else 1
+        if shared_part and not private:
+            raise ValueError("embedding.shared_part is one more vector beside private ones; set embedding.private=true")
+        self.shared_part = shared_part
+        self.parts = len(schema.tasks) + shared_part if private else 1
         self.first_order = len(schema.tasks) + len(schema.views) if first_order else 0
         self.dim = dim = dim * self.parts
         self._std, rows = std, schema.num_embeddings

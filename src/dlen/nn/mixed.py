@@ -106,13 +106,13 @@ class MixedTables(nn.Module):
     The fields without a ``dim`` share a table of vectors of length E, and those of the same ``dim`` d share one with d
     numbers per id. A matrix of each field, without a bias, turns its vectors into vectors of length E (mixed dimension
     embeddings, Ginart et al. 2019). A field that shares the ids of another shares its matrix as well, and with private
-    vectors there is a matrix for each task.
+    vectors there is a matrix for each part.
 
     Args:
         make: factory of the tables.
 
     Attributes:
-        dim: as of :class:`EmbeddingTable`; so are ``parts`` and ``first_order``.
+        dim: as of :class:`EmbeddingTable`; so are ``parts``, ``shared_part`` and ``first_order``.
         columns: what each of the tables embeds.
 
     Raises:
@@ -124,6 +124,7 @@ class MixedTables(nn.Module):
         by_dim = schema.by_dim
         wide, *narrow = (make(own, dim=dim) if dim else make(own) for dim, own in by_dim.items())
         self.dim, self.parts, self.first_order = wide.dim, wide.parts, wide.first_order
+        self.shared_part = wide.shared_part
         longest, dim = schema.owners[-1], self.dim // self.parts
         if longest.dim > dim:
             raise ValueError(

@@ -237,7 +237,7 @@ class SequencePools(nn.Module):
 
     Args:
         dim: length E of a vector.
-        parts: number of equal parts of a vector, one per task; each has its own pool.
+        parts: number of equal parts of a vector; each has its own pool.
         make: factory of the pools, called with (dim, lists, targets).
     """
 

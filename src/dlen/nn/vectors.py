@@ -11,14 +11,14 @@ _STD = 0.05  # of a projected vector at the start, as of the vectors of ids
 
 
 class VectorProjections(nn.Module):
-    """One linear map for each vector field, and for each task if tasks have private vectors.
+    """One linear map for each vector field, and for each part if tasks have private vectors.
 
     Without a bias, a missing vector, which is 0, stays 0, like an empty list.
 
     Args:
         sizes: length d of each field's vectors.
         dim: length E of a projected vector.
-        parts: number P of equal parts of a projected vector, one per task; each has its own map.
+        parts: number P of equal parts of a projected vector; each has its own map.
     """
 
     def __init__(self, sizes: Sequence[int], dim: int, parts: int) -> None:

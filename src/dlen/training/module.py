@@ -289,4 +289,5 @@ def check_balanceable(model: Model, balancer: Balancer) -> None:
     if not isinstance(model, Ranker):
         raise ValueError("the model fits each task separately, so there is no loss to balance; set balancing=fixed")
     nothing = torch.zeros(1, len(model.schema.tasks))
-    model.head.task_losses(Predictions(nothing, nothing, nothing, log_joint=nothing - 1), nothing, nothing)
+    predictions = Predictions(nothing, nothing, nothing, log_joint=nothing - 1, imputed=nothing)
+    model.head.task_losses(predictions, nothing, nothing)

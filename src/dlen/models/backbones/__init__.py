@@ -5,6 +5,7 @@ from dlen.models.backbones.mmoe import MMoEBackbone, MoEBackbone
 from dlen.models.backbones.mran import MRANBackbone
 from dlen.models.backbones.ple import CGCBackbone, CGCLevel, PLEBackbone
 from dlen.models.backbones.shared_bottom import SharedBottomBackbone
+from dlen.models.backbones.stem import STEMBackbone
 from dlen.models.backbones.task_networks import TaskNetworksBackbone
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Mixture",
     "MoEBackbone",
     "PLEBackbone",
+    "STEMBackbone",
     "SharedBottomBackbone",
     "TaskNetworksBackbone",
 ]
