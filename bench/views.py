@@ -35,12 +35,14 @@ from dlen.training.module import RankingModule
 from dlen.training.run_folder import BEST, SCORES
 
 PLAIN = ["model=dlen", "model.head.views=none", "model.head.initial_up=0.5"]
+ONE = ["model=dlen", "model.head.states=1"]
 ALONE = ["~data.rates.long_view", "~data.follows.long_view"]
 RARE = ["data=feed_sparse", "data.rows=250000", "loader.batch_size=1024", "trainer.max_epochs=6"]
 WORLDS: dict[str, dict[str, list[str]]] = {
     "implied": {
         "MMoE": ["data=feed_implied", "model=mmoe"],
         "DLEN, all labels independent": ["data=feed_implied", *PLAIN],
+        "DLEN, one state": ["data=feed_implied", *ONE],
         "DLEN": ["data=feed_implied", "model=dlen"],
         "DLEN without long_view": ["data=feed_implied", "model=dlen", *ALONE],
     },
@@ -54,7 +56,7 @@ WORLDS: dict[str, dict[str, list[str]]] = {
         "DLEN, all labels independent": ["data=feed_two_states", *PLAIN],
         "DLEN, click and long_view as one view": [
             "data=feed_two_states",
-            "model=dlen",
+            *ONE,
             "model.head.views={watch:[click,long_view]}",
         ],
         "DLEN, two states": [
@@ -139,11 +141,11 @@ def of_pure(settings: list[str], seeds: int) -> list[dict[str, Any]]:
 
 
 def variants(settings: list[str]) -> dict[str, list[str]]:
-    """DLEN before it knew views, with views, and with two states."""
+    """DLEN before it knew views, with views and one state, and by its defaults."""
     return {
         "DLEN, all labels independent": [*settings, *PLAIN],
+        "DLEN, one state": [*settings, *ONE],
         "DLEN": [*settings, "model=dlen"],
-        "DLEN, two states": [*settings, "model=dlen", "model.head.states=2"],
     }
 
 
