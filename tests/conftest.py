@@ -100,9 +100,10 @@ def run_here(script: str, arguments: Sequence[str], folder: Path) -> subprocess.
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.chdir(folder)
         patch.setattr(sys, "argv", [str(ROOT / script), *arguments])
-        if script in ("compare.py", "sweep.py"):
+        if script in ("compare.py", "sweep.py", "benchmark.py"):
             patch.setattr("dlen.comparing.compare.train_missing", _train_missing)
             patch.setattr("dlen.sweeping.sweep.train_missing", _train_missing)
+            patch.setattr("dlen.benchmarking.benchmark.train_missing", _train_missing)
             patch.setattr("dlen.sweeping.sweep.LocalWorker", _Worker)
         try:
             runpy.run_path(str(ROOT / script), run_name="__main__")

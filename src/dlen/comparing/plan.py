@@ -87,7 +87,7 @@ def make_plan(config: DictConfig, cell: Sequence[str] = ()) -> Plan:
     stores: dict[str, Store] = {}
     if experiment.get("skip_unfit") or experiment.get("match"):
         options: dict[str, Any] = {"skip_unfit": bool(experiment.get("skip_unfit")), "match": experiment.get("match")}
-        models = fitted(models, base, common, lambda run_config: _store_of(run_config, stores), **options)
+        models = fitted(models, base, common, lambda run_config: store_of(run_config, stores), **options)
     overrides = {model: [*common, *settings] for model, settings in models.items()}
     return plan_runs(str(experiment["title"]), base, overrides, seeds, stores, experiment.get("paper"))
 
@@ -152,13 +152,13 @@ def _plan_run(model: str, seed: int, overrides: Sequence[str], stores: dict[str,
     config = compose_train(overrides)
     if config.trainer.get("limit_test_batches", 1.0) != 1.0:
         raise UserError("config trainer.limit_test_batches: a comparison tests all rows; remove this setting")
-    store = _store_of(config, stores)
+    store = store_of(config, stores)
     fingerprint = digest({**settings_of(config), "fingerprint": store.fingerprint, "version": __version__})
     folder = Path(config.runs_dir) / "compare" / "cache" / f"{config.data_name}-{fingerprint}"
     return PlannedRun(model, seed, tuple(overrides), folder.absolute(), store)
 
 
-def _store_of(config: DictConfig, stores: dict[str, Store]) -> Store:
+def store_of(config: DictConfig, stores: dict[str, Store]) -> Store:
     """The prepared data of a run, opened once for all runs that share them."""
     data = json.dumps(OmegaConf.to_container(config.data, resolve=True), sort_keys=True)
     if data not in stores:

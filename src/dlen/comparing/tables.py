@@ -121,7 +121,8 @@ def count_seeds(seeds: Sequence[int]) -> str:
     return f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
 
 
-def _mean_and_spread(values: Sequence[float], layout: str = "{:.4f}") -> str:
+def mean_and_spread(values: Sequence[float], layout: str = "{:.4f}") -> str:
+    """Mean and standard deviation over seeds."""
     if np.isnan(values).any():
         return "undefined"
     spread = f" ± {layout.format(np.std(values, ddof=1))}" if len(values) > 1 and np.ptp(values) > 0 else ""
@@ -142,7 +143,7 @@ def _auc_table(c: Comparison) -> str:
         for target in columns:
             d = row.differences.get(target)
             gain = f" ({d.mean:+.4f}{'*' if d.clear else ''})" if d else ""
-            cells.append(_mean_and_spread(row.auc[target]) + gain)
+            cells.append(mean_and_spread(row.auc[target]) + gain)
         rows.append([row.model, *cells])
     if c.oracle:
         ceiling = "" if c.ceiling is None else f"{c.ceiling:.4f}"
@@ -177,7 +178,7 @@ def _extras_table(c: Comparison) -> str:
     columns = _EXTRAS | {key: (key, "{:.5g}") for key in user_keys}  # errors of regressions, the user's own metrics
     used = [key for key in columns if any(key in row.extras for row in c.rows)]
     rows = [
-        [row.model, *(_mean_and_spread(row.extras[k], columns[k][1]) if k in row.extras else "" for k in used)]
+        [row.model, *(mean_and_spread(row.extras[k], columns[k][1]) if k in row.extras else "" for k in used)]
         for row in c.rows
     ]
     return markdown_table(["model", *(columns[k][0] for k in used)], rows)

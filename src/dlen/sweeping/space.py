@@ -103,6 +103,10 @@ class Space:
         texts |= {key: written(by_task) for key, by_task in by_key.items()}
         return [f"{key}={value}" for key, value in texts.items()]
 
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """Optuna's distribution of each parameter, by name."""
+        return {parameter.name: parameter.distribution for parameter in self.parameters}
+
     def probes(self) -> Iterator[dict[str, Value]]:
         """Points that together cover every choice and both ends of every range; at least one point."""
         yield self._complete({})
@@ -150,7 +154,7 @@ class Space:
         return causes
 
 
-def parse_space(space: Mapping[str, Any], tasks: Sequence[str]) -> Space:
+def parse_space(space: Mapping[str, Any], tasks: Sequence[str], name: str = "sweep.space") -> Space:
     """Parse the search space of a sweep's config.
 
     Each entry maps an override of ``train.py`` to a range ``{low, high}`` of integers or floats, with ``step`` or
@@ -160,15 +164,16 @@ def parse_space(space: Mapping[str, Any], tasks: Sequence[str]) -> Space:
     Args:
         space: ``sweep.space`` as plain values.
         tasks: names of the data's tasks.
+        name: key of the space, for messages.
 
     Raises:
         UserError: an entry is wrong; the message names it.
     """
     if not space:
-        raise UserError("config sweep.space: is empty; add a parameter to search")
+        raise UserError(f"config {name}: is empty; add a parameter to search")
     parameters: list[Parameter] = []
     for key, entry in space.items():
-        where = f"config sweep.space: {key}"
+        where = f"config {name}: {key}"
         entry = _checked(where, entry)
         distribution = _distribution(where, entry)
         when = _conditions(where, entry.get("when") or {}, {p.name: p for p in parameters})
@@ -217,7 +222,7 @@ def _conditions(where: str, when: Any, known: Mapping[str, Parameter]) -> dict[s
     conditions = {}
     for name, values in when.items():
         if name not in known:
-            raise UserError(f"{where} depends on {name}, which must come before it in sweep.space")
+            raise UserError(f"{where} depends on {name}, which must come before it")
         distribution = known[name].distribution
         allowed = distribution.choices if isinstance(distribution, CategoricalDistribution) else None
         wanted = [_scalar(v) for v in (values if isinstance(values, list) else [values])]

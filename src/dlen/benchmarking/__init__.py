@@ -1,0 +1,1 @@
+"""The benchmark: many models on many data sets, each model searched with the same budget."""

@@ -1,0 +1,240 @@
+"""benchmark: from its config to searched models, trained runs, and a page of ranks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+from omegaconf import DictConfig, OmegaConf
+
+from dlen.benchmarking.tables import DataSet, Entry, write_benchmark
+from dlen.checks import whole
+from dlen.comparing.compare import summarise
+from dlen.comparing.fit import fitted
+from dlen.comparing.plan import Plan, parse_seeds, plan_runs, store_of
+from dlen.comparing.tables import Comparison, print_markdown
+from dlen.comparing.workers import train_missing
+from dlen.data.prepare import check_writable
+from dlen.data.store import Store
+from dlen.devices import number_of_workers
+from dlen.errors import UserError
+from dlen.files import check_links, read_figures
+from dlen.overrides import compose_train, overrides_for_train
+from dlen.sweeping.space import parse_space
+from dlen.training.own_metrics import build_own_metrics
+from dlen.training.selection import monitor_mode, monitored
+
+KEYS = ("benchmark", "seeds", "models", "data_sets", "workers", "out")  # keys that train.py does not have
+DEFAULTS = "defaults"
+_MOST_TRIALS = 10_000
+Overrides = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a benchmark measures.
+
+    Attributes:
+        base: the model that gains are measured against.
+        models: settings by model.
+        data: settings by data set.
+        trials: settings that each model tries.
+        spaces: search space by model; empty for the defaults alone.
+        seeds: seeds of each model, the first of which the search uses.
+    """
+
+    base: str
+    models: dict[str, list[str]]
+    data: dict[str, list[str]]
+    trials: int
+    spaces: dict[str, dict[str, Any]]
+    seeds: list[int]
+
+
+def benchmark(config: DictConfig) -> None:
+    """Search and train every model on every data set, and print and write the page.
+
+    Args:
+        config: config of ``benchmark.py``.
+
+    Raises:
+        UserError: a setting is wrong, a run fails, or the files of every data set are missing.
+    """
+    settings = parse_settings(config)
+    out = Path(config.out) if config.out is not None else Path(config.runs_dir) / "benchmark"
+    check_writable(out)
+    check_links(out)
+    measured, missing = [], {}
+    for name, overrides in settings.data.items():
+        own = [o for o in overrides_for_train(KEYS, overrides) if not _is_default_data(o, overrides)]
+        try:
+            stores: dict[str, Store] = {}
+            store = store_of(compose_train(own), stores)
+        except UserError as error:
+            print(f"{name} is left out: {error}", file=sys.stderr)
+            missing[name] = str(error)
+            continue
+        measured.append(_measure(name, own, settings, config, stores, store))
+        print_markdown(write_benchmark(out, measured, missing, settings.base, settings.seeds))
+    if not measured:
+        raise UserError(f"config benchmark.data: no data set can be read ({next(iter(missing.values()))})")
+    print(f"Benchmark: {out}/benchmark.md, benchmark.json")
+
+
+def parse_settings(config: DictConfig) -> Settings:
+    """Read the benchmark of a config.
+
+    Raises:
+        UserError: a setting is wrong.
+    """
+    node: Any = OmegaConf.to_container(config.benchmark, resolve=True)
+    models = _chosen("models", _lists("models", node["models"]), config.models)
+    data = _chosen("data_sets", _lists("data", node["data"]), config.data_sets)
+    spaces = node["spaces"] or {}
+    for name in spaces:
+        if name not in node["models"]:
+            raise UserError(f"config benchmark.spaces: there is no model {name}; there are {', '.join(node['models'])}")
+    base = str(node["base"])
+    if base not in models:
+        raise UserError(f"config benchmark.base: {base!r} is not among the models {', '.join(models)}")
+    try:
+        trials = whole("benchmark.trials", node["trials"], 1, _MOST_TRIALS)
+    except ValueError as error:
+        raise UserError(f"config {error}") from None
+    own = {name: dict(spaces.get(name, node["space"] or {}) or {}) for name in models}
+    return Settings(base, models, data, trials, own, parse_seeds(config.seeds))
+
+
+def candidates(space: Mapping[str, Any], trials: int, tasks: Sequence[str]) -> list[Overrides]:
+    """The settings that a model tries: its defaults, then points of a Sobol sequence, the same for the same space.
+
+    Args:
+        space: search space as in a sweep; empty for the defaults alone.
+        trials: number of settings.
+        tasks: names of the data's tasks.
+    """
+    if not space:
+        return [()]
+    parsed = parse_space(space, tasks, "benchmark.space")
+    logging = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        study = optuna.create_study(sampler=optuna.samplers.QMCSampler(scramble=True, seed=0))
+        found = []
+        for _ in range(trials - 1):
+            trial = study.ask(dict(parsed.distributions()))
+            found.append(tuple(parsed.overrides(parsed.suggest(trial))))
+            study.tell(trial, 0.0)
+    finally:
+        optuna.logging.set_verbosity(logging)
+    return [(), *found]
+
+
+def _measure(
+    name: str, common: Sequence[str], settings: Settings, config: DictConfig, stores: dict[str, Store], store: Store
+) -> DataSet:
+    """Search and train all models on one data set."""
+
+    def opened(run_config: DictConfig) -> Store:
+        return store_of(run_config, stores)
+
+    models = fitted(settings.models, settings.base, common, opened, skip_unfit=True, match=None)
+    tried = {model: candidates(settings.spaces[model], settings.trials, store.schema.task_names) for model in models}
+    search = {
+        _trial_name(model, number): [*common, *models[model], *settings_of_trial]
+        for model in models
+        for number, settings_of_trial in enumerate(tried[model])
+    }
+    first = _trial_name(settings.base, 0)
+    searched = plan_runs(name, first, search, settings.seeds[:1], stores)
+    _train(searched.runs.values(), config, f"{name}: search")
+    direction = monitor_mode(
+        monitored(config.monitor, store.schema), store.schema, build_own_metrics(config, store.schema)
+    )
+    best = {model: _best(searched, model, len(tried[model]), config, direction) for model in models}
+    chosen = {model: [*common, *models[model], *tried[model][best[model]]] for model in models}
+    plan = plan_runs(name, settings.base, chosen, settings.seeds, stores)
+    _train(plan.runs.values(), config, name)
+    groups = list(_groups(plan))
+    gains = {row.model: row for row in summarise(plan).rows}
+    entries = [
+        Entry.of(gains[row.model], row, group, _figures(plan, row.model), " ".join(tried[row.model][best[row.model]]))
+        for group, comparison in enumerate(groups, 1)
+        for row in comparison.rows
+    ]
+    skipped = [model for model in settings.models if model not in models]
+    return DataSet(name, groups[0].identity, settings.trials, entries, skipped)
+
+
+def _train(runs: Any, config: DictConfig, group: str) -> None:
+    different = list({run.folder: run for run in runs}.values())
+    train_missing(different, number_of_workers(config.workers, len(different)), group, "benchmark")
+
+
+def _trial_name(model: str, number: int) -> str:
+    return f"{model} {number}" if number else f"{model} {DEFAULTS}"
+
+
+def _best(plan: Plan, model: str, trials: int, config: DictConfig, direction: str) -> int:
+    """The trial with the best validation; the earlier one of equals."""
+    sign = 1 if direction == "max" else -1
+    values = []
+    for number in range(trials):
+        run = plan.runs[_trial_name(model, number), plan.seeds[0]]
+        value = read_figures(run.folder / "metrics.json").get(str(monitored(config.monitor, run.store.schema)))
+        values.append(-float("inf") if value is None else sign * float(value))
+    return max(range(trials), key=values.__getitem__)
+
+
+def _groups(plan: Plan) -> Iterator[Comparison]:
+    """Groups of models that are not clearly behind the first of their group, best first.
+
+    Each comparison is paired with the first model of its group, and holds this group alone.
+    """
+    comparison = summarise(plan)
+    left = [row.model for row in sorted(comparison.rows, key=lambda row: -_mean(row.auc["mean"]))]
+    while left:
+        runs = {key: run for key, run in plan.runs.items() if key[0] in left}
+        compared = summarise(replace(plan, base=left[0], models=left, runs=runs))
+        rows = {row.model: row for row in compared.rows}
+        tied = [m for m in left if m == left[0] or not _clearly_behind(rows[m].differences.get("mean"))]
+        yield replace(compared, rows=[rows[model] for model in tied])
+        left = [model for model in left if model not in tied]
+
+
+def _clearly_behind(difference: Any) -> bool:
+    return difference is not None and difference.clear and difference.mean < 0
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _figures(plan: Plan, model: str) -> list[dict[str, Any]]:
+    """Metrics of each seed."""
+    return [read_figures(plan.runs[model, seed].folder / "metrics.json") for seed in plan.seeds]
+
+
+def _is_default_data(override: str, given: Sequence[str]) -> bool:
+    """Whether an override is the data set of train.py's defaults, in place of which a benchmark names its own."""
+    return override.startswith("data=") and override not in given
+
+
+def _lists(key: str, node: Any) -> dict[str, list[str]]:
+    if not isinstance(node, Mapping) or not node:
+        raise UserError(f"config benchmark.{key}: must map names to lists of settings, got {node!r}")
+    for name, settings in node.items():
+        if not isinstance(settings, list):
+            raise UserError(f"config benchmark.{key}: {name} must be a list of settings, got {settings!r}")
+    return {str(name): [str(s) for s in settings] for name, settings in node.items()}
+
+
+def _chosen(key: str, known: dict[str, list[str]], names: Sequence[str] | None) -> dict[str, list[str]]:
+    for name in names or []:
+        if name not in known:
+            raise UserError(f"config {key}: there is no {name}; the benchmark has {', '.join(known)}")
+    return known if names is None else {name: settings for name, settings in known.items() if name in names}

@@ -1,0 +1,208 @@
+"""The page of a benchmark: ranks with ties on each data set, and over all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from dlen import __version__
+from dlen.comparing.statistics import LEVEL, Difference
+from dlen.comparing.tables import Row, count_seeds, markdown_table, mean_and_spread
+from dlen.files import write_json, write_text
+
+_MEANS = {"gauc": "GAUC", "ne": "NE"}  # means over tasks
+_COSTS = {
+    "model/dense_parameters": ("dense parameters", "{:,.0f}"),
+    "fit/seconds": ("seconds of training", "{:.0f}"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One model on one data set.
+
+    Attributes:
+        model: name of the model.
+        group: 1 for the models that are not clearly behind the best, 2 for those not clearly behind the best of the
+            rest, and so on.
+        auc: mean AUC over tasks, of each seed.
+        to_first: paired difference to the first model of the group; None for this one.
+        gain: paired difference to the base model; None for the base.
+        figures: other metrics, means over seeds; nan where one is not defined.
+        searched: settings that the search chose; empty for the defaults.
+    """
+
+    model: str
+    group: int
+    auc: list[float]
+    to_first: Difference | None
+    gain: Difference | None
+    figures: dict[str, float]
+    searched: str
+
+    @classmethod
+    def of(cls, to_base: Row, to_first: Row, group: int, runs: Sequence[Mapping[str, Any]], searched: str) -> Entry:
+        """Build an entry.
+
+        Args:
+            to_base: the model's row, paired with the base model.
+            to_first: its row, paired with the first model of its group.
+            group: number of its group.
+            runs: metrics of each seed.
+            searched: settings that the search chose.
+        """
+        figures = {key: _mean_of(runs, [f"test/{key}/{task}" for task in to_base.auc]) for key in _MEANS}
+        figures |= {key: _mean_of(runs, [key]) for key in _COSTS}
+        ahead, gain = to_first.differences.get("mean"), to_base.differences.get("mean")
+        return cls(to_base.model, group, to_base.auc["mean"], ahead, gain, figures, searched)
+
+
+@dataclass(frozen=True, slots=True)
+class DataSet:
+    """All models on one data set.
+
+    Attributes:
+        name: name of the data set.
+        identity: identity of the data.
+        trials: settings that each model tried.
+        entries: models, by group and then by mean AUC.
+        unfit: models whose needs the data do not meet.
+    """
+
+    name: str
+    identity: dict[str, Any]
+    trials: int
+    entries: list[Entry]
+    unfit: list[str]
+
+    def ranks(self) -> dict[str, float]:
+        """Rank of each model; the models of a group share the mean of their places."""
+        places: dict[int, list[int]] = {}
+        for place, entry in enumerate(self.entries, 1):
+            places.setdefault(entry.group, []).append(place)
+        return {entry.model: float(np.mean(places[entry.group])) for entry in self.entries}
+
+
+def write_benchmark(
+    folder: Path, data_sets: Sequence[DataSet], missing: Mapping[str, str], base: str, seeds: Sequence[int]
+) -> str:
+    """Write ``benchmark.md`` and ``benchmark.json``.
+
+    Args:
+        folder: folder of the files; created if it does not exist.
+        data_sets: what has been measured.
+        missing: why a data set was left out, by name.
+        base: the model that gains are measured against.
+        seeds: seeds of each model.
+
+    Returns:
+        The page, in Markdown.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    page = markdown(data_sets, missing, base, seeds)
+    write_text(folder / "benchmark.md", page)
+    content = {"version": __version__, "base": base, "seeds": list(seeds), "missing": dict(missing)}
+    write_json(folder / "benchmark.json", content | {"data_sets": [asdict(data) for data in data_sets]})
+    return page
+
+
+def markdown(data_sets: Sequence[DataSet], missing: Mapping[str, str], base: str, seeds: Sequence[int]) -> str:
+    """The page."""
+    parts = ["# Benchmark", _method(base, seeds)]
+    if len(data_sets) > 1:
+        parts += ["## All data sets", _overall(data_sets)]
+    for data in data_sets:
+        parts += [f"## {data.name}", _of_data(data), _table(data, base)]
+        if data.unfit:
+            parts.append(f"Left out, as the data do not meet their needs: {', '.join(data.unfit)}.")
+    if missing:
+        lines = [f"- {name}: {reason}" for name, reason in missing.items()]
+        parts += ["## Not measured", "\n".join(lines)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _method(base: str, seeds: Sequence[int]) -> str:
+    return (
+        f"Each model is trained on the same rows with {count_seeds(seeds)} and its best settings on the validation "
+        "split; nothing is chosen on test rows. Models of one group are not clearly behind the first of it: zero is "
+        f"in the {LEVEL:.0%} interval, over seeds and test rows, of the paired difference in mean AUC. Gains are to "
+        f"`{base}`, paired in the same way; * marks those clear of zero. NE is the log loss over that of the task's "
+        "rate, lower is better; GAUC is the AUC within users."
+    )
+
+
+def _of_data(data: DataSet) -> str:
+    tried = "its defaults" if data.trials == 1 else f"{data.trials} settings"
+    return (
+        f"Data `{data.identity['data']}`, {data.identity['test_rows']:,} test rows; each model tried {tried} on "
+        "validation, where no other number is given."
+    )
+
+
+def _table(data: DataSet, base: str) -> str:
+    used = [key for key in (*_MEANS, *_COSTS) if any(not np.isnan(e.figures[key]) for e in data.entries)]
+    titles = [_MEANS.get(key) or _COSTS[key][0] for key in used]
+    header = ["group", "model", "mean AUC", "to the first [95 %]", f"gain over {base} [95 %]", *titles, "settings"]
+    rows = []
+    for entry in data.entries:
+        figures = [_cell(entry.figures[key], _COSTS[key][1] if key in _COSTS else "{:.4f}") for key in used]
+        gains = [_interval(entry.to_first), _interval(entry.gain)]
+        settings = f"`{entry.searched}`" if entry.searched else "defaults"
+        rows.append([str(entry.group), entry.model, mean_and_spread(entry.auc), *gains, *figures, settings])
+    return markdown_table(header, rows)
+
+
+def _cell(value: float, layout: str) -> str:
+    return "" if np.isnan(value) else layout.format(value)
+
+
+def _interval(difference: Difference | None) -> str:
+    if difference is None:
+        return ""
+    star = "*" if difference.clear else ""
+    return f"{difference.mean:+.4f}{star} [{difference.low:+.4f}, {difference.high:+.4f}]"
+
+
+def _overall(data_sets: Sequence[DataSet]) -> str:
+    """Average rank over the data sets on which all of these models were measured, with the critical difference."""
+    ranks = [data.ranks() for data in data_sets]
+    common = [model for model in ranks[0] if all(model in of_data for of_data in ranks)]
+    averages = {model: float(np.mean([of_data[model] for of_data in ranks])) for model in common}
+    rows = [
+        [model, f"{averages[model]:.2f}", *(f"{of_data[model]:g}" for of_data in ranks)]
+        for model in sorted(common, key=averages.__getitem__)
+    ]
+    table = markdown_table(["model", "average rank", *(data.name for data in data_sets)], rows)
+    difference = critical_difference(len(common), len(data_sets))
+    note = (
+        f"Average ranks that differ by less than {difference:.2f} are not distinguishable (Nemenyi's test, "
+        f"{1 - LEVEL:.0%}; Demšar 2006). Models that were left out on a data set are not in this table."
+    )
+    return f"{table}\n\n{note}"
+
+
+def critical_difference(models: int, data_sets: int) -> float:
+    """Difference of average ranks from which two models differ, by Nemenyi's test (Demšar 2006, section 3.2.2).
+
+    Args:
+        models: number k of models.
+        data_sets: number N of data sets.
+
+    Returns:
+        q sqrt(k (k + 1) / (6 N)), q the studentised range's quantile over the root of 2; 0 for one model.
+    """
+    if models < 2:
+        return 0.0
+    quantile = float(stats.studentized_range.ppf(LEVEL, models, np.inf)) / np.sqrt(2)
+    return float(quantile * np.sqrt(models * (models + 1) / (6 * data_sets)))
+
+
+def _mean_of(runs: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> float:
+    """Mean over runs, of the keys that they have; nan without any."""
+    values = [float(run[key]) for run in runs for key in keys if isinstance(run.get(key), int | float)]
+    return float(np.mean(values)) if values else float("nan")
