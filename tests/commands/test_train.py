@@ -36,6 +36,7 @@ SIZES = {
     "mmoe": [*SMALL, *EXPERT],
     "cgc": [*SMALL, *EXPERT],
     "ple": [*SMALL, *EXPERT],
+    "cross_stitch": [*SMALL, *EXPERT],
     "shared_bottom": [*SMALL, *EXPERT],
     "single_task": [*SMALL, *EXPERT],
     "moe": [*SMALL, *EXPERT],

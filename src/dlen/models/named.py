@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from dlen.models.backbones import (
     CGCBackbone,
+    CrossStitchBackbone,
     MMoEBackbone,
     MoEBackbone,
     MRANBackbone,
@@ -119,6 +120,12 @@ class PLE(Named):
     """Progressive layered extraction (Tang et al. 2020)."""
 
     BACKBONE, FIRST_ORDER = PLEBackbone, True
+
+
+class CrossStitch(Named):
+    """Cross-stitch networks (Misra et al. 2016): networks of each task, whose layers' outputs are mixed."""
+
+    BACKBONE, FIRST_ORDER = CrossStitchBackbone, True
 
 
 class SingleTask(Named):

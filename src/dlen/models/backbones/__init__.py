@@ -1,6 +1,7 @@
 """Backbones: map features to one representation per task."""
 
 from dlen.models.backbones.base import EXPERT, Attention, AttentionBackbone, Backbone, Mixture
+from dlen.models.backbones.cross_stitch import CrossStitchBackbone
 from dlen.models.backbones.mmoe import MMoEBackbone, MoEBackbone
 from dlen.models.backbones.mran import MRANBackbone
 from dlen.models.backbones.ple import CGCBackbone, CGCLevel, PLEBackbone
@@ -14,6 +15,7 @@ __all__ = [
     "Backbone",
     "CGCBackbone",
     "CGCLevel",
+    "CrossStitchBackbone",
     "MMoEBackbone",
     "MRANBackbone",
     "Mixture",
