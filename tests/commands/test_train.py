@@ -37,6 +37,7 @@ SIZES = {
     "cgc": [*SMALL, *EXPERT],
     "ple": [*SMALL, *EXPERT],
     "cross_stitch": [*SMALL, *EXPERT],
+    "adatt": [*SMALL, *EXPERT],
     "shared_bottom": [*SMALL, *EXPERT],
     "single_task": [*SMALL, *EXPERT],
     "moe": [*SMALL, *EXPERT],

@@ -39,6 +39,7 @@ NAMED = {
     "aitm": models.AITM,
     "cgc": models.CGC,
     "cross_stitch": models.CrossStitch,
+    "adatt": models.AdaTT,
     "dlen": models.DLEN,
     "esmm": models.ESMM,
     "mmoe": models.MMoE,

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 from dlen.models.backbones import (
+    AdaTTBackbone,
     CGCBackbone,
     CrossStitchBackbone,
     MMoEBackbone,
@@ -126,6 +127,12 @@ class CrossStitch(Named):
     """Cross-stitch networks (Misra et al. 2016): networks of each task, whose layers' outputs are mixed."""
 
     BACKBONE, FIRST_ORDER = CrossStitchBackbone, True
+
+
+class AdaTT(Named):
+    """Adaptive task-to-task fusion (Li et al. 2023): every task fuses all experts, its own ones also as a residual."""
+
+    BACKBONE, FIRST_ORDER = AdaTTBackbone, True
 
 
 class SingleTask(Named):

@@ -1,5 +1,6 @@
 """Backbones: map features to one representation per task."""
 
+from dlen.models.backbones.adatt import AdaTTBackbone, AdaTTLevel, NativeMix
 from dlen.models.backbones.base import EXPERT, Attention, AttentionBackbone, Backbone, Mixture
 from dlen.models.backbones.cross_stitch import CrossStitchBackbone
 from dlen.models.backbones.mmoe import MMoEBackbone, MoEBackbone
@@ -10,6 +11,8 @@ from dlen.models.backbones.task_networks import TaskNetworksBackbone
 
 __all__ = [
     "EXPERT",
+    "AdaTTBackbone",
+    "AdaTTLevel",
     "Attention",
     "AttentionBackbone",
     "Backbone",
@@ -20,6 +23,7 @@ __all__ = [
     "MRANBackbone",
     "Mixture",
     "MoEBackbone",
+    "NativeMix",
     "PLEBackbone",
     "SharedBottomBackbone",
     "TaskNetworksBackbone",
