@@ -38,6 +38,7 @@ SIZES = {
     "ple": [*SMALL, *EXPERT],
     "cross_stitch": [*SMALL, *EXPERT],
     "adatt": [*SMALL, *EXPERT],
+    "pepnet": [*SMALL, *EXPERT],
     "shared_bottom": [*SMALL, *EXPERT],
     "single_task": [*SMALL, *EXPERT],
     "moe": [*SMALL, *EXPERT],

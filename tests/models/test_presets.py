@@ -40,6 +40,7 @@ NAMED = {
     "cgc": models.CGC,
     "cross_stitch": models.CrossStitch,
     "adatt": models.AdaTT,
+    "pepnet": models.PEPNet,
     "dlen": models.DLEN,
     "esmm": models.ESMM,
     "mmoe": models.MMoE,

@@ -21,6 +21,7 @@ from dlen.models.named import (
     MMoE,
     MoE,
     Named,
+    PEPNet,
     SharedBottom,
     SingleTask,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "MoE",
     "Model",
     "Named",
+    "PEPNet",
     "PositionRanker",
     "Predictions",
     "Ranker",

@@ -15,13 +15,14 @@ from dlen.models.backbones import (
     MoEBackbone,
     MRANBackbone,
     PLEBackbone,
+    PPNetBackbone,
     SharedBottomBackbone,
     TaskNetworksBackbone,
 )
 from dlen.models.dlen import LatentHead
 from dlen.models.funnels import AITMHead, ESMMHead
 from dlen.models.heads import IndependentHead
-from dlen.models.interactions import MakeInteraction
+from dlen.models.interactions import EPNetInteraction, MakeInteraction
 from dlen.models.pal import PositionRanker
 from dlen.models.ranker import MakeBackbone, MakeHead, MakePool, Ranker
 from dlen.nn.embedding import EmbeddingTable
@@ -40,7 +41,7 @@ class Named(Ranker):
         embedding: factory of the embedding table; overrides ``embedding_dim`` and ``first_order``.
         sequence: how a sequence becomes one vector per list.
         interaction: factory of a layer between embedding and backbone, see :mod:`dlen.models.interactions`; None for
-            none.
+            the model's own, if it has one.
         backbone: factory of the backbone; overrides the model's own.
         head: factory of the head; overrides the model's own.
         dropout: dropout probability of backbone and head.
@@ -53,6 +54,7 @@ class Named(Ranker):
 
     BACKBONE: ClassVar[Callable[..., Any]]
     HEAD: ClassVar[Callable[..., Any]] = IndependentHead
+    INTERACTION: ClassVar[Callable[..., Any] | None] = None
     FIRST_ORDER: ClassVar[bool] = False
     PRIVATE: ClassVar[bool] = False
 
@@ -79,7 +81,7 @@ class Named(Ranker):
         super().__init__(
             schema,
             embedding=partial(EmbeddingTable, **table) if embedding is None else embedding,
-            interaction=interaction,
+            interaction=self.INTERACTION if interaction is None else interaction,
             backbone=backbone,
             head=head,
             sequence=sequence,
@@ -133,6 +135,12 @@ class AdaTT(Named):
     """Adaptive task-to-task fusion (Li et al. 2023): every task fuses all experts, its own ones also as a residual."""
 
     BACKBONE, FIRST_ORDER = AdaTTBackbone, True
+
+
+class PEPNet(Named):
+    """Parameter and embedding personalised network (Chang et al. 2023): gates on the inputs and on hidden units."""
+
+    BACKBONE, INTERACTION, FIRST_ORDER = PPNetBackbone, EPNetInteraction, True
 
 
 class SingleTask(Named):

@@ -6,6 +6,7 @@ from dlen.models.backbones.cross_stitch import CrossStitchBackbone
 from dlen.models.backbones.mmoe import MMoEBackbone, MoEBackbone
 from dlen.models.backbones.mran import MRANBackbone
 from dlen.models.backbones.ple import CGCBackbone, CGCLevel, PLEBackbone
+from dlen.models.backbones.ppnet import PPNetBackbone, ScaledMLP
 from dlen.models.backbones.shared_bottom import SharedBottomBackbone
 from dlen.models.backbones.task_networks import TaskNetworksBackbone
 
@@ -25,6 +26,8 @@ __all__ = [
     "MoEBackbone",
     "NativeMix",
     "PLEBackbone",
+    "PPNetBackbone",
+    "ScaledMLP",
     "SharedBottomBackbone",
     "TaskNetworksBackbone",
 ]
