@@ -46,6 +46,7 @@ CASES = {
     "mran": ["data=aliccp_demo", "model=mran", "model.backbone.expert=[8]"],
     "cross-stitch": [*FEED, "model=cross_stitch", "model.backbone.expert=[16,8]"],
     "adatt": [*FEED, "model=adatt", "model.backbone.shared_experts=1", "model.backbone.expert=[16,8]"],
+    "home": [*FEED, "model=home", "model.backbone.groups=[[0,1],[2,3,4]]", "model.backbone.expert=[16,8]"],
     "pepnet, with lists": ["data=aliccp_demo", "model=pepnet", "model.backbone.expert=[16,8]"],
     "dlen after senet": [*FEED, "model=dlen", "model/interaction=senet", "model.head.hidden=[8]"],
     "mmoe after epnet, with lists": ["data=aliccp_demo", "model=mmoe", "model/interaction=epnet"],

@@ -30,6 +30,10 @@ MODELS = {
     "dlen without a network for P(UP)": ["model=dlen", "model.head.hidden=null", "model.head.tower=[8]"],
     "mmoe": SMALL,
     "single_task": SMALL,
+    "cross_stitch": SMALL,
+    "adatt": SMALL,
+    "pepnet": SMALL,
+    "home": SMALL,
     "mran": SMALL,
 }
 

@@ -39,6 +39,7 @@ SIZES = {
     "cross_stitch": [*SMALL, *EXPERT],
     "adatt": [*SMALL, *EXPERT],
     "pepnet": [*SMALL, *EXPERT],
+    "home": [*SMALL, *EXPERT],
     "shared_bottom": [*SMALL, *EXPERT],
     "single_task": [*SMALL, *EXPERT],
     "moe": [*SMALL, *EXPERT],

@@ -41,6 +41,7 @@ NAMED = {
     "cross_stitch": models.CrossStitch,
     "adatt": models.AdaTT,
     "pepnet": models.PEPNet,
+    "home": models.HoME,
     "dlen": models.DLEN,
     "esmm": models.ESMM,
     "mmoe": models.MMoE,

@@ -10,7 +10,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from dlen.models import CGC, DLEN, MRAN, PLE, AdaTT, CrossStitch, MMoE, MoE, PEPNet, Ranker, SharedBottom, SingleTask
+from dlen.models import (
+    CGC,
+    DLEN,
+    MRAN,
+    PLE,
+    AdaTT,
+    CrossStitch,
+    HoME,
+    MMoE,
+    MoE,
+    PEPNet,
+    Ranker,
+    SharedBottom,
+    SingleTask,
+)
 from dlen.models.backbones import CGCBackbone, MMoEBackbone, PLEBackbone, SharedBottomBackbone
 from dlen.models.predictions import Predictions, task_losses
 from dlen.models.ranker import MakeBackbone
@@ -33,6 +47,7 @@ MODELS: dict[str, Callable[[Schema], Ranker]] = {
     "cross_stitch": partial(CrossStitch, expert=EXPERT, **SIZES),
     "adatt": partial(AdaTT, task_experts=1, shared_experts=2, expert=EXPERT, **SIZES),
     "pepnet": partial(PEPNet, hidden=(5,), expert=EXPERT, **SIZES),
+    "home": partial(HoME, shared_experts=2, group_experts=1, task_experts=1, rank=2, expert=EXPERT, **SIZES),
     "single_task": partial(SingleTask, expert=EXPERT, **SIZES),
     "moe": partial(MoE, num_experts=2, expert=EXPERT, **SIZES),
     "mran": partial(MRAN, heads=2, head_dim=4, expert=EXPERT, **SIZES),

@@ -11,6 +11,7 @@ from dlen.models.backbones import (
     AdaTTBackbone,
     CGCBackbone,
     CrossStitchBackbone,
+    HoMEBackbone,
     MMoEBackbone,
     MoEBackbone,
     MRANBackbone,
@@ -141,6 +142,12 @@ class PEPNet(Named):
     """Parameter and embedding personalised network (Chang et al. 2023): gates on the inputs and on hidden units."""
 
     BACKBONE, INTERACTION, FIRST_ORDER = PPNetBackbone, EPNetInteraction, True
+
+
+class HoME(Named):
+    """Hierarchy of multi-gate experts (Wang et al. 2024): normalised experts of all tasks, groups and single tasks."""
+
+    BACKBONE, FIRST_ORDER = HoMEBackbone, True
 
 
 class SingleTask(Named):

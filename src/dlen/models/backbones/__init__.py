@@ -3,6 +3,7 @@
 from dlen.models.backbones.adatt import AdaTTBackbone, AdaTTLevel, NativeMix
 from dlen.models.backbones.base import EXPERT, Attention, AttentionBackbone, Backbone, Mixture
 from dlen.models.backbones.cross_stitch import CrossStitchBackbone
+from dlen.models.backbones.home import HoMEBackbone
 from dlen.models.backbones.mmoe import MMoEBackbone, MoEBackbone
 from dlen.models.backbones.mran import MRANBackbone
 from dlen.models.backbones.ple import CGCBackbone, CGCLevel, PLEBackbone
@@ -20,6 +21,7 @@ __all__ = [
     "CGCBackbone",
     "CGCLevel",
     "CrossStitchBackbone",
+    "HoMEBackbone",
     "MMoEBackbone",
     "MRANBackbone",
     "Mixture",
