@@ -10,7 +10,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from dlen.models import CGC, DLEN, MRAN, PLE, STEM, MMoE, MoE, Ranker, SharedBottom, SingleTask
+from dlen.models import (
+    CGC,
+    DLEN,
+    MRAN,
+    PLE,
+    STEM,
+    AdaTT,
+    CrossStitch,
+    HoME,
+    MMoE,
+    MoE,
+    PEPNet,
+    Ranker,
+    SharedBottom,
+    SingleTask,
+)
 from dlen.models.backbones import CGCBackbone, MMoEBackbone, PLEBackbone, SharedBottomBackbone
 from dlen.models.predictions import Predictions, task_losses
 from dlen.models.ranker import MakeBackbone
@@ -30,6 +45,10 @@ MODELS: dict[str, Callable[[Schema], Ranker]] = {
     "cgc": partial(CGC, shared_experts=2, task_experts=1, expert=EXPERT, **SIZES),
     "ple": partial(PLE, levels=2, shared_experts=2, task_experts=1, expert=EXPERT, **SIZES),
     "shared_bottom": partial(SharedBottom, expert=EXPERT, **SIZES),
+    "cross_stitch": partial(CrossStitch, expert=EXPERT, **SIZES),
+    "adatt": partial(AdaTT, task_experts=1, shared_experts=2, expert=EXPERT, **SIZES),
+    "pepnet": partial(PEPNet, hidden=(5,), expert=EXPERT, **SIZES),
+    "home": partial(HoME, shared_experts=2, group_experts=1, task_experts=1, rank=2, expert=EXPERT, **SIZES),
     "single_task": partial(SingleTask, expert=EXPERT, **SIZES),
     "stem": partial(STEM, shared_experts=2, task_experts=1, expert=EXPERT, **SIZES),
     "moe": partial(MoE, num_experts=2, expert=EXPERT, **SIZES),

@@ -7,16 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dlen.checks import whole
 from dlen.models.features import Features, FeatureSpec
+from dlen.models.prior import prior_fields
 from dlen.nn.embedding import columns
-from dlen.nn.mlp import MLP
-from dlen.valid import did_you_mean
+from dlen.nn.scale import Scale
 
 _MOST = 1024  # upper limit on layers, and on the size of a bottleneck
-_PRIOR_SIDES = ("user", "context")  # sides whose fields are EPNet's prior, the first of them that has fields
+_PRIOR_SIDES = (("user",), ("context",))  # of EPNet's prior fields
 
 
 class Interaction(nn.Module, ABC):
@@ -44,27 +44,6 @@ class Interaction(nn.Module, ABC):
 MakeInteraction = Callable[[FeatureSpec], Interaction]
 
 
-class _Scale(nn.Module):
-    """Gates from 0 to 2, 2 sigmoid(W MLP(x) + b): with W = 0 and b = 0, all of them are 1 before the first step.
-
-    Args:
-        in_dim: input size.
-        hidden: hidden layer sizes.
-        out_dim: number of gates G.
-    """
-
-    def __init__(self, in_dim: int, hidden: Sequence[int], out_dim: int) -> None:
-        super().__init__()
-        self.hidden = MLP(in_dim, hidden)
-        self.output = nn.Linear(self.hidden.out_dim, out_dim)
-        nn.init.zeros_(self.output.weight)
-        nn.init.zeros_(self.output.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in_dim) -> (B, G)."""
-        return 2 * torch.sigmoid(self.output(self.hidden(x)))
-
-
 class SENetInteraction(Interaction):
     """One gate per field, computed from all fields: the SENet of FiBiNET (Huang et al. 2019, equations 2 to 4).
 
@@ -85,7 +64,7 @@ class SENetInteraction(Interaction):
     def __init__(self, spec: FeatureSpec, *, reduction: int = 3) -> None:
         super().__init__(spec)
         fields = len(spec.fields) + len(spec.numbers)
-        self.excitation = _Scale(fields, [max(fields // whole("interaction.reduction", reduction, 1), 1)], fields)
+        self.excitation = Scale(fields, [max(fields // whole("interaction.reduction", reduction, 1), 1)], fields)
 
     def forward(self, features: Features) -> Features:
         """Multiply each field by its gate."""
@@ -116,35 +95,13 @@ class EPNetInteraction(Interaction):
         self, spec: FeatureSpec, *, fields: Sequence[str] | None = None, hidden: Sequence[int] = (64,)
     ) -> None:
         super().__init__(spec)
-        self.prior = _prior(spec, fields)
-        self.gates = _Scale(len(self.prior) * spec.dim + spec.width, hidden, spec.width)
+        self.prior = prior_fields(spec, fields, _PRIOR_SIDES, "interaction.fields")
+        self.gates = Scale(len(self.prior) * spec.dim + spec.width, hidden, spec.width)
 
     def forward(self, features: Features) -> Features:
         """Multiply each input by its gate."""
         x, prior = features.flat, columns(features.fields, self.prior).flatten(1)
         return features.changed([x * self.gates(torch.cat([prior, x.detach()], 1))], self.out_spec)
-
-
-def _prior(spec: FeatureSpec, names: Sequence[str] | None) -> list[int]:
-    """Indices of the prior fields among the embedded fields."""
-    if names is None:
-        sides = [[i for i, own in enumerate(spec.sides) if own == side] for side in _PRIOR_SIDES]
-        found = next((indices for indices in sides if indices), [])
-        if not found:
-            raise ValueError(
-                f"interaction.fields must name the prior fields of epnet, as no embedded field is of side "
-                f"{' or '.join(_PRIOR_SIDES)}; the embedded fields are {', '.join(spec.fields) or 'none'}"
-            )
-        return found
-    if isinstance(names, str) or not isinstance(names, Sequence) or not names:
-        raise ValueError(f"interaction.fields must be a list of field names or null, got {names!r}")
-    for name in names:
-        if name not in spec.fields:
-            hint = did_you_mean(name, spec.fields)
-            raise ValueError(
-                f"interaction.fields: {name!r} is not one of the embedded fields {', '.join(spec.fields)}{hint}"
-            )
-    return [spec.fields.index(name) for name in names]
 
 
 class CrossInteraction(Interaction):

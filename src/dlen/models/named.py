@@ -8,11 +8,15 @@ from functools import partial
 from typing import Any, ClassVar
 
 from dlen.models.backbones import (
+    AdaTTBackbone,
     CGCBackbone,
+    CrossStitchBackbone,
+    HoMEBackbone,
     MMoEBackbone,
     MoEBackbone,
     MRANBackbone,
     PLEBackbone,
+    PPNetBackbone,
     SharedBottomBackbone,
     STEMBackbone,
     TaskNetworksBackbone,
@@ -22,7 +26,7 @@ from dlen.models.dlen import LatentHead
 from dlen.models.escm2 import ESCM2Head
 from dlen.models.funnels import AITMHead, ESMMHead
 from dlen.models.heads import IndependentHead
-from dlen.models.interactions import MakeInteraction
+from dlen.models.interactions import EPNetInteraction, MakeInteraction
 from dlen.models.pal import PositionRanker
 from dlen.models.ranker import MakeBackbone, MakeHead, MakePool, Ranker
 from dlen.nn.embedding import EmbeddingTable
@@ -41,7 +45,7 @@ class Named(Ranker):
         embedding: factory of the embedding table; overrides ``embedding_dim`` and ``first_order``.
         sequence: how a sequence becomes one vector per list.
         interaction: factory of a layer between embedding and backbone, see :mod:`dlen.models.interactions`; None for
-            none.
+            the model's own, if it has one.
         backbone: factory of the backbone; overrides the model's own.
         head: factory of the head; overrides the model's own.
         dropout: dropout probability of backbone and head.
@@ -54,6 +58,7 @@ class Named(Ranker):
 
     BACKBONE: ClassVar[Callable[..., Any]]
     HEAD: ClassVar[Callable[..., Any]] = IndependentHead
+    INTERACTION: ClassVar[Callable[..., Any] | None] = None
     FIRST_ORDER: ClassVar[bool] = False
     PRIVATE: ClassVar[bool] = False
     SHARED_PART: ClassVar[bool] = False
@@ -82,7 +87,7 @@ class Named(Ranker):
         super().__init__(
             schema,
             embedding=partial(EmbeddingTable, **table) if embedding is None else embedding,
-            interaction=interaction,
+            interaction=self.INTERACTION if interaction is None else interaction,
             backbone=backbone,
             head=head,
             sequence=sequence,
@@ -136,6 +141,30 @@ class DBMTL(Named):
     """Deep Bayesian multi-target learning (Wang et al. 2019): towers that take the hidden layers of other tasks."""
 
     BACKBONE, HEAD, FIRST_ORDER = SharedBottomBackbone, DBMTLHead, True
+
+
+class CrossStitch(Named):
+    """Cross-stitch networks (Misra et al. 2016): networks of each task, whose layers' outputs are mixed."""
+
+    BACKBONE, FIRST_ORDER = CrossStitchBackbone, True
+
+
+class AdaTT(Named):
+    """Adaptive task-to-task fusion (Li et al. 2023): every task fuses all experts, its own ones also as a residual."""
+
+    BACKBONE, FIRST_ORDER = AdaTTBackbone, True
+
+
+class PEPNet(Named):
+    """Parameter and embedding personalised network (Chang et al. 2023): gates on the inputs and on hidden units."""
+
+    BACKBONE, INTERACTION, FIRST_ORDER = PPNetBackbone, EPNetInteraction, True
+
+
+class HoME(Named):
+    """Hierarchy of multi-gate experts (Wang et al. 2024): normalised experts of all tasks, groups and single tasks."""
+
+    BACKBONE, FIRST_ORDER = HoMEBackbone, True
 
 
 class SingleTask(Named):

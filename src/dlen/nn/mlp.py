@@ -20,8 +20,7 @@ class MLP(nn.Module):
 
     def __init__(self, in_dim: int, sizes: Sequence[int], dropout: float = 0.0) -> None:
         super().__init__()
-        if not isinstance(sizes, Sequence) or any(not is_whole(size) or size < 1 for size in sizes):
-            raise ValueError(f"layer sizes must be a list of whole numbers of at least 1, got {sizes!r}")
+        check_layers(sizes)
         if not is_number(dropout) or not 0 <= dropout < 1:
             raise ValueError(f"dropout must be a number from 0 to below 1, got {dropout!r}")
         layers: list[nn.Module] = []
@@ -41,3 +40,9 @@ class MLP(nn.Module):
         """(..., in_dim) -> (..., out_dim)."""
         out: Tensor = self.layers(x)
         return out
+
+
+def check_layers(sizes: Sequence[int]) -> None:
+    """Raise ValueError for layer sizes that are not a list of positive whole numbers."""
+    if not isinstance(sizes, Sequence) or any(not is_whole(size) or size < 1 for size in sizes):
+        raise ValueError(f"layer sizes must be a list of whole numbers of at least 1, got {sizes!r}")

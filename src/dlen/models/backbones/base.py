@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dlen.checks import whole
 from dlen.models.features import Features
 from dlen.nn.gate import Gate
+from dlen.nn.mlp import check_layers
 
 EXPERT = (256, 128, 64)  # layer sizes of every expert in the paper
 _MOST = 1024  # upper limit on experts and levels
@@ -88,6 +89,7 @@ def check_sizes(expert: Sequence[int], **numbers: int) -> None:
     """Raise ValueError for invalid layer sizes or counts."""
     if not expert:
         raise ValueError("expert must name at least one layer size")
+    check_layers(expert)
     for name, number in numbers.items():
         whole(name, number, 1, _MOST)  # each one is a module: building a mistyped number could take hours
 
