@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,12 +12,12 @@ from typing import Any
 import optuna
 from omegaconf import DictConfig, OmegaConf
 
-from dlen.benchmarking.tables import DataSet, Entry, write_benchmark
+from dlen.benchmarking.tables import DataSet, Entry, figures_of, write_benchmark
 from dlen.checks import whole
 from dlen.comparing.compare import summarise
 from dlen.comparing.fit import fitted
 from dlen.comparing.plan import Plan, parse_seeds, plan_runs, store_of
-from dlen.comparing.tables import Comparison, print_markdown
+from dlen.comparing.tables import Comparison, Row, print_markdown
 from dlen.comparing.workers import train_missing
 from dlen.data.prepare import check_writable
 from dlen.data.store import Store
@@ -79,9 +80,10 @@ def benchmark(config: DictConfig) -> None:
             missing[name] = str(error)
             continue
         measured.append(_measure(name, own, settings, config, stores, store))
-        print_markdown(write_benchmark(out, measured, missing, settings.base, settings.seeds))
+        write_benchmark(out, measured, missing, settings.base, settings.seeds)  # a later data set may fail
     if not measured:
         raise UserError(f"config benchmark.data: no data set can be read ({next(iter(missing.values()))})")
+    print_markdown(write_benchmark(out, measured, missing, settings.base, settings.seeds))
     print(f"Benchmark: {out}/benchmark.md, benchmark.json")
 
 
@@ -120,17 +122,19 @@ def candidates(space: Mapping[str, Any], trials: int, tasks: Sequence[str]) -> l
     if not space:
         return [()]
     parsed = parse_space(space, tasks, "benchmark.space")
-    logging = optuna.logging.get_verbosity()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        sampler = optuna.samplers.QMCSampler(scramble=True, seed=0)
+    level = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
-        study = optuna.create_study(sampler=optuna.samplers.QMCSampler(scramble=True, seed=0))
-        found = []
+        study, found = optuna.create_study(sampler=sampler), []
         for _ in range(trials - 1):
             trial = study.ask(dict(parsed.distributions()))
             found.append(tuple(parsed.overrides(parsed.suggest(trial))))
             study.tell(trial, 0.0)
     finally:
-        optuna.logging.set_verbosity(logging)
+        optuna.logging.set_verbosity(level)
     return [(), *found]
 
 
@@ -159,15 +163,26 @@ def _measure(
     chosen = {model: [*common, *models[model], *tried[model][best[model]]] for model in models}
     plan = plan_runs(name, settings.base, chosen, settings.seeds, stores)
     _train(plan.runs.values(), config, name)
+    to_base = {row.model: row for row in summarise(plan).rows}
+
+    def entry(group: int, to_first: Row) -> Entry:
+        model, row = to_first.model, to_base[to_first.model]
+        runs = [plan.runs[model, seed] for seed in plan.seeds]
+        return Entry(
+            model,
+            group,
+            row.auc["mean"],
+            to_first.differences.get("mean"),
+            row.differences.get("mean"),
+            figures_of([read_figures(run.folder / "metrics.json") for run in runs], list(row.auc)),
+            " ".join(tried[model][best[model]]),
+            len(tried[model]),
+            list(runs[0].overrides),
+        )
+
     groups = list(_groups(plan))
-    gains = {row.model: row for row in summarise(plan).rows}
-    entries = [
-        Entry.of(gains[row.model], row, group, _figures(plan, row.model), " ".join(tried[row.model][best[row.model]]))
-        for group, comparison in enumerate(groups, 1)
-        for row in comparison.rows
-    ]
-    skipped = [model for model in settings.models if model not in models]
-    return DataSet(name, groups[0].identity, settings.trials, entries, skipped)
+    entries = [entry(group, row) for group, comparison in enumerate(groups, 1) for row in comparison.rows]
+    return DataSet(name, groups[0].identity, entries, [model for model in settings.models if model not in models])
 
 
 def _train(runs: Any, config: DictConfig, group: str) -> None:
@@ -212,11 +227,6 @@ def _clearly_behind(difference: Any) -> bool:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-def _figures(plan: Plan, model: str) -> list[dict[str, Any]]:
-    """Metrics of each seed."""
-    return [read_figures(plan.runs[model, seed].folder / "metrics.json") for seed in plan.seeds]
 
 
 def _is_default_data(override: str, given: Sequence[str]) -> bool:

@@ -12,7 +12,7 @@ from scipy import stats
 
 from dlen import __version__
 from dlen.comparing.statistics import LEVEL, Difference
-from dlen.comparing.tables import Row, count_seeds, markdown_table, mean_and_spread
+from dlen.comparing.tables import count_seeds, markdown_table, mean_and_spread
 from dlen.files import write_json, write_text
 
 _MEANS = {"gauc": "GAUC", "ne": "NE"}  # means over tasks
@@ -35,6 +35,8 @@ class Entry:
         gain: paired difference to the base model; None for the base.
         figures: other metrics, means over seeds; nan where one is not defined.
         searched: settings that the search chose; empty for the defaults.
+        trials: number of settings that were tried.
+        settings: overrides of ``train.py`` with which anyone can repeat a seed.
     """
 
     model: str
@@ -44,22 +46,8 @@ class Entry:
     gain: Difference | None
     figures: dict[str, float]
     searched: str
-
-    @classmethod
-    def of(cls, to_base: Row, to_first: Row, group: int, runs: Sequence[Mapping[str, Any]], searched: str) -> Entry:
-        """Build an entry.
-
-        Args:
-            to_base: the model's row, paired with the base model.
-            to_first: its row, paired with the first model of its group.
-            group: number of its group.
-            runs: metrics of each seed.
-            searched: settings that the search chose.
-        """
-        figures = {key: _mean_of(runs, [f"test/{key}/{task}" for task in to_base.auc]) for key in _MEANS}
-        figures |= {key: _mean_of(runs, [key]) for key in _COSTS}
-        ahead, gain = to_first.differences.get("mean"), to_base.differences.get("mean")
-        return cls(to_base.model, group, to_base.auc["mean"], ahead, gain, figures, searched)
+    trials: int
+    settings: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +57,12 @@ class DataSet:
     Attributes:
         name: name of the data set.
         identity: identity of the data.
-        trials: settings that each model tried.
         entries: models, by group and then by mean AUC.
         unfit: models whose needs the data do not meet.
     """
 
     name: str
     identity: dict[str, Any]
-    trials: int
     entries: list[Entry]
     unfit: list[str]
 
@@ -137,11 +123,7 @@ def _method(base: str, seeds: Sequence[int]) -> str:
 
 
 def _of_data(data: DataSet) -> str:
-    tried = "its defaults" if data.trials == 1 else f"{data.trials} settings"
-    return (
-        f"Data `{data.identity['data']}`, {data.identity['test_rows']:,} test rows; each model tried {tried} on "
-        "validation, where no other number is given."
-    )
+    return f"Data `{data.identity['data']}`, {data.identity['test_rows']:,} test rows."
 
 
 def _table(data: DataSet, base: str) -> str:
@@ -152,7 +134,8 @@ def _table(data: DataSet, base: str) -> str:
     for entry in data.entries:
         figures = [_cell(entry.figures[key], _COSTS[key][1] if key in _COSTS else "{:.4f}") for key in used]
         gains = [_interval(entry.to_first), _interval(entry.gain)]
-        settings = f"`{entry.searched}`" if entry.searched else "defaults"
+        chosen = f"`{entry.searched}`" if entry.searched else "defaults"
+        settings = f"{chosen}, best of {entry.trials}" if entry.trials > 1 else chosen
         rows.append([str(entry.group), entry.model, mean_and_spread(entry.auc), *gains, *figures, settings])
     return markdown_table(header, rows)
 
@@ -200,6 +183,17 @@ def critical_difference(models: int, data_sets: int) -> float:
         return 0.0
     quantile = float(stats.studentized_range.ppf(LEVEL, models, np.inf)) / np.sqrt(2)
     return float(quantile * np.sqrt(models * (models + 1) / (6 * data_sets)))
+
+
+def figures_of(runs: Sequence[Mapping[str, Any]], targets: Sequence[str]) -> dict[str, float]:
+    """The other metrics of an entry.
+
+    Args:
+        runs: metrics of each seed.
+        targets: names of the tasks and joint events.
+    """
+    figures = {key: _mean_of(runs, [f"test/{key}/{target}" for target in targets]) for key in _MEANS}
+    return figures | {key: _mean_of(runs, [key]) for key in _COSTS}
 
 
 def _mean_of(runs: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> float:

@@ -93,6 +93,8 @@ def tasks_of_states(
     if states == 1 and not isinstance(states, bool):
         return None
     names = schema.task_names
+    if states == "auto" and not schema.binary.tasks:
+        return None
     if states in (2, "auto"):
         frequent = max(schema.binary.tasks, key=lambda task: task.rate).name
         view = next((view for view in views if frequent in view), [])
