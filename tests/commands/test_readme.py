@@ -55,7 +55,9 @@ def smaller(arguments: list[str]) -> list[str]:
         extra += ["seeds=1", "models=[MMoE,DLEN]"]
     if script == "sweep.py":
         extra += ["sweep.trials=1", "sweep.confirm=0", "sweep.workers=1"]
-    if script in ("train.py", "compare.py", "sweep.py"):
+    if script == "benchmark.py":
+        extra += ["seeds=1", "models=[single task,MMoE]", "benchmark.trials=1"]
+    if script in ("train.py", "compare.py", "sweep.py", "benchmark.py"):
         extra += [*MODEL, "trainer.limit_train_batches=8"]
         extra += [] if "trainer.max_epochs" in " ".join(rest) else ["trainer.max_epochs=1"]
     return extra
