@@ -463,7 +463,10 @@ def test_joined_views_are_told(composed: Compose, capsys: pytest.CaptureFixture[
     world = ["data=feed_implied", "data.rows=6000", "data.users=40", "data.items=30", "trainer.max_steps=2"]
     metrics = train(composed(*SIZES["dlen"], *world))
     said = capsys.readouterr().err
+    assert "click and long_view hang on a second hidden state, watching; model.head.states=1 has P(UP) alone" in said
+    assert {"test/lift/click/long_view", "test/hidden/watching/auc/like", "test/hidden/watching/mean"} <= metrics.keys()
+    train(composed(*SIZES["dlen"], *world, "model.head.states=1"))
+    said = capsys.readouterr().err
     assert "click and long_view are one sign of P(UP); model.head.views=none parts them" in said
-    assert "test/lift/click/long_view" in metrics
     train(composed(*SIZES["dlen"], *world, "model.head.views={watch:[click,like]}"))
     assert "click and like are one sign" in capsys.readouterr().err

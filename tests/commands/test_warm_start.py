@@ -125,7 +125,7 @@ def test_views_are_those_of_todays_labels(yesterday: Path) -> None:
     """Today a long view follows the click, and a column tells afterwards how long it was; yesterday neither was so."""
     tasks = {"click": "click", "like": "like", "long": "long", "share": "share"}
     fields = {"user": {"side": "user"}, "item": {"side": "item"}}
-    model = (*TINY[1:], "model=dlen", "model.head.tower=[4]", "model.head.hidden=[4]")
+    model = (*TINY[1:], "model=dlen", "model.head.tower=[4]", "model.head.hidden=[4]", "model.head.states=1")
     for day in ("a", "b"):
         draw, log = np.random.default_rng(ord(day)), rows(ord(day), [f"u{n}" for n in range(20)])
         long = log["click"] if day == "b" else pl.Series(draw.integers(0, 2, len(log)))
@@ -138,6 +138,9 @@ def test_views_are_those_of_todays_labels(yesterday: Path) -> None:
     np.testing.assert_allclose(after["p_click"], before["p_click"], rtol=1e-5)
     weights = torch.load(yesterday / "b_run/checkpoints/best.ckpt", weights_only=True)["state_dict"]
     assert {"model.head.views.log_ratios", "model.head.privileged.logits.0"} <= weights.keys()
+    states = "model.head.states={watching:[click,long],liking:[like,share]}"
+    line = refusal("train.py", yesterday, *data, *model, "run_dir=c_run", "init_from=a_run", states)
+    assert line.endswith("set model.head.states=1")
 
 
 def test_buckets_are_the_same_if_there_are_as_many(yesterday: Path) -> None:

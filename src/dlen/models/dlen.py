@@ -76,10 +76,10 @@ class LatentHead(Head):
         match: number of factors of the user-item dot product in P(UP); 0 for none, as in the paper.
         detach_bound: with the conditional bound, stop the gradient from P(t | not UP) into P(t | UP).
         views: tasks of the same view may depend on each other given the state, in the full likelihood. ``auto`` joins
-            tasks whose labels correlate by .5 or more; ``none`` takes all labels as independent, as the paper does;
+            tasks whose labels correlate by .3 or more; ``none`` takes all labels as independent, as the paper does;
             a mapping names each view's tasks. See :func:`~dlen.models.label_classes.find_links`.
         states: 1; or 2, for a second hidden state W beside UP that the tasks joined with the most frequent one hang on,
-            such as watching; or ``auto``, 2 if there are such tasks; or a mapping of the names of W and of UP to their
+            such as watching; or ``auto``, 2 if ``views=auto`` finds such tasks; or a mapping of the names of W and of UP to their
             tasks. See :mod:`~dlen.models.second_state`.
         initial_up: initial P(UP) of a single state, raised if the training rates require it; ``labels`` starts P(UP),
             P(t | UP) and P(t | not UP) at the two classes that :func:`~dlen.models.label_classes.fit_classes` finds in
@@ -135,11 +135,14 @@ class LatentHead(Head):
         self.view_names = view_names(schema, links)
         if not joint and states not in (1, "auto"):
             raise ValueError("states: a second hidden state needs likelihood=full; single labels tell nothing of it")
+        if states == "auto" and given is not None:
+            states = 1  # who names views says what UP explains
         of_states = tasks_of_states(states, schema, self.view_names)
         classes, self.state_names = None, ("up",)
         if of_states is not None:
             second, held = of_states
             self.state_names = ("up", second)
+            self.second_tasks = tuple(name for name, own in zip(schema.task_names, held[0], strict=True) if own)
             links = [link for link in links if not held[0, [link.parent, link.child]].all()]
             switch = switches(held) ^ np.array([task.dislike for task in schema.tasks])
             self.register_buffer("switch", torch.from_numpy(switch), persistent=False)

@@ -53,12 +53,14 @@ class Head(nn.Module, ABC):
     Attributes:
         view_names: names of the tasks of each view, for heads with P(UP); None for all others.
         state_names: names of the hidden states, ``up`` first; empty for heads without any.
+        second_tasks: names of the tasks that hang on a second hidden state; empty without one.
         of_labels: names of the submodules that describe the labels of the training data and no prediction. A model that
             starts from another run's weights keeps its own.
     """
 
     view_names: list[list[str]] | None = None
     state_names: tuple[str, ...] = ()
+    second_tasks: tuple[str, ...] = ()
     of_labels: tuple[str, ...] = ()
 
     @abstractmethod

@@ -27,7 +27,7 @@ from dlen.schema import Schema, check_known_tasks
 from dlen.targets import Targets
 
 Floats = NDArray[np.float64]
-SAME_SIGN = 0.5  # correlation of two tasks' labels from which they count as signs of the same thing
+SAME_SIGN = 0.3  # correlation of two labels from which they count as one sign; those of one UP alone reach .25
 LEAST_VIEWS = 3  # with fewer, labels alone do not identify the hidden state
 STEPS, CONVERGED = 5000, 1e-10  # of expectation maximisation; nats per row and step
 TINY = 1e-9  # least probability of a label
@@ -82,7 +82,7 @@ def find_links(schema: Schema, views: Sequence[Sequence[str]] | None = None) -> 
     Args:
         schema: schema of the data. Without label patterns, no view is found.
         views: names of the tasks of each view; a task in none is one of its own. None joins tasks whose labels
-            correlate by .5 or more, the strongest first, as long as three views are left.
+            correlate by .3 or more, the strongest first, as long as three views are left.
     """
     strength, edges = np.nan_to_num(correlations(schema), nan=-1.0), []
     pairs = sorted(combinations(range(len(schema.tasks)), 2), key=lambda pair: -strength[pair])

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from dlen.models.label_classes import CONVERGED, STEPS, TINY, Floats, training_patterns
+from dlen.models.label_classes import CONVERGED, SAME_SIGN, STEPS, TINY, Floats, training_patterns
 from dlen.schema import Schema, check_known_tasks
 
 Bools = NDArray[np.bool_]
@@ -103,7 +103,7 @@ def tasks_of_states(
                 return None
             raise ValueError(
                 "model.head.states=2 finds the second state from tasks that go with the most frequent one, and no "
-                f"label correlates with {frequent} by .5; name them, as in "
+                f"label correlates with {frequent} by {SAME_SIGN}; name them, as in "
                 f"'model.head.states={{watching:[{frequent}],liking:[...]}}'"
             )
         states = {"watching": view, "liking": [name for name in names if name not in view]}

@@ -226,8 +226,8 @@ def fit(
             write_start(config, folder, store)
             print(summary(store), file=sys.stderr)
             print(_describe(config, size, folder), file=sys.stderr, flush=True)
-            for view in _joined_views(model):
-                print(f"{' and '.join(view)} are one sign of P(UP); model.head.views=none parts them", file=sys.stderr)
+            for line in _label_notes(model):
+                print(line, file=sys.stderr)
             for line in origin:
                 print(f"init_from: {line}", file=sys.stderr)
             if isinstance(model, Baseline):
@@ -271,10 +271,18 @@ def _hidden_state_warnings(module: RankingModule) -> list[str]:
     return lines if views is None else [*lines, *view_warnings(figures.hidden.pairs, views)]
 
 
-def _joined_views(model: Model) -> list[list[str]]:
-    """The views of more than one task; empty for models without P(UP)."""
-    names = model.head.view_names if isinstance(model, Ranker) else None
-    return [view for view in names or [] if len(view) > 1]
+def _label_notes(model: Model) -> list[str]:
+    """Lines about the views of more than one task, and about a second hidden state; empty for models without P(UP)."""
+    if not isinstance(model, Ranker) or model.head.view_names is None:
+        return []
+    head, lines = model.head, []
+    if head.second_tasks:
+        tasks, name = " and ".join(head.second_tasks), head.state_names[1]
+        lines.append(f"{tasks} hang on a second hidden state, {name}; model.head.states=1 has P(UP) alone")
+    for view in head.view_names or []:
+        if len(view) > 1 and not set(view) <= set(head.second_tasks):
+            lines.append(f"{' and '.join(view)} are one sign of P(UP); model.head.views=none parts them")
+    return lines
 
 
 def _fit(trainer: L.Trainer, module: RankingModule, data: RankingDataModule, folder: Path, resume: Path | None) -> None:
