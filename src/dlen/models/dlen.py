@@ -79,8 +79,8 @@ class LatentHead(Head):
             tasks whose labels correlate by .3 or more; ``none`` takes all labels as independent, as the paper does;
             a mapping names each view's tasks. See :func:`~dlen.models.label_classes.find_links`.
         states: 1; or 2, for a second hidden state W beside UP that the tasks joined with the most frequent one hang on,
-            such as watching; or ``auto``, 2 if ``views=auto`` finds such tasks; or a mapping of the names of W and of UP to their
-            tasks. See :mod:`~dlen.models.second_state`.
+            such as watching; or ``auto``, 2 if ``views=auto`` finds such tasks; or a mapping of the names of W and of
+            UP to their tasks. See :mod:`~dlen.models.second_state`.
         initial_up: initial P(UP) of a single state, raised if the training rates require it; ``labels`` starts P(UP),
             P(t | UP) and P(t | not UP) at the two classes that :func:`~dlen.models.label_classes.fit_classes` finds in
             the labels, if they have three views. Two states always start at the labels' classes.
