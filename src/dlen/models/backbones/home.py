@@ -234,7 +234,7 @@ class HoMEBackbone(Backbone):
 
     so that a group mixes no experts of another. Differs from the paper: experts are normalised over their units (layer
     normalisation) instead of over the batch, so that a row's prediction depends on no other row, and several processes
-    equal one; the rank of the feature gates is free, and they start at 1. Reimplemented from the paper: no code by the
+    equal one; the rank of the feature gates is free, and they start at 1. Reconstructed from its description: no code by the
     authors is known, and the numbers of experts are those of PLE here.
 
     Args:
