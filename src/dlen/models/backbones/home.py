@@ -234,8 +234,8 @@ class HoMEBackbone(Backbone):
 
     so that a group mixes no experts of another. Differs from the paper: experts are normalised over their units (layer
     normalisation) instead of over the batch, so that a row's prediction depends on no other row, and several processes
-    equal one; the rank of the feature gates is free, and they start at 1. Reconstructed from its description: no code by the
-    authors is known, and the numbers of experts are those of PLE here.
+    equal one; the rank of the feature gates is free, and they start at 1. Reconstructed from its description: no code
+    by the authors is known, and the numbers of experts are those of PLE here.
 
     Args:
         groups: lists of the numbers of the tasks that form a group, such as [[0, 1], [2]], with each task in one of
