@@ -57,7 +57,7 @@ def parts(predictions: Predictions, batch: Batch) -> list[tuple[Predictions, Bat
     for rows in (slice(0, 110), slice(110, ROWS)):
         latent = predictions.latent
         if latent is not None:
-            latent = Latent(*(getattr(latent, f.name)[rows] for f in fields(latent)[:-3]))  # no regressions, no views
+            latent = Latent(*(getattr(latent, f.name)[rows] for f in fields(latent)[:7]))  # the tensors
         log_p, log_q, score = predictions.log_p[rows], predictions.log_q[rows], predictions.log_score[rows]
         labels, truth = batch.labels[rows], batch.truth[rows]
         piece = Batch(
