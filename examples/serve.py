@@ -291,7 +291,8 @@ def inputs_of(rows: list[dict]) -> dict[str, np.ndarray]:
     openapi_extra={"requestBody": {"content": {"application/json": {"schema": Candidates.model_json_schema()}}}},
 )
 async def rank(request: Request) -> JSONResponse:
-    """Candidates by descending score: place in the request, score, P(UP), and the probability or value of each task.
+    """Candidates by descending score: place in the request, score, the probability or value of each task, and of each
+    hidden state.
 
     The handler is async so that no other thread competes with the model for its core.
     """
@@ -306,10 +307,10 @@ async def rank(request: Request) -> JSONResponse:
     scored &= np.isfinite(found["values"]).all(1) if valued else True
     if not scored.all():
         refuse(f"candidate {int(scored.argmin())}: its numbers or weights are too large for the model")
-    names = schema["outputs"]["p"]
+    names, states = schema["outputs"]["p"], [name for name in found if name not in ("p", "score", "values")]
     ranked = [
         {"place": int(i), "score": float(found["score"][i]), "p": dict(zip(names, found["p"][i].tolist(), strict=True))}
-        | ({"up": float(found["up"][i])} if "up" in found else {})
+        | {state: float(found[state][i]) for state in states}
         | ({"values": dict(zip(valued, found["values"][i].tolist(), strict=True))} if valued else {})
         for i in np.argsort(-found["score"], kind="stable")
     ]

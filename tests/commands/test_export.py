@@ -35,6 +35,9 @@ CASES = {
         "model.head.hidden=[8]",
         "model.backbone.expert=[16,8]",
     ],
+    "dlen with two states": [
+        *("data=feed_implied", *FEED[1:], "model=dlen", "model.head.hidden=[8]", "model.backbone.expert=[8]"),
+    ],
     "single task": [*FEED, "model=single_task", "model.backbone.expert=[16,8]"],
     "dlen on a funnel with lists": [
         "data=aliccp_demo",
@@ -92,6 +95,8 @@ def test_every_row_of_the_test_split_has_the_runs_scores(case: str, tmp_path: Pa
     run = trained(tmp_path, raw, CASES[case])
     calibrates = case == "dlen on a feed"  # the demo has too few conversions to rank them in the right order
     up = ["fusion.up=0.5", f"fusion.calibrate={calibrates}"] if "dlen" in case else []
+    state = int(case == "dlen with two states")
+    up += ["fusion.state=watching"] * state
     export(export_config(f"run={run}", "check_rows=64", *up))
     store, known = open_run(run)[1], score_split(run, "test")
     split = store.split("test")
@@ -104,12 +109,13 @@ def test_every_row_of_the_test_split_has_the_runs_scores(case: str, tmp_path: Pa
             wanted = known.log_p[:, store.schema.task_names.index(name)].exp().numpy()
             assert np.abs(found["p"][:, column] - wanted).max() < 1e-5
         if known.log_states is not None:
-            assert np.abs(found["up"] - known.log_states[:, 0].exp().numpy()).max() < 1e-5
+            for name, log_state in zip(("up", "watching"), known.log_states.T, strict=False):
+                assert np.abs(found[name] - log_state.exp().numpy()).max() < 1e-5
             log_p = known.log_p
             if calibrates:
                 log_p = calibrate(score_split(run, "validation"), store.schema)(known.log_p)
                 assert not torch.allclose(log_p, known.log_p, atol=1e-3)
-            wanted = (log_p.sum(1) + 0.5 * known.log_states[:, 0]).numpy()
+            wanted = (log_p.sum(1) + 0.5 * known.log_states[:, state]).numpy()
             assert found["score"] == pytest.approx(wanted, rel=1e-4, abs=1e-4)
     assert {p.name for p in (run / "export").iterdir()} == {"model.onnx", "model.pt2", "schema.json"}
 

@@ -462,8 +462,10 @@ def test_id_dropout_of_a_field_and_another_monitor(composed: Compose) -> None:
 def test_joined_views_are_told(composed: Compose, capsys: pytest.CaptureFixture[str]) -> None:
     world = ["data=feed_implied", "data.rows=6000", "data.users=40", "data.items=30", "trainer.max_steps=2"]
     metrics = train(composed(*SIZES["dlen"], *world))
-    said = capsys.readouterr().err
+    out, said = capsys.readouterr()
     assert "click and long_view hang on a second hidden state, watching; model.head.states=1 has P(UP) alone" in said
+    assert "P(watching): mean 0." in out
+    assert "P(mean)" not in out
     assert {"test/lift/click/long_view", "test/hidden/watching/auc/like", "test/hidden/watching/mean"} <= metrics.keys()
     train(composed(*SIZES["dlen"], *world, "model.head.states=1"))
     said = capsys.readouterr().err

@@ -104,6 +104,10 @@ def _print_hidden_state(console: Console, metrics: Mapping[str, Any], split: str
     console.print(table)
     mean, std, saturated = (metrics[f"{split}/hidden/{k}"] for k in ("mean", "std", "saturated"))
     console.print(f"P(UP): mean {mean:.3f}, deviation {std:.3f}, {saturated:.1%} saturated", highlight=False)
+    for key, of_state in metrics.items():
+        match key.split("/"):
+            case [stage, "hidden", name, "mean"] if stage == split and of_state is not None:
+                console.print(f"P({escape(name)}): mean {of_state:.3f}", highlight=False)
     note = "P(UP), any: AUC of P(UP) against any interaction; truth: against the simulator's hidden state"
     console.print(note, highlight=False)
     correlation = metrics.get(f"{split}/corr/up_truth")
