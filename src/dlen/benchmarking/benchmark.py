@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import optuna
@@ -16,7 +16,8 @@ from dlen.benchmarking.tables import DataSet, Entry, figures_of, write_benchmark
 from dlen.checks import whole
 from dlen.comparing.compare import summarise
 from dlen.comparing.fit import fitted
-from dlen.comparing.plan import Plan, parse_seeds, plan_runs, store_of
+from dlen.comparing.plan import Plan, chosen, parse_seeds, plan_runs, store_of
+from dlen.comparing.statistics import Difference
 from dlen.comparing.tables import Comparison, Row, print_markdown
 from dlen.comparing.workers import train_missing
 from dlen.data.prepare import check_writable
@@ -26,6 +27,7 @@ from dlen.errors import UserError
 from dlen.files import check_links, read_figures
 from dlen.overrides import compose_train, overrides_for_train
 from dlen.sweeping.space import parse_space
+from dlen.sweeping.study import make_sampler
 from dlen.training.own_metrics import build_own_metrics
 from dlen.training.selection import monitor_mode, monitored
 
@@ -94,8 +96,8 @@ def parse_settings(config: DictConfig) -> Settings:
         UserError: a setting is wrong.
     """
     node: Any = OmegaConf.to_container(config.benchmark, resolve=True)
-    models = _chosen("models", _lists("models", node["models"]), config.models)
-    data = _chosen("data_sets", _lists("data", node["data"]), config.data_sets)
+    models = chosen(_lists("models", node["models"]), config.models, "models", "benchmark")
+    data = chosen(_lists("data", node["data"]), config.data_sets, "data_sets", "benchmark")
     spaces = node["spaces"] or {}
     for name in spaces:
         if name not in node["models"]:
@@ -122,9 +124,7 @@ def candidates(space: Mapping[str, Any], trials: int, tasks: Sequence[str]) -> l
     if not space:
         return [()]
     parsed = parse_space(space, tasks, "benchmark.space")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        sampler = optuna.samplers.QMCSampler(scramble=True, seed=0)
+    sampler = make_sampler("qmc", {}, seed=0, worker="", trials=0)
     level = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
@@ -160,10 +160,11 @@ def _measure(
         monitored(config.monitor, store.schema), store.schema, build_own_metrics(config, store.schema)
     )
     best = {model: _best(searched, model, len(tried[model]), config, direction) for model in models}
-    chosen = {model: [*common, *models[model], *tried[model][best[model]]] for model in models}
-    plan = plan_runs(name, settings.base, chosen, settings.seeds, stores)
+    overrides = {model: [*common, *models[model], *tried[model][best[model]]] for model in models}
+    plan = plan_runs(name, settings.base, overrides, settings.seeds, stores)
     _train(plan.runs.values(), config, name)
-    to_base = {row.model: row for row in summarise(plan).rows}
+    compared = summarise(plan)
+    to_base = {row.model: row for row in compared.rows}
 
     def entry(group: int, to_first: Row) -> Entry:
         model, row = to_first.model, to_base[to_first.model]
@@ -180,7 +181,7 @@ def _measure(
             list(runs[0].overrides),
         )
 
-    groups = list(_groups(plan))
+    groups = list(_groups(plan, compared))
     entries = [entry(group, row) for group, comparison in enumerate(groups, 1) for row in comparison.rows]
     return DataSet(name, groups[0].identity, entries, [model for model in settings.models if model not in models])
 
@@ -205,13 +206,12 @@ def _best(plan: Plan, model: str, trials: int, config: DictConfig, direction: st
     return max(range(trials), key=values.__getitem__)
 
 
-def _groups(plan: Plan) -> Iterator[Comparison]:
+def _groups(plan: Plan, to_base: Comparison) -> Iterator[Comparison]:
     """Groups of models that are not clearly behind the first of their group, best first.
 
     Each comparison is paired with the first model of its group, and holds this group alone.
     """
-    comparison = summarise(plan)
-    left = [row.model for row in sorted(comparison.rows, key=lambda row: -_mean(row.auc["mean"]))]
+    left = [row.model for row in sorted(to_base.rows, key=lambda row: -fmean(row.auc["mean"]))]
     while left:
         runs = {key: run for key, run in plan.runs.items() if key[0] in left}
         compared = summarise(replace(plan, base=left[0], models=left, runs=runs))
@@ -221,12 +221,8 @@ def _groups(plan: Plan) -> Iterator[Comparison]:
         left = [model for model in left if model not in tied]
 
 
-def _clearly_behind(difference: Any) -> bool:
+def _clearly_behind(difference: Difference | None) -> bool:
     return difference is not None and difference.clear and difference.mean < 0
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 def _is_default_data(override: str, given: Sequence[str]) -> bool:
@@ -241,10 +237,3 @@ def _lists(key: str, node: Any) -> dict[str, list[str]]:
         if not isinstance(settings, list):
             raise UserError(f"config benchmark.{key}: {name} must be a list of settings, got {settings!r}")
     return {str(name): [str(s) for s in settings] for name, settings in node.items()}
-
-
-def _chosen(key: str, known: dict[str, list[str]], names: Sequence[str] | None) -> dict[str, list[str]]:
-    for name in names or []:
-        if name not in known:
-            raise UserError(f"config {key}: there is no {name}; the benchmark has {', '.join(known)}")
-    return known if names is None else {name: settings for name, settings in known.items() if name in names}

@@ -79,7 +79,7 @@ def make_plan(config: DictConfig, cell: Sequence[str] = ()) -> Plan:
     """
     experiment = OmegaConf.to_container(config.experiment, resolve=True)
     assert isinstance(experiment, dict)
-    base, models = str(experiment["base"]), _chosen(experiment["models"], config.models)
+    base, models = str(experiment["base"]), chosen(experiment["models"], config.models, "models", "experiment")
     if base not in models:
         raise UserError(f"config models: must include the base model {base!r}, got {', '.join(models)}")
     seeds = parse_seeds(config.seeds if config.seeds is not None else experiment["seeds"])
@@ -129,11 +129,22 @@ def _check_same_rows(base: str, runs: Mapping[tuple[str, int], PlannedRun]) -> N
             )
 
 
-def _chosen(models: dict[str, list[str]], names: Sequence[str] | None) -> dict[str, list[str]]:
-    unknown = [str(n) for n in names or [] if n not in models]
+def chosen(known: dict[str, list[str]], names: Sequence[str] | None, key: str, owner: str) -> dict[str, list[str]]:
+    """The named entries of a mapping; all without names.
+
+    Args:
+        known: settings by name.
+        names: the chosen names; None for all.
+        key: config key of the names, for messages.
+        owner: what has the entries, for messages.
+
+    Raises:
+        UserError: there is no such name.
+    """
+    unknown = [str(n) for n in names or [] if n not in known]
     if unknown:
-        raise UserError(f"config models: there is no {', '.join(unknown)}; the experiment has {', '.join(models)}")
-    return models if names is None else {name: overrides for name, overrides in models.items() if name in names}
+        raise UserError(f"config {key}: there is no {', '.join(unknown)}; the {owner} has {', '.join(known)}")
+    return known if names is None else {name: settings for name, settings in known.items() if name in names}
 
 
 def parse_seeds(value: Any) -> list[int]:

@@ -8,10 +8,9 @@ from graphlib import CycleError, TopologicalSorter
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dlen.models.features import Features, FeatureSpec
-from dlen.models.heads import TOWER, Head, PointRegression, add_first_order, initial_logits, training_rates
+from dlen.models.heads import TOWER, Head, PointRegression, add_first_order, initial_logits, sigmoids, training_rates
 from dlen.models.predictions import Predictions
 from dlen.nn.logspace import at_least_float32
 from dlen.nn.mlp import MLP
@@ -79,10 +78,7 @@ class DBMTLHead(Head):
                 inputs = [hidden[task], *(hidden[parent] for parent in self.parents[task])]
                 hidden[task] = self.relations[str(task)](torch.cat(inputs, 1))
         outputs = torch.cat([output(z) for z, output in zip(hidden, self.outputs, strict=True)], 1)
-        logits = add_first_order(at_least_float32(outputs), features)
-        log_p = F.logsigmoid(logits)
-        values = None if self.regression is None else self.regression(logits)
-        return Predictions(log_p, F.logsigmoid(-logits), log_p, values=values)
+        return sigmoids(add_first_order(at_least_float32(outputs), features), self.regression)
 
     def shared_parameters(self) -> list[nn.Parameter]:
         """The tower of the task that all others depend on, directly or through others; empty without one."""

@@ -195,9 +195,14 @@ class IndependentHead(Head):
         logits = add_first_order(self.towers(representations)[..., 0], features)
         if self.match is not None:
             logits = logits + at_least_float32(self.match(features.fields))
-        log_p = F.logsigmoid(logits)
-        values = None if self.regression is None else self.regression(logits)
-        return Predictions(log_p, F.logsigmoid(-logits), log_p, values=values)
+        return sigmoids(logits, self.regression)
+
+
+def sigmoids(logits: Tensor, regression: PointRegression | None) -> Predictions:
+    """Predict each task from its own logit: (B, T) logits, those of regression tasks without a sigmoid."""
+    log_p = F.logsigmoid(logits)
+    values = None if regression is None else regression(logits)
+    return Predictions(log_p, F.logsigmoid(-logits), log_p, values=values)
 
 
 def add_first_order(logits: Tensor, features: Features) -> Tensor:

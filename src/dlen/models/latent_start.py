@@ -9,7 +9,7 @@ from enum import StrEnum
 import numpy as np
 
 from dlen.models.heads import logit, training_rates
-from dlen.models.label_classes import Floats, LabelClasses
+from dlen.models.label_classes import LabelClasses
 from dlen.models.second_state import Bools, fit_four_classes
 from dlen.schema import Schema
 
@@ -60,7 +60,7 @@ def start_of(
     if classes is None:
         up = _reachable(up, training_rates(schema.binary), [task.dislike for task in schema.binary.tasks])
     else:
-        up, leaks = min(max(classes.up, 1 - MOST_UP), MOST_UP), _leaks(classes.given, dislikes, leak)
+        up, leaks = min(max(classes.up, 1 - MOST_UP), MOST_UP), _leaks(classes, dislikes, leak)
     pairs = [
         _pair(rate, 1 - up if dislike else up, limit, bound, own)
         for rate, limit, dislike, own in zip(rates, ceiling, dislikes, leaks, strict=True)
@@ -83,12 +83,12 @@ def start_of_four(schema: Schema, ceiling: Sequence[float], bound: Bound, leak: 
     return Start(float(classes.shares[:, 0].sum()), list(classes.logits), pairs)
 
 
-def _leaks(given: Floats, dislikes: Sequence[bool], least: float) -> list[float]:
+def _leaks(classes: LabelClasses, dislikes: Sequence[bool], least: float) -> list[float]:
     """Initial P(t | not UP) / P(t | UP) of each task, its inverse for a dislike task.
 
     Of a rare task the fit may find 0, from which a sigmoid does not come back.
     """
-    ratios = np.nan_to_num(given[1] / given[0], nan=1.0)
+    ratios = np.nan_to_num(classes.given[1] / classes.given[0], nan=1.0)
     leaks = np.where(dislikes, 1 / ratios, ratios)
     return np.maximum(leaks, least).tolist()
 

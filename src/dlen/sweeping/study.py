@@ -196,8 +196,7 @@ def open_study(
     directions: Any = list(objectives.values())
     try:
         study = optuna.create_study(study_name=name, directions=directions, storage=storage)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        with _quiet():
             study.set_metric_names(list(objectives))  # optuna-dashboard shows them
     except optuna.exceptions.DuplicatedStudyError:
         study = optuna.load_study(study_name=name, storage=storage)

@@ -93,7 +93,7 @@ def _load_dense(model: Ranker, weights: dict[str, Tensor], tables: Collection[st
     own = {name: v for name, v in model.state_dict().items() if name not in tables and not name.startswith(of_labels)}
     for name in sorted(own.keys() ^ weights.keys()):
         raise UserError(f"{_KEY}: {folder} has another model ({name} is in one of them alone); set model as in the run")
-    _check_states(model, weights, folder)
+    _check_states(own, weights, folder)
     for name, value in own.items():
         if value.shape != weights[name].shape:
             shapes = f"{tuple(weights[name].shape)} there, {tuple(value.shape)} here"
@@ -101,10 +101,9 @@ def _load_dense(model: Ranker, weights: dict[str, Tensor], tables: Collection[st
     model.load_state_dict(weights, strict=False)
 
 
-def _check_states(model: Ranker, weights: dict[str, Tensor], folder: Path) -> None:
+def _check_states(own: dict[str, Tensor], weights: dict[str, Tensor], folder: Path) -> None:
     """Raise UserError if the number of hidden states, which the labels of the data may decide, is another one."""
-    was = weights.get(_STATES)
-    now = dict(model.state_dict(keep_vars=True)).get(_STATES)
+    was, now = weights.get(_STATES), own.get(_STATES)
     if was is None or now is None or was.shape[0] == now.shape[0]:
         return
     wanted = "1" if was.shape[0] == 1 else "2, or name the tasks of both, as in the run"

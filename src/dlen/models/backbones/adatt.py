@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dlen.checks import whole
-from dlen.models.backbones.base import EXPERT, Backbone, Mixture, check_sizes, expert_names, mix
+from dlen.models.backbones.base import EXPERT, MOST, Backbone, Mixture, check_sizes, expert_names, mix
 from dlen.models.features import Features, FeatureSpec
 from dlen.nn.gate import Gate
 from dlen.nn.mlp import MLP
@@ -118,7 +118,7 @@ class AdaTTBackbone(Backbone):
     ) -> None:
         super().__init__()
         check_sizes(expert, levels=levels, task_experts=task_experts)
-        whole("shared_experts", shared_experts, 0, 1024)
+        whole("shared_experts", shared_experts, 0, MOST)
         self.units = num_tasks + (shared_experts > 0)
         widths = [spec.width] + [expert[-1]] * (levels - 1)
         self.levels = nn.ModuleList(

@@ -15,7 +15,7 @@ from dlen.nn.gate import Gate
 from dlen.nn.mlp import check_layers
 
 EXPERT = (256, 128, 64)  # layer sizes of every expert in the paper
-_MOST = 1024  # upper limit on experts and levels
+MOST = 1024  # upper limit on experts and levels
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def check_sizes(expert: Sequence[int], **numbers: int) -> None:
         raise ValueError("expert must name at least one layer size")
     check_layers(expert)
     for name, number in numbers.items():
-        whole(name, number, 1, _MOST)  # each one is a module: building a mistyped number could take hours
+        whole(name, number, 1, MOST)  # each one is a module: building a mistyped number could take hours
 
 
 def expert_names(kind: str, number: int) -> list[str]:
