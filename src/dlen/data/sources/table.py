@@ -19,6 +19,7 @@ import polars as pl
 from dlen.data.bad_rows import BadRows
 from dlen.data.sources.table_columns import TableColumn
 from dlen.data.sources.table_encoding import encode, make_columns
+from dlen.data.sources.table_id_rates import offered_rates
 from dlen.data.sources.table_labels import Labels
 from dlen.data.sources.table_parse import parse_spec, read_spec
 from dlen.data.sources.table_passes import TablePasses, missing_column_hint
@@ -90,7 +91,9 @@ class Table:
         files = {split: [str(p) for p in paths] for split, paths in self.sources.items()}
         files |= {f"joins.{name}": [str(p) for p in paths] for name, paths in self.joins.items()}
         tolerated = {"bad_rows": self.bad.allowed} if self.bad.allowed else {}
-        return {"spec": self._text, "files": files, **tolerated}
+        offered = offered_rates(self.table, Labels(self.table).expressions)
+        of_ids = {"rates_of_ids": [column.name for column in offered]} if offered else {}
+        return {"spec": self._text, "files": files, **tolerated, **of_ids}
 
     def files(self) -> list[Path]:
         """The files of the table and of its joins."""
@@ -137,7 +140,9 @@ class Table:
         settings = store.content["settings"]
         spec = parse_spec(settings["spec"], self.path) if "spec" in settings else self.table
         label_reader = Labels(spec)
-        columns = make_columns(spec, label_reader.expressions)
+        offered = offered_rates(spec, label_reader.expressions)
+        kept = [column for column in offered if column.name in store.content["histories"]]
+        columns = [*make_columns(spec, label_reader.expressions), *kept]
         for column in columns:
             column.restore(store)
         joins, bad = join_files(spec, self.folder), BadRows(0)  # every input row must have an output row

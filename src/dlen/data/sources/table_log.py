@@ -67,6 +67,8 @@ class Clock:
     def periods(self, frame: pl.DataFrame, path: Path, *, new: bool = False) -> Array:
         """(n,) float64. A new row without a time is later than all others; a log row without one raises BadRowError."""
         assert self.column is not None
+        if new and self.column not in frame.columns:
+            return np.full(len(frame), np.inf)
         values = self.field.moments(frame, path) if self.field else self.rising.read(frame, path)[0]
         if values.null_count() and not new:
             lines = frame.filter(values.is_null())[LINE].to_list()
@@ -86,15 +88,21 @@ def check_time(spec: TableSpec) -> None:
 
     One of them may be the time at which a user joined, by which rows would see later ones.
     """
+    names = times_of(spec)
+    if not spec.rates.time and len(names) > 1:
+        listed = ", ".join(names)
+        raise UserError(f"{spec.path}: rates.time: must name the time at which a row happened, one of {listed}")
+
+
+def times_of(spec: TableSpec) -> list[str]:
+    """The times that a spec names, by a field of kind time or by a split by time, each column once."""
     by_column: dict[str, str] = {}
     for name, field in spec.fields.items():
         if field.kind == "time":
             by_column.setdefault(field.column, name)
     if spec.split.by == "time":
         by_column.setdefault(spec.split.column, spec.split.column)
-    if not spec.rates.time and len(by_column) > 1:
-        names = ", ".join(by_column.values())
-        raise UserError(f"{spec.path}: rates.time: must name the time at which a row happened, one of {names}")
+    return list(by_column.values())
 
 
 class LogColumn(TableColumn):

@@ -12,6 +12,7 @@ from dlen.data.bad_rows import BadRows
 from dlen.data.columns import Array, Columns
 from dlen.data.ragged import select_rows
 from dlen.data.sources.table_encoding import UserNumbers, encode, make_columns, views_of
+from dlen.data.sources.table_id_rates import offered_rates, worth_a_rate
 from dlen.data.sources.table_labels import Labels, Tally
 from dlen.data.sources.table_log import LogColumn, check_time
 from dlen.data.sources.table_paths import SPLITS
@@ -46,7 +47,8 @@ class TablePasses:
     ) -> None:
         self.spec, self.writer, self.bad = spec, writer, bad
         self.labels, self.weights = Labels(spec), Weights(spec)
-        self.columns = make_columns(spec, self.labels.expressions, writer.scratch)
+        self.offered = offered_rates(spec, self.labels.expressions, writer.scratch)
+        self.columns = [*make_columns(spec, self.labels.expressions, writer.scratch), *self.offered]
         self.rows = TableRows(spec, files, join_files, self.columns, self.weights.columns.values(), bad, writer.scratch)
         self.split = RowSplit(spec, files)
 
@@ -58,6 +60,7 @@ class TablePasses:
             for path in paths:
                 self._check_columns(path)
         self.split.find_boundaries(self.rows)
+        self._choose_rates()
         tally = self._learn()
         self.split.check_values()
         self.rows.joins.check_matched(self.rows.total)
@@ -96,6 +99,14 @@ class TablePasses:
                 f"{self.spec.path}: does not name these columns of {path.name}: {listed}; add them to fields, list "
                 "them under ignore, or set ignore: rest"
             )
+
+    def _choose_rates(self) -> None:
+        """Keep the offered rates that are worth their place."""
+        chosen = worth_a_rate(self.offered, self.rows, self.split)
+        self.columns = [c for c in self.columns if c not in self.offered or c in chosen]
+        if chosen:
+            names = ", ".join(name for column in chosen for name in column.names)
+            self.writer.notes["rates_of_ids"] = f"{names}; `rates: {{ids: none}}` in the YAML leaves them out"
 
     def _learn(self) -> Tally:
         """Show all rows to every column, the training rows to learn from, and count the labels."""

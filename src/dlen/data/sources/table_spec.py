@@ -64,12 +64,16 @@ class RatesSpec:
         every: row, or day: a row sees what was known at the start of its day.
         rows: all, or train: labels of the other splits are never counted, even if they are earlier.
         folds: number of folds without a time.
+        ids: auto, or none: whether id fields get a rate of every binary task by themselves, if the rows have a time and
+            the YAML has no rate or count of its own. A field has to have more than 256 ids, and a quarter of the rows
+            an id that occurred before.
     """
 
     time: str = ""
     every: Annotated[str, OneOf("row", "day")] = "row"
     rows: Annotated[str, OneOf("all", "train")] = "all"
     folds: Annotated[int, Range(2, 1000)] = 5
+    ids: Annotated[str, OneOf("auto", "none")] = "auto"
 
 
 @dataclass(slots=True)
