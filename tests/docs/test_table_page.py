@@ -139,6 +139,10 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "days").mkdir()
     for day in range(3):
         log[200 * day : 200 * day + 200].write_csv(folder / "days" / f"{day + 1}.csv")
+    for day, rows in enumerate((log[:300], log[300:500], log[500:])):
+        place = folder / "logs" / f"day=2026-11-{22 + day}" / "country=nl"
+        place.mkdir(parents=True)
+        rows.select("user_id", "video_id", "is_click").write_parquet(place / "part-0.parquet")
     pl.DataFrame({"user_id": range(40), "city": [f"c{i % 5}" for i in range(40)]}).write_csv(folder / "users.csv")
     videos = {"author": [f"a{i % 7}" for i in range(30)], "caption": [f"[{i}, {i % 3}, 0.5]" for i in range(30)]}
     pl.DataFrame({"id": range(30), **videos}).write_csv(folder / "videos.csv")
