@@ -188,8 +188,7 @@ def test_names_of_fields_are_those_that_the_page_says(logs: Path, tmp_path: Path
         for number, name in enumerate(("skipped", "joined"))
     )
     made = {field.name: field.side for field in rates.fields}
-    expected = {"video_click": "item", "video_like": "item", "video_count": "item"}
-    expected |= {"skipped": "cross", "skipped_count": "cross", "seen": "user"}
+    expected = {"video_click": "item", "video_like": "item", "skipped": "cross", "seen": "user"}
     assert made == {"user_id": "user", "video_id": "item", **expected}
     assert {f.name for f in times.fields} == {"shown_hour", "shown_weekday", "shown_month", "joined_month"}
 

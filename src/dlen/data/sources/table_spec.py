@@ -268,8 +268,7 @@ def names_of(name: str, spec: FieldSpec) -> list[str]:
     if spec.kind == "time":
         return [f"{name}_{part}" for part in spec.parts]
     if spec.rate is not None:
-        of = spec.rate.of
-        return [*([name] if len(of) == 1 else [f"{name}_{task}" for task in of]), f"{name}_count"]
+        return [name] if len(spec.rate.of) == 1 else [f"{name}_{task}" for task in spec.rate.of]
     if spec.history is not None:
         lists = [name] if len(spec.history.of) == 1 else [f"{name}_{of}" for of in spec.history.of]
         further = {"labels": bool(spec.history.labels), "gap": spec.history.gap}
