@@ -170,7 +170,7 @@ def key(rate: dict, row: dict) -> str:
     for by, separator in zip(rate["by"], rate["separators"], strict=True):
         value = row.get(by)
         texts = [canonical(by, v) for v in value] if isinstance(value, list) else [canonical(by, value)]
-        parts.append(separator.join(texts))
+        parts.append(separator.join(text for text in texts if text))
     return "\x1f".join(parts) if all(parts) else ""
 
 

@@ -58,12 +58,12 @@ PARTS = {"shown_hour": (0, 23), "shown_weekday": (1, 7), "shown_day": (1, 31), "
 
 
 def rows(rng: np.random.Generator, n: int, most: int) -> pl.DataFrame:
-    """Rows with lists of up to ``most`` values; one cell in twenty is empty."""
+    """Rows with lists of up to ``most`` values; one cell in twenty is empty, and so is one value in twelve."""
 
     def some(values: list[str]) -> list[str | None]:
         return [v if rng.random() > 0.05 else None for v in values]
 
-    tags = ["|".join(f"t{t}" for t in rng.integers(0, 12, rng.integers(1, most + 1))) for _ in range(n)]
+    tags = ["|".join(f"t{t}" if t else "" for t in rng.integers(0, 12, rng.integers(1, most + 1))) for _ in range(n)]
     liked = [rng.permutation(12)[: rng.integers(1, most + 1)] for _ in range(n)]
     users = rng.integers(0, 30, n)
     chance = 1 / (1 + np.exp(-rng.normal(size=30)[users] + 0.5))
@@ -79,7 +79,7 @@ def rows(rng: np.random.Generator, n: int, most: int) -> pl.DataFrame:
             "age": some([str(a) for a in rng.integers(18, 80, n)]),
             "ts": 1_600_000_000 + np.sort(rng.integers(0, 40_000_000, n)),
             "shelf": rng.choice(["a", "b"], n),
-            "viewed": ["|".join("" if v == 11 < 11 * len(row) else f"s{v}" for v in row) for row in liked],
+            "viewed": ["|".join("" if v == 11 else f"s{v}" for v in row) for row in liked],
             "viewed_how": ["|".join("ab"[v % 2] for v in row) for row in liked],
             "style": some([f"[{x:.3f}, {y:.3f}]" for x, y in rng.normal(size=(n, 2)) * [1, 4] + 7]),
             "click": (rng.random(n) < chance).astype(int),
@@ -130,14 +130,13 @@ def client(run: Path) -> Iterator[TestClient]:
 def as_json(row: dict[str, Any]) -> dict[str, Any]:
     """A row of the table as JSON from a client."""
     shown = datetime.fromtimestamp(row["ts"], tz=UTC)
-    tags = [t for t in (row["tags"] or "").split("|") if t]
     pairs = [pair.split(":") for pair in (row["liked"] or "").split("|") if pair]
     parts = {"shown_hour": shown.hour, "shown_weekday": shown.isoweekday()}
     parts |= {"shown_day": shown.day, "shown_month": shown.month}
     numbers = {name: row[name] for name in ("price", "amount", "age", "user", "seller", "shelf")}
     seen = {value: float(weight) for value, weight in (pair.split(":") for pair in row["seen"].split(","))}
     liked = {value: float(weight) for value, weight in pairs}
-    lists = {"tags": tags, "viewed": row["viewed"].split("|"), "viewed_how": row["viewed_how"].split("|")}
+    lists = {name: (row[name] or "").split("|") for name in ("tags", "viewed", "viewed_how")}
     vectors = {"face": FACES.get(str(row["user"])), "style": json.loads(row["style"] or "[]")}
     return {**numbers, **parts, **lists, **vectors, "liked": liked, "seen": seen, "now": row["ts"]}
 
@@ -296,9 +295,12 @@ def test_an_id_has_one_meaning_in_every_spelling(client: TestClient) -> None:
     for spelling in ("", "  ", "nobody"):
         assert score(client, user=spelling, shelf=None) == score(client, user=None, shelf=None)
     assert absent != known
-    known = score(client, shelf=None)  # without the key that includes the tags
-    for tags in (["t1", None, "", " "], [" t1 "]):
-        assert score(client, tags=tags, shelf=None) == known
+    known = score(client)
+    for tags in (["t1", None, "", " "], ["", "t1"], [" t1 "]):  # as ids, and as a key
+        assert score(client, tags=tags) == known
+    nothing = score(client, tags=None)
+    for tags in ([], [""], [None, " "]):
+        assert score(client, tags=tags) == nothing
 
 
 def test_a_hashed_id_has_one_meaning_in_every_spelling(client: TestClient) -> None:
@@ -307,6 +309,17 @@ def test_a_hashed_id_has_one_meaning_in_every_spelling(client: TestClient) -> No
         assert score(client, seller=spelling, seen={str(spelling): 1.0}) == known
     assert len({score(client, seller=f"new{n}") for n in range(40)}) == 7  # each bucket has its own score
     assert score(client, seller=None) == score(client, seller=" ") == score(client)
+
+
+def test_an_absent_value_of_a_sequence_keeps_its_place(client: TestClient) -> None:
+    none = score(client)
+    one, three = ({"viewed": ["s1", *more], "viewed_how": ["a", *how]} for more, how in (([], []), ([""], ["a"])))
+    known = score(client, **one)
+    assert len({none, known, score(client, **three), score(client, viewed=[""], viewed_how=["a"])}) == 4
+    for absent in (None, "", " "):
+        assert score(client, viewed=["s1", absent], viewed_how=["a", "a"]) == score(client, **three)
+    assert score(client, viewed=[], viewed_how=None) == none
+    assert answer(client, viewed=["s1"], viewed_how=[]).status_code == 422
 
 
 def test_a_vector_is_what_the_request_says(client: TestClient) -> None:
