@@ -141,6 +141,78 @@ def as_json(row: dict[str, Any]) -> dict[str, Any]:
     return {**numbers, **parts, **lists, **vectors, "liked": liked, "seen": seen, "now": row["ts"]}
 
 
+CLOCKS: dict[str, dict[str, Any]] = {
+    "to the second": {"at": {"kind": "time", "utc_offset": 8, "parts": ["hour"]}},
+    "to the millisecond": {"at": {"kind": "time", "unit": "ms", "parts": ["hour"]}},
+    "by the day": {"at": {"kind": "time", "utc_offset": -3, "parts": ["hour"]}},
+    "in a unit of its own": {},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("clock", list(CLOCKS))
+def test_the_server_shows_rows_of_the_past_what_predict_shows_them(
+    clock: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows of the log, many at the time of an event, and later ones. The lists of ``few`` lack older events."""
+    rng, fields, hour = np.random.default_rng(0), CLOCKS[clock], 3_600_000 if "milli" in clock else 3600
+    log: dict[str, Any] = {
+        "user": rng.integers(0, 12, 400),
+        "item": rng.integers(0, 9, 400),
+        "at": 1_600_000_000_000 // 3_600_000 * hour + rng.integers(0, 24 * 20, 400) * hour + 7 * (hour == 3_600_000),
+        "click": rng.integers(0, 2, 400),
+    }
+    pl.DataFrame(log).write_csv(tmp_path / "log.csv")
+    history = {"of": "item", "by": "user", "labels": ["click"]}
+    spec: dict[str, Any] = {
+        "files": "log.csv",
+        "fields": {"user": {"side": "user"}, "item": {"side": "item"}, **fields},
+        "tasks": {"click": "click"},
+        "rates": {"time": "at", "every": "day" if "day" in clock else "row"},
+    }
+    spec["fields"] |= {"seen": {"history": history}, "clicked": {"history": history | {"where": "click", "gap": False}}}
+    few = spec["fields"] | {"seen": {"history": history | {"length": 4}}}
+    monkeypatch.chdir(tmp_path)
+    for name, content in (("all", spec), ("few", spec | {"fields": few})):
+        Path(f"{name}.yaml").write_text(json.dumps(content))
+        small = ["model=mmoe", "model.backbone.expert=[8]", "model.head.tower=[8]", "trainer.max_epochs=1"]
+        small += ["data=table", f"data.spec={name}.yaml", f"run_dir={name}", "optimizer.embedding_lr=0.1"]
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            train(compose_train([*small, "loader.batch_size=32"]))
+        write_export(tmp_path / name)
+    later = 30 * 24 * hour
+    rows = pl.concat([pl.DataFrame(log), pl.DataFrame(log | {"at": log["at"] + later})])
+    rows.drop("click").write_csv("new.csv")
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        predict(compose("predict", ["run=all", "input=new.csv", "output=scores.parquet"]))
+    wanted = pl.read_parquet("scores.parquet")["p_click"]
+    asked: list[dict[str, Any]] = []
+    for row in rows.iter_rows(named=True):
+        asked.append(
+            {"user": row["user"], "item": row["item"], "now": row["at"] * 3600 / hour if fields else row["at"]}
+        )
+        if fields:
+            local = datetime.fromtimestamp(asked[-1]["now"] + 3600 * fields["at"].get("utc_offset", 0), tz=UTC)
+            asked[-1]["at_hour"] = local.hour
+    servers = {}
+    for name in ("all", "few"):
+        monkeypatch.setenv("EXPORT", str(tmp_path / name / "export"))
+        servers[name] = runpy.run_path(str(ROOT / "examples" / "serve.py"))
+    with TestClient(servers["all"]["app"]) as client:
+        answer = client.post("/rank", json={"candidates": asked})
+        assert answer.status_code == 200, answer.text
+        for found in answer.json():
+            assert found["p"]["click"] == pytest.approx(wanted[found["place"]], abs=1e-5)
+    every, fewer = ({s["name"]: s for s in servers[name]["sequences"]}["seen"] for name in ("all", "few"))
+    longest = 0
+    for row in asked[:400]:  # what the four latest events of a user leave of the past
+        whole, lists = servers["all"]["from_log"](every, row), servers["few"]["from_log"](fewer, row)
+        length = len(lists[0])
+        assert lists == [values[len(values) - length :] for values in whole]
+        longest = max(longest, length)
+    assert longest in (3, 4)
+
+
 @pytest.mark.slow
 def test_the_server_gives_the_scores_of_predict_whatever_the_length_of_a_list(run: Path, client: TestClient) -> None:
     frame = rows(np.random.default_rng(1), 400, 12).with_columns(pl.col("ts") + 100_000_000)
@@ -384,6 +456,8 @@ HOSTILE = [
     ("style", [1.0, None]),
     ("style", ["1", 2.0]),
     ("face", [1e39, 0, 0]),
+    ("now", "yesterday"),
+    ("now", 1e300),
     ("face", [10**400, 0, 0]),
 ]
 
@@ -441,7 +515,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
     max_leaves=8,
 )
-KEYS = st.sampled_from([*FIELDS, *PARTS, "shelf", "face", "style"])
+KEYS = st.sampled_from([*FIELDS, *PARTS, "shelf", "face", "style", "now"])
 
 
 @settings(max_examples=300, deadline=None)
@@ -462,4 +536,9 @@ def test_an_export_of_an_earlier_version_is_refused(run: Path, tmp_path: Path, m
     (tmp_path / "schema.json").write_text(json.dumps(content))
     monkeypatch.setenv("EXPORT", str(tmp_path))
     with pytest.raises(SystemExit, match="does not say how shown_hour is coded"):
+        runpy.run_path(str(ROOT / "examples" / "serve.py"))
+    content = json.loads((run / "export" / "schema.json").read_text())
+    next(s for s in content["sequences"] if s["name"] == "clicked")["history"].pop("gap")
+    (tmp_path / "schema.json").write_text(json.dumps(content))
+    with pytest.raises(SystemExit, match="does not say when events were"):
         runpy.run_path(str(ROOT / "examples" / "serve.py"))
