@@ -15,6 +15,7 @@ from dlen.data.sources.table_spec import TableSpec, TaskSpec, expression
 from dlen.errors import UserError
 from dlen.schema import Task, TaskKind
 
+_LARGEST = 1e12  # label of a regression; its square, summed over all rows of a log, stays finite in 32 bits
 _ROUNDING = 1e-12  # relative to the numbers; a smaller deviation is rounding error of a constant
 
 
@@ -69,6 +70,8 @@ class Labels:
         """(n,) float64 labels of a regression task; nan for an empty cell."""
         (column,) = self.expressions[name].columns
         cells = numbers(frame, column, path)
+        why = f"beyond {_LARGEST:g}, the most for tasks.{name}; use a larger unit, or an empty cell if it is unknown"
+        refuse(frame, cells.abs() > _LARGEST, column, path, why)
         if self.spec.tasks[name].loss == "weighted_logistic":
             refuse(
                 frame, cells < 0, column, path, f"below 0, but the loss of tasks.{name}, weighted_logistic, needs sizes"
