@@ -144,6 +144,14 @@ def test_the_first_rows_decide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert list(numbers(store_of(tmp_path, rows, SPEC))) == RATED[2:]
 
 
+def test_the_time_is_a_column_that_is_used(tmp_path: Path) -> None:
+    """Also where nothing needs it; and it has to be there."""
+    spec = spec_with(rates={"ids": "none", "time": "time"}, split={"by": "hash", "column": "user"})
+    assert not numbers(store_of(tmp_path, draw(), spec))
+    spec["rates"]["time"] = "tiem"
+    assert "no column 'tiem', named by rates.time" in refusal(lambda: store_of(tmp_path, draw(), spec))
+
+
 def test_a_wrong_setting(tmp_path: Path) -> None:
     said = refusal(lambda: store_of(tmp_path, draw(), spec_with(rates={"ids": "test"})))
     assert "rates.ids: 'test' is not one of auto, none" in said

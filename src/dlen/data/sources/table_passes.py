@@ -86,6 +86,8 @@ class TablePasses:
         named |= {column: key for key, column in self.weights.columns.items()}
         named |= {name: f"tasks.{task}" for name, task in self.labels.inputs()}
         named |= dict.fromkeys(self.rows.where.columns if self.rows.where else [], "where")
+        if self.spec.rates.time not in ("", "none", *self.spec.fields):
+            named.setdefault(self.spec.rates.time, "rates.time")
         if self.spec.split.column:
             named.setdefault(self.spec.split.column, "split.column")
         ignore = self.spec.ignore if isinstance(self.spec.ignore, list) else [self.spec.ignore]
