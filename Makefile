@@ -76,6 +76,7 @@ bench: setup
 	$(BIN)/python bench/predict.py
 	$(BIN)/python bench/processes.py
 	$(BIN)/python bench/sharding.py
+	$(BIN)/python bench/start.py
 	$(BIN)/python bench/kill.py
 
 # The libraries that bench/train.py measures beside ours, in an environment of their own.

@@ -24,7 +24,7 @@ from dlen.batch import Batch
 from dlen.data.store import Store
 from dlen.models.model import Model
 from dlen.ranking.scoring import load_model
-from dlen.training.run_folder import open_run
+from dlen.training.stores import open_run
 
 CANDIDATES, RATE = 200, 20
 RUN = OUT / "serve"

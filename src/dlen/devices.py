@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 
-import torch
-
 from dlen.checks import is_whole
 from dlen.errors import UserError
 
 
 def available() -> int:
     """Number of GPUs, or of CPU cores if there is no GPU."""
-    return torch.cuda.device_count() or len(os.sched_getaffinity(0))
+    return _gpus() or len(os.sched_getaffinity(0))
 
 
 def number_of_workers(asked: int | str, most: int, key: str = "workers", devices: int = 1) -> int:
@@ -26,11 +24,14 @@ def number_of_workers(asked: int | str, most: int, key: str = "workers", devices
     Raises:
         UserError: ``asked`` is neither ``auto`` nor a positive number.
     """
-    if asked == "auto":
-        return max(1, min(available() // devices, most))
-    if not is_whole(asked) or asked < 1:
+    check_workers(asked, key)
+    return min(asked, most) if is_whole(asked) else max(1, min(available() // devices, most))
+
+
+def check_workers(asked: int | str, key: str = "workers") -> None:
+    """Raise UserError unless the requested number of workers is ``auto`` or a positive number."""
+    if asked != "auto" and not (is_whole(asked) and asked >= 1):
         raise UserError(f"config {key}: {asked!r} is neither auto nor a positive whole number")
-    return min(asked, most)
 
 
 def worker_environment(number: int, workers: int, devices: int = 1) -> dict[str, str]:
@@ -39,9 +40,15 @@ def worker_environment(number: int, workers: int, devices: int = 1) -> dict[str,
     Args:
         number: number of the worker, counted from 0.
     """
-    gpus = torch.cuda.device_count()
+    gpus = _gpus()
     if gpus:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
         assigned = [visible[(number * devices + i) % len(visible)] for i in range(devices)]
         return {"CUDA_VISIBLE_DEVICES": ",".join(assigned)}
     return {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // (workers * devices)))}
+
+
+def _gpus() -> int:
+    from torch import cuda  # here, because the number of workers is checked before torch is imported
+
+    return cuda.device_count()

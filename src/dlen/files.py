@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import json
 import math
 import os
 import stat
+import sys
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -192,6 +194,37 @@ def check_links(folder: Path) -> None:
             if entry.exists() and not entry.is_dir() and not entry.is_file():
                 raise UserError(f"{entry}: is not a regular file; delete it")
         folders[:] = [inner for inner in folders if inner != "wandb"]
+
+
+def check_writable(folder: Path) -> None:
+    """Raise UserError if a folder can be neither created nor written."""
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise UserError(f"{folder}: cannot be written ({existing} is not a writable folder); set data_dir")
+
+
+def check_plain_name(name: object, key: str = "data.name") -> None:
+    """Raise UserError unless the name at a config key is a valid folder name that cannot point elsewhere."""
+    if not isinstance(name, str) or not name or name.startswith(".") or not name.isprintable() or "/" in name:
+        raise UserError(
+            f"config {key}: {name!r} is not a valid folder name; use printable characters, no slash and no leading dot"
+        )
+
+
+@contextmanager
+def locked(path: Path, doing: str, *, quiet: bool = False) -> Iterator[None]:
+    """Lock out other processes, which wait and report it unless ``quiet``. The system frees a dead process's lock."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:  # append mode: if the path is a link, its target is not truncated
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not quiet:
+                print(f"{path.parent}: waiting for another process, which is {doing}", file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from dlen.data.loader import BatchLoader
 from dlen.ranking.scoring import load_model
 from dlen.targets import Targets
 from dlen.training.checkpoints import read_checkpoint
-from dlen.training.run_folder import open_run
+from dlen.training.stores import open_run
 from tests.commands.test_train import write_log
 from tests.conftest import TINY, Command, run_here
 

@@ -21,7 +21,7 @@ from dlen.schema import Kind
 from dlen.serving import export as exporting
 from dlen.serving.export import INPUTS, dense, export
 from dlen.training.fit import train
-from dlen.training.run_folder import open_run
+from dlen.training.stores import open_run
 from tests.conftest import ROOT, run_command
 from tests.helpers import make_batch, make_schema
 

@@ -17,7 +17,8 @@ from dlen.overrides import leaves
 from dlen.training.building import build_trainer
 from dlen.training.callbacks import Meter
 from dlen.training.checks import check
-from dlen.training.configs import build, open_store
+from dlen.training.configs import build
+from dlen.training.stores import open_store
 from tests.conftest import Compose
 from tests.data.sources.test_fuzz import FUZZ
 

@@ -21,9 +21,8 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import CategoricalDistribution, IntDistribution
 
 from dlen.cli import _with_best
-from dlen.data.prepare import check_plain_name
 from dlen.errors import UserError
-from dlen.files import check_links, read_figures, read_json, read_yaml, replacing_file, write_json
+from dlen.files import check_links, check_plain_name, read_figures, read_json, read_yaml, replacing_file, write_json
 from dlen.sweeping.space import parse_space
 from dlen.sweeping.sweep import _best
 from dlen.training.checkpoints import CheckpointFiles, read_checkpoint
@@ -122,7 +121,7 @@ TARGETS = (
     "torch.load",
     "dlen.training.building.torch.set_float32_matmul_precision",
     "dlen.training.configs.hydra.utils.instantiate",
-    "dlen.training.configs.open_store",
+    "dlen.training.stores.open_store",
     "dlen.files.write_text",
     "dlen.data.sources.table.Path",
     "dlen.training.building.ModelCheckpoint",

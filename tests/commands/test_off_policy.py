@@ -18,7 +18,8 @@ from dlen.overrides import compose_train
 from dlen.ranking.scoring import load_model, make_scores, read_fusion, score_pairs
 from dlen.training.configs import build
 from dlen.training.fit import train
-from dlen.training.run_folder import load_run_config, open_run
+from dlen.training.run_folder import load_run_config
+from dlen.training.stores import open_run
 from tests.conftest import ROOT, Command, run_here
 
 WORLD = ["data=feed", "data.exposure=uniform", "data.rows=40000", "data.users=60", "data.items=40", "data.test=0.5"]

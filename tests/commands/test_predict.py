@@ -26,9 +26,9 @@ from dlen.ranking.fusion import fuse
 from dlen.ranking.scoring import score_split
 from dlen.serving.export import export
 from dlen.serving.predict import predict
-from dlen.training.configs import open_store
 from dlen.training.fit import train
 from dlen.training.run_folder import load_run_config
+from dlen.training.stores import open_store
 from tests.conftest import ROOT, run_command
 
 MODEL = ["model.embedding.dim=4", "model.head.tower=[8]", "loader.batch_size=256", "trainer.max_epochs=1"]

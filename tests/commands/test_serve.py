@@ -26,7 +26,7 @@ from dlen.serving.export import dense, export
 from dlen.serving.predict import predict
 from dlen.serving.sequence_codings import sequence_codings
 from dlen.training.fit import train
-from dlen.training.run_folder import open_run
+from dlen.training.stores import open_run
 from tests.conftest import ROOT
 
 SPEC = """

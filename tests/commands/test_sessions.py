@@ -16,7 +16,7 @@ from dlen.comparing.session_policies import parse_sessions
 from dlen.data.sources.feed import Feed
 from dlen.errors import UserError
 from dlen.reports.report import report
-from dlen.training.configs import open_store
+from dlen.training.stores import open_store
 from tests.conftest import ROOT, Compose, run_here
 
 SMALL = ["data.rows=6000", "data.users=60", "data.items=50", "loader.batch_size=256", "trainer.max_epochs=2", "seeds=2"]

@@ -75,7 +75,7 @@ def running(tmp_path: Path) -> list[optuna.trial.FrozenTrial]:
 
 
 def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    return [c for c in psutil.Process(process.pid).children() if "dlen.sweeping.worker" in c.cmdline()]
+    return [c for c in psutil.Process(process.pid).children() if "dlen.sweeping" in c.cmdline()]
 
 
 @pytest.fixture(scope="module")

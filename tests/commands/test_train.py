@@ -23,9 +23,10 @@ from dlen.data.loader import BatchLoader
 from dlen.errors import UserError
 from dlen.models.ranker import Ranker
 from dlen.schema import Schema
-from dlen.training.configs import build, open_store
+from dlen.training.configs import build
 from dlen.training.evaluate import evaluate
 from dlen.training.fit import train
+from dlen.training.stores import open_store
 from tests.conftest import ROOT, Compose, run_here, wait_for
 
 FEED = ["data.rows=6000", "data.users=50", "data.items=40", "loader.batch_size=512", "trainer.max_epochs=1"]

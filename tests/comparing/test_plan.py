@@ -11,7 +11,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict
 
 from dlen.comparing.grid import cells_of, parse_grid
-from dlen.comparing.plan import Plan, make_plan, parse_seeds
+from dlen.comparing.plan import Plan, make_plan
+from dlen.comparing.settings import parse_seeds
 from dlen.data.sources.aliccp_demo import AliCCPDemo
 from dlen.devices import number_of_workers
 from dlen.errors import UserError

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from dlen.comparing import statistics
-from dlen.comparing.statistics import Placements, paired, row_variances
+from dlen.comparing import delong
+from dlen.comparing.delong import Placements, row_variances
+from dlen.comparing.statistics import paired
 
 Array = NDArray[Any]
 
@@ -65,8 +66,8 @@ def test_auc_and_histogram_placements(monkeypatch: pytest.MonkeyPatch) -> None:
         placements = Placements(a[:, 0], labels[:, 0], every[:, 0], exact=exact)
         assert placements.auc == pytest.approx(roc_auc_score(labels[:, 0], a[:, 0]), abs=error)
     exact_variance = row_variances([b], [a], labels, every, 1)
-    monkeypatch.setattr(statistics, "EXACT_ROWS", 10)
-    monkeypatch.setattr(statistics, "_CHUNK", 700)
+    monkeypatch.setattr(delong, "EXACT_ROWS", 10)
+    monkeypatch.setattr(delong, "_CHUNK", 700)
     assert row_variances([b], [a], labels, every, 1) == pytest.approx(exact_variance, rel=1e-3)
 
 

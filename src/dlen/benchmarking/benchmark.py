@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import optuna
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from dlen.benchmarking.settings import Settings, parse_settings
 from dlen.benchmarking.tables import DataSet, Entry, figures_of, write_benchmark
-from dlen.checks import whole
 from dlen.comparing.compare import summarise
 from dlen.comparing.fit import fitted
-from dlen.comparing.plan import Plan, chosen, parse_seeds, plan_runs, store_of
+from dlen.comparing.plan import Plan, plan_runs, store_of
 from dlen.comparing.statistics import Difference
 from dlen.comparing.tables import Comparison, Row, print_markdown
 from dlen.comparing.workers import train_missing
-from dlen.data.prepare import check_writable
 from dlen.data.store import Store
 from dlen.devices import number_of_workers
 from dlen.errors import UserError
-from dlen.files import check_links, read_figures
+from dlen.files import check_links, check_writable, read_figures
 from dlen.overrides import compose_train, overrides_for_train
 from dlen.sweeping.space import parse_space
 from dlen.sweeping.study import make_sampler
@@ -33,29 +32,7 @@ from dlen.training.selection import monitor_mode, monitored
 
 KEYS = ("benchmark", "seeds", "models", "data_sets", "workers", "out")  # keys that train.py does not have
 DEFAULTS = "defaults"
-_MOST_TRIALS = 10_000
 Overrides = tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What a benchmark measures.
-
-    Attributes:
-        base: the model that gains are measured against.
-        models: settings by model.
-        data: settings by data set.
-        trials: settings that each model tries.
-        spaces: search space by model; empty for the defaults alone.
-        seeds: seeds of each model, the first of which the search uses.
-    """
-
-    base: str
-    models: dict[str, list[str]]
-    data: dict[str, list[str]]
-    trials: int
-    spaces: dict[str, dict[str, Any]]
-    seeds: list[int]
 
 
 def benchmark(config: DictConfig) -> None:
@@ -87,30 +64,6 @@ def benchmark(config: DictConfig) -> None:
         raise UserError(f"config benchmark.data: no data set can be read ({next(iter(missing.values()))})")
     print_markdown(write_benchmark(out, measured, missing, settings.base, settings.seeds))
     print(f"Benchmark: {out}/benchmark.md, benchmark.json")
-
-
-def parse_settings(config: DictConfig) -> Settings:
-    """Read the benchmark of a config.
-
-    Raises:
-        UserError: a setting is wrong.
-    """
-    node: Any = OmegaConf.to_container(config.benchmark, resolve=True)
-    models = chosen(_lists("models", node["models"]), config.models, "models", "benchmark")
-    data = chosen(_lists("data", node["data"]), config.data_sets, "data_sets", "benchmark")
-    spaces = node["spaces"] or {}
-    for name in spaces:
-        if name not in node["models"]:
-            raise UserError(f"config benchmark.spaces: there is no model {name}; there are {', '.join(node['models'])}")
-    base = str(node["base"])
-    if base not in models:
-        raise UserError(f"config benchmark.base: {base!r} is not among the models {', '.join(models)}")
-    try:
-        trials = whole("benchmark.trials", node["trials"], 1, _MOST_TRIALS)
-    except ValueError as error:
-        raise UserError(f"config {error}") from None
-    own = {name: dict(spaces.get(name, node["space"] or {}) or {}) for name in models}
-    return Settings(base, models, data, trials, own, parse_seeds(config.seeds))
 
 
 def candidates(space: Mapping[str, Any], trials: int, tasks: Sequence[str]) -> list[Overrides]:
@@ -228,12 +181,3 @@ def _clearly_behind(difference: Difference | None) -> bool:
 def _is_default_data(override: str, given: Sequence[str]) -> bool:
     """Whether an override is the data set of train.py's defaults, in place of which a benchmark names its own."""
     return override.startswith("data=") and override not in given
-
-
-def _lists(key: str, node: Any) -> dict[str, list[str]]:
-    if not isinstance(node, Mapping) or not node:
-        raise UserError(f"config benchmark.{key}: must map names to lists of settings, got {node!r}")
-    for name, settings in node.items():
-        if not isinstance(settings, list):
-            raise UserError(f"config benchmark.{key}: {name} must be a list of settings, got {settings!r}")
-    return {str(name): [str(s) for s in settings] for name, settings in node.items()}

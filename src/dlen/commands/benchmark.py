@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from dlen.cli import entry
+from dlen.benchmarking.settings import parse_settings
+from dlen.cli import entry, importing
 
 
 def run(config: DictConfig) -> None:
-    """Import torch only once the config has been composed, so typos fail fast."""
-    from dlen.benchmarking.benchmark import benchmark
-
+    """Import torch only once the settings have been checked, so mistakes fail fast."""
+    parse_settings(config)
+    with importing():
+        from dlen.benchmarking.benchmark import benchmark
     benchmark(config)
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from dlen.cli import entry
+from dlen.cli import entry, importing
+from dlen.comparing.settings import check_comparison
 
 
 def run(config: DictConfig) -> None:
-    """Import torch only once the config has been composed, so typos fail fast."""
-    from dlen.comparing.compare import compare
-
+    """Import torch only once the settings have been checked, so mistakes fail fast."""
+    check_comparison(config)
+    with importing():
+        from dlen.comparing.compare import compare
     compare(config)
 
 

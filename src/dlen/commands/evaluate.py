@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from dlen.cli import entry
+from dlen.cli import entry, importing
+from dlen.ranking.settings import read_off_policy
+from dlen.training.settings import check_evaluation
 
 
 def run(config: DictConfig) -> None:
-    """Import torch only once the config has been composed, so typos fail fast."""
+    """Import torch only once the settings have been checked, so mistakes fail fast."""
     if config.off_policy.log is not None:
-        from dlen.ranking.off_policy import check_off_policy
-
+        read_off_policy(config)
+        with importing():
+            from dlen.ranking.off_policy import check_off_policy
         check_off_policy(config)
         return
-    from dlen.training.evaluate import evaluate
-
+    check_evaluation(config)
+    with importing():
+        from dlen.training.evaluate import evaluate
     evaluate(config)
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from dlen.cli import entry
+from dlen.cli import entry, importing
+from dlen.serving.settings import check_prediction
 
 
 def run(config: DictConfig) -> None:
-    """Import torch only once the config has been composed, so typos fail fast."""
-    from dlen.serving.predict import predict
+    """Import torch only once the settings have been checked, so mistakes fail fast."""
+    check_prediction(config)
+    with importing():
+        from dlen.serving.predict import predict
 
     predict(config)
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from dlen.cli import entry
+from dlen.cli import entry, importing
 
 
 def run(config: DictConfig) -> None:
     """Import the package only once the config has been composed, so typos fail fast."""
-    from dlen.data.prepare import summary
-    from dlen.training.configs import open_store
-
+    with importing():
+        from dlen.data.prepare import summary
+        from dlen.training.stores import open_store
     print(summary(open_store(config)))
 
 

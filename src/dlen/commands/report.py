@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from dlen.cli import entry
+from dlen.cli import entry, importing
 
 
 def run(config: DictConfig) -> None:
     """Import plotly only once the config has been composed, so typos fail fast."""
-    from dlen.reports.report import report
-
+    with importing():
+        from dlen.reports.report import report
     report(config)
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from dlen.cli import entry
+from dlen.cli import entry, importing
 
 
 def run(config: DictConfig) -> None:
-    """Import torch only once the config has been composed, so typos fail fast."""
-    from dlen.reports.study import write_study
-    from dlen.sweeping.sweep import sweep
-
+    """Import torch only once the settings have been checked, so mistakes fail fast."""
+    with importing():
+        from dlen.sweeping.settings import read_options  # imports Optuna
+    read_options(config)
+    with importing():
+        from dlen.reports.study import write_study
+        from dlen.sweeping.sweep import sweep
     sweep(config, write_study)
 
 

@@ -10,8 +10,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from dlen.cli import entry
+from dlen.cli import entry, importing
 from dlen.errors import UserError
+from dlen.training.resume import continued, repeated
+from dlen.training.settings import check_settings
 
 
 def _draw(folder: Path) -> dict[str, Any]:
@@ -24,23 +26,30 @@ def _draw(folder: Path) -> dict[str, Any]:
 def run(config: DictConfig) -> dict[str, Any] | None:
     """Train, and return the content of ``metrics.json``.
 
-    Imports torch only once the config has been composed, so typos fail fast.
+    Imports torch only once plain settings have been checked, and Lightning only once the data are prepared, so
+    mistakes fail fast.
     """
-    from dlen.training.fit import train
-    from dlen.training.resume import continued, rerun
-
     if config.get("experiment") is not None:
         name = HydraConfig.get().runtime.choices["experiment"]
         raise UserError(f"config experiment: {name} compares models; run compare.py experiment={name}")
     config.run_dir = run_dir(config)
     overrides = list(HydraConfig.get().overrides.task)
     if config.rerun is not None:
-        if not rerun(config, overrides, _draw):
+        again = repeated(config, overrides)
+        with importing():
+            from dlen.training.rerun import rerun
+        if not rerun(Path(config.rerun), again, _draw):
             raise SystemExit(1)
         return None
-    return train(
-        continued(config, overrides) if config.ckpt == "last" and config.run_dir is not None else config, _draw
-    )
+    if config.ckpt == "last" and config.run_dir is not None:
+        config = continued(config, overrides)
+    check_settings(config)
+    with importing():
+        from dlen.training.stores import open_store
+    open_store(config)
+    with importing():
+        from dlen.training.fit import train
+    return train(config, _draw)
 
 
 def run_dir(config: DictConfig) -> str | None:

@@ -12,23 +12,24 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from dlen.comparing.delong import row_variances
 from dlen.comparing.grid import cells_of, parse_grid
 from dlen.comparing.plan import Plan, PlannedRun, make_plan
 from dlen.comparing.session_policies import parse_sessions, run_sessions
 from dlen.comparing.session_tables import sessions_markdown, write_sessions
-from dlen.comparing.statistics import Difference, paired, row_variances
+from dlen.comparing.settings import check_comparison
+from dlen.comparing.statistics import Difference, paired
 from dlen.comparing.surface import Surface
 from dlen.comparing.tables import Comparison, Row, markdown, print_markdown, write_comparison
 from dlen.comparing.workers import train_missing
-from dlen.data.prepare import check_writable
 from dlen.devices import number_of_workers
 from dlen.errors import UserError
-from dlen.files import check_links, check_regular, read_figures
+from dlen.files import check_links, check_regular, check_writable, read_figures
+from dlen.metric_names import own_names
 from dlen.schema import Schema
 from dlen.targets import Targets
 from dlen.training.configs import code_fingerprint
 from dlen.training.loggers import sync_command
-from dlen.training.own_metrics import own_names
 from dlen.training.run_folder import SCORES
 
 _CHUNK = 1 << 18
@@ -47,9 +48,7 @@ def compare(config: DictConfig) -> None:
     Raises:
         UserError: a setting is wrong or a run fails.
     """
-    if config.get("experiment") is None:
-        name = HydraConfig.get().runtime.choices["experiment"]
-        raise UserError(f"config experiment: {name} has no models to compare; run train.py experiment={name}")
+    check_comparison(config)
     grid = parse_grid(config)
     cells = cells_of(grid) if grid else []
     plans = [make_plan(config, grid.settings(cell)) for cell in cells] if grid else [make_plan(config)]

@@ -11,13 +11,14 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from dlen import __version__
-from dlen.checks import is_whole
 from dlen.comparing.fit import fitted
+from dlen.comparing.settings import read_experiment
 from dlen.data.store import Store
 from dlen.errors import UserError
 from dlen.overrides import compose_train, overrides_for_train
-from dlen.training.configs import digest, open_store, settings_of
+from dlen.training.configs import digest, settings_of
 from dlen.training.run_folder import SCORES
+from dlen.training.stores import open_store
 
 _COMPARE_KEYS = ("experiment", "seeds", "models", "workers", "out")  # keys that train.py does not have
 
@@ -77,12 +78,7 @@ def make_plan(config: DictConfig, cell: Sequence[str] = ()) -> Plan:
     Raises:
         UserError: the experiment or an override is wrong.
     """
-    experiment = OmegaConf.to_container(config.experiment, resolve=True)
-    assert isinstance(experiment, dict)
-    base, models = str(experiment["base"]), chosen(experiment["models"], config.models, "models", "experiment")
-    if base not in models:
-        raise UserError(f"config models: must include the base model {base!r}, got {', '.join(models)}")
-    seeds = parse_seeds(config.seeds if config.seeds is not None else experiment["seeds"])
+    experiment, base, models, seeds = read_experiment(config)
     common = [*overrides_for_train(_COMPARE_KEYS, experiment.get("settings") or []), *cell]
     stores: dict[str, Store] = {}
     if experiment.get("skip_unfit") or experiment.get("match"):
@@ -127,36 +123,6 @@ def _check_same_rows(base: str, runs: Mapping[tuple[str, int], PlannedRun]) -> N
                 f"config models: {run.model}, seed {run.seed}, is tested on different rows ({actual}) than {base} "
                 f"({expected}), so their figures cannot be compared; give all models the same data"
             )
-
-
-def chosen(known: dict[str, list[str]], names: Sequence[str] | None, key: str, owner: str) -> dict[str, list[str]]:
-    """The named entries of a mapping; all without names.
-
-    Args:
-        known: settings by name.
-        names: the chosen names; None for all.
-        key: config key of the names, for messages.
-        owner: what has the entries, for messages.
-
-    Raises:
-        UserError: there is no such name.
-    """
-    unknown = [str(n) for n in names or [] if n not in known]
-    if unknown:
-        raise UserError(f"config {key}: there is no {', '.join(unknown)}; the {owner} has {', '.join(known)}")
-    return known if names is None else {name: settings for name, settings in known.items() if name in names}
-
-
-def parse_seeds(value: Any) -> list[int]:
-    """Parse a list of seeds, or a number of seeds counted from 0."""
-    if is_whole(value):
-        seeds = list(range(value))
-    else:
-        seeds = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
-    wrong = [s for s in seeds if not is_whole(s) or s < 0]
-    if not seeds or wrong or len(set(seeds)) < len(seeds):
-        raise UserError(f"config seeds: {value!r} is neither a positive number nor a list of distinct seeds from 0")
-    return seeds
 
 
 def _plan_run(model: str, seed: int, overrides: Sequence[str], stores: dict[str, Store]) -> PlannedRun:

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from dlen.comparing.plan import PlannedRun
-from dlen.data.prepare import locked
 from dlen.devices import worker_environment
 from dlen.errors import UserError
+from dlen.files import locked
 from dlen.overrides import conf_of_this_command, written
 from dlen.progress import Stage
 

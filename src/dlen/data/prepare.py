@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -20,7 +17,7 @@ from dlen.data.split import Split
 from dlen.data.store import FORMAT, Store
 from dlen.data.writer import StoreWriter
 from dlen.errors import UserError
-from dlen.files import write_json
+from dlen.files import check_plain_name, check_writable, locked, write_json
 from dlen.schema import Schema, Task
 
 _BLOCK = 1 << 22
@@ -156,29 +153,6 @@ def replacing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-@contextmanager
-def locked(path: Path, doing: str, *, quiet: bool = False) -> Iterator[None]:
-    """Lock out other processes, which wait and report it unless ``quiet``. The system frees a dead process's lock."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:  # append mode: if the path is a link, its target is not truncated
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if not quiet:
-                print(f"{path.parent}: waiting for another process, which is {doing}", file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def check_writable(folder: Path) -> None:
-    """Raise UserError if a folder can be neither created nor written."""
-    existing = folder
-    while not existing.exists():
-        existing = existing.parent
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise UserError(f"{folder}: cannot be written ({existing} is not a writable folder); set data_dir")
-
-
 def prepare(source: Source, data_dir: Path) -> Store:
     """Open the prepared store of a source, writing it first if it does not exist.
 
@@ -199,14 +173,6 @@ def prepare(source: Source, data_dir: Path) -> Store:
         if not folder.exists():
             _write(source, folder, identity, before)
     return _open(folder, identity)
-
-
-def check_plain_name(name: object, key: str = "data.name") -> None:
-    """Raise UserError unless the name at a config key is a valid folder name that cannot point elsewhere."""
-    if not isinstance(name, str) or not name or name.startswith(".") or not name.isprintable() or "/" in name:
-        raise UserError(
-            f"config {key}: {name!r} is not a valid folder name; use printable characters, no slash and no leading dot"
-        )
 
 
 def _open(folder: Path, identity: dict[str, Any]) -> Store:

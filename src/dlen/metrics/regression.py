@@ -12,8 +12,6 @@ from torchmetrics.utilities.data import dim_zero_cat
 
 from dlen.metrics.functional import EXACT_ROWS, for_each_target
 
-MEASURES = ("rmse", "mae", "xauc", "spearman")
-
 
 class RegressionErrors(Metric):
     """RMSE, MAE, XAUC and Spearman's rank correlation of R regression tasks.
@@ -77,7 +75,7 @@ class RegressionErrors(Metric):
         super().sync(*args, **kwargs)
 
     def compute(self) -> Tensor:
-        """Return (R, 4) float64 in the order of :data:`MEASURES`; nan if undefined."""
+        """Return (R, 4) float64 in the order of :data:`~dlen.metric_names.MEASURES`; nan if undefined."""
         rows = torch.where(self.rows > 0, self.rows, torch.nan)
         ranks = torch.full((self.num_tasks, 2), torch.nan, dtype=torch.float64, device=rows.device)
         if len(self.masks):

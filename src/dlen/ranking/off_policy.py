@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from dlen.data.prepare import check_writable
 from dlen.data.split import Split
 from dlen.errors import UserError
 from dlen.files import check_links, write_json
@@ -22,29 +21,12 @@ from dlen.models.model import Model
 from dlen.ranking.estimators import Estimate, Estimator, best_of, swap_items
 from dlen.ranking.fusion import Score
 from dlen.ranking.scoring import load_model, make_scores, read_fusion
+from dlen.ranking.settings import OffPolicySettings, read_off_policy
 from dlen.training.building import quiet
-from dlen.training.configs import check_whole
-from dlen.training.run_folder import open_row_source
+from dlen.training.stores import open_row_source
 
 RANDOM, SCORE, WITHOUT_UP = "random", "score", "score without P(UP)"
 _ROWS_AT_ONCE = 16384  # logged rows plus drawn items
-
-
-@dataclass(frozen=True, slots=True)
-class _Settings:
-    """Settings of ``off_policy``.
-
-    Attributes:
-        log: file of rows whose items were shown at random.
-        candidates: number of items from which the ranking shows the best.
-        draws: further items drawn for each row.
-        seed: seed of the draws.
-    """
-
-    log: Path
-    candidates: int
-    draws: int
-    seed: int
 
 
 def check_off_policy(config: DictConfig) -> dict[str, Any]:
@@ -60,8 +42,7 @@ def check_off_policy(config: DictConfig) -> dict[str, Any]:
         UserError: the run, the log or a setting is wrong.
     """
     quiet()
-    settings, folder = _settings(config), Path(config.run)
-    check_writable(folder)
+    settings, folder = read_off_policy(config), Path(config.run)
     run_config, store, source = open_row_source(folder, config.trust)
     check_links(folder)
     schema = store.schema
@@ -88,20 +69,8 @@ def check_off_policy(config: DictConfig) -> dict[str, Any]:
     return content
 
 
-def _settings(config: DictConfig) -> _Settings:
-    check_whole(config, {"off_policy.candidates": 2, "off_policy.draws": 1, "off_policy.seed": 0})
-    values: Any = OmegaConf.to_container(config.off_policy, resolve=True)
-    draws, least = values["draws"], values["candidates"] - 1
-    if draws < least:
-        raise UserError(f"config off_policy.draws: must be at least {least}, one less than candidates, got {draws}")
-    values["log"] = Path(values["log"])
-    if not values["log"].is_file():
-        raise UserError(f"config off_policy.log: {values['log']}: no such file")
-    return _Settings(**values)
-
-
 def _weigh(
-    chunks: Iterator[Split], model: Model, scores: Mapping[str, Score], settings: _Settings
+    chunks: Iterator[Split], model: Model, scores: Mapping[str, Score], settings: OffPolicySettings
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield (n, policies) weights, (n, T) labels and (n,) users of consecutive rows.
 
@@ -133,7 +102,11 @@ def _weigh(
 
 
 def _content(
-    policies: Mapping[str, Estimator], labels: np.ndarray, tasks: list[str], config: DictConfig, settings: _Settings
+    policies: Mapping[str, Estimator],
+    labels: np.ndarray,
+    tasks: list[str],
+    config: DictConfig,
+    settings: OffPolicySettings,
 ) -> dict[str, Any]:
     """Metrics of every policy and task, and the settings."""
     figures = {}
@@ -155,7 +128,7 @@ def _content(
     }
 
 
-def _print(content: Mapping[str, Any], settings: _Settings) -> None:
+def _print(content: Mapping[str, Any], settings: OffPolicySettings) -> None:
     """Print the self-normalised estimates and the effective number of rows as a table."""
     policies = content["policies"]
     others = [name for name in policies if name != SCORE]

@@ -26,7 +26,7 @@ from dlen.schema import Schema
 from dlen.targets import Targets
 from dlen.training.building import build_model
 from dlen.training.checkpoints import load_weights
-from dlen.training.run_folder import open_run
+from dlen.training.stores import open_run
 
 _USERS_AT_ONCE = 8
 

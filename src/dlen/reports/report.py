@@ -14,9 +14,9 @@ from typing import Any
 from omegaconf import DictConfig
 
 from dlen import __version__
-from dlen.data.prepare import check_writable
 from dlen.errors import UserError
-from dlen.files import read_json, read_mapping
+from dlen.files import check_writable, read_json, read_mapping
+from dlen.metric_names import own_names
 from dlen.reports.colours import COLOURS
 from dlen.reports.comparison import comparison_sections
 from dlen.reports.curves import learning_curves, reliability_curves, roc_curves, speed_and_size
@@ -28,7 +28,6 @@ from dlen.reports.run_plots import run_plots
 from dlen.reports.run_record import RunRecord
 from dlen.reports.runs import Matches, find, read_runs
 from dlen.reports.workspace import build_workspace, publish, split_project
-from dlen.training.own_metrics import own_names
 
 _ABOUT = (  # metrics of a run other than its AUCs, as columns of the table
     ("logloss", "logloss of all labels", "test/logloss/labels", "{:.4f}"),

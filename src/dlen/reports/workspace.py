@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from dlen.errors import UserError
 from dlen.files import read_mapping, write_json
+from dlen.metric_names import own_names
 from dlen.reports.run_labels import differing
 from dlen.reports.run_record import RunRecord
-from dlen.training.own_metrics import own_names
 
 if TYPE_CHECKING:
     import wandb_workspaces.workspaces as ws

@@ -15,10 +15,9 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from dlen.batch import Batch, Sequence
-from dlen.data.prepare import check_writable
 from dlen.data.store import Store
 from dlen.errors import UserError
-from dlen.files import check_links, write_json
+from dlen.files import check_links, check_writable, write_json
 from dlen.label_scale import LabelScale
 from dlen.models.features import Features
 from dlen.models.predictions import Predictions
@@ -29,10 +28,10 @@ from dlen.ranking.scoring import load_model, make_scores, read_fusion
 from dlen.schema import Kind, Schema
 from dlen.serving.codings import different_field, encoded, field_codings, raw_rows
 from dlen.serving.sequence_codings import sequence_codings
+from dlen.serving.settings import check_exporting
 from dlen.targets import Targets
 from dlen.training.building import quiet
-from dlen.training.configs import check_whole
-from dlen.training.run_folder import open_run
+from dlen.training.stores import open_run
 
 INPUTS = ("ids", "numeric", "bag_ids", "bag_weights", "sequence_ids", "sequence_lengths", "vectors")
 Inputs = tuple[Tensor, ...]
@@ -162,7 +161,7 @@ def export(config: DictConfig) -> None:
         UserError: the run or a setting is wrong, or an exported model differs from the run.
     """
     quiet()
-    check_whole(config, {"check_rows": 1})
+    check_exporting(config)
     folder = Path(config.run)
     run_config, store = open_run(folder, config.trust)
     fusion = read_fusion(config.fusion)

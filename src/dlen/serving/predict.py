@@ -7,18 +7,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import polars as pl
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 
-from dlen.data.prepare import check_writable
 from dlen.errors import UserError
 from dlen.files import replacing_file
 from dlen.ranking.scoring import load_model, read_fusion
 from dlen.serving.scoring_rows import RowScorer
+from dlen.serving.settings import check_prediction
 from dlen.training.building import quiet
-from dlen.training.configs import check_whole
-from dlen.training.run_folder import open_row_source
-
-_ENDINGS = (".parquet", ".csv", ".tsv")
+from dlen.training.stores import open_row_source
 
 
 def predict(config: DictConfig) -> None:
@@ -28,17 +25,8 @@ def predict(config: DictConfig) -> None:
         UserError: the run, the input or a setting is wrong. No output is left behind.
     """
     quiet()
+    check_prediction(config)
     path, out = Path(config.input), Path(config.output)
-    check_whole(config, {"batch_size": 1})
-    if out.suffix not in _ENDINGS:
-        raise UserError(f"config output: {str(out)!r} does not end in {', '.join(_ENDINGS)}")
-    if not isinstance(config.keep, ListConfig):
-        raise UserError(f"config keep: {config.keep!r} is not a list of columns, such as [user_id,item_id]")
-    if not path.is_file():
-        raise UserError(f"config input: {path}: no such file")
-    if out.exists() and out.samefile(path):
-        raise UserError(f"config output: {out} is the input file; choose another")
-    check_writable(out.parent)
     folder = Path(config.run)
     run_config, store, source = open_row_source(folder, config.trust)
     model = load_model(folder, run_config, store, config.checkpoint)

@@ -22,7 +22,8 @@ from dlen.ranking.scoring import load_model
 from dlen.serving.scoring_rows import RowScorer
 from dlen.training.building import quiet
 from dlen.training.evaluate import evaluate
-from dlen.training.run_folder import load_run_config, open_kept_store, row_source
+from dlen.training.run_folder import load_run_config
+from dlen.training.stores import open_kept_store, row_source
 
 
 class Run:

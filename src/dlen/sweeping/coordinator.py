@@ -63,7 +63,7 @@ class LocalWorker:
         self.name = name
         self.path = spec.with_name(f"{name}.log")
         environment = worker_environment(number, workers, devices)
-        command = [sys.executable, "-m", "dlen.sweeping.worker", str(spec), name, str(number)]
+        command = [sys.executable, "-m", "dlen.sweeping", str(spec), name, str(number)]
         with self.path.open("wb") as output:
             self.process = subprocess.Popen(
                 command,

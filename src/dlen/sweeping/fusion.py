@@ -31,7 +31,7 @@ from dlen.schema import Schema
 from dlen.sweeping.space import Space
 from dlen.sweeping.study import fail_started
 from dlen.training.configs import build
-from dlen.training.run_folder import open_run
+from dlen.training.stores import open_run
 
 NDCG, STAY, VIEWS = f"ndcg@{NDCG_AT}", "stay_time", "page_views"
 FIGURES = (NDCG, STAY, VIEWS)

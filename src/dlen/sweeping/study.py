@@ -27,9 +27,8 @@ from optuna.samplers import (
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from dlen.data.prepare import locked
 from dlen.errors import UserError
-from dlen.files import check_regular
+from dlen.files import check_regular, locked
 from dlen.overrides import leaves
 from dlen.sweeping.journal import Journal
 from dlen.sweeping.trial_records import own_trials, retried, used

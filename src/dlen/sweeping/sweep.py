@@ -20,23 +20,21 @@ from dlen.comparing.compare import summarise
 from dlen.comparing.plan import plan_runs
 from dlen.comparing.tables import markdown, print_markdown, write_comparison
 from dlen.comparing.workers import train_missing
-from dlen.data.prepare import check_writable, locked
 from dlen.data.store import Store
 from dlen.devices import number_of_workers
 from dlen.errors import UserError
-from dlen.files import check_links, write_text
-from dlen.metrics.regression import MEASURES
+from dlen.files import check_links, check_writable, locked, write_text
+from dlen.metric_names import MEASURES
 from dlen.overrides import SEARCH_PATH, compose_train, conf_of_this_command, overrides_for_train
-from dlen.renamed import present_keys, present_space
 from dlen.sweeping.best import write_best, write_trials
 from dlen.sweeping.coordinator import Coordinator, LocalWorker, SubmititWorker, Worker
 from dlen.sweeping.fusion import FusionJob, check_fusion, confirm, equal_weights, make_job, write_best_fusion
 from dlen.sweeping.live import StudyTable, describe
+from dlen.sweeping.settings import read_options
 from dlen.sweeping.space import Space, parse_space
 from dlen.sweeping.spec import Spec
 from dlen.sweeping.study import (
     STORAGE,
-    check_options,
     connect,
     host,
     make_pruner,
@@ -49,22 +47,13 @@ from dlen.sweeping.trial_records import best_trial, ended, own_trials, used
 from dlen.sweeping.wandb_sweep import write_wandb_sweep
 from dlen.targets import Targets
 from dlen.training.checks import check, planned_steps
-from dlen.training.configs import check_whole, open_store, settings_of
+from dlen.training.configs import settings_of
 from dlen.training.loggers import sync_command
-from dlen.training.run_folder import open_run
+from dlen.training.stores import open_run, open_store
 
 Draw = Callable[[optuna.Study, str, Sequence[FrozenTrial], Mapping[str, str], Path, Path | None], None]
 _FRESH = 1000  # first seed of the final comparison; trials count from 0
 _FIXED = ("data", "seed", "run_dir", "runs_dir", "ckpt", "base_run", "sweep")  # keys that a study cannot search
-_COUNTS = {
-    "sweep.trials": 1,
-    "sweep.seeds": 1,
-    "sweep.devices_per_trial": 1,
-    "sweep.retries": 0,
-    "sweep.confirm": 0,
-    "sweep.seed": 0,
-}  # lowest values
-_LAUNCHERS = ("local", "submitit", "wandb")
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,28 +153,7 @@ def make_plan(config: DictConfig) -> StudyPlan:
         UserError: the sweep or an override is wrong.
     """
     hydra = HydraConfig.get()
-    options = config.sweep
-    plain = OmegaConf.to_container(options, resolve=True)
-    assert isinstance(plain, dict)
-    check_whole(config, _COUNTS)
-    if plain["devices_per_trial"] > 1 and plain["seeds"] > 1:
-        raise UserError(
-            "config sweep.seeds: with several devices per trial, each trial trains one seed; set sweep.seeds=1"
-        )
-    if plain["devices_per_trial"] > 1 and plain["confirm"]:
-        raise UserError(
-            "config sweep.confirm: the final comparison needs one device per trial; with several, set sweep.confirm=0"
-        )
-    if plain["hours"] is not None and not (isinstance(plain["hours"], int | float) and plain["hours"] > 0):
-        raise UserError(f"config sweep.hours: {plain['hours']!r} is not a positive number")
-    if plain["launcher"] not in _LAUNCHERS:
-        raise UserError(f"config sweep.launcher: {plain['launcher']!r} is not one of {', '.join(_LAUNCHERS)}")
-    plain["space"], plain["start"] = (
-        present_space(plain["space"] or {}),
-        [present_keys(p) for p in plain["start"] or []],
-    )
-    directions = _directions({str(key): value for key, value in plain.items()})
-    check_options(plain["sampler"], plain["pruner"], directions)
+    plain, directions = read_options(config)
     cli_overrides = overrides_for_train(("sweep",), [])
     common = overrides_for_train(("sweep",), plain["settings"])
     if plain["devices_per_trial"] > 1:
@@ -195,7 +163,7 @@ def make_plan(config: DictConfig) -> StudyPlan:
         store = open_store(base)
     else:
         base, store = open_run(Path(plain["run"]), config.trust)
-        job = make_job({str(key): value for key, value in plain.items()}, store.schema, directions)
+        job = make_job(plain, store.schema, directions)
     name = str(plain["name"] or f"{hydra.runtime.choices['sweep']}-{base.data_name}")
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise UserError(f"config sweep.name: {name!r} may contain only letters, digits, dots, dashes and underscores")
@@ -240,17 +208,6 @@ def make_plan(config: DictConfig) -> StudyPlan:
     identity = _identity(base, space, spec, store)
     storage = str(plain["storage"] or folder / "journal.log")
     return StudyPlan(str(plain["title"]), job, spec, space, start, identity, storage, store, cli_overrides, folder)
-
-
-def _directions(options: Mapping[str, Any]) -> dict[str, str]:
-    """Directions of the metrics in the config's two lists."""
-    directions: dict[str, str] = {}
-    for direction in ("maximize", "minimize"):
-        figures = options[direction] or []
-        if not isinstance(figures, list) or any(not isinstance(f, str) or f in directions for f in figures):
-            raise UserError(f"config sweep.{direction}: {figures!r} is not a list of distinct metrics")
-        directions |= dict.fromkeys(figures, direction)
-    return directions
 
 
 def _objectives(directions: Mapping[str, str], store: Store) -> dict[str, str]:

@@ -125,7 +125,3 @@ def _wait_for_end_of_input(stopping: threading.Event) -> None:
     while os.read(sys.stdin.fileno(), 4096):  # sys.stdin has a lock that Python cannot take at exit
         pass
     stopping.set()
-
-
-if __name__ == "__main__":
-    work(Spec(**read_mapping(Path(sys.argv[1]))), sys.argv[2], int(sys.argv[3]), watch=True)

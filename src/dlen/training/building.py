@@ -29,14 +29,13 @@ from dlen.nn.id_dropout import IdDropout
 from dlen.schema import Schema
 from dlen.training.balancing import Balancer
 from dlen.training.callbacks import KeptCheckpoint, Meter, Patience, PlainProgress, TerminalProgress
-from dlen.training.configs import build, build_part
+from dlen.training.configs import build, build_part, plain_values
 from dlen.training.module import RankingModule
 from dlen.training.own_metrics import build_own_metrics
 from dlen.training.schedulers import MakeSchedule, MakeScheduler, lightning_config
 from dlen.training.selection import monitor_mode
+from dlen.training.settings import UNSCALED
 from dlen.valid import did_you_mean
-
-UNSCALED = ("auto", "32-true", "bf16-mixed")  # precisions with 32-bit weights and no gradient scaling
 
 
 def build_model(config: DictConfig, store: Store) -> Model:
@@ -240,13 +239,6 @@ def build_schedule(config: DictConfig, mode: str) -> MakeSchedule | None:
         return None
     settings = {"interval": config.scheduler.get("interval", "step"), "monitor": config.monitor, "mode": mode}
     return partial(lightning_config, make, **settings)
-
-
-def plain_values(config: DictConfig) -> dict[str, Any]:
-    """Convert a config to plain values."""
-    values = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(values, dict)
-    return {str(k): v for k, v in values.items()}
 
 
 def quiet() -> None:

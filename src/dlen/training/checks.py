@@ -1,28 +1,25 @@
-"""Checks of a config that run before anything is written."""
+"""Checks of a config that need torch, its data or its model, and run before anything is written."""
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import lightning as L
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch.optim import Optimizer
 
-from dlen.checks import is_whole
 from dlen.data.store import Store
 from dlen.errors import UserError
 from dlen.models.baseline import Baseline
 from dlen.models.model import Model
 from dlen.models.ranker import Ranker
-from dlen.nn.sharded import SHARDINGS, check_shardable, check_torchrec
+from dlen.nn.sharded import check_shardable
 from dlen.targets import Targets
 from dlen.training.baseline import check_baseline
 from dlen.training.building import (
-    UNSCALED,
     build_balancer,
     build_id_dropout,
     build_model,
@@ -31,73 +28,11 @@ from dlen.training.building import (
     build_scheduler,
     modes,
 )
-from dlen.training.configs import build, check_groups, check_whole
-from dlen.training.measures import AUC_KINDS
+from dlen.training.configs import build
 from dlen.training.optimizers import split_for_sharding
-from dlen.training.run_folder import one_of_many
 from dlen.training.schedulers import check_scheduler
 from dlen.training.selection import monitored
-
-_LEAST = {
-    "loader.batch_size": 1,
-    "loader.eval_batch_size": 1,
-    "trainer.num_nodes": 1,
-    "trainer.accumulate_grad_batches": 1,
-    "metrics.conflict_every": 0,
-    "patience": 0,
-    "seed": 0,
-}
-
-
-def check_settings(config: DictConfig) -> None:
-    """Check the settings that no class checks itself."""
-    check_groups(config)
-    limits = ("trainer.max_epochs", "trainer.max_steps")  # null or -1 for no limit
-    check_whole(config, _LEAST | {key: -1 for key in limits if OmegaConf.select(config, key) is not None})
-    _check_trainer(config.trainer)
-    if config.trainer.num_nodes > 1 and not (one_of_many() or "NODE_RANK" in os.environ):
-        raise UserError(
-            f"config trainer.num_nodes: {config.trainer.num_nodes} machines need torchrun or srun, which start a "
-            "process on each; set trainer.num_nodes=1 to use this machine alone"
-        )
-    _check_sharding(config)
-    if config.metrics.auc not in AUC_KINDS:
-        raise UserError(f"config metrics.auc: {config.metrics.auc!r} is not one of {', '.join(AUC_KINDS)}")
-    if config.metrics.by_user not in ("auto", True, False):
-        raise UserError(f"config metrics.by_user: {config.metrics.by_user!r} is not auto, true or false")
-    if config.ckpt not in (None, "last") and not Path(config.ckpt).exists():
-        raise UserError(f"config ckpt: {config.ckpt!r} is neither `last` nor a checkpoint file")
-    init_from = config.get("init_from")
-    if init_from is not None and not isinstance(init_from, str):
-        raise UserError(f"config init_from: {init_from!r} is not a run folder")
-    if init_from is not None and config.ckpt not in (None, "last"):
-        raise UserError("config init_from: ckpt also sets the initial weights; remove one of them")
-    if config.ckpt == "last" and config.run_dir is None:
-        raise UserError("config ckpt: `last` needs run_dir=DIR, the run to resume")
-
-
-def _check_trainer(trainer: DictConfig) -> None:
-    """Check numbers that are used before Lightning sees them, or for which its errors are misleading."""
-    for key in ("limit_train_batches", "limit_val_batches", "limit_test_batches", "val_check_interval"):
-        value = trainer.get(key, 1.0)
-        if not (is_whole(value) and value >= 1) and not (isinstance(value, float) and 0 < value <= 1):
-            raise UserError(f"config trainer.{key}: {value!r} is neither a number of batches nor a fraction of them")
-
-
-def _check_sharding(config: DictConfig) -> None:
-    if config.sharding is None:
-        return
-    if config.sharding not in SHARDINGS:
-        raise UserError(f"config sharding: {config.sharding!r} is neither null nor one of {', '.join(SHARDINGS)}")
-    if config.trainer.accumulate_grad_batches != 1:
-        raise UserError("config sharding: a sharded table is updated at each batch; set accumulate_grad_batches=1")
-    if config.trainer.precision not in UNSCALED:
-        allowed = " or ".join(UNSCALED)
-        raise UserError(f"config sharding: a sharded table has 32-bit weights; set trainer.precision={allowed}")
-    if config.trainer.get("gradient_clip_val") or config.get("scheduler"):
-        key = "scheduler" if config.get("scheduler") else "trainer.gradient_clip_val"
-        raise UserError(f"config {key}: TorchRec updates a sharded table in the backward pass; remove it")
-    check_torchrec()
+from dlen.training.settings import check_settings
 
 
 def check_processes(config: DictConfig, trainer: L.Trainer, model: Model) -> None:

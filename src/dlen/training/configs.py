@@ -16,8 +16,6 @@ from omegaconf import DictConfig, OmegaConf
 
 import dlen
 from dlen.checks import is_whole
-from dlen.data.prepare import Source, prepare
-from dlen.data.store import Store
 from dlen.errors import UnfitError, UnmetNeedError, UserError
 from dlen.files import read_yaml
 from dlen.renamed import present_model
@@ -153,12 +151,6 @@ def check_whole(config: DictConfig, least: Mapping[str, int]) -> None:
             raise UserError(f"config {key}: {value!r} is not {expected}")
 
 
-def open_store(config: DictConfig) -> Store:
-    """Open the prepared store of a config's data, preparing it first if needed."""
-    source: Source = build(config.data, "data")
-    return prepare(source, Path(config.data_dir))
-
-
 def code_fingerprint(package: Path = PACKAGE) -> str:
     """A hash of the package's source, to distinguish the metrics of different code versions."""
     sha = hashlib.sha256()
@@ -172,6 +164,13 @@ def settings_of(config: DictConfig) -> dict[str, Any]:
     settings = OmegaConf.to_container(config, resolve=True)
     assert isinstance(settings, dict)
     return {str(k): v for k, v in settings.items() if k not in _NOT_HASHED}
+
+
+def plain_values(config: DictConfig) -> dict[str, Any]:
+    """Convert a config to plain values."""
+    values = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(values, dict)
+    return {str(k): v for k, v in values.items()}
 
 
 def config_hash(config: DictConfig) -> str:

@@ -17,7 +17,9 @@ from dlen.training.checkpoints import restoring
 from dlen.training.datamodule import RankingDataModule, tested_rows
 from dlen.training.diagnostics import attention_maps, diagnostics
 from dlen.training.gates import GateMonitor
-from dlen.training.run_folder import DIAGNOSTICS, SPLITS, flatten, one_of_many, open_run, read_base
+from dlen.training.run_folder import DIAGNOSTICS, flatten, one_of_many, read_base
+from dlen.training.settings import check_evaluation
+from dlen.training.stores import open_run
 from dlen.training.terminal import print_figures
 
 
@@ -31,9 +33,8 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         UserError: the folder is not a run, or the data are not those of the run.
     """
     quiet()
+    check_evaluation(config)
     folder = Path(config.run)
-    if config.split not in SPLITS:
-        raise UserError(f"config split: {config.split!r} is not one of {', '.join(SPLITS)}")
     run_config, store = open_run(folder, config.trust)
     check_links(folder)
     rows, base = {"test": len(store.split(config.split))}, read_base(run_config.base_run, store)

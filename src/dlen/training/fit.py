@@ -44,9 +44,8 @@ from dlen.training.checks import (
     check_measurable,
     check_optimizer,
     check_processes,
-    check_settings,
 )
-from dlen.training.configs import build, code_fingerprint, config_hash, open_store
+from dlen.training.configs import build, code_fingerprint, config_hash
 from dlen.training.conflict import GradientConflict
 from dlen.training.dashboard import Dashboard, Draw
 from dlen.training.datamodule import RankingDataModule, tested_rows
@@ -73,7 +72,9 @@ from dlen.training.run_folder import (
     write_start,
 )
 from dlen.training.selection import Selection, monitored
+from dlen.training.settings import check_settings
 from dlen.training.size import size_figures
+from dlen.training.stores import open_store
 from dlen.training.terminal import print_figures
 from dlen.training.warm_start import warm_start
 

@@ -13,6 +13,7 @@ from torchmetrics import MeanMetric, Metric
 from dlen.batch import Batch
 from dlen.errors import UserError
 from dlen.label_scale import LabelScale
+from dlen.metric_names import MEASURES
 from dlen.metrics import (
     ByUser,
     CalibrationError,
@@ -26,7 +27,6 @@ from dlen.metrics import (
 )
 from dlen.metrics.by_user import NDCG_AT
 from dlen.metrics.functional import EXACT_ROWS, auc_weight
-from dlen.metrics.regression import MEASURES
 from dlen.models.heads import Ranking
 from dlen.models.predictions import Predictions
 from dlen.nn.logspace import log1mexp, log_odds
@@ -36,7 +36,6 @@ from dlen.targets import Targets
 from dlen.training.latent import PREFERS, UP, HiddenFigures, LatentMeasures
 from dlen.training.own_metrics import OwnMeasures, OwnMetric
 
-AUC_KINDS = ("auto", "histogram", "exact")
 _ROC_POINTS = 101  # maximum number of points of a stored curve
 
 

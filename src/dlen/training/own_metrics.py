@@ -14,33 +14,12 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from dlen.errors import UserError
-from dlen.metrics.regression import MEASURES
+from dlen.metric_names import BUILT_IN
 from dlen.nn.processes import total
 from dlen.schema import Schema
 from dlen.targets import Targets
 from dlen.training.configs import build_part
 
-BUILT_IN = frozenset(
-    (
-        *(
-            "auc",
-            "auc_joint",
-            "auc_total",
-            "base",
-            "calibration",
-            "corr",
-            "ece",
-            "gain",
-            "gauc",
-            "hidden",
-            "leak",
-            "lift",
-            "logloss",
-        ),
-        *("ndcg@10", "ne", "negatives", "negatives_true", "oracle", "rows", "users_without_auc"),
-        *MEASURES,
-    )
-)
 _MODES = ("max", "min")
 
 
@@ -142,9 +121,3 @@ class OwnMeasures(nn.Module):
             defined = [values[f"{n}/{t}"] for n, t in self.keys if n == name and not math.isnan(values[f"{n}/{t}"])]
             values[f"{name}/mean"] = sum(defined) / len(defined) if defined else math.nan
         return values
-
-
-def own_names(metrics: Mapping[str, Any], split: str) -> list[str]:
-    """Names of a user's own metrics in the content of ``metrics.json``, in order."""
-    keys = [key.split("/") for key in metrics if key.startswith(f"{split}/")]
-    return list(dict.fromkeys(parts[1] for parts in keys if len(parts) == 3 and parts[1] not in BUILT_IN))

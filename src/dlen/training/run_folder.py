@@ -8,21 +8,18 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from dlen.data.prepare import RowSource, check_plain_name
-from dlen.data.store import Store
 from dlen.errors import UserError
-from dlen.files import check_links, read_figures, read_mapping, write_json, write_text
+from dlen.files import check_links, check_plain_name, read_figures, read_mapping, write_json, write_text
 from dlen.overrides import leaves
-from dlen.training.building import plain_values
-from dlen.training.configs import build, open_store, read_config
-from dlen.training.measures import Figures
+from dlen.training.configs import plain_values, read_config
+
+if TYPE_CHECKING:  # a folder is found missing before torch and Lightning, which take seconds, are imported
+    from dlen.data.store import Store
+    from dlen.training.measures import Figures
 
 BEST = "checkpoints/best.ckpt"
 _MOST_TRIES = 1000  # to find a free folder name
@@ -60,69 +57,18 @@ def load_run_config(folder: Path, trust: Sequence[str] = (), *, to_train: bool =
     Raises:
         UserError: the folder is not a run, or its config names other code.
     """
-    path = folder / "config.yaml"
-    if not path.exists():
+    check_run(folder)
+    return read_config(folder / "config.yaml", trust, () if to_train else _TRAINING_ONLY)
+
+
+def check_run(folder: Path) -> None:
+    """Raise UserError unless a folder is a run's."""
+    if not (folder / "config.yaml").exists():
         raise UserError(f"{folder}: not a run folder (no config.yaml); set run=DIR")
-    return read_config(path, trust, () if to_train else _TRAINING_ONLY)
 
 
-def open_row_source(folder: Path, trust: Sequence[str] = ()) -> tuple[DictConfig, Store, RowSource]:
-    """Open a run's config, its data, and the source that reads new rows of the same format.
-
-    Args:
-        trust: packages, besides dlen, whose classes the config may name.
-
-    Raises:
-        UserError: the folder is not a run, its data are gone, or their source cannot read new rows.
-    """
-    config, store = open_run(folder, trust)
-    return config, store, row_source(folder, config)
-
-
-def row_source(folder: Path, config: DictConfig) -> RowSource:
-    """Build the source that reads new rows of a run's format; UserError if its data have none."""
-    source = build(config.data, "data")
-    if not isinstance(source, RowSource):
-        raise UserError(f"{folder}: its data source ({config.data_name}) cannot read new rows")
-    return source
-
-
-def open_kept_store(folder: Path, config: DictConfig) -> Store:
-    """Open the prepared data of a run from the recorded path, because the raw log may be gone or changed.
-
-    If the prepared data are gone, they are prepared again, provided that the raw log still gives the same result.
-
-    Raises:
-        UserError: the prepared data are gone, and the raw log gives a different result.
-    """
-    recorded = read_identity(folder)
-    place, fingerprint = Path(recorded["store"]), recorded["fingerprint"]
-    store = Store(place) if (place / "store.json").exists() else open_store(config)
-    if store.fingerprint != fingerprint:
-        raise UserError(
-            f"{folder}: was trained on data {fingerprint}, which are no longer in {place}, and the raw files now give "
-            f"{store.fingerprint}"
-        )
-    return store
-
-
-def open_run(folder: Path, trust: Sequence[str] = ()) -> tuple[DictConfig, Store]:
-    """Open the resolved config and the data of a run folder.
-
-    Args:
-        trust: packages, besides dlen, whose classes the config may name.
-
-    Raises:
-        UserError: the folder is not a run, or the data are not those of the run.
-    """
-    config = load_run_config(folder, trust, to_train=False)
-    return config, open_kept_store(folder, config)
-
-
-def read_base(run: str | None, store: Store) -> dict[str, Any] | None:
-    """Read the metrics of the base run for gains; UserError unless it was tested on the same rows."""
-    if run is None:
-        return None
+def base_metrics(run: str) -> dict[str, Any]:
+    """Read the metrics of a base run; UserError if there are none."""
     path = Path(run) / "metrics.json"
     try:
         content = read_figures(path)
@@ -130,6 +76,14 @@ def read_base(run: str | None, store: Store) -> dict[str, Any] | None:
             raise UserError("not the metrics of a run")
     except UserError as error:
         raise UserError(f"config base_run: {path} cannot be read ({error})") from None
+    return content
+
+
+def read_base(run: str | None, store: Store) -> dict[str, Any] | None:
+    """Read the metrics of the base run for gains; UserError unless it was tested on the same rows."""
+    if run is None:
+        return None
+    content = base_metrics(run)
     identity = {"data_test": store.labels_identity("test"), "data_fingerprint": store.fingerprint}
     key = "data_test" if "data_test" in content else "data_fingerprint"
     if content[key] != identity[key]:
@@ -200,6 +154,9 @@ def run_folder(config: DictConfig) -> Iterator[Path]:
 
 def one_of_many() -> bool:
     """Whether torchrun or Slurm started several processes, each of which would generate its own name."""
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment  # here: it takes seconds
+    from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
     torchrun, slurm = TorchElasticEnvironment.detect(), SLURMEnvironment.detect()
     counts = [os.environ.get("WORLD_SIZE", 1)] * torchrun + [os.environ.get("SLURM_NTASKS", 1)] * slurm
     return any(int(count) > 1 for count in counts)
@@ -238,6 +195,8 @@ def _unwritable(folder: Path, error: OSError) -> UserError:
 
 def rank() -> int:
     """Rank of this process, as set by its launcher."""
+    from lightning.pytorch.utilities import rank_zero_only  # here: it takes seconds
+
     return getattr(rank_zero_only, "rank", None) or 0
 
 

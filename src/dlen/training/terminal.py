@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dlen.training.own_metrics import own_names
+from dlen.metric_names import own_names
 
 _COLUMNS = {  # limited to 80 characters; metrics.json has more
     "auc": ("AUC", "{:.4f}"),

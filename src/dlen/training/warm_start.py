@@ -20,7 +20,8 @@ from dlen.nn.embedding import EmbeddingTable, row_width
 from dlen.nn.mixed import MixedTables
 from dlen.schema import Field, Kind, Schema
 from dlen.training.checkpoints import model_weights
-from dlen.training.run_folder import BEST, open_run
+from dlen.training.run_folder import BEST
+from dlen.training.stores import open_run
 
 _KEY = "config init_from"
 _STATES = "head.hidden_output.bias"

@@ -16,9 +16,10 @@ import numpy as np
 import polars as pl
 
 from dlen.data.columns import Array
-from dlen.data.prepare import check_writable, locked, replacing
+from dlen.data.prepare import replacing
 from dlen.data.sources.aliccp import AliCCP
 from dlen.errors import UserError
+from dlen.files import check_writable, locked
 from dlen.progress import Stage
 from dlen.valid import Range
 

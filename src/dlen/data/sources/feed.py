@@ -42,7 +42,6 @@ from dlen.data.store import Store
 from dlen.data.truth import Truth
 from dlen.data.writer import SplitWriter, StoreWriter
 from dlen.errors import UserError
-from dlen.metrics import HistogramAUC
 from dlen.progress import Stage
 from dlen.schema import Field, Kind, Schema, Task, View
 
@@ -91,6 +90,8 @@ class Feed(FeedSettings):
 
     def write(self, writer: StoreWriter) -> Schema:
         """Draw the world and its impressions in chunks."""
+        from dlen.metrics import HistogramAUC  # torchmetrics takes a second, and prepared data need none of it
+
         sizes = self._vocabularies()
         offsets = dict(zip(sizes, np.cumsum([0, *sizes.values()]), strict=False))
         users = writer.table("users", _counts(len(_USER_FIELDS)))

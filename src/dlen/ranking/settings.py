@@ -1,0 +1,51 @@
+"""Settings of the off-policy estimates, read before torch is imported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from dlen.errors import UserError
+from dlen.files import check_writable
+from dlen.training.configs import check_whole
+from dlen.training.run_folder import check_run
+
+
+@dataclass(frozen=True, slots=True)
+class OffPolicySettings:
+    """Settings of ``off_policy``.
+
+    Attributes:
+        log: file of rows whose items were shown at random.
+        candidates: number of items from which the ranking shows the best.
+        draws: further items drawn for each row.
+        seed: seed of the draws.
+    """
+
+    log: Path
+    candidates: int
+    draws: int
+    seed: int
+
+
+def read_off_policy(config: DictConfig) -> OffPolicySettings:
+    """Read the group ``off_policy`` of ``evaluate.py``, and check that there is a run.
+
+    Raises:
+        UserError: a setting is wrong, or the folder is not a run.
+    """
+    check_whole(config, {"off_policy.candidates": 2, "off_policy.draws": 1, "off_policy.seed": 0})
+    values: Any = OmegaConf.to_container(config.off_policy, resolve=True)
+    draws, least = values["draws"], values["candidates"] - 1
+    if draws < least:
+        raise UserError(f"config off_policy.draws: must be at least {least}, one less than candidates, got {draws}")
+    values["log"] = Path(values["log"])
+    if not values["log"].is_file():
+        raise UserError(f"config off_policy.log: {values['log']}: no such file")
+    folder = Path(config.run)
+    check_writable(folder)
+    check_run(folder)
+    return OffPolicySettings(**values)
