@@ -5,7 +5,8 @@ EXPORT=DIR/export uvicorn --app-dir examples serve:app
 curl -d '{"context": {"user": 3, "hour": 12}, "candidates": [{"item": 7}, {"item": 9}]}' localhost:8000/rank
 
 Histories of the log come with the export and are looked up by their key. `now` in the context is the time of the
-request, in seconds since 1970 or the unit of the log; by default it is the server's time.
+request, in seconds since 1970 or the unit of the log; by default it is the server's time. A request sees strictly
+earlier events. The export has the latest ones of each key, so a request of the past may see fewer than in predict.py.
 
 A request that cannot be read or scored as in predict.py is rejected with 422, a body over 16 MiB with 413.
 """
@@ -16,6 +17,7 @@ import math
 import os
 import re
 import time
+from bisect import bisect_left
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -111,6 +113,8 @@ found_in_log = {name for s in sequences if "history" in s for name in s["lists"]
 keyed = [*(f["rate"] for f in fields if "rate" in f), *histories]
 known = {f["name"] for f in fields if "rate" not in f} - found_in_log
 known |= {by for feature in keyed for by in feature["by"]} | ({"now"} if histories else set())
+if any("gap" not in h for h in histories):
+    raise SystemExit(f"{FOLDER}: does not say when events were, as an older export.py wrote it; export again")
 ranges = {
     h["name"]: dict(zip(h["keys"], zip([0, *h["ends"]], h["ends"], strict=False), strict=True)) for h in histories
 }
@@ -170,7 +174,7 @@ def key(rate: dict, row: dict) -> str:
     for by, separator in zip(rate["by"], rate["separators"], strict=True):
         value = row.get(by)
         texts = [canonical(by, v) for v in value] if isinstance(value, list) else [canonical(by, value)]
-        parts.append(separator.join(texts))
+        parts.append(separator.join(text for text in texts if text))
     return "\x1f".join(parts) if all(parts) else ""
 
 
@@ -220,22 +224,28 @@ def in_order(sequence: dict, row: dict) -> list[list[int]]:
     return lists
 
 
-def from_log(sequence: dict, row: dict) -> list[list[int]]:
-    """Ids of each list of a history, by the key of the row; empty for a new key."""
-    history = sequence["history"]
-    first, last = ranges[sequence["name"]].get(key(history, row), (0, 0))
-    lists = [ids[first:last] for ids in history["events"]]
-    if "when" not in history:
-        return lists
+def moment(history: dict, row: dict) -> float:
+    """The time of a request, as the export has the times of events."""
     seconds, told = history["seconds"], row.get("now")
-    if told is None and seconds is None:
-        refuse("now: is needed, in the unit of the log's own time")
-    now = time.time() if told is None else finite("now", told)
-    if seconds is not None:
-        now += 3600 * seconds["utc_offset"]
-        now -= now % seconds["step"] if seconds["step"] else 0
+    if seconds is None:
+        return refuse("now: is needed, in the unit of the log's own time") if told is None else finite("now", told)
+    now = time.time() if told is None else in_32_bits(finite("now", told), "now", told)
+    # The log's times were whole microseconds. Made of the same ones, the time of an event is not after the event.
+    micro = round(1e6 * now) + round(3_600_000_000 * seconds["utc_offset"])
+    now = micro * 1e-6
+    return now - now % seconds["step"] if seconds["step"] else now
+
+
+def from_log(sequence: dict, row: dict) -> list[list[int]]:
+    """Ids of each list of a history, by the key of the row, of strictly earlier events; empty for a new key."""
+    history, now = sequence["history"], moment(sequence["history"], row)
+    first, last = ranges[sequence["name"]].get(key(history, row), (0, 0))
+    last = bisect_left(history["when"], now, first, last)
+    lists = [ids[first:last] for ids in history["events"]]
+    if not history["gap"]:
+        return lists
     offset = field_of[sequence["lists"][-1]]["offset"]
-    gaps = [min(max(now - when, 0), 2.0**32) for when in history["when"][first:last]]
+    gaps = [min(now - when, 2.0**32) for when in history["when"][first:last]]
     return [*lists, [offset + min(int(gap + 1).bit_length(), 32) for gap in gaps]]
 
 

@@ -127,3 +127,39 @@ def test_a_comparison_pairs_the_xaucs(work: Path) -> None:
     assert math.isfinite(net["differences"]["xauc/watch"]["mean"])
     assert len(net["extras"]["rmse/play"]) == 2
     assert "xauc is the share of pairs" in (work / "out" / "table.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["dlen", "mmoe"])
+def test_labels_as_large_as_allowed_have_finite_metrics_and_larger_ones_are_refused(model: str, work: Path) -> None:
+    """XAUC is that of the scores and the labels of the file, pair by pair."""
+    log = pl.read_csv(work / "log.csv").drop("play")
+    log = log.with_columns(watch=pl.col("watch") / log["watch"].max() * 1e12, part=pl.int_range(len(log)) % 5)
+    split = {"by": "column", "column": "part", "validation": [3], "test": [4]}
+    spec = {"files": "large.csv", "fields": {"user": {"side": "user"}, "video": {"side": "item"}}, "split": split}
+    for loss in ("mse", "weighted_logistic"):
+        tasks = {"click": "click", "watch": {"label": "watch", "kind": "regression", "loss": loss}}
+        (work / f"{loss}.yaml").write_text(json.dumps(spec | {"tasks": tasks}))
+    log.write_csv(work / "large.csv")
+    data = [f"model={model}", "data=table", *SMALL]
+    for loss in ("mse", "weighted_logistic"):
+        run = f"large_{model}_{loss}"
+        ran = run_here("train.py", [*data, f"data.spec={loss}.yaml", f"run_dir={run}"], work)
+        assert ran.returncode == 0, ran.stderr
+        figures = json.loads((work / run / "metrics.json").read_text())
+        found = {m: figures[f"test/{m}/watch"] for m in ("rmse", "mae", "xauc", "spearman")}
+        assert all(math.isfinite(value) for value in found.values()), found
+        log.filter(pl.col("part") == 4).write_csv(work / "large_test.csv")
+        ran = run_here("predict.py", [f"run={run}", "input=large_test.csv", "output=large.parquet"], work)
+        assert ran.returncode == 0, ran.stderr
+        p = pl.read_parquet(work / "large.parquet")["value_watch"].to_numpy()
+        y = log.filter(pl.col("part") == 4)["watch"].to_numpy()
+        above = y[:, None] > y
+        right = (p[:, None] > p) + (p[:, None] == p) / 2
+        assert found["xauc"] == pytest.approx(right[above].mean(), abs=2e-3)
+        assert found["rmse"] == pytest.approx(np.sqrt(np.mean((p - y) ** 2)), rel=1e-4)
+    log.with_columns(watch=log["watch"].scatter(10, 1e38)).write_csv(work / "large.csv")
+    ran = run_here("train.py", [*data, "data.spec=mse.yaml", "run_dir=refused"], work)
+    assert ran.returncode == 2
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith("error: large.csv, row 12: column watch: '1e+38' is beyond 1e+12, the most for tasks.watch")

@@ -58,12 +58,12 @@ PARTS = {"shown_hour": (0, 23), "shown_weekday": (1, 7), "shown_day": (1, 31), "
 
 
 def rows(rng: np.random.Generator, n: int, most: int) -> pl.DataFrame:
-    """Rows with lists of up to ``most`` values; one cell in twenty is empty."""
+    """Rows with lists of up to ``most`` values; one cell in twenty is empty, and so is one value in twelve."""
 
     def some(values: list[str]) -> list[str | None]:
         return [v if rng.random() > 0.05 else None for v in values]
 
-    tags = ["|".join(f"t{t}" for t in rng.integers(0, 12, rng.integers(1, most + 1))) for _ in range(n)]
+    tags = ["|".join(f"t{t}" if t else "" for t in rng.integers(0, 12, rng.integers(1, most + 1))) for _ in range(n)]
     liked = [rng.permutation(12)[: rng.integers(1, most + 1)] for _ in range(n)]
     users = rng.integers(0, 30, n)
     chance = 1 / (1 + np.exp(-rng.normal(size=30)[users] + 0.5))
@@ -79,7 +79,7 @@ def rows(rng: np.random.Generator, n: int, most: int) -> pl.DataFrame:
             "age": some([str(a) for a in rng.integers(18, 80, n)]),
             "ts": 1_600_000_000 + np.sort(rng.integers(0, 40_000_000, n)),
             "shelf": rng.choice(["a", "b"], n),
-            "viewed": ["|".join("" if v == 11 < 11 * len(row) else f"s{v}" for v in row) for row in liked],
+            "viewed": ["|".join("" if v == 11 else f"s{v}" for v in row) for row in liked],
             "viewed_how": ["|".join("ab"[v % 2] for v in row) for row in liked],
             "style": some([f"[{x:.3f}, {y:.3f}]" for x, y in rng.normal(size=(n, 2)) * [1, 4] + 7]),
             "click": (rng.random(n) < chance).astype(int),
@@ -130,16 +130,87 @@ def client(run: Path) -> Iterator[TestClient]:
 def as_json(row: dict[str, Any]) -> dict[str, Any]:
     """A row of the table as JSON from a client."""
     shown = datetime.fromtimestamp(row["ts"], tz=UTC)
-    tags = [t for t in (row["tags"] or "").split("|") if t]
     pairs = [pair.split(":") for pair in (row["liked"] or "").split("|") if pair]
     parts = {"shown_hour": shown.hour, "shown_weekday": shown.isoweekday()}
     parts |= {"shown_day": shown.day, "shown_month": shown.month}
     numbers = {name: row[name] for name in ("price", "amount", "age", "user", "seller", "shelf")}
     seen = {value: float(weight) for value, weight in (pair.split(":") for pair in row["seen"].split(","))}
     liked = {value: float(weight) for value, weight in pairs}
-    lists = {"tags": tags, "viewed": row["viewed"].split("|"), "viewed_how": row["viewed_how"].split("|")}
+    lists = {name: (row[name] or "").split("|") for name in ("tags", "viewed", "viewed_how")}
     vectors = {"face": FACES.get(str(row["user"])), "style": json.loads(row["style"] or "[]")}
     return {**numbers, **parts, **lists, **vectors, "liked": liked, "seen": seen, "now": row["ts"]}
+
+
+CLOCKS: dict[str, dict[str, Any]] = {
+    "to the second": {"at": {"kind": "time", "utc_offset": 8, "parts": ["hour"]}},
+    "to the millisecond": {"at": {"kind": "time", "unit": "ms", "parts": ["hour"]}},
+    "by the day": {"at": {"kind": "time", "utc_offset": -3, "parts": ["hour"]}},
+    "in a unit of its own": {},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("clock", list(CLOCKS))
+def test_the_server_shows_rows_of_the_past_what_predict_shows_them(
+    clock: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows of the log, many at the time of an event, and later ones. The lists of ``few`` lack older events."""
+    rng, fields, hour = np.random.default_rng(0), CLOCKS[clock], 3_600_000 if "milli" in clock else 3600
+    log: dict[str, Any] = {
+        "user": rng.integers(0, 12, 400),
+        "item": rng.integers(0, 9, 400),
+        "at": 1_600_000_000_000 // 3_600_000 * hour + rng.integers(0, 24 * 20, 400) * hour + 7 * (hour == 3_600_000),
+        "click": rng.integers(0, 2, 400),
+    }
+    pl.DataFrame(log).write_csv(tmp_path / "log.csv")
+    history = {"of": "item", "by": "user", "labels": ["click"]}
+    spec: dict[str, Any] = {
+        "files": "log.csv",
+        "fields": {"user": {"side": "user"}, "item": {"side": "item"}, **fields},
+        "tasks": {"click": "click"},
+        "rates": {"time": "at", "every": "day" if "day" in clock else "row"},
+    }
+    spec["fields"] |= {"seen": {"history": history}, "clicked": {"history": history | {"where": "click", "gap": False}}}
+    few = spec["fields"] | {"seen": {"history": history | {"length": 4}}}
+    monkeypatch.chdir(tmp_path)
+    for name, content in (("all", spec), ("few", spec | {"fields": few})):
+        Path(f"{name}.yaml").write_text(json.dumps(content))
+        small = ["model=mmoe", "model.backbone.expert=[8]", "model.head.tower=[8]", "trainer.max_epochs=1"]
+        small += ["data=table", f"data.spec={name}.yaml", f"run_dir={name}", "optimizer.embedding_lr=0.1"]
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            train(compose_train([*small, "loader.batch_size=32"]))
+        write_export(tmp_path / name)
+    later = 30 * 24 * hour
+    rows = pl.concat([pl.DataFrame(log), pl.DataFrame(log | {"at": log["at"] + later})])
+    rows.drop("click").write_csv("new.csv")
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        predict(compose("predict", ["run=all", "input=new.csv", "output=scores.parquet"]))
+    wanted = pl.read_parquet("scores.parquet")["p_click"]
+    asked: list[dict[str, Any]] = []
+    for row in rows.iter_rows(named=True):
+        asked.append(
+            {"user": row["user"], "item": row["item"], "now": row["at"] * 3600 / hour if fields else row["at"]}
+        )
+        if fields:
+            local = datetime.fromtimestamp(asked[-1]["now"] + 3600 * fields["at"].get("utc_offset", 0), tz=UTC)
+            asked[-1]["at_hour"] = local.hour
+    servers = {}
+    for name in ("all", "few"):
+        monkeypatch.setenv("EXPORT", str(tmp_path / name / "export"))
+        servers[name] = runpy.run_path(str(ROOT / "examples" / "serve.py"))
+    with TestClient(servers["all"]["app"]) as client:
+        answer = client.post("/rank", json={"candidates": asked})
+        assert answer.status_code == 200, answer.text
+        for found in answer.json():
+            assert found["p"]["click"] == pytest.approx(wanted[found["place"]], abs=1e-5)
+    every, fewer = ({s["name"]: s for s in servers[name]["sequences"]}["seen"] for name in ("all", "few"))
+    longest = 0
+    for row in asked[:400]:  # what the four latest events of a user leave of the past
+        whole, lists = servers["all"]["from_log"](every, row), servers["few"]["from_log"](fewer, row)
+        length = len(lists[0])
+        assert lists == [values[len(values) - length :] for values in whole]
+        longest = max(longest, length)
+    assert longest in (3, 4)
 
 
 @pytest.mark.slow
@@ -296,9 +367,12 @@ def test_an_id_has_one_meaning_in_every_spelling(client: TestClient) -> None:
     for spelling in ("", "  ", "nobody"):
         assert score(client, user=spelling, shelf=None) == score(client, user=None, shelf=None)
     assert absent != known
-    known = score(client, shelf=None)  # without the key that includes the tags
-    for tags in (["t1", None, "", " "], [" t1 "]):
-        assert score(client, tags=tags, shelf=None) == known
+    known = score(client)
+    for tags in (["t1", None, "", " "], ["", "t1"], [" t1 "]):  # as ids, and as a key
+        assert score(client, tags=tags) == known
+    nothing = score(client, tags=None)
+    for tags in ([], [""], [None, " "]):
+        assert score(client, tags=tags) == nothing
 
 
 def test_a_hashed_id_has_one_meaning_in_every_spelling(client: TestClient) -> None:
@@ -307,6 +381,17 @@ def test_a_hashed_id_has_one_meaning_in_every_spelling(client: TestClient) -> No
         assert score(client, seller=spelling, seen={str(spelling): 1.0}) == known
     assert len({score(client, seller=f"new{n}") for n in range(40)}) == 7  # each bucket has its own score
     assert score(client, seller=None) == score(client, seller=" ") == score(client)
+
+
+def test_an_absent_value_of_a_sequence_keeps_its_place(client: TestClient) -> None:
+    none = score(client)
+    one, three = ({"viewed": ["s1", *more], "viewed_how": ["a", *how]} for more, how in (([], []), ([""], ["a"])))
+    known = score(client, **one)
+    assert len({none, known, score(client, **three), score(client, viewed=[""], viewed_how=["a"])}) == 4
+    for absent in (None, "", " "):
+        assert score(client, viewed=["s1", absent], viewed_how=["a", "a"]) == score(client, **three)
+    assert score(client, viewed=[], viewed_how=None) == none
+    assert answer(client, viewed=["s1"], viewed_how=[]).status_code == 422
 
 
 def test_a_vector_is_what_the_request_says(client: TestClient) -> None:
@@ -371,6 +456,8 @@ HOSTILE = [
     ("style", [1.0, None]),
     ("style", ["1", 2.0]),
     ("face", [1e39, 0, 0]),
+    ("now", "yesterday"),
+    ("now", 1e300),
     ("face", [10**400, 0, 0]),
 ]
 
@@ -428,7 +515,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
     max_leaves=8,
 )
-KEYS = st.sampled_from([*FIELDS, *PARTS, "shelf", "face", "style"])
+KEYS = st.sampled_from([*FIELDS, *PARTS, "shelf", "face", "style", "now"])
 
 
 @settings(max_examples=300, deadline=None)
@@ -449,4 +536,9 @@ def test_an_export_of_an_earlier_version_is_refused(run: Path, tmp_path: Path, m
     (tmp_path / "schema.json").write_text(json.dumps(content))
     monkeypatch.setenv("EXPORT", str(tmp_path))
     with pytest.raises(SystemExit, match="does not say how shown_hour is coded"):
+        runpy.run_path(str(ROOT / "examples" / "serve.py"))
+    content = json.loads((run / "export" / "schema.json").read_text())
+    next(s for s in content["sequences"] if s["name"] == "clicked")["history"].pop("gap")
+    (tmp_path / "schema.json").write_text(json.dumps(content))
+    with pytest.raises(SystemExit, match="does not say when events were"):
         runpy.run_path(str(ROOT / "examples" / "serve.py"))

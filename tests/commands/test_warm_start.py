@@ -121,6 +121,67 @@ def test_vectors_of_their_own_length_follow_their_ids(yesterday: Path) -> None:
     assert "config model: embedding.dim must be at least 2, the dim of field user in the data, got 1" in line
 
 
+def test_projections_read_vectors_in_any_unit(yesterday: Path) -> None:
+    """Vectors of a joined table and of the rows, today in another unit: their scale is learned again."""
+    fields = {name: {"kind": "vector"} for name in ("caption", "place")} | {"user": {}, "item": {"side": "item"}}
+    changes = {"fields": fields, "joins": {"items": {"file": "items.csv", "by": "item"}}, "ignore": "rest"}
+    draw, known = np.random.default_rng(3), rows(0, ["u"])
+    captions, places = draw.normal(size=(18, 3)), draw.normal(size=(len(known), 2))
+    for day, (factor, shift) in {"a": (1, 0), "b": (3, 1)}.items():
+        texts = [[str((vector * factor + shift).tolist()) for vector in part] for part in (captions, places)]
+        pl.DataFrame({"item": [f"i{n}" for n in range(18)], "caption": texts[0]}).write_csv(yesterday / "items.csv")
+        data = write(yesterday, day, known.with_columns(place=pl.Series(texts[1])), **changes)
+        init = ("optimizer.embedding_lr=0.05",) if day == "a" else ("init_from=a_run", *STILL)
+        ok("train.py", yesterday, *data, f"run_dir={day}_run", *init)
+        predictions(yesterday, f"{day}_run", f"{day}.csv")
+    before, after = (pl.read_parquet(yesterday / f"{day}_run.parquet") for day in "ab")
+    assert before["p_click"].n_unique() > 300
+    np.testing.assert_allclose(after["p_click"], before["p_click"], rtol=1e-5)
+    pl.DataFrame({"item": ["i1", "i2"], "caption": ["[1, 2]", "[0, 1]"]}).write_csv(yesterday / "items.csv")
+    line = refusal("train.py", yesterday, *data, "run_dir=c_run", "init_from=a_run")
+    assert "was trained on other fields (caption (vector, 3 numbers), caption (vector, 2 numbers))" in line
+
+
+def test_lists_follow_their_ids_when_codes_move(yesterday: Path) -> None:
+    """A list with ids of its own, one that shares those of the item, and a history with labels and gaps."""
+    fields = {
+        "user": {"side": "user"},
+        "item": {"side": "item"},
+        "tags": {"kind": "sequence", "side": "user"},
+        "liked": {"kind": "sequence", "share": "item", "side": "user"},
+        "seen": {"history": {"of": "item", "by": "user", "where": "click", "labels": ["like"]}, "side": "user"},
+    }
+    known = rows(0, [f"u{n}" for n in range(9)]).with_columns(when=pl.Series(np.arange(400) * 61))
+    draw = np.random.default_rng(4)
+    known = known.with_columns(liked=pl.Series(["|".join(draw.choice(["i1", "i2", "i3"], 2)) for _ in range(400)]))
+    later = known.with_columns(pl.col("when") + 10**6, item=pl.lit("h"), tags=pl.lit("0|00"))  # new ids come first
+    split = {"by": "time", "column": "when", "validation": 0.1, "test": 0.1}
+    for day, log, init in (("a", known, ()), ("b", pl.concat([later, known]), ("init_from=a_run", *STILL))):
+        data = write(yesterday, day, log, fields=fields, ignore="rest", split=split, rates={"time": "when"})
+        ok("train.py", yesterday, *data, f"run_dir={day}_run", "optimizer.embedding_lr=0.05", *init)
+    before, after = predictions(yesterday, "a_run", "a.csv"), predictions(yesterday, "b_run", "a.csv")
+    np.testing.assert_allclose(after["p_click"], before["p_click"], rtol=1e-5)
+    own = write(
+        yesterday, "c", known, fields=fields | {"liked": {"kind": "sequence"}}, ignore="rest", rates={"time": "when"}
+    )
+    line = refusal("train.py", yesterday, *own, "run_dir=c_run", "init_from=a_run", "model/sequence=mean")
+    assert "was trained on other fields (liked (sequence, share item), liked (sequence))" in line
+
+
+def test_no_id_is_known_to_a_field_that_was_read_otherwise(yesterday: Path) -> None:
+    """Buckets of numbers, ids of a vocabulary and buckets of a hash, each after each other one."""
+    known, age = rows(0, ["u1", "u2"]), {"numbers": {"kind": "numeric", "transform": "quantile", "buckets": 5}}
+    age |= {"texts": {}, "hashes": {"hash": 9}}
+    for name, how in age.items():
+        data = write(yesterday, name, known, fields={"user": {}, "age": how}, ignore="rest")
+        ok("train.py", yesterday, *data, f"run_dir={name}_run")
+    for name, was in ((a, b) for a in age for b in age if a != b):
+        data = ("data=table", f"data.spec={name}.yaml", "loader.batch_size=64", *TINY, *STILL)
+        done = run_here("train.py", [*data, f"run_dir={name}_{was}", f"init_from={was}_run"], yesterday)
+        assert done.returncode == 0, done.stderr
+        assert "init_from: age: 0 of " in done.stderr
+
+
 def test_views_are_those_of_todays_labels(yesterday: Path) -> None:
     """Today a long view follows the click, and a column tells afterwards how long it was; yesterday neither was so."""
     tasks = {"click": "click", "like": "like", "long": "long", "share": "share"}
@@ -172,6 +233,7 @@ def test_buckets_are_the_same_if_there_are_as_many(yesterday: Path) -> None:
         ({}, ("model.embedding.dim=5",), "model.embedding"),
         ({}, ("model=ple",), "model"),
         ({}, ("model=logistic",), "weights"),
+        ({}, ("sharding=rows", "optimizer=adagrad", "trainer.devices=2"), "a sharded table cannot start from a run"),
         ({}, ("init_from=nowhere",), "nowhere"),
         ({}, ("init_from=3",), "init_from"),
     ],

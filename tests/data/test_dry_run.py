@@ -201,6 +201,22 @@ def test_files_for_splits_and_joins(tmp_path: Path) -> None:
     check_near(dry_run(source), prepare(Table(str(source.path)), tmp_path / "data"))
 
 
+def test_partitions_and_where_hold_in_the_sample(tmp_path: Path) -> None:
+    """Folders are columns of the sampled files as well; half of the days are read, and of them half of the rows."""
+    frame, raw = log(2 * ROWS), tmp_path / "raw"
+    for day in range(16):
+        (raw / "log" / f"day={day}").mkdir(parents=True)
+        frame[day * ROWS // 8 : (day + 1) * ROWS // 8].write_csv(raw / "log" / f"day={day}" / "part.csv")
+    fields = SPEC["fields"] | {"day": {"kind": "id"}}
+    fields.pop("item_rate")
+    spec = SPEC | {"files": "log", "fields": fields, "where": "day < 8 and city < 15"}
+    source = make_table(raw, spec)
+    forecast, store = dry_run(source), prepare(source, tmp_path / "data")
+    assert sum(forecast.rows.values()) == pytest.approx(ROWS / 2, rel=0.1)
+    assert forecast.sizes["day"] == ids_of(store)["day"] == 1 + 8
+    assert forecast.store == pytest.approx(size_of(store), rel=0.15)
+
+
 def test_what_the_sample_lacks_is_no_fault(tmp_path: Path) -> None:
     """A value of the split, and the positives of a task, that are in one row in a thousand."""
     day = pl.Series(["later"] * 6 + ["last"] * 6 + ["first"] * (ROWS - 12))

@@ -90,6 +90,17 @@ def test_beyond_its_rows_every_second_row_orders_and_all_rows_err() -> None:
     assert torch.equal(sampled.compute(), all_rows.compute())
 
 
+@pytest.mark.parametrize("size", [1e-30, 1e12, 1e37])
+def test_labels_of_any_size_have_finite_metrics(size: float) -> None:
+    """Squares of the largest do not fit in 32 bits; the orders are those without the factor."""
+    predicted, labels, mask = (part.double() for part in rows_of(200))
+    metric, plain = RegressionErrors(2), RegressionErrors(2)
+    metric.update((predicted * size).float(), (labels * size).float(), mask)
+    plain.update(predicted, labels, mask)
+    scale = torch.tensor([size, size, 1, 1], dtype=torch.float64)
+    torch.testing.assert_close(metric.compute(), plain.compute() * scale, rtol=1e-5, atol=0)
+
+
 def test_what_is_not_defined() -> None:
     metric = RegressionErrors(2)
     assert metric.compute().isnan().all()

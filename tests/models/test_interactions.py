@@ -27,7 +27,7 @@ from dlen.models.interactions import (
 from dlen.schema import Field, Kind
 from dlen.targets import Targets
 from dlen.training.conflict import task_gradients
-from tests.helpers import FIELDS, make_batch, make_schema
+from tests.helpers import FIELDS, make_batch, make_schema, wave
 
 B, E, TASKS = 5, 3, 3
 SPEC = FeatureSpec(("user", "item", "tags"), ("user", "item", "item"), ("age", "price"), dim=E, first_order=TASKS)
@@ -155,6 +155,24 @@ def test_epnets_gates_train_the_prior_fields_alone() -> None:
 def test_a_wrong_setting_is_named(make: Callable[[FeatureSpec], Interaction], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(SPEC)
+
+
+def test_cross_layers_have_the_numbers_of_deepctr_torch() -> None:
+    """Numbers of CrossNet(4, layer_num=2, parameterization="matrix"): one matrix W per layer where we have U V.
+
+    From shenweichen/DeepCTR-Torch, deepctr_torch/layers/interaction.py at f6854257, with W = U V of rank 2 and the
+    weights and inputs below. Its CrossNetMix, of low rank too, has two tanh and a gate that ours has not.
+    """
+    cross = CrossInteraction(spec := FeatureSpec(("a",), ("user",), ("b", "c"), dim=2), layers=2, rank=2).double()
+    state = {f"up.{k}.weight": wave(30 + k, 4, 2) for k in range(2)}
+    state |= {f"down.{k}.weight": wave(40 + k, 2, 4) for k in range(2)}
+    cross.load_state_dict(state | {f"up.{k}.bias": wave(50 + k, 4) for k in range(2)})
+    wanted = [
+        [-0.5903853177812415, -1.1307516639510375, 1.253904919879566, -2.463296528243901],
+        [-2.5223045885049067, -0.04660636041703081, 2.7391359022949313, -1.2318870021535475],
+    ]
+    found = cross(Features(wave(60, 2, 4), spec)).flat
+    torch.testing.assert_close(found, torch.tensor(wanted, dtype=torch.float64), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dlen.nn.sequences import (
     LastPool,
@@ -17,6 +17,7 @@ from dlen.nn.sequences import (
     SequencePool,
     TargetAttention,
 )
+from tests.helpers import wave
 
 DIM, LISTS, SHARED = 4, 3, [0, 2]
 LENGTHS = torch.tensor([0, 2, 5, 0, 1])
@@ -86,22 +87,32 @@ def test_a_batch_without_any_value_has_gradients_for_every_parameter(kind: type[
     assert all(p.grad is not None and not p.grad.any() for p in pool.parameters())
 
 
-def test_attention_is_that_of_the_deep_interest_network() -> None:
-    """Zhou et al. 2018 with all four inputs of public implementations: value, candidate, difference and product."""
-    torch.manual_seed(2)
-    first, last = nn.Linear(4 * DIM, 6), nn.Linear(6, 1)
-    pool = TargetAttention(DIM, 1, [0], hidden=[6])
-    candidate, value, difference, product = first.weight.data.split(DIM, 1)
-    own = pool.layers.layers[0]
-    assert isinstance(own, nn.Linear)
-    own.weight.data = torch.cat([value - difference, candidate + difference, product], 1)
-    own.bias.data, pool.output = first.bias.data, last
-    values, target = torch.randn(5, DIM), torch.randn(DIM)
-    of_rows = target.expand(5, DIM)
-    inputs = torch.cat([of_rows, values, of_rows - values, of_rows * values], 1)
-    expected = (last(torch.relu(first(inputs))) * values).sum(0)
-    got = pool(values[:, None], target[None, None], Ragged(torch.tensor([5]), 5))
-    torch.testing.assert_close(got[0, 0], expected)
+def test_attention_has_the_numbers_of_deepctr_torch() -> None:
+    """Numbers of AttentionSequencePoolingLayer(att_hidden_units=(5, 3), att_activation="relu", embedding_dim=2).
+
+    From shenweichen/DeepCTR-Torch, deepctr_torch/layers/sequence.py at f6854257, with the weights and inputs below.
+    Its network sees candidate, value, their difference (candidate - value) and product, and ours no difference: the
+    first layer is linear, so the difference's weights join those of candidate and value. Its biases and all other
+    layers are ours. It pads with zeros; here places beyond a row's length are cut.
+    """
+    first, second, last = (wave(k, *shape) for k, shape in enumerate(((5, 8), (3, 5), (1, 3))))
+    candidate, value, difference, product = first.split(2, 1)
+    pool = TargetAttention(2, 1, [0], hidden=[5, 3]).double()
+    pool.load_state_dict(
+        {
+            "layers.layers.0.weight": torch.cat([value - difference, candidate + difference, product], 1),
+            "layers.layers.0.bias": wave(10, 5),
+            "layers.layers.2.weight": second,
+            "layers.layers.2.bias": wave(11, 3),
+            "output.weight": last,
+            "output.bias": wave(12, 1),
+        }
+    )
+    target, keys, lengths = wave(20, 3, 1, 2), wave(21, 3, 4, 2), torch.tensor([4, 1, 0])
+    places = torch.cat([row[:length] for row, length in zip(keys, lengths.tolist(), strict=True)])
+    found = pool(places[:, None], target, Ragged(lengths, 5))[:, 0]
+    wanted = [[2.8086870402153967, -6.332930904833741], [0.021613600839429245, 0.5014558860096741], [0.0, 0.0]]
+    torch.testing.assert_close(found, torch.tensor(wanted, dtype=torch.float64), rtol=1e-12, atol=1e-12)
 
 
 def test_attention_needs_a_layer() -> None:

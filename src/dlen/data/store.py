@@ -31,7 +31,7 @@ from dlen.files import check_regular, checksum
 from dlen.label_scale import LabelScale
 from dlen.schema import Kind, Schema
 
-FORMAT = 6  # 4: users, missing labels; 5: sequences, vectors, weights, regression; 6: label patterns
+FORMAT = 7  # 4: users, missing labels; 5: sequences, vectors, weights; 6: label patterns; 7: rates without counts
 
 
 class Store:

@@ -109,7 +109,8 @@ class CrossInteraction(Interaction):
 
         x_{l+1} = x_0 * (U_l V_l^T x_l + b_l) + x_l
 
-    U and b start at 0, so the result starts as x_0.
+    U and b start at 0, so the result starts as x_0. The numbers are those of DeepCTR-Torch's ``CrossNet`` with the
+    matrices U_l V_l^T. The paper's mixture of such layers, with gates and nonlinearities, is left out.
 
     Args:
         spec: layout of the input features.

@@ -170,7 +170,7 @@ class TargetAttention(SequencePool):
 
     The weights are not normalised, so that many values like the candidate count more than one. All lists of a sequence
     have the same weights. The difference of value and candidate, a fourth input of the authors' code, is left out: the
-    first layer is linear in both anyway.
+    first layer is linear in both anyway, so with its weights joined to theirs the numbers are those of DeepCTR-Torch.
 
     Args:
         hidden: layer sizes of the network.

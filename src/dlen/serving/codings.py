@@ -158,7 +158,11 @@ def _values(store: Store, name: str) -> Sequence[Any]:
 
 
 def _lists(store: Store, name: str, batch: Batch, position: int) -> list[list[list[Any]]]:
-    """[[value, weight], ...] for each row; a list of full length gets one more value, which has to be truncated."""
+    """[[value, weight], ...] for each row.
+
+    A list of full length gets one more value, which has to be truncated, and every second list an absent value, which
+    has to be left out before.
+    """
     statistics, values = store.content["statistics"][name], _values(store, name)
     cap, keep = statistics["max_values"], statistics.get("keep", "heaviest")
     ends = batch.bag_lengths.flatten().cumsum(0).view(batch.bag_lengths.shape)[position].tolist()
@@ -175,7 +179,7 @@ def _lists(store: Store, name: str, batch: Batch, position: int) -> list[list[li
             lighter = row % 2 and set(weights) != {1.0}
             extra = [values[-1], lightest - 1 - abs(lightest) if lighter else lightest]
             pairs = [extra, *pairs] if lighter else [*pairs, extra]
-        lists.append(pairs)
+        lists.append([["", 1.0], *pairs, [None, 1.0]] if row % 2 else pairs)
     return lists
 
 
@@ -271,7 +275,8 @@ def _number(field: Mapping[str, Any], latest: Mapping[str, float], row: Row) -> 
 
 
 def _bag(field: Mapping[str, Any], codes: Mapping[str, int], row: Row) -> list[tuple[int, float]]:
-    pairs, cap, keep = row[field["name"]], field["max_values"], field.get("keep", "heaviest")
+    pairs = [[value, weight] for value, weight in row[field["name"]] if value]
+    cap, keep = field["max_values"], field.get("keep", "heaviest")
     if keep == "heaviest":
         pairs = sorted(pairs, key=lambda pair: -pair[1])
     pairs = pairs[-cap:] if keep == "last" else pairs[:cap]

@@ -318,10 +318,10 @@ def serving_schema(store: Store, serving: Serving) -> dict[str, Any]:
 
     - ``max_values`` and ``order``: the row has the lists, in this order; the newest values count.
     - ``history``: ``by`` and ``separators`` give the key, as for a rate. ``events`` has the ids of each list for all
-      ``keys``; those of a key end before its entry of ``ends``. With ``when``, the last list is 1 + floor(log2(1 +
-      time since the event)), at most 32, added to its offset. ``seconds`` says how the time of a request in seconds
-      since 1970 becomes one of the log: ``utc_offset`` hours are added, and it is rounded down to a multiple of
-      ``step``; null if the log counts its time in a unit of its own.
+      ``keys``; those of a key end before its entry of ``ends``. A row has those whose ``when`` is below its own time.
+      With ``gap``, the last list is 1 + floor(log2(1 + time since the event)), at most 32, added to its offset.
+      ``seconds`` says how the time of a request in seconds since 1970 becomes one of the log: ``utc_offset`` hours are
+      added, and it is rounded down to a multiple of ``step``; null if the log counts its time in a unit of its own.
     """
     schema, score = store.schema, serving.score
     return {

@@ -36,7 +36,7 @@ def key_of(name: str, feature: Mapping[str, Any], row: Row) -> str | None:
                 raise UserError(
                     f"field {name}: its key {by} is a list with weights, which a request cannot express; leave it out"
                 )
-            part = separator.join(value for value, _ in part)
+            part = separator.join(value for value, _ in part if value)
         if part is None or part == "":
             return None
         parts.append(str(part))
@@ -95,7 +95,7 @@ def code_of(field: Mapping[str, Any], codes: Mapping[str, int], value: str | Non
     offset = int(field["offset"])
     if "hash" not in field:
         return codes.get(value or "", offset)
-    if value is None:
+    if not value:
         return offset
     digest = getattr(hashlib, field["hash"]["function"])(
         value.encode(), digest_size=field["hash"]["digest_size"]

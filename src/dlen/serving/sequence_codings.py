@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from dlen.batch import Batch
 from dlen.batch import Sequence as BatchSequence
+from dlen.data.columns import Places
 from dlen.data.histories import histories_of
 from dlen.data.partitions import BETWEEN
 from dlen.data.ragged import places_of
@@ -36,7 +38,10 @@ def sequence_codings(store: Store) -> list[dict[str, Any]]:
 
 
 def _latest(store: Store, name: str, kept: Mapping[str, Any]) -> dict[str, Any]:
-    """The histories of new rows by key, as ids of the model's input."""
+    """The histories of new rows by key, as ids of the model's input, with the time of each event.
+
+    A row sees those of its key's events that are strictly earlier than it is.
+    """
     stored, known = store.sequence(name), pl.read_parquet(store.history(name))
     places = histories_of(known["key"], np.full(len(known), np.inf), stored, known, kept["length"])
     split = SplitSequences.of([stored], places)
@@ -45,10 +50,8 @@ def _latest(store: Store, name: str, kept: Mapping[str, Any]) -> dict[str, Any]:
     lists = sequence.ids.T[: stored.values.shape[1]]
     history = {"by": kept["by"], "separators": kept["separators"], "keys": known["key"].to_list()}
     history |= {"ends": np.cumsum(places.length, dtype=np.int64).tolist(), "events": lists.tolist()}
-    if stored.gaps:
-        events = places_of(places.start[:, 0], places.length[:, 0])
-        history |= {"when": stored.when.numpy()[events].tolist(), "seconds": kept["seconds"]}
-    return history
+    when = stored.when.numpy()[places_of(places.start[:, 0], places.length[:, 0])]
+    return history | {"when": when.tolist(), "seconds": kept["seconds"], "gap": stored.gaps}
 
 
 # From rows of a store to raw values, using the store
@@ -86,20 +89,30 @@ def _raw_list(store: Store, name: str, texts: list[str | None]) -> list[str | No
 
 
 def _history(store: Store, name: str, rows: list[Row]) -> BatchSequence:
-    """What the store's events give rows some time after the last one. Fills in key columns that rows lack."""
+    """What the events of an export give rows at some times. Fills in key columns that rows lack.
+
+    Every third row is as old as one of its key's exported events, and sees those before; the others come after all.
+    """
     kept = store.content["histories"][name]
     stored, known = store.sequence(name), pl.read_parquet(store.history(name))
-    latest = float(stored.when.max()) if len(stored.when) else 0.0
-    now = latest + 1 + np.arange(len(rows)) ** 3 * 7.0
+    latest, number = float(stored.when.max()) if len(stored.when) else 0.0, np.arange(len(rows))
     keys = []
-    for number, row in enumerate(rows):
-        parts = known["key"][number % len(known)].split(BETWEEN) if len(known) else [""] * len(kept["by"])
+    for place, row in enumerate(rows):
+        parts = known["key"][place % len(known)].split(BETWEEN) if len(known) else [""] * len(kept["by"])
         for by, part in zip(kept["by"], parts, strict=False):
             row.setdefault(by, part)
-        row[f"{name} now"] = float(now[number])
         keys.append(key_of(name, kept, row))
-    places = histories_of(pl.Series(keys, dtype=pl.String), now, stored, known, kept["length"])
-    split, index = SplitSequences.of([stored], places), torch.arange(len(rows))
+    texts, all_times = pl.Series(keys, dtype=pl.String), np.full(len(rows), np.inf)
+    exported = histories_of(texts, all_times, stored, known, kept["length"])
+    first, length = exported.start[:, 0], exported.length[:, 0]
+    now, old = latest + 1 + number**3 * 7.0, (number % 3 == 2) & (length > 0)
+    now[old] = stored.when.numpy()[first[old] + number[old] % length[old]]
+    for row, when in zip(rows, now.tolist(), strict=True):
+        row[f"{name} now"] = when
+    seen = histories_of(texts, now, stored, known, kept["length"])
+    start = np.maximum(seen.start, exported.start)
+    kept_length = np.maximum(seen.start + seen.length - start, 0).astype(np.int16)
+    split, index = SplitSequences.of([stored], Places(start, kept_length, seen.when)), torch.arange(len(rows))
     return split.gather(index, split.count(index))[0]
 
 
@@ -148,14 +161,15 @@ def _with_lists(sequence: Mapping[str, Any], fields: Mapping[str, Any], rows: Se
 
 
 def _with_history(sequence: Mapping[str, Any], fields: Mapping[str, Any], rows: Sequence[Row]) -> list[list[list[int]]]:
-    """Ids by row and list, of the latest events of the row's key."""
+    """Ids by row and list, of the latest events of the row's key that are earlier than the row."""
     history, name = sequence["history"], sequence["name"]
     starts = dict(zip(history["keys"], zip([0, *history["ends"]], history["ends"], strict=False), strict=True))
     of_rows = []
     for row in rows:
         first, last = starts.get(key_of(name, history, row) or "", (0, 0))
+        last = bisect_left(history["when"], row[f"{name} now"], first, last)
         lists = [events[first:last] for events in history["events"]]
-        if "when" in history:
+        if history["gap"]:
             gaps = [row[f"{name} now"] - when for when in history["when"][first:last]]
             offset = fields[sequence["lists"][-1]]["offset"]
             buckets = [min(int(min(gap, 2.0**GAP_BUCKETS) + 1).bit_length(), GAP_BUCKETS) for gap in gaps]

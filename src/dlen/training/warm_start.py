@@ -82,9 +82,16 @@ def _check_same_inputs(folder: Path, old: Store, new: Store) -> None:
 
 
 def _fields(store: Store) -> list[str]:
-    """Fields in the order in which the model reads them."""
-    own_length = {field.name: f", dim {field.dim}" for field in store.schema.fields if field.dim}
-    return [f"{f.name} ({kind.value}{own_length.get(f.name, '')})" for kind in Kind for f in store.schema.of_kind(kind)]
+    """Fields in the order in which the model reads them, with what decides the shape and the owner of their vectors."""
+    return [_described(field) for kind in Kind for field in store.schema.of_kind(kind)]
+
+
+def _described(field: Field) -> str:
+    details = [field.kind.value]
+    details += [f"dim {field.dim}"] if field.dim else []
+    details += [f"share {field.share}"] if field.share else []
+    details += [f"{field.size} numbers"] if field.kind is Kind.VECTOR else []
+    return f"{field.name} ({', '.join(details)})"
 
 
 def _load_dense(model: Ranker, weights: dict[str, Tensor], tables: Collection[str], folder: Path) -> None:
@@ -135,19 +142,27 @@ def _old_codes(field: Field, new: Store, old: Store) -> NDArray[np.int64]:
     """(V,) code in the old data of each code in the new data; -1 for none. Unknown ids, 0, are the same."""
     name, statistics = field.name, new.content["statistics"].get(field.name, {})
     before = old.content["statistics"].get(name, {})
-    if name in new.content["vocabularies"] and name in old.content["vocabularies"]:
+    if _coding(new, name) != _coding(old, name):  # no code means what it meant
+        return np.concatenate([[0], np.full(field.vocab_size - 1, -1)])
+    if name in new.content["vocabularies"]:
         then, now = (
             store.vocabulary(name).select(pl.col("value").cast(pl.String)).with_row_index("code")
             for store in (old, new)
         )
         codes = now.join(then, on="value", how="left", maintain_order="left")["code_right"].cast(pl.Int64)
         return np.concatenate([[0], (codes + 1).fill_null(-1).to_numpy()])
-    if "edges" in statistics and "edges" in before:
+    if "edges" in statistics:
         return _old_buckets(statistics, before)
-    if statistics.get("hash") != before.get("hash"):  # other buckets: no code means what it meant
-        return np.concatenate([[0], np.full(field.vocab_size - 1, -1)])
     size = next(f.vocab_size for f in old.schema.fields if f.name == name)
-    return np.where(np.arange(field.vocab_size) < size, np.arange(field.vocab_size), -1)  # parts of a time
+    return np.where(np.arange(field.vocab_size) < size, np.arange(field.vocab_size), -1)  # of a time, a hash, labels
+
+
+def _coding(store: Store, name: str) -> object:
+    """What the codes of a field stand for: ids of a vocabulary, buckets of numbers or of hashes, or themselves."""
+    statistics = store.content["statistics"].get(name, {})
+    if name in store.content["vocabularies"]:
+        return "vocabulary"
+    return "edges" if "edges" in statistics else statistics.get("hash")
 
 
 def _old_buckets(now: dict[str, object], then: dict[str, object]) -> NDArray[np.int64]:

@@ -32,12 +32,14 @@ SPEC: dict[str, Any] = {
         "item_rate": {"rate": {"of": ["click", "buy"], "by": "item", "smoothing": 4}, "side": "item"},
         "pair_rate": {"rate": {"of": "seconds > 30", "by": ["user", "city"]}},
         "user_rows": {"count": {"by": "user"}, "side": "user"},
+        "item_rows": {"count": {"by": "item"}, "side": "item"},
+        "pair_rows": {"count": {"by": ["user", "city"]}},
     },
     "tasks": {"click": "click", "buy": {"label": "buy", "observed_where": "click"}},
     "split": {"by": "time", "column": "time", "validation": 0.2, "test": 0.2},
     "ignore": [],
 }
-RATES = ["item_rate_click", "item_rate_buy", "item_rate_count", "pair_rate", "pair_rate_count", "user_rows"]
+RATES = ["item_rate_click", "item_rate_buy", "pair_rate", "user_rows", "item_rows", "pair_rows"]
 
 
 def draw(seed: int = 0) -> list[Row]:
@@ -117,9 +119,9 @@ def slow_features(rows: list[Row], row: Row, every: int) -> dict[str, float]:
     return {
         "item_rate_click": slow_rate(seen, item, ["item"], "click", 4),
         "item_rate_buy": slow_rate(seen, item, ["item"], "buy", 4),
-        "item_rate_count": math.log1p(sum(r["item"] == row["item"] for r in seen)),
+        "item_rows": math.log1p(sum(r["item"] == row["item"] for r in seen)),
         "pair_rate": slow_rate(seen, pair, ["user", "city"], "long", 20) if all(pair) else 0.0,
-        "pair_rate_count": math.log1p(len(of_pair)) if all(pair) else 0.0,
+        "pair_rows": math.log1p(len(of_pair)) if all(pair) else 0.0,
         "user_rows": math.log1p(sum(r["user"] == user for r in seen)) if user else 0.0,
     }
 
@@ -204,7 +206,7 @@ def test_folds_give_each_training_row_the_others_and_tested_rows_all(tmp_path: P
         assert values["item_rate_click"] == pytest.approx(expected, abs=1e-4)
     all_rows = {i: sum(r["item"] == i for r in training) for i in "pqrst"}
     left_out = [
-        all_rows[rows[n]["item"]] - round(math.expm1(values["item_rate_count"]))
+        all_rows[rows[n]["item"]] - round(math.expm1(values["item_rows"]))
         for n, values in features(store, "train").items()
     ]
     assert min(left_out) > 0  # at least the row itself

@@ -157,3 +157,14 @@ def test_a_cell_that_is_no_number(tmp_path: Path) -> None:
     cells = pl.Series("watch", [str(v) for v in log()["watch"]]).scatter(41, "long")
     message = refused(tmp_path, SPEC, log().with_columns(cells))
     assert message == f"{tmp_path / 't.csv'}, row 43: column watch: 'long' is not a number"
+
+
+@pytest.mark.parametrize("label", [1.001e12, -1e15, 1e38, 3e38])
+def test_a_label_that_is_too_large_is_named_by_its_row_and_may_be_left_out(label: float, tmp_path: Path) -> None:
+    frame = log().with_columns(log()["play"].scatter(41, label))
+    message = refused(tmp_path, SPEC, frame)
+    why = "beyond 1e+12, the most for tasks.play; use a larger unit, or an empty cell if it is unknown"
+    assert message == f"{tmp_path / 't.csv'}, row 43: column play: {str(label)!r} is {why}"
+    source = Table(str(tmp_path / "spec.yaml"), bad_rows=1)
+    store = prepare(source, tmp_path / "data")
+    assert {n for name in SPLITS for n in numbers_of(store, name)} == set(range(ROWS)) - {41}

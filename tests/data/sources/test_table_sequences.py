@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import random
 from pathlib import Path
@@ -19,7 +20,7 @@ from dlen.data.sources import table_file
 from dlen.data.sources.table import Table
 from dlen.data.store import Store
 from dlen.schema import Kind
-from tests.data.helpers import check_resident_copy, make_table, numbers_of, refusal, whole
+from tests.data.helpers import bags_of, check_resident_copy, make_table, numbers_of, refusal, whole
 
 N = 160
 Row = dict[str, Any]
@@ -220,6 +221,61 @@ def test_other_forms_of_the_same_lists(tmp_path: Path, kind: str) -> None:
     assert features(prepare(table, folder / "data")) == wanted
 
 
+def as_null(values: list[str]) -> list[str | None]:
+    return [value or None for value in values]
+
+
+WRITERS: dict[str, Any] = {
+    "lists": list,
+    "lists with nulls": as_null,
+    "JSON": json.dumps,
+    "JSON with nulls": lambda values: json.dumps(as_null(values)),
+    "Python": str,
+    "separators": "|".join,
+}
+
+
+@pytest.mark.parametrize("form", list(WRITERS))
+def test_an_empty_text_is_an_absent_value_in_every_form(form: str, tmp_path: Path) -> None:
+    """It keeps its place in a sequence and its parallel list, and is left out of ids and of keys."""
+    spec = copy.deepcopy(SPEC)
+    spec["fields"] |= {"tags": {"kind": "ids"}, "of_tags": {"count": {"by": "tags"}}}
+    cells = [
+        ([""], ["u"]),
+        (["p"], [""]),
+        (["", "q"], ["u", ""]),
+        (["", ""], ["", "v"]),
+        (["p", "", "q"], ["", "u", ""]),
+    ]
+    cells += [([], []), (["p", "q"], ["u", "v"])]
+    cells += [] if form == "separators" else [([""], [""])]  # as text, it is an empty cell
+    chosen = [cells[n % len(cells)] for n in range(N)]
+    write = WRITERS[form]
+    rows = [
+        row | {"liked": write(liked), "how": write(how), "tags": write(liked)}
+        for row, (liked, how) in zip(draw(), chosen, strict=True)
+    ]
+    table = make_table(tmp_path, spec | {"files": "t.parquet"})
+    pl.DataFrame(rows).write_parquet(tmp_path / "t.parquet")
+    found = features(store := prepare(table, tmp_path / "data"))
+    assert {n: (row["liked"], row["how"]) for n, row in found.items()} == {
+        n: (as_null(liked), as_null(how)) for n, (liked, how) in enumerate(chosen)
+    }
+    train = numbers_of(store, "train")
+    values, first = [None, *store.vocabulary("tags")["value"]], store.schema.offsets["tags"]
+    (tags,) = bags_of(whole(store.split("train")))
+    assert [[values[code - first] for code, _ in row] for row in tags] == [
+        [value for value in chosen[n][0] if value] for n in train
+    ]
+    keys = ["|".join(value for value in liked if value) for liked, _ in chosen]
+    times = [row["time"] for row in rows]
+    earlier = [sum(times[m] < times[n] and keys[m] == keys[n] for m in range(N)) if keys[n] else 0 for n in range(N)]
+    column = [f.name for f in store.schema.of_kind(Kind.NUMERIC)].index("of_tags")
+    scale, counts = store.content["statistics"]["of_tags"], whole(store.split("train")).numeric[:, column].tolist()
+    logs = [count * scale["deviation"] + scale["mean"] for count in counts]
+    assert [round(math.expm1(log)) for log in logs] == [earlier[n] for n in train]
+
+
 def test_a_resident_copy_gives_the_same_sequences(tmp_path: Path) -> None:
     split = store_of(tmp_path, draw()).split("train")
     check_resident_copy(split, torch.tensor([5, 0, 40, 5]))
@@ -292,7 +348,11 @@ def test_a_history_needs_a_time(tmp_path: Path) -> None:
 
 def test_parallel_lists_of_other_lengths_are_refused(tmp_path: Path) -> None:
     rows = draw()
-    rows[7] |= {"liked": "p|q", "how": "u"}
-    said = refusal(lambda: store_of(tmp_path, rows))
-    assert "t.csv, row 9" in said
-    assert "column how: has 1 values, but liked has 2" in said
+    for liked, how, problem in (
+        ("p|q", "u", "column how: has 1 values, but liked has 2"),
+        ("p|q", "", "column how: has 0 values, but liked has 2"),
+        ("p", "[]", "column how: has 0 values, but liked has 1"),
+        ("", "u|v", "column how: has 2 values, but liked has 0"),
+    ):
+        rows[7] |= {"liked": liked, "how": how}
+        assert f"t.csv, row 9: {problem}" in refusal(lambda: store_of(tmp_path, rows))

@@ -197,7 +197,7 @@ def test_a_constant_vector_is_0_and_its_scale_1(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("cell", "said"),
     [
-        ("[1, 2, 3]", "t.csv, row 9: column faces: has 3 numbers, but vectors before it have 2"),
+        ("[1, 2, 3]", "t.csv, row 9: column faces: has 3 numbers, but other vectors have 2"),
         ("[1, null]", "t.csv, row 9: column faces: None is not a finite number of 32 bits"),
         ("[1, nan]", "t.csv, row 9: column faces: None is not a finite number of 32 bits"),
         ("[1, inf]", "t.csv, row 9: column faces: 'inf' is not a finite number of 32 bits"),
@@ -217,6 +217,24 @@ def test_a_wrong_vector_is_named_by_its_row(tmp_path: Path, cell: str, said: str
     tolerant = Table(str(tmp_path / "spec.yaml"), bad_rows=1)
     found = features(prepare(tolerant, tmp_path / "tolerant"))
     assert found.keys() == set(range(N)) - {7}
+
+
+@pytest.mark.parametrize("place", [0, 1, 50, N - 1])
+@pytest.mark.parametrize("chunk", [23, 1 << 20])
+def test_the_row_that_differs_from_most_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: int, chunk: int
+) -> None:
+    """Wherever it is, the first row included, in files of one chunk and of several."""
+    monkeypatch.setattr(table_file, "CHUNK", chunk)
+    rows, vectors = draw()
+    rows[place]["faces"] = [1, 2, 3]
+    said = refusal(lambda: store_of(tmp_path, rows, vectors))
+    assert said.endswith(f"t.csv, row {place + 2}: column faces: has 3 numbers, but other vectors have 2")
+    found = features(prepare(Table(str(tmp_path / "spec.yaml"), bad_rows=1), tmp_path / "tolerant"))
+    assert found.keys() == set(range(N)) - {place}
+    rows[place]["faces"] = None
+    said = refusal(lambda: store_of(tmp_path / "joined", rows, vectors | {"v0": [1.0]}))
+    assert said.endswith("videos0.parquet, row 1: column caption: has 1 numbers, but other vectors have 4")
 
 
 @pytest.mark.parametrize("wrong", [[1.0], [1.0, 2.0, 3.0, None], [1.0, 2.0, 3.0, float("nan")]])
@@ -261,7 +279,7 @@ def test_new_rows_of_another_length_are_refused(tmp_path: Path) -> None:
     rows, vectors = draw()
     store = store_of(tmp_path, rows, vectors)
     (tmp_path / "new.csv").write_text(as_text([rows[1] | {"faces": [1, 2, 3]}]))
-    with pytest.raises(UserError, match=r"new\.csv, row 2: column faces: has 3 numbers, but vectors before it have 2"):
+    with pytest.raises(UserError, match=r"new\.csv, row 2: column faces: has 3 numbers, but other vectors have 2"):
         list(Table(str(tmp_path / "spec.yaml")).read(tmp_path / "new.csv", store))
 
 

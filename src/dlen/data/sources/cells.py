@@ -197,6 +197,8 @@ def text_of(cells: pl.Series) -> pl.Series:
 def list_of_cells(frame: pl.DataFrame, column: str, separator: str, path: Path) -> pl.Series:
     """A column as lists: a Parquet list, ``[1, 2, 3]`` as in Python and JSON, or values between separators.
 
+    The list of an empty cell is null. A list of one empty text has one value, which is absent, however it is written.
+
     Raises:
         BadRowError: quoted values cannot be split because one contains a comma.
     """
@@ -226,6 +228,7 @@ def list_of_cells(frame: pl.DataFrame, column: str, separator: str, path: Path) 
     value = pl.element().str.strip_chars()
     absent = value.is_in(["None", "null", "nan", "NaN"])
     plain = values.list.eval(pl.when(~absent).then(value.str.strip_chars("'\"")))
+    plain = plain.zip_with((inner != "").fill_null(True), _repeated([], plain))
     return plain.zip_with(written.fill_null(False), text.str.split(separator))
 
 
@@ -234,9 +237,17 @@ def lists_or_empty(frame: pl.DataFrame, column: str, separator: str, path: Path)
     lists = list_of_cells(frame, column, separator, path)
     if not isinstance(lists.dtype, pl.List):
         raise UserError(f"{path}: column {column}: has type {lists.dtype}, expected lists")
-    blank = (lists.list.len() == 1) & (lists.list.first() == "") if lists.dtype == pl.List(pl.String) else None
-    empty = lists.is_null() if blank is None else lists.is_null() | blank.fill_null(False)
-    return lists.zip_with(~empty, pl.Series([[]], dtype=lists.dtype).new_from_index(0, len(lists)))
+    return lists.zip_with(lists.is_not_null(), _repeated([], lists))
+
+
+def with_absent(lists: pl.Series, where: pl.Series) -> pl.Series:
+    """(n,) lists, which have a single absent value where the mask (n,) is true."""
+    return lists.zip_with(~where, _repeated([None], lists))
+
+
+def _repeated(values: list[None], like: pl.Series) -> pl.Series:
+    """One list in each of the rows of a column of lists."""
+    return pl.Series([values], dtype=like.dtype).new_from_index(0, len(like))
 
 
 def _torn(value: pl.Expr) -> pl.Expr:

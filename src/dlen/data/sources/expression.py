@@ -16,7 +16,9 @@ from typing import Any
 
 import polars as pl
 
-from dlen.data.sources.cells import id_text
+from dlen.data.bad_rows import BadRowError
+from dlen.data.columns import MISSING, Array
+from dlen.data.sources.cells import LINE, id_text, numbers
 
 _COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Eq: operator.eq,
@@ -130,3 +132,24 @@ class Expression:
     def _error(self, node: ast.AST) -> ValueError:
         part = ast.unparse(node) if isinstance(node, ast.expr) else type(node).__name__
         return ValueError(f"{self.text!r}: {part!r} is not allowed; write e.g. `label == 0` or `kind in ['a', 'b']`")
+
+
+def read_label(frame: pl.DataFrame, path: Path, whose: str, parsed: Expression, spec: Path) -> Array:
+    """(n,) 0 or 1 from an expression, MISSING if it is empty; BadRowError for rows with any other value."""
+    # A separate frame, because another label may compare the same column with text.
+    cells = frame.with_columns(
+        (numbers(frame, c, path) if c in parsed.numeric else id_text(frame[c], path)).alias(c)
+        for c in dict.fromkeys(parsed.columns)
+    )
+    values = cells.select(label=parsed.expr)["label"]
+    bad = values.is_not_null() & ~values.is_in([0.0, 1.0])
+    if bad.any():
+        bad_cells = cells.filter(bad)
+        shown = ", ".join(f"{c} = {bad_cells[c][0]!r}" for c in dict.fromkeys(parsed.columns))
+        problem = (
+            f"{whose}: the label is neither 0 nor 1 ({shown}); "
+            f"write an expression such as `{parsed.columns[0]} > 0` in {spec}"
+        )
+        raise BadRowError(path, bad_cells[LINE].to_list(), problem)
+    label: Array = values.fill_null(MISSING).cast(pl.UInt8).to_numpy()
+    return label

@@ -92,9 +92,7 @@ class Table:
         files = {split: [str(p) for p in paths] for split, paths in self.sources.items()}
         files |= {f"joins.{name}": [str(p) for p in paths] for name, paths in self.joins.items()}
         tolerated = {"bad_rows": self.bad.allowed} if self.bad.allowed else {}
-        offered = offered_rates(self.table, Labels(self.table).expressions)
-        of_ids = {"rates_of_ids": [column.name for column in offered]} if offered else {}
-        return {"spec": self._text, "files": files, **tolerated, **of_ids}
+        return {"spec": self._text, "files": files, **tolerated}
 
     def files(self) -> list[Path]:
         """The files of the table and of its joins."""

@@ -24,6 +24,7 @@ from dlen.data.sources.csv_checks import (
     wrong_widths,
 )
 from dlen.data.sources.csv_text import CsvText
+from dlen.data.sources.table_partitions import partitions_of, with_partitions
 from dlen.data.sources.table_spec import TableSpec
 from dlen.errors import UserError
 
@@ -38,6 +39,10 @@ class TableFile:
         spec: spec of the table; how CSV is written does not matter for Parquet.
         bad: counter of unreadable rows.
         scratch: folder for an unpacked copy.
+
+    Attributes:
+        names: columns of the file.
+        partitions: columns and values of the folders it is in, unless the file has such a column itself.
 
     Raises:
         UserError: the file is not a table, or does not match ``spec``.
@@ -57,6 +62,7 @@ class TableFile:
             check_header(self._text)
             self._widths_known = self._check_all_widths(self._text)
         self.names: list[str] = self._read_names()
+        self.partitions = {name: v for name, v in partitions_of(path).items() if name not in self.names}
 
     def _leave_out(self, errors: Iterable[BadRowError]) -> None:
         """Skip bad rows."""
@@ -124,7 +130,8 @@ class TableFile:
                 last = frame[LINE][-1] if len(frame) else last
                 if self._left_out:
                     frame = frame.filter(~pl.col(LINE).is_in(self._left_out))
-                yield frame if text is None else self._without_blank_lines(frame, text)
+                frame = frame if text is None else self._without_blank_lines(frame, text)
+                yield with_partitions(frame, self.partitions)
         except pl.exceptions.PolarsError as error:
             if text is not None:
                 check_widths(text)

@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from dlen.data.bad_rows import BadRowError
 from dlen.data.columns import MISSING, Array
-from dlen.data.sources.cells import LINE, id_text, numbers, refuse
-from dlen.data.sources.expression import Expression
+from dlen.data.sources.cells import numbers, refuse
+from dlen.data.sources.expression import read_label
 from dlen.data.sources.table_paths import SPLITS
 from dlen.data.sources.table_spec import TableSpec, TaskSpec, expression
 from dlen.errors import UserError
 from dlen.schema import Task, TaskKind
 
+_LARGEST = 1e12  # label of a regression; its square, summed over all rows of a log, stays finite in 32 bits
 _ROUNDING = 1e-12  # relative to the numbers; a smaller deviation is rounding error of a constant
 
 
@@ -70,6 +70,8 @@ class Labels:
         """(n,) float64 labels of a regression task; nan for an empty cell."""
         (column,) = self.expressions[name].columns
         cells = numbers(frame, column, path)
+        why = f"beyond {_LARGEST:g}, the most for tasks.{name}; use a larger unit, or an empty cell if it is unknown"
+        refuse(frame, cells.abs() > _LARGEST, column, path, why)
         if self.spec.tasks[name].loss == "weighted_logistic":
             refuse(
                 frame, cells < 0, column, path, f"below 0, but the loss of tasks.{name}, weighted_logistic, needs sizes"
@@ -223,24 +225,3 @@ class Tally:
 def _factor(spec: TaskSpec) -> float:
     """Constant factor of a task's loss."""
     return 1.0 if isinstance(spec.weight, str) else spec.weight
-
-
-def read_label(frame: pl.DataFrame, path: Path, whose: str, parsed: Expression, spec: Path) -> Array:
-    """(n,) 0 or 1 from an expression, MISSING if it is empty; BadRowError for rows with any other value."""
-    # A separate frame, because another label may compare the same column with text.
-    cells = frame.with_columns(
-        (numbers(frame, c, path) if c in parsed.numeric else id_text(frame[c], path)).alias(c)
-        for c in dict.fromkeys(parsed.columns)
-    )
-    values = cells.select(label=parsed.expr)["label"]
-    bad = values.is_not_null() & ~values.is_in([0.0, 1.0])
-    if bad.any():
-        bad_cells = cells.filter(bad)
-        shown = ", ".join(f"{c} = {bad_cells[c][0]!r}" for c in dict.fromkeys(parsed.columns))
-        problem = (
-            f"{whose}: the label is neither 0 nor 1 ({shown}); "
-            f"write an expression such as `{parsed.columns[0]} > 0` in {spec}"
-        )
-        raise BadRowError(path, bad_cells[LINE].to_list(), problem)
-    label: Array = values.fill_null(MISSING).cast(pl.UInt8).to_numpy()
-    return label

@@ -11,9 +11,8 @@ from dlen.data.bad_rows import BadRowError
 from dlen.data.columns import MISSING, Array
 from dlen.data.partitions import BETWEEN
 from dlen.data.sources.cells import LINE, ROW, Rising, id_text, list_of_cells
-from dlen.data.sources.expression import Expression
+from dlen.data.sources.expression import Expression, read_label
 from dlen.data.sources.table_columns import TableColumn, TimeColumn
-from dlen.data.sources.table_labels import read_label
 from dlen.data.sources.table_spec import FieldSpec, TableSpec
 from dlen.errors import UserError
 from dlen.hashing import fraction

@@ -88,6 +88,8 @@ def parse_spec(text: str, path: Path) -> TableSpec:
     _check_tasks(spec)
     _check_no_label(spec)
     _check_no_weight(spec)
+    if spec.where:
+        _check_label_expression(spec.where, path, "where")
     _check_split(spec.split, path)
     _check_shared(spec)
     _check_rates(spec)

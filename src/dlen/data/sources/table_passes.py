@@ -12,10 +12,12 @@ import polars as pl
 from dlen.data.bad_rows import BadRows
 from dlen.data.columns import Array, Columns
 from dlen.data.ragged import select_rows
+from dlen.data.sources.expression import Expression
 from dlen.data.sources.table_encoding import UserNumbers, encode, make_columns, views_of
 from dlen.data.sources.table_id_rates import offered_rates, worth_a_rate
 from dlen.data.sources.table_labels import Labels, Tally
 from dlen.data.sources.table_log import LogColumn, check_time
+from dlen.data.sources.table_partitions import partitions_of
 from dlen.data.sources.table_paths import SPLITS
 from dlen.data.sources.table_rows import TableRows
 from dlen.data.sources.table_spec import TableSpec
@@ -54,7 +56,8 @@ class TablePasses:
         self.labels, self.weights = Labels(spec), Weights(spec)
         self.offered = offered_rates(spec, self.labels.expressions, writer.scratch)
         self.columns = [*make_columns(spec, self.labels.expressions, writer.scratch), *self.offered]
-        self.rows = TableRows(spec, files, join_files, self.columns, self.weights.columns.values(), bad, writer.scratch)
+        weights, where = self.weights.columns.values(), Expression(spec.where) if spec.where else None
+        self.rows = TableRows(spec, files, join_files, self.columns, weights, bad, writer.scratch, where)
         self.split = RowSplit(spec, files)
 
     def run(self) -> Schema:
@@ -89,6 +92,7 @@ class TablePasses:
         named |= {name: f"fields.{column.name}" for column in self.columns for name in column.happened}
         named |= {column: key for key, column in self.weights.columns.items()}
         named |= {name: f"tasks.{task}" for name, task in self.labels.inputs()}
+        named |= dict.fromkeys(self.rows.where.columns if self.rows.where else [], "where")
         if self.spec.split.column:
             named.setdefault(self.spec.split.column, "split.column")
         ignore = self.spec.ignore if isinstance(self.spec.ignore, list) else [self.spec.ignore]
@@ -97,7 +101,7 @@ class TablePasses:
             if name not in existing:
                 hint = missing_column_hint(name, existing)
                 raise UserError(f"{path}: no column {name!r}, named by {key} in {self.spec.path}; {hint}")
-        unnamed = [name for name in existing if name not in named]
+        unnamed = [name for name in existing if name not in named and name not in partitions_of(path)]
         if unnamed and "rest" not in ignore:
             listed = ", ".join(
                 name or "'' (an unnamed column, such as the index that pandas writes)" for name in unnamed
@@ -165,7 +169,8 @@ class TablePasses:
                     split.append(select_rows(encoded, mask), labels[mask], **given)
 
     def _write_notes(self, tally: Tally) -> None:
-        rows, notes = max(self.rows.total, 1), self.writer.notes
+        rows, notes = max(self.rows.kept, 1), self.writer.notes
+        notes |= {"rows_left_out_by_where": f"{n:,}"} if (n := self.rows.total - self.rows.kept) else {}
         notes |= {f"rows_without_{name}": n for name, n in self.rows.joins.unmatched.items() if n}
         notes |= {"bad_rows_left_out": len(self.bad)} if len(self.bad) else {}
         notes |= self.weights.note()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+from dlen.data.sources.expression import Expression
+from dlen.data.sources.table_partitions import partition_of, selected
 from dlen.data.sources.table_spec import TableSpec
 from dlen.errors import UserError
 
@@ -41,7 +44,13 @@ def files_by_split(spec: TableSpec, files: object, folder: Path) -> dict[str, li
         for name, given in patterns.items()
     }
     _check_unique([p for paths in by_split.values() for p in paths], spec.path)
-    return by_split
+    where = Expression(spec.where) if spec.where else None
+    kept = {name: selected(paths, where, spec.path) for name, paths in by_split.items()}
+    for name, paths in kept.items():
+        if not paths and by_split[name]:
+            of = "" if name == "all" else f" of {name}"
+            raise UserError(f"{spec.path}: where: {spec.where} leaves none of the {len(by_split[name])} files{of}")
+    return kept
 
 
 def join_files(spec: TableSpec, folder: Path) -> dict[str, list[Path]]:
@@ -58,6 +67,15 @@ def _check_unique(files: list[Path], path: Path) -> None:
             raise UserError(f"{path}: files: {file} is listed twice{also}, so its rows would count twice; list it once")
 
 
+def _tables_in(folder: Path) -> Iterator[Path]:
+    """Tables in a folder and in its partitions."""
+    for path in folder.iterdir():
+        if path.is_dir() and partition_of(path.name) is not None:
+            yield from _tables_in(path)
+        elif path.is_file() and path.name.lower().endswith(_ENDINGS) and not path.name.startswith((".", "_")):
+            yield path
+
+
 def matching(folder: Path, pattern: str) -> list[Path]:
     """Files matching a path, pattern or folder, sorted. Without a match, the path itself, for the error message.
 
@@ -66,8 +84,7 @@ def matching(folder: Path, pattern: str) -> list[Path]:
     """
     path = folder / pattern
     if path.is_dir():
-        tables = [p for p in path.iterdir() if p.is_file() and p.name.lower().endswith(_ENDINGS)]
-        return sorted(p for p in tables if not p.name.startswith((".", "_"))) or [path]
+        return sorted(_tables_in(path)) or [path]
     if path.exists() or "*" not in pattern:
         return [path]
     literal, parts = folder, list(Path(pattern).parts)

@@ -21,7 +21,10 @@ _ROUNDING = 1e-5  # of counts in 32 bits
 
 
 class RateColumn(LogColumn):
-    """A ``rate`` or ``count`` of a table's YAML, as numbers: one per label, and the standardised count of rows.
+    """A ``rate`` of a table's YAML, as one number per label; or a ``count``, as the standardised count of rows.
+
+    A rate comes without the count. The two together would tell how many positives of a key are still to come, to a
+    network whose vector of the key has learned from its later rows: true in training, and in no row afterwards.
 
     Args:
         name: name of the field.
@@ -94,7 +97,7 @@ class RateColumn(LogColumn):
             self.mean[place], self.deviation[place] = statistics["mean"], statistics["deviation"]
 
     def fields(self) -> list[Field]:
-        """One number per label, and one for the count."""
+        """One number per label, or one for the count."""
         return [Field(name, Kind.NUMERIC, self.spec.side) for _, name in self._outputs()]
 
     def numbers(self, frame: pl.DataFrame, path: Path) -> list[Array]:
@@ -108,5 +111,5 @@ class RateColumn(LogColumn):
         return [scaled[:, place] for place, _ in self._outputs()]
 
     def _outputs(self) -> list[tuple[int, str]]:
-        """Feature index and name of each number: the labels and count of a rate, or only the count."""
+        """Feature index and name of each number: the labels of a rate, or the count."""
         return list(enumerate(names_of(self.name, self.spec)))

@@ -14,7 +14,7 @@ from dlen.data.bad_rows import BadRowError
 from dlen.data.columns import Array, Places
 from dlen.data.histories import HistoryTable, histories_of
 from dlen.data.sequences import GAP_BUCKETS, StoredSequence
-from dlen.data.sources.cells import LINE, ROW, id_text, lists_or_empty
+from dlen.data.sources.cells import LINE, ROW, id_text, lists_or_empty, with_absent
 from dlen.data.sources.expression import Expression
 from dlen.data.sources.table_columns import Append, IdColumn, KeptRows, TableColumn, TextVocabulary
 from dlen.data.sources.table_log import LogColumn
@@ -127,12 +127,23 @@ class SequenceColumn(OrderedColumn):
             raise UserError(f"{path}: column {one.spec.column}: has type {lists.dtype}, expected lists of ids")
         return lists
 
+    def _with_absent(self, frame: pl.DataFrame, cells: list[pl.Series], path: Path) -> list[pl.Series]:
+        """Read an empty text as one absent value where a parallel list has one value: text cannot say it otherwise."""
+        if len(cells) == 1:
+            return cells
+        single = pl.select(pl.max_horizontal(pl.lit(lists.list.len()) for lists in cells)).to_series() == 1
+        texts = [frame[one.spec.column] for one in self.lists]
+        return [
+            lists if text.dtype.is_nested() else with_absent(lists, single & id_text(text, path).is_null())
+            for lists, text in zip(cells, texts, strict=True)
+        ]
+
     def _read(self, frame: pl.DataFrame, path: Path) -> tuple[Array, Array, list[pl.Series]]:
         """(n,) number of values of each row in its cell, and after the cut, and the (L,) texts of each list.
 
         The texts are oldest first; null for an empty value.
         """
-        cells = [self._lists(frame, one, path) for one in self.lists]
+        cells = self._with_absent(frame, [self._lists(frame, one, path) for one in self.lists], path)
         lengths = [lists.list.len() for lists in cells]
         for one, length in zip(self.lists[1:], lengths[1:], strict=True):
             wrong = lengths[0] != length

@@ -218,12 +218,14 @@ class TableSpec:
 
     Attributes:
         files: a path, or paths for train, test and optionally validation; relative to the YAML. ``*`` matches any part
-            of a name, ``**`` matches any folders, and a folder stands for all CSV, TSV and Parquet files in it.
+            of a name, ``**`` matches any folders, and a folder stands for all CSV, TSV and Parquet files in it and in
+            its partitions, folders such as ``day=2026-11-24`` whose names are columns of the files in them.
         joins: tables joined to the rows by a key, by name.
         obtain: where to get the files, for the message if one is missing.
         fields: inputs of the models, by name.
         tasks: labels, by name.
         weight: column with the weight of each row in training.
+        where: expression, as of a label, that rows have to satisfy; others are left out when the table is prepared.
         split: how rows are split; with files for train and test, how validation is taken from train.
         rates: how rates, counts and histories are computed.
         ignore: columns to ignore; the word ``rest`` ignores all columns that are not named.
@@ -245,6 +247,7 @@ class TableSpec:
     fields: dict[str, FieldSpec] = field(default_factory=dict)
     tasks: dict[str, TaskSpec] = field(default_factory=dict)
     weight: str = ""
+    where: str = ""
     split: SplitSpec = field(default_factory=SplitSpec)
     rates: RatesSpec = field(default_factory=RatesSpec)
     ignore: Any = field(default_factory=list)
@@ -265,8 +268,7 @@ def names_of(name: str, spec: FieldSpec) -> list[str]:
     if spec.kind == "time":
         return [f"{name}_{part}" for part in spec.parts]
     if spec.rate is not None:
-        of = spec.rate.of
-        return [*([name] if len(of) == 1 else [f"{name}_{task}" for task in of]), f"{name}_count"]
+        return [name] if len(spec.rate.of) == 1 else [f"{name}_{task}" for task in spec.rate.of]
     if spec.history is not None:
         lists = [name] if len(spec.history.of) == 1 else [f"{name}_{of}" for of in spec.history.of]
         further = {"labels": bool(spec.history.labels), "gap": spec.history.gap}

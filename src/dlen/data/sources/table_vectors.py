@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,7 +209,7 @@ class VectorColumn(TableColumn):
 
         Raises:
             UserError: the column holds no lists of numbers.
-            BadRowError: a list has another length than those before, or an entry that is not a finite number.
+            BadRowError: a list has another length than most, or an entry that is not a finite number.
         """
         column = self.spec.column
         lists = lists_or_empty(frame, column, self.spec.separator, path)
@@ -217,10 +218,11 @@ class VectorColumn(TableColumn):
             raise UserError(f"{path}: column {column}: has type {frame[column].dtype}, expected lists of numbers")
         lengths, lines = lists.list.len().to_numpy(), frame[LINE].to_numpy()
         present = lengths > 0
-        self.size = self.size or int(next(iter(lengths[present]), 0))
+        if not self.size and present.any():  # that of most vectors, so that a wrong first one is told from the others
+            self.size = int(Counter(lengths[present].tolist()).most_common(1)[0][0])
         wrong = present & (lengths != self.size)
         if wrong.any():
-            problem = f"column {column}: has {lengths[wrong][0]} numbers, but vectors before it have {self.size}"
+            problem = f"column {column}: has {lengths[wrong][0]} numbers, but other vectors have {self.size}"
             raise BadRowError(path, lines[wrong].tolist(), problem)
         flat = lists.filter(pl.Series(present)).explode()
         numbers = flat.str.strip_chars().cast(pl.Float64, strict=False) if inner == pl.String else flat
