@@ -107,6 +107,7 @@ def drawn() -> Iterator[tuple[str, NDArray[np.int64]]]:
         yield f"power {power}, 2 M", power_law(rng, power, 2_000_000, ROWS)
     yield "power 1.0, 20 k", power_law(rng, 1.0, 20_000, ROWS)
     yield "sorted by user, 58 rows each", np.arange(ROWS) // 58
+    yield "sorted by day, 40 days", np.arange(ROWS) // (ROWS // 40)
     counts = np.minimum(rng.zipf(1.8, ROWS), 5000)
     of_user = np.repeat(np.arange(ROWS), counts)[:ROWS]
     yield "sorted by user, rows by a power law", of_user

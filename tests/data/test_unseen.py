@@ -62,6 +62,7 @@ def logs() -> dict[str, Ids]:
         "ids that are not": rng.integers(0, 50_000, ROWS),
         "a power law": zipf(rng, 100_000),
         "sorted by user": np.repeat(np.arange(ROWS), of_user)[:ROWS],
+        "days of a log by time": np.arange(ROWS) // (ROWS // 20),
         "sessions of returning users": np.repeat(rng.integers(0, 5_000, ROWS // 10), 10),
     }
 

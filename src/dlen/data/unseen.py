@@ -62,6 +62,9 @@ class IdEstimate:
     def __init__(self, counts: pl.DataFrame, factor: float) -> None:
         by_id = counts.group_by("value").agg(pl.len().alias("blocks"), pl.col("count").sum())
         self.factor, self.seen = max(factor, 1.0), len(by_id)
+        # Ids that fill whole blocks, such as days of a log by time, follow each other: the log has no more of them than
+        # changes from one to the next, of which a block has at least one less than it has ids
+        self._most_unseen = self.factor * (len(counts) - counts["block"].n_unique())
         self._counts, self._blocks = by_id["count"].to_numpy(), by_id["blocks"].to_numpy()
         single = by_id.filter(pl.col("blocks") == 1)["count"].to_numpy()
         # Of the ids that are in one block, which are the rarest, how often each occurs there
@@ -70,7 +73,7 @@ class IdEstimate:
     @cached_property
     def total(self) -> int:
         """Ids in the training rows of the log."""
-        return self.seen + round(self._fit.unseen(self.factor) if self._fit else 0)
+        return self.seen + round(min(self._fit.unseen(self.factor), self._most_unseen) if self._fit else 0)
 
     def left(self, min_count: int) -> int:
         """Ids that occur at least ``min_count`` times in the training rows of the log."""
@@ -78,7 +81,8 @@ class IdEstimate:
             enough = int((self._counts * self.factor >= min_count).sum())
             return self.total if min_count == 1 else enough
         rarer = self._occurring(min_count - 1).sum()
-        return max(round(self.total - rarer), 0)
+        bound = min(self._most_unseen / max(self._fit.unseen(self.factor), 1.0), 1.0)
+        return max(round(self.total - bound * rarer), 0)
 
     def _occurring(self, most: int) -> Array:
         """(most,) number of ids that occur 1, 2, ... times in the log."""
