@@ -133,10 +133,17 @@ def test_a_small_or_read_only_file_system(options: str, expected: str, tmp_path:
     assert (tmp_path / "left").read_text().split() in ([], [".lock"])
 
 
-def test_too_little_memory_is_explained(refused: Command, tmp_path: Path) -> None:
-    ran = refused("train.py", *SMALL, *FEED, "model.embedding.dim=100000000000", "run_dir=run")
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("model.embedding.dim=100000000000", "the embedding table of 741 ids takes 296,400.00 GB"),
+        ("model.backbone.expert=[100000000000]", "out of memory (12800000000000 bytes requested at once)"),
+    ],
+)
+def test_too_little_memory_is_explained(refused: Command, tmp_path: Path, setting: str, said: str) -> None:
+    ran = refused("train.py", *SMALL, *FEED, setting, "run_dir=run")
     assert ran.returncode == 2
-    assert "out of memory (296400000023712 bytes requested at once)" in ran.stderr.splitlines()[-1]
+    assert said in ran.stderr.splitlines()[-1]
     assert "model.embedding.dim" in ran.stderr.splitlines()[-1]
     assert not (tmp_path / "run").exists()
 

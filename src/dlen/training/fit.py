@@ -55,6 +55,7 @@ from dlen.training.gates import GateMonitor
 from dlen.training.latent import view_warnings
 from dlen.training.latent import warnings as hidden_state_warnings
 from dlen.training.loggers import log_config, log_final, make_loggers, wandb_finished
+from dlen.training.memory import check_memory
 from dlen.training.module import RankingModule
 from dlen.training.run_folder import (
     BEST,
@@ -187,6 +188,7 @@ def fit(
     base, resume = read_base(config.base_run, store), resume_from(config)
     check_same_run(config)
     check_same_data(resume, store)
+    check_memory(config, store)
     L.seed_everything(config.seed, workers=True, verbose=False)
     with deferred_tables() if config.sharding else nullcontext():
         model = build_model(config, store)

@@ -72,6 +72,10 @@ class RowOptimizer(Optimizer):
 
     kept: tuple[str, ...] = ()  # names of the state of each table
 
+    def state_bytes(self) -> int:
+        """Bytes of the state, once each table has had a gradient."""
+        raise NotImplementedError
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state; UserError if it belongs to a different optimiser."""
         _check_kept(state_dict, self.kept)
@@ -126,6 +130,10 @@ class RowAdam(RowOptimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
+    def state_bytes(self) -> int:
+        """Two moments of each number."""
+        return sum(2 * table.nbytes for group in self.param_groups for table in group["params"])
+
     def _update(self, table: Tensor, rows: Tensor, values: Tensor, grad: Tensor, group: dict[str, Any]) -> Tensor:
         state = self.state[table]
         if not state:
@@ -158,6 +166,11 @@ class RowAdagrad(RowOptimizer):
 
     def __init__(self, params: Params, lr: float = 1e-2, eps: float = 1e-8, weight_decay: float = 0.0) -> None:
         super().__init__(params, {"lr": lr, "eps": eps, "weight_decay": weight_decay, "parts": 1})
+
+    def state_bytes(self) -> int:
+        """One number for each part of a row."""
+        sizes = ((group["parts"], table) for group in self.param_groups for table in group["params"])
+        return sum(len(table) * parts * table.element_size() for parts, table in sizes)
 
     def _update(self, table: Tensor, rows: Tensor, values: Tensor, grad: Tensor, group: dict[str, Any]) -> Tensor:
         state = self.state[table]

@@ -25,6 +25,7 @@ from dlen.data.columns import Array, Columns
 from dlen.data.ragged import ABSENT, Entries, field_of_values, rows_of_values, select_rows, to_columns
 from dlen.data.scratch import read_flat, read_scratch
 from dlen.data.sources.aliccp_grammar import Block, Reader
+from dlen.data.sources.aliccp_sample import AliCCPSample
 from dlen.data.sources.by_field import rows_by_field
 from dlen.data.split import Split, split_of
 from dlen.data.store import Store
@@ -67,6 +68,7 @@ COMMON = _Side(
     dict.fromkeys(("109_14", "110_14", "127_14", "150_14"), ("user", Pooling.MEAN)),
 )
 USER, POSITION = "101", "301"
+_HEAD = ["sample_id", "click", "conversion", "common_feature_index"]  # of a skeleton
 _WHERE = (
     "Ali-CCP is published by Alimama on Tianchi (https://tianchi.aliyun.com/dataset/408, free, needs a login): "
     "unpack both archives into one folder and set data.raw_dir=FOLDER, or try data=aliccp_demo"
@@ -155,6 +157,24 @@ class AliCCP:
         writer.notes |= {"bad_rows_left_out": len(self.bad)} if len(self.bad) else {}
         return self._schema(vocabularies, positives, splits["train"].rows)
 
+    def sample(self, folder: Path, pieces: int) -> AliCCPSample:
+        """Take some pieces of the files, of about a megabyte each, for a dry run."""
+        self.files()
+        return AliCCPSample(self, replace(self, raw_dir=str(folder), min_count=1), pieces)
+
+    def occurrences(self, kind: str) -> Iterator[tuple[NDArray[np.int64], dict[str, tuple[Array, Array]]]]:
+        """Blocks of a training file: (n,) line numbers, and row (L,) and raw id (L,) of each value by field."""
+        side = SKELETON if kind == "sample_skeleton" else COMMON
+        head = _HEAD if kind == "sample_skeleton" else ["common_feature_index"]
+        reader = Reader(self.path(kind, "train"), head, [], side.names, partial(self._columns, side), self.bad)
+        for block in reader:
+            ids, lengths = block.columns.ids, block.columns.bag_lengths
+            of_fields = {name: (np.arange(len(ids)), ids[:, column]) for column, name in enumerate(side.single)}
+            field, row = field_of_values(lengths), rows_of_values(lengths)
+            for column, name in enumerate(side.bags):
+                of_fields[name] = (row[field == column], block.columns.bag_ids[field == column])
+            yield block.lines, of_fields
+
     def read(self, path: Path, store: Store, labels: bool = False) -> Iterator[Split]:
         """Read new rows: all rows of a skeleton next to its common features, or a table with one column per field.
 
@@ -236,9 +256,8 @@ class AliCCP:
         self, path: Path, common: Path, index: pl.Enum
     ) -> Iterator[tuple[Columns, NDArray[np.uint8], NDArray[np.int32]]]:
         """Columns, labels (n, 2) and group rows (n,) of all rows of a skeleton."""
-        head = ["sample_id", "click", "conversion", "common_feature_index"]
         convert = partial(self._columns, SKELETON)
-        for block in _progress(Reader(path, head, ["click", "conversion"], SKELETON.names, convert, self.bad)):
+        for block in _progress(Reader(path, _HEAD, ["click", "conversion"], SKELETON.names, convert, self.bad)):
             group = block.head["common_feature_index"].cast(index, strict=False).to_physical()
             labels = block.head.select((pl.col("click", "conversion") == "1").cast(pl.UInt8)).to_numpy()
             columns = block.columns

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
@@ -18,11 +18,14 @@ import polars as pl
 from dlen.data.columns import Array
 from dlen.data.prepare import replacing
 from dlen.data.sources.aliccp import AliCCP
+from dlen.data.sources.aliccp_sample import AliCCPSample
 from dlen.errors import UserError
 from dlen.files import check_writable, locked
 from dlen.progress import Stage
 from dlen.valid import Range
 
+_READING = ("name", "max_values", "validation", "validation_by", "cvr_rows", "seed", "bad_rows")
+_ROWS_PER_PIECE = 1500  # in a megabyte of a skeleton and its common features
 _WORLD = 2  # increase if the same settings would generate other files
 _ROWS_PER_GROUP = 58  # as in the real files
 _GROUPS_PER_CHUNK = 1000
@@ -84,6 +87,16 @@ class AliCCPDemo(AliCCP):
                     f"{folder}: holds files of other settings or another version; set data.raw_dir to a new folder"
                 )
         return super().files()
+
+    def sample(self, folder: Path, pieces: int) -> AliCCPSample:
+        """Draw files that are not longer than the sample, without writing to ``raw_dir``."""
+        rows = max(min(self.rows, pieces * _ROWS_PER_PIECE), _ROWS_PER_GROUP)
+        drawn = replace(self, raw_dir=str(folder / "drawn"), rows=rows)
+        drawn.files()
+        read = AliCCP(str(folder), min_count=1, **{key: getattr(self, key) for key in _READING})
+        sample = AliCCPSample(drawn, read, pieces, self.rows / rows)
+        sample.originals = {path: Path(self.raw_dir) / original.name for path, original in sample.originals.items()}
+        return sample
 
     def _draw(self, folder: Path, wanted: dict[str, int]) -> None:
         with replacing(folder) as temporary:

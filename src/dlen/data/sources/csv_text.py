@@ -27,7 +27,7 @@ from dlen.errors import UserError
 
 _BLOCK = 1 << 22
 _BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError)  # what reading a broken archive may raise
-_PACKED: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+PACKED: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 _NO_TABLE = {  # start of file -> what it is and what to do
     b"PK\x03\x04": "a zip archive (or an Excel file); unpack it, or write it as CSV or Parquet",
     b"\x28\xb5\x2f\xfd": "compressed with Zstandard; unpack it, or compress it with gzip",
@@ -43,6 +43,17 @@ _NO_TABLE = {  # start of file -> what it is and what to do
 }
 csv.field_size_limit(sys.maxsize)  # unlimited cell size, as in Polars
 _MARKS = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+
+
+def separator_of(path: Path, spec: TableSpec) -> str:
+    """The separator of cells in a file."""
+    suffixes = [s for s in path.name.lower().split(".")[1:] if s not in ("gz", "bz2", "xz")]
+    return spec.separator or ("\t" if suffixes and suffixes[-1] in ("tsv", "tab") else ",")
+
+
+def quote_of(spec: TableSpec) -> str | None:
+    """The quote character of cells; None for none."""
+    return '"' if spec.quote is None else spec.quote or None
 
 
 class CsvText:
@@ -71,14 +82,12 @@ class CsvText:
     @property
     def separator(self) -> str:
         """The separator of cells."""
-        suffixes = [s for s in self.path.name.lower().split(".")[1:] if s not in ("gz", "bz2", "xz")]
-        default = "\t" if suffixes and suffixes[-1] in ("tsv", "tab") else ","
-        return self.spec.separator or default
+        return separator_of(self.path, self.spec)
 
     @property
     def quote(self) -> str | None:
         """The quote character of cells; None for none."""
-        return '"' if self.spec.quote is None else self.spec.quote or None
+        return quote_of(self.spec)
 
     def _as_text(self, scratch: Path) -> Path:
         """The file as Polars can read it: UTF-8, optionally gzip. Other files are copied."""
@@ -87,7 +96,7 @@ class CsvText:
         for magic, what in _NO_TABLE.items():
             if start.startswith(magic):
                 raise UserError(f"{self.path}: is {what}")
-        opener = next((o for magic, o in _PACKED.items() if start.startswith(magic)), open)
+        opener = next((o for magic, o in PACKED.items() if start.startswith(magic)), open)
         with self._unpacking(), opener(self.path, "rb") as file:
             begin: bytes = file.read(1 << 16)
         marked = next((name for mark, name in _MARKS.items() if begin.startswith(mark)), "")

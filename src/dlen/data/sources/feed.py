@@ -11,6 +11,7 @@ has its own taste. These are worlds in which DLEN can lose.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from dlen.data.columns import Columns
 from dlen.data.ragged import select_rows
+from dlen.data.raw_sample import IdCounts, RawSample
 from dlen.data.sources.by_field import rows_by_field
 from dlen.data.sources.feed_settings import HATE, POSITION, WATCHING, FeedSettings
 from dlen.data.sources.feed_world import (
@@ -46,6 +48,7 @@ from dlen.progress import Stage
 from dlen.schema import Field, Kind, Schema, Task, View
 
 _CHUNK = 1 << 17
+_ROWS_PER_PIECE = 1 << 12
 _USER_FIELDS = {"user": "user", "age": "user", "gender": "user", "city": "user"}
 _ITEM_FIELDS = {"item": "item", "category": "item", "author": "item", "hour": "context"}
 
@@ -87,6 +90,10 @@ class Feed(FeedSettings):
     def files(self) -> list[Path]:
         """None: all data is generated."""
         return []
+
+    def sample(self, folder: Path, pieces: int) -> FeedSample:
+        """Some of the rows of the same world, for a dry run."""
+        return FeedSample(replace(self, rows=min(self.rows, pieces * _ROWS_PER_PIECE)), self.rows)
 
     def write(self, writer: StoreWriter) -> Schema:
         """Draw the world and its impressions in chunks."""
@@ -219,6 +226,28 @@ class Feed(FeedSettings):
         relevance = [f"relevance/{task}" for task in self.tasks] if self.positions else []
         hidden = ("prefers", "up") if self.preference < 1 else ()
         return (*hidden, *((WATCHING,) if self.watching else ()), *self.tasks, *relevance)
+
+
+@dataclass
+class FeedSample:
+    """Some rows of a simulated world.
+
+    Args:
+        source: the world with these rows.
+        rows: number of rows of the whole log.
+    """
+
+    source: Feed
+    rows: int
+
+    exact = True  # the number of rows, and the ids, follow from the settings
+    originals: Mapping[Path, Path] = field(default_factory=dict)
+
+    def write(self, writer: StoreWriter) -> tuple[Schema, RawSample]:
+        """Draw the rows."""
+        schema, factor = self.source.write(writer), self.rows / self.source.rows
+        rows = dict.fromkeys(("train", "validation", "test"), factor)
+        return schema, RawSample(rows | {"users": 1.0}, lambda: IdCounts({}, {}, {}))
 
 
 def _counts(single: int) -> dict[Kind, int]:

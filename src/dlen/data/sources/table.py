@@ -25,6 +25,7 @@ from dlen.data.sources.table_parse import parse_spec, read_spec
 from dlen.data.sources.table_passes import TablePasses, missing_column_hint
 from dlen.data.sources.table_paths import files_by_split, join_files
 from dlen.data.sources.table_rows import TableRows
+from dlen.data.sources.table_sample import TableSample
 from dlen.data.sources.table_sequences import sequences_of
 from dlen.data.sources.table_spec import TableSpec
 from dlen.data.sources.table_vectors import vectors_of
@@ -108,6 +109,11 @@ class Table:
         """Split, learn from the training rows, and encode."""
         self.files()
         return TablePasses(self.table, self.sources, self.joins, self.bad, writer).run()
+
+    def sample(self, folder: Path, pieces: int) -> TableSample:
+        """Take some pieces of the files, of about a megabyte each, for a dry run."""
+        self.files()
+        return TableSample(self.table, self.sources, self.joins, self.bad.allowed, folder, pieces)
 
     def read(self, path: Path, store: Store, labels: bool = False) -> Iterator[Split]:
         """Read another file with the same columns, encoded like the rows of a store.

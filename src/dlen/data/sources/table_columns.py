@@ -164,6 +164,10 @@ class TableColumn(ABC):
     def show(self, frame: pl.DataFrame, path: Path, where: Array, labels: Array, observed: Array) -> None:
         """Process rows of all splits with their labels, for features computed from the log itself."""
 
+    def occurrences(self, frame: pl.DataFrame, path: Path) -> dict[str, tuple[Array, pl.Series]]:
+        """Row (L,) and text (L,) of each id in rows, by the field whose vocabulary counts it; null if absent."""
+        return {}
+
     def freeze(self, writer: StoreWriter) -> None:
         """Finish learning and write the result to the store."""
 
@@ -206,10 +210,18 @@ class IdColumn(TableColumn):
     def observe(self, frame: pl.DataFrame, path: Path) -> None:
         self.observe_texts(self.texts(frame, path))
 
+    @property
+    def counts(self) -> bool:
+        """Whether the field counts ids, for a vocabulary of its own."""
+        return isinstance(self.vocabulary, TextVocabulary) and not self.spec.share
+
     def observe_texts(self, texts: pl.Series) -> None:
         """Count the ids of training rows; those of a shared vocabulary are counted by the field that it belongs to."""
         if isinstance(self.vocabulary, TextVocabulary) and not self.spec.share:
             self.vocabulary.add(texts)
+
+    def occurrences(self, frame: pl.DataFrame, path: Path) -> dict[str, tuple[Array, pl.Series]]:
+        return {self.name: (np.arange(len(frame)), self.texts(frame, path))} if self.counts else {}
 
     def texts(self, frame: pl.DataFrame, path: Path) -> pl.Series:
         """The id of each value as text; null if absent."""
@@ -260,6 +272,9 @@ class IdsColumn(IdColumn):
 
     def texts(self, frame: pl.DataFrame, path: Path) -> pl.Series:
         return self._values(frame, path)[1]
+
+    def occurrences(self, frame: pl.DataFrame, path: Path) -> dict[str, tuple[Array, pl.Series]]:
+        return {self.name: self._values(frame, path)[:2]} if self.counts else {}
 
     def freeze(self, writer: StoreWriter) -> None:
         super().freeze(writer)

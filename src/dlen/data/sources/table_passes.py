@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -37,6 +38,8 @@ class TablePasses:
         join_files: files of each join.
         bad: counter of unreadable rows.
         writer: the store to write.
+        sampled: whether the files are a sample of the log, in which a split, a value or a label may be absent that the
+            log has.
     """
 
     def __init__(
@@ -46,8 +49,10 @@ class TablePasses:
         join_files: dict[str, list[Path]],
         bad: BadRows,
         writer: StoreWriter,
+        *,
+        sampled: bool = False,
     ) -> None:
-        self.spec, self.writer, self.bad = spec, writer, bad
+        self.spec, self.writer, self.bad, self.sampled = spec, writer, bad, sampled
         self.labels, self.weights = Labels(spec), Weights(spec)
         self.offered = offered_rates(spec, self.labels.expressions, writer.scratch)
         self.columns = [*make_columns(spec, self.labels.expressions, writer.scratch), *self.offered]
@@ -65,11 +70,13 @@ class TablePasses:
         self.split.find_boundaries(self.rows)
         self._choose_rates()
         tally = self._learn()
-        self.split.check_values()
-        self.rows.joins.check_matched(self.rows.total)
+        if not self.sampled:
+            self.split.check_values()
+            self.rows.joins.check_matched(self.rows.total)
         for column in self.columns:
             column.freeze(self.writer)
-        tally.check()
+        if not self.sampled:
+            tally.check()
         fields = [f for kind in Kind for column in self.columns for f in column.fields() if f.kind is kind]
         views = tuple(column.view() for column in views_of(self.columns))
         user, position = self.spec.user, self.spec.position
@@ -126,6 +133,12 @@ class TablePasses:
                 column.show(frame, path, where, labels, observed)
             tally.add(where, labels, observed, weights, self.labels.values(frame, path, labels))
         return tally
+
+    def training_rows(self) -> Iterator[tuple[pl.DataFrame, Path]]:
+        """The training rows in chunks, each with its file, once :meth:`run` has read them."""
+        for chunk, path, file_split in self.rows.chunks("reading training rows"):
+            frame, (where, _, _) = self.rows.readable(chunk, path, partial(self._read, file_split))
+            yield frame.filter(pl.Series(where == 0)), path
 
     def _read(self, file_split: str, frame: pl.DataFrame, path: Path) -> tuple[Array, Array, Array | None]:
         """Split (n,), labels (n, T) and weights of rows. If bad rows may be skipped, every cell is checked as well."""

@@ -68,6 +68,12 @@ class SequenceColumn(OrderedColumn):
         for one, values in zip(self.lists, texts, strict=True):
             one.observe_texts(values)
 
+    def occurrences(self, frame: pl.DataFrame, path: Path) -> dict[str, tuple[Array, pl.Series]]:
+        """The ids of each list with a vocabulary of its own."""
+        _, lengths, texts = self._read(frame, path)
+        row = np.repeat(np.arange(len(frame)), lengths)
+        return {one.name: (row, values) for one, values in zip(self.lists, texts, strict=True) if one.counts}
+
     def freeze(self, writer: StoreWriter) -> None:
         """Fix the codes."""
         for one in self.lists:

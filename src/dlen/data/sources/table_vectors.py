@@ -103,6 +103,11 @@ class VectorColumn(TableColumn):
         self._table: Tensor | None = None
         self._rows = self._missing = 0
 
+    @property
+    def joined(self) -> int:
+        """Number of vectors of a joined table, each of which is stored at most once; 0 for vectors of the rows."""
+        return len(self._times)
+
     def join(self, frame: pl.DataFrame, path: Path, row: str) -> None:
         """Take the vectors of further rows of a joined table, whose row number is in the column ``row`` of the rows."""
         part, present = self._read(frame, path)
