@@ -16,12 +16,13 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from dlen.data.prepare import Source, check_plain_name
+from dlen.data.prepare import Source
 from dlen.data.raw_sample import IdCounts, RawSample, SampledLog, SampledSource
 from dlen.data.store import Store
 from dlen.data.unseen import IdEstimate
 from dlen.data.writer import StoreWriter
 from dlen.errors import UserError
+from dlen.files import check_plain_name
 from dlen.nn.embedding import row_width
 from dlen.progress import format_count
 from dlen.schema import Schema
