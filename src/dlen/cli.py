@@ -31,7 +31,7 @@ from omegaconf.errors import (
 )
 
 from dlen import __version__
-from dlen.config_keys import check_keys, choices, warn_of_hidden_files
+from dlen.config_keys import check_keys, check_paths, choices, warn_of_hidden_files
 from dlen.errors import UserError
 from dlen.files import read_yaml
 from dlen.help import command_help
@@ -89,6 +89,7 @@ def command(run: Callable[[DictConfig], Any], config_name: str, conf: Path) -> N
         try:
             if HydraConfig.get().job.config_name == config_name:  # not a primary config of the user's
                 check_keys(config, conf, config_name)
+            check_paths(config)
             warn_of_hidden_files(user_search_path(), conf)
             return run(config)
         except UserError as error:

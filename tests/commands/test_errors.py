@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
+from dlen.config_keys import check_paths
+from dlen.errors import UserError
 from tests.conftest import Command
 
 CASES = {
@@ -56,6 +59,15 @@ def test_wrong_settings_are_one_line(case: str, refused: Command, tmp_path: Path
     assert "Traceback" not in ran.stderr
     assert not (tmp_path / "runs").exists()
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("key", ["run", "input", "output", "out", "base_run", "rerun", "run_dir", "data_dir", "runs"])
+@pytest.mark.parametrize(("value", "hint"), [(3, "./3"), (True, ""), ([3], "")])
+def test_a_path_that_is_not_text(key: str, value: object, hint: str) -> None:
+    with pytest.raises(UserError, match=f"^config {key}: .* is not a path") as error:
+        check_paths(OmegaConf.create({key: value}))
+    assert hint in str(error.value)
+    check_paths(OmegaConf.create({key: "3", "runs": ["a", "b"], "seeds": 3}))
 
 
 @pytest.mark.slow
