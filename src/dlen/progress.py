@@ -81,6 +81,7 @@ class Stage:
         self._printed = time.monotonic()
         seconds = max(self._printed - self._started, 1e-9)
         rate = self._done / seconds
-        left = "" if state == "done" else f", {max(self.total - self._done, 0) / max(rate, 1e-9):.0f} s left"
+        known = state != "done" and rate > 0
+        left = f", {max(self.total - self._done, 0) / rate:.0f} s left" if known else ""
         line = f"{self.label}: {state}, {_amount(self._done, self.unit)} in {seconds:.1f} s"
         print(f"{line} ({_amount(rate, self.unit)}/s{left})", file=sys.stderr, flush=True)

@@ -10,9 +10,12 @@ import polars as pl
 import pytest
 import yaml
 
+from dlen.data.bad_rows import BadRows
 from dlen.data.prepare import identify, prepare
 from dlen.data.sources.table import Table
+from dlen.data.sources.table_file import TableFile
 from dlen.data.sources.table_partitions import partition_of, partitions_of
+from dlen.data.sources.table_spec import TableSpec
 from dlen.data.store import Store
 from tests.data.helpers import numbers_of, refusal, whole
 
@@ -155,3 +158,16 @@ def test_a_file_outside_of_the_folders_lacks_their_column(tmp_path: Path) -> Non
     assert "stray.parquet: no column 'country', named by fields.country" in refusal(
         lambda: prepare(table, tmp_path / "data")
     )
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv"])
+def test_progress_is_counted_within_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str) -> None:
+    """Half of a file is half of its bytes, also where a chunk does not tell how many it took."""
+    monkeypatch.setattr("dlen.data.sources.table_file.CHUNK", 400)
+    frame = pl.DataFrame({"a": range(1000, 2000), "b": ["x"] * 1000})
+    path = tmp_path / f"t.{ending}"
+    frame.write_parquet(path) if ending == "parquet" else frame.write_csv(path)
+    file = TableFile(path, TableSpec(), BadRows(0), tmp_path)
+    taken = [file.bytes_of(chunk) for chunk in file.chunks()]
+    assert len(taken) > 1
+    assert sum(taken) == pytest.approx(path.stat().st_size, rel=0.01)

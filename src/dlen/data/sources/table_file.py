@@ -7,6 +7,7 @@ that is not CSV, and to count its lines.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +142,19 @@ class TableFile:
             check_quotes(text)
             text.lines = last
 
+    def bytes_of(self, frame: pl.DataFrame) -> float:
+        """Approximate number of bytes that a chunk took in the file."""
+        if self._text is None:
+            return self.size * len(frame) / max(self._rows, 1)
+        cells = frame.select(self.names)
+        lengths = cells.select(pl.all().cast(pl.String, strict=False).str.len_bytes().sum()).row(0)
+        return sum(n or 0 for n in lengths) + cells.width * cells.height
+
+    @cached_property
+    def _rows(self) -> int:
+        """Rows of a Parquet file, by its footer."""
+        return int(self.scan().select(pl.len()).collect().item())
+
     def _without_blank_lines(self, frame: pl.DataFrame, text: CsvText) -> pl.DataFrame:
         """Drop blank lines. A line with a separator is a row even if all of its cells are empty."""
         blank = frame.select(pl.all_horizontal(pl.col(self.names).is_null())).to_series()
@@ -172,10 +186,3 @@ def _file_lines(rows: pl.Series, unread: Array) -> pl.Series:
     """Convert row numbers that skip uncounted lines to line numbers of the file."""
     lines_before = unread - 1 - np.arange(len(unread))  # counted lines before each of them
     return rows + pl.Series(np.searchsorted(lines_before, rows.to_numpy(), side="left"))
-
-
-def csv_bytes(frame: pl.DataFrame) -> int:
-    """Approximate number of bytes that a chunk took in the file."""
-    cells = frame.drop(LINE)
-    lengths = cells.select(pl.all().cast(pl.String, strict=False).str.len_bytes().sum()).row(0)
-    return sum(n or 0 for n in lengths) + cells.width * cells.height

@@ -12,7 +12,7 @@ from dlen.data.bad_rows import BadRowError, BadRows
 from dlen.data.sources.cells import LINE, ROW
 from dlen.data.sources.expression import Expression, read_label
 from dlen.data.sources.table_columns import TableColumn
-from dlen.data.sources.table_file import TableFile, csv_bytes
+from dlen.data.sources.table_file import TableFile
 from dlen.data.sources.table_joins import Joins
 from dlen.data.sources.table_spec import TableSpec
 from dlen.data.sources.table_vectors import vectors_of
@@ -88,9 +88,9 @@ class TableRows:
         with Stage(label, sum(path.stat().st_size for path, _ in paths), "B") as stage:
             for path, split in paths:
                 file, before = self._open(path), self.total
-                bytes_left = file.size
+                bytes_left: float = file.size
                 for frame in file.chunks():
-                    size = 0 if file.parquet else min(csv_bytes(frame), bytes_left)
+                    size = min(file.bytes_of(frame), bytes_left)
                     kept = self._kept(self.joins.add(frame).with_row_index(ROW, self.total), path)
                     self.total, self.kept = self.total + len(frame), self.kept + len(kept)
                     if len(kept) or self.where is None:
