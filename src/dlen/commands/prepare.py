@@ -15,11 +15,12 @@ def run(config: DictConfig) -> None:
     if config.dry_run not in (True, False):
         raise UserError(f"config dry_run: {config.dry_run!r} is neither true nor false")
     with importing():
-        from dlen.data.dry_run import dry_run
         from dlen.data.prepare import summary
         from dlen.training.configs import build
         from dlen.training.stores import open_store
     if config.dry_run:
+        from dlen.data.dry_run import dry_run  # here: it imports SciPy
+
         print(dry_run(build(config.data, "data")).described(Path(config.data_dir)))
     else:
         print(summary(open_store(config)))
