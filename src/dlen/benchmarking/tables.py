@@ -92,8 +92,11 @@ def write_benchmark(
     folder.mkdir(parents=True, exist_ok=True)
     page = markdown(data_sets, missing, base, seeds)
     write_text(folder / "benchmark.md", page)
-    content = {"version": __version__, "base": base, "seeds": list(seeds), "missing": dict(missing)}
-    write_json(folder / "benchmark.json", content | {"data_sets": [asdict(data) for data in data_sets]})
+    averages, difference = average_ranks(data_sets)
+    content: dict[str, Any] = {"version": __version__, "base": base, "seeds": list(seeds), "missing": dict(missing)}
+    content |= {"average_ranks": averages, "critical_difference": difference}
+    content |= {"data_sets": [{**asdict(data), "ranks": data.ranks()} for data in data_sets]}
+    write_json(folder / "benchmark.json", content)
     return page
 
 
@@ -152,21 +155,26 @@ def _interval(difference: Difference | None) -> str:
 
 
 def _overall(data_sets: Sequence[DataSet]) -> str:
-    """Average rank over the data sets on which all of these models were measured, with the critical difference."""
-    ranks = [data.ranks() for data in data_sets]
-    common = [model for model in ranks[0] if all(model in of_data for of_data in ranks)]
-    averages = {model: float(np.mean([of_data[model] for of_data in ranks])) for model in common}
+    """Average ranks with the critical difference, and the rank on each data set."""
+    (averages, difference), ranks = average_ranks(data_sets), [data.ranks() for data in data_sets]
     rows = [
         [model, f"{averages[model]:.2f}", *(f"{of_data[model]:g}" for of_data in ranks)]
-        for model in sorted(common, key=averages.__getitem__)
+        for model in sorted(averages, key=averages.__getitem__)
     ]
     table = markdown_table(["model", "average rank", *(data.name for data in data_sets)], rows)
-    difference = critical_difference(len(common), len(data_sets))
     note = (
         f"Average ranks that differ by less than {difference:.2f} are not distinguishable (Nemenyi's test, "
         f"{1 - LEVEL:.0%}; Demšar 2006). Models that were left out on a data set are not in this table."
     )
     return f"{table}\n\n{note}"
+
+
+def average_ranks(data_sets: Sequence[DataSet]) -> tuple[dict[str, float], float]:
+    """Average rank of each model that every data set has, and the critical difference of these averages."""
+    ranks = [data.ranks() for data in data_sets]
+    common = [model for model in ranks[0] if all(model in of_data for of_data in ranks)] if ranks else []
+    averages = {model: float(np.mean([of_data[model] for of_data in ranks])) for model in common}
+    return averages, critical_difference(len(common), len(ranks))
 
 
 def critical_difference(models: int, data_sets: int) -> float:

@@ -28,7 +28,7 @@ def comparison_sections(folder: Path) -> list[Section]:
     note = f"AUC on the test split, mean over {len(seeds)} seed{'s' if len(seeds) > 1 else ''}."
     table = Table("", header, cells, ["", *["{:.4f}"] * len(targets)], note, classes)
     differences = {
-        row["model"]: {t: Difference(**_numbers(row["differences"][t])) for t in targets if t in row["differences"]}
+        row["model"]: {t: Difference(**numbers_of(row["differences"][t])) for t in targets if t in row["differences"]}
         for row in rows
         if row["differences"]
     }
@@ -54,7 +54,7 @@ def _session_sections(folder: Path) -> list[Section]:
     return [Section(f"Sessions: {content['title']} ({folder.name})", [plot], [table])]
 
 
-def _numbers(content: dict[str, Any]) -> dict[str, Any]:
+def numbers_of(content: dict[str, Any]) -> dict[str, Any]:
     """Replace None by nan, which JSON lacks."""
     return {key: float("nan") if value is None else value for key, value in content.items()}
 

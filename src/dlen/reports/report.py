@@ -17,6 +17,7 @@ from dlen import __version__
 from dlen.errors import UserError
 from dlen.files import check_writable, read_json, read_mapping
 from dlen.metric_names import own_names
+from dlen.reports.benchmark import benchmark_sections
 from dlen.reports.colours import COLOURS
 from dlen.reports.comparison import comparison_sections
 from dlen.reports.curves import learning_curves, reliability_curves, roc_curves, speed_and_size
@@ -63,7 +64,7 @@ def report(config: DictConfig) -> None:
     for line in matches.unreadable:
         print(f"warning: {line}", file=sys.stderr)
     counts = {"run": len(records), "comparison": len(matches.comparisons) + len(matches.surfaces)}
-    counts["study"] = len(matches.studies)
+    counts |= {"study": len(matches.studies), "benchmark": len(matches.benchmarks)}
     content = ", ".join(f"{n} {_plural(what, n)}" for what, n in counts.items() if n)
     subtitle = f"{content} of {config.runs}; dlen {__version__}, {datetime.now():%Y-%m-%d %H:%M}"
     try:
@@ -197,12 +198,13 @@ def _shown(value: Any) -> str:
 
 
 def _other_sections(matches: Matches) -> list[Section]:
-    """Comparisons, surfaces and studies. Invalid files are skipped with a warning."""
+    """Comparisons, surfaces, studies and benchmarks. Invalid files are skipped with a warning."""
     sections = []
     for folders, read in (
         (matches.comparisons, comparison_sections),
         (matches.surfaces, _surface_sections),
         (matches.studies, _study_sections),
+        (matches.benchmarks, benchmark_sections),
     ):
         for folder in folders:
             try:

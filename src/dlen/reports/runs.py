@@ -25,6 +25,7 @@ class Matches:
         comparisons: folders of comparisons.
         surfaces: folders of comparisons over a grid.
         studies: folders of studies.
+        benchmarks: folders of benchmarks.
         names: name of each run in its comparison, by folder.
         unreadable: a line for each folder that was skipped.
     """
@@ -33,6 +34,7 @@ class Matches:
     comparisons: list[Path] = field(default_factory=list)
     surfaces: list[Path] = field(default_factory=list)
     studies: list[Path] = field(default_factory=list)
+    benchmarks: list[Path] = field(default_factory=list)
     names: dict[Path, str] = field(default_factory=dict)
     unreadable: list[str] = field(default_factory=list)
 
@@ -58,6 +60,7 @@ def find(patterns: str | Sequence[str]) -> Matches:
     tops = [top for pattern in patterns for top in _tops(pattern)]
     folders = {f.resolve(): f for top in tops for f in _folders(top)}
     kinds = {"table.json": matches.comparisons, "surface.json": matches.surfaces, "study.json": matches.studies}
+    kinds["benchmark.json"] = matches.benchmarks
     for folder in folders.values():
         for name, group in kinds.items():
             if (folder / name).is_file():
@@ -71,8 +74,8 @@ def find(patterns: str | Sequence[str]) -> Matches:
     matches.runs = list(runs.values())
     if not (matches.runs or any(kinds.values())):
         raise UserError(
-            f"config runs: {', '.join(map(repr, patterns))} matches no run, comparison or study; give a folder such as "
-            "runs, or a quoted pattern such as 'runs/feed/*/*'"
+            f"config runs: {', '.join(map(repr, patterns))} matches no run, comparison, study or benchmark; give "
+            "a folder such as runs, or a quoted pattern such as 'runs/feed/*/*'"
         )
     return matches
 

@@ -1,0 +1,74 @@
+"""Sections of a page about one benchmark, from the file that benchmark.py writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from dlen.comparing.statistics import Difference
+from dlen.files import read_mapping
+from dlen.reports.comparison import numbers_of
+from dlen.reports.dots import difference_dots
+from dlen.reports.page import Cell, Section, Table
+
+_FIGURES = {  # of an entry, as columns of the table
+    "gauc": ("GAUC", "{:.4f}"),
+    "ne": ("NE", "{:.4f}"),
+    "model/dense_parameters": ("dense parameters", "{:,.0f}"),
+    "fit/seconds": ("seconds of training", "{:.0f}"),
+}
+
+
+def benchmark_sections(folder: Path) -> list[Section]:
+    """The average ranks, and the groups and gains on each data set, as written by ``benchmark.py``."""
+    content = read_mapping(folder / "benchmark.json")
+    sections = [_data_section(data, content["base"], folder.name) for data in content["data_sets"]]
+    return [_ranks_section(content, folder.name), *sections] if len(sections) > 1 else sections
+
+
+def _ranks_section(content: Mapping[str, Any], name: str) -> Section:
+    """Average rank of each model, and its rank on each data set."""
+    data_sets, averages = content["data_sets"], content["average_ranks"]
+    rows: list[list[Cell]] = [
+        [model, average, *(data["ranks"][model] for data in data_sets)]
+        for model, average in sorted(averages.items(), key=lambda pair: pair[1])
+    ]
+    header = ["model", "average rank", *(data["name"] for data in data_sets)]
+    note = (
+        f"Average ranks that differ by less than {content['critical_difference']:.2f} are not distinguishable "
+        "(Nemenyi's test). Models that were left out on a data set are not in this table."
+    )
+    table = Table("", header, rows, ["", "{:.2f}", *["{:g}"] * len(data_sets)])
+    return Section(f"Benchmark ({name})", tables=[table], note=note)
+
+
+def _data_section(data: Mapping[str, Any], base: str, name: str) -> Section:
+    """The models of one data set."""
+    entries = data["entries"]
+    shown = [key for key in _FIGURES if any(entry["figures"][key] is not None for entry in entries)]
+    rows: list[list[Cell]] = []
+    gains: dict[str, dict[str, Difference]] = {}
+    for entry in entries:
+        gain = None if entry["gain"] is None else Difference(**numbers_of(entry["gain"]))
+        interval = [None] * 3 if gain is None else [gain.mean, gain.low, gain.high]
+        figures = [entry["figures"][key] for key in shown]
+        rows.append([entry["group"], entry["model"], fmean(entry["auc"]), *interval, *figures, _settings(entry)])
+        if gain is not None:
+            gains[entry["model"]] = {"mean": gain}
+    header = ["group", "model", "mean AUC", f"gain over {base}", "low", "high"]
+    header += [*(_FIGURES[key][0] for key in shown), "settings"]
+    layouts = ["{:d}", "", "{:.4f}", *["{:+.4f}"] * 3, *(_FIGURES[key][1] for key in shown), ""]
+    note = "Models of a group are not clearly behind the first of it. Settings were chosen on validation."
+    if data["unfit"]:
+        note += f" Left out, as the data do not meet their needs: {', '.join(data['unfit'])}."
+    plot = difference_dots(gains, base, "Paired differences. Error bars: 95 % interval over seeds and test rows.")
+    return Section(
+        f"Benchmark: {data['name']} ({name})", [plot] if plot else [], [Table("", header, rows, layouts)], note
+    )
+
+
+def _settings(entry: Mapping[str, Any]) -> str:
+    chosen = entry["searched"] or "defaults"
+    return f"{chosen}, best of {entry['trials']}" if entry["trials"] > 1 else chosen
