@@ -80,7 +80,7 @@ def test_ids_get_the_rates_that_the_yaml_could_ask_for(tmp_path: Path, rows: str
     store = store_of(tmp_path / "found", draw(), spec_with(rates={"rows": rows}))
     found = numbers(store)
     assert list(found) == RATED
-    assert store.content["notes"]["rates_of_ids"].startswith("user, item; ")
+    assert store.content["notes"]["rates_of_ids"].startswith("user, item, from earlier rows; ")
     asked = spec_with(rates={"rows": rows})
     for name in ("user", "item"):
         asked["fields"][f"{name}_rate"] = {"rate": {"of": ["click", "buy"], "by": name}}

@@ -33,6 +33,10 @@ class IdRateColumn(RateColumn):
         """The column of the time."""
         return [str(self.clock.column)]
 
+    def notes(self) -> dict[str, str]:
+        """None: the table names all of its fields at once."""
+        return {}
+
 
 def offered_rates(spec: TableSpec, labels: dict[str, Expression], scratch: Path | None = None) -> list[IdRateColumn]:
     """A rate of all binary tasks for each id field that may get one; see ``rates.ids`` of a table's YAML.

@@ -119,7 +119,9 @@ class TablePasses:
         self.columns = [c for c in self.columns if c not in self.offered or c in chosen]
         if chosen:
             names = ", ".join(name for column in chosen for name in column.names)
-            self.writer.notes["rates_of_ids"] = f"{names}; `rates: {{ids: none}}` in the YAML leaves them out"
+            self.writer.notes["rates_of_ids"] = (
+                f"{names}, from earlier rows; `rates: {{ids: none}}` in the YAML leaves them out"
+            )
 
     def _learn(self) -> Tally:
         """Show all rows to every column, the training rows to learn from, and count the labels."""

@@ -84,8 +84,11 @@ class RateColumn(LogColumn):
             key = {"by": self.names, "separators": self.separators}
             writer.statistics[name] = statistics | {"rate": {"history": self.name, "output": output, **key}}
         writer.histories[self.name] = {**self.table.kept(), "dated": self.clock.rising.dated}
+
+    def notes(self) -> dict[str, str]:
+        """What the rate is made of."""
         origin = "earlier rows" if self.clock.timed else f"{self.clock.spec.folds} folds"
-        writer.notes[f"rate_of_{self.name}"] = f"by {', '.join(self.by)}, from {origin}"
+        return {f"rate_of_{self.name}": f"by {', '.join(self.by)}, from {origin}"}
 
     def restore(self, store: Store) -> None:
         """Load the history of a store."""
