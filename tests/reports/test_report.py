@@ -318,7 +318,7 @@ def test_patterns_files_and_strange_names_are_found(made: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        (["runs=nothing/*"], "config runs: 'nothing/*' matches no run, comparison or study"),
+        (["runs=nothing/*"], "config runs: 'nothing/*' matches no run, comparison, study or benchmark"),
         (["out=report.pdf"], "config out: 'report.pdf' does not end in .html"),
         (["wandb=me"], "config wandb: 'me' is not ENTITY/PROJECT"),
         (["out=/dev/null/r.html"], "config out: folder /dev/null cannot be written"),
