@@ -46,10 +46,10 @@ def run(config: DictConfig) -> dict[str, Any] | None:
     check_settings(config)
     with importing():
         from dlen.training.stores import open_store
-    open_store(config)
+    store = open_store(config)
     with importing():
         from dlen.training.fit import train
-    return train(config, _draw)
+    return train(config, _draw, store)
 
 
 def run_dir(config: DictConfig) -> str | None:

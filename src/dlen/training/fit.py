@@ -109,12 +109,13 @@ class Fitted:
     metrics: dict[str, Any]
 
 
-def train(config: DictConfig, draw: Draw | None = None) -> dict[str, Any]:
+def train(config: DictConfig, draw: Draw | None = None, store: Store | None = None) -> dict[str, Any]:
     """Prepare the data if needed, fit, test the best checkpoint, and write a run folder.
 
     Args:
         config: composed config of ``train.py``.
         draw: function that draws the plots of a finished run for W&B; None for no plots.
+        store: the config's data, if they are already open.
 
     Returns:
         The content of ``metrics.json``.
@@ -123,11 +124,11 @@ def train(config: DictConfig, draw: Draw | None = None) -> dict[str, Any]:
         UserError: the input or a setting is invalid.
     """
     with wandb_finished():
-        return _fit_and_test(config, draw)
+        return _fit_and_test(config, draw, store)
 
 
-def _fit_and_test(config: DictConfig, draw: Draw | None) -> dict[str, Any]:
-    fitted = fit(config, lambda folder: [ScoreWriter(folder / SCORES)] if config.metrics.scores else [])
+def _fit_and_test(config: DictConfig, draw: Draw | None, store: Store | None) -> dict[str, Any]:
+    fitted = fit(config, lambda folder: [ScoreWriter(folder / SCORES)] if config.metrics.scores else [], store=store)
     trainer, module, folder, metrics = fitted.trainer, fitted.module, fitted.folder, fitted.metrics
     best = folder / BEST
     if not best.exists():
@@ -164,6 +165,7 @@ def fit(
     make_callbacks: Callable[[Path], Sequence[Callback]] = lambda folder: (),
     *,
     checkpoints: bool = True,
+    store: Store | None = None,
 ) -> Fitted:
     """Prepare the data if needed and fit. The run folder has everything except the test metrics.
 
@@ -171,13 +173,14 @@ def fit(
         config: composed config of ``train.py``.
         make_callbacks: function that returns additional callbacks for a run folder.
         checkpoints: save the best and the last checkpoint.
+        store: the config's data, if they are already open.
 
     Raises:
         UserError: the input or a setting is invalid.
     """
     quiet()
     check_settings(config)
-    store = open_store(config)
+    store = open_store(config) if store is None else store
     check_measurable(store)
     check_interval(config, store)
     check_by_user(config, store)
