@@ -211,17 +211,17 @@ class IdColumn(TableColumn):
         self.observe_texts(self.texts(frame, path))
 
     @property
-    def counts(self) -> bool:
-        """Whether the field counts ids, for a vocabulary of its own."""
-        return isinstance(self.vocabulary, TextVocabulary) and not self.spec.share
+    def own(self) -> TextVocabulary | None:
+        """The vocabulary for which the field counts ids; None if it hashes them, or shares those of another field."""
+        return None if isinstance(self.vocabulary, HashedIds) or self.spec.share else self.vocabulary
 
     def observe_texts(self, texts: pl.Series) -> None:
         """Count the ids of training rows; those of a shared vocabulary are counted by the field that it belongs to."""
-        if isinstance(self.vocabulary, TextVocabulary) and not self.spec.share:
-            self.vocabulary.add(texts)
+        if self.own is not None:
+            self.own.add(texts)
 
     def occurrences(self, frame: pl.DataFrame, path: Path) -> dict[str, tuple[Array, pl.Series]]:
-        return {self.name: (np.arange(len(frame)), self.texts(frame, path))} if self.counts else {}
+        return {self.name: (np.arange(len(frame)), self.texts(frame, path))} if self.own is not None else {}
 
     def texts(self, frame: pl.DataFrame, path: Path) -> pl.Series:
         """The id of each value as text; null if absent."""
@@ -237,8 +237,8 @@ class IdColumn(TableColumn):
         writer.vocabulary(self.name, self.vocabulary.frame["value"], self.vocabulary.frame["count"])
 
     def restore(self, store: Store) -> None:
-        if isinstance(self.vocabulary, TextVocabulary) and not self.spec.share:
-            self.vocabulary.restore(store.vocabulary(self.name)["value"])
+        if self.own is not None:
+            self.own.restore(store.vocabulary(self.name)["value"])
 
     def fields(self) -> list[Field]:
         return [self.field(Kind.ID)]
@@ -274,7 +274,7 @@ class IdsColumn(IdColumn):
         return self._values(frame, path)[1]
 
     def occurrences(self, frame: pl.DataFrame, path: Path) -> dict[str, tuple[Array, pl.Series]]:
-        return {self.name: self._values(frame, path)[:2]} if self.counts else {}
+        return {self.name: self._values(frame, path)[:2]} if self.own is not None else {}
 
     def freeze(self, writer: StoreWriter) -> None:
         super().freeze(writer)

@@ -72,7 +72,7 @@ class SequenceColumn(OrderedColumn):
         """The ids of each list with a vocabulary of its own."""
         _, lengths, texts = self._read(frame, path)
         row = np.repeat(np.arange(len(frame)), lengths)
-        return {one.name: (row, values) for one, values in zip(self.lists, texts, strict=True) if one.counts}
+        return {one.name: (row, values) for one, values in zip(self.lists, texts, strict=True) if one.own is not None}
 
     def freeze(self, writer: StoreWriter) -> None:
         """Fix the codes."""
