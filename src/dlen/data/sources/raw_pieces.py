@@ -15,6 +15,7 @@ import polars as pl
 
 from dlen.data.columns import Array
 from dlen.data.sources.csv_text import PACKED
+from dlen.data.sources.table_file import parquet_rows
 
 PIECE = 1 << 19  # bytes of text in a piece
 _ROWS = (64, 4096)  # fewest and most rows of a piece of a Parquet file
@@ -75,7 +76,7 @@ class Taken:
 def measure(paths: Sequence[Path]) -> list[RawFile]:
     """How many pieces each file has. The rows of a Parquet file are in its metadata, the others are told by size."""
     sizes = [path.stat().st_size for path in paths]
-    rows = [_parquet_rows(path) for path in paths]
+    rows = [parquet_rows(path) for path in paths]
     of_parquet = [(n, size) for n, size in zip(rows, sizes, strict=True) if n is not None]
     all_rows, all_bytes = sum(n for n, _ in of_parquet), sum(size for _, size in of_parquet)
     step = min(max(PIECE * all_rows / max(all_bytes, 1), _ROWS[0]), _ROWS[1])
@@ -111,17 +112,6 @@ def take(file: RawFile, path: Path, pieces: int, form: TextForm) -> Taken:
         return _take_text(file, path, pieces, form)
     except (OSError, EOFError, ValueError, lzma.LZMAError, csv.Error):
         return whole(file, path)
-
-
-def _parquet_rows(path: Path) -> int | None:
-    """Number of rows of a Parquet file; None for another file, or a damaged one."""
-    with path.open("rb") as file:
-        if file.read(4) != b"PAR1":
-            return None
-    try:
-        return int(pl.scan_parquet(path, glob=False).select(pl.len()).collect().item())
-    except (pl.exceptions.PolarsError, OSError):
-        return None
 
 
 def _take_rows(file: RawFile, path: Path, pieces: int) -> Taken:

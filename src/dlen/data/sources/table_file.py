@@ -51,8 +51,7 @@ class TableFile:
 
     def __init__(self, path: Path, spec: TableSpec, bad: BadRows, scratch: Path) -> None:
         self.path, self.spec, self.bad = path, spec, bad
-        with path.open("rb") as file:
-            self.parquet = file.read(4) == b"PAR1"
+        self.parquet = is_parquet(path)
         self.size = path.stat().st_size
         self._left_out: list[int] = []  # skipped lines: undecodable or with the wrong number of columns
         self._widths_known = True
@@ -145,15 +144,14 @@ class TableFile:
     def bytes_of(self, frame: pl.DataFrame) -> float:
         """Approximate number of bytes that a chunk took in the file."""
         if self._text is None:
-            return self.size * len(frame) / max(self._rows, 1)
+            return self.size * len(frame) / (self._rows or 1)
         cells = frame.select(self.names)
         lengths = cells.select(pl.all().cast(pl.String, strict=False).str.len_bytes().sum()).row(0)
         return sum(n or 0 for n in lengths) + cells.width * cells.height
 
     @cached_property
-    def _rows(self) -> int:
-        """Rows of a Parquet file, by its footer."""
-        return int(self.scan().select(pl.len()).collect().item())
+    def _rows(self) -> int | None:
+        return parquet_rows(self.path)
 
     def _without_blank_lines(self, frame: pl.DataFrame, text: CsvText) -> pl.DataFrame:
         """Drop blank lines. A line with a separator is a row even if all of its cells are empty."""
@@ -168,6 +166,22 @@ class TableFile:
         """Whether a line has a separator and no content."""
         empty = {"", *self.spec.null_values}
         return (len(row) > 1 or row[0].strip() != "") and all(cell.strip() in empty for cell in row)
+
+
+def is_parquet(path: Path) -> bool:
+    """Whether a file begins like a Parquet file."""
+    with path.open("rb") as file:
+        return file.read(4) == b"PAR1"
+
+
+def parquet_rows(path: Path) -> int | None:
+    """Number of rows of a Parquet file, by its footer; None for another file, or a damaged one."""
+    if not is_parquet(path):
+        return None
+    try:
+        return int(pl.scan_parquet(path, glob=False).select(pl.len()).collect().item())
+    except (pl.exceptions.PolarsError, OSError):
+        return None
 
 
 def _plain(name: str, kind: pl.DataType) -> pl.Expr | None:
