@@ -137,6 +137,13 @@ def test_a_column_of_the_file_itself_counts(tmp_path: Path) -> None:
     assert [len(store.split(name)) for name in ("train", "validation", "test")] == [40, 20, 20]
 
 
+def test_a_column_of_the_file_has_to_be_named_though_a_folder_has_its_name(tmp_path: Path) -> None:
+    place = tmp_path / "click_2=7"
+    frame = log().with_columns(click_2=pl.lit(1))
+    said = refusal(lambda: prepare(write(place, SPEC | {"files": "log.parquet"}, frame), tmp_path / "data"))
+    assert "does not name these columns of log.parquet: click_2" in said
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

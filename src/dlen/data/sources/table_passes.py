@@ -17,7 +17,6 @@ from dlen.data.sources.table_encoding import UserNumbers, encode, make_columns, 
 from dlen.data.sources.table_id_rates import offered_rates, worth_a_rate
 from dlen.data.sources.table_labels import Labels, Tally
 from dlen.data.sources.table_log import LogColumn, check_time
-from dlen.data.sources.table_partitions import partitions_of
 from dlen.data.sources.table_paths import SPLITS
 from dlen.data.sources.table_rows import TableRows
 from dlen.data.sources.table_spec import TableSpec
@@ -103,7 +102,7 @@ class TablePasses:
             if name not in existing:
                 hint = missing_column_hint(name, existing)
                 raise UserError(f"{path}: no column {name!r}, named by {key} in {self.spec.path}; {hint}")
-        unnamed = [name for name in existing if name not in named and name not in partitions_of(path)]
+        unnamed = [name for name in existing if name not in {**named, **self.rows.partitions(path)}]
         if unnamed and "rest" not in ignore:
             listed = ", ".join(
                 name or "'' (an unnamed column, such as the index that pandas writes)" for name in unnamed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -65,6 +65,10 @@ class TableRows:
         if path not in self._opened:
             self._opened[path] = TableFile(path, self.spec, self.bad, self.scratch)
         return self._opened[path]
+
+    def partitions(self, path: Path) -> Mapping[str, str | None]:
+        """Columns and values of the folders that a file is in."""
+        return self._open(path).partitions
 
     def columns(self, path: Path) -> list[str]:
         """Columns of a file, of the folders it is in, and of the tables joined to it."""
