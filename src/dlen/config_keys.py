@@ -12,6 +12,7 @@ from urllib.parse import urlparse
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from dlen.checks import is_whole
 from dlen.errors import UserError
 from dlen.files import read_yaml
 from dlen.valid import did_you_mean
@@ -23,15 +24,13 @@ _PATHS = ("run", "input", "output", "out", "base_run", "rerun", "run_dir", "data
 
 def check_paths(config: DictConfig) -> None:
     """Raise UserError for a path that is not text, such as a folder 3, which Hydra reads as a number."""
-    for key in _PATHS:
-        value = config.get(key)
-        if value is not None and not isinstance(value, str):
-            hint = f"; write {key}=./{value}" if isinstance(value, int) and not isinstance(value, bool) else ""
-            raise UserError(f"config {key}: {value!r} is not a path{hint}")
     runs = config.get("runs")
-    for value in runs if isinstance(runs, ListConfig) else [runs]:
+    given = [(key, config.get(key)) for key in _PATHS]
+    given += [("runs", value) for value in (runs if isinstance(runs, ListConfig) else [runs])]
+    for key, value in given:
         if value is not None and not isinstance(value, str):
-            raise UserError(f"config runs: {value!r} is not a path; write ./{value}")
+            hint = f"; write ./{value}" if is_whole(value) else ""
+            raise UserError(f"config {key}: {value!r} is not a path{hint}")
 
 
 def check_keys(config: DictConfig, conf: Path, name: str) -> None:

@@ -23,8 +23,8 @@ _ROUNDING = 1e-5  # of counts in 32 bits
 class RateColumn(LogColumn):
     """A ``rate`` of a table's YAML, as one number per label; or a ``count``, as the standardised count of rows.
 
-    A rate comes without the count. The two together would tell how many positives of a key are still to come, to a
-    network whose vector of the key has learned from its later rows: true in training, and in no row afterwards.
+    A rate comes without the count, which beside it costs more than it brings on logs that do not change over time, and
+    is even on others (docs/log.md).
 
     Args:
         name: name of the field.
