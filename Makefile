@@ -75,6 +75,7 @@ bench: setup
 	$(BIN)/python bench/serve.py
 	$(BIN)/python bench/predict.py
 	$(BIN)/python bench/processes.py
+	$(BIN)/python bench/busy.py
 	$(BIN)/python bench/sharding.py
 	$(BIN)/python bench/start.py
 	$(BIN)/python bench/kill.py

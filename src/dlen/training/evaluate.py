@@ -21,6 +21,7 @@ from dlen.training.run_folder import DIAGNOSTICS, flatten, one_of_many, read_bas
 from dlen.training.settings import check_evaluation
 from dlen.training.stores import open_run
 from dlen.training.terminal import print_figures
+from dlen.training.threads import FreeThreads
 
 
 def evaluate(config: DictConfig) -> dict[str, Any]:
@@ -51,7 +52,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     meter = Meter()
     gates = GateMonitor()
     progress: list[Callback] = [TerminalProgress(meter)] if sys.stderr.isatty() else []
-    trainer = build_trainer(run_config, folder, [], [*progress, gates], meter)
+    trainer = build_trainer(run_config, folder, [], [*progress, gates, FreeThreads()], meter)
     with restoring(trainer, str(checkpoint)):
         trainer.test(module, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False)
     metrics: dict[str, Any] = {

@@ -77,6 +77,7 @@ from dlen.training.settings import check_settings
 from dlen.training.size import size_figures
 from dlen.training.stores import open_store
 from dlen.training.terminal import print_figures
+from dlen.training.threads import FreeThreads
 from dlen.training.warm_start import warm_start
 
 
@@ -203,12 +204,12 @@ def fit(
         loggers = make_loggers(config, folder, store.fingerprint)
         dashboard = Dashboard(loggers)
         meter, conflict, gates = Meter(), GradientConflict(config.metrics.conflict_every), GateMonitor()
-        selection = Selection(config.monitor, mode)
+        selection, threads = Selection(config.monitor, mode), FreeThreads()
         callbacks = [
             StepSeed(config.seed),
             *build_callbacks(config, folder, meter, mode_of, checkpoints=checkpoints),
         ]
-        callbacks += [conflict, gates, dashboard, selection]
+        callbacks += [conflict, gates, dashboard, selection, threads]
         callbacks += make_callbacks(folder)
         trainer: L.Trainer = build_trainer(config, folder, loggers, callbacks, meter)
         rows = {"val": len(store.split("validation")), "test": len(store.split("test"))}
@@ -262,6 +263,7 @@ def fit(
     metrics: dict[str, Any] = {"model": config.model_name, "data": config.data_name, "seed": config.seed}
     metrics |= record
     metrics |= {"fit/precision": str(trainer.precision), "fit/steps": trainer.global_step}
+    metrics["machine/fewest_threads"] = threads.fewest
     metrics |= size
     metrics |= meter.figures(trainer.world_size) | conflict.figures(store.schema.task_names) | gates.figures()
     return Fitted(store, folder, trainer, module, data, gates, dashboard, selection, base, metrics)
