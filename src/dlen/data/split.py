@@ -34,7 +34,7 @@ class StoredTable:
 
     def count_values(self, index: Tensor) -> int:
         """L, the total number of ragged values in rows ``index`` (B,)."""
-        return int(self.values_of(index).sum())
+        return int(self.values_of(index).sum()) if self.bag_lengths.shape[1] else 0
 
     def gather_bags(self, index: Tensor, total: int, *, padded: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Ragged values of rows ``index`` (B,): lengths (M, B), ids (L,) and weights (L,), field-major.
