@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -155,6 +157,39 @@ def test_likely_totals_are_exact_for_rows_of_one_length_and_above_every_batch_fo
     mean = split.count_values(torch.arange(ROWS))[0] / ROWS
     deviation = np.std([split.count_values(torch.tensor([row]))[0] for row in range(ROWS)])
     assert likely_totals(split, 400) == (int(np.ceil(400 * mean + 6 * 20 * deviation)), 0)
+
+
+def test_a_graph_is_captured_after_three_steps_and_then_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With stand-ins for CUDA: what is run and what is captured; that a GPU captures it is for `bench/gpu.py`."""
+    schema = make_schema()
+    done: list[str] = []
+
+    class Graph:
+        def replay(self) -> None:
+            done.append("replay")
+
+    @contextmanager
+    def capture(graph: Graph) -> Iterator[None]:
+        done.append("capture")
+        yield
+        assert done.pop() == "step"  # recorded, not run
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    for name in ("Stream", "current_stream", "stream"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+    model = MMoE(schema, expert=[8], tower=[4])
+    resident = ResidentSplit(with_bags(schema), CPU)
+    step = StaticStep(loss_of(model), adam(model, lr=0.01, embedding_lr=0.1), resident, SIZE, graph=True)
+
+    def trained(batch: Batch) -> Tensor:
+        done.append("step")
+        return batch.labels.sum()
+
+    monkeypatch.setattr(step, "_train", trained)
+    for index in batches(0) + batches(1):
+        step(index)
+    assert done == ["step"] * 3 + ["capture"] + ["replay"] * 2 + ["step"] + ["replay"] * 5 + ["step"]
 
 
 def test_sequences_are_refused() -> None:
