@@ -2,6 +2,7 @@
 
 python bench/gpu.py                                     # first tells which packages are missing and how to bring them
 python bench/gpu.py sections=speed,profile models=mmoe batches=4096,65536
+python bench/gpu.py limit=240                           # in four minutes: every section gets its share of them
 python bench/gpu.py device=cpu                          # the same code, small, without graphs: two minutes
 
 Each section runs in a process of its own and may take its share of the time, so neither an error nor a hang costs the
@@ -12,7 +13,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -42,10 +45,10 @@ PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x8
 LIMIT = 530  # seconds of the whole command
 ROW = "ROW "
 DEFAULTS = {
-    "cuda": {"rows": "42300135", "batches": "4096,16384,65536,262144", "seconds": "1.5"},
-    "cpu": {"rows": "4000", "batches": "256,1024", "seconds": "0.05"},
+    "cuda": {"rows": "42300135", "batches": "4096,16384,65536,262144", "seconds": "1.5", "limit": str(LIMIT)},
+    "cpu": {"rows": "4000", "batches": "256,1024", "seconds": "0.05", "limit": "3600"},
 }
-KEYS = {"device", "rows", "batches", "models", "seconds", "sections", "out", "section"}
+KEYS = {"device", "rows", "batches", "models", "seconds", "limit", "sections", "out", "section"}
 
 
 def missing(found: Any = importlib.util.find_spec) -> list[str]:
@@ -90,20 +93,26 @@ def section(name: str, arguments: dict[str, str], seconds: float, result: dict[s
     started = time.monotonic()
     own: dict[str, Any] = {"rows": []}
     result["sections"][name] = own
-    settings = [f"{key}={value}" for key, value in arguments.items() if key not in ("sections", "out")]
+    settings = [f"{key}={value}" for key, value in arguments.items() if key not in ("limit", "sections", "out")]
     command = [sys.executable, __file__, *settings, f"section={name}"]
     with (out.parent / f"{out.stem}_{name}.err").open("w+") as errors:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT)
-        timer = threading.Timer(seconds, process.kill)
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT, start_new_session=True
+        )
+        timer = threading.Timer(seconds, os.killpg, (process.pid, signal.SIGKILL))  # with the train.py that it runs
         timer.start()
         assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith(ROW):
-                own["rows"].append(json.loads(line.removeprefix(ROW)))
-                print("  " + described(own["rows"][-1]), flush=True)
-                write(out, result)
-        code = process.wait()
-        timer.cancel()
+        try:
+            for line in process.stdout:
+                if line.startswith(ROW):
+                    own["rows"].append(json.loads(line.removeprefix(ROW)))
+                    print("  " + described(own["rows"][-1]), flush=True)
+                    write(out, result)
+            code = process.wait()
+        finally:
+            timer.cancel()
+            if process.poll() is None:  # Ctrl-C
+                os.killpg(process.pid, signal.SIGKILL)
         errors.seek(0)
         last = errors.read().strip().splitlines()[-1:]
     own["seconds"] = round(time.monotonic() - started, 1)
@@ -156,8 +165,10 @@ def main() -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {"machine": machine(), "arguments": arguments, "missing": packages, "sections": {}}
     print(described(result["machine"] | arguments), flush=True)
+    limit = float(arguments["limit"])
     for name in names:
-        seconds = min(SECTIONS[name][1], LIMIT - (time.monotonic() - started))
+        share = SECTIONS[name][1] / sum(SECTIONS[asked][1] for asked in names)
+        seconds = min(share * limit, limit - (time.monotonic() - started))
         print(f"{name}, at most {seconds:.0f} s", flush=True)
         if seconds <= 0:
             result["sections"][name] = {"rows": [], "error": "no time left"}

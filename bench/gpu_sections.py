@@ -490,7 +490,7 @@ def _train(folder: Path, name: str, device: str, steps: tuple[int, ...]) -> dict
     return metrics
 
 
-# In this order: what matters most comes first. Seconds that each may take; their sum is below nine minutes.
+# In this order: what matters most comes first. Seconds that each may take in nine minutes; other limits are shared so.
 SECTIONS: dict[str, tuple[Callable[[Asked], Iterator[Row]], int]] = {
     "correctness": (correctness, 75),
     "speed": (speed, 190),

@@ -31,8 +31,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Load:
 
 
 def test_all_sections_fit_in_nine_minutes(bench: Load) -> None:
-    limit = bench("gpu").LIMIT
-    assert sum(seconds for _, seconds in bench("gpu_sections").SECTIONS.values()) <= limit < 540
+    assert sum(seconds for _, seconds in bench("gpu_sections").SECTIONS.values()) <= bench("gpu").LIMIT < 540
 
 
 def test_what_to_carry_is_pinned_and_named_only_where_it_is_missing(bench: Load) -> None:
@@ -137,7 +136,7 @@ def test_a_section_that_breaks_or_hangs_is_recorded(bench: Load, tmp_path: Path,
 @pytest.mark.slow
 def test_every_section_runs_on_a_cpu(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
-    settings = ["device=cpu", "rows=1000", "batches=64,128", "models=mmoe", "seconds=0", f"out={out}"]
+    settings = ["device=cpu", "rows=400", "batches=64", "models=mmoe", "seconds=0", f"out={out}"]
     ran = run_program([sys.executable, str(ROOT / "bench/gpu.py"), *settings], tmp_path)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     found = json.loads(out.read_text())
