@@ -464,7 +464,7 @@ def command(asked: Asked) -> Iterator[Row]:
                 "AUC": metrics["test/auc/mean"],
                 "greatest difference of an AUC": f"{worst:.1e}",
                 "samples/s": metrics["fit/samples_per_second"],
-                "ok": worst < 2e-3,
+                "ok": worst < 1e-2,  # products of a GPU in TF32, as train.py sets
             }
 
 
