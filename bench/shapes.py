@@ -11,17 +11,9 @@ import numpy as np
 import polars as pl
 import torch
 import yaml
-from common import DATA, run
+from common import ALICCP_SIZES, DATA, run
 
 from dlen.data.store import Store
-
-# Single-valued fields have the number of ids counted in Ali-CCP. Multi-valued fields have one id each here, so that
-# peers, which read one id per field, do the same work.
-ALICCP_SIZES = {
-    "101": 238_635, "109_14": 2_000, "110_14": 10_000, "127_14": 10_000, "150_14": 8_000, "121": 98, "122": 14,
-    "124": 3, "125": 8, "126": 4, "127": 4, "128": 3, "129": 5, "205": 467_298, "206": 6_929, "207": 263_942,
-    "210": 12_000, "216": 106_399, "508": 5_888, "509": 104_830, "702": 51_878, "853": 37_148, "301": 4,
-}  # fmt: skip
 
 
 @cache

@@ -23,8 +23,10 @@ class Targets:
         """(B, T) labels -> (B, T) 1 where a row evaluates a task: its label is known and its parents are positive."""
         happened, columns = labels == 1, []
         for index, task in enumerate(self.schema.tasks):
-            parents = list(self.schema.chain(task.name))[1:]
-            columns.append(~labels[:, index].isnan() & happened[:, parents].all(1))
+            known = ~labels[:, index].isnan()
+            for parent in list(self.schema.chain(task.name))[1:]:
+                known = known & happened[:, parent]
+            columns.append(known)
         return torch.stack(columns, 1).to(labels.dtype)
 
     def trained(self, labels: Tensor) -> Tensor:
@@ -59,7 +61,8 @@ class Targets:
 
         One negative label decides it even if others are missing.
         """
-        chain = labels[:, list(self.schema.chain(name))]
+        # one column at a time: a list of columns would be sent to a GPU in every step, which waits for it
+        chain = torch.stack([labels[:, index] for index in self.schema.chain(name)], 1)
         happened = (chain == 1).all(1)
         decided = happened | (chain == 0).any(1)
         return happened.to(labels.dtype), decided.to(labels.dtype)

@@ -28,29 +28,50 @@ class StoredTable:
         self.bag_ids = arrays["bag_ids"]
         self.bag_weights = arrays["bag_weights"]
 
+    def values_of(self, index: Tensor) -> Tensor:
+        """(B,) number of ragged values in each of the rows ``index`` (B,)."""
+        return self.bag_start.index_select(0, index + 1) - self.bag_start.index_select(0, index)
+
     def count_values(self, index: Tensor) -> int:
         """L, the total number of ragged values in rows ``index`` (B,)."""
-        return int((self.bag_start.index_select(0, index + 1) - self.bag_start.index_select(0, index)).sum())
+        return int(self.values_of(index).sum()) if self.bag_lengths.shape[1] else 0
 
-    def gather_bags(self, index: Tensor, total: int) -> tuple[Tensor, Tensor, Tensor]:
+    def gather_bags(self, index: Tensor, total: int, *, padded: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Ragged values of rows ``index`` (B,): lengths (M, B), ids (L,) and weights (L,), field-major.
 
-        ``total`` is L. The caller passes it so that the device is not synchronised to compute it.
+        Args:
+            index: (B,) int64.
+            total: L. The caller passes it so that the device is not synchronised to compute it.
+            padded: whether L may be more than the rows have, so that batches of one size have one shape. Every bag then
+                ends with its share of values of weight 0, which repeat an id of the rows and so touch no further one.
         """
         rows = self.bag_lengths.index_select(0, index).long()  # (B, M)
         if rows.shape[1] == 0:
             return rows.T, self.bag_ids[:0], self.bag_weights[:0]
         starts = self.bag_start.index_select(0, index)[:, None] + rows.cumsum(1) - rows
         lengths = rows.T.contiguous()  # (M, B)
-        flat = lengths.flatten()
-        ends = flat.cumsum(0)
+        real = lengths.flatten()
+        flat = real + _shares(total - real.sum(), len(real)) if padded else real
+        ends, places = flat.cumsum(0), torch.arange(total, device=flat.device)
         shift = starts.T.flatten() - (ends - flat)
-        where = torch.repeat_interleave(shift, flat, output_size=total) + torch.arange(total, device=flat.device)
-        return lengths, self.bag_ids.index_select(0, where), self.bag_weights.index_select(0, where)
+        where = torch.repeat_interleave(shift, flat, output_size=total) + places
+        if not padded or not total:
+            return lengths, self.bag_ids.index_select(0, where), self.bag_weights.index_select(0, where)
+        is_real = places < torch.repeat_interleave(ends - flat + real, flat, output_size=total)
+        first = where.index_select(0, is_real.int().argmax()[None]).clamp(max=len(self.bag_ids) - 1)
+        where = torch.where(is_real, where, first)
+        weights = self.bag_weights.index_select(0, where) * is_real
+        return flat.view(lengths.shape), self.bag_ids.index_select(0, where), weights
 
     def to(self, device: torch.device) -> StoredTable:
         """Copy the table to a device."""
         return StoredTable({name: array.to(device) for name, array in vars(self).items()})
+
+
+def _shares(whole: Tensor, parts: int) -> Tensor:
+    """(parts,) whole numbers as equal as possible whose sum is ``whole``, a scalar of at least 0."""
+    bounds = torch.arange(parts + 1, device=whole.device) * whole // parts
+    return bounds.diff()
 
 
 @dataclass(eq=False, slots=True)
@@ -99,17 +120,24 @@ class Split:
             of_groups = self.groups.count_values(self.group.index_select(0, index).long())
         return of_rows, of_groups, *(() if self.sequences is None else self.sequences.count(index))
 
-    def batch(self, index: Tensor, totals: tuple[int, ...] | None = None) -> Batch:
-        """Rows ``index`` (B,) int64 as one batch; ``totals`` is the result of :meth:`count_values`, if known."""
+    def batch(self, index: Tensor, totals: tuple[int, ...] | None = None, *, padded: bool = False) -> Batch:
+        """Rows ``index`` (B,) int64 as one batch.
+
+        Args:
+            index: row numbers.
+            totals: the result of :meth:`count_values`, if known.
+            padded: whether ``totals`` may be more than that for multi-valued fields, see
+                :meth:`StoredTable.gather_bags`.
+        """
         of_rows, of_groups, *of_sequences = self.count_values(index) if totals is None else totals
         ids = self.table.ids.index_select(0, index)
         numeric = self.table.numeric.index_select(0, index)
-        bags = self.table.gather_bags(index, of_rows)
+        bags = self.table.gather_bags(index, of_rows, padded=padded)
         if self.groups is not None:
             group = self.group.index_select(0, index).long()
             ids = torch.cat([ids, self.groups.ids.index_select(0, group)], 1)
             numeric = torch.cat([numeric, self.groups.numeric.index_select(0, group)], 1)
-            joined = zip(bags, self.groups.gather_bags(group, of_groups), strict=True)
+            joined = zip(bags, self.groups.gather_bags(group, of_groups, padded=padded), strict=True)
             bags = tuple(torch.cat(pair) for pair in joined)  # type: ignore[assignment]
         labels = self.logged(self.labels.index_select(0, index))
         if self.scale is not None:

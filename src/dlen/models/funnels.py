@@ -15,6 +15,7 @@ from dlen.errors import UnmetNeedError
 from dlen.models.features import Features, FeatureSpec
 from dlen.models.heads import TOWER, Head, Towers, add_first_order, initial_logits, refuse_regression
 from dlen.models.predictions import Predictions, label_weights, weighted_mean
+from dlen.nn.embedding import columns
 from dlen.nn.logspace import log1mexp
 from dlen.schema import Schema
 
@@ -49,7 +50,7 @@ class FunnelHead(Head):
 
     def joint_labels(self, labels: Tensor) -> Tensor:
         """(B, T) labels -> (B, T) 1 where a task and all of its parents are positive."""
-        return torch.stack([labels[:, chain].prod(1) for chain in self.chains], 1)
+        return torch.stack([columns(labels, chain).prod(1) for chain in self.chains], 1)
 
     def task_losses(
         self, predictions: Predictions, labels: Tensor, mask: Tensor, row_weights: Tensor | None = None
@@ -64,13 +65,13 @@ class FunnelHead(Head):
 
     def decided(self, happened: Tensor, mask: Tensor) -> Tensor:
         """(B, T) 1 where the labels decide a joint event: all of them are known, or a known one is negative."""
-        columns = []
+        decisions = []
         for chain in self.chains:
             decided = mask[:, chain[-1]]
             for parent, task in zip(reversed(chain[1:]), reversed(chain[:-1]), strict=True):
                 decided = decided * torch.maximum(1 - happened[:, parent], mask[:, task])
-            columns.append(decided)
-        return torch.stack(columns, 1)
+            decisions.append(decided)
+        return torch.stack(decisions, 1)
 
     @staticmethod
     def mean(values: Tensor, row_weights: Tensor | None) -> Tensor:
@@ -105,7 +106,7 @@ class ESMMHead(FunnelHead):
         """Predict each task conditional on its parent, and multiply the probabilities along the chain."""
         logits = add_first_order(self.towers(representations)[..., 0], features)
         log_p = F.logsigmoid(logits)
-        log_joint = torch.stack([log_p[:, chain].sum(1) for chain in self.chains], 1)
+        log_joint = torch.stack([columns(log_p, chain).sum(1) for chain in self.chains], 1)
         return Predictions(log_p, F.logsigmoid(-logits), log_p, log_joint=log_joint)
 
 

@@ -167,11 +167,11 @@ class EmbeddingTable(nn.Module):
         more than the rest of the step. On a GPU finding them would wait for the device.
         """
         flat = torch.cat([s.ids.flatten() for s in batch.sequences])
-        if flat.is_cuda:
-            vectors = self.vectors(flat)
-        else:
+        if flat.device.type == "cpu":
             distinct, place = torch.unique(flat, return_inverse=True)
             vectors = self.vectors(distinct).index_select(0, place)
+        else:
+            vectors = self.vectors(flat)
         sizes = [s.ids.numel() for s in batch.sequences]
         parts = zip(vectors.split(sizes), batch.sequences, strict=True)
         return [part.view(*sequence.ids.shape, self.dim) for part, sequence in parts]

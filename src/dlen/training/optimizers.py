@@ -31,13 +31,13 @@ def touched_rows(grad: Tensor) -> tuple[Tensor, Tensor]:
         them.
     """
     rows, values = grad._indices()[0], grad._values()
-    return _padded_rows(rows, values) if rows.is_cuda else _distinct_rows(rows, values)
+    return _distinct_rows(rows, values) if rows.device.type == "cpu" else _padded_rows(rows, values)
 
 
 def merged_rows(grad: Tensor) -> tuple[Tensor, Tensor]:
     """Like :func:`touched_rows`, but the padding has zeros instead of sums, so that entries can be added."""
     rows, values = grad._indices()[0], grad._values()
-    return _row_sums(rows, values)[:2] if rows.is_cuda else _distinct_rows(rows, values)
+    return _distinct_rows(rows, values) if rows.device.type == "cpu" else _row_sums(rows, values)[:2]
 
 
 def _distinct_rows(rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,6 +116,9 @@ class RowAdam(RowOptimizer):
         betas: decay rates of the first and second moment.
         eps: added to the root of the second moment.
         weight_decay: L2 penalty added to the gradient, as in ``torch.optim.Adam``, for touched rows only.
+
+    Attributes:
+        capturable: whether steps are counted on the tables' device, see :func:`make_capturable`.
     """
 
     kept = ("step", "first", "second")
@@ -129,6 +132,7 @@ class RowAdam(RowOptimizer):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        self.capturable = False
 
     def state_bytes(self) -> int:
         """Two moments of each number."""
@@ -138,6 +142,8 @@ class RowAdam(RowOptimizer):
         state = self.state[table]
         if not state:
             state.update(step=0, first=torch.zeros_like(table), second=torch.zeros_like(table))
+        if self.capturable:
+            state["step"] = torch.as_tensor(state["step"], dtype=torch.float64, device=table.device)
         state["step"] += 1
         beta1, beta2 = group["betas"]
         first = state["first"].index_select(0, rows).lerp_(grad, 1 - beta1)
@@ -146,7 +152,10 @@ class RowAdam(RowOptimizer):
         state["second"].index_copy_(0, rows, second)
         scale1, scale2 = 1 - beta1 ** state["step"], 1 - beta2 ** state["step"]
         # As in SparseAdam, eps is added to the root before bias correction.
-        return values.addcdiv_(first, second.sqrt_().add_(group["eps"]), value=-group["lr"] * scale2**0.5 / scale1)
+        size, root = group["lr"] * scale2**0.5 / scale1, second.sqrt_().add_(group["eps"])
+        if self.capturable:  # a number that lies on the device
+            return values.sub_(first.div_(root).mul_(size))
+        return values.addcdiv_(first, root, value=-size)
 
 
 class RowAdagrad(RowOptimizer):
@@ -248,6 +257,19 @@ class Combined(Optimizer):
             part.load_state_dict(state)
         # Loading gives the parts new groups; a scheduler that holds this list must act on the new ones.
         self.param_groups[:] = [group for part in self.parts for group in part.param_groups]
+
+
+def make_capturable(optimizer: Optimizer) -> None:
+    """Keep on the device what changes from step to step, so that a CUDA graph can repeat the steps.
+
+    Learning rates become constants of such a graph. Call this before the first step, or after restoring a state.
+    """
+    for part in optimizer.parts if isinstance(optimizer, Combined) else [optimizer]:
+        if isinstance(part, RowAdam):
+            part.capturable = True
+        elif not isinstance(part, RowOptimizer):
+            for group in part.param_groups:
+                group["capturable"] = True
 
 
 def split_for_sharding(optimizer: Optimizer) -> tuple[Optimizer, dict[str, Any]]:

@@ -1,0 +1,124 @@
+"""StaticStep: a training step whose tensors keep their shapes, so that a CUDA graph can repeat it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from dlen.batch import Batch
+from dlen.data.split import ResidentSplit, Split
+from dlen.training.optimizers import make_capturable
+
+_SAMPLE = 1 << 16  # rows from which the number of values of a batch is estimated
+_DEVIATIONS = 6.0  # a batch has more values than estimated once in 10^9
+_WARM_UP = 3  # steps before the capture, in which torch chooses kernels and the optimiser allocates its state
+
+
+class StaticStep:
+    """A training step from row numbers to updated weights, which launches the same kernels for every batch.
+
+    At a batch of some thousand rows, a GPU waits for the launches of a step's hundreds of small kernels. A CUDA graph
+    launches all of them at once, if no shape depends on the data and nothing is read from the device. So multi-valued
+    fields are padded with values of weight 0 to a number that a batch hardly ever exceeds, and the row-sparse
+    optimisers pad their rows. Losses and weights are those of the ordinary step, up to the order of sums.
+
+    The first steps run without the graph and count as any other. So do those that do not fit: the last, smaller batch
+    of an epoch, or one with more values. Without a GPU all steps run without a graph, in the same shapes.
+
+    Args:
+        loss: computes the training loss of a batch on the split's device.
+        optimizer: its learning rates are constants of the graph.
+        split: the training rows, without sequences.
+        batch_size: rows of a batch B.
+        bfloat16: compute the loss in bfloat16, as ``precision=bf16-mixed`` does.
+        graph: repeat the step as a CUDA graph; needs a GPU.
+
+    Raises:
+        ValueError: the rows have sequences, whose places are not padded.
+    """
+
+    def __init__(
+        self,
+        loss: Callable[[Batch], Tensor],
+        optimizer: Optimizer,
+        split: ResidentSplit,
+        batch_size: int,
+        *,
+        bfloat16: bool = False,
+        graph: bool = False,
+    ) -> None:
+        if split.host.sequences is not None:
+            raise ValueError("a static step pads no sequences; train without it")
+        make_capturable(optimizer)
+        self.loss, self.optimizer, self.split, self.bfloat16 = loss, optimizer, split, bfloat16
+        self.totals = likely_totals(split.host, batch_size)
+        self.index = torch.zeros(batch_size, dtype=torch.int64, device=split.device)
+        self.graph = torch.cuda.CUDAGraph() if graph else None
+        self._result = torch.zeros(())
+        self._steps = 0
+
+    def __call__(self, index: Tensor) -> Tensor:
+        """Train on rows ``index`` (B,) int64, a host tensor, and return the loss, which the next step may overwrite."""
+        if not self.fits(index):
+            return self._train(self.split.batch(index))
+        self.index.copy_(index.pin_memory() if self.index.is_cuda else index, non_blocking=True)
+        if self.graph is None:
+            return self._step()
+        if self._steps < _WARM_UP:
+            self._steps += 1
+            return self._aside()
+        if self._steps == _WARM_UP:
+            self._steps += 1
+            self.optimizer.zero_grad()  # the gradients must lie in the graph's own memory
+            with torch.cuda.graph(self.graph):
+                self._result = self._step()
+        self.graph.replay()
+        return self._result
+
+    def fits(self, index: Tensor) -> bool:
+        """Whether rows ``index`` make a batch of the step's shapes."""
+        if len(index) != len(self.index):
+            return False
+        return all(n <= most for n, most in zip(self.split.host.count_values(index), self.totals, strict=True))
+
+    def _aside(self) -> Tensor:
+        """A step on a stream of its own, as torch wants it before a capture."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            loss = self._step()
+        torch.cuda.current_stream().wait_stream(stream)
+        return loss
+
+    def _step(self) -> Tensor:
+        return self._train(self.split.copy.batch(self.index, self.totals, padded=True))
+
+    def _train(self, batch: Batch) -> Tensor:
+        self.optimizer.zero_grad()
+        # The cache of autocast would keep weights of before the graph's step.
+        kind = self.split.device.type
+        with torch.autocast(kind, torch.bfloat16, enabled=self.bfloat16, cache_enabled=False):
+            loss = self.loss(batch)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+
+def likely_totals(split: Split, batch_size: int) -> tuple[int, int]:
+    """Numbers of ragged values of rows and of their user groups that a random batch hardly ever exceeds.
+
+    They are the mean of a batch and six standard deviations, from a sample of rows.
+    """
+    rows = torch.linspace(0, len(split) - 1, min(len(split), _SAMPLE), dtype=torch.float64).long()
+    of_groups = torch.zeros(1)
+    if split.groups is not None:
+        of_groups = split.groups.values_of(split.group.index_select(0, rows).long())
+    of_rows, of_groups = (
+        math.ceil(n.double().mean() * batch_size + _DEVIATIONS * n.double().std(correction=0) * batch_size**0.5)
+        for n in (split.table.values_of(rows), of_groups)
+    )
+    return of_rows, of_groups
