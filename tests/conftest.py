@@ -104,6 +104,7 @@ def run_here(script: str, arguments: Sequence[str], folder: Path) -> subprocess.
             patch.setattr("dlen.comparing.compare.train_missing", _train_missing)
             patch.setattr("dlen.sweeping.sweep.train_missing", _train_missing)
             patch.setattr("dlen.benchmarking.benchmark.train_missing", _train_missing)
+            patch.setattr("dlen.benchmarking.check.train_missing", _train_missing)
             patch.setattr("dlen.sweeping.sweep.LocalWorker", _Worker)
         try:
             runpy.run_path(str(ROOT / script), run_name="__main__")

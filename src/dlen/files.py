@@ -11,7 +11,7 @@ import os
 import stat
 import sys
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -248,14 +248,29 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write plain containers as JSON with :func:`write_text`; nan and infinity become null."""
-    write_text(path, json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
+    write_text(path, json.dumps(finite(content), indent=1, allow_nan=False) + "\n")
 
 
-def _finite(value: Any) -> Any:
+def content_checksum(content: Mapping[str, Any]) -> int:
+    """CRC-32 of the content of a JSON file, independent of its formatting, the same before writing and after reading.
+
+    It reveals changes that were not meant to be hidden: whoever edits a file can also write the new checksum.
+    """
+    plain = json.loads(json.dumps(content))  # same types as after reading the file
+    return zlib.crc32(json.dumps(plain, sort_keys=True).encode())
+
+
+def is_intact(content: Mapping[str, Any]) -> bool:
+    """Whether the entry ``crc32`` of a JSON file is the :func:`content_checksum` of everything else in it."""
+    return content.get("crc32") == content_checksum({k: v for k, v in content.items() if k != "crc32"})
+
+
+def finite(value: Any) -> Any:
+    """Plain containers as JSON holds them: nan and infinity are None."""
     if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
+        return {k: finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
+        return [finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -57,7 +57,7 @@ def test_trials_are_the_defaults_and_then_the_same_points_for_every_model() -> N
 def entry(model: str, group: int, auc: float) -> Entry:
     figures = {"gauc": 0.6, "ne": 0.9, "model/dense_parameters": 1000.0, "fit/seconds": float("nan")}
     difference = Difference(-0.001, 2, 0.001, 0.001, -0.003, 0.001)
-    return Entry(model, group, [auc, auc], difference, None, figures, "", 1, [])
+    return Entry(model, group, [auc, auc], difference, None, figures, "", 1, [], [])
 
 
 def test_models_of_a_group_share_the_mean_of_their_places() -> None:

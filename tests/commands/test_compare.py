@@ -70,7 +70,7 @@ def test_the_table_repeats_the_runs_figures(compared: Path) -> None:
     assert len(lines) == 2 * 2 * 6
     text = (out / "table.md").read_text()
     assert "| oracle |" in text
-    assert "| MMoE, the paper's | 0.7516 |" in text
+    assert "| MMoE, published | 0.7516 |" in text
     assert "+.0023), which disagree" in text
 
 

@@ -33,6 +33,7 @@ WRONG = {  # by case: the key or folder that the error names, and the arguments
     "export": ("nowhere", ["run=nowhere"]),
     "compare": ("seeds", ["experiment=table1", "seeds=-1"]),
     "benchmark": ("benchmark.trials", ["benchmark.trials=-1"]),
+    "check": ("nowhere.json", ["check=nowhere.json"]),
     "sweep": ("sweep.trials", ["sweep=alpha", "sweep.trials=-1"]),
     "report": ("runs", ["runs=nowhere"]),
 }
@@ -41,6 +42,7 @@ SCRIPTS = {
     "base": "train",
     "rerun": "train",
     "off-policy": "evaluate",
+    "check": "benchmark",
 }  # the others have the name of their case
 NEEDED = {"sweep": {"numpy", "optuna", "sqlalchemy"}, "report": {"numpy", "plotly", "polars"}}
 

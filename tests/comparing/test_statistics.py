@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 from dlen.comparing import delong
 from dlen.comparing.delong import Placements, row_variances
-from dlen.comparing.statistics import paired
+from dlen.comparing.statistics import next_seed, paired
 
 Array = NDArray[Any]
 
@@ -140,3 +140,17 @@ def test_one_seed_without_rows_has_no_interval() -> None:
     assert math.isnan(found.low)
     assert not found.clear
     assert paired([0.8, 0.8], [0.7, 0.7]).clear
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 10])
+def test_one_more_seed_is_in_its_interval_95_times_of_100(seeds: int) -> None:
+    rng, drawings = np.random.default_rng(0), 4000
+    draws = rng.normal(0.7, 0.01, size=(drawings, seeds + 1))
+    inside = [low <= new <= high for *known, new in draws for low, high in [next_seed(known)]]
+    assert np.mean(inside) == pytest.approx(0.95, abs=4 * math.sqrt(0.95 * 0.05 / drawings))
+
+
+def test_the_interval_of_one_more_seed_is_the_textbooks() -> None:
+    low, high = next_seed([0.0, 1.0])  # t of one degree of freedom is 12.706
+    assert (low, high) == (pytest.approx(0.5 - 12.706 * math.sqrt(0.75), abs=1e-3), pytest.approx(1 - low))
+    assert np.isnan(next_seed([0.7])).all()

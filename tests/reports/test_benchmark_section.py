@@ -19,7 +19,7 @@ NAN = float("nan")
 
 def entry(model: str, group: int, auc: list[float], gain: Difference | None, searched: str = "") -> Entry:
     figures = {"gauc": NAN, "ne": 0.9, "model/dense_parameters": 1234.0, "fit/seconds": 5.0}
-    return Entry(model, group, auc, None, gain, figures, searched, 8, [])
+    return Entry(model, group, auc, None, gain, figures, searched, 8, [], [])
 
 
 def written(folder: Path, data_sets: int) -> Path:
@@ -61,6 +61,14 @@ def test_one_data_set_needs_no_ranks(tmp_path: Path) -> None:
     assert [section.title for section in benchmark_sections(written(tmp_path / "mine", 1))] == [
         "Benchmark: log0 (mine)"
     ]
+
+
+@pytest.mark.parametrize("data_sets", [1, 2])
+def test_an_edited_file_is_told(data_sets: int, tmp_path: Path) -> None:
+    path = written(tmp_path / "mine", data_sets) / "benchmark.json"
+    assert "edited" not in benchmark_sections(path.parent)[0].note
+    path.write_text(path.read_text().replace("0.77", "0.78"))
+    assert "edited" in benchmark_sections(path.parent)[0].note
 
 
 def test_a_report_finds_benchmarks_and_skips_damaged_ones(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import optuna
 from omegaconf import DictConfig
 
 from dlen.benchmarking.settings import Settings, parse_settings
-from dlen.benchmarking.tables import DataSet, Entry, figures_of, write_benchmark
+from dlen.benchmarking.tables import DataSet, Entry, figures_of, record_of, write_benchmark
 from dlen.comparing.compare import summarise
 from dlen.comparing.fit import fitted
 from dlen.comparing.plan import Plan, plan_runs, store_of
@@ -24,13 +24,13 @@ from dlen.data.store import Store
 from dlen.devices import number_of_workers
 from dlen.errors import UserError
 from dlen.files import check_links, check_writable, read_figures
-from dlen.overrides import compose_train, overrides_for_train
+from dlen.overrides import SEARCH_PATH, compose_train, overrides_for_train
 from dlen.sweeping.space import parse_space
 from dlen.sweeping.study import make_sampler
 from dlen.training.own_metrics import build_own_metrics
 from dlen.training.selection import monitor_mode, monitored
 
-KEYS = ("benchmark", "seeds", "models", "data_sets", "workers", "out")  # keys that train.py does not have
+_KEYS = ("benchmark", "seeds", "models", "data_sets", "workers", "out", "check")  # keys that train.py does not have
 DEFAULTS = "defaults"
 Overrides = tuple[str, ...]
 
@@ -50,7 +50,7 @@ def benchmark(config: DictConfig) -> None:
     check_links(out)
     measured, missing = [], {}
     for name, overrides in settings.data.items():
-        own = [o for o in overrides_for_train(KEYS, overrides) if not _is_default_data(o, overrides)]
+        own = common_overrides(overrides)
         try:
             stores: dict[str, Store] = {}
             store = store_of(compose_train(own), stores)
@@ -64,6 +64,12 @@ def benchmark(config: DictConfig) -> None:
         raise UserError(f"config benchmark.data: no data set can be read ({next(iter(missing.values()))})")
     print_markdown(write_benchmark(out, measured, missing, settings.base, settings.seeds))
     print(f"Benchmark: {out}/benchmark.md, benchmark.json")
+
+
+def common_overrides(settings: Sequence[str]) -> list[str]:
+    """The overrides of ``train.py`` for a data set's runs: its settings, and those of the command line, which win."""
+    # train.py's default data set is left out where the settings name another.
+    return [o for o in overrides_for_train(_KEYS, settings) if not o.startswith("data=") or o in settings]
 
 
 def candidates(space: Mapping[str, Any], trials: int, tasks: Sequence[str]) -> list[Overrides]:
@@ -121,17 +127,18 @@ def _measure(
 
     def entry(group: int, to_first: Row) -> Entry:
         model, row = to_first.model, to_base[to_first.model]
-        runs = [plan.runs[model, seed] for seed in plan.seeds]
+        runs = [read_figures(plan.runs[model, seed].folder / "metrics.json") for seed in plan.seeds]
         return Entry(
             model,
             group,
             row.auc["mean"],
             to_first.differences.get("mean"),
             row.differences.get("mean"),
-            figures_of([read_figures(run.folder / "metrics.json") for run in runs], list(row.auc)),
+            figures_of(runs, list(row.auc)),
             " ".join(tried[model][best[model]]),
             len(tried[model]),
-            list(runs[0].overrides),
+            [override for override in overrides[model] if not override.startswith(SEARCH_PATH)],
+            [record_of(run) for run in runs],
         )
 
     groups = list(_groups(plan, compared))
@@ -176,8 +183,3 @@ def _groups(plan: Plan, to_base: Comparison) -> Iterator[Comparison]:
 
 def _clearly_behind(difference: Difference | None) -> bool:
     return difference is not None and difference.clear and difference.mean < 0
-
-
-def _is_default_data(override: str, given: Sequence[str]) -> bool:
-    """Whether an override is the data set of train.py's defaults, in place of which a benchmark names its own."""
-    return override.startswith("data=") and override not in given

@@ -58,8 +58,9 @@ def parse_settings(config: DictConfig) -> Settings:
     except ValueError as error:
         raise UserError(f"config {error}") from None
     check_workers(config.workers)
+    seeds = parse_seeds(config.seeds if config.seeds is not None else node["seeds"])
     own = {name: dict(spaces.get(name, node["space"] or {}) or {}) for name in models}
-    return Settings(base, models, data, trials, own, parse_seeds(config.seeds))
+    return Settings(base, models, data, trials, own, seeds)
 
 
 def _lists(key: str, node: Any) -> dict[str, list[str]]:

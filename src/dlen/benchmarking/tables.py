@@ -13,9 +13,10 @@ from scipy import stats
 from dlen import __version__
 from dlen.comparing.statistics import LEVEL, Difference
 from dlen.comparing.tables import count_seeds, markdown_table, mean_and_spread
-from dlen.files import write_json, write_text
+from dlen.files import content_checksum, finite, write_json, write_text
 
 _MEANS = {"gauc": "GAUC", "ne": "NE"}  # means over tasks
+_RECORDED = ("seed", "version", "code", "config_hash", "data_", "library/", "machine/", "fit/precision", "test/")
 _COSTS = {
     "model/dense_parameters": ("dense parameters", "{:,.0f}"),
     "fit/seconds": ("seconds of training", "{:.0f}"),
@@ -36,7 +37,8 @@ class Entry:
         figures: other metrics, means over seeds; nan where one is not defined.
         searched: settings that the search chose; empty for the defaults.
         trials: number of settings that were tried.
-        settings: overrides of ``train.py`` with which anyone can repeat a seed.
+        settings: overrides of ``train.py`` with which, and its ``seed``, anyone can repeat a run.
+        runs: of each seed, the test metrics and what can change them, under the keys of ``metrics.json``.
     """
 
     model: str
@@ -48,6 +50,7 @@ class Entry:
     searched: str
     trials: int
     settings: list[str]
+    runs: list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +99,8 @@ def write_benchmark(
     content: dict[str, Any] = {"version": __version__, "base": base, "seeds": list(seeds), "missing": dict(missing)}
     content |= {"average_ranks": averages, "critical_difference": difference}
     content |= {"data_sets": [{**asdict(data), "ranks": data.ranks()} for data in data_sets]}
-    write_json(folder / "benchmark.json", content)
+    content = finite(content)
+    write_json(folder / "benchmark.json", {**content, "crc32": content_checksum(content)})
     return page
 
 
@@ -202,6 +206,11 @@ def figures_of(runs: Sequence[Mapping[str, Any]], targets: Sequence[str]) -> dic
     """
     figures = {key: _mean_of(runs, [f"test/{key}/{target}" for target in targets]) for key in _MEANS}
     return figures | {key: _mean_of(runs, [key]) for key in _COSTS}
+
+
+def record_of(run: Mapping[str, Any]) -> dict[str, Any]:
+    """What the file of a benchmark keeps of the metrics of a run, so that a rerun can be compared with it."""
+    return {key: value for key, value in run.items() if key.startswith(_RECORDED) and value is not None}
 
 
 def _mean_of(runs: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -12,6 +12,8 @@ from dlen.checks import is_whole
 from dlen.comparing.grid import parse_grid
 from dlen.devices import check_workers
 from dlen.errors import UserError
+
+Value = TypeVar("Value")
 
 
 def check_comparison(config: DictConfig) -> None:
@@ -43,11 +45,11 @@ def read_experiment(config: DictConfig) -> tuple[dict[str, Any], str, dict[str, 
     return {str(key): value for key, value in experiment.items()}, base, models, seeds
 
 
-def chosen(known: dict[str, list[str]], names: Sequence[str] | None, key: str, owner: str) -> dict[str, list[str]]:
+def chosen(known: dict[str, Value], names: Sequence[str] | None, key: str, owner: str) -> dict[str, Value]:
     """The named entries of a mapping; all without names.
 
     Args:
-        known: settings by name.
+        known: entries by name.
         names: the chosen names; None for all.
         key: config key of the names, for messages.
         owner: what has the entries, for messages.
@@ -58,7 +60,7 @@ def chosen(known: dict[str, list[str]], names: Sequence[str] | None, key: str, o
     unknown = [str(n) for n in names or [] if n not in known]
     if unknown:
         raise UserError(f"config {key}: there is no {', '.join(unknown)}; the {owner} has {', '.join(known)}")
-    return known if names is None else {name: settings for name, settings in known.items() if name in names}
+    return known if names is None else {name: value for name, value in known.items() if name in names}
 
 
 def parse_seeds(value: Any) -> list[int]:

@@ -92,6 +92,23 @@ def half_width(seed_variance: float, seeds: int, row_variance: float) -> float:
     return math.sqrt(normal**2 * (row_variance + seed_variance) + (student**2 - normal**2) * seed_variance * share)
 
 
+def next_seed(values: Sequence[float]) -> tuple[float, float]:
+    """The interval that holds the metric of one more seed with a probability of 95 %, if metrics are normal.
+
+    Args:
+        values: one value per seed.
+
+    Returns:
+        mean -+ t s sqrt(1 + 1 / n), with s the standard deviation of the n values; nan for one seed.
+    """
+    n = len(values)
+    if n < 2:
+        return math.nan, math.nan
+    mean = float(np.mean(values))
+    half = _quantile(n - 1) * float(np.std(values, ddof=1)) * math.sqrt(1 + 1 / n)
+    return mean - half, mean + half
+
+
 @cache
 def _quantile(freedom: float) -> float:
     """Upper quantile of Student's t at ``LEVEL`` (two-sided), of the normal distribution for infinite freedom."""

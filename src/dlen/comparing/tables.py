@@ -111,7 +111,7 @@ def markdown(comparison: Comparison) -> str:
         parts += ["### Beside the AUC", _extras_table(c)]
     if c.paper:
         note = f" Note: {c.paper['note']}." if c.paper.get("note") else ""
-        parts += [f"### The paper's own figures, on its own data\n\nNot ours, and not measured here.{note}"]
+        parts += [f"### Published figures\n\nNot ours, and not measured here.{note}"]
         parts.append(_paper_table(c))
     return "\n\n".join(parts) + "\n"
 
@@ -193,7 +193,7 @@ def _paper_table(c: Comparison) -> str:
         cells = [
             f"{auc[t]:.4f}" + (f" ({auc[t] - base[t]:+.4f})" if t in base and model != c.base else "") for t in columns
         ]
-        rows.append([f"{model}, the paper's", *cells])
+        rows.append([f"{model}, published", *cells])
     return markdown_table(["model", *columns], rows)
 
 

@@ -11,7 +11,6 @@ with the final name is complete. Opening a store checks the format version, and 
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,7 +26,7 @@ from dlen.data.sequences import SplitSequences, StoredSequence
 from dlen.data.split import Split, StoredTable
 from dlen.data.vectors import SplitVectors
 from dlen.errors import UserError
-from dlen.files import check_regular, checksum
+from dlen.files import check_regular, checksum, content_checksum
 from dlen.label_scale import LabelScale
 from dlen.schema import Kind, Schema
 
@@ -183,12 +182,6 @@ class Store:
     def vocabulary(self, field: str) -> pl.DataFrame:
         """Raw values of an id field; row ``i`` has id ``i + 1``."""
         return pl.read_parquet(self._vocabulary_path(self.schema.owner(field)))
-
-
-def content_checksum(content: Mapping[str, Any]) -> int:
-    """Checksum of the content of ``store.json``, independent of its formatting."""
-    plain = json.loads(json.dumps(content))  # same types as after reading the file
-    return zlib.crc32(json.dumps(plain, sort_keys=True).encode())
 
 
 def _checksum(path: Path) -> int | None:

@@ -24,8 +24,8 @@ from dlen.data.columns import (
     Columns,
 )
 from dlen.data.id_counts import count_ids, unknown_in_sequences, unknown_shares
-from dlen.data.store import FORMAT, content_checksum
-from dlen.files import checksum
+from dlen.data.store import FORMAT
+from dlen.files import checksum, content_checksum
 from dlen.label_patterns import PatternCounter
 from dlen.schema import Kind, Schema
 

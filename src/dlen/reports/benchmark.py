@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from dlen.comparing.statistics import Difference
-from dlen.files import read_mapping
+from dlen.files import is_intact, read_mapping
 from dlen.reports.comparison import numbers_of
 from dlen.reports.dots import difference_dots
 from dlen.reports.page import Cell, Section, Table
@@ -25,7 +25,11 @@ def benchmark_sections(folder: Path) -> list[Section]:
     """The average ranks, and the groups and gains on each data set, as written by ``benchmark.py``."""
     content = read_mapping(folder / "benchmark.json")
     sections = [_data_section(data, content["base"], folder.name) for data in content["data_sets"]]
-    return [_ranks_section(content, folder.name), *sections] if len(sections) > 1 else sections
+    if len(sections) > 1:
+        sections.insert(0, _ranks_section(content, folder.name))
+    if sections and not is_intact(content):
+        sections[0].note += " benchmark.json does not match its checksum: it has been edited."
+    return sections
 
 
 def _ranks_section(content: Mapping[str, Any], name: str) -> Section:

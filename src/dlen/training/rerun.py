@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ def _compare(folder: Path, again: Path, was: Mapping[str, Any], now: Mapping[str
     """Compare the two runs and print the result."""
     if rank():
         return True
-    figures = [key for key in {**was, **now} if _must_match(key) and was.get(key) != now.get(key)]
+    figures = [key for key in {**was, **now} if must_match(key) and was.get(key) != now.get(key)]
     states = (read_checkpoint(f / "checkpoints" / "best.ckpt")["state_dict"] for f in (folder, again))
     weights = list(_different_weights(*states))
     if not figures and not weights:
@@ -65,13 +65,17 @@ def _compare(folder: Path, again: Path, was: Mapping[str, Any], now: Mapping[str
         print(f"  and {len(figures) - _SHOWN} more metrics", file=sys.stderr)
     if weights:
         print(f"  {len(weights)} weight tensors, such as {weights[0]}", file=sys.stderr)
-    causes = [key for key in {**was, **now} if key.startswith(_CAUSES) and was.get(key) != now.get(key)]
-    changes = [f"{key} was {was.get(key, 'not recorded')} and is {now.get(key)}" for key in causes]
-    print(f"  possible causes: {'; '.join(changes) or 'none recorded'}", file=sys.stderr)
+    print(f"  possible causes: {'; '.join(causes(was, now)) or 'none recorded'}", file=sys.stderr)
     return False
 
 
-def _must_match(key: str) -> bool:
+def causes(was: Mapping[str, Any], now: Mapping[str, Any], others: Sequence[str] = ()) -> list[str]:
+    """What differs between two runs that can change their metrics: code, libraries, machine and ``others``."""
+    different = [k for k in {**was, **now} if k.startswith((*_CAUSES, *others)) and was.get(k) != now.get(k)]
+    return [f"{key} was {was.get(key, 'not recorded')} and is {now.get(key)}" for key in different]
+
+
+def must_match(key: str) -> bool:
     """Whether an entry of ``metrics.json`` must be identical in a rerun: times, memory and environment need not."""
     return not key.startswith((*_CAUSES, "fit/samples", "fit/peak")) and not key.endswith("seconds")
 

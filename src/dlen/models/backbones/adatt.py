@@ -38,7 +38,7 @@ class AdaTTLevel(nn.Module):
     """A unit of experts for each task, and one of shared experts, each with a fusion of all experts.
 
     Unit t computes v_t E_t(x_t) + softmax(W_t x_t) E(x), with E_t its own experts, E those of all units, and x_t its
-    own input. The shared unit of the last level has experts, but no fusion.
+    own input (equations 7 to 10). The shared unit of the last level has experts, but no fusion.
 
     Args:
         in_dim: input size D.
