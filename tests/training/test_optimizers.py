@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer, SparseAdam
 from torch.optim.lr_scheduler import LambdaLR
 
-from dlen.models import DLEN, MMoE, Ranker
+from dlen.models import DLEN, STEM, MMoE, Ranker, SingleTask
 from dlen.models.predictions import task_losses
 from dlen.training import optimizers
 from dlen.training.optimizers import Combined, RowAdagrad, RowAdam, adagrad, adam, touched_rows
@@ -133,19 +133,43 @@ def test_weight_decay_of_touched_rows_equals_that_of_dense_adam() -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
-def test_adagrad_keeps_parts_of_a_row_apart() -> None:
-    equal = nn.Parameter(torch.randn(ROWS, 4, generator=torch.Generator().manual_seed(3)))
-    halves = [nn.Parameter(half.clone()) for half in equal.detach().split(2, 1)]
-    together = RowAdagrad([{"params": [equal], "parts": 2}], lr=0.1)
-    apart = RowAdagrad(halves, lr=0.1)
+@pytest.mark.parametrize("terms", [0, 1, 2, 4])
+def test_adagrad_keeps_parts_of_a_row_and_the_terms_after_them_apart(terms: int) -> None:
+    widths, wide = [2, 2, *[1] * terms], 4 + terms
+    whole = nn.Parameter(torch.randn(ROWS, wide, generator=torch.Generator().manual_seed(3)))
+    pieces = [nn.Parameter(piece.clone()) for piece in whole.detach().split(widths, 1)]
+    together = RowAdagrad([{"params": [whole], "parts": 2, "dim": 4}], lr=0.1)
+    apart = RowAdagrad(pieces, lr=0.1)
     for step in range(4):
-        values = torch.randn(14, 4, generator=torch.Generator().manual_seed(step))
-        equal.grad = torch.sparse_coo_tensor(ids(step)[None], values, (ROWS, 4), check_invariants=True)
-        for half, own in zip(halves, values.split(2, 1), strict=True):
-            half.grad = torch.sparse_coo_tensor(ids(step)[None], own, (ROWS, 2), check_invariants=True)
+        values = torch.randn(14, wide, generator=torch.Generator().manual_seed(step))
+        whole.grad = torch.sparse_coo_tensor(ids(step)[None], values, (ROWS, wide), check_invariants=True)
+        for piece, own in zip(pieces, values.split(widths, 1), strict=True):
+            piece.grad = torch.sparse_coo_tensor(ids(step)[None], own, (ROWS, own.shape[1]), check_invariants=True)
         together.step()
         apart.step()
-        torch.testing.assert_close(equal.detach(), torch.cat([h.detach() for h in halves], 1))
+        torch.testing.assert_close(whole.detach(), torch.cat([p.detach() for p in pieces], 1))
+    assert together.state_bytes() == sum(state["sum"].nbytes for state in together.state.values())
+
+
+@pytest.mark.parametrize("make", MAKERS)
+@pytest.mark.parametrize("model", [SingleTask, STEM])
+def test_a_task_alone_trains_its_own_part_of_private_vectors(
+    make: Callable[..., Optimizer], model: Callable[..., Ranker]
+) -> None:
+    schema = make_schema()
+    ranker = model(schema, embedding_dim=4, first_order=True)
+    optimizer, table = make(ranker, lr=0.1, embedding_lr=0.1), ranker.embedding
+    labels, one = torch.ones(6, len(schema.tasks)), torch.zeros(6, len(schema.tasks))
+    one[:, 0] = 1
+    before = table.weight.detach().clone()
+    ranker.head.loss(ranker(make_batch(schema, 6)), labels, one, torch.ones(len(schema.tasks))).backward()
+    optimizer.step()
+    moved = (table.weight.detach() != before).any(0)
+    length = table.dim // table.parts
+    mine = [*range(length), *(range(table.dim - length, table.dim) if table.shared_part else ())]
+    assert moved[:length].any()
+    others = [column for column in range(len(moved)) if column not in (*mine, table.dim)]
+    assert not moved[others].any()
 
 
 def test_adagrad_decays_by_a_slow_loop() -> None:

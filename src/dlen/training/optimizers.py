@@ -6,7 +6,7 @@ Rows that a batch does not touch are neither read nor written, so their moments 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -162,7 +162,8 @@ class RowAdagrad(RowOptimizer):
     """Row-wise Adagrad: one accumulator per row, the summed mean squares of its gradients (as in FBGEMM and DLRM).
 
     The state takes 1/D of the table's memory. A parameter group with ``parts`` P above 1 has one accumulator for each
-    of the P equal parts of a row.
+    of the P equal parts of the first ``dim`` numbers of a row, and one for each number after them, so that the parts of
+    different tasks learn as if they were alone.
 
     Args:
         params: tables (R, D).
@@ -178,18 +179,27 @@ class RowAdagrad(RowOptimizer):
 
     def state_bytes(self) -> int:
         """One number for each part of a row."""
-        sizes = ((group["parts"], table) for group in self.param_groups for table in group["params"])
-        return sum(len(table) * parts * table.element_size() for parts, table in sizes)
+        tables = ((table, group) for group in self.param_groups for table in group["params"])
+        return sum(len(table) * sum(_accumulators(table, group)) * table.element_size() for table, group in tables)
 
     def _update(self, table: Tensor, rows: Tensor, values: Tensor, grad: Tensor, group: dict[str, Any]) -> Tensor:
-        state = self.state[table]
+        state, (parts, single) = self.state[table], _accumulators(table, group)
         if not state:
-            state.update(sum=table.new_zeros(len(table), group["parts"]))
-        shape = (group["parts"], -1)
-        total = state["sum"].index_select(0, rows).add_(grad.unflatten(1, shape).square().mean(2))
+            state.update(sum=table.new_zeros(len(table), parts + single))
+        vectors, terms = grad.split([grad.shape[1] - single, single], 1)
+        vectors = vectors.unflatten(1, (parts, -1))
+        squares = torch.cat([vectors.square().mean(2), terms.square()], 1)
+        total = state["sum"].index_select(0, rows).add_(squares)
         state["sum"].index_copy_(0, rows, total)
-        scale = total.sqrt_().add_(group["eps"])[..., None]
-        return values.sub_((grad.unflatten(1, shape) / scale).flatten(1), alpha=group["lr"])
+        of_parts, of_terms = total.sqrt_().add_(group["eps"]).split([parts, single], 1)
+        scaled = torch.cat([(vectors / of_parts[..., None]).flatten(1), terms / of_terms], 1)
+        return values.sub_(scaled, alpha=group["lr"])
+
+
+def _accumulators(table: Tensor, group: Mapping[str, Any]) -> tuple[int, int]:
+    """Number of accumulators of a row: of parts, and of single numbers after them."""
+    parts = group["parts"]
+    return parts, 0 if parts == 1 else table.shape[1] - group.get("dim", table.shape[1])  # older runs have no such key
 
 
 class ShardedAdagrad(Optimizer):
@@ -326,7 +336,7 @@ def _dense_and_rows(
         [
             make_dense(dense_parameters, lr=lr, weight_decay=weight_decay),
             rows(
-                [{"params": [t.weight], "parts": t.parts} for t in tables],
+                [{"params": [t.weight], "parts": t.parts, "dim": t.dim} for t in tables],
                 lr=embedding_lr,
                 weight_decay=embedding_weight_decay,
             ),
