@@ -193,7 +193,7 @@ class Slow(Table):
 
     def write(self, writer: StoreWriter) -> Schema:
         schema = super().write(writer)
-        table(self.folder, turned=True)
+        table(Path(self.folder.place), turned=True)
         return schema
 
 

@@ -17,13 +17,14 @@ import numpy as np
 import polars as pl
 
 from dlen.data.bad_rows import BadRows
+from dlen.data.remote import RemoteFiles
 from dlen.data.sources.table_columns import TableColumn
 from dlen.data.sources.table_encoding import encode, make_columns
 from dlen.data.sources.table_id_rates import offered_rates
 from dlen.data.sources.table_labels import Labels
 from dlen.data.sources.table_parse import parse_spec, read_spec
 from dlen.data.sources.table_passes import TablePasses, missing_column_hint
-from dlen.data.sources.table_paths import files_by_split, join_files
+from dlen.data.sources.table_paths import Folder, files_by_split, join_files
 from dlen.data.sources.table_rows import TableRows
 from dlen.data.sources.table_sample import TableSample
 from dlen.data.sources.table_sequences import sequences_of
@@ -43,9 +44,10 @@ class Table:
         spec: path of the YAML that describes the table, read when it is first needed.
         name: name of the data set.
         files: replaces the ``files`` of the spec; relative to the working directory.
-        folder: folder of the spec's ``files`` and ``joins``, instead of the folder of the spec.
+        folder: folder of the spec's ``files`` and ``joins``, or its address, instead of the folder of the spec.
         content: parsed spec to use instead of a YAML; ``spec`` then only names it in messages.
         bad_rows: maximum number of unreadable rows to skip, count and report; one more raises an error.
+        copies: folder for copies of files that have an address, such as ``s3://bucket/log.parquet``.
     """
 
     def __init__(
@@ -56,11 +58,13 @@ class Table:
         folder: str | None = None,
         content: TableSpec | None = None,
         bad_rows: int = 0,
+        copies: str = "data/copies",
     ) -> None:
         self.name = name
         self.bad = BadRows(bad_rows)
         self.path = Path(spec)
-        self.folder = self.path.parent if folder is None else Path(folder)
+        self.remote = RemoteFiles(Path(copies))
+        self.folder = Folder(self.path.parent if folder is None else folder, self.remote)
         self._files_setting = files
         if content is not None:
             self.table = content
@@ -78,19 +82,24 @@ class Table:
     @cached_property
     def joins(self) -> dict[str, list[Path]]:
         """The files of each join."""
-        return join_files(self.table, self.folder)
+        return self._copied(join_files(self.table, self.folder.matching))
 
     @cached_property
     def sources(self) -> dict[str, list[Path]]:
         """Paths by split; ``all`` if one table is to be split."""
         if self._files_setting is None:
-            return files_by_split(self.table, self.table.files, self.folder)
-        return files_by_split(self.table, self._files_setting, Path())
+            return self._copied(files_by_split(self.table, self.table.files, self.folder.matching))
+        return self._copied(files_by_split(self.table, self._files_setting, Folder("", self.remote).matching))
+
+    def _copied(self, files: dict[str, list[Path]]) -> dict[str, list[Path]]:
+        """Copy what is not on this machine."""
+        self.remote.copy([path for paths in files.values() for path in paths])
+        return files
 
     def settings(self) -> dict[str, Any]:
         """Settings that affect the store. They include the spec, so new rows do not depend on later changes to it."""
-        files = {split: [str(p) for p in paths] for split, paths in self.sources.items()}
-        files |= {f"joins.{name}": [str(p) for p in paths] for name, paths in self.joins.items()}
+        named = self.sources | {f"joins.{name}": paths for name, paths in self.joins.items()}
+        files = {name: [self.remote.address(p) for p in paths] for name, paths in named.items()}
         tolerated = {"bad_rows": self.bad.allowed} if self.bad.allowed else {}
         return {"spec": self._text, "files": files, **tolerated}
 
@@ -149,7 +158,8 @@ class Table:
         columns = [*make_columns(spec, label_reader.expressions), *kept]
         for column in columns:
             column.restore(store)
-        joins, bad = join_files(spec, self.folder), BadRows(0)  # every input row must have an output row
+        joins = self._copied(join_files(spec, self.folder.matching))
+        bad = BadRows(0)  # every input row must have an output row
         with TemporaryDirectory() as scratch:
             rows = TableRows(spec, {"all": [path]}, joins, columns, keep, bad, Path(scratch))
             existing = rows.columns(path)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from dlen.data.remote import RemoteFiles, is_address
 from dlen.data.sources.expression import Expression
 from dlen.data.sources.table_partitions import partition_of, selected
 from dlen.data.sources.table_spec import TableSpec
@@ -15,13 +16,34 @@ _ENDINGS = tuple(f".{kind}{p}" for kind in ("csv", "tsv", "tab", "txt") for p in
 _ENDINGS += (".parquet", ".pq")  # files of a folder that are read
 
 
-def files_by_split(spec: TableSpec, files: object, folder: Path) -> dict[str, list[Path]]:
+class Folder:
+    """A folder that the paths of a table are relative to.
+
+    Args:
+        place: path or address of the folder.
+        remote: lists and copies files at addresses.
+    """
+
+    def __init__(self, place: str | Path, remote: RemoteFiles) -> None:
+        self.place, self.remote = place, remote
+
+    def matching(self, pattern: str) -> list[Path]:
+        """The files of a path, pattern or folder, see :func:`matching`; copies, yet to be made, of those elsewhere."""
+        address = pattern
+        if is_address(str(self.place)) and not is_address(pattern):
+            address = f"{str(self.place).rstrip('/')}/{pattern}"
+        if is_address(address):
+            return self.remote.matching(address, _is_table_in_folder)
+        return matching(Path(self.place), pattern)
+
+
+def files_by_split(spec: TableSpec, files: object, find: Callable[[str], list[Path]]) -> dict[str, list[Path]]:
     """The files of a table by split; ``all`` if one table is to be split.
 
     Args:
         spec: spec of the table.
         files: its ``files``, or what replaces them.
-        folder: folder of relative paths.
+        find: finds the files of a path, a pattern or a folder.
 
     Raises:
         UserError: no file is named, one is named twice, or the splits are incomplete.
@@ -40,7 +62,7 @@ def files_by_split(spec: TableSpec, files: object, folder: Path) -> dict[str, li
             f"{spec.path}: split.validation: is empty; list the values of {split.column} that form the validation split"
         )
     by_split = {
-        name: [match for p in (given if isinstance(given, list) else [given]) for match in matching(folder, str(p))]
+        name: [match for p in (given if isinstance(given, list) else [given]) for match in find(str(p))]
         for name, given in patterns.items()
     }
     _check_unique([p for paths in by_split.values() for p in paths], spec.path)
@@ -53,9 +75,9 @@ def files_by_split(spec: TableSpec, files: object, folder: Path) -> dict[str, li
     return kept
 
 
-def join_files(spec: TableSpec, folder: Path) -> dict[str, list[Path]]:
+def join_files(spec: TableSpec, find: Callable[[str], list[Path]]) -> dict[str, list[Path]]:
     """The files of each join."""
-    return {name: matching(folder, join.file) for name, join in spec.joins.items()}
+    return {name: find(join.file) for name, join in spec.joins.items()}
 
 
 def _check_unique(files: list[Path], path: Path) -> None:
@@ -72,8 +94,18 @@ def _tables_in(folder: Path) -> Iterator[Path]:
     for path in folder.iterdir():
         if path.is_dir() and partition_of(path.name) is not None:
             yield from _tables_in(path)
-        elif path.is_file() and path.name.lower().endswith(_ENDINGS) and not path.name.startswith((".", "_")):
+        elif path.is_file() and _is_table(path.name):
             yield path
+
+
+def _is_table(name: str) -> bool:
+    return name.lower().endswith(_ENDINGS) and not name.startswith((".", "_"))
+
+
+def _is_table_in_folder(path: str) -> bool:
+    """Whether a file of a folder is one of the table, by its path in the folder."""
+    *folders, name = path.split("/")
+    return _is_table(name) and all(partition_of(folder) is not None for folder in folders)
 
 
 def matching(folder: Path, pattern: str) -> list[Path]:
