@@ -3,6 +3,7 @@
 python bench/accuracy.py                                            # feed and feed_sparse
 python bench/accuracy.py adult=DIR kuairand=LOG.tsv pure=DIR        # and real tables, if you have them
 python bench/accuracy.py tables=pure pure=DIR seeds=3 'models=LightGBM,MMoE,DLEN'
+python bench/accuracy.py tables=pure against=pure_rates pure=DIR models=MMoE    # what histories bring to a model
 
 The DIR of adult holds census-income.data and .test, that of pure log.parquet, users.parquet, videos.parquet and
 histories.parquet. pure_rates is pure without histories, pure_plain also without rates. kuairand is the subset with
@@ -90,6 +91,19 @@ def trained(name: str, settings: list[str], seeds: int, chosen: list[str]) -> Pl
     return plan_runs(name, base, {m: [*common, *own] for m, own in models.items()}, range(seeds))
 
 
+def inputs(name: str, found: dict[str, list[str]], base: str, model: str, seeds: int) -> None:
+    """Print what the inputs of a table bring to a model beside those of another table with the same rows."""
+    own = yaml.safe_load(EXPERIMENT.read_text())["experiment"]["models"][model]
+    models = {table: [*found[table], *own] for table in (base, name)}
+    content = {"experiment": {"title": f"{model}: {name} against {base}", "base": base, "models": models}}
+    path = OUT / "conf" / "experiment" / "of_inputs.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("# @package _global_\n" + yaml.safe_dump(content, sort_keys=False))
+    kept = [f"data_dir={DATA}", f"runs_dir={OUT}/accuracy/runs", f"out={OUT}/accuracy/{name}-{base}-{model}"]
+    command = ["compare.py", f"--config-dir={OUT}/conf", "experiment=of_inputs", *found[name], *kept, f"seeds={seeds}"]
+    subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
+
+
 def arrays(store: Store, config: DictConfig) -> Path:
     """Write the splits in the peers' format: ids from 0 in each field, padded lists, numbers and labels."""
     path, schema = store.folder / "peers.npz", store.schema
@@ -154,6 +168,10 @@ def main() -> None:
     models = asked["models"].split(",") if "models" in asked else []
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         for name in chosen:
+            if "against" in asked:
+                for model in models:
+                    inputs(name, found, asked["against"], model, int(asked.get("seeds", 5)))
+                continue
             plan = trained(name, found[name], int(asked.get("seeds", 5)), models)
             peers = asked.get("peers", ",".join(PEERS.values())).split(",")
             if PEER_PYTHON.exists() and peers != ["no"]:

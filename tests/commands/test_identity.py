@@ -185,6 +185,21 @@ def test_a_comparison_is_of_the_same_rows(tmp_path: Path) -> None:
     assert "tested on different rows" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
+def test_two_inputs_of_one_table_are_compared_if_its_tasks_are_the_same(tmp_path: Path) -> None:
+    table(tmp_path)
+    (tmp_path / "fewer.yaml").write_text(SPEC.replace("  price: {kind: numeric}\n", "") + "ignore: [price]\n")
+    (tmp_path / "renamed.yaml").write_text(SPEC.replace("like: like", "liked: like"))
+    chosen = [*SMALL, "experiment=table1", "data=table", "data.spec=spec.yaml", "seeds=2", "experiment.base=A"]
+    for other, code in (("fewer", 0), ("renamed", 2)):
+        models = [
+            f"+experiment.models.{m}=['model=mmoe','data.spec={f}.yaml']" for m, f in (("A", "spec"), ("B", other))
+        ]
+        done = ran(tmp_path, *chosen, *models, "models=[A,B]", "data_dir=data", script="compare.py")
+        assert done.returncode == code, done.stderr
+        assert ("other tasks than A" in done.stderr.splitlines()[-1]) == (code == 2)
+
+
 # Raw files
 
 

@@ -97,10 +97,7 @@ def _warn_of_other_code(runs: list[PlannedRun]) -> None:
 def summarise(plan: Plan) -> Comparison:
     """Collect the metrics of a plan whose runs are done."""
     metrics = {key: _read(run) for key, run in plan.runs.items()}
-    fingerprints = {run.store.fingerprint for run in plan.runs.values()}
-    if len(fingerprints) > 1:
-        raise UserError("the runs have different data and cannot be paired; give all models the same data settings")
-    store = next(iter(plan.runs.values())).store
+    store = plan.runs[plan.base, plan.seeds[0]].store
     binary = store.schema.binary
     targets, tasks = Targets(binary), len(binary.tasks)
     keys = _keys(store.schema)

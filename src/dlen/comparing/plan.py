@@ -114,15 +114,29 @@ def plan_runs(
 
 
 def _check_same_rows(base: str, runs: Mapping[tuple[str, int], PlannedRun]) -> None:
-    """Raise UserError unless all runs are tested on the same rows, by which differences are paired."""
-    expected = next(run.store.labels_identity("test") for run in runs.values() if run.model == base)
+    """Raise UserError unless all runs are tested on the same rows and tasks, by which differences are paired.
+
+    Their inputs may differ: two YAMLs of one table tell what a history or a rate brings.
+    """
+    first = next(run.store for run in runs.values() if run.model == base)
+    expected = first.labels_identity("test")
     for run in runs.values():
-        actual = run.store.labels_identity("test")
+        actual, tasks = run.store.labels_identity("test"), _measured(run.store)
+        if tasks != _measured(first):
+            raise UserError(
+                f"config models: {run.model}, seed {run.seed}, has other tasks than {base}, so their figures cannot be "
+                "compared; give all models the same tasks"
+            )
         if actual != expected:
             raise UserError(
                 f"config models: {run.model}, seed {run.seed}, is tested on different rows ({actual}) than {base} "
                 f"({expected}), so their figures cannot be compared; give all models the same data"
             )
+
+
+def _measured(store: Store) -> list[tuple[str, ...]]:
+    """What of each task decides which rows measure it."""
+    return [(t.name, t.kind, t.observed_where or "", t.joint) for t in store.schema.tasks]
 
 
 def _plan_run(model: str, seed: int, overrides: Sequence[str], stores: dict[str, Store]) -> PlannedRun:
