@@ -125,6 +125,7 @@ def test_a_copy_that_breaks_off_is_not_kept(tmp_path: Path, bucket: Any, monkeyp
         ("memory://nowhere/*.csv", "no files"),
         ("ftp://host/a.csv", "ftp://host/a.csv: addresses of this kind"),
         ("s3://bucket/a.csv", "pip install s3fs"),
+        ("hdfs://host/a.csv", "hdfs://host/a.csv"),
         ("memory://b/../../a.csv", "has an empty folder name"),
         ("http://127.0.0.1:9/a.csv", "http://127.0.0.1:9/a.csv: "),
     ],

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from dlen.errors import UserError
-from dlen.files import locked, read_json, replacing_file, write_json
+from dlen.files import locked, read_mapping, replacing_file, write_json
 from dlen.progress import Stage
 
-LIBRARIES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "hf": "huggingface_hub"}
-_BUILT_IN = ("http", "https", "hdfs", "memory")  # without a library of their own; memory is for tests
+_LIBRARIES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "hf": "huggingface_hub"}
+_LIBRARIES |= {"hdfs": "pyarrow", "http": "aiohttp", "https": "aiohttp"}
+_MEMORY = "memory"  # fsspec's own store, for tests
 _WEB = ("http", "https")  # they have no folders
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _VERSIONS = ("ETag", "etag", "generation", "LastModified", "last_modified", "updated", "mtime", "created", "blob_id")
@@ -110,7 +111,7 @@ class RemoteFiles:
             return
         with locked(self.folder / ".lock", "copying remote files"):
             record = self.folder / ".versions.json"
-            versions: dict[str, str | None] = read_json(record) if record.exists() else {}
+            versions: dict[str, str | None] = read_mapping(record) if record.exists() else {}
             stale = {
                 path: found
                 for path, found in remote.items()
@@ -139,16 +140,15 @@ class RemoteFiles:
 
 def _open(address: str, kind: str) -> tuple[Any, str]:
     """The file system of an address, and the place in it."""
-    if kind not in (*LIBRARIES, *_BUILT_IN):
-        known = ", ".join(f"{name}://" for name in (*LIBRARIES, *_BUILT_IN[:-1]))
+    if kind not in (*_LIBRARIES, _MEMORY):
+        known = ", ".join(f"{name}://" for name in _LIBRARIES)
         raise UserError(f"{address}: addresses of this kind cannot be read; there are {known}")
     from fsspec.core import url_to_fs  # here: most tables are local
 
     try:
         system, place = url_to_fs(address)
     except ImportError:
-        library = LIBRARIES.get(kind, "aiohttp")
-        raise UserError(f"{address}: {kind}:// needs a library; pip install {library}") from None
+        raise UserError(f"{address}: {kind}:// needs a library; pip install {_LIBRARIES[kind]}") from None
     return system, str(place)
 
 
@@ -160,7 +160,7 @@ def _told(address: str) -> Iterator[None]:
     except UserError:
         raise
     except FileNotFoundError:
-        raise UserError(f"{address}: there is no such file") from None
+        raise UserError(f"{address}: there is no such file, or its server does not answer") from None
     except Exception as error:  # each cloud's library has errors of its own
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{address}: cannot be read ({reason}); check the address and your credentials") from None

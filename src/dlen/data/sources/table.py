@@ -63,8 +63,8 @@ class Table:
         self.name = name
         self.bad = BadRows(bad_rows)
         self.path = Path(spec)
-        self.remote = RemoteFiles(Path(copies))
-        self.folder = Folder(self.path.parent if folder is None else folder, self.remote)
+        self.remote = RemoteFiles(Path(str(copies)))  # a folder 3 comes as a number
+        self.folder = Folder(self.path.parent if folder is None else str(folder), self.remote)
         self._files_setting = files
         if content is not None:
             self.table = content
