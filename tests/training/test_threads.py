@@ -97,11 +97,12 @@ def test_a_container_with_two_cores_of_four_gets_two_threads(machine: Machine) -
     assert after(machine, free) == 2
 
 
-def test_the_number_comes_back_when_the_fit_ends(machine: Machine) -> None:
+@pytest.mark.parametrize("end", ["teardown", "on_exception"])
+def test_the_number_comes_back_when_the_fit_ends(machine: Machine, end: str) -> None:
     free = started(machine)
     machine.others = 4
     assert after(machine, free) == 1
-    free.teardown(cast(Any, None), cast(Any, None), "fit")
+    getattr(free, end)(cast(Any, None), cast(Any, None), cast(Any, None))
     assert machine.threads == 4
 
 

@@ -263,7 +263,7 @@ def fit(
     metrics: dict[str, Any] = {"model": config.model_name, "data": config.data_name, "seed": config.seed}
     metrics |= record
     metrics |= {"fit/precision": str(trainer.precision), "fit/steps": trainer.global_step}
-    metrics["machine/fewest_threads"] = threads.fewest
+    metrics["machine/fewest_threads"] = threads.fewest or record["machine/threads"]  # baselines have no steps
     metrics |= size
     metrics |= meter.figures(trainer.world_size) | conflict.figures(store.schema.task_names) | gates.figures()
     return Fitted(store, folder, trainer, module, data, gates, dashboard, selection, base, metrics)

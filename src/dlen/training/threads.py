@@ -98,6 +98,10 @@ class FreeThreads(Callback):
         """Restore the number of threads."""
         torch.set_num_threads(int(self._most))
 
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Restore the number of threads for the next trial of a sweep's worker."""
+        torch.set_num_threads(int(self._most))
+
     def on_train_batch_end(self, *args: Any) -> None:
         """See :meth:`adapt`."""
         self.adapt()
