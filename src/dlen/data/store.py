@@ -26,7 +26,7 @@ from dlen.data.sequences import SplitSequences, StoredSequence
 from dlen.data.split import Split, StoredTable
 from dlen.data.vectors import SplitVectors
 from dlen.errors import UserError
-from dlen.files import check_regular, checksum, content_checksum
+from dlen.files import check_regular, checksum, is_intact
 from dlen.label_scale import LabelScale
 from dlen.schema import Kind, Schema
 
@@ -65,15 +65,15 @@ class Store:
             raise UserError(
                 f"{path}: has store format {version}, but this version of dlen reads format {FORMAT}; run prepare.py"
             )
-        written_crc = content.pop("crc32", None)
         try:
             self.schema = Schema.from_dict(content["schema"])
             self.fingerprint: str = content["fingerprint"]
             _ = content["arrays"], content["vocabularies"]
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path}: has a missing or invalid entry ({error!r}); {remedy}") from None
-        if content_checksum(content) != written_crc:
+        if not is_intact(content):
             raise UserError(f"{path}: checksum mismatch, the file was modified or is damaged; {remedy}")
+        del content["crc32"]
         return dict(content)
 
     def _array_path(self, name: str) -> Path:
