@@ -106,6 +106,11 @@ def test_the_number_comes_back_when_the_fit_ends(machine: Machine, end: str) -> 
     assert machine.threads == 4
 
 
+def test_an_error_before_the_fit_begins_leaves_the_number(machine: Machine) -> None:
+    FreeThreads(machine.measure).on_exception(cast(Any, None), cast(Any, None), ValueError())
+    assert machine.threads == 4
+
+
 @pytest.mark.parametrize("fixed", ["dynamic", "gpu", "unknown"])
 def test_the_number_stays_where_it_is_fixed_or_does_not_matter(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, fixed: str

@@ -84,23 +84,23 @@ class FreeThreads(Callback):
         self.fewest = 0
         self._measure, self._cores = measure, cores
         self._before: Usage | None = None
-        self._most = self._limit = 0.0
+        self._most, self._limit = torch.get_num_threads(), math.inf
         self._again = 0  # the number that the last measurement asked for
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Start measuring, unless a GPU computes or the number is fixed."""
         self._most, self._limit, self._again = torch.get_num_threads(), self._cores(), 0
-        self.fewest = self.fewest or int(self._most)
+        self.fewest = self.fewest or self._most
         fixed = os.environ.get("OMP_DYNAMIC", "").lower() == "false" or self._most == 1
         self._before = None if fixed or trainer.strategy.root_device.type != "cpu" else self._measure()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Restore the number of threads."""
-        torch.set_num_threads(int(self._most))
+        torch.set_num_threads(self._most)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Restore the number of threads for the next trial of a sweep's worker."""
-        torch.set_num_threads(int(self._most))
+        torch.set_num_threads(self._most)
 
     def on_train_batch_end(self, *args: Any) -> None:
         """See :meth:`adapt`."""
