@@ -121,7 +121,8 @@ def matmul_limit(model: Ranker, in_dim: int, batch_size: int, repeats: int = 10)
     Each layer costs one product forward and two backward. The gradient of the input is counted for every layer because
     the embeddings need it.
     """
-    layers = [m for m in (*model.backbone.modules(), *model.head.modules()) if isinstance(m, nn.Linear)]
+    parts = [part for part in (model.interaction, model.backbone, model.head) if part is not None]
+    layers = [m for part in parts for m in part.modules() if isinstance(m, nn.Linear)]
     shapes = [(layer.in_features, layer.out_features) for layer in layers if layer.in_features]
     tensors = [
         (torch.randn(batch_size, a), torch.randn(batch_size, b), torch.randn(a, b), torch.empty(batch_size, b))

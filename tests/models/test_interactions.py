@@ -200,7 +200,7 @@ def test_the_hidden_state_depends_on_it(kind: str) -> None:
 
 
 def test_without_an_interaction_nothing_is_added() -> None:
-    model = MMoE(make_schema(), embedding_dim=E)
+    model = MMoE(make_schema(), embedding_dim=E, interaction=None)
     assert model.interaction is None
     assert not [key for key in model.state_dict() if "interaction" in key]
     x = model.features(make_batch(make_schema(), 4))

@@ -16,7 +16,7 @@ DIM = 3
 
 def model() -> SingleTask:
     torch.manual_seed(0)
-    return SingleTask(make_schema(), embedding_dim=DIM, expert=(8, 6), tower=(4,))
+    return SingleTask(make_schema(), embedding_dim=DIM, expert=(16, 12), tower=(8,))
 
 
 def test_no_parameter_has_a_gradient_from_two_tasks() -> None:

@@ -43,7 +43,7 @@ def crossed() -> Ranker:
 
 
 MODELS: dict[str, Callable[[], Ranker]] = {
-    "mmoe": lambda: MMoE(make_schema(), num_experts=2, expert=EXPERT, **SIZES),
+    "mmoe": lambda: MMoE(make_schema(), num_experts=2, expert=EXPERT, interaction=None, **SIZES),
     "cross": crossed,
     "sequences": lambda: MMoE(make_schema(fields=WITH_SEQUENCES), num_experts=2, expert=EXPERT, **SIZES),
     "dims": lambda: MMoE(make_schema(fields=WITH_DIMS), num_experts=2, expert=EXPERT, **SIZES),

@@ -12,7 +12,7 @@ from tests.helpers import make_schema
 
 def test_parameters_and_operations_of_a_small_mmoe() -> None:
     schema = make_schema()
-    model = MMoE(schema, embedding_dim=3, num_experts=2, expert=(8, 6), tower=(4,))
+    model = MMoE(schema, embedding_dim=3, num_experts=2, expert=(8, 6), tower=(4,), interaction=None)
     width, tasks, experts = 4 * 3 + 2, 3, 2
     layers = [(width, 8), (8, 6)] * experts + [(6, 4), (4, 1)] * tasks
     gates = width * tasks * experts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from dlen.models.backbones import (
     AdaTTBackbone,
@@ -26,7 +26,7 @@ from dlen.models.dlen import LatentHead
 from dlen.models.escm2 import ESCM2Head
 from dlen.models.funnels import AITMHead, ESMMHead
 from dlen.models.heads import IndependentHead
-from dlen.models.interactions import EPNetInteraction, MakeInteraction
+from dlen.models.interactions import CrossInteraction, EPNetInteraction, MakeInteraction
 from dlen.models.pal import PositionRanker
 from dlen.models.ranker import MakeBackbone, MakeHead, MakePool, Ranker
 from dlen.nn.embedding import EmbeddingTable
@@ -44,8 +44,8 @@ class Named(Ranker):
             default.
         embedding: factory of the embedding table; overrides ``embedding_dim`` and ``first_order``.
         sequence: how a sequence becomes one vector per list.
-        interaction: factory of a layer between embedding and backbone, see :mod:`dlen.models.interactions`; None for
-            the model's own, if it has one.
+        interaction: factory of a layer between embedding and backbone, see :mod:`dlen.models.interactions`, or None;
+            cross layers by default, and EPNet in PEPNet.
         backbone: factory of the backbone; overrides the model's own.
         head: factory of the head; overrides the model's own.
         dropout: dropout probability of backbone and head.
@@ -58,7 +58,7 @@ class Named(Ranker):
 
     BACKBONE: ClassVar[Callable[..., Any]]
     HEAD: ClassVar[Callable[..., Any]] = IndependentHead
-    INTERACTION: ClassVar[Callable[..., Any] | None] = None
+    INTERACTION: ClassVar[Callable[..., Any]] = CrossInteraction
     FIRST_ORDER: ClassVar[bool] = False
     PRIVATE: ClassVar[bool] = False
     SHARED_PART: ClassVar[bool] = False
@@ -71,7 +71,7 @@ class Named(Ranker):
         first_order: bool | None = None,
         embedding: MakeEmbedding | None = None,
         sequence: MakePool = TargetAttention,
-        interaction: MakeInteraction | None = None,
+        interaction: MakeInteraction | Literal["default"] | None = "default",
         backbone: MakeBackbone | None = None,
         head: MakeHead | None = None,
         dropout: float | None = None,
@@ -87,7 +87,7 @@ class Named(Ranker):
         super().__init__(
             schema,
             embedding=partial(EmbeddingTable, **table) if embedding is None else embedding,
-            interaction=self.INTERACTION if interaction is None else interaction,
+            interaction=self.INTERACTION if interaction == "default" else interaction,
             backbone=backbone,
             head=head,
             sequence=sequence,
