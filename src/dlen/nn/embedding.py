@@ -89,9 +89,9 @@ class EmbeddingTable(nn.Module):
         width = row_width(dim, self.first_order)
         if _deferred:
             self._random = torch.get_rng_state()
-            for _ in self._draw(rows, width, torch.default_generator):
-                pass  # advance the generator, so that all other parameters match those of a normal table
             self.weight = nn.Parameter(torch.empty(rows, width, device="meta"))
+            for _ in self.draw(torch.default_generator):
+                pass  # advance the generator, so that all other parameters match those of a normal table
         else:
             self.weight = nn.Parameter(torch.empty(rows, width).normal_(std=std))
             self.weight.data[:, dim:] = 0
@@ -112,16 +112,23 @@ class EmbeddingTable(nn.Module):
         """Yield the initial values of a deferred table in chunks: first row and (n, dim) values."""
         generator = torch.Generator()
         generator.set_state(self._random)
-        rows, dim = self.weight.shape
-        yield from self._draw(rows, dim, generator)
+        yield from self.draw(generator)
 
-    def _draw(self, rows: int, dim: int, generator: torch.Generator) -> Iterator[tuple[int, Tensor]]:
+    def draw(self, generator: torch.Generator) -> Iterator[tuple[int, Tensor]]:
+        """Draw the values of a new table on the CPU, in chunks: first row and (n, dim) values."""
+        rows, width = self.weight.shape
         chunks = max(rows // _CHUNK, 1)
         for chunk in range(chunks):
             first, last = chunk * _CHUNK, rows if chunk == chunks - 1 else (chunk + 1) * _CHUNK
-            values = torch.empty(last - first, dim, dtype=torch.float32).normal_(std=self._std, generator=generator)
+            values = torch.empty(last - first, width, dtype=torch.float32).normal_(std=self._std, generator=generator)
             values[:, self.dim :] = 0
             yield first, values
+
+    @torch.no_grad()
+    def renew(self, generator: torch.Generator) -> None:
+        """Draw the whole table anew, in place."""
+        for first, values in self.draw(generator):
+            self.weight[first : first + len(values)] = values.to(self.weight.device)
 
     def forward(self, batch: Batch) -> Tensor:
         """(B, D + O) vectors of single ids, pooled vectors of multi-valued fields, numbers, and first-order sums.

@@ -147,6 +147,7 @@ class ShardedTable(nn.Module):
         weights = self._weights()
         for start, values in table.initial():
             self._write(weights, start, values)
+        self._draw = table.draw
 
     def forward(self, batch: Batch) -> Tensor:
         """(B, D + O), as from an :class:`EmbeddingTable`."""
@@ -173,6 +174,13 @@ class ShardedTable(nn.Module):
         if self.num_bags:
             parts.append(vectors[:, self.num_single :] / bag_divisors(batch, self.mean).transpose(0, 1))
         return join_input(parts, batch.numeric, self.dim, self.first_order)
+
+    def renew(self, generator: torch.Generator) -> None:
+        """Draw the whole table anew, in place, and forget its accumulators; call in every process."""
+        weights, sums = self._weights(), self._sums()
+        for start, values in self._draw(generator):
+            self._write(weights, start, values)
+        sums.zero_()
 
     def accumulators(self) -> Tensor | None:
         """(R, 1) accumulators of row-wise Adagrad, on the CPU of the first process; None in the others."""

@@ -51,6 +51,7 @@ from dlen.training.dashboard import Dashboard, Draw
 from dlen.training.datamodule import RankingDataModule, tested_rows
 from dlen.training.diagnostics import attention_maps, diagnostics
 from dlen.training.environment import environment
+from dlen.training.fresh_tables import FreshTables
 from dlen.training.gates import GateMonitor
 from dlen.training.latent import view_warnings
 from dlen.training.latent import warnings as hidden_state_warnings
@@ -205,11 +206,13 @@ def fit(
         dashboard = Dashboard(loggers)
         meter, conflict, gates = Meter(), GradientConflict(config.metrics.conflict_every), GateMonitor()
         selection, threads = Selection(config.monitor, mode), FreeThreads()
+        reset = False if config.get("init_from") else config.get("reset_embeddings", False)  # a run of before has none
+        fresh = FreshTables(reset, config.seed, selection)
         callbacks = [
             StepSeed(config.seed),
             *build_callbacks(config, folder, meter, mode_of, checkpoints=checkpoints),
         ]
-        callbacks += [conflict, gates, dashboard, selection, threads]
+        callbacks += [conflict, gates, dashboard, selection, fresh, threads]
         callbacks += make_callbacks(folder)
         trainer: L.Trainer = build_trainer(config, folder, loggers, callbacks, meter)
         rows = {"val": len(store.split("validation")), "test": len(store.split("test"))}
@@ -264,6 +267,7 @@ def fit(
     metrics |= record
     metrics |= {"fit/precision": str(trainer.precision), "fit/steps": trainer.global_step}
     metrics["machine/fewest_threads"] = threads.fewest or record["machine/threads"]  # baselines have no steps
+    metrics |= {"fit/reset_from_epoch": fresh.first + 1} if fresh.first >= 0 else {}
     metrics |= size
     metrics |= meter.figures(trainer.world_size) | conflict.figures(store.schema.task_names) | gates.figures()
     return Fitted(store, folder, trainer, module, data, gates, dashboard, selection, base, metrics)

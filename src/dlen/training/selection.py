@@ -65,19 +65,21 @@ class Selection(Callback):
 
     Attributes:
         best: metrics of the best validation so far, by key; empty before the first.
+        epoch: epoch of the best validation so far, counted from 0; -1 before the first.
     """
 
     def __init__(self, monitor: str, mode: str) -> None:
         self.monitor, self.sign = monitor, 1 if mode == "max" else -1
         self.best: dict[str, float] = {}
+        self.epoch = -1
 
     def state_dict(self) -> dict[str, Any]:
         """The best metrics so far."""
-        return {"best": self.best}
+        return {"best": self.best, "epoch": self.epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the result of :meth:`state_dict`."""
-        self.best = dict(state_dict["best"])
+        self.best, self.epoch = dict(state_dict["best"]), state_dict.get("epoch", -1)  # of a run of before
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Compare like Lightning's checkpoint callback: in 32 bits, and the first of equal values wins.
@@ -95,4 +97,4 @@ class Selection(Callback):
             raise UserError(f"config monitor: {self.monitor} is undefined ({reason}); choose another metric")
         now, before = figures[self.monitor], self.best.get(self.monitor)
         if before is None or np.float32(self.sign * now) > np.float32(self.sign * before):
-            self.best = figures
+            self.best, self.epoch = figures, trainer.current_epoch
