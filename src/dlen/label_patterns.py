@@ -43,6 +43,11 @@ class PatternCounter:
         for code, weight in zip(found.tolist(), np.bincount(place, weights).tolist(), strict=True):
             self._counts[code] += weight
 
+    def merge(self, other: PatternCounter) -> None:
+        """Add what another counter of the same tasks has counted. Sums of up to half a million weights are exact."""
+        for code, weight in other._counts.items():
+            self._counts[code] += weight
+
     def patterns(self, regressions: Iterable[int] = ()) -> Patterns:
         """The most frequent patterns, one character per task: 0, 1, or ``-`` if missing; with their weight.
 

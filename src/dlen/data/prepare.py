@@ -197,7 +197,7 @@ def _write(source: Source, folder: Path, identity: dict[str, Any], before: dict[
 def summary(store: Store) -> str:
     """A short description of a store's content."""
     content = store.content
-    rows = ", ".join(f"{name} {split['rows']:,}" for name, split in content["splits"].items())
+    rows = ", ".join(f"{name} {count:,}" for name, count in store.rows.items())
     lines = [
         f"{content['name']}: {rows} rows; {store.schema.num_embeddings:,} ids in {len(store.schema.fields)} fields"
     ]

@@ -30,7 +30,7 @@ from dlen.data.sources.cells import (
 )
 from dlen.data.sources.table_spec import TIME_PARTS, FieldSpec
 from dlen.data.store import Store
-from dlen.data.writer import StoreWriter
+from dlen.data.writer import PartWriter, StoreWriter
 from dlen.errors import UserError
 from dlen.schema import Field, Kind, Pooling, View
 
@@ -170,6 +170,9 @@ class TableColumn(ABC):
 
     def freeze(self, writer: StoreWriter) -> None:
         """Finish learning and write the result to the store."""
+
+    def begin(self, shard: PartWriter) -> None:
+        """Prepare to encode the rows of a shard, which keeps what only they point to."""
 
     def restore(self, store: Store) -> None:
         """Load what was learned from a store."""

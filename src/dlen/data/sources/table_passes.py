@@ -155,8 +155,12 @@ class TablePasses:
 
     def _write_splits(self, schema: Schema) -> None:
         counts = {kind: len(schema.of_kind(kind)) for kind in Kind}
-        start = partial(self.writer.split, num_values=len(schema.regressions), num_views=len(schema.views))
+        shard = self.writer.shard()
+        start = partial(shard.split, num_values=len(schema.regressions), num_views=len(schema.views))
+        start = partial(start, num_sequences=len(schema.sequences), num_vectors=counts[Kind.VECTOR])
         splits = [start(name, counts, len(schema.tasks)) for name in SPLITS]
+        for column in self.columns:
+            column.begin(shard)
         users = UserNumbers(self.columns, schema)
         for chunk, path, file_split in self.rows.chunks("writing the prepared store"):
             read = partial(self._read_encoded, schema, file_split)

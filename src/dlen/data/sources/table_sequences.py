@@ -20,7 +20,7 @@ from dlen.data.sources.table_columns import Append, IdColumn, KeptRows, TableCol
 from dlen.data.sources.table_log import LogColumn
 from dlen.data.sources.table_spec import FieldSpec, TableSpec, names_of
 from dlen.data.store import Store
-from dlen.data.writer import StoreWriter
+from dlen.data.writer import PartWriter, StoreWriter
 from dlen.errors import UserError
 from dlen.schema import Field, Kind
 
@@ -82,7 +82,10 @@ class SequenceColumn(OrderedColumn):
             writer.statistics[one.name] = writer.statistics.get(one.name, {}) | cut
             if not one.spec.share:
                 writer.counts[one.name] = _counts(one)
-        self._append = writer.sequence(self.name, len(self.lists)).append
+
+    def begin(self, shard: PartWriter) -> None:
+        """Store the values of the rows in the shard."""
+        self._append = shard.sequence(self.name, len(self.lists)).append
 
     def restore(self, store: Store) -> None:
         """Load the codes of a store."""
@@ -225,7 +228,7 @@ class HistoryColumn(LogColumn, OrderedColumn):
     def freeze(self, writer: StoreWriter) -> None:
         """Sort the log, write the events and find the history of each row."""
         assert self.table is not None
-        stored = writer.sequence(self.name, len(self.of) + bool(self.history.labels))
+        stored = writer.beside.sequence(self.name, len(self.of) + bool(self.history.labels))
         keys = writer.history(self.name)
         self._found = self.table.finish(self.rows, self.clock.unit, self._encode, stored, keys)
         further = [f for f in self.fields() if not f.share]

@@ -18,7 +18,7 @@ from dlen.data.sources.cells import LINE, lists_or_empty
 from dlen.data.sources.table_columns import Append, KeptRows, TableColumn
 from dlen.data.sources.table_spec import FieldSpec
 from dlen.data.store import Store
-from dlen.data.writer import StoreWriter
+from dlen.data.writer import PartWriter, StoreWriter
 from dlen.errors import UserError
 from dlen.schema import Field, Kind
 
@@ -135,20 +135,29 @@ class VectorColumn(TableColumn):
             self._used += self._uses(frame)
 
     def freeze(self, writer: StoreWriter) -> None:
-        """Finish the scale, and write the joined vectors that a row has."""
+        """Finish the scale, and write joined vectors."""
         for part, (first, last) in self._ranges():
             self.scale.observe(part.values, self._times[first:last])
         if not self.scale.count:
             raise UserError(f"field {self.name}: no training row has a vector in column {self.spec.column}")
         self.scale.finish()
         writer.statistics[self.name] = {"mean": self.scale.mean.tolist(), "deviation": self.scale.deviation}
-        self._append = writer.vectors(self.name, self.size).append
-        used = self._used > 0
+        if self._row:
+            self._write_joined(writer.beside)
+
+    def _write_joined(self, beside: PartWriter) -> None:
+        """Write the joined vectors that a row has, and keep their places."""
+        append, used = beside.vectors(self.name, self.size).append, self._used > 0
         for part, (first, last) in self._ranges():
             kept = used[first:last]
-            self._append(self.scale(_Part(part.path, part.values[kept], part.lines[kept]), self.spec.column))
+            append(self.scale(_Part(part.path, part.values[kept], part.lines[kept]), self.spec.column))
         self._place = np.append(0, np.where(used, np.cumsum(used), 0)).astype(np.int32)[self._place]
         self._joined = []
+
+    def begin(self, shard: PartWriter) -> None:
+        """Store the vectors of the rows in the shard."""
+        if not self._row:
+            self._append = shard.vectors(self.name, self.size).append
 
     def restore(self, store: Store) -> None:
         """Load the scale of a store."""
