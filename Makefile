@@ -63,6 +63,7 @@ serve-demo: setup
 bench: setup
 	$(BIN)/python bench/train.py
 	$(BIN)/python bench/load.py
+	$(BIN)/python bench/shards.py
 	$(BIN)/python bench/evaluate.py
 	$(BIN)/python bench/prepare.py
 	$(BIN)/python bench/rates.py

@@ -130,8 +130,8 @@ def with_peers(plan: Plan, settings: list[str], peers: dict[str, str]) -> Plan:
     """Add runs of torch-rechub to the plan, training the missing ones."""
     store = next(iter(plan.runs.values())).store
     config = compose_train([*settings, f"data_dir={DATA}"])
-    missing = any(any(counts) for counts in store.content["missing_labels"].values())
-    if missing or any(task.observed_where for task in store.schema.tasks):
+    missing = [part for shard in store.shards for split in shard["splits"].values() for part in split["missing"]]
+    if any(missing) or any(task.observed_where for task in store.schema.tasks):
         print("torch-rechub knows no task that is observed in some rows, so it is left out", file=sys.stderr)
         return plan
     runs = dict(plan.runs)
@@ -152,7 +152,8 @@ def run_peer(model: str, seed: int, folder: Path, store: Store, config: DictConf
     command = [str(PEER_PYTHON), "bench/peers/accuracy.py", model, str(arrays(store, config)), str(seed), *sizes]
     with (folder / "train.log").open("w") as log:
         subprocess.run([*command, str(folder / SCORES)], cwd=ROOT, check=True, stdout=log, stderr=log)
-    scores, labels = torch.from_numpy(np.load(folder / SCORES)), store.split("test").labels
+    test, scores = store.split("test"), torch.from_numpy(np.load(folder / SCORES))
+    labels = test.labels_of(torch.arange(len(test)))
     names = Targets(store.schema).names
     auc = {f"test/auc/{n}": float(exact_auc(scores[:, i], labels[:, i])) for i, n in enumerate(names)}
     auc["test/auc/mean"] = float(np.mean(list(auc.values())))

@@ -36,9 +36,9 @@ def feed_table(name: str) -> dict[str, Any]:
     schema, frames = store.schema, []
     for split in ("train", "validation", "test"):
         rows = store.split(split)
-        ids = rows.batch(torch.arange(len(rows))).ids
-        columns = {field.name: ids[:, place].numpy() for place, field in enumerate(schema.fields)}
-        columns |= {task: rows.labels[:, place].numpy() for place, task in enumerate(schema.task_names)}
+        batch = rows.batch(torch.arange(len(rows)))
+        columns = {field.name: batch.ids[:, place].numpy() for place, field in enumerate(schema.fields)}
+        columns |= {task: batch.labels[:, place].byte().numpy() for place, task in enumerate(schema.task_names)}
         frames.append(pl.DataFrame(columns).with_columns(split=pl.lit(split)))
     path = OUT / "id_rates" / f"{name}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)

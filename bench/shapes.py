@@ -49,10 +49,11 @@ class Shape:
         if not path.exists():
             split, schema = store.split("train"), store.schema
             starts = np.array([schema.offsets[f.name] for f in schema.fields], np.int32)
-            ids = split.batch(torch.arange(len(split))).ids.numpy() - starts
+            rows = split.batch(torch.arange(len(split)))
+            ids = rows.ids.numpy() - starts
             sizes = [f.vocab_size for f in schema.fields]
             counts = {"shared_experts": self.experts, "task_experts": self.task_experts}
-            np.savez(path, ids=ids, labels=split.labels.numpy(), sizes=np.array(sizes), **counts)  # type: ignore[arg-type]
+            np.savez(path, ids=ids, labels=rows.labels.numpy().astype(np.uint8), sizes=np.array(sizes), **counts)  # type: ignore[arg-type]
         return path
 
 

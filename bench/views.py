@@ -151,7 +151,8 @@ def variants(settings: list[str]) -> dict[str, list[str]]:
 
 def aucs(runs: Sequence[PlannedRun], score: str, task: str) -> list[float]:
     """By run, the test AUC of the score of one task for the label of another."""
-    schema, labels = runs[0].store.schema, runs[0].store.split("test").labels
+    schema, test = runs[0].store.schema, runs[0].store.split("test")
+    labels = test.labels_of(torch.arange(len(test)))
     scores = [torch.from_numpy(np.load(run.folder / SCORES))[:, schema.task_index(score)] for run in runs]
     return [float(exact_auc(of_run, labels[:, schema.task_index(task)])) for of_run in scores]
 

@@ -46,9 +46,9 @@ class TinySource:
 
     def write(self, writer: StoreWriter) -> Schema:
         self.written += 1
-        counts = {Kind.ID: 1, Kind.IDS: 0, Kind.NUMERIC: 0}
+        counts, shard = {Kind.ID: 1, Kind.IDS: 0, Kind.NUMERIC: 0}, writer.shard()
         for name in ("train", "validation", "test"):
-            split = writer.split(name, counts, 1)
+            split = shard.split(name, counts, 1)
             split.append(no_bags(range(self.rows)), np.arange(self.rows)[:, None] % 2)
         if self.fail:
             raise RuntimeError("on purpose")
@@ -129,8 +129,9 @@ def _vocabulary(store: Store, f: Field) -> list[Any]:
 
 
 def arrays(store: Store) -> dict[str, bytes]:
-    """The bytes of every array of a store."""
-    return {str(p.relative_to(store.folder)): p.read_bytes() for p in sorted(store.folder.rglob("*.bin"))}
+    """The bytes of every array with content in a store of one shard."""
+    paths = sorted(store.folder.rglob("*.bin"))
+    return {str(p.relative_to(store.folder)).removeprefix("shards/00000/"): p.read_bytes() for p in paths}
 
 
 def left_in(data_dir: Path) -> list[str]:

@@ -247,7 +247,7 @@ def test_a_small_table_is_known(name: str, tmp_path: Path) -> None:
 
 def check_known(forecast: Forecast, store: Store) -> None:
     """Everything but time and memory is that of the store; its own file of settings is a little longer."""
-    assert forecast.rows == {name: split["rows"] for name, split in store.content["splits"].items()}
+    assert forecast.rows == store.rows
     assert forecast.sizes == ids_of(store)
     assert forecast.exact
     assert forecast.store == pytest.approx(size_of(store), abs=4096)

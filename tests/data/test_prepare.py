@@ -65,7 +65,7 @@ def test_a_moved_folder_of_files_is_the_same_data(tmp_path: Path) -> None:
 
 def test_a_torn_array_is_refused(tmp_path: Path) -> None:
     source = TinySource()
-    torn = prepare(source, tmp_path).folder / "train" / "ids.bin"
+    torn = prepare(source, tmp_path).folder / "shards" / "00000" / "train" / "ids.bin"
     torn.write_bytes(torn.read_bytes()[:-3])
     assert str(torn) in refusal(lambda: prepare(source, tmp_path))
 

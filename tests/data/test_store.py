@@ -89,10 +89,10 @@ def write(folder: Path, world_rows: int, grouped: bool) -> World:
     truth = [float(np.float32(rng.random())) for _ in rows]
     writer = StoreWriter(folder)
     if grouped:
-        table = writer.table("users", counts(GROUP_SHAPE))
+        table = writer.beside.table("users", counts(GROUP_SHAPE))
         table.append(columns(groups[:2], *GROUP_SHAPE))
         table.append(columns(groups[2:], *GROUP_SHAPE))
-    split = writer.split("train", counts(SHAPE), 2, group="users" if grouped else None, num_truth=1)
+    split = writer.shard().split("train", counts(SHAPE), 2, group="users" if grouped else None, num_truth=1)
     for part in (slice(0, 0), slice(0, 7), slice(7, 8), slice(8, None)):
         split.append(
             columns(rows[part], *SHAPE),
@@ -239,7 +239,7 @@ def test_a_folder_without_store_json_is_refused(tmp_path: Path) -> None:
 
 
 def test_rows_of_a_wrong_width_are_not_written(tmp_path: Path) -> None:
-    split = StoreWriter(tmp_path).split("train", counts(SHAPE), 2)
+    split = StoreWriter(tmp_path).shard().split("train", counts(SHAPE), 2)
     with pytest.raises(ValueError, match=r"labels\.bin"):
         split.append(columns([draw(random.Random(0), *SHAPE)], *SHAPE), np.zeros((1, 3), np.uint8))
 

@@ -193,6 +193,6 @@ def _scores(run: PlannedRun) -> Any:
 def _labels_and_mask(plan: Plan, targets: Targets) -> tuple[Any, Any]:
     """(N, K) labels and mask of the measured targets of the test split, as uint8."""
     split = next(iter(plan.runs.values())).store.split("test")
-    parts = [targets.labels(split.logged(labels)) for labels in torch.split(split.labels, _CHUNK)]
+    parts = [targets.labels(split.labels_of(rows)) for rows in torch.arange(len(split)).split(_CHUNK)]
     labels, mask = (torch.cat([part[i].to(torch.uint8) for part in parts]).numpy() for i in (0, 1))
     return labels, mask

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from math import floor, log10, prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 
@@ -118,12 +119,17 @@ class _Prepared:
     @property
     def rows(self) -> int:
         """Rows of all splits of the sample."""
-        return sum(split["rows"] for split in self.store.content["splits"].values())
+        return sum(self.store.rows.values())
+
+    @property
+    def arrays(self) -> dict[str, dict[str, Any]]:
+        """Type and shape of all arrays; a sample has one shard."""
+        (shard,) = self.store.shards
+        return {**self.store.content["arrays"], **shard["arrays"]}
 
     def log_rows(self) -> dict[str, int]:
         """Rows of each split of the whole log."""
-        splits = self.store.content["splits"]
-        return {name: round(split["rows"] * self.sample.rows[name]) for name, split in splits.items()}
+        return {name: round(count * self.sample.rows[name]) for name, count in self.store.rows.items()}
 
     @property
     def whole(self) -> bool:
@@ -224,10 +230,10 @@ def _tables(schema: Schema, sizes: Mapping[str, int]) -> dict[str, int]:
 
 def _store_bytes(prepared: _Prepared, ids: Mapping[str, IdEstimate], sizes: Mapping[str, int]) -> float:
     """Size of the store of the whole log."""
-    content, rows = prepared.store.content, prepared.sample.rows
+    rows = prepared.sample.rows
     overall = rows["train"]
     total = float((prepared.store.folder / "store.json").stat().st_size)
-    for name, array in content["arrays"].items():
+    for name, array in prepared.arrays.items():
         first, *others = array["shape"]
         length = first * rows.get(name.split("/")[0], overall)
         length = sum(sizes.values()) if name == "counts" else min(length, prepared.sample.most.get(name, length))
@@ -261,12 +267,12 @@ def _memory(prepared: _Prepared, ids: Mapping[str, IdEstimate]) -> float:
         # Ids are counted by chunk, and merged once there are so many
         peak += _BYTES_PENDING * min(_MOST_PENDING, more * min(estimate.seen, _CHUNK))
         peak += _BYTES_PER_ID * (estimate.total - estimate.seen)
-    content, factor = prepared.store.content, prepared.sample.rows["train"] - 1
-    arrays = [content["arrays"][f"train/{part}"] for part in ("ids", "bag_ids", "bag_start")]
+    factor = prepared.sample.rows["train"] - 1
+    arrays = [prepared.arrays[f"train/{part}"] for part in ("ids", "bag_ids", "bag_start")]
     mapped = sum(
         prod(array["shape"]) * np.dtype(array["dtype"]).itemsize for array in arrays
     )  # to count ids at the end
-    rates = sum("rate" in statistics for statistics in content["statistics"].values())
+    rates = sum("rate" in statistics for statistics in prepared.store.content["statistics"].values())
     return peak + factor * (mapped + prepared.rows * rates * _NUMBER)
 
 

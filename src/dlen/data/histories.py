@@ -27,11 +27,14 @@ class HistoryTable:
     Args:
         length: maximum number of events in the history of a row; the newest stay.
         scratch: a folder that does not exist yet.
+
+    Attributes:
+        partitions: the rows that were added.
     """
 
     def __init__(self, length: int, scratch: Path) -> None:
         self.length, self.scratch = length, scratch
-        self._partitions = KeyPartitions(scratch, "sorting histories")
+        self.partitions = KeyPartitions(scratch, "sorting histories")
 
     def add(self, row: Array, keys: pl.Series, when: Array, event: Array, values: Mapping[str, pl.Series]) -> None:
         """Add n rows.
@@ -46,7 +49,7 @@ class HistoryTable:
         of_events = pl.DataFrame(dict(values)).with_columns(pl.when(pl.Series(event)).then(pl.all()).name.keep())
         columns = {"row": row.astype(np.int64), "key": keys, "when": np.asarray(when, np.float64), "event": event}
         frame = pl.DataFrame(columns).hstack(of_events)
-        self._partitions.add(frame.filter(pl.col("key").is_not_null()))
+        self.partitions.add(frame.filter(pl.col("key").is_not_null()))
 
     def finish(self, rows: int, unit: float, encode: Encode, writer: SequenceWriter, keys: Path) -> Places:
         """Write the events, and return where the history of each row lies, memory-mapped from the scratch folder.
@@ -61,13 +64,13 @@ class HistoryTable:
         Returns:
             Places of Q = 1 sequence. Rows without a key have no events.
         """
-        parts, of_keys = self._partitions.finish(), []
+        parts, of_keys = self.partitions.finish(), []
         shape = (max(rows, 1), 1)
         start, length, times = (
             np.memmap(self.scratch / f"{name}.bin", dtype, "w+", shape=shape)
             for name, dtype in (("start", np.int64), ("length", np.int16), ("when", np.float64))
         )
-        for frame in self._partitions.with_progress(parts):
+        for frame in self.partitions.with_progress(parts):
             frame = frame.sort("key", "when", "row")
             events = frame.filter("event")
             first = writer.append(encode(events), events["when"].to_numpy() * unit)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from dlen.data.columns import Array
 from dlen.data.ragged import field_of_values, places_of
 from dlen.data.scratch import read_flat
+from dlen.data.store import Part
 from dlen.schema import Field, Kind, Schema
 
 _PIECE = 1 << 22  # values counted at a time
@@ -17,53 +18,83 @@ _ROWS = 1 << 16  # rows whose lists are counted at a time
 _SAMPLE = 1 << 20  # rows whose sequences are looked at, evenly spaced
 
 
-def count_ids(folder: Path, split: str, group: str | None, schema: Schema) -> dict[str, Array]:
-    """(vocab_size,) occurrences of each id of a field in the rows of a split, by field; without sequences.
-
-    Args:
-        folder: folder of the arrays.
-        split: name of the split.
-        group: table that its rows are joined with; its ids count once for each row of the split.
-        schema: schema of the ids.
-    """
-    totals = np.zeros(schema.num_embeddings, np.int64)
-    _add_table(totals, folder, split)
-    if group is not None:
-        uses = np.zeros(_num_rows(folder, group), np.int64)
-        _add(uses, read_flat(folder, split, "group"))
-        _add_table(totals, folder, group, uses)
-    borrowed = {f.name: _of_field(folder, split, f, schema) for f in schema.fields if f.share and not f.sequence}
-    for name, counts in borrowed.items():
-        totals[schema.rows(name)] -= counts
-    return {f.name: totals[schema.rows(f.name)] for f in schema.owners if not f.sequence} | borrowed
-
-
 def unknown_shares(occurrences: Mapping[str, Array]) -> dict[str, float]:
     """For each id field, the share of values that are unknown or absent."""
     return {name: float(counts[0] / max(counts.sum(), 1)) for name, counts in occurrences.items()}
 
 
-def unknown_in_sequences(folder: Path, split: str, schema: Schema, widths: Mapping[str, int]) -> dict[str, float]:
-    """For each stored list of a sequence, the share of values that are unknown, over up to 2^20 rows of a split.
+class WrittenSplits:
+    """The splits of a store whose arrays are written, but not yet its ``store.json``.
 
     Args:
-        widths: number of stored lists by sequence; the list of gaps is not stored, and never unknown.
+        folder: folder of the store.
+        shards: entries of its shards.
+        beside: the entry of what their rows point to beside them.
+        schema: schema of the ids.
     """
-    shares: dict[str, float] = {}
-    for place, (name, lists) in enumerate(schema.sequences.items()):
+
+    def __init__(self, folder: Path, shards: Sequence[Part], beside: Part, schema: Schema) -> None:
+        self.folder, self.shards, self.beside, self.schema = folder, shards, beside, schema
+
+    def _owner(self, shard: Part, array: str) -> Part:
+        return shard if array in shard["arrays"] else self.beside
+
+    def count_ids(self, split: str) -> dict[str, Array]:
+        """(vocab_size,) occurrences of each id of a field in the rows of a split, by field; without sequences.
+
+        The ids of a user group count once for each row of the split.
+        """
+        schema, group = self.schema, self.shards[0]["splits"][split]["group"]
+        totals, uses = np.zeros(schema.num_embeddings, np.int64), dict[Path, Array]()
+        borrowed = {f: np.zeros(f.vocab_size, np.int64) for f in schema.fields if f.share and not f.sequence}
+        for shard in self.shards:
+            folder = self.folder / shard["folder"]
+            _add_table(totals, folder, split)
+            if group is not None:
+                owner = self.folder / self._owner(shard, f"{group}/bag_start")["folder"]
+                of_groups = uses.setdefault(owner, np.zeros(_num_rows(owner, group), np.int64))
+                _add(of_groups, read_flat(folder, split, "group"))
+            for field, counts in borrowed.items():
+                counts += _of_field(folder, split, field, schema)
+        for owner, of_groups in uses.items():
+            _add_table(totals, owner, group, of_groups)
+        for field, counts in borrowed.items():
+            totals[schema.rows(field.name)] -= counts
+        own = {f.name: totals[schema.rows(f.name)] for f in schema.owners if not f.sequence}
+        return own | {field.name: counts for field, counts in borrowed.items()}
+
+    def unknown_in_sequences(self, split: str) -> dict[str, float]:
+        """For each stored list of a sequence, the share of values that are unknown, over up to 2^20 rows of a split."""
+        rows = [shard["splits"][split]["rows"] for shard in self.shards]
+        sampled = np.unique(np.linspace(0, max(sum(rows) - 1, 0), min(sum(rows), _SAMPLE)).astype(np.int64))
+        bounds = np.cumsum([0, *rows])
+        of_shards = np.split(sampled, np.searchsorted(sampled, bounds[1:-1]))
+        shares: dict[str, float] = {}
+        for place, (name, lists) in enumerate(self.schema.sequences.items()):
+            found = [
+                self._unknown(shard, split, place, name, chosen - first)
+                for shard, first, chosen in zip(self.shards, bounds, of_shards, strict=False)
+            ]
+            unknown, total = (sum(part) for part in zip(*found, strict=True))
+            of_lists = zip(lists, unknown.tolist(), strict=False)  # the list of gaps is not stored, and never unknown
+            shares |= {field.name: count / max(total, 1) for field, count in of_lists}
+        return shares
+
+    def _unknown(self, shard: Part, split: str, place: int, name: str, rows: Array) -> tuple[Array, int]:
+        """Unknown values of each stored list of a sequence in some rows of a shard, and the number of values."""
         start, length = (
-            read_flat(folder, split, part).reshape(-1, len(schema.sequences))[:, place]
+            read_flat(self.folder / shard["folder"], split, part).reshape(-1, len(self.schema.sequences))[:, place]
             for part in ("sequence_start", "sequence_length")
         )
-        codes = read_flat(folder, f"sequences/{name}", "values").reshape(-1, widths[name])
-        unknown, total = np.zeros(widths[name], np.int64), 0
-        rows = np.unique(np.linspace(0, max(len(start) - 1, 0), min(len(start), _SAMPLE)).astype(np.int64))
+        array = f"sequences/{name}/values"
+        owner = self._owner(shard, array)
+        width = owner["arrays"][array]["shape"][1]
+        codes = read_flat(self.folder / owner["folder"], f"sequences/{name}", "values").reshape(-1, width)
+        unknown, total = np.zeros(width, np.int64), 0
         for first in range(0, len(rows), _ROWS):
             seen = codes[places_of(*(part[rows[first : first + _ROWS]] for part in (start, length)))]
             unknown, total = unknown + (seen == 0).sum(0), total + len(seen)
-        of_lists = zip(lists, unknown.tolist(), strict=False)
-        shares |= {field.name: count / max(total, 1) for field, count in of_lists}
-    return shares
+        return unknown, total
 
 
 def _of_field(folder: Path, split: str, field: Field, schema: Schema) -> Array:

@@ -37,7 +37,7 @@ class ScratchTable:
 def read_flat(folder: Path, table: str, part: str) -> Array:
     """One array as a flat vector, memory-mapped; empty if nothing was written."""
     path, dtype = folder / table / f"{part}.bin", _DTYPES[part]
-    return np.memmap(path, dtype, "c") if path.stat().st_size else np.zeros(0, dtype)
+    return np.memmap(path, dtype, "c") if path.exists() else np.zeros(0, dtype)
 
 
 def read_scratch(folder: Path, table: str, counts: Mapping[Kind, int]) -> ScratchTable:

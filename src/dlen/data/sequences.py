@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dlen.batch import Sequence
 from dlen.data.columns import Places
+from dlen.data.shards import Found
 
 GAP_BUCKETS = 32  # ids of the time between a value and its row, without the one for unknown
 
@@ -92,10 +93,10 @@ class SplitSequences:
         totals: list[int] = self.length.index_select(0, index).sum(0, dtype=torch.int64).tolist()
         return tuple(totals)
 
-    def gather(self, index: Tensor, totals: Items[int]) -> tuple[Sequence, ...]:
-        """The sequences of rows ``index`` (B,); ``totals`` is the result of :meth:`count`."""
-        start, length = self.start.index_select(0, index), self.length.index_select(0, index).long()
-        when = self.when.index_select(0, index)
+    def gather(self, found: Found, totals: Items[int]) -> tuple[Sequence, ...]:
+        """The sequences of B rows; ``totals`` is the result of :meth:`count`."""
+        start = found.moved(self.start.index_select(0, found.index), "sequences")
+        length, when = self.length.index_select(0, found.index).long(), self.when.index_select(0, found.index)
         return tuple(
             table.gather(start[:, q], length[:, q], when[:, q], total)
             for q, (table, total) in enumerate(zip(self.tables, totals, strict=True))

@@ -13,6 +13,7 @@ from torch import Tensor
 from dlen.batch import Batch
 from dlen.data.columns import MISSING, TABLE_ARRAYS, Array, Columns
 from dlen.data.sequences import SplitSequences, StoredSequence
+from dlen.data.shards import Found, Shards, find
 from dlen.data.vectors import SplitVectors
 from dlen.label_scale import LabelScale
 
@@ -36,11 +37,15 @@ class StoredTable:
         """L, the total number of ragged values in rows ``index`` (B,)."""
         return int(self.values_of(index).sum()) if self.bag_lengths.shape[1] else 0
 
-    def gather_bags(self, index: Tensor, total: int, *, padded: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    def gather_bags(
+        self, index: Tensor, found: Found, first: str, total: int, *, padded: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Ragged values of rows ``index`` (B,): lengths (M, B), ids (L,) and weights (L,), field-major.
 
         Args:
             index: (B,) int64.
+            found: the rows of the split that these are, or belong to.
+            first: which attribute of :class:`Shards` tells where the values of a shard start.
             total: L. The caller passes it so that the device is not synchronised to compute it.
             padded: whether L may be more than the rows have, so that batches of one size have one shape. Every bag then
                 ends with its share of values of weight 0, which repeat an id of the rows and so touch no further one.
@@ -48,7 +53,7 @@ class StoredTable:
         rows = self.bag_lengths.index_select(0, index).long()  # (B, M)
         if rows.shape[1] == 0:
             return rows.T, self.bag_ids[:0], self.bag_weights[:0]
-        starts = self.bag_start.index_select(0, index)[:, None] + rows.cumsum(1) - rows
+        starts = found.moved(self.bag_start.index_select(0, index), first)[:, None] + rows.cumsum(1) - rows
         lengths = rows.T.contiguous()  # (M, B)
         real = lengths.flatten()
         flat = real + _shares(total - real.sum(), len(real)) if padded else real
@@ -58,8 +63,8 @@ class StoredTable:
         if not padded or not total:
             return lengths, self.bag_ids.index_select(0, where), self.bag_weights.index_select(0, where)
         is_real = places < torch.repeat_interleave(ends - flat + real, flat, output_size=total)
-        first = where.index_select(0, is_real.int().argmax()[None]).clamp(max=len(self.bag_ids) - 1)
-        where = torch.where(is_real, where, first)
+        repeated = where.index_select(0, is_real.int().argmax()[None]).clamp(max=len(self.bag_ids) - 1)
+        where = torch.where(is_real, where, repeated)
         weights = self.bag_weights.index_select(0, where) * is_real
         return flat.view(lengths.shape), self.bag_ids.index_select(0, where), weights
 
@@ -93,6 +98,7 @@ class Split:
         sequences: the rows' sequences; None without any.
         vectors: the rows' vectors; None without any.
         complete: whether no label is missing.
+        shards: where the rows of several shards lie in these arrays; None for a single shard, whose rows are theirs.
     """
 
     rows: int
@@ -109,16 +115,25 @@ class Split:
     vectors: SplitVectors | None = field(default=None, kw_only=True)
     scale: LabelScale | None = field(kw_only=True)
     complete: bool = field(kw_only=True)
+    shards: Shards | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return self.rows
 
     def count_values(self, index: Tensor) -> tuple[int, ...]:
         """Number of ragged values in rows ``index`` (B,): of the rows, of their user groups, and of each sequence."""
-        of_rows, of_groups = self.table.count_values(index), 0
-        if self.groups is not None:
-            of_groups = self.groups.count_values(self.group.index_select(0, index).long())
-        return of_rows, of_groups, *(() if self.sequences is None else self.sequences.count(index))
+        return self._count(find(index, self.shards))
+
+    def values_of(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """(B,) number of ragged values of each of the rows ``index`` (B,), and of its user group, 0 without any."""
+        found = find(index, self.shards)
+        of_rows = self.table.values_of(found.index)
+        groups = self.groups
+        return of_rows, torch.zeros_like(of_rows) if groups is None else groups.values_of(self._groups(found))
+
+    def labels_of(self, index: Tensor) -> Tensor:
+        """(B, T) float32 stored labels of rows ``index`` (B,), with NaN for missing ones."""
+        return self._logged(find(index, self.shards))
 
     def batch(self, index: Tensor, totals: tuple[int, ...] | None = None, *, padded: bool = False) -> Batch:
         """Rows ``index`` (B,) int64 as one batch.
@@ -129,17 +144,19 @@ class Split:
             padded: whether ``totals`` may be more than that for multi-valued fields, see
                 :meth:`StoredTable.gather_bags`.
         """
-        of_rows, of_groups, *of_sequences = self.count_values(index) if totals is None else totals
+        found = find(index, self.shards)
+        of_rows, of_groups, *of_sequences = self._count(found) if totals is None else totals
+        index = found.index
         ids = self.table.ids.index_select(0, index)
         numeric = self.table.numeric.index_select(0, index)
-        bags = self.table.gather_bags(index, of_rows, padded=padded)
+        bags = self.table.gather_bags(index, found, "values", of_rows, padded=padded)
         if self.groups is not None:
-            group = self.group.index_select(0, index).long()
+            group = self._groups(found)
             ids = torch.cat([ids, self.groups.ids.index_select(0, group)], 1)
             numeric = torch.cat([numeric, self.groups.numeric.index_select(0, group)], 1)
-            joined = zip(bags, self.groups.gather_bags(group, of_groups, padded=padded), strict=True)
-            bags = tuple(torch.cat(pair) for pair in joined)  # type: ignore[assignment]
-        labels = self.logged(self.labels.index_select(0, index))
+            of_group = self.groups.gather_bags(group, found, "group_values", of_groups, padded=padded)
+            bags = tuple(torch.cat(pair) for pair in zip(bags, of_group, strict=True))  # type: ignore[assignment]
+        labels = self._logged(found)
         if self.scale is not None:
             values = self.scale.standardise(self.values.index_select(0, index))
             labels = labels.index_copy(1, self.scale.columns, values)
@@ -151,13 +168,22 @@ class Split:
             self.truth.index_select(0, index),
             self.users.index_select(0, index) if len(self.users) else self.users,
             self.weights.index_select(0, index) if len(self.weights) else self.weights,
-            () if self.sequences is None else self.sequences.gather(index, of_sequences),
-            () if self.vectors is None else self.vectors.gather(index),
+            () if self.sequences is None else self.sequences.gather(found, of_sequences),
+            () if self.vectors is None else self.vectors.gather(found),
             self.views.index_select(0, index) if len(self.views) else self.views,
         )
 
-    def logged(self, labels: Tensor) -> Tensor:
-        """Stored labels as float32, with NaN for missing ones."""
+    def _count(self, found: Found) -> tuple[int, ...]:
+        of_groups = 0 if self.groups is None else self.groups.count_values(self._groups(found))
+        of_sequences = () if self.sequences is None else self.sequences.count(found.index)
+        return self.table.count_values(found.index), of_groups, *of_sequences
+
+    def _groups(self, found: Found) -> Tensor:
+        """(B,) int64 user group of each row."""
+        return found.moved(self.group.index_select(0, found.index).long(), "groups")
+
+    def _logged(self, found: Found) -> Tensor:
+        labels = self.labels.index_select(0, found.index)
         return labels.float() if self.complete else torch.where(labels == MISSING, torch.nan, labels.float())
 
     @property
@@ -239,6 +265,7 @@ class ResidentSplit:
             vectors=None if split.vectors is None else split.vectors.to(device),
             scale=None if split.scale is None else deepcopy(split.scale).to(device),
             complete=split.complete,
+            shards=None if split.shards is None else split.shards.to(device),
         )
 
     def __len__(self) -> int:

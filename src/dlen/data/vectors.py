@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dlen.data.columns import Array
+from dlen.data.shards import Found
 
 
 @dataclass(eq=False, slots=True)
@@ -29,9 +30,9 @@ class SplitVectors:
         """Rows in memory."""
         return cls(tuple(tables), torch.from_numpy(np.ascontiguousarray(index)))
 
-    def gather(self, index: Tensor) -> tuple[Tensor, ...]:
-        """The (B, d) vectors of each field in rows ``index`` (B,)."""
-        rows = self.index.index_select(0, index)
+    def gather(self, found: Found) -> tuple[Tensor, ...]:
+        """The (B, d) vectors of each field in B rows."""
+        rows = found.moved(self.index.index_select(0, found.index), "vectors")
         return tuple(table.index_select(0, rows[:, x]) for x, table in enumerate(self.tables))
 
     def to(self, device: torch.device) -> SplitVectors:

@@ -1,4 +1,4 @@
-"""Writes a prepared store: tables and splits as flat binary columns, appended in chunks, and ``store.json`` last."""
+"""Writes a prepared store: shards of flat binary columns, appended in chunks, and ``store.json`` last."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import shutil
 import zlib
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,19 +23,19 @@ from dlen.data.columns import (
     Array,
     Columns,
 )
-from dlen.data.id_counts import count_ids, unknown_in_sequences, unknown_shares
-from dlen.data.store import FORMAT
+from dlen.data.id_counts import WrittenSplits, unknown_shares
+from dlen.data.store import FORMAT, Part
 from dlen.files import checksum, content_checksum
 from dlen.label_patterns import PatternCounter
 from dlen.schema import Kind, Schema
 
 
 class _ArrayWriter:
-    """Appends rows to one flat file and tracks their dtype and shape."""
+    """Appends rows to one flat file, which exists if they have content, and tracks their dtype and shape."""
 
     def __init__(self, path: Path, dtype: str, width: int | None) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.file: BinaryIO = path.open("wb")
+        self.path = path
+        self.file: BinaryIO | None = None
         self.dtype = np.dtype(dtype)
         self.width = width
         self.rows = 0
@@ -43,14 +43,20 @@ class _ArrayWriter:
 
     def append(self, values: Array) -> None:
         if values.shape[1:] != (() if self.width is None else (self.width,)):
-            raise ValueError(f"{self.file.name}: rows of shape {values.shape[1:]}, expected width {self.width}")
+            raise ValueError(f"{self.path}: rows of shape {values.shape[1:]}, expected width {self.width}")
+        self.rows += len(values)
+        if not values.size:
+            return
+        if self.file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = self.path.open("wb")
         content = np.ascontiguousarray(values, dtype=self.dtype).data
         self.file.write(content)
         self.checksum = zlib.crc32(content, self.checksum)
-        self.rows += len(values)
 
     def close(self) -> dict[str, Any]:
-        self.file.close()
+        if self.file is not None:
+            self.file.close()
         shape = [self.rows] if self.width is None else [self.rows, self.width]
         return {"dtype": self.dtype.str, "shape": shape, "crc32": self.checksum}
 
@@ -146,7 +152,7 @@ class SplitWriter:
         num_vectors: int = 0,
         num_views: int = 0,
     ) -> None:
-        self.table = TableWriter(folder, name, counts)
+        self.name, self.table = name, TableWriter(folder, name, counts)
         widths = {
             "labels": num_tasks,
             "truth": num_truth,
@@ -161,7 +167,7 @@ class SplitWriter:
             part: _ArrayWriter(folder / name / f"{part}.bin", dtype, widths.get(part)) for part, dtype in types.items()
         }
         self.missing = np.zeros(num_tasks, np.int64)
-        self.patterns = PatternCounter(num_tasks) if name == "train" else None
+        self.patterns = PatternCounter(num_tasks)
 
     def append(
         self,
@@ -195,7 +201,7 @@ class SplitWriter:
             if rows is not None:
                 self.arrays[part].append(rows)
         self.missing += (labels == MISSING).sum(axis=0)
-        if self.patterns is not None:
+        if self.name == "train":
             self.patterns.add(labels, None if weights is None else weights[:, 0])
 
     @property
@@ -209,19 +215,105 @@ class SplitWriter:
         return {**self.table.close(), **closed}
 
 
+@dataclass(slots=True)
+class WrittenPart:
+    """A part whose files are complete.
+
+    Attributes:
+        entry: the entry of ``store.json``.
+        patterns: label patterns of its training rows, see :class:`PatternCounter`.
+    """
+
+    entry: Part
+    patterns: Mapping[int, float]
+
+
+class PartWriter:
+    """Writes the arrays of one folder of a store: of a shard, or of what the rows of several shards point to.
+
+    Args:
+        folder: folder of the store.
+        name: the folder of the arrays in it.
+        label: what a shard holds, for whoever chooses some of the shards.
+    """
+
+    def __init__(self, folder: Path, name: str, label: str = "") -> None:
+        self.folder, self.name, self.label = folder / name, name, label
+        self._writers: list[TableWriter | SplitWriter | SequenceWriter | VectorWriter] = []
+        self.splits: dict[str, tuple[SplitWriter, str | None]] = {}  # with the name of its group table
+
+    def table(self, name: str, counts: Mapping[Kind, int]) -> TableWriter:
+        """Start a table of user groups."""
+        self._writers.append(writer := TableWriter(self.folder, name, counts))
+        return writer
+
+    def sequence(self, name: str, width: int) -> SequenceWriter:
+        """Start a sequence of ``width`` stored lists."""
+        self._writers.append(writer := SequenceWriter(self.folder, name, width))
+        return writer
+
+    def vectors(self, field: str, size: int) -> VectorWriter:
+        """Start the vectors of a field, ``size`` numbers each."""
+        self._writers.append(writer := VectorWriter(self.folder, field, size))
+        return writer
+
+    def split(
+        self,
+        name: str,
+        counts: Mapping[Kind, int],
+        num_tasks: int,
+        *,
+        group: str | None = None,
+        num_truth: int = 0,
+        num_values: int = 0,
+        num_views: int = 0,
+        num_sequences: int = 0,
+        num_vectors: int = 0,
+    ) -> SplitWriter:
+        """Start a split; ``group`` names the table that its rows are joined with. Every shard has the same splits."""
+        numbers = num_truth, num_values, num_sequences, num_vectors, num_views
+        self._writers.append(writer := SplitWriter(self.folder, name, counts, num_tasks, *numbers))
+        self.splits[name] = writer, group
+        return writer
+
+    def close(self) -> WrittenPart:
+        """Close every file."""
+        arrays: dict[str, Any] = {}
+        for writer in self._writers:
+            arrays |= writer.close()
+        splits = {
+            name: {"rows": split.rows, "group": group, "missing": split.missing.tolist()}
+            for name, (split, group) in self.splits.items()
+        }
+        entry = {"folder": self.name, "label": self.label, "splits": splits, "arrays": arrays}
+        train = self.splits.get("train")
+        return WrittenPart(entry, {} if train is None else dict(train[0].patterns.counts))
+
+
+FINISHED = "shard.json"  # in the folder of a shard, once it is complete, until the store is
+
+
+def shard_folder(number: int) -> str:
+    """Folder of a shard in a store."""
+    return f"shards/{number:05d}"
+
+
 class StoreWriter:
-    """Receives everything a source writes: tables, splits, vocabularies, and finally the schema.
+    """Receives everything a source writes: shards, what they share, vocabularies, and finally the schema.
 
     Args:
         folder: a temporary folder, renamed by the caller after :meth:`finish` returns.
+        workers: number of processes that may write shards; 1 for this one alone.
+
+    Attributes:
+        beside: what rows of several shards point to, such as user groups.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._tables: list[TableWriter] = []
-        self._splits: dict[str, tuple[SplitWriter, str | None]] = {}  # with the name of its group table
-        self._sequences: dict[str, SequenceWriter] = {}
-        self._vectors: dict[str, VectorWriter] = {}
+    def __init__(self, folder: Path, workers: int = 1) -> None:
+        self.folder, self.workers = folder, workers
+        self.beside = PartWriter(folder, ".")
+        self._shards: list[PartWriter] = []
+        self._written: list[WrittenPart] = []
         self.notes: dict[str, Any] = {}  # shown to the user after preparing
         self.statistics: dict[str, Any] = {}  # by field: scale, buckets, range or cap, for encoding new values
         self.histories: dict[str, Any] = {}  # by field: what rates and sequences of new rows need besides their files
@@ -234,37 +326,14 @@ class StoreWriter:
         path.mkdir(exist_ok=True)
         return path
 
-    def table(self, name: str, counts: Mapping[Kind, int]) -> TableWriter:
-        """Start a table of user groups."""
-        self._tables.append(TableWriter(self.folder, name, counts))
-        return self._tables[-1]
+    def shard(self, label: str = "") -> PartWriter:
+        """Start a shard; its rows follow those of the shards before it."""
+        self._shards.append(PartWriter(self.folder, shard_folder(len(self._shards)), label))
+        return self._shards[-1]
 
-    def split(
-        self,
-        name: str,
-        counts: Mapping[Kind, int],
-        num_tasks: int,
-        *,
-        group: str | None = None,
-        num_truth: int = 0,
-        num_values: int = 0,
-        num_views: int = 0,
-    ) -> SplitWriter:
-        """Start a split; ``group`` names the table that its rows are joined with, the numbers are R, R and V."""
-        shared = len(self._sequences), len(self._vectors)
-        writer = SplitWriter(self.folder, name, counts, num_tasks, num_truth, num_values, *shared, num_views)
-        self._splits[name] = (writer, group)
-        return writer
-
-    def sequence(self, name: str, width: int) -> SequenceWriter:
-        """Start a sequence of ``width`` stored lists; all sequences are started before the splits."""
-        self._sequences[name] = SequenceWriter(self.folder, name, width)
-        return self._sequences[name]
-
-    def vectors(self, field: str, size: int) -> VectorWriter:
-        """Start the vectors of a field, ``size`` numbers each; those of all fields are started before the splits."""
-        self._vectors[field] = VectorWriter(self.folder, field, size)
-        return self._vectors[field]
+    def add(self, shard: WrittenPart) -> None:
+        """Add a shard of another writer; its rows follow those of the shards before it."""
+        self._written.append(shard)
 
     def vocabulary(self, field: str, values: pl.Series, counts: pl.Series | None = None) -> None:
         """Store a field's raw values: ``values[i]`` has id ``i + 1``; id 0 is unknown."""
@@ -281,38 +350,34 @@ class StoreWriter:
 
     def finish(self, schema: Schema, identity: Mapping[str, Any]) -> None:
         """Close every file and write ``store.json``; ``identity`` holds the fingerprint and the settings behind it."""
-        for split, _ in self._splits.values():
-            if split.patterns is not None:
-                schema = replace(schema, patterns=split.patterns.patterns(schema.regressions))
-        arrays: dict[str, Any] = {}
-        writers: list[TableWriter | SplitWriter | SequenceWriter | VectorWriter] = [*self._tables]
-        writers += [*self._sequences.values(), *self._vectors.values()]
-        writers += [split for split, _ in self._splits.values()]
-        for writer in writers:
-            arrays |= writer.close()
+        written = [*self._written, *(shard.close() for shard in self._shards)]
+        patterns = PatternCounter(len(schema.tasks))
+        for shard in written:
+            patterns.merge(shard.patterns)
+        schema = replace(schema, patterns=patterns.patterns(schema.regressions))
+        shards, beside = [shard.entry for shard in written], self.beside.close().entry
         shutil.rmtree(self.folder / "scratch", ignore_errors=True)
-        occurrences = {name: count_ids(self.folder, name, group, schema) for name, (_, group) in self._splits.items()}
-        widths = {name: writer.width for name, writer in self._sequences.items()}
+        for record in self.folder.glob(f"shards/*/{FINISHED}"):
+            record.unlink()
+        splits = WrittenSplits(self.folder, shards, beside, schema)
+        occurrences = {name: splits.count_ids(name) for name in shards[0]["splits"]}
         unknown = {
-            name: unknown_shares(of_split) | unknown_in_sequences(self.folder, name, schema, widths)
-            for name, of_split in occurrences.items()
+            name: unknown_shares(of_split) | splits.unknown_in_sequences(name) for name, of_split in occurrences.items()
         }
         of_training = occurrences.get("train", {}) | self.counts
         counts = _ArrayWriter(self.folder / "counts.bin", "<i8", None)
         for field in schema.owners:
             counts.append(of_training.get(field.name, np.zeros(field.vocab_size, np.int64)))
-        arrays["counts"] = counts.close()
         content = {
             "format": FORMAT,
             **identity,
             "schema": schema.to_dict(),
-            "splits": {name: {"rows": split.rows, "group": group} for name, (split, group) in self._splits.items()},
             "notes": self.notes,
-            "missing_labels": {name: split.missing.tolist() for name, (split, _) in self._splits.items()},
             "unknown": unknown,
             "statistics": self.statistics,
             "histories": self.histories,
-            "arrays": arrays,
+            "arrays": {**beside["arrays"], "counts": counts.close()},
+            "shards": shards,
             "vocabularies": self._checksums("vocabulary"),
             "history_files": self._checksums("history"),
         }

@@ -18,6 +18,7 @@ from dlen.data.histories import histories_of
 from dlen.data.partitions import BETWEEN
 from dlen.data.ragged import places_of
 from dlen.data.sequences import GAP_BUCKETS, SplitSequences
+from dlen.data.shards import Found
 from dlen.data.store import Store
 from dlen.serving.raw_ids import Row, code_of, key_of, rehashed, texts_of, with_codes
 
@@ -46,7 +47,7 @@ def _latest(store: Store, name: str, kept: Mapping[str, Any]) -> dict[str, Any]:
     places = histories_of(known["key"], np.full(len(known), np.inf), stored, known, kept["length"])
     split = SplitSequences.of([stored], places)
     index = torch.arange(len(known))
-    (sequence,) = split.gather(index, split.count(index))
+    (sequence,) = split.gather(Found(index), split.count(index))
     lists = sequence.ids.T[: stored.values.shape[1]]
     history = {"by": kept["by"], "separators": kept["separators"], "keys": known["key"].to_list()}
     history |= {"ends": np.cumsum(places.length, dtype=np.int64).tolist(), "events": lists.tolist()}
@@ -113,7 +114,7 @@ def _history(store: Store, name: str, rows: list[Row]) -> BatchSequence:
     start = np.maximum(seen.start, exported.start)
     kept_length = np.maximum(seen.start + seen.length - start, 0).astype(np.int16)
     split, index = SplitSequences.of([stored], Places(start, kept_length, seen.when)), torch.arange(len(rows))
-    return split.gather(index, split.count(index))[0]
+    return split.gather(Found(index), split.count(index))[0]
 
 
 # From raw values to inputs, using schema.json

@@ -141,8 +141,8 @@ def check_measurable(store: Store) -> None:
     targets, binary = Targets(store.schema), [t for t in store.schema.tasks if not t.is_regression]
     counts = torch.zeros(len(store.schema.tasks), 2)
     validation = store.split("validation")
-    for stored in validation.labels.split(1 << 17):
-        labels, mask = targets.labels(validation.logged(stored))
+    for rows in torch.arange(len(validation)).split(1 << 17):
+        labels, mask = targets.labels(validation.labels_of(rows))
         by_label = torch.stack([((1 - labels) * mask).sum(0), (labels * mask).sum(0)], 1)
         counts += by_label[: len(counts)]  # joint events come after the tasks
     for task in binary:

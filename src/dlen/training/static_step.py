@@ -114,11 +114,8 @@ def likely_totals(split: Split, batch_size: int) -> tuple[int, int]:
     They are the mean of a batch and six standard deviations, from a sample of rows.
     """
     rows = torch.linspace(0, len(split) - 1, min(len(split), _SAMPLE), dtype=torch.float64).long()
-    of_groups = torch.zeros(1)
-    if split.groups is not None:
-        of_groups = split.groups.values_of(split.group.index_select(0, rows).long())
     of_rows, of_groups = (
         math.ceil(n.double().mean() * batch_size + _DEVIATIONS * n.double().std(correction=0) * batch_size**0.5)
-        for n in (split.table.values_of(rows), of_groups)
+        for n in split.values_of(rows)
     )
     return of_rows, of_groups

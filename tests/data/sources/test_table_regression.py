@@ -94,7 +94,7 @@ def test_numbers_are_standardised_by_the_training_rows_that_train_them(tmp_path:
 
 def test_a_table_without_regression_stores_no_numbers(tmp_path: Path) -> None:
     store = prepared(tmp_path, {**SPEC, "tasks": {"click": "click"}})
-    assert all(arrays(store)[f"{name}/values.bin"] == b"" for name in SPLITS)
+    assert not [name for name in arrays(store) if name.endswith("/values.bin")]
     assert store.split("train").scale is None
 
 

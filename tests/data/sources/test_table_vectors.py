@@ -21,7 +21,7 @@ from dlen.data.sources.table import Table
 from dlen.data.store import Store
 from dlen.errors import UserError
 from dlen.schema import Kind
-from tests.data.helpers import check_resident_copy, make_table, numbers_of, refusal, whole
+from tests.data.helpers import arrays, check_resident_copy, make_table, numbers_of, refusal, whole
 
 N = 160
 Row = dict[str, Any]
@@ -135,7 +135,8 @@ def test_a_joined_vector_is_stored_once_and_only_if_a_row_has_it(tmp_path: Path)
     store = store_of(tmp_path, rows, vectors)
     captions, faces = ({row[key] for row in rows} for key in ("video", "n"))
     used = [video for video in captions if vectors.get(video) is not None]
-    shapes = {name: store.content["arrays"][f"vectors/{name}/values"]["shape"] for name in ("caption", "face")}
+    written = store.content["arrays"] | store.shards[0]["arrays"]
+    shapes = {name: written[f"vectors/{name}/values"]["shape"] for name in ("caption", "face")}
     assert shapes["caption"] == [1 + len(used), 4]
     assert shapes["face"] == [1 + sum(row["faces"] is not None for row in rows), 2]
     assert len(used) < len(vectors) - 1
@@ -287,5 +288,5 @@ def test_a_table_without_vectors_stores_none(tmp_path: Path) -> None:
     rows, vectors = draw()
     fields = {name: field for name, field in SPEC["fields"].items() if field.get("kind") != "vector"}
     store = store_of(tmp_path, rows, vectors, SPEC | {"fields": fields, "ignore": ["faces"]})
-    assert not [name for name in store.content["arrays"] if "vectors" in name]
+    assert not [name for name in arrays(store) if "vectors" in name]
     assert whole(store.split("train")).vectors == ()

@@ -138,15 +138,15 @@ class AliCCP:
         for name, vocabulary in vocabularies.items():
             writer.vocabulary(name, pl.Series(vocabulary.ids), pl.Series(vocabulary.counts))
         writer.statistics |= {n: {"max_values": self.max_values} for n in (*SKELETON.bags, *COMMON.bags)}
-        table = writer.table("common_train", COMMON.counts)
+        table = writer.beside.table("common_train", COMMON.counts)
         for part, _ in _walk(scratch, "common_train", "encoding common features"):
             table.append(_encode(part, COMMON, vocabularies, offsets))
-        splits = {
-            "train": writer.split("train", SKELETON.counts, 2, group="common_train"),
-            "validation": writer.split("validation", SKELETON.counts, 2, group="common_train"),
-        }
+        shard = writer.shard()
+        splits = {name: shard.split(name, SKELETON.counts, 2, group="common_train") for name in ("train", "validation")}
         positives = self._write_train(scratch, splits, held_out, vocabularies, offsets)
-        impossible["test"] = self._write_test(writer, vocabularies, offsets)
+        table = writer.beside.table("common_test", COMMON.counts)
+        split = shard.split("test", SKELETON.counts, 2, group="common_test")
+        impossible["test"] = self._write_test(table, split, vocabularies, offsets)
         for name, split in splits.items():
             if split.rows == 0:
                 raise UserError(
@@ -333,9 +333,13 @@ class AliCCP:
         return positives
 
     def _write_test(
-        self, writer: StoreWriter, vocabularies: Mapping[str, IdVocabulary], offsets: Mapping[str, int]
+        self,
+        table: TableWriter,
+        split: SplitWriter,
+        vocabularies: Mapping[str, IdVocabulary],
+        offsets: Mapping[str, int],
     ) -> int:
-        table = writer.table("common_test", COMMON.counts)
+        """Write the test pair, and return the number of its impossible rows."""
         path = self.path("common_features", "test")
         seen: list[NDArray[np.int32]] = []
 
@@ -345,7 +349,6 @@ class AliCCP:
 
         index = self._write_common(path, table, encode)
         users = np.concatenate(seen)
-        split = writer.split("test", SKELETON.counts, 2, group="common_test")
         dropped = 0
         for columns, labels, group, impossible in self._possible_blocks("test", index):
             split.append(_encode(columns, SKELETON, vocabularies, offsets), labels, group, users=users[group])

@@ -101,12 +101,13 @@ class Feed(FeedSettings):
 
         sizes = self._vocabularies()
         offsets = dict(zip(sizes, np.cumsum([0, *sizes.values()]), strict=False))
-        users = writer.table("users", _counts(len(_USER_FIELDS)))
+        users = writer.beside.table("users", _counts(len(_USER_FIELDS)))
         users.append(_encoded(self._user_values(np.arange(self.users)), offsets))
         counts = _counts(len(_ITEM_FIELDS) + (self.positions > 0))
         truths, views = len(self._truth_names()), self._views()
+        shard = writer.shard()
         splits = {
-            name: writer.split(name, counts, len(self.tasks), group="users", num_truth=truths, num_views=len(views))
+            name: shard.split(name, counts, len(self.tasks), group="users", num_truth=truths, num_views=len(views))
             for name in ("train", "validation", "test")
         }
         positives, oracle = np.zeros(len(self.tasks)), HistogramAUC(len(self.tasks))

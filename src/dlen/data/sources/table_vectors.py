@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import polars as pl
@@ -18,7 +19,7 @@ from dlen.data.sources.cells import LINE, lists_or_empty
 from dlen.data.sources.table_columns import Append, KeptRows, TableColumn
 from dlen.data.sources.table_spec import FieldSpec
 from dlen.data.store import Store
-from dlen.data.writer import StoreWriter
+from dlen.data.writer import PartWriter, StoreWriter
 from dlen.errors import UserError
 from dlen.schema import Field, Kind
 
@@ -59,12 +60,20 @@ class _Scale:
             if not (n := int(weights.sum())):
                 continue
             # Chan, Golub and LeVeque (1979): exact moments in one pass over any number of pieces.
-            mean, total = weights @ piece / n, self.count + n
-            shift = mean - (self.mean if self.count else 0.0)
-            self._squares += float((weights @ (piece - mean) ** 2).sum())
-            self._squares += float((shift**2).sum()) * self.count * n / total
-            self.mean = mean if not self.count else self.mean + shift * n / total
-            self.count, self._largest = total, max(self._largest, float(np.abs(piece[weights > 0]).max()))
+            mean, largest = weights @ piece / n, float(np.abs(piece[weights > 0]).max())
+            self._add(n, mean, float((weights @ (piece - mean) ** 2).sum()), largest)
+
+    def _add(self, n: int, mean: Array, squares: float, largest: float) -> None:
+        total, shift = self.count + n, mean - (self.mean if self.count else 0.0)
+        self._squares += squares
+        self._squares += float((shift**2).sum()) * self.count * n / total
+        self.mean = mean if not self.count else self.mean + shift * n / total
+        self.count, self._largest = total, max(self._largest, largest)
+
+    def merge(self, other: _Scale) -> None:
+        """Add what another scale learned."""
+        if other.count:
+            self._add(other.count, other.mean, other._squares, other._largest)
 
     def finish(self) -> None:
         """Compute the deviation."""
@@ -101,7 +110,6 @@ class VectorColumn(TableColumn):
         self._times = self._used = np.zeros(0, np.int64)  # of each joined vector, in training rows and in all rows
         self._append: Append  # of the store, or of the rows that are kept for new ones
         self._table: Tensor | None = None
-        self._rows = self._missing = 0
 
     @property
     def joined(self) -> int:
@@ -134,21 +142,44 @@ class VectorColumn(TableColumn):
         if self._row:
             self._used += self._uses(frame)
 
+    def forget_joined(self) -> None:
+        """Leave only what :meth:`merge` needs."""
+        self._joined, self._place = [], self._place[:0]
+
+    def agrees(self, other: Self) -> bool:
+        """Whether both found vectors of one size."""
+        return 0 in (self.size, other.size) or self.size == other.size
+
+    def merge(self, other: Self) -> None:
+        """Add rows."""
+        self.size = self.size or other.size
+        self.scale.merge(other.scale)
+        self._times, self._used = self._times + other._times, self._used + other._used
+
     def freeze(self, writer: StoreWriter) -> None:
-        """Finish the scale, and write the joined vectors that a row has."""
+        """Finish the scale, and write joined vectors."""
         for part, (first, last) in self._ranges():
             self.scale.observe(part.values, self._times[first:last])
         if not self.scale.count:
             raise UserError(f"field {self.name}: no training row has a vector in column {self.spec.column}")
         self.scale.finish()
         writer.statistics[self.name] = {"mean": self.scale.mean.tolist(), "deviation": self.scale.deviation}
-        self._append = writer.vectors(self.name, self.size).append
-        used = self._used > 0
+        if self._row:
+            self._write_joined(writer.beside)
+
+    def _write_joined(self, beside: PartWriter) -> None:
+        """Write the joined vectors that a row has, and keep their places."""
+        append, used = beside.vectors(self.name, self.size).append, self._used > 0
         for part, (first, last) in self._ranges():
             kept = used[first:last]
-            self._append(self.scale(_Part(part.path, part.values[kept], part.lines[kept]), self.spec.column))
+            append(self.scale(_Part(part.path, part.values[kept], part.lines[kept]), self.spec.column))
         self._place = np.append(0, np.where(used, np.cumsum(used), 0)).astype(np.int32)[self._place]
         self._joined = []
+
+    def begin(self, shard: PartWriter) -> None:
+        """Store the vectors of the rows in the shard."""
+        if not self._row:
+            self._append = shard.vectors(self.name, self.size).append
 
     def restore(self, store: Store) -> None:
         """Load the scale of a store."""
@@ -160,7 +191,7 @@ class VectorColumn(TableColumn):
 
     def notes(self) -> dict[str, str]:
         """How many rows have no vector."""
-        missing = self._missing / max(self._rows, 1)
+        missing = self.encoded["missing"] / max(self.encoded["rows"], 1)
         return {f"vectors_of_{self.name}": f"{self.size} numbers; {missing:.2%} of rows have none"}
 
     def fields(self) -> list[Field]:
@@ -175,7 +206,7 @@ class VectorColumn(TableColumn):
             part, present = self._read(frame, path)
             first = self._append(self.scale(part, self.spec.column))
             rows = np.where(present, first - 1 + np.cumsum(present), 0).astype(np.int32)
-        self._rows, self._missing = self._rows + len(rows), self._missing + int((rows == 0).sum())
+        self.encoded.update({"rows": len(rows), "missing": int((rows == 0).sum())})
         return rows
 
     def stored(self) -> Tensor:
