@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -17,37 +19,30 @@ class Targets:
     def __init__(self, schema: Schema) -> None:
         self.schema = schema
         self.joints = [t for t in schema.tasks if t.joint]
+        self._on_all = [(index, t.name) for index, t in enumerate(schema.tasks) if t.train_on == "all"]
         self.names = [*schema.task_names, *(t.joint for t in self.joints)]
 
     def measured(self, labels: Tensor) -> Tensor:
         """(B, T) labels -> (B, T) 1 where a row evaluates a task: its label is known and its parents are positive."""
-        happened, columns = labels == 1, []
-        for index, task in enumerate(self.schema.tasks):
-            known = ~labels[:, index].isnan()
-            for parent in list(self.schema.chain(task.name))[1:]:
-                known = known & happened[:, parent]
-            columns.append(known)
-        return torch.stack(columns, 1).to(labels.dtype)
+        known, happened = ~labels.isnan(), labels == 1
+        parents = {index: list(self.schema.chain(task.name))[1:] for index, task in enumerate(self.schema.tasks)}
+        of_children = {
+            index: torch.stack([known[:, index], *(happened[:, parent] for parent in chain)]).all(0)
+            for index, chain in parents.items()
+            if chain
+        }
+        return _replaced(known, of_children).to(labels.dtype)
 
     def trained(self, labels: Tensor) -> Tensor:
         """(B, T) labels -> (B, T) 1 where a row trains a task."""
-        measured = self.measured(labels).unbind(1)
-        columns = [
-            self._joint(labels, t.name)[1] if t.train_on == "all" else mask
-            for t, mask in zip(self.schema.tasks, measured, strict=True)
-        ]
-        return torch.stack(columns, 1)
+        return _replaced(self.measured(labels), {index: self._joint(labels, name)[1] for index, name in self._on_all})
 
     def training_labels(self, labels: Tensor) -> Tensor:
         """(B, T) labels -> (B, T) training labels: with ``train_on: all``, the task jointly with its parents.
 
         Missing labels become 0; they do not train anything.
         """
-        columns = [
-            self._joint(labels, t.name)[0] if t.train_on == "all" else labels[:, i].nan_to_num()
-            for i, t in enumerate(self.schema.tasks)
-        ]
-        return torch.stack(columns, 1)
+        return _replaced(labels.nan_to_num(), {index: self._joint(labels, name)[0] for index, name in self._on_all})
 
     def labels(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T) labels -> (B, K) labels and (B, K) mask of all measured targets."""
@@ -93,3 +88,10 @@ class Targets:
             not t.is_regression and (t.observed_where is None or t.train_on == "observed") for t in self.schema.tasks
         ]
         return tasks + [True] * len(self.joints)
+
+
+def _replaced(columns: Tensor, others: Mapping[int, Tensor]) -> Tensor:
+    """(B, T) columns, some of which are replaced by others, (B,) each."""
+    if not others:
+        return columns
+    return torch.stack([others.get(index, column) for index, column in enumerate(columns.unbind(1))], 1)

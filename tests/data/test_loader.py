@@ -23,6 +23,11 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> Split:
     return tiny_split(tmp_path_factory.mktemp("data"), N)
 
 
+@pytest.fixture(params=[1 << 14, 7], ids=["drawn once", "drawn in parts"], autouse=True)
+def _drawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dlen.data.loader._DRAWN", request.param)
+
+
 def ids(batches: Any) -> list[list[int]]:
     return [batch.ids[:, 0].tolist() for batch in batches]
 

@@ -13,7 +13,7 @@ from dlen.models.features import Features, FeatureSpec
 from dlen.models.heads import TOWER, Head, PointRegression, add_first_order, initial_logits, sigmoids, training_rates
 from dlen.models.predictions import Predictions
 from dlen.nn.logspace import at_least_float32
-from dlen.nn.mlp import MLP
+from dlen.nn.mlp import MLP, each_mlp
 from dlen.schema import Schema, check_known_tasks
 
 
@@ -72,7 +72,7 @@ class DBMTLHead(Head):
 
     def forward(self, representations: Tensor, features: Features) -> Predictions:
         """Apply the towers, then the Bayesian layers in the order of their dependence."""
-        hidden = [tower(r) for r, tower in zip(representations, self.towers, strict=True)]
+        hidden = list(each_mlp(self.towers, representations))  # type: ignore[arg-type]
         for task in self.order:
             if self.parents[task]:
                 inputs = [hidden[task], *(hidden[parent] for parent in self.parents[task])]

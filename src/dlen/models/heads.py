@@ -17,7 +17,7 @@ from dlen.models.predictions import Predictions, task_losses
 from dlen.models.values import PointValues
 from dlen.nn.logspace import at_least_float32
 from dlen.nn.match import Match
-from dlen.nn.mlp import MLP
+from dlen.nn.mlp import MLP, each_linear, each_mlp
 from dlen.schema import Schema
 
 TOWER = (64, 32)
@@ -159,8 +159,8 @@ class Towers(nn.Module):
 
     def forward(self, representations: Tensor) -> Tensor:
         """(T, B, H) -> (B, T, outputs), at least float32."""
-        logits = [output(tower(r)) for r, tower, output in zip(representations, self.towers, self.outputs, strict=True)]
-        return at_least_float32(torch.stack(logits, 1))
+        logits = each_linear(self.outputs, each_mlp(self.towers, representations))  # type: ignore[arg-type]
+        return at_least_float32(logits).transpose(0, 1).contiguous()
 
 
 class IndependentHead(Head):

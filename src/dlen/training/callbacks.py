@@ -40,7 +40,11 @@ class StepSeed(Callback):
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
         """Seed the step. Takes about ten microseconds and does not synchronise with the device."""
         entropy = [self.seed, trainer.global_rank, trainer.current_epoch, batch_idx]
-        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
+        seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
+        if module.device.type == "cpu":  # torch.manual_seed would format the stack once for each kind of absent GPU
+            torch.default_generator.manual_seed(seed)
+        else:
+            torch.manual_seed(seed)
 
 
 class Meter(Callback):

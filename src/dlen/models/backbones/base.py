@@ -109,4 +109,4 @@ def mix(gates: Tensor, experts: Sequence[Tensor]) -> Tensor:
     Returns:
         (G, B, H) mixtures.
     """
-    return torch.einsum("bge,ebh->gbh", gates, torch.stack(list(experts)))
+    return torch.bmm(gates, torch.stack(list(experts), 1)).transpose(0, 1)
