@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import polars as pl
 
+from dlen.data.days import labels_of
 from dlen.data.split import Split
 from dlen.data.store import FORMAT, Store
 from dlen.data.writer import StoreWriter
@@ -167,15 +168,16 @@ def prepare(source: Source, data_dir: Path) -> Store:
     identity = identify(source, data_dir)
     folder = data_dir / source.name / identity["fingerprint"]
     if folder.exists():
-        return _open(folder, identity)
+        return open_identified(folder, identity)
     check_writable(folder)
     with locked(data_dir / source.name / ".lock", "preparing this data"):
         if not folder.exists():
             _write(source, folder, identity, before)
-    return _open(folder, identity)
+    return open_identified(folder, identity)
 
 
-def _open(folder: Path, identity: dict[str, Any]) -> Store:
+def open_identified(folder: Path, identity: dict[str, Any]) -> Store:
+    """Open the store of an identity; UserError if the folder holds another one."""
     store = Store(folder)
     if store.fingerprint != identity["fingerprint"]:
         raise UserError(f"{folder}: holds data of fingerprint {store.fingerprint}; delete it and run prepare.py")
@@ -187,11 +189,16 @@ def _write(source: Source, folder: Path, identity: dict[str, Any], before: dict[
     with replacing(folder) as temporary:
         writer = StoreWriter(temporary)
         schema = source.write(writer)
-        for path, recorded in before.items():
-            if record(path) != recorded:
-                raise UserError(f"{path}: changed while it was read; run prepare.py again")
+        check_unchanged(before)
         writer.notes["prepare_seconds"] = round(time.monotonic() - started, 2)
         writer.finish(schema, identity)
+
+
+def check_unchanged(before: dict[Path, list[int]]) -> None:
+    """Raise UserError if a file is no longer as it was recorded by :func:`record`."""
+    for path, recorded in before.items():
+        if record(path) != recorded:
+            raise UserError(f"{path}: changed while it was read; run prepare.py again")
 
 
 def summary(store: Store) -> str:
@@ -201,6 +208,8 @@ def summary(store: Store) -> str:
     lines = [
         f"{content['name']}: {rows} rows; {store.schema.num_embeddings:,} ids in {len(store.schema.fields)} fields"
     ]
+    if days := labels_of(store):
+        lines.append(f"  appended days: {len(days)}, {days[0]} to {days[-1]}")
     lines += [_described(task) for task in store.schema.tasks]
     lines += [f"  {key.replace('_', ' ')}: {value}" for key, value in content["notes"].items()]
     lines += [f"  {line}" for line in unknown_lines(store)]

@@ -9,7 +9,7 @@ import polars as pl
 
 from dlen.data.columns import Array, Columns, Places
 from dlen.data.ragged import Entries, Keep, to_columns
-from dlen.data.sources.cells import id_text
+from dlen.data.sources.cells import hashes, id_text
 from dlen.data.sources.expression import Expression
 from dlen.data.sources.table_columns import HashedIds, IdColumn, TableColumn, ViewColumn, make_column
 from dlen.data.sources.table_rates import RateColumn
@@ -17,6 +17,8 @@ from dlen.data.sources.table_sequences import HistoryColumn, SequenceColumn, seq
 from dlen.data.sources.table_spec import FieldSpec, TableSpec
 from dlen.data.sources.table_vectors import VectorColumn, vectors_of
 from dlen.schema import Kind, Schema
+
+_HASHED = 1 << 30  # above the numbers of users with a code of their own
 
 
 def make_columns(spec: TableSpec, labels: dict[str, Expression], scratch: Path | None = None) -> list[TableColumn]:
@@ -103,15 +105,16 @@ class UserNumbers:
     Args:
         columns: frozen columns of the table.
         schema: schema that defines the user field and the start of its ids.
+        numbered: number new users in turn; otherwise by a hash, which is the same on all appended days.
     """
 
-    def __init__(self, columns: list[TableColumn], schema: Schema) -> None:
+    def __init__(self, columns: list[TableColumn], schema: Schema, *, numbered: bool = True) -> None:
         ids = [f.name for f in schema.of_kind(Kind.ID)]
         candidates = (c for c in columns if isinstance(c, IdColumn) and c.name == schema.user)
         self.column = next((c for c in candidates if c.name in ids), None)
         if self.column is not None:
             self._place, self._rows = ids.index(self.column.name), schema.rows(self.column.name)
-        self._new: dict[str, int] = {}
+        self._new: dict[str, int] | None = {} if numbered else None
 
     def of(self, frame: pl.DataFrame, path: Path, ids: Array) -> Array | None:
         """(n,) int32 user numbers of rows with these (n, S) ids. Python work is per distinct new user only."""
@@ -122,9 +125,14 @@ class UserNumbers:
         if unknown.any():
             texts = id_text(frame[self.column.spec.column].filter(pl.Series(unknown)), path)
             distinct = texts.drop_nulls().unique(maintain_order=True)
-            size = self._rows.stop - self._rows.start
-            codes = [self._new.setdefault(value, size + len(self._new)) for value in distinct]
-            numbered = pl.DataFrame({"text": distinct, "code": pl.Series(codes, dtype=pl.Int32)})
+            numbered = pl.DataFrame({"text": distinct, "code": pl.Series(self._codes(distinct), dtype=pl.Int32)})
             joined = pl.DataFrame({"text": texts}).join(numbered, on="text", how="left", maintain_order="left")
             numbers[unknown] = joined["code"].fill_null(0).to_numpy()
         return numbers
+
+    def _codes(self, users: pl.Series) -> Array | list[int]:
+        """Numbers of distinct users without a code of their own."""
+        if self._new is None:
+            return ((hashes(users) >> np.uint64(34)) | np.uint64(_HASHED)).astype(np.int32)
+        size = self._rows.stop - self._rows.start
+        return [self._new.setdefault(value, size + len(self._new)) for value in users]

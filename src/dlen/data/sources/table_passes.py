@@ -158,10 +158,10 @@ class TablePasses:
         shard = self.writer.shard()
         start = partial(shard.split, num_values=len(schema.regressions), num_views=len(schema.views))
         start = partial(start, num_sequences=len(schema.sequences), num_vectors=counts[Kind.VECTOR])
-        splits = [start(name, counts, len(schema.tasks)) for name in SPLITS]
+        splits = [start(name, counts, len(schema.tasks)) for name in self.split.names]
         for column in self.columns:
             column.begin(shard)
-        users = UserNumbers(self.columns, schema)
+        users = UserNumbers(self.columns, schema, numbered=self.split.names == SPLITS)
         for chunk, path, file_split in self.rows.chunks("writing the prepared store"):
             read = partial(self._read_encoded, schema, file_split)
             frame, (where, labels, weights, encoded) = self.rows.readable(chunk, path, read)
