@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from functools import partial
+from heapq import nlargest
 
 import numpy as np
 import torch
@@ -23,11 +24,14 @@ class PatternCounter:
 
     Args:
         num_tasks: number of tasks T. Patterns of more than 40 tasks are not counted.
+
+    Attributes:
+        counts: weight of the rows with a pattern, by its number.
     """
 
     def __init__(self, num_tasks: int) -> None:
         self._factors = 3 ** np.arange(num_tasks, dtype=np.int64) if num_tasks <= _DIGITS else None
-        self._counts: Counter[int] = Counter()
+        self.counts: dict[int, float] = defaultdict(float)
 
     def add(self, labels: NDArray[np.uint8], weights: NDArray[np.float32] | None) -> None:
         """Count rows.
@@ -41,12 +45,12 @@ class PatternCounter:
         codes = np.minimum(labels, 2).astype(np.int64) @ self._factors
         found, place = np.unique(codes, return_inverse=True)
         for code, weight in zip(found.tolist(), np.bincount(place, weights).tolist(), strict=True):
-            self._counts[code] += weight
+            self.counts[code] += weight
 
-    def merge(self, other: PatternCounter) -> None:
-        """Add what another counter of the same tasks has counted. Sums of up to half a million weights are exact."""
-        for code, weight in other._counts.items():
-            self._counts[code] += weight
+    def merge(self, counts: Mapping[int, float]) -> None:
+        """Add the counts of another counter of the same tasks. Sums of up to half a million weights are exact."""
+        for code, weight in counts.items():
+            self.counts[code] += weight
 
     def patterns(self, regressions: Iterable[int] = ()) -> Patterns:
         """The most frequent patterns, one character per task: 0, 1, or ``-`` if missing; with their weight.
@@ -56,13 +60,17 @@ class PatternCounter:
         """
         if self._factors is None:
             return ()
-        merged: Counter[str] = Counter()
-        for code, weight in self._counts.items():
+        merged: dict[str, float] = defaultdict(float)
+        for code, weight in self.counts.items():
             marks = ["01-"[code // factor % 3] for factor in self._factors.tolist()]
             for index in regressions:
                 marks[index] = MISSING_MARK
             merged["".join(marks)] += weight
-        return tuple((pattern, float(weight)) for pattern, weight in sorted(merged.most_common(_KEPT)) if weight > 0)
+        return tuple(
+            (pattern, float(weight))
+            for pattern, weight in sorted(nlargest(_KEPT, merged.items(), key=lambda found: found[1]))
+            if weight > 0
+        )
 
 
 def as_tensors(patterns: Patterns) -> tuple[Tensor, Tensor]:

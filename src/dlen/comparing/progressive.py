@@ -25,7 +25,7 @@ from dlen.targets import Targets
 from dlen.training.configs import build, plain_values, settings_of
 from dlen.training.fit import train
 from dlen.training.run_folder import load_run_config
-from dlen.training.stores import on_days_of
+from dlen.training.stores import on_days_of, preparing_workers
 
 FILE = "progressive.json"
 MEASURES = ("auc", "ne", "calibration")
@@ -46,7 +46,7 @@ def progressive(config: DictConfig) -> None:
     Raises:
         UserError: a setting is wrong, or there are no such days.
     """
-    store = prepare(build(config.data, "data"), Path(config.data_dir))
+    store = prepare(build(config.data, "data"), Path(config.data_dir), preparing_workers(config))
     days = between(store, *(None if v is None else str(v) for v in (config.days["from"], config.days.to)))
     folder = Path(config.run_dir or f"{config.runs_dir}/progressive/{config.data_name}/{config.model_name}")
     check_writable(folder)

@@ -24,7 +24,7 @@ class BadRowError(UserError):
 
     def __init__(self, path: Path, lines: Sequence[int], problem: str, where: str = "row") -> None:
         super().__init__(f"{path}, {where} {lines[0]}: {problem}")
-        self.path, self.lines, self.problem, self.where = path, lines, problem, where
+        self.path, self.lines, self.problem, self.where = path, list(lines), problem, where
 
     def only(self, line: int) -> BadRowError:
         """The same error for one of its lines. Only the first line quotes its value; the others refer to the first."""
@@ -38,6 +38,9 @@ class BadRows:
     Args:
         allowed: maximum number of rows to skip before raising an error.
 
+    Attributes:
+        kept: in a worker, arguments of the errors, which the parent adds and reports; None to report them here.
+
     Raises:
         UserError: ``allowed`` is not a non-negative integer.
     """
@@ -46,6 +49,7 @@ class BadRows:
         if not is_whole(allowed) or allowed < 0:
             raise UserError(f"config data.bad_rows: {allowed!r} is not a whole number from 0")
         self.allowed = allowed
+        self.kept: list[tuple[Path, list[int], str, str]] | None = None
         self._seen: set[tuple[Path, int]] = set()
 
     def __len__(self) -> int:
@@ -59,7 +63,10 @@ class BadRows:
             if len(self._seen) >= self.allowed:
                 raise self.too_many(error.only(line))
             self._seen.add((error.path, line))
-            if len(self._seen) <= _SHOWN:
+            if self.kept is not None:
+                one = error.only(line)
+                self.kept.append((one.path, one.lines, one.problem, one.where))
+            elif len(self._seen) <= _SHOWN:
                 print(f"left out: {error.only(line)}", file=sys.stderr)
             elif len(self._seen) == _SHOWN + 1:
                 print(f"left out: further {error.where}s are counted but not shown", file=sys.stderr)

@@ -34,11 +34,14 @@ class HistoryTable:
         scratch: a folder that does not exist yet.
         before: stored events with their ranges, see :func:`histories_of`, which the rows come after. Those that a row
             may see are written once more, next to the row's own.
+
+    Attributes:
+        partitions: the rows that were added.
     """
 
     def __init__(self, length: int, scratch: Path, before: tuple[StoredSequence, pl.DataFrame] | None = None) -> None:
         self.length, self.scratch, self.before = length, scratch, before
-        self._partitions = KeyPartitions(scratch, "sorting histories")
+        self.partitions = KeyPartitions(scratch, "sorting histories")
 
     def add(self, row: Array, keys: pl.Series, when: Array, event: Array, values: Mapping[str, pl.Series]) -> None:
         """Add n rows.
@@ -53,7 +56,7 @@ class HistoryTable:
         of_events = pl.DataFrame(dict(values)).with_columns(pl.when(pl.Series(event)).then(pl.all()).name.keep())
         columns = {"row": row.astype(np.int64), "key": keys, "when": np.asarray(when, np.float64), "event": event}
         frame = pl.DataFrame(columns).hstack(of_events)
-        self._partitions.add(frame.filter(pl.col("key").is_not_null()))
+        self.partitions.add(frame.filter(pl.col("key").is_not_null()))
 
     def finish(self, rows: int, unit: float, encode: Encode, writer: SequenceWriter, keys: Path) -> Places:
         """Write the events, and return where the history of each row lies, memory-mapped from the scratch folder.
@@ -68,13 +71,13 @@ class HistoryTable:
         Returns:
             Places of Q = 1 sequence. Rows without a key have no events.
         """
-        parts, of_keys = self._partitions.finish(), []
+        parts, of_keys = self.partitions.finish(), []
         shape = (max(rows, 1), 1)
         start, length, times = (
             np.memmap(self.scratch / f"{name}.bin", dtype, "w+", shape=shape)
             for name, dtype in (("start", np.int64), ("length", np.int16), ("when", np.float64))
         )
-        for frame in self._partitions.with_progress(parts):
+        for frame in self.partitions.with_progress(parts):
             frame = frame.with_columns(pl.col("when") * unit)
             frame = pl.concat([frame, *self._stored(frame)], how="diagonal").sort("key", "when", "row")
             events, number = frame.filter("event"), frame["row"].to_numpy()

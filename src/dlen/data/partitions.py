@@ -27,7 +27,7 @@ class KeyPartitions:
     def __init__(self, scratch: Path, label: str) -> None:
         self.scratch, self.label = scratch, label
         self._pending: list[pl.DataFrame] = []
-        self._held = self._flushed = self._parts = 0
+        self._held = self._flushed = self._parts = self._piece = 0
 
     def add(self, frame: pl.DataFrame) -> None:
         """Add rows with a text column ``key`` that has no nulls."""
@@ -43,9 +43,24 @@ class KeyPartitions:
         for (part,), rows in frame.group_by(place.alias("part"), maintain_order=True):
             folder = self.scratch / f"{part}"
             folder.mkdir(parents=True, exist_ok=True)
-            rows.write_ipc(folder / f"{self._flushed}.arrow")
+            rows.write_ipc(folder / f"{self._piece:06d}-{self._flushed:06d}.arrow")
         self._flushed += 1
         self._pending, self._held = [], 0
+
+    def begin(self, piece: int) -> None:
+        """Begin with the rows of a piece of the log, without what an earlier attempt has left."""
+        self._piece, self._flushed = piece, 0
+        for path in self.scratch.glob(f"*/{piece:06d}-*.arrow"):
+            path.unlink()
+
+    def pack(self) -> None:
+        """Write the rows of the piece, so that partitions of all pieces add up."""
+        if self._pending:
+            self._flush(_PARTS)
+
+    def merge(self, other: KeyPartitions) -> None:
+        """Add the rows that another one has packed in the same folder."""
+        self._parts = max(self._parts, other._parts)
 
     def finish(self) -> list[Path]:
         """Write the remaining rows. Returns the partitions, each for :func:`read_partition`."""
@@ -70,5 +85,5 @@ def read_partition(folder: Path) -> pl.DataFrame:
 
 def key_codes(keys: pl.Series) -> tuple[Array, pl.Series]:
     """(n,) integer code of each text, and the texts in order of their codes."""
-    distinct = keys.unique()
+    distinct = keys.unique(maintain_order=True)  # so that a history has the same bytes whenever it is written
     return keys.cast(pl.Enum(distinct)).to_physical().to_numpy().astype("int64"), distinct

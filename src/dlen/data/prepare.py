@@ -11,12 +11,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import polars as pl
 
+from dlen import __version__
 from dlen.data.days import labels_of
 from dlen.data.split import Split
 from dlen.data.store import FORMAT, Store
-from dlen.data.writer import StoreWriter
+from dlen.data.writer import FINISHED, StoreWriter
 from dlen.errors import UserError
 from dlen.files import check_plain_name, check_writable, locked, write_json
 from dlen.schema import Schema, Task
@@ -154,11 +156,16 @@ def replacing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def prepare(source: Source, data_dir: Path) -> Store:
+def prepare(source: Source, data_dir: Path, workers: int = 1) -> Store:
     """Open the prepared store of a source, writing it first if it does not exist.
 
     A store is in ``data_dir/NAME/FINGERPRINT``. Other settings or changed files produce another store and leave this
     one unchanged.
+
+    Args:
+        source: the raw log.
+        data_dir: folder of all stores.
+        workers: most processes that write it; they import the main module, which must then do nothing when imported.
 
     Raises:
         UserError: files are missing or invalid, or the folder cannot be written.
@@ -172,7 +179,7 @@ def prepare(source: Source, data_dir: Path) -> Store:
     check_writable(folder)
     with locked(data_dir / source.name / ".lock", "preparing this data"):
         if not folder.exists():
-            _write(source, folder, identity, before)
+            _write(source, folder, identity, before, workers)
     return open_identified(folder, identity)
 
 
@@ -184,10 +191,44 @@ def open_identified(folder: Path, identity: dict[str, Any]) -> Store:
     return store
 
 
-def _write(source: Source, folder: Path, identity: dict[str, Any], before: dict[Path, list[int]]) -> None:
+@contextmanager
+def _continuing(folder: Path, identity: dict[str, Any]) -> Iterator[Path]:
+    """Like :func:`replacing`, but an interruption leaves the shards that are finished to the next attempt."""
+    temporary = folder.with_name(f".{folder.name}.writing")
+    causes = {**identity, "versions": [__version__, pl.__version__, np.__version__]}
+    record = temporary / "identity.json"
+    if _causes(record) != json.loads(json.dumps(causes)):
+        shutil.rmtree(temporary, ignore_errors=True)
+    for path in [*temporary.glob("*"), *temporary.glob("shards/*")]:
+        if path.name not in ("shards", record.name) and not (path / FINISHED).exists():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    temporary.mkdir(parents=True, exist_ok=True)
+    write_json(record, causes)
+    try:
+        yield temporary
+        record.unlink()
+        temporary.rename(folder)
+    except Exception:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    except BaseException:  # interrupted
+        if not any(temporary.glob(f"shards/*/{FINISHED}")):
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _causes(record: Path) -> Any:
+    """What an interrupted attempt was about to write."""
+    try:
+        return json.loads(record.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _write(source: Source, folder: Path, identity: dict[str, Any], before: dict[Path, list[int]], workers: int) -> None:
     started = time.monotonic()
-    with replacing(folder) as temporary:
-        writer = StoreWriter(temporary)
+    with _continuing(folder, identity) as temporary:
+        writer = StoreWriter(temporary, workers)
         schema = source.write(writer)
         check_unchanged(before)
         writer.notes["prepare_seconds"] = round(time.monotonic() - started, 2)

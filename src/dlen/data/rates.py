@@ -108,8 +108,18 @@ class RateTable:
         frame = frame.filter(pl.col("key").is_not_null())
         self._sample.add(frame["when"].to_numpy())
         self._last = max(self._last, float(frame["when"].to_numpy().max(initial=-np.inf)))
+        self.partitions.add(frame)
+
+    @property
+    def partitions(self) -> KeyPartitions:
+        """The rows that were added."""
         assert self._partitions is not None
-        self._partitions.add(frame)
+        return self._partitions
+
+    def merge(self, other: RateTable) -> None:
+        """Add the times of the rows of another table, besides its partitions."""
+        self._sample.merge(other._sample)
+        self._last = max(self._last, other._last)
 
     def finish(self, rows: int, history: Path) -> Array:
         """Count, write the history from which features of new rows are computed, and return the features of every row.
@@ -123,14 +133,13 @@ class RateTable:
             where n is the number of rows of the key. Rows without a key have zeros.
         """
         assert self.scratch is not None
-        assert self._partitions is not None
-        parts = self._partitions.finish()
+        parts = self.partitions.finish()
         self._set_overall(parts)
         shape = (max(rows, 1), self.settings.targets + 1)
         features = np.memmap(self.scratch / "features.bin", np.float32, "w+", shape=shape)
         folder = self.scratch / "history"
         folder.mkdir()
-        for number, frame in enumerate(self._partitions.with_progress(parts)):
+        for number, frame in enumerate(self.partitions.with_progress(parts)):
             if self._before:
                 of_key, of_all, key_history = self._continued(frame)
             else:

@@ -25,8 +25,22 @@ class Sample:
         self._parts.append(kept)
         self._size += len(kept)
         while self._size > _SAMPLE:
-            self._parts = [np.concatenate(self._parts)[::2]]
-            self._size, self._step = len(self._parts[0]), 2 * self._step
+            self._halve()
+
+    def merge(self, other: Sample) -> None:
+        """Add what another sample kept of the values that follow."""
+        step = max(self._step, other._step)
+        for sample in (self, other):
+            kept = np.concatenate([np.zeros(0), *sample._parts])[:: step // sample._step]
+            sample._parts, sample._size, sample._step = [kept], len(kept), step
+        self._parts += other._parts
+        self._size, self._seen = self._size + other._size, self._seen + other._seen
+        while self._size > _SAMPLE:
+            self._halve()
+
+    def _halve(self) -> None:
+        self._parts = [np.concatenate(self._parts)[::2]]
+        self._size, self._step = len(self._parts[0]), 2 * self._step
 
     def sorted(self) -> Array:
         """The kept values in ascending order."""

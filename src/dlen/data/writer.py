@@ -6,7 +6,7 @@ import json
 import shutil
 import zlib
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -215,6 +215,19 @@ class SplitWriter:
         return {**self.table.close(), **closed}
 
 
+@dataclass(slots=True)
+class WrittenPart:
+    """A part whose files are complete.
+
+    Attributes:
+        entry: the entry of ``store.json``.
+        patterns: label patterns of its training rows, see :class:`PatternCounter`.
+    """
+
+    entry: Part
+    patterns: Mapping[int, float]
+
+
 class PartWriter:
     """Writes the arrays of one folder of a store: of a shard, or of what the rows of several shards point to.
 
@@ -263,8 +276,8 @@ class PartWriter:
         self.splits[name] = writer, group
         return writer
 
-    def close(self) -> Part:
-        """Close every file and return the entry of ``store.json``."""
+    def close(self) -> WrittenPart:
+        """Close every file."""
         arrays: dict[str, Any] = {}
         for writer in self._writers:
             arrays |= writer.close()
@@ -272,7 +285,17 @@ class PartWriter:
             name: {"rows": split.rows, "group": group, "missing": split.missing.tolist()}
             for name, (split, group) in self.splits.items()
         }
-        return {"folder": self.name, "label": self.label, "splits": splits, "arrays": arrays}
+        entry = {"folder": self.name, "label": self.label, "splits": splits, "arrays": arrays}
+        train = self.splits.get("train")
+        return WrittenPart(entry, {} if train is None else dict(train[0].patterns.counts))
+
+
+FINISHED = "shard.json"  # in the folder of a shard, once it is complete, until the store is
+
+
+def shard_folder(number: int) -> str:
+    """Folder of a shard in a store."""
+    return f"shards/{number:05d}"
 
 
 class StoreWriter:
@@ -280,15 +303,17 @@ class StoreWriter:
 
     Args:
         folder: a temporary folder, renamed by the caller after :meth:`finish` returns.
+        workers: number of processes that may write shards; 1 for this one alone.
 
     Attributes:
         beside: what rows of several shards point to, such as user groups.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, workers: int = 1) -> None:
+        self.folder, self.workers = folder, workers
         self.beside = PartWriter(folder, ".")
         self._shards: list[PartWriter] = []
+        self._written: list[WrittenPart] = []
         self.notes: dict[str, Any] = {}  # shown to the user after preparing
         self.statistics: dict[str, Any] = {}  # by field: scale, buckets, range or cap, for encoding new values
         self.histories: dict[str, Any] = {}  # by field: what rates and sequences of new rows need besides their files
@@ -303,8 +328,12 @@ class StoreWriter:
 
     def shard(self, label: str = "") -> PartWriter:
         """Start a shard; its rows follow those of the shards before it."""
-        self._shards.append(PartWriter(self.folder, f"shards/{len(self._shards):05d}", label))
+        self._shards.append(PartWriter(self.folder, shard_folder(len(self._shards)), label))
         return self._shards[-1]
+
+    def add(self, shard: WrittenPart) -> None:
+        """Add a shard of another writer; its rows follow those of the shards before it."""
+        self._written.append(shard)
 
     def vocabulary(self, field: str, values: pl.Series, counts: pl.Series | None = None) -> None:
         """Store a field's raw values: ``values[i]`` has id ``i + 1``; id 0 is unknown."""
@@ -321,12 +350,15 @@ class StoreWriter:
 
     def finish(self, schema: Schema, identity: Mapping[str, Any]) -> None:
         """Close every file and write ``store.json``; ``identity`` holds the fingerprint and the settings behind it."""
+        written = [*self._written, *(shard.close() for shard in self._shards)]
         patterns = PatternCounter(len(schema.tasks))
-        for split, _ in (shard.splits["train"] for shard in self._shards if "train" in shard.splits):
-            patterns.merge(split.patterns)
+        for shard in written:
+            patterns.merge(shard.patterns)
         schema = replace(schema, patterns=patterns.patterns(schema.regressions))
-        shards, beside = [shard.close() for shard in self._shards], self.beside.close()
+        shards, beside = [shard.entry for shard in written], self.beside.close().entry
         shutil.rmtree(self.folder / "scratch", ignore_errors=True)
+        for record in self.folder.glob(f"shards/*/{FINISHED}"):
+            record.unlink()
         splits = WrittenSplits(self.folder, shards, beside, schema)
         occurrences = {name: splits.count_ids(name) for name in shards[0]["splits"]}
         unknown = {
@@ -379,7 +411,7 @@ class DayWriter(StoreWriter):
 
     def extend(self, content: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
         """Close every file. Returns the content of ``store.json`` with the shard, whose ids are those of ``schema``."""
-        part = self.beside.close()
+        part = self.beside.close().entry
         shutil.rmtree(self.folder / "scratch", ignore_errors=True)
         splits = WrittenSplits(self.store, [part], part, schema)
         (name,) = part["splits"]

@@ -12,7 +12,18 @@ from typing import Any
 from dlen.reports.run_record import RunRecord
 
 # Settings in which two runs of one configuration may differ: the seed and the locations of files.
-_FREE = ("seed", "run_dir", "runs_dir", "data_dir", "ckpt", "base_run", "logger", "metrics.scores", "trust")
+_FREE = (
+    "seed",
+    "run_dir",
+    "runs_dir",
+    "data_dir",
+    "ckpt",
+    "base_run",
+    "logger",
+    "metrics.scores",
+    "trust",
+    "prepare_workers",
+)
 _MOST_KEYS = 3  # in a label
 _PART = re.compile(r"^model\.((embedding|interaction|backbone|head)\.)?")  # prefix that labels omit
 

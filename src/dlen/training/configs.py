@@ -24,7 +24,7 @@ from dlen.trust import check_config, packages
 Part = TypeVar("Part")
 PACKAGE = Path(dlen.__file__).parent
 _PLACES = ("data", "data_dir", "data_name", "runs_dir", "run_dir", "ckpt", "rerun", "base_run", "logger", "model_name")
-_NOT_HASHED = (*_PLACES, "trust")
+_NOT_HASHED = (*_PLACES, "trust", "prepare_workers")
 _INSTANTIATED = ("data", "model", "balancing", "optimizer")  # groups that are instantiated
 _GROUPS = (*_INSTANTIATED, "trainer", "loader", "metrics", "id_dropout", "embedding_lr")
 _NULLABLE_GROUPS = ("scheduler", "logger", "callbacks", "metrics.own", "id_dropout.fields")

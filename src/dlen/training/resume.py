@@ -10,7 +10,15 @@ from omegaconf import DictConfig, OmegaConf
 from dlen.errors import UserError
 from dlen.training.run_folder import load_run_config
 
-_RERUN_KEYS = ("rerun", "run_dir", "runs_dir", "data_dir", "logger", "trust")  # settings that a rerun accepts
+_RERUN_KEYS = (
+    "rerun",
+    "run_dir",
+    "runs_dir",
+    "data_dir",
+    "logger",
+    "trust",
+    "prepare_workers",
+)  # settings that a rerun accepts
 
 
 def continued(config: DictConfig, overrides: Sequence[str]) -> DictConfig:

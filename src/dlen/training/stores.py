@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
 
+from dlen.checks import is_whole
 from dlen.data.days import Days, on_days
 from dlen.data.prepare import RowSource, Source, prepare
 from dlen.data.store import Store
@@ -18,7 +20,7 @@ from dlen.training.run_folder import load_run_config, read_identity
 def open_store(config: DictConfig) -> Store:
     """Open the prepared store of a config's data and days, preparing it first if needed."""
     source: Source = build(config.data, "data")
-    return on_days_of(prepare(source, Path(config.data_dir)), config)
+    return on_days_of(prepare(source, Path(config.data_dir), preparing_workers(config)), config)
 
 
 def on_days_of(store: Store, config: DictConfig) -> Store:
@@ -31,6 +33,16 @@ def on_days_of(store: Store, config: DictConfig) -> Store:
     first, last, test = (None if node.get(key) is None else str(node[key]) for key in ("from", "to", "test"))
     wanted = any(label is not None for label in (first, last, test))
     return on_days(store, Days(first, last, test, node["validation"])) if wanted else store
+
+
+def preparing_workers(config: DictConfig) -> int:
+    """The setting ``prepare_workers``, which configs of older runs do not have; UserError for an invalid one."""
+    asked = config.get("prepare_workers", "auto")
+    if asked == "auto":
+        return len(os.sched_getaffinity(0))
+    if not is_whole(asked) or asked < 1:
+        raise UserError(f"config prepare_workers: {asked!r} is neither auto nor a whole number from 1")
+    return int(asked)
 
 
 def open_row_source(folder: Path, trust: Sequence[str] = ()) -> tuple[DictConfig, Store, RowSource]:

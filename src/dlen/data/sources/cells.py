@@ -167,6 +167,15 @@ class Rising:
         self.dated: bool | None = None
         self._other = Path()
 
+    def agrees(self, other: Rising) -> bool:
+        """Whether another reader found the same form."""
+        return None in (self.dated, other.dated) or self.dated == other.dated
+
+    def merge(self, other: Rising) -> None:
+        """Take the form that another reader found first."""
+        if self.dated is None:
+            self.dated, self._other = other.dated, other._other
+
     def read(self, frame: pl.DataFrame, path: Path) -> tuple[pl.Series, bool]:
         """Read floats, either numbers or times in microseconds, null for an empty cell; and whether they are times.
 

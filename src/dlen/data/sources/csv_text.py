@@ -145,10 +145,14 @@ class CsvText:
             raise UserError(f"{self.path}, after line {lines}: {reason}; set encoding in {self.spec.path}") from None
         return copy
 
-    def _open(self) -> BinaryIO:
+    @property
+    def packed(self) -> bool:
+        """Whether the file is compressed."""
         with self.file.open("rb") as file:
-            packed = file.read(2) == b"\x1f\x8b"
-        return cast(BinaryIO, gzip.open(self.file) if packed else self.file.open("rb"))
+            return file.read(2) == b"\x1f\x8b"
+
+    def _open(self) -> BinaryIO:
+        return cast(BinaryIO, gzip.open(self.file) if self.packed else self.file.open("rb"))
 
     def open_text(self, errors: str = "replace") -> TextIO:
         """Open the text; ``errors`` is what happens to bytes that are not UTF-8."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import polars as pl
@@ -56,6 +57,18 @@ class TextVocabulary:
         self._parts.append(frame.group_by("value").agg(pl.len().cast(pl.Int64).alias("count")))
         self._pending += len(self._parts[-1])
         if self._pending > _PENDING:
+            self._merge()
+
+    def merge(self, other: TextVocabulary) -> None:
+        """Add what another vocabulary counted."""
+        self._parts += other._parts
+        self._pending += other._pending
+        if self._pending > _PENDING:
+            self._merge()
+
+    def pack(self) -> None:
+        """Count each string once."""
+        if self._parts:
             self._merge()
 
     def _merge(self) -> None:
@@ -152,6 +165,7 @@ class TableColumn(ABC):
 
     def __init__(self, name: str, spec: FieldSpec) -> None:
         self.name, self.spec = name, spec
+        self.encoded: Counter[str] = Counter()  # what notes() tells about encoded rows
 
     @property
     def inputs(self) -> list[str]:
@@ -171,6 +185,19 @@ class TableColumn(ABC):
 
     def show(self, frame: pl.DataFrame, path: Path, where: Array, labels: Array, observed: Array) -> None:
         """Process rows of all splits with their labels, for features computed from the log itself."""
+
+    def begin_piece(self, piece: int) -> None:
+        """Begin to learn from the rows of a piece of the log."""
+
+    def pack(self) -> None:
+        """Write or shorten what was learned, after a piece."""
+
+    def agrees(self, other: Self) -> bool:
+        """Whether what ``other`` learned from the piece that follows can be added."""
+        return True
+
+    def merge(self, other: Self) -> None:
+        """Add what a packed column learned from the rows of the piece that follows, from none before it."""
 
     def occurrences(self, frame: pl.DataFrame, path: Path) -> dict[str, tuple[Array, pl.Series]]:
         """Row (L,) and text (L,) of each id in rows, by the field whose vocabulary counts it; null if absent."""
@@ -240,6 +267,14 @@ class IdColumn(TableColumn):
     def occurrences(self, frame: pl.DataFrame, path: Path) -> dict[str, tuple[Array, pl.Series]]:
         return {self.name: (np.arange(len(frame)), self.texts(frame, path))} if self.own is not None else {}
 
+    def pack(self) -> None:
+        if self.own is not None:
+            self.own.pack()
+
+    def merge(self, other: Self) -> None:
+        if self.own is not None and other.own is not None:
+            self.own.merge(other.own)
+
     def texts(self, frame: pl.DataFrame, path: Path) -> pl.Series:
         """The id of each value as text; null if absent."""
         return id_text(frame[self.spec.column], path)
@@ -279,16 +314,12 @@ class IdColumn(TableColumn):
 class IdsColumn(IdColumn):
     """Several ids in one cell, optionally with weights, or a Parquet list of ids."""
 
-    def __init__(self, name: str, spec: FieldSpec, vocabulary: Codes | None = None) -> None:
-        super().__init__(name, spec, vocabulary)
-        self._cut = self._rows = 0
-
     def notes(self) -> dict[str, str]:
-        if not self._cut:
+        if not self.encoded["cut"]:
             return {}
         which = "first" if self.spec.keep == "heaviest" and not self.spec.weight_separator else self.spec.keep
         hint = "; keep: last would keep the newest of a history" if which == "first" else ""
-        share = f"{self._cut / self._rows:.2%} have more than {self.spec.max_values} values"
+        share = f"{self.encoded['cut'] / self.encoded['rows']:.2%} have more than {self.spec.max_values} values"
         return {f"lists_of_{self.name}": f"{share} and keep the {which}{hint}"}
 
     def check(self, frame: pl.DataFrame, path: Path) -> None:
@@ -313,8 +344,8 @@ class IdsColumn(IdColumn):
 
     def bag(self, frame: pl.DataFrame, path: Path) -> tuple[Array, Array, Array]:
         row, values, weights = self._values(frame, path)
-        self._rows += len(frame)
-        self._cut += int((np.bincount(row, minlength=1) > self.spec.max_values).sum())
+        self.encoded["rows"] += len(frame)
+        self.encoded["cut"] += int((np.bincount(row, minlength=1) > self.spec.max_values).sum())
         return row, self.vocabulary.encode(values), weights
 
     def _values(self, frame: pl.DataFrame, path: Path) -> tuple[Array, pl.Series, Array]:
@@ -362,12 +393,20 @@ class NumberColumn(TableColumn):
         if not len(values):
             return
         self.low, self.high = min(self.low, float(values.min())), max(self.high, float(values.max()))
+        mean = float(values.mean())
+        self._add(len(values), mean, float(((values - mean) ** 2).sum()))
+
+    def _add(self, count: int, mean: float, squares: float) -> None:
         # Chan, Golub and LeVeque (1979): exact moments in one pass over any number of chunks.
-        mean, total = float(values.mean()), self.count + len(values)
-        shift = mean - self.mean
-        self.squares += float(((values - mean) ** 2).sum()) + shift**2 * self.count * len(values) / total
-        self.mean += shift * len(values) / total
+        shift, total = mean - self.mean, self.count + count
+        self.squares += squares + shift**2 * self.count * count / total
+        self.mean += shift * count / total
         self.count = total
+
+    def merge(self, other: Self) -> None:
+        if other.count:
+            self.low, self.high = min(self.low, other.low), max(self.high, other.high)
+            self._add(other.count, other.mean, other.squares)
 
     def freeze(self, writer: StoreWriter) -> None:
         if not self.count:
@@ -412,6 +451,10 @@ class BucketColumn(TableColumn):
         values = numbers(frame, self.spec.column, path)
         self.absent |= values.null_count() > 0
         self.sample.add(values.drop_nulls().to_numpy())
+
+    def merge(self, other: Self) -> None:
+        self.absent |= other.absent
+        self.sample.merge(other.sample)
 
     def freeze(self, writer: StoreWriter) -> None:
         values = self.sample.sorted()
@@ -476,6 +519,9 @@ class TimeColumn(TableColumn):
         stamps = self.moments(frame, path).drop_nulls().to_numpy()
         if len(stamps):
             self._first, self._last = min(self._first, int(stamps.min())), max(self._last, int(stamps.max()))
+
+    def merge(self, other: Self) -> None:
+        self._first, self._last = min(self._first, other._first), max(self._last, other._last)
 
     def notes(self) -> dict[str, str]:
         if self._last < self._first:

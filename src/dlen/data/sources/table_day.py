@@ -66,12 +66,14 @@ class TableDay(TablePasses):
         for chunk, path, file_split in self.rows.chunks("reading the appended rows"):
             frame, (_, labels, _) = self.rows.readable(chunk, path, partial(self._read, file_split))
             untrained, observed = np.ones(len(frame), np.int64), self.labels.observed(labels)
+            self.users.see(frame, path)
             for column in self.columns:
                 column.grow(frame, path)
                 column.show(frame, path, untrained, labels, observed)
         for column in self.columns:
             column.extend(self.writer)
         fields = tuple(f for kind in Kind for column in self.columns for f in column.fields() if f.kind is kind)
-        schema = replace(self.before, fields=fields)
-        self._write_splits(schema)
-        return schema
+        self.schema = replace(self.before, fields=fields)
+        self.users.number(hashed=True)
+        self.write_rows(self.writer.shard(), self.rows.chunks("writing the appended rows"))
+        return self.schema

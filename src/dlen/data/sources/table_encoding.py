@@ -9,9 +9,9 @@ import polars as pl
 
 from dlen.data.columns import Array, Columns, Places
 from dlen.data.ragged import Entries, Keep, to_columns
-from dlen.data.sources.cells import hashes, id_text
+from dlen.data.sources.cells import hashes
 from dlen.data.sources.expression import Expression
-from dlen.data.sources.table_columns import HashedIds, IdColumn, TableColumn, ViewColumn, make_column
+from dlen.data.sources.table_columns import HashedIds, IdColumn, IdsColumn, TableColumn, ViewColumn, make_column
 from dlen.data.sources.table_rates import RateColumn
 from dlen.data.sources.table_sequences import HistoryColumn, SequenceColumn, sequences_of
 from dlen.data.sources.table_spec import FieldSpec, TableSpec
@@ -19,6 +19,7 @@ from dlen.data.sources.table_vectors import VectorColumn, vectors_of
 from dlen.schema import Kind, Schema
 
 _HASHED = 1 << 30  # above the numbers of users with a code of their own
+_PENDING = 1 << 22  # users of chunks that are kept before they are merged
 
 
 def make_columns(spec: TableSpec, labels: dict[str, Expression], scratch: Path | None = None) -> list[TableColumn]:
@@ -103,36 +104,59 @@ class UserNumbers:
     of several users whose ids hash to the same bucket.
 
     Args:
-        columns: frozen columns of the table.
-        schema: schema that defines the user field and the start of its ids.
-        numbered: number new users in turn; otherwise by a hash, which is the same on all appended days.
+        columns: columns of the table.
+        user: name of the user field; None without any.
     """
 
-    def __init__(self, columns: list[TableColumn], schema: Schema, *, numbered: bool = True) -> None:
-        ids = [f.name for f in schema.of_kind(Kind.ID)]
-        candidates = (c for c in columns if isinstance(c, IdColumn) and c.name == schema.user)
-        self.column = next((c for c in candidates if c.name in ids), None)
-        if self.column is not None:
-            self._place, self._rows = ids.index(self.column.name), schema.rows(self.column.name)
-        self._new: dict[str, int] | None = {} if numbered else None
+    def __init__(self, columns: list[TableColumn], user: str | None) -> None:
+        of_user = (c for c in columns if isinstance(c, IdColumn) and not isinstance(c, IdsColumn) and c.name == user)
+        self.column = next(of_user, None)
+        self._seen: list[pl.Series] = []
+        self._held = 0
 
-    def of(self, frame: pl.DataFrame, path: Path, ids: Array) -> Array | None:
-        """(n,) int32 user numbers of rows with these (n, S) ids. Python work is per distinct new user only."""
+    def see(self, frame: pl.DataFrame, path: Path) -> None:
+        """Take the users of rows, in order."""
+        if self.column is not None:
+            self._add([self.column.texts(frame, path).rename("text").drop_nulls().unique(maintain_order=True)])
+
+    def merge(self, other: UserNumbers) -> None:
+        """Take the users of the rows that follow."""
+        self._add(other._seen)
+
+    def _add(self, texts: list[pl.Series]) -> None:
+        self._seen += texts
+        self._held += sum(map(len, texts))
+        if self._held > _PENDING:
+            self.pack()
+
+    def pack(self) -> None:
+        """Keep each user once."""
+        self._seen = [pl.concat(self._seen).unique(maintain_order=True)] if self._seen else []
+        self._held = 0
+
+    def number(self, *, hashed: bool = False) -> None:
+        """Number the users that have no id of their own, once the vocabulary is frozen.
+
+        Args:
+            hashed: by a hash, which is the same for the rows of all appended days; otherwise in turn.
+        """
+        if self.column is None:
+            return
+        self.pack()
+        codes, size = self.column.vocabulary, len(self.column.vocabulary)
+        new = self._seen.pop() if self._seen else pl.Series("text", [], pl.String)
+        if not isinstance(codes, HashedIds):
+            new = new.filter(pl.Series(codes.encode(new) == 0))
+        numbers = pl.int_range(size, size + len(new), dtype=pl.Int32, eager=True)
+        if hashed:
+            numbers = pl.Series(((hashes(new) >> np.uint64(34)) | np.uint64(_HASHED)).astype(np.int32))
+        self._numbers = pl.DataFrame({"text": new, "code": numbers})
+
+    def of(self, frame: pl.DataFrame, path: Path) -> Array | None:
+        """(n,) int32 user numbers of rows that were seen."""
         if self.column is None:
             return None
-        numbers: Array = ids[:, self._place] - self._rows.start
-        unknown = (numbers == 0) | isinstance(self.column.vocabulary, HashedIds)
-        if unknown.any():
-            texts = id_text(frame[self.column.spec.column].filter(pl.Series(unknown)), path)
-            distinct = texts.drop_nulls().unique(maintain_order=True)
-            numbered = pl.DataFrame({"text": distinct, "code": pl.Series(self._codes(distinct), dtype=pl.Int32)})
-            joined = pl.DataFrame({"text": texts}).join(numbered, on="text", how="left", maintain_order="left")
-            numbers[unknown] = joined["code"].fill_null(0).to_numpy()
-        return numbers
-
-    def _codes(self, users: pl.Series) -> Array | list[int]:
-        """Numbers of distinct users without a code of their own."""
-        if self._new is None:
-            return ((hashes(users) >> np.uint64(34)) | np.uint64(_HASHED)).astype(np.int32)
-        size = self._rows.stop - self._rows.start
-        return [self._new.setdefault(value, size + len(self._new)) for value in users]
+        texts, codes = self.column.texts(frame, path), self.column.vocabulary
+        joined = pl.DataFrame({"text": texts}).join(self._numbers, on="text", how="left", maintain_order="left")
+        new: Array = joined["code"].fill_null(0).to_numpy()
+        return new if isinstance(codes, HashedIds) else np.where(new > 0, new, codes.encode(texts))

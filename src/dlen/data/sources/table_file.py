@@ -81,12 +81,23 @@ class TableFile:
             return True
         return False
 
-    def scan(self) -> pl.LazyFrame:
-        """All rows with their line number; text is stripped, and all text types are strings."""
+    @property
+    def most_rows(self) -> int:
+        """An upper bound of the number of rows."""
+        return (self._rows or 0) if self._text is None else self._text.lines
+
+    @property
+    def divisible(self) -> bool:
+        """Whether rows in the middle are reached without reading those before them."""
+        return self._text is None or not self._text.packed
+
+    def scan(self, first: int = 0, rows: int | None = None) -> pl.LazyFrame:
+        """All rows with their line number, or some; text is stripped, and all text types are strings."""
         if self._text is None:
             frame = pl.scan_parquet(self.path, glob=False)
             plain = [_plain(name, kind) for name, kind in frame.collect_schema().items()]
-            return frame.with_columns(p for p in plain if p is not None).with_row_index(LINE, offset=1)
+            plainer = frame.slice(first, rows).with_columns(p for p in plain if p is not None)
+            return plainer.with_row_index(LINE, offset=1 + first)
         frame = pl.scan_csv(
             self._text.file,
             has_header=self.spec.header,
@@ -98,12 +109,12 @@ class TableFile:
             comment_prefix=self.spec.comment or None,
             quote_char=self._text.quote,
             glob=False,
-        )
+        ).slice(first, rows)  # before all else, so that Polars skips what is before it
         padded = {name: name.strip() for name in frame.collect_schema().names() if name != name.strip()}
         stripped = frame.rename(padded).with_columns(pl.all().str.strip_chars())
         if self.spec.null_values:
             stripped = stripped.with_columns(pl.when(~pl.all().is_in(self.spec.null_values)).then(pl.all()).name.keep())
-        return stripped.with_row_index(LINE, offset=2 if self.spec.header else 1)
+        return stripped.with_row_index(LINE, offset=first + (2 if self.spec.header else 1))
 
     def _read_names(self) -> list[str]:
         try:
@@ -111,16 +122,20 @@ class TableFile:
         except (pl.exceptions.PolarsError, OSError) as error:
             raise UserError(f"{self.path}: cannot be read ({str(error).splitlines()[0]})") from None
 
-    def chunks(self) -> Iterator[pl.DataFrame]:
-        """All rows except blank lines, in chunks.
+    def chunks(self, first: int = 0, rows: int | None = None) -> Iterator[pl.DataFrame]:
+        """Rows except blank lines, in chunks.
+
+        Args:
+            first: number of the first row, counted with blank lines.
+            rows: number of rows, counted in the same way; None up to the end.
 
         Raises:
             UserError: the file is damaged, or a row has too many or too few columns.
         """
-        text, last = self._text, 0
+        text, last = self._text, first
         unread = np.zeros(0, np.int64) if text is None else text.unread_lines()
         try:
-            for frame in self.scan().collect_batches(chunk_size=CHUNK, maintain_order=True):
+            for frame in self.scan(first, rows).collect_batches(chunk_size=CHUNK, maintain_order=True):
                 if text is not None and not self._widths_known and frame[self.names[-1]].null_count():
                     # A row that is too short and a row with an empty last cell both end in a null: check which it is.
                     check_widths(text)
@@ -137,7 +152,9 @@ class TableFile:
                 check_widths(text)
             hint = quote_hint(text) if text is not None and "malformed" in str(error) else ""
             raise UserError(f"{self.path}: cannot be read ({str(error).splitlines()[0]}){hint}") from None
-        if text is not None and last != text.lines:  # line breaks in cells, or a quote that swallowed rows
+        if (
+            text is not None and rows is None and last != text.lines
+        ):  # line breaks in cells, or a quote that swallowed rows
             check_quotes(text)
             text.lines = last
 

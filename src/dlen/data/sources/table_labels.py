@@ -152,6 +152,11 @@ class Tally:
             rows = (where == split) & observed[:, task]
             self.counts[split, task] += np.bincount(labels[rows, task], minlength=2)
 
+    def merge(self, other: Tally) -> None:
+        """Add the rows that another one counted."""
+        for name in ("counts", "missing", "positive", "observed", "determined", "sums"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
     def _transformed(self, values: Array) -> Array:
         """(n, R) labels of the regression tasks after their ``transform``."""
         log = [self.labels.spec.tasks[name].transform == "log1p" for name in self.labels.regressions]

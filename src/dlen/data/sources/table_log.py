@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import polars as pl
 
 from dlen.data.bad_rows import BadRowError
 from dlen.data.columns import MISSING, Array
-from dlen.data.partitions import BETWEEN
+from dlen.data.partitions import BETWEEN, KeyPartitions
 from dlen.data.sources.cells import LINE, ROW, Rising, id_text, list_of_cells
 from dlen.data.sources.expression import Expression, read_label
 from dlen.data.sources.table_columns import TableColumn, TimeColumn
@@ -164,6 +165,29 @@ class LogColumn(TableColumn):
             self.clock.periods(frame, path)
         for expression in self.expressions.values():
             read_label(frame, path, f"field {self.name}", expression, self.path)
+
+    @property
+    def partitions(self) -> KeyPartitions:
+        """The rows shown, by their key."""
+        raise NotImplementedError
+
+    def begin_piece(self, piece: int) -> None:
+        """Write rows to files of the piece."""
+        self.partitions.begin(piece)
+
+    def pack(self) -> None:
+        """Write the rows."""
+        self.partitions.pack()
+
+    def agrees(self, other: Self) -> bool:
+        """Whether both found times of one form."""
+        return self.clock.rising.agrees(other.clock.rising)
+
+    def merge(self, other: Self) -> None:
+        """Add rows."""
+        self.clock.rising.merge(other.clock.rising)
+        self.partitions.merge(other.partitions)
+        self.rows = max(self.rows, other.rows)
 
     def numbered(self, frame: pl.DataFrame) -> Array:
         """(n,) int64 numbers of rows that are shown."""

@@ -2,30 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 
-from dlen.data.bad_rows import BadRows
+from dlen.data.bad_rows import BadRowError, BadRows
 from dlen.data.columns import Array, Columns
+from dlen.data.parallel import Advance, Workers, save_state
 from dlen.data.ragged import select_rows
 from dlen.data.sources.expression import Expression
+from dlen.data.sources.table_columns import TableColumn
 from dlen.data.sources.table_encoding import UserNumbers, encode, make_columns, views_of
 from dlen.data.sources.table_id_rates import offered_rates, worth_a_rate
 from dlen.data.sources.table_labels import Labels, Tally
 from dlen.data.sources.table_log import LogColumn, check_time
-from dlen.data.sources.table_paths import SPLITS
-from dlen.data.sources.table_rows import TableRows
+from dlen.data.sources.table_pieces import Piece
+from dlen.data.sources.table_rows import PassCounts, TableRows
 from dlen.data.sources.table_spec import TableSpec
 from dlen.data.sources.table_split import RowSplit
+from dlen.data.sources.table_vectors import vectors_of
 from dlen.data.sources.table_weights import Weights
-from dlen.data.writer import StoreWriter
+from dlen.data.writer import FINISHED, PartWriter, StoreWriter, WrittenPart, shard_folder
 from dlen.errors import UserError
+from dlen.files import write_text
+from dlen.progress import Stage
 from dlen.schema import Kind, Schema
 from dlen.valid import did_you_mean
+
+
+@dataclass(slots=True)
+class Found:
+    """What a pass found in a piece.
+
+    Attributes:
+        rows: how many rows there are.
+        bad: arguments of :class:`BadRowError` for rows that were left out.
+        columns: what the columns learned.
+        split: how rows are split.
+        tally: counts of labels.
+        users: the users.
+        shard: the encoded rows.
+        encoded: what the notes of each column tell about them.
+    """
+
+    rows: PassCounts
+    bad: list[tuple[Path, list[int], str, str]]
+    columns: list[TableColumn] = field(default_factory=list)
+    split: RowSplit | None = None
+    tally: Tally | None = None
+    users: UserNumbers | None = None
+    shard: WrittenPart | None = None
+    encoded: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 class TablePasses:
@@ -57,32 +91,113 @@ class TablePasses:
         self.columns = [*make_columns(spec, self.labels.expressions, writer.scratch), *self.offered]
         weights, where = self.weights.columns.values(), Expression(spec.where) if spec.where else None
         self.rows = TableRows(spec, files, join_files, self.columns, weights, bad, writer.scratch, where)
-        self.split = RowSplit(spec, files)
+        self.split, self.tally = RowSplit(spec, files), Tally(self.labels)
+        self.users, self.folder = UserNumbers(self.columns, spec.user), writer.folder
 
     def run(self) -> Schema:
         """Write the splits and vocabularies."""
-        if any(isinstance(column, LogColumn) for column in self.columns):
+        most = max(len(self.rows.pieces) // 2, 1)  # a process takes about as long to start as half a piece
+        with Workers(min(self.writer.workers, most)) as self.workers:
+            return self._run()
+
+    def _run(self) -> Schema:
+        logged = any(isinstance(column, LogColumn) for column in self.columns)
+        if logged:
             check_time(self.spec)
         for paths in self.rows.files.values():
             for path in paths:
                 self._check_columns(path)
-        self.split.find_boundaries(self.rows)
+        if self.split.needs_times():
+            self._pass("finding the split by time", _look, self._look, self._merge_split)
+            self.split.set_boundaries()
+        elif logged and len(self.rows.pieces) > 1:  # what they are computed from is found by the numbers of rows
+            self._pass("counting rows", _count, self._count, lambda _: None)
         self._choose_rates()
-        tally = self._learn()
+        self._learn()
         if not self.sampled:
             self.split.check_values()
             self.rows.joins.check_matched(self.rows.total)
         for column in self.columns:
             column.freeze(self.writer)
         if not self.sampled:
-            tally.check()
+            self.tally.check()
         fields = [f for kind in Kind for column in self.columns for f in column.fields() if f.kind is kind]
         views = tuple(column.view() for column in views_of(self.columns))
         user, position = self.spec.user, self.spec.position
-        schema = Schema(tuple(fields), tally.schema_tasks(), user=user, position=position, views=views)
-        self._write_splits(schema)
-        self._write_notes(tally)
-        return schema
+        self.schema = Schema(tuple(fields), self.tally.schema_tasks(), user=user, position=position, views=views)
+        self.users.number()
+        self._write_shards()
+        self._write_notes()
+        return self.schema
+
+    # Passes
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A worker writes no more of the store than shards, and has no workers."""
+        return {name: value for name, value in vars(self).items() if name not in ("writer", "workers")}
+
+    def _pass(
+        self,
+        label: str,
+        work: Callable[[TablePasses, Piece, Advance], Found],
+        alone: Callable[[Piece, Advance], None],
+        merge: Callable[[Found], None],
+    ) -> None:
+        """Work on all pieces, in other processes if there are some, and count their rows.
+
+        Args:
+            label: description of the pass, for the progress bar.
+            work: works on a piece in a copy of this object.
+            alone: does the same in this object, for a single piece or one that fails.
+            merge: adds the result of a piece to this object.
+        """
+        rows, starts = self.rows, [0]
+        rows.begin()
+        with Stage(label, rows.size, "B") as stage:
+            if len(rows.pieces) == 1:
+                alone(rows.pieces[0], stage.advance)
+                rows.end()
+                return
+            state = self.writer.scratch / "state"
+            save_state(state, self)
+            results = self.workers.in_order(work, state, rows.pieces, stage)
+            for piece, found in zip(rows.pieces, results, strict=True):
+                if found is None or not self._agrees(found):
+                    alone(piece, lambda _: None)
+                else:
+                    for error in found.bad:
+                        self.bad.add(BadRowError(*error))
+                    rows.add(found.rows)
+                    merge(found)
+                starts.append(rows.total)
+        rows.end()
+        rows.starts = starts
+
+    def _agrees(self, found: Found) -> bool:
+        """Whether what was found in a piece can be added to what was found before it."""
+        pairs = zip(self.columns, found.columns, strict=False)
+        return (found.split is None or self.split.agrees(found.split)) and all(mine.agrees(c) for mine, c in pairs)
+
+    def begin_worker(self, piece: Piece) -> None:
+        """Begin with a piece in a copy of this object."""
+        self.bad.kept = []
+        self.rows.before = self.rows.starts[piece.number] if self.rows.starts else 0
+
+    def found(self, **parts: Any) -> Found:
+        """The result of a piece."""
+        return Found(self.rows.counted(), self.bad.kept or [], **parts)
+
+    def _look(self, piece: Piece, advance: Advance) -> None:
+        for chunk, path, file_split in self.rows.read(piece, advance):
+            self.rows.readable(chunk, path, partial(self.split.look, file_split=file_split))
+
+    def _merge_split(self, found: Found) -> None:
+        assert found.split is not None
+        self.split.merge(found.split)
+
+    def _count(self, piece: Piece, advance: Advance) -> None:
+        for _ in self.rows.read(piece, advance):
+            pass
 
     def _check_columns(self, path: Path) -> None:
         """Check that every column in the spec exists, and that every column of the file is used or ignored."""
@@ -122,18 +237,36 @@ class TablePasses:
                 f"{names}, from earlier rows; `rates: {{ids: none}}` in the YAML leaves them out"
             )
 
-    def _learn(self) -> Tally:
+    def _learn(self) -> None:
         """Show all rows to every column, the training rows to learn from, and count the labels."""
-        tally = Tally(self.labels)
-        for chunk, path, file_split in self.rows.chunks("learning vocabularies and statistics"):
+        self._pass("learning vocabularies and statistics", _learn, self.learn, self._merge)
+
+    def learn(self, piece: Piece, advance: Advance) -> None:
+        """Learn from the rows of a piece."""
+        for column in self.columns:
+            column.begin_piece(piece.number)
+        for chunk, path, file_split in self.rows.read(piece, advance):
             frame, (where, labels, weights) = self.rows.readable(chunk, path, partial(self._read, file_split))
             training = frame.filter(pl.Series(where == 0))
             observed = self.labels.observed(labels)
             for column in self.columns:
                 column.observe(training, path)
                 column.show(frame, path, where, labels, observed)
-            tally.add(where, labels, observed, weights, self.labels.values(frame, path, labels))
-        return tally
+            self.users.see(frame, path)
+            self.tally.add(where, labels, observed, weights, self.labels.values(frame, path, labels))
+        if len(self.rows.pieces) > 1:
+            for column in self.columns:
+                column.pack()
+
+    def _merge(self, found: Found) -> None:
+        """Add what was learned from a piece."""
+        assert found.tally is not None
+        assert found.users is not None
+        self._merge_split(found)
+        for column, other in zip(self.columns, found.columns, strict=True):
+            column.merge(other)
+        self.tally.merge(found.tally)
+        self.users.merge(found.users)
 
     def training_rows(self) -> Iterator[tuple[pl.DataFrame, Path]]:
         """The training rows in chunks, each with its file, once :meth:`run` has read them."""
@@ -149,23 +282,42 @@ class TablePasses:
         return where, labels, self.weights.read(frame, path)
 
     def _read_encoded(
-        self, schema: Schema, file_split: str, frame: pl.DataFrame, path: Path
+        self, file_split: str, frame: pl.DataFrame, path: Path
     ) -> tuple[Array, Array, Array | None, Columns]:
-        return *self._read(file_split, frame, path), encode(frame, path, self.columns, schema)
+        return *self._read(file_split, frame, path), encode(frame, path, self.columns, self.schema)
 
-    def _write_splits(self, schema: Schema) -> None:
-        counts = {kind: len(schema.of_kind(kind)) for kind in Kind}
-        shard = self.writer.shard()
+    def _write_shards(self) -> None:
+        """Encode each piece as a shard."""
+        self._pass("writing the prepared store", _encode, self._write_shard, self._merge_shard)
+
+    def _write_shard(self, piece: Piece, advance: Advance) -> None:
+        self.writer.add(self.encode(piece, advance))
+
+    def _merge_shard(self, found: Found) -> None:
+        assert found.shard is not None
+        self.writer.add(found.shard)
+        for column in self.columns:
+            column.encoded.update(found.encoded[column.name])
+
+    def encode(self, piece: Piece, advance: Advance) -> WrittenPart:
+        """Write the rows of a piece as a shard."""
+        shard = PartWriter(self.folder, shard_folder(piece.number))
+        shutil.rmtree(shard.folder, ignore_errors=True)  # what a killed worker has left
+        self.write_rows(shard, self.rows.read(piece, advance))
+        return shard.close()
+
+    def write_rows(self, shard: PartWriter, chunks: Iterator[tuple[pl.DataFrame, Path, str]]) -> None:
+        """Write encoded rows to a shard."""
+        schema, counts = self.schema, {kind: len(self.schema.of_kind(kind)) for kind in Kind}
         start = partial(shard.split, num_values=len(schema.regressions), num_views=len(schema.views))
         start = partial(start, num_sequences=len(schema.sequences), num_vectors=counts[Kind.VECTOR])
         splits = [start(name, counts, len(schema.tasks)) for name in self.split.names]
         for column in self.columns:
             column.begin(shard)
-        users = UserNumbers(self.columns, schema, numbered=self.split.names == SPLITS)
-        for chunk, path, file_split in self.rows.chunks("writing the prepared store"):
-            read = partial(self._read_encoded, schema, file_split)
+        for chunk, path, file_split in chunks:
+            read = partial(self._read_encoded, file_split)
             frame, (where, labels, weights, encoded) = self.rows.readable(chunk, path, read)
-            parts = {"users": users.of(frame, path, encoded.ids), "weights": weights}
+            parts = {"users": self.users.of(frame, path), "weights": weights}
             parts["values"] = self.labels.values(frame, path, labels)
             bins = [column.bins(frame, path) for column in views_of(self.columns)]
             parts["views"] = np.stack(bins, 1) if bins else None
@@ -175,16 +327,63 @@ class TablePasses:
                     given = {name: part[mask] for name, part in parts.items() if part is not None}
                     split.append(select_rows(encoded, mask), labels[mask], **given)
 
-    def _write_notes(self, tally: Tally) -> None:
+    def _write_notes(self) -> None:
         rows, notes = max(self.rows.kept, 1), self.writer.notes
         notes |= {"rows_left_out_by_where": f"{n:,}"} if (n := self.rows.total - self.rows.kept) else {}
         notes |= {f"rows_without_{name}": n for name, n in self.rows.joins.unmatched.items() if n}
         notes |= {"bad_rows_left_out": len(self.bad)} if len(self.bad) else {}
         notes |= self.weights.note()
-        missing = zip(self.spec.tasks, tally.missing, strict=True)
+        missing = zip(self.spec.tasks, self.tally.missing, strict=True)
         notes |= {f"rows_without_a_label_of_{name}": f"{n:,} ({n / rows:.2%})" for name, n in missing if n}
         for column in self.columns:
             notes |= column.notes()
+
+
+def _look(passes: TablePasses, piece: Piece, advance: Advance) -> Found:
+    passes.begin_worker(piece)
+    passes._look(piece, advance)
+    return passes.found(split=passes.split)
+
+
+def _count(passes: TablePasses, piece: Piece, advance: Advance) -> Found:
+    passes.begin_worker(piece)
+    passes._count(piece, advance)
+    return passes.found()
+
+
+def _learn(passes: TablePasses, piece: Piece, advance: Advance) -> Found:
+    passes.begin_worker(piece)
+    passes.learn(piece, advance)
+    passes.users.column = None
+    for vectors in vectors_of(passes.columns):
+        vectors.forget_joined()
+    return passes.found(columns=passes.columns, split=passes.split, tally=passes.tally, users=passes.users)
+
+
+def _encode(passes: TablePasses, piece: Piece, advance: Advance) -> Found:
+    record = passes.folder / shard_folder(piece.number) / FINISHED
+    if record.exists():  # before an interruption
+        advance(piece.size)
+        return _finished(record)
+    passes.begin_worker(piece)
+    shard = passes.encode(piece, advance)
+    found = passes.found(shard=shard, encoded={column.name: dict(column.encoded) for column in passes.columns})
+    record.parent.mkdir(parents=True, exist_ok=True)  # a piece may have no rows
+    write_text(record, json.dumps(asdict(found), default=str))
+    return found
+
+
+def _finished(record: Path) -> Found:
+    """What was found in a piece whose shard is finished."""
+    content = json.loads(record.read_text())
+    shard = content["shard"]
+    patterns = {int(code): float(weight) for code, weight in shard["patterns"].items()}
+    return Found(
+        PassCounts(**content["rows"]),
+        [(Path(path), lines, problem, where) for path, lines, problem, where in content["bad"]],
+        shard=WrittenPart(shard["entry"], patterns),
+        encoded=content["encoded"],
+    )
 
 
 def missing_column_hint(column: str, existing: list[str]) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import polars as pl
 
 from dlen.data.columns import Array
+from dlen.data.partitions import KeyPartitions
 from dlen.data.rates import RateTable, Settings
 from dlen.data.sources.cells import ROW
 from dlen.data.sources.expression import Expression
@@ -69,6 +71,17 @@ class RateColumn(LogColumn):
             np.array([known for _, known in counted], bool).reshape(shape).T,
         )
         self._training += int((where == 0).sum())
+
+    @property
+    def partitions(self) -> KeyPartitions:
+        """The rows shown, by their key."""
+        return self.table.partitions
+
+    def merge(self, other: Self) -> None:
+        """Add rows."""
+        super().merge(other)
+        self.table.merge(other.table)
+        self._training += other._training
 
     def freeze(self, writer: StoreWriter) -> None:
         """Count the rows, then scale by mean and deviation of the training rows."""

@@ -3,23 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
 import polars as pl
 
 from dlen.data.bad_rows import BadRowError, BadRows
+from dlen.data.parallel import Advance
 from dlen.data.sources.cells import LINE, ROW
 from dlen.data.sources.expression import Expression, read_label
 from dlen.data.sources.table_columns import TableColumn
 from dlen.data.sources.table_file import TableFile
 from dlen.data.sources.table_joins import Joins
+from dlen.data.sources.table_pieces import Piece, cut
 from dlen.data.sources.table_spec import TableSpec
 from dlen.data.sources.table_vectors import vectors_of
 from dlen.errors import UserError
 from dlen.progress import Stage
 
 T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class PassCounts:
+    """Rows that were read.
+
+    Attributes:
+        counts: number of rows of each file, by its path.
+        kept: how many of them ``where`` keeps.
+        unmatched: how many have no match, by the name of the join.
+    """
+
+    counts: dict[str, int]
+    kept: int
+    unmatched: dict[str, int]
 
 
 class TableRows:
@@ -37,7 +56,9 @@ class TableRows:
 
     Attributes:
         joins: the joined tables.
-        total: number of rows of the files, after the first pass.
+        before: number of rows before those of this pass.
+        starts: number of rows before each piece, after a pass.
+        counts: number of rows of each file, read in this pass.
         kept: how many of them ``where`` keeps.
     """
 
@@ -58,7 +79,9 @@ class TableRows:
         wanted = {*(name for column in columns if column not in vectors for name in column.inputs), *also}
         wanted |= set(where.columns) if where is not None else set()
         self.joins = Joins(spec, join_files, wanted, self._open, vectors)
-        self.total = self.kept = 0
+        self.before = self.kept = 0
+        self.starts: list[int] = []
+        self.counts: dict[Path, int] = {}
 
     def _open(self, path: Path) -> TableFile:
         """Open a file. It is scanned only once, however often it is read."""
@@ -75,6 +98,16 @@ class TableRows:
         file = self._open(path)
         return self.joins.columns([*file.names, *file.partitions], path)
 
+    @cached_property
+    def pieces(self) -> list[Piece]:
+        """The files in pieces."""
+        return cut((self._open(path), split) for split, paths in self.files.items() for path in paths)
+
+    @property
+    def size(self) -> float:
+        """Bytes of all files."""
+        return sum(piece.size for piece in self.pieces)
+
     def chunks(self, label: str) -> Iterator[tuple[pl.DataFrame, Path, str]]:
         """Chunks of the rows of all files that ``where`` keeps, each with its file and split.
 
@@ -86,26 +119,58 @@ class TableRows:
         Raises:
             UserError: a file has no rows or cannot be read.
         """
-        paths = [(path, split) for split, paths in self.files.items() for path in paths]
+        self.begin()
+        with Stage(label, self.size, "B") as stage:
+            for piece in self.pieces:
+                yield from self.read(piece, stage.advance)
+        self.end()
+
+    def begin(self) -> None:
+        """Begin to count rows."""
         self.joins.restart()
-        self.total = self.kept = 0
-        with Stage(label, sum(path.stat().st_size for path, _ in paths), "B") as stage:
-            for path, split in paths:
-                file, before = self._open(path), self.total
-                bytes_left: float = file.size
-                for frame in file.chunks():
-                    size = min(file.bytes_of(frame), bytes_left)
-                    kept = self._kept(self.joins.add(frame).with_row_index(ROW, self.total), path)
-                    self.total, self.kept = self.total + len(frame), self.kept + len(kept)
-                    if len(kept) or self.where is None:
-                        yield kept, path, split
-                    stage.advance(size)
-                    bytes_left -= size
-                if self.total == before:
-                    raise UserError(f"{path}: has no rows")
-                stage.advance(bytes_left)
+        self.counts = {}
+        self.kept = 0
+
+    def read(self, piece: Piece, advance: Advance) -> Iterator[tuple[pl.DataFrame, Path, str]]:
+        """Chunks of the rows of a piece, which follow the rows that have been counted."""
+        for part in piece.ranges:
+            file, bytes_left = self._open(part.path), part.size
+            count = self.counts.setdefault(part.path, 0)
+            for frame in file.chunks(part.first, part.rows):
+                size = min(file.bytes_of(frame), bytes_left)
+                kept = self._kept(self.joins.add(frame).with_row_index(ROW, self.before + self.total), part.path)
+                count += len(frame)
+                self.counts[part.path], self.kept = count, self.kept + len(kept)
+                if len(kept) or self.where is None:
+                    yield kept, part.path, part.split
+                advance(size)
+                bytes_left -= size
+            if part.rows is None and not count:
+                raise UserError(f"{part.path}: has no rows")
+            advance(bytes_left)
+
+    def end(self) -> None:
+        """Raise UserError if ``where`` keeps none of the rows."""
         if not self.kept and self.total:
             raise UserError(f"{self.spec.path}: where: {self.spec.where} holds in none of the {self.total:,} rows")
+
+    @property
+    def total(self) -> int:
+        """Number of rows read in this pass."""
+        return sum(self.counts.values())
+
+    def counted(self) -> PassCounts:
+        """What :meth:`read` has counted in this pass."""
+        counts = {str(path): count for path, count in self.counts.items()}
+        return PassCounts(counts, self.kept, self.joins.unmatched)
+
+    def add(self, counted: PassCounts) -> None:
+        """Count the rows of a piece that was read elsewhere."""
+        for name, count in counted.counts.items():
+            self.counts[Path(name)] = self.counts.get(Path(name), 0) + count
+        self.kept += counted.kept
+        for name, count in counted.unmatched.items():
+            self.joins.unmatched[name] += count
 
     def _kept(self, frame: pl.DataFrame, path: Path) -> pl.DataFrame:
         """The rows that satisfy ``where``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import polars as pl
@@ -13,6 +14,7 @@ import torch
 from dlen.data.bad_rows import BadRowError
 from dlen.data.columns import Array, Places
 from dlen.data.histories import HistoryTable, histories_of, stored_history
+from dlen.data.partitions import KeyPartitions
 from dlen.data.sequences import GAP_BUCKETS, StoredSequence
 from dlen.data.sources.cells import LINE, ROW, id_text, lists_or_empty, with_absent
 from dlen.data.sources.expression import Expression
@@ -51,7 +53,6 @@ class SequenceColumn(OrderedColumn):
         super().__init__(name, spec)
         self.lists = lists
         self._append: Append  # of the store, or of the rows that are kept for new ones
-        self._rows = self._cut = self._values = 0
 
     @property
     def inputs(self) -> list[str]:
@@ -67,6 +68,16 @@ class SequenceColumn(OrderedColumn):
         _, _, texts = self._read(frame, path)
         for one, values in zip(self.lists, texts, strict=True):
             one.observe_texts(values)
+
+    def pack(self) -> None:
+        """Count each id once."""
+        for one in self.lists:
+            one.pack()
+
+    def merge(self, other: Self) -> None:
+        """Add counts of ids."""
+        for one, theirs in zip(self.lists, other.lists, strict=True):
+            one.merge(theirs)
 
     def occurrences(self, frame: pl.DataFrame, path: Path) -> dict[str, tuple[Array, pl.Series]]:
         """The ids of each list with a vocabulary of its own."""
@@ -104,11 +115,10 @@ class SequenceColumn(OrderedColumn):
 
     def notes(self) -> dict[str, str]:
         """How long the lists are, and how many are cut."""
-        rows = max(self._rows, 1)
-        cut = (
-            f"; {self._cut / rows:.2%} have more than {self.spec.max_values}, and keep the newest" if self._cut else ""
-        )
-        return {f"sequence_of_{self.name}": f"{self._values / rows:.1f} values per row{cut}"}
+        found, most = self.encoded, self.spec.max_values
+        rows = max(found["rows"], 1)
+        cut = f"; {found['cut'] / rows:.2%} have more than {most}, and keep the newest" if found["cut"] else ""
+        return {f"sequence_of_{self.name}": f"{found['values'] / rows:.1f} values per row{cut}"}
 
     def fields(self) -> list[Field]:
         """One field per list."""
@@ -117,11 +127,11 @@ class SequenceColumn(OrderedColumn):
     def places(self, frame: pl.DataFrame, path: Path) -> Places:
         """Store the values of n rows."""
         whole, lengths, texts = self._read(frame, path)
-        self._cut += int((whole > self.spec.max_values).sum())
         codes = [one.vocabulary.encode(values) for one, values in zip(self.lists, texts, strict=True)]
         first = self._append(np.stack(codes, 1).astype(np.int32))
         start = first + np.cumsum(lengths) - lengths
-        self._rows, self._values = self._rows + len(frame), self._values + int(lengths.sum())
+        cut, values = int((whole > self.spec.max_values).sum()), int(lengths.sum())
+        self.encoded.update({"rows": len(frame), "cut": cut, "values": values})
         return Places(start[:, None], lengths.astype(np.int16)[:, None], np.zeros((len(frame), 1)))
 
     def stored(self, store: Store) -> StoredSequence:
@@ -227,6 +237,12 @@ class HistoryColumn(LogColumn, OrderedColumn):
         values = {f"of{place}": id_text(frame[c.spec.column], path) for place, c in enumerate(self.of.values())}
         values |= {"labels": pl.Series(self._label_codes(labels), dtype=pl.Int32)} if self.history.labels else {}
         self.table.add(row, self.keys(frame, path), self.clock.periods(frame, path), event, values)
+
+    @property
+    def partitions(self) -> KeyPartitions:
+        """The rows shown, by their key."""
+        assert self.table is not None
+        return self.table.partitions
 
     def _label_codes(self, labels: Array) -> Array:
         """(n,) one id for the labels (n, T) of a row: 1 plus a bit for each positive one."""

@@ -13,7 +13,6 @@ from dlen.data.columns import Array
 from dlen.data.sample import Sample
 from dlen.data.sources.cells import LINE, Rising, hashes, id_text, moments
 from dlen.data.sources.table_paths import SPLITS
-from dlen.data.sources.table_rows import TableRows
 from dlen.data.sources.table_spec import TableSpec
 from dlen.errors import UserError
 from dlen.hashing import fraction
@@ -41,13 +40,13 @@ class RowSplit:
         self._has_test = "test" in files
         self._file_numbers = {p: n for n, p in enumerate(p for paths in files.values() for p in paths)}
         self._rising = Rising(spec.split.column, _TWO_FORMS)
-        self._boundaries = np.zeros(0)
+        self._sample, self._boundaries = Sample(), np.zeros(0)
         self._seen_values: set[str] = set()
 
-    def find_boundaries(self, rows: TableRows) -> None:
-        """For a split by time, find the start of validation and of test, in a pass over the rows if needed."""
+    def needs_times(self) -> bool:
+        """Whether :meth:`look` has to see all rows to find the start of validation and of test."""
         if self.spec.by != "time" or self._by_files:
-            return
+            return False
         if self.spec.test_from is not None:
             starts = [self._start("validation_from"), self._start("test_from")]
             if starts[0] > starts[1]:
@@ -56,12 +55,27 @@ class RowSplit:
                     f"{self.spec.test_from}"
                 )
             self._boundaries = np.array(starts)
-            return
-        sample = Sample()
-        for frame, path, file_split in rows.chunks("finding the split by time"):
-            if file_split != "test":
-                sample.add(rows.readable(frame, path, self._times)[1])
-        times = sample.sorted()
+            return False
+        return True
+
+    def look(self, frame: pl.DataFrame, path: Path, file_split: str) -> None:
+        """Look at the times of rows."""
+        if file_split != "test":
+            self._sample.add(self._times(frame, path))
+
+    def agrees(self, other: RowSplit) -> bool:
+        """Whether another one found times of the same form in the rows that follow."""
+        return self._rising.agrees(other._rising)
+
+    def merge(self, other: RowSplit) -> None:
+        """Add what another one found in the rows that follow."""
+        self._rising.merge(other._rising)
+        self._sample.merge(other._sample)
+        self._seen_values |= other._seen_values
+
+    def set_boundaries(self) -> None:
+        """Find the start of validation and of test."""
+        times, self._sample = self._sample.sorted(), Sample()
         test = 0.0 if self._has_test else self.spec.test
         places = [round(len(times) * (1 - self.spec.validation - test)), round(len(times) * (1 - test))]
         self._boundaries = np.array([times[p] if p < len(times) else np.inf for p in places], np.float64)

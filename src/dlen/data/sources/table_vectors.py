@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import polars as pl
@@ -59,12 +60,20 @@ class _Scale:
             if not (n := int(weights.sum())):
                 continue
             # Chan, Golub and LeVeque (1979): exact moments in one pass over any number of pieces.
-            mean, total = weights @ piece / n, self.count + n
-            shift = mean - (self.mean if self.count else 0.0)
-            self._squares += float((weights @ (piece - mean) ** 2).sum())
-            self._squares += float((shift**2).sum()) * self.count * n / total
-            self.mean = mean if not self.count else self.mean + shift * n / total
-            self.count, self._largest = total, max(self._largest, float(np.abs(piece[weights > 0]).max()))
+            mean, largest = weights @ piece / n, float(np.abs(piece[weights > 0]).max())
+            self._add(n, mean, float((weights @ (piece - mean) ** 2).sum()), largest)
+
+    def _add(self, n: int, mean: Array, squares: float, largest: float) -> None:
+        total, shift = self.count + n, mean - (self.mean if self.count else 0.0)
+        self._squares += squares
+        self._squares += float((shift**2).sum()) * self.count * n / total
+        self.mean = mean if not self.count else self.mean + shift * n / total
+        self.count, self._largest = total, max(self._largest, largest)
+
+    def merge(self, other: _Scale) -> None:
+        """Add what another scale learned."""
+        if other.count:
+            self._add(other.count, other.mean, other._squares, other._largest)
 
     def finish(self) -> None:
         """Compute the deviation."""
@@ -101,7 +110,6 @@ class VectorColumn(TableColumn):
         self._times = self._used = np.zeros(0, np.int64)  # of each joined vector, in training rows and in all rows
         self._append: Append  # of the store, or of the rows that are kept for new ones
         self._table: Tensor | None = None
-        self._rows = self._missing = 0
 
     @property
     def joined(self) -> int:
@@ -133,6 +141,20 @@ class VectorColumn(TableColumn):
         """Find out which joined vectors any row has."""
         if self._row:
             self._used += self._uses(frame)
+
+    def forget_joined(self) -> None:
+        """Leave only what :meth:`merge` needs."""
+        self._joined, self._place = [], self._place[:0]
+
+    def agrees(self, other: Self) -> bool:
+        """Whether both found vectors of one size."""
+        return 0 in (self.size, other.size) or self.size == other.size
+
+    def merge(self, other: Self) -> None:
+        """Add rows."""
+        self.size = self.size or other.size
+        self.scale.merge(other.scale)
+        self._times, self._used = self._times + other._times, self._used + other._used
 
     def freeze(self, writer: StoreWriter) -> None:
         """Finish the scale, and write joined vectors."""
@@ -174,7 +196,7 @@ class VectorColumn(TableColumn):
 
     def notes(self) -> dict[str, str]:
         """How many rows have no vector."""
-        missing = self._missing / max(self._rows, 1)
+        missing = self.encoded["missing"] / max(self.encoded["rows"], 1)
         return {f"vectors_of_{self.name}": f"{self.size} numbers; {missing:.2%} of rows have none"}
 
     def fields(self) -> list[Field]:
@@ -189,7 +211,7 @@ class VectorColumn(TableColumn):
             part, present = self._read(frame, path)
             first = self._append(self.scale(part, self.spec.column))
             rows = np.where(present, first - 1 + np.cumsum(present), 0).astype(np.int32)
-        self._rows, self._missing = self._rows + len(rows), self._missing + int((rows == 0).sum())
+        self.encoded.update({"rows": len(rows), "missing": int((rows == 0).sum())})
         return rows
 
     def stored(self) -> Tensor:
