@@ -173,6 +173,17 @@ def test_rows_that_do_not_count_see_what_new_rows_see(tmp_path: Path, timed: boo
         assert all(torch.equal(a.ids, b.ids) for a, b in zip(got.sequences, wanted.sequences, strict=True))
 
 
+def test_an_append_that_was_killed_is_begun_again(tmp_path: Path, grown: tuple[Path, Store, Store, Store]) -> None:
+    """What it has left has a ``store.json`` of its own, with today's files."""
+    prepare(write(tmp_path, range(OLD)), tmp_path / "data")
+    source = write(tmp_path, range(OLD, len(DAYS)))
+    done = append(source, tmp_path / "data")
+    done.folder.rename(done.folder.with_name(f".{done.folder.name}.writing"))
+    again = append(source, tmp_path / "data")
+    assert same(day(again, DAYS[4]), day(grown[3], DAYS[4]))
+    assert len(list((tmp_path / "data/log").glob("*/store.json"))) == 2
+
+
 def test_two_days_at_once_are_as_one_after_the_other(tmp_path: Path, grown: tuple[Path, Store, Store, Store]) -> None:
     prepare(write(tmp_path, range(OLD)), tmp_path / "data")
     both = append(write(tmp_path, range(OLD, len(DAYS))), tmp_path / "data")

@@ -81,7 +81,8 @@ def _hashes(content: Mapping[str, Any]) -> dict[str, str]:
 
 def _latest(folder: Path, identity: Mapping[str, Any]) -> tuple[Path, set[str]]:
     """The store with most of the files of an identity, and the addresses of those that it does not have."""
-    stores = [(path.parent, content) for path in folder.glob("*/store.json") if (content := _alike(path, identity))]
+    paths = folder.glob("[!.]*/store.json")  # not of an attempt that was killed
+    stores = [(path.parent, content) for path in paths if (content := _alike(path, identity))]
     if not stores:
         raise UserError(
             f"config append: {folder} has no data that were prepared with the same YAML; run prepare.py without append"
