@@ -65,6 +65,7 @@ def smaller(arguments: list[str]) -> list[str]:
 
 def test_the_documentation_shows_every_command() -> None:
     scripts = {line.split()[1] for line in commands()}
+    scripts |= set(re.findall(r"^python (\S+)", (ROOT / "docs/days.md").read_text(), re.MULTILINE))
     assert scripts == {p.name for p in ROOT.glob("*.py")} - {"setup.py"}
     assert len(commands()) >= 10
 

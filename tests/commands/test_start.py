@@ -32,6 +32,7 @@ WRONG = {  # by case: the key or folder that the error names, and the arguments
     "predict": ("nowhere", ["run=nowhere", f"input={__file__}", "output=scores.csv"]),
     "export": ("nowhere", ["run=nowhere"]),
     "compare": ("seeds", ["experiment=table1", "seeds=-1"]),
+    "progressive": ("patience", ["patience=-3"]),
     "benchmark": ("benchmark.trials", ["benchmark.trials=-1"]),
     "check": ("nowhere.json", ["check=nowhere.json"]),
     "sweep": ("sweep.trials", ["sweep=alpha", "sweep.trials=-1"]),

@@ -63,22 +63,21 @@ def slow_features(log: Log, settings: Settings, i: int) -> list[float]:
 def made(log: Log, settings: Settings, folder: Path, chunk: int = 37) -> tuple[np.ndarray, RateTable]:
     """Features of all rows, and the table restored from its saved state."""
     table = RateTable(settings, folder / "scratch")
-    for first in range(0, ROWS, chunk):
-        part = slice(first, first + chunk)
-        table.add(
-            np.arange(ROWS)[part],
-            pl.Series(log.keys[part], dtype=pl.String),
-            log.when[part],
-            log.training[part],
-            log.labels[part],
-            log.observed[part],
-        )
+    add(table, log, np.arange(ROWS), chunk)
     features = np.array(table.finish(ROWS, folder / "history.parquet"))
     again = RateTable(settings)
-    again.restore(table.kept(), folder / "history.parquet")
+    again.restore(table.kept(), [folder / "history.parquet"])
     table.close()
     assert not (folder / "scratch").exists()
     return features, again
+
+
+def add(table: RateTable, log: Log, rows: np.ndarray, chunk: int = 37) -> None:
+    """Add some rows of a log, numbered by their places in ``rows``."""
+    for first in range(0, len(rows), chunk):
+        part, number = rows[first : first + chunk], np.arange(len(rows))[first : first + chunk]
+        keys = pl.Series([log.keys[i] for i in part], dtype=pl.String)
+        table.add(number, keys, log.when[part], log.training[part], log.labels[part], log.observed[part])
 
 
 def new_rows(table: RateTable, log: Log) -> np.ndarray:
@@ -144,3 +143,56 @@ def test_no_row_has_a_key(tmp_path: Path, timed: bool) -> None:
     assert not features.any()
     log.keys = ["new"] * ROWS
     np.testing.assert_allclose(new_rows(restored, log), 0, atol=1e-6)
+
+
+def test_the_rate_over_all_keys_takes_no_more_room_with_every_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Old edges are thinned out; the latest rows still see all rows before them."""
+    monkeypatch.setattr(rates, "_BINS", 8)
+    settings = Settings(2, True, 5.0, False)
+    tables = [RateTable(settings, tmp_path / f"scratch{day}") for day in range(12)]
+    for day, table in enumerate(tables):
+        log = Log.draw(day, True)
+        log.when += 40.0 * day
+        if day:
+            table.restore(tables[day - 1].kept(), [tmp_path / f"{n}.parquet" for n in range(day)])
+        add(table, log, np.arange(ROWS))
+        before = day and int(table.overall[-1, 0])
+        table.finish(ROWS, tmp_path / f"{day}.parquet")
+        assert len(table.edges) <= 2 * 8 + 10
+        first = int(np.argmin(log.when))
+        assert table._overall_before(log.when[[first]])[0, 0] == before
+        assert (np.diff(table.overall[:, 0]) >= 0).all()
+
+
+@pytest.mark.parametrize("late", [0.0, 0.1])
+def test_rows_added_later_see_what_they_would_have_seen_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: float
+) -> None:
+    """Rows of three days, each added to the history of those before. Rows that come a day late are seen from then."""
+    monkeypatch.setattr(partitions, "PENDING", 40)
+    log, settings = Log.draw(3, True), Settings(2, True, 5.0, False)
+    log.training = log.when < 15
+    expected, at_once = made(log, settings, tmp_path / "at_once")
+    day = np.digitize(log.when, [15, 25]) + (np.random.default_rng(0).random(ROWS) < late)
+    kept: dict[str, Any] = {}
+    histories: list[Path] = []
+    for number in range(day.max() + 1):
+        rows, table = np.flatnonzero(day == number), RateTable(settings, tmp_path / f"scratch{number}")
+        if histories:
+            table.restore(kept, histories)
+        add(table, log, rows)
+        histories.append(tmp_path / f"{number}.parquet")
+        features = np.array(table.finish(len(rows), histories[-1]))
+        kept = table.kept()
+        if not late:
+            np.testing.assert_array_equal(features, expected[rows])
+        known = [j for j in range(ROWS) if day[j] <= number]
+        counts = [sum(log.keys[j] == log.keys[i] and log.when[j] < log.when[i] for j in known) for i in rows]
+        counts = [count * (log.keys[i] is not None) for i, count in zip(rows, counts, strict=True)]
+        np.testing.assert_array_equal(features[:, -1], np.log1p(counts).astype(np.float32))
+    restored = RateTable(settings)
+    restored.restore(kept, histories)
+    assert restored.history.equals(at_once.history.sort("key", "when"))
+    np.testing.assert_array_equal(restored.overall[-1], at_once.overall[-1])

@@ -12,8 +12,11 @@ from dlen.errors import UserError
 
 def run(config: DictConfig) -> None:
     """Import the package only once the settings have been checked, so mistakes fail fast."""
-    if config.dry_run not in (True, False):
-        raise UserError(f"config dry_run: {config.dry_run!r} is neither true nor false")
+    for key in ("dry_run", "append"):
+        if config[key] not in (True, False):
+            raise UserError(f"config {key}: {config[key]!r} is neither true nor false")
+    if config.dry_run and config.append:
+        raise UserError("config dry_run: tells what preparing all files would take; remove append")
     with importing():
         from dlen.data.prepare import summary
         from dlen.training.configs import build
@@ -22,6 +25,10 @@ def run(config: DictConfig) -> None:
         from dlen.data.dry_run import dry_run  # here: it imports SciPy
 
         print(dry_run(build(config.data, "data")).described(Path(config.data_dir)))
+    elif config.append:
+        from dlen.data.append import append
+
+        print(summary(append(build(config.data, "data"), Path(config.data_dir))))
     else:
         print(summary(open_store(config)))
 

@@ -151,7 +151,8 @@ def _plan_run(model: str, seed: int, overrides: Sequence[str], stores: dict[str,
 
 def store_of(config: DictConfig, stores: dict[str, Store]) -> Store:
     """The prepared data of a run, opened once for all runs that share them."""
-    data = json.dumps(OmegaConf.to_container(config.data, resolve=True), sort_keys=True)
+    nodes = [OmegaConf.to_container(node, resolve=True) for node in (config.data, config.days)]
+    data = json.dumps(nodes, sort_keys=True)
     if data not in stores:
         stores[data] = open_store(config)
     return stores[data]

@@ -7,17 +7,22 @@ the newest ones that are strictly earlier than the row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
+import torch
 
 from dlen.data.columns import Array, Places
 from dlen.data.partitions import KeyPartitions
+from dlen.data.ragged import places_of
 from dlen.data.sequences import StoredSequence
+from dlen.data.store import Store
 from dlen.data.writer import SequenceWriter
 
+_STORED = 1 << 62  # subtracted from the places of stored events, which gives them row numbers before all others
 Encode = Callable[[pl.DataFrame], Array]  # (L,) events with their columns -> (L, N) codes
 
 
@@ -27,13 +32,15 @@ class HistoryTable:
     Args:
         length: maximum number of events in the history of a row; the newest stay.
         scratch: a folder that does not exist yet.
+        before: stored events with their ranges, see :func:`histories_of`, which the rows come after. Those that a row
+            may see are written once more, next to the row's own.
 
     Attributes:
         partitions: the rows that were added.
     """
 
-    def __init__(self, length: int, scratch: Path) -> None:
-        self.length, self.scratch = length, scratch
+    def __init__(self, length: int, scratch: Path, before: tuple[StoredSequence, pl.DataFrame] | None = None) -> None:
+        self.length, self.scratch, self.before = length, scratch, before
         self.partitions = KeyPartitions(scratch, "sorting histories")
 
     def add(self, row: Array, keys: pl.Series, when: Array, event: Array, values: Mapping[str, pl.Series]) -> None:
@@ -59,7 +66,7 @@ class HistoryTable:
             unit: seconds in a unit of the periods; stored times are in seconds.
             encode: turns events into codes.
             writer: receives the events of all keys.
-            keys: Parquet file to write: each key with the range of its events, for new rows.
+            keys: Parquet file to write: each key with the range of its events, and the time since which rows see it.
 
         Returns:
             Places of Q = 1 sequence. Rows without a key have no events.
@@ -71,18 +78,39 @@ class HistoryTable:
             for name, dtype in (("start", np.int64), ("length", np.int16), ("when", np.float64))
         )
         for frame in self.partitions.with_progress(parts):
-            frame = frame.sort("key", "when", "row")
-            events = frame.filter("event")
-            first = writer.append(encode(events), events["when"].to_numpy() * unit)
+            frame = frame.with_columns(pl.col("when") * unit)
+            frame = pl.concat([frame, *self._stored(frame)], how="diagonal").sort("key", "when", "row")
+            events, number = frame.filter("event"), frame["row"].to_numpy()
+            codes, is_new = np.empty((len(events), writer.width), np.int32), events["row"] >= 0
+            codes[is_new.to_numpy()] = encode(events.filter(is_new))
+            if self.before is not None:
+                places = events["row"].filter(~is_new).to_numpy() + _STORED
+                codes[~is_new.to_numpy()] = self.before[0].values[torch.from_numpy(places)].numpy()
+            first = writer.append(codes, events["when"].to_numpy())
             begin, end, ranges = _ranges(frame, first)
-            own = frame["row"].to_numpy()
+            new = number >= 0
+            begin, end, own = begin[new], end[new], number[new]
             start[own, 0] = np.maximum(begin, end - self.length)
             length[own, 0] = np.minimum(end - begin, self.length)
-            times[own, 0] = frame["when"].to_numpy() * unit
+            times[own, 0] = frame["when"].to_numpy()[new]
             of_keys.append(ranges)
-        schema = {"key": pl.String, "first": pl.Int64, "last": pl.Int64}
+        schema = {"key": pl.String, "since": pl.Float64, "first": pl.Int64, "last": pl.Int64}
         pl.concat([pl.DataFrame(schema=schema), *of_keys]).write_parquet(keys)
         return Places(start, length, times)
+
+    def _stored(self, frame: pl.DataFrame) -> list[pl.DataFrame]:
+        """The stored events that rows of the same keys may see, as rows that come first."""
+        if self.before is None:
+            return []
+        stored, known = self.before
+        latest = known.unique("key", keep="last", maintain_order=True)
+        since = frame.group_by("key", maintain_order=True).agg(pl.col("when").min()).join(latest, on="key")
+        when = stored.when.numpy()
+        first, last = since["first"].to_numpy(), since["last"].to_numpy()
+        first = np.maximum(first, _bisect(when, first, last, since["when"].to_numpy()) - self.length)
+        places = places_of(first, last - first)
+        keys = since["key"].gather(np.repeat(np.arange(len(since)), last - first))
+        return [pl.DataFrame({"row": places - _STORED, "key": keys, "when": when[places], "event": True})]
 
 
 def _ranges(frame: pl.DataFrame, first: int) -> tuple[Array, Array, pl.DataFrame]:
@@ -93,7 +121,8 @@ def _ranges(frame: pl.DataFrame, first: int) -> tuple[Array, Array, pl.DataFrame
         first: place of the first event of these rows among all events.
 
     Returns:
-        (n,) first place, (n,) place after the last one, and each key with the range of all of its events.
+        (n,) first place, (n,) place after the last one, and each key with the range of all of its events and the time
+        of its first row that is not a stored event.
     """
     event = frame["event"].to_numpy()
     before = first + np.cumsum(event) - event  # events of all rows above
@@ -102,8 +131,23 @@ def _ranges(frame: pl.DataFrame, first: int) -> tuple[Array, Array, pl.DataFrame
     begin, end = (before[np.maximum.accumulate(start)] for start in starts)
     keys = np.flatnonzero(new_key)
     ends = np.append(before[keys[1:]], first + event.sum())
-    ranges = pl.DataFrame({"key": frame["key"].gather(keys), "first": before[keys], "last": ends})
+    since = frame.select(pl.when(pl.col("row") >= 0).then("when").min().over("key"))["when"].gather(keys)
+    ranges = pl.DataFrame({"key": frame["key"].gather(keys), "since": since, "first": before[keys], "last": ends})
     return begin, end, ranges.filter(pl.col("first") < pl.col("last"))
+
+
+def stored_history(store: Store, name: str) -> tuple[StoredSequence, pl.DataFrame]:
+    """The events of a history in a store, and the ranges for :func:`histories_of`."""
+    events, files = store.events(name)
+    moved = [pl.read_parquet(path).with_columns(pl.col("first", "last") + start) for path, start in files]
+    return events, in_order(moved)
+
+
+def in_order(known: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    """Ranges of stored events, in the order in which they were written, without those that no row sees any more."""
+    ranges = pl.concat(known)
+    later = pl.col("since").shift(-1).reverse().cum_min().reverse().over("key")
+    return ranges.filter(later.is_null() | (pl.col("since") < later))
 
 
 def histories_of(keys: pl.Series, when: Array, stored: StoredSequence, known: pl.DataFrame, length: int) -> Places:
@@ -113,10 +157,14 @@ def histories_of(keys: pl.Series, when: Array, stored: StoredSequence, known: pl
         keys: (n,) text, null for no key.
         when: (n,) time in seconds.
         stored: the events.
-        known: each key with the range of its events, as written by :meth:`HistoryTable.finish`.
+        known: keys with the range of their events, as written by :meth:`HistoryTable.finish`; of a key with several,
+            a row sees the last one whose ``since`` is not later than the row.
         length: maximum number of events.
     """
-    found = pl.DataFrame({"key": keys}).join(known, on="key", how="left", maintain_order="left")
+    rows = pl.DataFrame({"key": keys.fill_null(""), "when": np.asarray(when, np.float64)}).with_row_index("place")
+    how: dict[str, Any] = {"left_on": "when", "right_on": "since", "by": "key", "check_sortedness": False}
+    found = rows.sort("key", "when").join_asof(known.sort("key", "since"), **how).sort("place")
+    found = found.with_columns(pl.when(keys.is_not_null()).then(pl.col("first", "last")))
     begin, last = (found[name].fill_null(0).to_numpy() for name in ("first", "last"))
     end = _bisect(stored.when.numpy(), begin, last, when)
     kept = np.minimum(end - begin, length)

@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 
 from dlen import __version__
+from dlen.data.days import labels_of
 from dlen.data.split import Split
 from dlen.data.store import FORMAT, Store
 from dlen.data.writer import FINISHED, StoreWriter
@@ -174,15 +175,16 @@ def prepare(source: Source, data_dir: Path, workers: int = 1) -> Store:
     identity = identify(source, data_dir)
     folder = data_dir / source.name / identity["fingerprint"]
     if folder.exists():
-        return _open(folder, identity)
+        return open_identified(folder, identity)
     check_writable(folder)
     with locked(data_dir / source.name / ".lock", "preparing this data"):
         if not folder.exists():
             _write(source, folder, identity, before, workers)
-    return _open(folder, identity)
+    return open_identified(folder, identity)
 
 
-def _open(folder: Path, identity: dict[str, Any]) -> Store:
+def open_identified(folder: Path, identity: dict[str, Any]) -> Store:
+    """Open the store of an identity; UserError if the folder holds another one."""
     store = Store(folder)
     if store.fingerprint != identity["fingerprint"]:
         raise UserError(f"{folder}: holds data of fingerprint {store.fingerprint}; delete it and run prepare.py")
@@ -228,11 +230,16 @@ def _write(source: Source, folder: Path, identity: dict[str, Any], before: dict[
     with _continuing(folder, identity) as temporary:
         writer = StoreWriter(temporary, workers)
         schema = source.write(writer)
-        for path, recorded in before.items():
-            if record(path) != recorded:
-                raise UserError(f"{path}: changed while it was read; run prepare.py again")
+        check_unchanged(before)
         writer.notes["prepare_seconds"] = round(time.monotonic() - started, 2)
         writer.finish(schema, identity)
+
+
+def check_unchanged(before: dict[Path, list[int]]) -> None:
+    """Raise UserError if a file is no longer as it was recorded by :func:`record`."""
+    for path, recorded in before.items():
+        if record(path) != recorded:
+            raise UserError(f"{path}: changed while it was read; run prepare.py again")
 
 
 def summary(store: Store) -> str:
@@ -242,6 +249,8 @@ def summary(store: Store) -> str:
     lines = [
         f"{content['name']}: {rows} rows; {store.schema.num_embeddings:,} ids in {len(store.schema.fields)} fields"
     ]
+    if days := labels_of(store):
+        lines.append(f"  appended days: {len(days)}, {days[0]} to {days[-1]}")
     lines += [_described(task) for task in store.schema.tasks]
     lines += [f"  {key.replace('_', ' ')}: {value}" for key, value in content["notes"].items()]
     lines += [f"  {line}" for line in unknown_lines(store)]

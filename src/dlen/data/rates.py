@@ -11,8 +11,9 @@ partition and not of the log. All rows of a key are in the same partition.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +68,12 @@ class RateTable:
     """The history of one kind of key. Add all rows first, then query features of these rows and of new ones.
 
     The sums are the number of rows n, then for each label the rows for which it is observed, then those for which it is
-    1.
+    1. After :meth:`restore`, the added rows continue the stored history: they see it as if all rows had been added at
+    once, and only the sums of their own keys are read and written.
 
     Args:
         settings: how rates are computed.
-        scratch: a folder that does not exist yet; None to :meth:`restore` a stored history.
+        scratch: a folder that does not exist yet; None if no rows are added.
 
     Attributes:
         count_sum: sum of the last feature, log(1 + n), over the training rows, available after counting.
@@ -83,6 +85,7 @@ class RateTable:
         self.sums = ["n", *(f"{kind}{t}" for kind in "ns" for t in range(settings.targets))]
         self._partitions = None if scratch is None else KeyPartitions(scratch, "counting rates")
         self._sample, self._last = Sample(), -np.inf
+        self._before: list[Path] = []  # stored histories that the added rows continue
         self.count_sum = self.count_squares = 0.0
 
     def add(self, row: Array, keys: pl.Series, when: Array, training: Array, labels: Array, observed: Array) -> None:
@@ -137,7 +140,10 @@ class RateTable:
         folder = self.scratch / "history"
         folder.mkdir()
         for number, frame in enumerate(self.partitions.with_progress(parts)):
-            of_key, of_all, key_history = self._timed(frame) if self.settings.timed else self._folded(frame)
+            if self._before:
+                of_key, of_all, key_history = self._continued(frame)
+            else:
+                of_key, of_all, key_history = self._timed(frame) if self.settings.timed else self._folded(frame)
             of_part = self._features(of_key, of_all)
             features[frame["row"].to_numpy()] = of_part
             counts = of_part[frame["training"].to_numpy(), -1].astype(np.float64)
@@ -157,13 +163,24 @@ class RateTable:
         """What :func:`kept_rates` needs in addition to the history: settings, and sums over all keys."""
         return {"settings": asdict(self.settings), "edges": self.edges.tolist(), "overall": self.overall.tolist()}
 
-    def restore(self, kept: Mapping[str, Any], history: Path) -> None:
-        """Load the history of a finished table."""
+    def restore(self, kept: Mapping[str, Any], histories: Sequence[Path]) -> None:
+        """Load the history of a finished table, and what later ones added to it."""
         self.edges = np.asarray(kept["edges"], np.float64)
         self.overall = np.asarray(kept["overall"], np.int64).reshape(-1, len(self.sums))
-        self.history = pl.read_parquet(history)
+        self._before = list(histories)
+
+    @cached_property
+    def history(self) -> pl.DataFrame:
+        """The restored history: cumulative sums by key and period."""
+        if len(self._before) == 1:
+            return pl.read_parquet(self._before[0])
+        return self._stored(pl.scan_parquet(self._before)).sort("key", "when").collect()
 
     # Counting
+
+    def _stored(self, rows: pl.LazyFrame) -> pl.LazyFrame:
+        """Stored sums, each key and period once. Sums only grow, so of several the largest is the latest."""
+        return rows.group_by("key", "when").agg(pl.col(self.sums).max())
 
     def _schema(self) -> dict[str, Any]:
         return {"key": pl.String, "when": pl.Float64} | dict.fromkeys(self.sums, pl.Int64)
@@ -174,13 +191,23 @@ class RateTable:
         With a time, it holds the sums before each of E period edges, then the total. Without a time, it holds the sums
         of each fold, then the total. Many periods are grouped into up to 1024 bins.
         """
+        bins = np.zeros((0, len(self.sums)), np.int64)
         if self.settings.timed:
+            # The bins of a stored history stay, so a late row sees the rate over all keys as of the edge before it.
+            # Half of many old edges are enough: no row sees more by that.
+            stored = self.edges if self._before else np.zeros(0)
+            while len(stored) > 2 * _BINS:
+                kept = np.append(np.arange(0, len(stored) - 1, 2), len(stored) - 1)
+                stored, self.overall = stored[kept], self.overall[np.append(kept, -1)]
             times = np.unique(self._sample.sorted())
+            times = times[times >= stored[-1]] if len(stored) else times
             first = times[:: max(-(-len(times) // _BINS), 1)]
-            self.edges = np.append(first, np.nextafter(self._last, np.inf)) if len(times) else first
+            end = np.nextafter(self._last, np.inf)
+            self.edges = np.concatenate([stored[:-1], first, [end]]) if len(times) else stored
+            bins = np.diff(self.overall, axis=0)[: len(stored) - 1] if len(stored) else bins
         else:
             self.edges = np.arange(1 + max(self._last, -1.0))
-        bins = np.zeros((len(self.edges), len(self.sums)), np.int64)
+        bins = np.concatenate([bins, np.zeros((len(self.edges) - len(bins), len(self.sums)), np.int64)])
         for part in parts:
             frame = read_partition(part)
             place = np.searchsorted(self.edges, frame["when"].to_numpy(), side="right") - 1
@@ -208,6 +235,22 @@ class RateTable:
         columns = dict(zip(self.sums, (upto - other_keys)[seen].T, strict=True))
         history = pl.DataFrame({"key": keys.gather(codes[first][seen]), "when": when[first][seen], **columns})
         return of_key, self._overall_before(frame["when"].to_numpy()), history
+
+    def _continued(self, frame: pl.DataFrame) -> tuple[Array, Array, pl.DataFrame]:
+        """As :meth:`_timed`, after the stored sums of the same keys; also of stored periods that come after a row."""
+        first = frame.lazy().group_by("key").agg(pl.col("when").min().alias("first"))
+        stored = pl.scan_parquet(self._before).join(first, on="key")
+        sums = pl.col(self.sums)
+        is_before = pl.col("when") < pl.col("first")
+        upto = stored.filter(is_before).group_by("key").agg(pl.max("when"), sums.max())
+        before, after = pl.collect_all([upto, self._stored(stored.filter(~is_before))], engine="streaming")
+        earlier = pl.concat([before, after]).sort("key", "when")
+        # As rows of the log: one for all that came before the key's first row, then one for each period
+        earlier = earlier.with_columns((sums - sums.shift(1, fill_value=0)).over("key"))
+        rows = pl.concat([earlier, frame.select("key", "when", sums.cast(pl.Int64))])
+        of_key, of_all, history = self._timed(rows)
+        new = history.join(before.select("key", "when"), on=["key", "when"], how="anti")
+        return of_key[len(earlier) :], of_all[len(earlier) :], new
 
     def _folded(self, frame: pl.DataFrame) -> tuple[Array, Array, pl.DataFrame]:
         """Sums over other folds, of each row's key and of all keys; and totals of each key, with ``when`` set to -1."""
@@ -274,7 +317,7 @@ def kept_rates(store: Store, field: str) -> RateTable:
     """Load the rate table of a field from a store."""
     kept = store.content["histories"][field]
     table = RateTable(Settings(**kept["settings"]))
-    table.restore(kept, store.history(field))
+    table.restore(kept, store.histories(field))
     return table
 
 

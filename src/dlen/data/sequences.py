@@ -29,12 +29,15 @@ class StoredSequence:
         when: (V,) float64 time of each value; empty if there are no times.
         offsets: (N,) int32 first row of each list's ids in the embedding table.
         gaps: whether the last list is the :func:`gap_codes` between each value and its row.
+        sizes: number of codes that each stored list has now, (N,) or (N - 1,) int32: later ones become 0; None if there
+            are none.
     """
 
     values: Tensor
     when: Tensor
     offsets: Tensor
     gaps: bool
+    sizes: Tensor | None = None
 
     def gather(self, start: Tensor, length: Tensor, when: Tensor, total: int) -> Sequence:
         """The ranges of B rows.
@@ -49,6 +52,8 @@ class StoredSequence:
         shift = torch.repeat_interleave(start - (ends - length), length, output_size=total)
         place = shift + torch.arange(total, device=start.device)
         codes = self.values.index_select(0, place)
+        if self.sizes is not None:
+            codes = codes * (codes < self.sizes)
         if self.gaps:
             of_rows = torch.repeat_interleave(when, length, output_size=total)
             codes = torch.cat([codes, gap_codes(of_rows - self.when.index_select(0, place))[:, None]], 1)
@@ -56,7 +61,8 @@ class StoredSequence:
 
     def to(self, device: torch.device) -> StoredSequence:
         """Copy the values to a device."""
-        return StoredSequence(self.values.to(device), self.when.to(device), self.offsets.to(device), self.gaps)
+        sizes = None if self.sizes is None else self.sizes.to(device)
+        return StoredSequence(self.values.to(device), self.when.to(device), self.offsets.to(device), self.gaps, sizes)
 
 
 def gap_codes(gap: Tensor) -> Tensor:

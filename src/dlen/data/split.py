@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from torch import Tensor
 from dlen.batch import Batch
 from dlen.data.columns import MISSING, TABLE_ARRAYS, Array, Columns
 from dlen.data.sequences import SplitSequences, StoredSequence
-from dlen.data.shards import Found, Shards, find
+from dlen.data.shards import Codes, Found, Shards, find
 from dlen.data.vectors import SplitVectors
 from dlen.label_scale import LabelScale
 
@@ -99,6 +100,8 @@ class Split:
         vectors: the rows' vectors; None without any.
         complete: whether no label is missing.
         shards: where the rows of several shards lie in these arrays; None for a single shard, whose rows are theirs.
+        first: number of rows of the shards that come before those of the split.
+        codes: how ids of the shards become rows of the embedding table; None if they are.
     """
 
     rows: int
@@ -116,24 +119,34 @@ class Split:
     scale: LabelScale | None = field(kw_only=True)
     complete: bool = field(kw_only=True)
     shards: Shards | None = field(default=None, kw_only=True)
+    first: int = field(default=0, kw_only=True)
+    codes: Codes | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return self.rows
 
     def count_values(self, index: Tensor) -> tuple[int, ...]:
         """Number of ragged values in rows ``index`` (B,): of the rows, of their user groups, and of each sequence."""
-        return self._count(find(index, self.shards))
+        return self._count(self._find(index))
 
     def values_of(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """(B,) number of ragged values of each of the rows ``index`` (B,), and of its user group, 0 without any."""
-        found = find(index, self.shards)
+        found = self._find(index)
         of_rows = self.table.values_of(found.index)
         groups = self.groups
         return of_rows, torch.zeros_like(of_rows) if groups is None else groups.values_of(self._groups(found))
 
+    def _find(self, index: Tensor) -> Found:
+        return find(index + self.first if self.first else index, self.shards)
+
+    def checksum(self, part: str) -> int:
+        """CRC-32 of ``labels`` or ``values`` of the rows, as stored."""
+        rows = self._find(torch.arange(self.rows)).index
+        return zlib.crc32(getattr(self, part).index_select(0, rows).numpy())
+
     def labels_of(self, index: Tensor) -> Tensor:
         """(B, T) float32 stored labels of rows ``index`` (B,), with NaN for missing ones."""
-        return self._logged(find(index, self.shards))
+        return self._logged(self._find(index))
 
     def batch(self, index: Tensor, totals: tuple[int, ...] | None = None, *, padded: bool = False) -> Batch:
         """Rows ``index`` (B,) int64 as one batch.
@@ -144,7 +157,7 @@ class Split:
             padded: whether ``totals`` may be more than that for multi-valued fields, see
                 :meth:`StoredTable.gather_bags`.
         """
-        found = find(index, self.shards)
+        found = self._find(index)
         of_rows, of_groups, *of_sequences = self._count(found) if totals is None else totals
         index = found.index
         ids = self.table.ids.index_select(0, index)
@@ -156,6 +169,10 @@ class Split:
             numeric = torch.cat([numeric, self.groups.numeric.index_select(0, group)], 1)
             of_group = self.groups.gather_bags(group, found, "group_values", of_groups, padded=padded)
             bags = tuple(torch.cat(pair) for pair in zip(bags, of_group, strict=True))  # type: ignore[assignment]
+        if self.codes is not None:
+            lengths, bag_ids, weights = bags
+            ids, bag_ids = self.codes(found, ids, lengths, bag_ids)
+            bags = lengths, bag_ids, weights
         labels = self._logged(found)
         if self.scale is not None:
             values = self.scale.standardise(self.values.index_select(0, index))
@@ -266,6 +283,8 @@ class ResidentSplit:
             scale=None if split.scale is None else deepcopy(split.scale).to(device),
             complete=split.complete,
             shards=None if split.shards is None else split.shards.to(device),
+            first=split.first,
+            codes=None if split.codes is None else split.codes.to(device),
         )
 
     def __len__(self) -> int:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from math import prod
 from pathlib import Path
@@ -31,7 +31,7 @@ from torch import Tensor
 from dlen.data.columns import PLACE_ARRAYS, SEQUENCE_ARRAYS, SPLIT_ARRAYS, TABLE_ARRAYS
 from dlen.data.mapped import Layout, map_files
 from dlen.data.sequences import SplitSequences, StoredSequence
-from dlen.data.shards import Shards
+from dlen.data.shards import Codes, Shards
 from dlen.data.split import Split, StoredTable
 from dlen.data.vectors import SplitVectors
 from dlen.errors import UserError
@@ -44,14 +44,39 @@ FORMAT = 8  # 5: sequences, vectors, weights; 6: label patterns; 7: rates withou
 Part = dict[str, Any]  # an entry of "shards" in store.json, or one like it for what lies beside them
 
 
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Some rows of a split.
+
+    Attributes:
+        split: name of the split in the shards.
+        shards: numbers of the shards.
+        first: first of their rows.
+        end: row after the last one; None for all.
+    """
+
+    split: str
+    shards: tuple[int, ...]
+    first: int = 0
+    end: int | None = None
+
+
 class Store:
     """A prepared store opened for reading.
+
+    Args:
+        folder: its folder.
+        verify: compare the checksum of every file.
+
+    Attributes:
+        schema: fields and tasks, with the ids that training knows, or those of :meth:`as_of`.
+        selected: the rows of each split.
 
     Raises:
         UserError: the folder is not a store, has another format version, or one of its files is incomplete or modified.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, verify: bool = True) -> None:
         self.folder = folder
         self.content = self._read_content(folder / "store.json")
         self.shards: list[Part] = self.content["shards"]
@@ -59,9 +84,18 @@ class Store:
         checksums: dict[Path, int] = {}
         for part in (self._beside, *self.shards):
             checksums |= self._checked_sizes(part)
-        checksums |= {self._vocabulary_path(field): crc for field, crc in self.content["vocabularies"].items()}
-        checksums |= {self.history(field): crc for field, crc in self.content["history_files"].items()}
-        self._check_files(checksums)
+        for part, content in ((self._beside, self.content), *((shard, shard) for shard in self.shards)):
+            for key, folder_name in (("vocabularies", "vocabulary"), ("history_files", "history")):
+                files = content.get(key, {}).items()
+                checksums |= {self._parquet(part, folder_name, field): crc for field, crc in files}
+        if verify:
+            self._check_files(checksums)
+        splits = dict.fromkeys(name for shard in self.shards for name in shard["splits"])
+        self.selected = {
+            name: Rows(name, tuple(n for n, shard in enumerate(self.shards) if name in shard["splits"]))
+            for name in splits
+        }
+        self._known = 0  # shards whose new ids are known
 
     def _read_content(self, path: Path) -> dict[str, Any]:
         remedy = f"delete {self.folder} and run prepare.py"
@@ -89,12 +123,33 @@ class Store:
         del content["crc32"]
         return dict(content)
 
-    def _vocabulary_path(self, field: str) -> Path:
-        return self.folder / "vocabulary" / f"{field}.parquet"
+    def as_of(self, number: int) -> None:
+        """Take the ids that were known when a shard had been appended, instead of those of training.
 
-    def history(self, field: str) -> Path:
-        """The file with the history of a rate."""
-        return self.folder / "history" / f"{field}.parquet"
+        Ids that came later are unknown in every split.
+        """
+        self._known, self.schema = number + 1, self._schema_of(self.shards[number])
+
+    def _schema_of(self, part: Part) -> Schema:
+        """The schema by which the ids of a part are rows of the embedding table."""
+        trained, sizes = Schema.from_dict(self.content["schema"]), part.get("sizes", {})
+        fields = (replace(f, vocab_size=sizes.get(f.name, f.vocab_size)) for f in trained.fields)
+        return replace(trained, fields=tuple(fields))
+
+    def _parquet(self, part: Part, folder: str, field: str) -> Path:
+        return self.folder / part["folder"] / folder / f"{field}.parquet"
+
+    def histories(self, field: str) -> list[Path]:
+        """The files with the history of a rate: that of training and of what was prepared with it, then of each day."""
+        days = [shard for shard in self.shards if field in shard.get("history_files", {})]
+        return [self._parquet(part, "history", field) for part in (self._beside, *days)]
+
+    def events(self, name: str) -> tuple[StoredSequence, list[tuple[Path, int]]]:
+        """The events of a history, and the files with their ranges, each with the place where its events start."""
+        array = f"sequences/{name}/values"
+        parts, _ = self._owners(array, self.shards)
+        starts = zip(parts.entries, parts.layout(array).starts, strict=True)
+        return self.sequence(name), [(self._parquet(part, "history", name), start) for part, start in starts]
 
     def _checked_sizes(self, part: Part) -> dict[Path, int]:
         """Verify the size of each array of a part. Returns the checksums of its files."""
@@ -122,8 +177,16 @@ class Store:
     @property
     def rows(self) -> dict[str, int]:
         """Number of rows of each split."""
-        names = self.shards[0]["splits"]
-        return {name: sum(shard["splits"][name]["rows"] for shard in self.shards) for name in names}
+        return {name: self.count(rows) for name, rows in self.selected.items()}
+
+    def count(self, rows: Rows) -> int:
+        """The number of some rows."""
+        end = self._all(rows) if rows.end is None else rows.end
+        return end - rows.first
+
+    def _all(self, rows: Rows) -> int:
+        """Rows of the shards that some rows are of."""
+        return sum(self.shards[number]["splits"][rows.split]["rows"] for number in rows.shards)
 
     def split(self, name: str, shards: Sequence[int] | None = None) -> Split:
         """Open a split.
@@ -135,9 +198,10 @@ class Store:
         Raises:
             UserError: the store has no split of this name.
         """
-        if name not in self.rows:
-            raise UserError(f"{self.folder}: has no split {name!r}; its splits are {', '.join(self.rows)}")
-        chosen = self.shards if shards is None else [self.shards[number] for number in shards]
+        if name not in self.selected:
+            raise UserError(f"{self.folder}: has no split {name!r}; its splits are {', '.join(self.selected)}")
+        rows = self.selected[name] if shards is None else Rows(name, tuple(shards))
+        name, chosen = rows.split, [self.shards[number] for number in rows.shards]
         of_shards = [shard["splits"][name] for shard in chosen]
         own, group = _Parts(self.folder, chosen), of_shards[0]["group"]
         layout = own.layout(f"{name}/bag_start")
@@ -145,7 +209,7 @@ class Store:
         if not len(arrays["truth"]):
             arrays["truth"] = torch.zeros(len(arrays["labels"]), 0)
         return Split(
-            sum(shard["rows"] for shard in of_shards),
+            self.count(rows),
             own.table(name),
             None if group is None else self._owners(f"{group}/bag_start", chosen)[0].table(group),
             **arrays,
@@ -154,7 +218,16 @@ class Store:
             scale=LabelScale(self.schema) if self.schema.regressions else None,
             complete=not any(any(shard["missing"]) for shard in of_shards),
             shards=self._shards(name, group, chosen) if len(chosen) > 1 else None,
+            first=rows.first,
+            codes=self._codes(chosen),
         )
+
+    def _codes(self, shards: Sequence[Part]) -> Codes | None:
+        """How ids of shards become those of the schema; None if they are."""
+        before = [self._schema_of(shard) for shard in shards]
+        if all(schema == self.schema for schema in before):
+            return None
+        return Codes.between(before, self.schema)
 
     def _owners(self, array: str, shards: Sequence[Part]) -> tuple[_Parts, list[int]]:
         """The parts with an array that rows of the shards point to, and the number of that of each shard."""
@@ -209,21 +282,35 @@ class Store:
         parts, lists = self._owners(f"sequences/{name}/values", shards)[0], self.schema.sequences[name]
         values, when = (parts.array(f"sequences/{name}/{part}") for part in SEQUENCE_ARRAYS)
         offsets = torch.tensor([self.schema.offsets[f.name] for f in lists], dtype=torch.int32)
-        return StoredSequence(values, when, offsets, len(lists) > values.shape[1])
+        sizes = None
+        if any(shard.get("sizes", {}).get(f.name, 0) > f.vocab_size for shard in shards for f in lists):
+            sizes = torch.tensor([f.vocab_size for f in lists[: values.shape[1]]], dtype=torch.int32)
+        return StoredSequence(values, when, offsets, len(lists) > values.shape[1], sizes)
 
     def labels_identity(self, split: str) -> str:
         """Identifies the rows of a split by their number and labels, independent of what was learned from other rows.
 
         Metrics of two runs are comparable if it is the same. It does not depend on the number of shards.
         """
-        own = _Parts(self.folder, self.shards)
-        identity = f"{self.rows[split]} rows, {own.checksum(f'{split}/labels'):08x}"
-        return identity + f"{own.checksum(f'{split}/values'):08x}" * bool(self.schema.regressions)
+        rows = self.selected[split]
+        own, whole = _Parts(self.folder, [self.shards[n] for n in rows.shards]), self.count(rows) == self._all(rows)
+        parts = ["labels", *(["values"] if self.schema.regressions else [])]
+        crcs = [own.checksum(f"{rows.split}/{p}") if whole else self.split(split).checksum(p) for p in parts]
+        return f"{self.count(rows)} rows, " + "".join(f"{crc:08x}" for crc in crcs)
 
     @property
     def counts(self) -> Tensor:
-        """(num_embeddings,) int64: occurrences of each id in the training rows."""
-        return _Parts(self.folder, [self._beside]).array("counts")
+        """(num_embeddings,) int64: occurrences of each id in the training rows, and in days whose ids are known."""
+        days = [shard for shard in self.shards[: self._known] if "sizes" in shard]
+        if not days:
+            return _Parts(self.folder, [self._beside]).array("counts")
+        counts = torch.zeros(self.schema.num_embeddings, dtype=torch.int64)
+        for part in (self._beside, *days):
+            schema, stored = self._schema_of(part), _Parts(self.folder, [part]).array("counts")
+            for field in schema.owners:
+                start = self.schema.offsets[field.name]
+                counts[start : start + field.vocab_size] += stored[schema.rows(field.name)]
+        return counts
 
     @property
     def unknown(self) -> dict[str, dict[str, float]]:
@@ -233,7 +320,9 @@ class Store:
 
     def vocabulary(self, field: str) -> pl.DataFrame:
         """Raw values of an id field; row ``i`` has id ``i + 1``."""
-        return pl.read_parquet(self._vocabulary_path(self.schema.owner(field)))
+        field = self.schema.owner(field)
+        days = [shard for shard in self.shards[: self._known] if field in shard.get("vocabularies", {})]
+        return pl.concat([pl.read_parquet(self._parquet(part, "vocabulary", field)) for part in (self._beside, *days)])
 
 
 @dataclass(frozen=True, slots=True)

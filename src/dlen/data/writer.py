@@ -25,7 +25,7 @@ from dlen.data.columns import (
 )
 from dlen.data.id_counts import WrittenSplits, unknown_shares
 from dlen.data.store import FORMAT, Part
-from dlen.files import checksum, content_checksum
+from dlen.files import checksum, content_checksum, write_text
 from dlen.label_patterns import PatternCounter
 from dlen.schema import Kind, Schema
 
@@ -364,10 +364,6 @@ class StoreWriter:
         unknown = {
             name: unknown_shares(of_split) | splits.unknown_in_sequences(name) for name, of_split in occurrences.items()
         }
-        of_training = occurrences.get("train", {}) | self.counts
-        counts = _ArrayWriter(self.folder / "counts.bin", "<i8", None)
-        for field in schema.owners:
-            counts.append(of_training.get(field.name, np.zeros(field.vocab_size, np.int64)))
         content = {
             "format": FORMAT,
             **identity,
@@ -376,12 +372,56 @@ class StoreWriter:
             "unknown": unknown,
             "statistics": self.statistics,
             "histories": self.histories,
-            "arrays": {**beside["arrays"], "counts": counts.close()},
+            "arrays": {**beside["arrays"], "counts": self._counts(schema, occurrences.get("train", {}))},
             "shards": shards,
             "vocabularies": self._checksums("vocabulary"),
             "history_files": self._checksums("history"),
         }
-        (self.folder / "store.json").write_text(json.dumps({**content, "crc32": content_checksum(content)}, indent=1))
+        write_content(self.folder, content)
+
+    def _counts(self, schema: Schema, occurrences: Mapping[str, Array]) -> dict[str, Any]:
+        """Write the occurrences of each id, by field, and return the entry of the array."""
+        counts, found = _ArrayWriter(self.folder / "counts.bin", "<i8", None), {**occurrences, **self.counts}
+        for field in schema.owners:
+            counts.append(found.get(field.name, np.zeros(field.vocab_size, np.int64)))
+        return counts.close()
 
     def _checksums(self, folder: str) -> dict[str, int]:
         return {p.stem: checksum(p) for p in sorted((self.folder / folder).glob("*.parquet"))}
+
+
+class DayWriter(StoreWriter):
+    """Writes an appended day as one more shard, which has its own vocabularies and histories: what the day adds.
+
+    Args:
+        folder: folder of the store.
+        number: number of the shard.
+        label: the day.
+    """
+
+    def __init__(self, folder: Path, number: int, label: str) -> None:
+        name = f"shards/{number:05d}"
+        super().__init__(folder / name)
+        self.store, self.beside = folder, PartWriter(folder, name, label)
+        self.folder.mkdir(parents=True)
+
+    def shard(self, label: str = "") -> PartWriter:
+        """The shard itself."""
+        return self.beside
+
+    def extend(self, content: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
+        """Close every file. Returns the content of ``store.json`` with the shard, whose ids are those of ``schema``."""
+        part = self.beside.close().entry
+        shutil.rmtree(self.folder / "scratch", ignore_errors=True)
+        splits = WrittenSplits(self.store, [part], part, schema)
+        (name,) = part["splits"]
+        part["arrays"]["counts"] = self._counts(schema, splits.count_ids(name))
+        part["sizes"] = {field.name: field.vocab_size for field in schema.fields if field.has_ids}
+        part |= {"vocabularies": self._checksums("vocabulary"), "history_files": self._checksums("history")}
+        histories = {**content["histories"], **self.histories}
+        return {**content, "histories": histories, "shards": [*content["shards"], part]}
+
+
+def write_content(folder: Path, content: Mapping[str, Any]) -> None:
+    """Write the ``store.json`` of a store."""
+    write_text(folder / "store.json", json.dumps({**content, "crc32": content_checksum(content)}, indent=1))

@@ -24,6 +24,7 @@ from dlen.reports.curves import learning_curves, reliability_curves, roc_curves,
 from dlen.reports.dots import auc_dots, gains, means
 from dlen.reports.heat_maps import surface_maps
 from dlen.reports.page import Cell, Plot, RunRow, Runs, Section, Table, check, write_page
+from dlen.reports.progressive import progressive_sections
 from dlen.reports.run_labels import by_label, differing, representative
 from dlen.reports.run_plots import run_plots
 from dlen.reports.run_record import RunRecord
@@ -65,6 +66,7 @@ def report(config: DictConfig) -> None:
         print(f"warning: {line}", file=sys.stderr)
     counts = {"run": len(records), "comparison": len(matches.comparisons) + len(matches.surfaces)}
     counts |= {"study": len(matches.studies), "benchmark": len(matches.benchmarks)}
+    counts["progressive validation"] = len(matches.progressives)
     content = ", ".join(f"{n} {_plural(what, n)}" for what, n in counts.items() if n)
     subtitle = f"{content} of {config.runs}; dlen {__version__}, {datetime.now():%Y-%m-%d %H:%M}"
     try:
@@ -198,13 +200,14 @@ def _shown(value: Any) -> str:
 
 
 def _other_sections(matches: Matches) -> list[Section]:
-    """Comparisons, surfaces, studies and benchmarks. Invalid files are skipped with a warning."""
+    """Comparisons, surfaces, studies, benchmarks, progressive validations. Invalid files are skipped with a warning."""
     sections = []
     for folders, read in (
         (matches.comparisons, comparison_sections),
         (matches.surfaces, _surface_sections),
         (matches.studies, _study_sections),
         (matches.benchmarks, benchmark_sections),
+        (matches.progressives, progressive_sections),
     ):
         for folder in folders:
             try:

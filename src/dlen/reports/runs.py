@@ -15,6 +15,8 @@ from dlen.files import read_mapping
 from dlen.reports.run_labels import name_data, set_labels
 from dlen.reports.run_record import RunRecord, read_run
 
+PROGRESSIVE = "progressive.json"
+
 
 @dataclass(slots=True)
 class Matches:
@@ -26,6 +28,7 @@ class Matches:
         surfaces: folders of comparisons over a grid.
         studies: folders of studies.
         benchmarks: folders of benchmarks.
+        progressives: folders of progressive validations, whose runs are left out: each is tested on another day.
         names: name of each run in its comparison, by folder.
         unreadable: a line for each folder that was skipped.
     """
@@ -35,6 +38,7 @@ class Matches:
     surfaces: list[Path] = field(default_factory=list)
     studies: list[Path] = field(default_factory=list)
     benchmarks: list[Path] = field(default_factory=list)
+    progressives: list[Path] = field(default_factory=list)
     names: dict[Path, str] = field(default_factory=dict)
     unreadable: list[str] = field(default_factory=list)
 
@@ -60,7 +64,7 @@ def find(patterns: str | Sequence[str]) -> Matches:
     tops = [top for pattern in patterns for top in _tops(pattern)]
     folders = {f.resolve(): f for top in tops for f in _folders(top)}
     kinds = {"table.json": matches.comparisons, "surface.json": matches.surfaces, "study.json": matches.studies}
-    kinds["benchmark.json"] = matches.benchmarks
+    kinds |= {"benchmark.json": matches.benchmarks, PROGRESSIVE: matches.progressives}
     for folder in folders.values():
         for name, group in kinds.items():
             if (folder / name).is_file():
@@ -99,7 +103,8 @@ def _folders(top: Path) -> Iterator[Path]:
         folder = Path(path)
         yield folder
         skipped = ("trials", "workers") if _is_study(folder) else ()
-        names[:] = [] if _is_run(folder) else sorted(n for n in names if n not in skipped and not n.startswith("."))
+        ends = _is_run(folder) or (folder / PROGRESSIVE).is_file()
+        names[:] = [] if ends else sorted(n for n in names if n not in skipped and not n.startswith("."))
 
 
 def _is_study(folder: Path) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 from dlen.batch import Batch
 from dlen.batch import Sequence as BatchSequence
 from dlen.data.columns import Places
-from dlen.data.histories import histories_of
+from dlen.data.histories import histories_of, stored_history
 from dlen.data.partitions import BETWEEN
 from dlen.data.ragged import places_of
 from dlen.data.sequences import GAP_BUCKETS, SplitSequences
@@ -43,13 +43,14 @@ def _latest(store: Store, name: str, kept: Mapping[str, Any]) -> dict[str, Any]:
 
     A row sees those of its key's events that are strictly earlier than it is.
     """
-    stored, known = store.sequence(name), pl.read_parquet(store.history(name))
-    places = histories_of(known["key"], np.full(len(known), np.inf), stored, known, kept["length"])
+    stored, known = stored_history(store, name)
+    keys = known["key"].unique(maintain_order=True)
+    places = histories_of(keys, np.full(len(keys), np.inf), stored, known, kept["length"])
     split = SplitSequences.of([stored], places)
-    index = torch.arange(len(known))
+    index = torch.arange(len(keys))
     (sequence,) = split.gather(Found(index), split.count(index))
     lists = sequence.ids.T[: stored.values.shape[1]]
-    history = {"by": kept["by"], "separators": kept["separators"], "keys": known["key"].to_list()}
+    history = {"by": kept["by"], "separators": kept["separators"], "keys": keys.to_list()}
     history |= {"ends": np.cumsum(places.length, dtype=np.int64).tolist(), "events": lists.tolist()}
     when = stored.when.numpy()[places_of(places.start[:, 0], places.length[:, 0])]
     return history | {"when": when.tolist(), "seconds": kept["seconds"], "gap": stored.gaps}
@@ -95,7 +96,7 @@ def _history(store: Store, name: str, rows: list[Row]) -> BatchSequence:
     Every third row is as old as one of its key's exported events, and sees those before; the others come after all.
     """
     kept = store.content["histories"][name]
-    stored, known = store.sequence(name), pl.read_parquet(store.history(name))
+    stored, known = stored_history(store, name)
     latest, number = float(stored.when.max()) if len(stored.when) else 0.0, np.arange(len(rows))
     keys = []
     for place, row in enumerate(rows):

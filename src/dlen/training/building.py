@@ -116,6 +116,9 @@ def build_trainer(
 ) -> L.Trainer:
     """Build Lightning's trainer from the config group ``trainer``."""
     arguments = build(config.trainer, "trainer")  # a profiler, for example, has a class of its own
+    days = config.get("days") or {}
+    if days.get("validation") == 0 and (days["from"], days["to"]) != (None, None):
+        arguments["limit_val_batches"] = 0  # all rows of the days are trained on
     profiler = arguments.get("profiler")
     if isinstance(profiler, Profiler) and profiler.dirpath is None:
         profiler.dirpath = folder

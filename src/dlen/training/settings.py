@@ -7,13 +7,14 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from dlen.checks import is_whole
+from dlen.checks import is_number, is_whole
 from dlen.errors import UserError
 from dlen.training.configs import check_groups, check_whole
 from dlen.training.run_folder import SPLITS, base_metrics, check_run, one_of_many, resume_from
 
 AUC_KINDS = ("auto", "histogram", "exact")
 UNSCALED = ("auto", "32-true", "bf16-mixed")  # precisions with 32-bit weights and no gradient scaling
+_NO_DAYS = {"from": None, "to": None, "test": None, "validation": 0.0}
 _LEAST = {
     "loader.batch_size": 1,
     "loader.eval_batch_size": 1,
@@ -32,6 +33,7 @@ def check_settings(config: DictConfig) -> None:
         UserError: a setting is invalid.
     """
     check_groups(config)
+    check_days(config)
     limits = ("trainer.max_epochs", "trainer.max_steps")  # null or -1 for no limit
     check_whole(config, _LEAST | {key: -1 for key in limits if OmegaConf.select(config, key) is not None})
     _check_trainer(config.trainer)
@@ -62,6 +64,20 @@ def check_settings(config: DictConfig) -> None:
     resume_from(config)
     if config.base_run is not None:
         base_metrics(config.base_run)
+
+
+def check_days(config: DictConfig) -> None:
+    """Raise UserError for an invalid label of a day, or share of its rows; runs of earlier versions have none."""
+    days = config.get("days", OmegaConf.create(_NO_DAYS))
+    if not OmegaConf.is_dict(days):
+        raise UserError("config days: must be a group of settings, such as days.from=2026-11-24")
+    for key in ("from", "to", "test"):
+        value = days[key]
+        if value is not None and (not isinstance(value, str | int) or isinstance(value, bool)):
+            raise UserError(f"config days.{key}: {value!r} is not the label of a day, such as 2026-11-24")
+    share = days.validation
+    if not is_number(share) or not 0 <= share < 1:
+        raise UserError(f"config days.validation: {share!r} is not a share from 0 and below 1")
 
 
 def check_evaluation(config: DictConfig) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from dlen.checks import is_whole
+from dlen.data.days import Days, on_days
 from dlen.data.prepare import RowSource, Source, prepare
 from dlen.data.store import Store
 from dlen.errors import UserError
@@ -17,9 +18,21 @@ from dlen.training.run_folder import load_run_config, read_identity
 
 
 def open_store(config: DictConfig) -> Store:
-    """Open the prepared store of a config's data, preparing it first if needed."""
+    """Open the prepared store of a config's data and days, preparing it first if needed."""
     source: Source = build(config.data, "data")
-    return prepare(source, Path(config.data_dir), preparing_workers(config))
+    return on_days_of(prepare(source, Path(config.data_dir), preparing_workers(config)), config)
+
+
+def on_days_of(store: Store, config: DictConfig) -> Store:
+    """The store with the rows of the days of a config as its splits; as it is if the config has none.
+
+    Raises:
+        UserError: there are no such days.
+    """
+    node = config.get("days") or {}
+    first, last, test = (None if node.get(key) is None else str(node[key]) for key in ("from", "to", "test"))
+    wanted = any(label is not None for label in (first, last, test))
+    return on_days(store, Days(first, last, test, node["validation"])) if wanted else store
 
 
 def preparing_workers(config: DictConfig) -> int:
@@ -63,7 +76,7 @@ def open_kept_store(folder: Path, config: DictConfig) -> Store:
     """
     recorded = read_identity(folder)
     place, fingerprint = Path(recorded["store"]), recorded["fingerprint"]
-    store = Store(place) if (place / "store.json").exists() else open_store(config)
+    store = on_days_of(Store(place), config) if (place / "store.json").exists() else open_store(config)
     if store.fingerprint != fingerprint:
         raise UserError(
             f"{folder}: was trained on data {fingerprint}, which are no longer in {place}, and the raw files now give "

@@ -30,9 +30,9 @@ _STATES = "head.hidden_output.bias"
 def warm_start(model: Model, store: Store, config: DictConfig) -> list[str]:
     """Copy the best weights of the run ``config.init_from`` into a new model.
 
-    An id that both data sets know keeps its vector, and so does a field's unknown id. Other ids start as they would in
-    a new model. Dense weights are copied as they are, but for those that describe today's labels,
-    :attr:`Head.of_labels`.
+    An id that both data sets know keeps its vector, and so does a field's unknown id. Other ids start from the unknown
+    id's, which is what they were to the run; in a field that is coded otherwise now, as in a new model. Dense weights
+    are copied as they are, but for those that describe today's labels, :attr:`Head.of_labels`.
 
     Args:
         model: new model for ``store``; changed in place.
@@ -132,6 +132,9 @@ def _copy_rows(
         known = np.flatnonzero(kept >= 0)
         to, source = now.offsets[field.name] + known, then.offsets[field.name] + kept[known]
         new_table[torch.from_numpy(to)] = old_table[torch.from_numpy(source)].to(new_table.dtype)
+        if (kept > 0).any():  # otherwise, the field is another one
+            to = now.offsets[field.name] + np.flatnonzero(kept < 0)
+            new_table[torch.from_numpy(to)] = old_table[then.offsets[field.name]].to(new_table.dtype)
         before = next(f.vocab_size for f in old.schema.fields if f.name == field.name) - 1  # without the unknown id
         line = f"{field.name}: {len(known) - 1:,} of {len(kept) - 1:,} ids are known from {old.fingerprint}"
         lost = before - len(set(kept[known])) + 1

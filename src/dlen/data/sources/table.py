@@ -19,10 +19,12 @@ import polars as pl
 from dlen.data.bad_rows import BadRows
 from dlen.data.remote import RemoteFiles
 from dlen.data.sources.table_columns import TableColumn
+from dlen.data.sources.table_day import TableDay
 from dlen.data.sources.table_encoding import encode, make_columns
 from dlen.data.sources.table_id_rates import offered_rates
 from dlen.data.sources.table_labels import Labels
 from dlen.data.sources.table_parse import parse_spec, read_spec
+from dlen.data.sources.table_partitions import label_of
 from dlen.data.sources.table_passes import TablePasses, missing_column_hint
 from dlen.data.sources.table_paths import Folder, files_by_split, join_files
 from dlen.data.sources.table_rows import TableRows
@@ -32,7 +34,7 @@ from dlen.data.sources.table_spec import TableSpec
 from dlen.data.sources.table_vectors import vectors_of
 from dlen.data.split import Split, split_of
 from dlen.data.store import Store
-from dlen.data.writer import StoreWriter
+from dlen.data.writer import DayWriter, StoreWriter
 from dlen.errors import UserError
 from dlen.schema import Schema
 
@@ -118,6 +120,18 @@ class Table:
         """Split, learn from the training rows, and encode."""
         self.files()
         return TablePasses(self.table, self.sources, self.joins, self.bad, writer).run()
+
+    def day_of(self, path: Path) -> str:
+        """The partition of a file: the value of the column that splits by time, if it is one, or all values."""
+        if any(path in paths for name, paths in self.sources.items() if name not in ("all", "train")):
+            raise UserError(f"{path}: is a new file of validation or test; only the table itself can be appended to")
+        if any(path in paths for paths in self.joins.values()):
+            raise UserError(f"{path}: is a new file of joins; run prepare.py without append")
+        return label_of(path, self.table.split.column)
+
+    def append(self, paths: Sequence[Path], store: Store, writer: DayWriter) -> Schema:
+        """Encode the rows of further files as those of one day, which come after those of a store."""
+        return TableDay(self.table, {"all": list(paths)}, self.joins, self.bad, writer, store).run()
 
     def sample(self, folder: Path, pieces: int) -> TableSample:
         """Take some pieces of the files, of about a megabyte each, for a dry run."""

@@ -40,7 +40,10 @@ _ROUNDING = 1e-12  # relative to the numbers; a smaller deviation is rounding er
 
 
 class TextVocabulary:
-    """Counts strings over chunks, then encodes them. The most frequent one is 1; unknown and absent strings are 0."""
+    """Counts strings over chunks, then encodes them. The most frequent one is 1; unknown and absent strings are 0.
+
+    A restored vocabulary grows: strings that it does not have yet get the next codes, and no code changes.
+    """
 
     def __init__(self, min_count: int) -> None:
         self.min_count = min_count
@@ -72,18 +75,23 @@ class TextVocabulary:
         self._parts = [pl.concat(self._parts).group_by("value").agg(pl.col("count").sum())]
         self._pending = len(self._parts[0])
 
-    def freeze(self) -> None:
-        """Fix the codes."""
+    def freeze(self) -> pl.DataFrame:
+        """Fix the codes. Returns the strings that are new, with their counts."""
+        counted = self.frame.clear()
         if self._parts:
             self._merge()
-            known = self._parts[0].filter(pl.col("count") >= self.min_count)
-            self.frame = known.sort(["count", "value"], descending=[True, False])
+            (counted,) = self._parts
         self._parts = []
+        counts = self.frame.join(counted, on="value", how="left", maintain_order="left")["count_right"].fill_null(0)
+        new = counted.filter(pl.col("count") >= self.min_count).join(self.frame, on="value", how="anti")
+        new = new.sort(["count", "value"], descending=[True, False])
+        self.frame = pl.concat([self.frame.with_columns(counts.alias("count")), new])
         self._names = pl.Enum(self.frame["value"])
+        return new
 
     def restore(self, values: pl.Series) -> None:
         """Load the codes of a store: the i-th value has code i + 1."""
-        self.frame = pl.DataFrame({"value": values.cast(pl.String)})
+        self.frame = pl.DataFrame({"value": values.cast(pl.String)}).with_columns(count=pl.lit(0, pl.Int64))
         self._names = pl.Enum(self.frame["value"])
 
     def __len__(self) -> int:
@@ -204,6 +212,12 @@ class TableColumn(ABC):
     def restore(self, store: Store) -> None:
         """Load what was learned from a store."""
 
+    def grow(self, frame: pl.DataFrame, path: Path) -> None:
+        """Learn from rows of an appended day, after :meth:`restore`: new ids alone, while scales and buckets stay."""
+
+    def extend(self, writer: StoreWriter) -> None:
+        """Finish an appended day and write what it adds to the store."""
+
     def notes(self) -> dict[str, str]:
         """Notes for the user about encoded rows."""
         return {}
@@ -271,8 +285,15 @@ class IdColumn(TableColumn):
         if isinstance(self.vocabulary, HashedIds):
             writer.statistics[self.name] = self.vocabulary.statistics()
             return
-        self.vocabulary.freeze()
-        writer.vocabulary(self.name, self.vocabulary.frame["value"], self.vocabulary.frame["count"])
+        new = self.vocabulary.freeze()
+        writer.vocabulary(self.name, new["value"], new["count"])
+
+    def grow(self, frame: pl.DataFrame, path: Path) -> None:
+        self.observe(frame, path)
+
+    def extend(self, writer: StoreWriter) -> None:
+        if self.own is not None:
+            self.freeze(writer)
 
     def restore(self, store: Store) -> None:
         if self.own is not None:

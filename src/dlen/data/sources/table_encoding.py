@@ -9,6 +9,7 @@ import polars as pl
 
 from dlen.data.columns import Array, Columns, Places
 from dlen.data.ragged import Entries, Keep, to_columns
+from dlen.data.sources.cells import hashes
 from dlen.data.sources.expression import Expression
 from dlen.data.sources.table_columns import HashedIds, IdColumn, IdsColumn, TableColumn, ViewColumn, make_column
 from dlen.data.sources.table_rates import RateColumn
@@ -17,6 +18,7 @@ from dlen.data.sources.table_spec import FieldSpec, TableSpec
 from dlen.data.sources.table_vectors import VectorColumn, vectors_of
 from dlen.schema import Kind, Schema
 
+_HASHED = 1 << 30  # above the numbers of users with a code of their own
 _PENDING = 1 << 22  # users of chunks that are kept before they are merged
 
 
@@ -132,8 +134,12 @@ class UserNumbers:
         self._seen = [pl.concat(self._seen).unique(maintain_order=True)] if self._seen else []
         self._held = 0
 
-    def number(self) -> None:
-        """Number the users that have no id of their own, once the vocabulary is frozen."""
+    def number(self, *, hashed: bool = False) -> None:
+        """Number the users that have no id of their own, once the vocabulary is frozen.
+
+        Args:
+            hashed: by a hash, which is the same for the rows of all appended days; otherwise in turn.
+        """
         if self.column is None:
             return
         self.pack()
@@ -142,6 +148,8 @@ class UserNumbers:
         if not isinstance(codes, HashedIds):
             new = new.filter(pl.Series(codes.encode(new) == 0))
         numbers = pl.int_range(size, size + len(new), dtype=pl.Int32, eager=True)
+        if hashed:
+            numbers = pl.Series(((hashes(new) >> np.uint64(34)) | np.uint64(_HASHED)).astype(np.int32))
         self._numbers = pl.DataFrame({"text": new, "code": numbers})
 
     def of(self, frame: pl.DataFrame, path: Path) -> Array | None:

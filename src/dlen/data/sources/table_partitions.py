@@ -12,6 +12,7 @@ from dlen.data.bad_rows import BadRowError
 from dlen.data.sources.cells import LINE
 from dlen.data.sources.expression import Expression, read_label
 
+_ENDINGS = (".csv", ".tsv", ".tab", ".txt", ".parquet", ".pq", ".gz", ".bz2", ".xz")
 _NULL = "__HIVE_DEFAULT_PARTITION__"  # Hive's name for an empty value
 
 
@@ -26,6 +27,14 @@ def partition_of(folder: str) -> tuple[str, str | None] | None:
 def partitions_of(path: Path) -> dict[str, str | None]:
     """Columns and values of all folders of a path; of two with the same column, the inner one counts."""
     return dict(found for folder in path.parts[:-1] if (found := partition_of(folder)) is not None)
+
+
+def label_of(path: Path, column: str) -> str:
+    """What tells a file from those of other partitions: the value of a column, or of all columns, or its name."""
+    values, name = {name: value or "" for name, value in partitions_of(path).items()}, path
+    while name.suffix.lower() in _ENDINGS:
+        name = name.with_suffix("")
+    return values.get(column) or "/".join(values.values()) or name.name
 
 
 def with_partitions(frame: pl.DataFrame, partitions: Mapping[str, str | None]) -> pl.DataFrame:

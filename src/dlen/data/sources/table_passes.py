@@ -23,7 +23,6 @@ from dlen.data.sources.table_encoding import UserNumbers, encode, make_columns, 
 from dlen.data.sources.table_id_rates import offered_rates, worth_a_rate
 from dlen.data.sources.table_labels import Labels, Tally
 from dlen.data.sources.table_log import LogColumn, check_time
-from dlen.data.sources.table_paths import SPLITS
 from dlen.data.sources.table_pieces import Piece
 from dlen.data.sources.table_rows import PassCounts, TableRows
 from dlen.data.sources.table_spec import TableSpec
@@ -302,15 +301,20 @@ class TablePasses:
 
     def encode(self, piece: Piece, advance: Advance) -> WrittenPart:
         """Write the rows of a piece as a shard."""
-        schema, counts = self.schema, {kind: len(self.schema.of_kind(kind)) for kind in Kind}
         shard = PartWriter(self.folder, shard_folder(piece.number))
         shutil.rmtree(shard.folder, ignore_errors=True)  # what a killed worker has left
+        self.write_rows(shard, self.rows.read(piece, advance))
+        return shard.close()
+
+    def write_rows(self, shard: PartWriter, chunks: Iterator[tuple[pl.DataFrame, Path, str]]) -> None:
+        """Write encoded rows to a shard."""
+        schema, counts = self.schema, {kind: len(self.schema.of_kind(kind)) for kind in Kind}
         start = partial(shard.split, num_values=len(schema.regressions), num_views=len(schema.views))
         start = partial(start, num_sequences=len(schema.sequences), num_vectors=counts[Kind.VECTOR])
-        splits = [start(name, counts, len(schema.tasks)) for name in SPLITS]
+        splits = [start(name, counts, len(schema.tasks)) for name in self.split.names]
         for column in self.columns:
             column.begin(shard)
-        for chunk, path, file_split in self.rows.read(piece, advance):
+        for chunk, path, file_split in chunks:
             read = partial(self._read_encoded, file_split)
             frame, (where, labels, weights, encoded) = self.rows.readable(chunk, path, read)
             parts = {"users": self.users.of(frame, path), "weights": weights}
@@ -322,7 +326,6 @@ class TablePasses:
                 if mask.any():
                     given = {name: part[mask] for name, part in parts.items() if part is not None}
                     split.append(select_rows(encoded, mask), labels[mask], **given)
-        return shard.close()
 
     def _write_notes(self) -> None:
         rows, notes = max(self.rows.kept, 1), self.writer.notes

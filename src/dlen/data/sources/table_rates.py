@@ -10,7 +10,7 @@ import polars as pl
 
 from dlen.data.columns import Array
 from dlen.data.partitions import KeyPartitions
-from dlen.data.rates import RateTable, Settings, kept_rates
+from dlen.data.rates import RateTable, Settings
 from dlen.data.sources.cells import ROW
 from dlen.data.sources.expression import Expression
 from dlen.data.sources.table_log import LogColumn
@@ -52,9 +52,12 @@ class RateColumn(LogColumn):
         self.table = RateTable(settings, None if scratch is None else scratch / f"rate-{name}")
         self._training = 0  # training rows
         self._features: Array | None = None
+        self._restored = False
 
     def show(self, frame: pl.DataFrame, path: Path, where: Array, labels: Array, observed: Array) -> None:
         """Add rows of every split, with labels (n, T) and whether each label counts."""
+        if self._restored and not self.clock.timed:  # no row but a training row counts, and none of these is one
+            return
         row = self.numbered(frame)
         when = self.clock.periods(frame, path) if self.clock.timed else self.clock.folds(row)
         counted = [self.label(of, frame, path, labels, observed) for of in self.of]
@@ -82,7 +85,7 @@ class RateColumn(LogColumn):
 
     def freeze(self, writer: StoreWriter) -> None:
         """Count the rows, then scale by mean and deviation of the training rows."""
-        self._features = self.table.finish(self.rows, writer.history(self.name))
+        self._count(writer)
         # A lift is already centred and in log-odds. Only the count is scaled, with statistics independent of labels.
         rows = max(self._training, 1)  # a split without training rows is reported later
         mean = self.table.count_sum / rows
@@ -96,6 +99,14 @@ class RateColumn(LogColumn):
             output = "count" if place == len(self.of) else str(place)
             key = {"by": self.names, "separators": self.separators}
             writer.statistics[name] = statistics | {"rate": {"history": self.name, "output": output, **key}}
+
+    def extend(self, writer: StoreWriter) -> None:
+        """Count the rows of an appended day after those of the store, whose scale stays."""
+        if self.clock.timed:
+            self._count(writer)
+
+    def _count(self, writer: StoreWriter) -> None:
+        self._features = self.table.finish(self.rows, writer.history(self.name))
         writer.histories[self.name] = {**self.table.kept(), "dated": self.clock.rising.dated}
 
     def notes(self) -> dict[str, str]:
@@ -105,7 +116,8 @@ class RateColumn(LogColumn):
 
     def restore(self, store: Store) -> None:
         """Load the history of a store."""
-        self.table = kept_rates(store, self.name)
+        self._restored = True
+        self.table.restore(store.content["histories"][self.name], store.histories(self.name))
         self.clock.rising.dated = store.content["histories"][self.name]["dated"]
         self.mean, self.deviation = np.zeros(len(self.of) + 1), np.ones(len(self.of) + 1)
         for place, name in self._outputs():

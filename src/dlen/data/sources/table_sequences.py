@@ -13,7 +13,7 @@ import torch
 
 from dlen.data.bad_rows import BadRowError
 from dlen.data.columns import Array, Places
-from dlen.data.histories import HistoryTable, histories_of
+from dlen.data.histories import HistoryTable, histories_of, stored_history
 from dlen.data.partitions import KeyPartitions
 from dlen.data.sequences import GAP_BUCKETS, StoredSequence
 from dlen.data.sources.cells import LINE, ROW, id_text, lists_or_empty, with_absent
@@ -97,6 +97,14 @@ class SequenceColumn(OrderedColumn):
     def begin(self, shard: PartWriter) -> None:
         """Store the values of the rows in the shard."""
         self._append = shard.sequence(self.name, len(self.lists)).append
+
+    def grow(self, frame: pl.DataFrame, path: Path) -> None:
+        """Count the ids that no other field counts."""
+        self.observe(frame, path)
+
+    def extend(self, writer: StoreWriter) -> None:
+        """Add the new ids."""
+        self.freeze(writer)
 
     def restore(self, store: Store) -> None:
         """Load the codes of a store."""
@@ -263,6 +271,10 @@ class HistoryColumn(LogColumn, OrderedColumn):
             f"average, {float(np.mean(length == 0)):.2%} have none"
         )
 
+    def extend(self, writer: StoreWriter) -> None:
+        """Find the histories of an appended day, and write its events after those of the store."""
+        self.freeze(writer)
+
     def _encode(self, events: pl.DataFrame) -> Array:
         """(L, N) codes of events."""
         codes = [c.vocabulary.encode(events[f"of{place}"]) for place, c in enumerate(self.of.values())]
@@ -273,7 +285,9 @@ class HistoryColumn(LogColumn, OrderedColumn):
         """Load the events of a store."""
         kept = store.content["histories"][self.name]
         self.clock.rising.dated = kept["dated"]
-        self._events, self._known = store.sequence(self.name), pl.read_parquet(store.history(self.name))
+        self._events, self._known = stored_history(store, self.name)
+        if self.table is not None:
+            self.table.before = self._events, self._known
 
     def fields(self) -> list[Field]:
         """One field per listed field, then one for labels and one for gaps."""

@@ -27,7 +27,12 @@ class RowSplit:
     Args:
         spec: spec of the table.
         files: files by split, or under ``all``.
+
+    Attributes:
+        names: names of the splits.
     """
+
+    names: tuple[str, ...] = SPLITS
 
     def __init__(self, spec: TableSpec, files: dict[str, list[Path]]) -> None:
         self.spec, self.path = spec.split, spec.path

@@ -181,6 +181,11 @@ class VectorColumn(TableColumn):
         if not self._row:
             self._append = shard.vectors(self.name, self.size).append
 
+    def extend(self, writer: StoreWriter) -> None:
+        """Write the joined vectors that a row of an appended day has."""
+        if self._row:
+            self._write_joined(writer.beside)
+
     def restore(self, store: Store) -> None:
         """Load the scale of a store."""
         statistics = store.content["statistics"][self.name]
