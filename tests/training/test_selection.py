@@ -58,7 +58,7 @@ def test_what_cannot_be_monitored_is_one_line(monitor: Any) -> None:
 def validated(selection: Selection, values: dict[str, float], undefined: dict[str, str] | None = None) -> None:
     module = RankingModule.__new__(RankingModule)
     object.__setattr__(module, "figures", {"val": Figures(values, undefined or {})})
-    selection.on_validation_end(cast(L.Trainer, SimpleNamespace(sanity_checking=False)), module)
+    selection.on_validation_end(cast(L.Trainer, SimpleNamespace(sanity_checking=False, current_epoch=0)), module)
 
 
 def test_the_first_of_the_best_is_kept_with_all_of_its_figures() -> None:
