@@ -44,7 +44,7 @@ def test_a_notebook_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     shown = [output for cell in code for output in cell.outputs]
     assert sum("image/png" in output.get("data", {}) for output in shown) == PICTURES[name]
     printed = "".join(output.text for output in shown if output.output_type == "stream")
-    lines = re.findall(r"│ (click|like|share) *┆ (\d\.\d+) ┆", printed)
+    lines = re.findall(r"│ (click|like|share) *┆ (\d\.\d+) *┆", printed)
     assert [task for task, _ in lines] == TASKS[name]
     for _, auc in lines:
         assert 0.64 < float(auc) < 0.8  # chance is 0.5; the simulated preference explains the rest
