@@ -312,4 +312,5 @@ def test_every_setting_that_is_typed_acts_or_is_refused(composed: Compose, tmp_p
                 check_same_run(found)
                 continue
             refused.add(key.split(".")[0])
-    assert refused == {"model", "balancing", "optimizer", "id_dropout", "seed", "monitor", "loader"}
+    lasting = {"model", "balancing", "optimizer", "id_dropout", "reset_embeddings", "days", "seed", "monitor"}
+    assert refused == lasting | {"loader"}

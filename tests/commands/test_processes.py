@@ -101,7 +101,7 @@ def test_several_processes_train_as_one_with_the_joint_batch(case: str, tmp_path
         *(s for s in SMALL if case != "reweighted" or not s.startswith("model.backbone")),
     ]
     if case == "reweighted":
-        settings += ["model.backbone.expert=[8]", "reset_embeddings=true"]
+        settings += ["model.backbone.expert=[8]"]
     processes, start = STARTS[case]
     together = [*settings, f"loader.batch_size={256 // processes}", "run_dir=together"]
     if case == "reweighted":
@@ -176,7 +176,8 @@ def test_a_sharded_run_is_that_of_a_copy_in_each_process(case: str, tmp_path: Pa
     """Split by rows, interrupted, split by tables; then evaluated by one process, which does not need TorchRec."""
     data = CASES["feed"] if case == "feed" else with_vectors(tmp_path)
     adagrad = [*data, *(s for s in SMALL if not s.startswith("optimizer")), "optimizer=adagrad"]
-    adagrad += ["loader.batch_size=128", "trainer.devices=2", "seed=3", "reset_embeddings=true"]
+    adagrad += ["loader.batch_size=128", "trainer.devices=2", "seed=3"]
+    adagrad += ["reset_embeddings=true"] if case == "feed" else []
     for settings in (
         ["run_dir=copies", "trainer.max_epochs=2"],
         ["run_dir=sharded", "trainer.max_epochs=1", "sharding=rows"],

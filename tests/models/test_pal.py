@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,8 @@ SCHEMA = replace(make_schema((Task("ctr", 0.3), Task("cvr", 0.1, observed_where=
 
 def model() -> PAL:
     torch.manual_seed(0)
-    return PAL(SCHEMA, embedding_dim=3, num_experts=2, expert=(8, 6), tower=(4,), position_network=(5,))
+    sizes: dict[str, Any] = {"embedding_dim": 3, "num_experts": 2, "expert": (8, 6), "tower": (4,)}
+    return PAL(SCHEMA, interaction=None, position_network=(5,), **sizes)
 
 
 def test_evaluation_does_not_see_the_position() -> None:

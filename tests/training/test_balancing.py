@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 
+from dlen.errors import UserError
 from dlen.models import AITM, DBMTL, DLEN, PLE, STEM, MMoE, Ranker, SingleTask
 from dlen.models.interactions import CrossInteraction
 from dlen.schema import Field, Kind, Task
@@ -25,6 +27,7 @@ from dlen.training.balancing import (
     Surgery,
     Uncertainty,
 )
+from dlen.training.building import build_balancer
 from dlen.training.module import RankingModule
 from tests.helpers import WITH_DIMS, WITH_SEQUENCES, make_batch, make_schema
 
@@ -307,3 +310,8 @@ def test_a_joint_likelihood_cannot_be_balanced() -> None:
 def test_wrong_settings_are_refused(make: Callable[[], Balancer], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_group_without_a_class_is_one_line() -> None:
+    with pytest.raises(UserError, match="^config balancing: names no class in _target_"):
+        build_balancer(OmegaConf.create({"balancing": {"weights": {}}}))

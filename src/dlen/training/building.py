@@ -52,7 +52,9 @@ def build_balancer(config: DictConfig) -> Balancer:
     Raises:
         UserError: the setting is invalid, or does not work with the trainer's settings.
     """
-    balancer: Balancer = build(config.balancing, "balancing")
+    balancer = build(config.balancing, "balancing")
+    if not isinstance(balancer, Balancer):  # a group without a class is built as the dict that it is
+        raise UserError("config balancing: names no class in _target_; choose one with balancing=NAME")
     if balancer.on_gradients:
         for key, allowed in (("accumulate_grad_batches", (1,)), ("precision", UNSCALED)):
             if config.trainer[key] not in allowed:
