@@ -18,7 +18,12 @@ def mix(value: U64, key: np.uint64) -> U64:
     return value ^ (value >> np.uint64(31))
 
 
+def seed_of(*parts: int) -> np.uint64:
+    """One seed from several numbers, each at least 0."""
+    seed: np.uint64 = np.random.SeedSequence(parts).generate_state(1, np.uint64)[0]
+    return seed
+
+
 def fraction(values: NDArray[Any], seed: int) -> NDArray[np.float64]:
     """Hash each integer to a number in 0..1, for splits by user or by row."""
-    key = np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]
-    return mix(values.astype(np.int64).view(np.uint64), key) / 2.0**64
+    return mix(values.astype(np.int64).view(np.uint64), seed_of(seed)) / 2.0**64

@@ -16,6 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from dlen.checks import is_number
+from dlen.hashing import seed_of
 from dlen.nn.embedding import EmbeddingTable
 from dlen.nn.sharded import ShardedTable
 from dlen.progress import format_count
@@ -39,8 +40,7 @@ class StepSeed(Callback):
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
         """Seed the step. Takes about ten microseconds and does not synchronise with the device."""
-        entropy = [self.seed, trainer.global_rank, trainer.current_epoch, batch_idx]
-        seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
+        seed = int(seed_of(self.seed, trainer.global_rank, trainer.current_epoch, batch_idx))
         if module.device.type == "cpu":  # torch.manual_seed would format the stack once for each kind of absent GPU
             torch.default_generator.manual_seed(seed)
         else:

@@ -6,11 +6,11 @@ import sys
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from torch.optim import Optimizer
 
+from dlen.hashing import seed_of
 from dlen.nn.embedding import EmbeddingTable
 from dlen.nn.sharded import ShardedTable
 from dlen.training.optimizers import Combined
@@ -85,8 +85,7 @@ class FreshTables(Callback):
             )
 
     def _renew(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        entropy = np.random.SeedSequence([self.seed, trainer.current_epoch])
-        generator = torch.Generator().manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
+        generator = torch.Generator().manual_seed(int(seed_of(self.seed, trainer.current_epoch)))
         tables = [m for m in module.modules() if isinstance(m, EmbeddingTable | ShardedTable)]
         for table in tables:
             table.renew(generator)

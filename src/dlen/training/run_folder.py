@@ -24,9 +24,10 @@ if TYPE_CHECKING:  # a folder is found missing before torch and Lightning, which
 BEST = "checkpoints/best.ckpt"
 _MOST_TRIES = 1000  # to find a free folder name
 RUN_DIR = "DLEN_RUN_DIR"  # environment variable with the run folder, for the processes of one run
-# Settings that a resumed run cannot change: groups, and single keys
-_LASTING_GROUPS = ("model", "balancing", "optimizer", "id_dropout", "days")
-_LASTING = (*_LASTING_GROUPS, "loader.batch_size", "monitor", "reset_embeddings", "seed")
+_LASTING = (  # settings that a resumed run cannot change
+    *("model", "balancing", "optimizer", "id_dropout", "days"),  # groups
+    *("loader.batch_size", "monitor", "reset_embeddings", "seed"),
+)
 _TRAINING_ONLY = ("callbacks", "scheduler")  # groups that evaluation and prediction do not build
 _LASTING_OR_NONE = ("scheduler", "callbacks.ema")  # settings that a resumed run cannot add either
 SPLITS = ("train", "validation", "test")
