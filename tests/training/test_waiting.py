@@ -18,7 +18,7 @@ from dlen.models import Named
 from dlen.nn.id_dropout import IdDropout
 from dlen.schema import Field, Task
 from dlen.targets import Targets
-from dlen.training.optimizers import adagrad, adam, make_capturable
+from dlen.training.optimizers import adagrad, adam
 from dlen.training.static_step import likely_totals
 from tests.helpers import FIELDS, WITH_DIMS, WITH_VECTORS, make_batch, make_schema
 from tests.training.test_static_step import with_groups
@@ -79,7 +79,6 @@ def test_a_step_that_a_graph_can_repeat_waits_for_nothing() -> None:
     resident = ResidentSplit(with_groups(schema), torch.device("meta"))
     model = models.MMoE(schema).to("meta")
     optimizer = adam(model, lr=0.1, embedding_lr=0.1, dense=Adam)
-    make_capturable(optimizer)
     rows = optimizer.parts[1]  # type: ignore[attr-defined]
     index, totals = torch.zeros(8, dtype=torch.int64, device="meta"), likely_totals(resident.host, 8)
 

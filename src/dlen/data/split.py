@@ -257,6 +257,26 @@ def split_of(
     )
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class Rows:
+    """The row numbers of a batch that is still to be gathered, for a step that gathers it itself.
+
+    Attributes:
+        index: (B,) int64 row numbers, on the host.
+        split: the split that they belong to.
+    """
+
+    index: Tensor
+    split: ResidentSplit
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def batch(self) -> Batch:
+        """Gather the batch."""
+        return self.split.batch(self.index)
+
+
 class ResidentSplit:
     """A split in device memory. Making a batch transfers only the row numbers.
 

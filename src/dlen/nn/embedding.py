@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +20,16 @@ from dlen.schema import Kind, Pooling, Schema
 _CHUNK = 1 << 20  # rows drawn at a time; a multiple of 16, torch's step, so chunks draw the same values as the whole
 _ALIGNED = 4  # FBGEMM needs first-order terms padded to a multiple of this
 _deferred = False
+
+
+@cache
+def row_kernels(device: str) -> ModuleType | None:
+    """The Triton kernels for rows of a table on a type of device; None where they cannot run."""
+    if device != "cuda" or find_spec("triton") is None:
+        return None
+    from dlen.nn import row_kernels as kernels  # Triton takes a while to import, and is there with CUDA only
+
+    return kernels
 
 
 @contextmanager
@@ -137,14 +151,14 @@ class EmbeddingTable(nn.Module):
         """
         vectors = []
         if self.num_single:
-            vectors.append(F.embedding(batch.ids, self.weight, sparse=True))
+            vectors.append(_look_up(batch.ids, self.weight))
         if self.num_bags:
             vectors.append(self._pool(batch).transpose(0, 1))
         return join_input(vectors, batch.numeric, self.dim, self.first_order, self.own)
 
     def vectors(self, ids: Tensor) -> Tensor:
         """(..., E) vectors of ids of any shape."""
-        return F.embedding(ids, self.weight, sparse=True)[..., : self.dim]
+        return _look_up(ids, self.weight)[..., : self.dim]
 
     def of_lists(self, ids: Tensor, sequence: int) -> Tensor:
         """(P, N, E) vectors of ids (P, N) of the lists of one sequence, padding included."""
@@ -198,6 +212,33 @@ class EmbeddingTable(nn.Module):
             include_last_offset=True,
         ).view(*batch.bag_lengths.shape, self.weight.shape[1])
         return pooled / bag_divisors(batch, self.mean).to(pooled.dtype)
+
+
+def _look_up(ids: Tensor, table: Tensor) -> Tensor:
+    """(..., D) rows of a table (R, D), whose gradient is sparse."""
+    if row_kernels(table.device.type) is None:
+        return F.embedding(ids, table, sparse=True)
+    rows: Tensor = _LookUp.apply(ids, table)
+    return rows
+
+
+class _LookUp(torch.autograd.Function):
+    """``F.embedding(..., sparse=True)`` by the kernel for short rows."""
+
+    @staticmethod
+    def forward(ctx: Any, ids: Tensor, table: Tensor) -> Tensor:
+        kernels = row_kernels(table.device.type)
+        assert kernels is not None
+        ctx.save_for_backward(ids)
+        ctx.shape = table.shape
+        rows: Tensor = kernels.look_up(ids, table)
+        return rows
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+        (ids,) = ctx.saved_tensors
+        values = gradient.reshape(-1, ctx.shape[1])
+        return None, torch.sparse_coo_tensor(ids.reshape(1, -1).long(), values, ctx.shape, check_invariants=False)
 
 
 def columns(tensor: Tensor, places: Sequence[int]) -> Tensor:

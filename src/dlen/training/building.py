@@ -37,6 +37,7 @@ from dlen.training.own_metrics import build_own_metrics
 from dlen.training.schedulers import MakeSchedule, MakeScheduler, lightning_config
 from dlen.training.selection import monitor_mode
 from dlen.training.settings import UNSCALED
+from dlen.training.static_step import StaticStep
 from dlen.valid import did_you_mean
 
 
@@ -87,6 +88,7 @@ def build_module(
     sharding: str | None = None,
     id_dropout: IdDropout | None = None,
     make_schedule: MakeSchedule | None = None,
+    make_static: Callable[[RankingModule], StaticStep | None] | None = None,
 ) -> RankingModule:
     """Build the LightningModule with the config's task balancer."""
     balancer = build_balancer(config)
@@ -103,6 +105,7 @@ def build_module(
             id_dropout,
             make_schedule,
             build_own_metrics(config, model.schema),
+            make_static,
         )
     except ValueError as error:
         raise UserError(f"config balancing: {error}") from None

@@ -41,9 +41,11 @@ class StepSeed(Callback):
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
         """Seed the step. Takes about ten microseconds and does not synchronise with the device."""
         seed = int(seed_of(self.seed, trainer.global_rank, trainer.current_epoch, batch_idx))
-        if module.device.type == "cpu":  # torch.manual_seed would format the stack once for each kind of absent GPU
-            torch.default_generator.manual_seed(seed)
-        else:
+        # torch.manual_seed would format the stack once for each kind of absent GPU, and seed all of those there are.
+        torch.default_generator.manual_seed(seed)
+        if module.device.type == "cuda":
+            torch.cuda.default_generators[module.device.index].manual_seed(seed)
+        elif module.device.type != "cpu":
             torch.manual_seed(seed)
 
 

@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from dlen.batch import Batch
+from dlen.data.split import Rows
 from dlen.models.features import Features
 from dlen.models.predictions import task_losses
 from dlen.models.ranker import Ranker
@@ -87,6 +88,7 @@ class GradientConflict(Callback):
             return
         devices = [pl_module.device] if pl_module.device.type == "cuda" else []
         assert isinstance(pl_module.model, Ranker)
+        batch = batch.batch() if isinstance(batch, Rows) else batch
         with torch.random.fork_rng(devices=devices), torch.enable_grad():
             gradients = task_gradients(pl_module.model, batch, pl_module.targets)
         self.add(*gradients)

@@ -7,7 +7,7 @@ import torch
 
 from dlen.batch import Batch
 from dlen.data.loader import BatchLoader
-from dlen.data.split import ResidentSplit, Split
+from dlen.data.split import ResidentSplit, Rows, Split
 from dlen.data.store import Store
 
 _SHARE = 0.25  # of a GPU's free memory, per split: table and optimiser state are allocated later
@@ -55,9 +55,9 @@ class RankingDataModule(L.LightningDataModule):
             self._splits[name] = ResidentSplit(split, device) if fits else split
         return self._splits[name]
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+    def transfer_batch_to_device(self, batch: Batch | Rows, device: torch.device, dataloader_idx: int) -> Batch | Rows:
         """Move the batch to the device, without Lightning's recursive search for tensors."""
-        return batch.to(device, non_blocking=True)
+        return batch if isinstance(batch, Rows) else batch.to(device, non_blocking=True)
 
     def train_dataloader(self) -> BatchLoader:
         """Shuffled batches of the training rows; with ``trainer.overfit_batches``, the same ones in every epoch."""

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ from dlen.training.diagnostics import attention_maps, diagnostics
 from dlen.training.environment import environment
 from dlen.training.fresh_tables import FreshTables
 from dlen.training.gates import GateMonitor
+from dlen.training.graphing import static_step
 from dlen.training.latent import view_warnings
 from dlen.training.latent import warnings as hidden_state_warnings
 from dlen.training.loggers import log_config, log_final, make_loggers, wandb_finished
@@ -227,6 +229,7 @@ def fit(
             sharding=config.sharding,
             id_dropout=id_dropout,
             make_schedule=build_schedule(config, mode),
+            make_static=partial(static_step, config.get("cuda_graph", "auto")),
         )
         data = RankingDataModule(store, config.loader.batch_size, config.loader.eval_batch_size, config.seed)
         check_processes(config, trainer, model)

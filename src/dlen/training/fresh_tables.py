@@ -8,12 +8,11 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
-from torch.optim import Optimizer
 
 from dlen.hashing import seed_of
 from dlen.nn.embedding import EmbeddingTable
 from dlen.nn.sharded import ShardedTable
-from dlen.training.optimizers import Combined
+from dlen.training.optimizers import Combined, RowOptimizer
 from dlen.training.selection import Selection
 
 
@@ -86,16 +85,10 @@ class FreshTables(Callback):
 
     def _renew(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         generator = torch.Generator().manual_seed(int(seed_of(self.seed, trainer.current_epoch)))
-        tables = [m for m in module.modules() if isinstance(m, EmbeddingTable | ShardedTable)]
-        for table in tables:
-            table.renew(generator)
+        for table in module.modules():
+            if isinstance(table, EmbeddingTable | ShardedTable):
+                table.renew(generator)
         for optimizer in trainer.optimizers:
             for part in optimizer.parts if isinstance(optimizer, Combined) else [optimizer]:
-                _forget(part, tables)
-
-
-def _forget(optimizer: Optimizer, tables: list[EmbeddingTable | ShardedTable]) -> None:
-    """Remove the state of the tables; that of a sharded one is its own."""
-    for table in tables:
-        if isinstance(table, EmbeddingTable):
-            optimizer.state.pop(table.weight, None)
+                if isinstance(part, RowOptimizer):  # the state of a sharded table is its own
+                    part.forget()

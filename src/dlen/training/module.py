@@ -8,11 +8,13 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dlen.batch import Batch
+from dlen.data.split import Rows
 from dlen.errors import UserError
 from dlen.models.model import Model
 from dlen.models.predictions import Predictions
@@ -32,6 +34,7 @@ from dlen.training.measures import Figures, Measures
 from dlen.training.optimizers import Combined, ShardedAdagrad, split_for_sharding
 from dlen.training.own_metrics import OwnMetric
 from dlen.training.schedulers import MakeSchedule, look_for_plateaus
+from dlen.training.static_step import StaticStep
 
 
 class RankingModule(L.LightningModule):
@@ -51,6 +54,8 @@ class RankingModule(L.LightningModule):
         make_schedule: function from the optimiser and the trainer to the learning rate schedule, in the form that
             ``configure_optimizers`` returns; None for constant learning rates.
         own_metrics: the user's own metrics by name.
+        make_static: function from this module, at the start of a training, to its static step, which takes the place of
+            loss, backward and optimiser; None for the ordinary step.
 
     Raises:
         ValueError: the model has a single loss for all tasks but the balancer needs one per task, or a balancer weight
@@ -70,8 +75,11 @@ class RankingModule(L.LightningModule):
         id_dropout: IdDropout | None = None,
         make_schedule: MakeSchedule | None = None,
         own_metrics: Mapping[str, OwnMetric] | None = None,
+        make_static: Callable[[RankingModule], StaticStep | None] | None = None,
     ) -> None:
         super().__init__()
+        self.make_static = make_static
+        self._static: StaticStep | None = None
         self.model = model
         self.make_schedule = make_schedule
         self.id_dropout = id_dropout
@@ -158,7 +166,18 @@ class RankingModule(L.LightningModule):
         predictions: Predictions = self.model(batch)
         return predictions
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def on_train_start(self) -> None:
+        """Set up the static step, if this training can have one."""
+        self._static = None if self.make_static is None else self.make_static(self)
+
+    def training_step(self, batch: Batch | Rows, batch_idx: int) -> Tensor:
+        """Compute the training loss, or train by the static step, which computes the gradients and updates as well."""
+        if isinstance(batch, Rows):
+            assert self._static is not None
+            return self._static(batch.index)
+        return self.training_loss(batch)
+
+    def training_loss(self, batch: Batch) -> Tensor:
         """Compute the training loss of the head and the balancer."""
         assert isinstance(self.model, Ranker)  # a baseline is fitted in one go
         if self.id_dropout is not None:
@@ -177,13 +196,15 @@ class RankingModule(L.LightningModule):
                 self._graph = (losses * self.task_weights, features.values, extra)
         return loss
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_end(self, outputs: Any, batch: Batch | Rows, batch_idx: int) -> None:
         """Log the loss only at the steps that Lightning writes; logging every step costs 4 % of a step."""
         if self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.log("train/loss", outputs["loss"], batch_size=len(batch))
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Compute the gradients of the loss, or apply gradient surgery to those of the tasks."""
+        if self._static is not None:
+            return
         if self._graph is None:
             loss.backward(*args, **kwargs)
             return
@@ -192,6 +213,25 @@ class RankingModule(L.LightningModule):
         losses, x, extra = self._graph
         self._graph = None
         self.balancer.backward(self.model, losses, x, extra if extra.requires_grad else None)
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        """Reset the gradients."""
+        if self._static is None:
+            super().optimizer_zero_grad(epoch, batch_idx, optimizer)
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Update the weights."""
+        if self._static is None:
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        else:
+            assert optimizer_closure is not None
+            optimizer_closure()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Average the tables' gradients over processes."""

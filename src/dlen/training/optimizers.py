@@ -6,17 +6,19 @@ Rows that a batch does not touch are neither read nor written, so their moments 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch.optim import Adam, AdamW, Optimizer
 
 from dlen.checks import from_zero
 from dlen.errors import UserError
-from dlen.nn.embedding import EmbeddingTable
+from dlen.nn.embedding import EmbeddingTable, row_kernels
 from dlen.nn.sharded import ShardedTable
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]]
@@ -94,16 +96,42 @@ class RowOptimizer(Optimizer):
                     self._step(table, group)
         return loss
 
+    def forget(self) -> None:
+        """Start the state of all tables anew, in place, as a CUDA graph may read it."""
+        for state in self.state.values():
+            for key, value in state.items():
+                state[key] = value.zero_() if isinstance(value, Tensor) else 0
+
     def _step(self, table: Tensor, group: dict[str, Any]) -> None:
-        rows, grad = touched_rows(table.grad)  # type: ignore[arg-type]
+        assert table.grad is not None
+        if not self.state[table]:
+            self._start(table, group)
+        kernels = row_kernels(table.device.type)
+        if kernels is not None and self._has_kernel(table, group):
+            segments = kernels.Segments(table.grad._indices()[0], table.grad._values())
+            self._update_fused(kernels, segments, table, group)
+            return
+        rows, grad = touched_rows(table.grad)
         values = table.index_select(0, rows)
         if group["weight_decay"]:
             grad.add_(values, alpha=group["weight_decay"])
         # Gather, update and write back takes half the time of index_add_ on the table.
         table.index_copy_(0, rows, self._update(table, rows, values, grad, group))
 
+    def _start(self, table: Tensor, group: dict[str, Any]) -> None:
+        """Create the state of a table."""
+        raise NotImplementedError
+
     def _update(self, table: Tensor, rows: Tensor, values: Tensor, grad: Tensor, group: dict[str, Any]) -> Tensor:
         """Return the new (U, D) values of the rows; may work in place."""
+        raise NotImplementedError
+
+    def _has_kernel(self, table: Tensor, group: dict[str, Any]) -> bool:
+        """Whether a kernel updates this table."""
+        return True
+
+    def _update_fused(self, kernels: ModuleType, segments: Any, table: Tensor, group: dict[str, Any]) -> None:
+        """Update the rows by a kernel of :mod:`dlen.nn.row_kernels`."""
         raise NotImplementedError
 
 
@@ -116,9 +144,6 @@ class RowAdam(RowOptimizer):
         betas: decay rates of the first and second moment.
         eps: added to the root of the second moment.
         weight_decay: L2 penalty added to the gradient, as in ``torch.optim.Adam``, for touched rows only.
-
-    Attributes:
-        capturable: whether steps are counted on the tables' device, see :func:`make_capturable`.
     """
 
     kept = ("step", "first", "second")
@@ -132,19 +157,13 @@ class RowAdam(RowOptimizer):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
-        self.capturable = False
 
     def state_bytes(self) -> int:
         """Two moments of each number."""
         return sum(2 * table.nbytes for group in self.param_groups for table in group["params"])
 
     def _update(self, table: Tensor, rows: Tensor, values: Tensor, grad: Tensor, group: dict[str, Any]) -> Tensor:
-        state = self.state[table]
-        if not state:
-            state.update(step=0, first=torch.zeros_like(table), second=torch.zeros_like(table))
-        if self.capturable:
-            state["step"] = torch.as_tensor(state["step"], dtype=torch.float64, device=table.device)
-        state["step"] += 1
+        state = self._count(table)
         beta1, beta2 = group["betas"]
         first = state["first"].index_select(0, rows).lerp_(grad, 1 - beta1)
         second = state["second"].index_select(0, rows).mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
@@ -153,9 +172,39 @@ class RowAdam(RowOptimizer):
         scale1, scale2 = 1 - beta1 ** state["step"], 1 - beta2 ** state["step"]
         # As in SparseAdam, eps is added to the root before bias correction.
         size, root = group["lr"] * scale2**0.5 / scale1, second.sqrt_().add_(group["eps"])
-        if self.capturable:  # a number that lies on the device
+        if isinstance(size, Tensor):
             return values.sub_(first.div_(root).mul_(size))
         return values.addcdiv_(first, root, value=-size)
+
+    def _start(self, table: Tensor, group: dict[str, Any]) -> None:
+        self.state[table].update(step=0, first=torch.zeros_like(table), second=torch.zeros_like(table))
+
+    def _count(self, table: Tensor) -> dict[str, Any]:
+        """Count a step in the state of a table: on its device, unless that is the CPU, so that a graph can do it."""
+        state = self.state[table]
+        if table.device.type != "cpu" and not isinstance(state["step"], Tensor):
+            state["step"] = torch.full((), state["step"], dtype=torch.float64, device=table.device)
+        state["step"] += 1
+        return state
+
+    def _update_fused(self, kernels: ModuleType, segments: Any, table: Tensor, group: dict[str, Any]) -> None:
+        state = self._count(table)
+        kernels.update_adam(
+            segments,
+            table,
+            state["first"],
+            state["second"],
+            state["step"],
+            lr=group["lr"],
+            betas=group["betas"],
+            eps=group["eps"],
+            decay=group["weight_decay"],
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, with numbers of steps that any device can go on from."""
+        saved = super().state_dict()
+        return saved | {"state": {key: part | {"step": int(part["step"])} for key, part in saved["state"].items()}}
 
 
 class RowAdagrad(RowOptimizer):
@@ -184,8 +233,6 @@ class RowAdagrad(RowOptimizer):
 
     def _update(self, table: Tensor, rows: Tensor, values: Tensor, grad: Tensor, group: dict[str, Any]) -> Tensor:
         state, (parts, single) = self.state[table], _accumulators(table, group)
-        if not state:
-            state.update(sum=table.new_zeros(len(table), parts + single))
         vectors, terms = grad.split([grad.shape[1] - single, single], 1)
         vectors = vectors.unflatten(1, (parts, -1))
         squares = torch.cat([vectors.square().mean(2), terms.square()], 1)
@@ -194,6 +241,16 @@ class RowAdagrad(RowOptimizer):
         of_parts, of_terms = total.sqrt_().add_(group["eps"]).split([parts, single], 1)
         scaled = torch.cat([(vectors / of_parts[..., None]).flatten(1), terms / of_terms], 1)
         return values.sub_(scaled, alpha=group["lr"])
+
+    def _start(self, table: Tensor, group: dict[str, Any]) -> None:
+        self.state[table].update(sum=table.new_zeros(len(table), sum(_accumulators(table, group))))
+
+    def _has_kernel(self, table: Tensor, group: dict[str, Any]) -> bool:
+        return _accumulators(table, group) == (1, 0)
+
+    def _update_fused(self, kernels: ModuleType, segments: Any, table: Tensor, group: dict[str, Any]) -> None:
+        total = self.state[table]["sum"]
+        kernels.update_adagrad(segments, table, total, lr=group["lr"], eps=group["eps"], decay=group["weight_decay"])
 
 
 def _accumulators(table: Tensor, group: Mapping[str, Any]) -> tuple[int, int]:
@@ -269,17 +326,27 @@ class Combined(Optimizer):
         self.param_groups[:] = [group for part in self.parts for group in part.param_groups]
 
 
-def make_capturable(optimizer: Optimizer) -> None:
-    """Keep on the device what changes from step to step, so that a CUDA graph can repeat the steps.
+def can_be_captured(optimizer: Optimizer) -> bool:
+    """Whether a CUDA graph can repeat the steps of an optimiser: all that changes between them lies on the device."""
+    parts = optimizer.parts if isinstance(optimizer, Combined) else [optimizer]
+    return all(
+        isinstance(part, RowOptimizer) or (type(part) in (Adam, AdamW) and all(g["fused"] for g in part.param_groups))
+        for part in parts
+    )
 
-    Learning rates become constants of such a graph. Call this before the first step, or after restoring a state.
-    """
-    for part in optimizer.parts if isinstance(optimizer, Combined) else [optimizer]:
-        if isinstance(part, RowAdam):
-            part.capturable = True
-        elif not isinstance(part, RowOptimizer):
-            for group in part.param_groups:
-                group["capturable"] = True
+
+@contextmanager
+def captured(optimizer: Optimizer) -> Iterator[None]:
+    """Let torch's optimisers step inside a capture; only there, as they save this setting and warn of it elsewhere."""
+    groups = [group for group in optimizer.param_groups if "capturable" in group]
+    before = [group["capturable"] for group in groups]
+    try:
+        for group in groups:
+            group["capturable"] = True
+        yield
+    finally:
+        for group, value in zip(groups, before, strict=True):
+            group["capturable"] = value
 
 
 def split_for_sharding(optimizer: Optimizer) -> tuple[Optimizer, dict[str, Any]]:

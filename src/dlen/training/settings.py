@@ -50,6 +50,9 @@ def check_settings(config: DictConfig) -> None:
     reset = config.get("reset_embeddings", False)
     if not isinstance(reset, bool) and reset != "auto":
         raise UserError(f"config reset_embeddings: {reset!r} is not auto, true or false")
+    graph = config.get("cuda_graph", "auto")  # a run of before has none
+    if not isinstance(graph, bool) and graph != "auto":
+        raise UserError(f"config cuda_graph: {graph!r} is not auto, true or false")
     if config.ckpt not in (None, "last") and not Path(config.ckpt).exists():
         raise UserError(f"config ckpt: {config.ckpt!r} is neither `last` nor a checkpoint file")
     init_from = config.get("init_from")

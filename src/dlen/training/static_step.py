@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ from torch.optim import Optimizer
 
 from dlen.batch import Batch
 from dlen.data.split import ResidentSplit, Split
-from dlen.training.optimizers import make_capturable
+from dlen.training.optimizers import captured
 
 _SAMPLE = 1 << 16  # rows from which the number of values of a batch is estimated
 _DEVIATIONS = 6.0  # a batch has more values than estimated once in 10^9
@@ -27,15 +29,20 @@ class StaticStep:
     optimisers pad their rows. Losses and weights are those of the ordinary step, up to the order of sums.
 
     The first steps run without the graph and count as any other. So do those that do not fit: the last, smaller batch
-    of an epoch, or one with more values. Without a GPU all steps run without a graph, in the same shapes.
+    of an epoch, or one with more values. Learning rates are constants of a graph: after a change of one, three steps
+    run without it before the next capture, so a schedule that moves them at each step never has one. Without a GPU all
+    steps run without a graph, in the same shapes.
 
     Args:
         loss: computes the training loss of a batch on the split's device.
-        optimizer: its learning rates are constants of the graph.
+        optimizer: one that :func:`~dlen.training.optimizers.can_be_captured`.
         split: the training rows, without sequences.
         batch_size: rows of a batch B.
         bfloat16: compute the loss in bfloat16, as ``precision=bf16-mixed`` does.
         graph: repeat the step as a CUDA graph; needs a GPU.
+
+    Attributes:
+        refused: why the step could not be captured, so that all run without a graph; empty if it could.
 
     Raises:
         ValueError: the rows have sequences, whose places are not padded.
@@ -53,31 +60,49 @@ class StaticStep:
     ) -> None:
         if split.host.sequences is not None:
             raise ValueError("a static step pads no sequences; train without it")
-        make_capturable(optimizer)
         self.loss, self.optimizer, self.split, self.bfloat16 = loss, optimizer, split, bfloat16
         self.totals = likely_totals(split.host, batch_size)
         self.index = torch.zeros(batch_size, dtype=torch.int64, device=split.device)
-        self.graph = torch.cuda.CUDAGraph() if graph else None
+        self.graph = graph
+        self.refused = ""
+        self._captured: torch.cuda.CUDAGraph | None = None
         self._result = torch.zeros(())
-        self._steps = 0
+        self._rates: list[Any] = []
+        self._steps = 0  # since the rates changed
 
     def __call__(self, index: Tensor) -> Tensor:
         """Train on rows ``index`` (B,) int64, a host tensor, and return the loss, which the next step may overwrite."""
         if not self.fits(index):
             return self._train(self.split.batch(index))
         self.index.copy_(index.pin_memory() if self.index.is_cuda else index, non_blocking=True)
-        if self.graph is None:
+        if not self.graph or self.refused:
             return self._step()
+        rates = [(group["lr"], group.get("betas")) for group in self.optimizer.param_groups]
+        if rates != self._rates:
+            self._rates, self._steps, self._captured = rates, 0, None
         if self._steps < _WARM_UP:
             self._steps += 1
             return self._aside()
-        if self._steps == _WARM_UP:
-            self._steps += 1
-            self.optimizer.zero_grad()  # the gradients must lie in the graph's own memory
-            with torch.cuda.graph(self.graph):
-                self._result = self._step()
-        self.graph.replay()
+        if self._captured is None:
+            self._capture()
+        if self._captured is None:
+            return self._step()
+        self._captured.replay()
         return self._result
+
+    def _capture(self) -> None:
+        self.optimizer.zero_grad()  # the gradients must lie in the graph's own memory
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            with captured(self.optimizer), torch.cuda.graph(graph):
+                self._result = self._step()
+        except Exception as error:  # of a model that reads a value from the device, for example; it may be the user's
+            torch.cuda.set_stream(stream)  # a capture that failed leaves its own stream in place
+            self.optimizer.zero_grad()
+            self.refused = f"{type(error).__name__}: {error}".splitlines()[0]
+            print(f"training steps are not repeated as a CUDA graph: {self.refused}", file=sys.stderr)
+        else:
+            self._captured = graph
 
     def fits(self, index: Tensor) -> bool:
         """Whether rows ``index`` make a batch of the step's shapes."""

@@ -1,0 +1,99 @@
+"""What only a GPU can show: a captured training step, where a capture fails, and runs of both kinds of step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dlen.batch import Batch
+from dlen.data.split import ResidentSplit
+from dlen.models import DLEN, MMoE
+from dlen.training.fit import train
+from dlen.training.optimizers import adam
+from dlen.training.static_step import StaticStep
+from tests.conftest import Compose
+from tests.helpers import make_schema
+from tests.training.test_static_step import SIZE, batches, loss_of, with_bags
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+SETTINGS = [
+    *(
+        "data=feed",
+        "data.rows=20000",
+        "loader.batch_size=512",
+        "trainer.max_epochs=3",
+        "trainer.val_check_interval=0.5",
+    ),
+    *("trainer.precision=32-true", "patience=9", "reset_embeddings=true"),
+]
+
+
+def on_gpu(make: Any = MMoE) -> tuple[Any, ResidentSplit]:
+    schema = make_schema()
+    return make(schema, expert=[8], tower=[4]).cuda(), ResidentSplit(with_bags(schema), torch.device("cuda"))
+
+
+def test_a_step_whose_capture_fails_trains_on_without_a_graph(capsys: pytest.CaptureFixture[str]) -> None:
+    model, split = on_gpu()
+    loss = loss_of(model)
+
+    def reads(batch: Batch) -> Tensor:
+        value = loss(batch)
+        assert value.item() > 0
+        return value
+
+    step = StaticStep(reads, adam(model, lr=0.01, embedding_lr=0.1), split, SIZE, graph=True)
+    before, losses = torch.cuda.current_stream(), []
+    for index in [*batches(0), *batches(1), *batches(2)]:
+        losses.append(float(step(index)))
+    assert step.refused
+    assert "CUDA graph" in capsys.readouterr().err
+    assert torch.cuda.current_stream() == before
+    assert losses[-1] < losses[0]
+
+
+def test_a_changed_learning_rate_is_captured_anew() -> None:
+    model, split = on_gpu(DLEN)
+    optimizer = adam(model, lr=0.01, embedding_lr=0.1)
+    step = StaticStep(loss_of(model), optimizer, split, SIZE, graph=True)
+    for index in batches(0)[:5]:
+        step(index)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    frozen = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for index in [*batches(1)[:5], *batches(2)[:5]]:
+        step(index)
+    assert step._captured is not None
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, frozen[name]), name
+
+
+@pytest.mark.parametrize("model", ["mmoe", "dlen"])
+def test_a_run_with_a_graph_has_the_results_of_one_without(
+    model: str, composed: Compose, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With ids dropped at random and new tables, which draw the same numbers and keep the graph's memory."""
+    found = {}
+    for setting in ("auto", "false"):
+        metrics = train(composed(*SETTINGS, f"model={model}", f"cuda_graph={setting}", f"run_dir={tmp_path}/{setting}"))
+        found[setting] = {k: v for k, v in metrics.items() if k.startswith(("val/auc", "test/auc"))}
+    assert found["auto"] == pytest.approx(found["false"], abs=3e-3)  # sums of a GPU run in no fixed order
+    assert "CUDA graph" not in capfd.readouterr().err
+
+
+def test_dropout_of_a_replayed_step_draws_what_the_ordinary_one_draws() -> None:
+    drop, x = nn.Dropout(0.5), torch.ones(1000, device="cuda")
+    torch.cuda.manual_seed(0)
+    drop(x)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = drop(x)
+    for seed in (5, 6, 5):
+        torch.cuda.default_generators[0].manual_seed(seed)
+        graph.replay()
+        torch.cuda.default_generators[0].manual_seed(seed)
+        assert torch.equal(out, drop(x))
