@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ SETTINGS = [
         "trainer.max_epochs=3",
         "trainer.val_check_interval=0.5",
     ),
-    *("trainer.precision=32-true", "patience=9", "reset_embeddings=true"),
+    *("trainer.precision=32-true", "patience=9", "reset_embeddings=true", "trainer.log_every_n_steps=1"),
 ]
 
 
@@ -72,16 +73,27 @@ def test_a_changed_learning_rate_is_captured_anew() -> None:
         assert torch.equal(parameter, frozen[name]), name
 
 
+def losses_of(run: Path) -> list[float]:
+    """The training loss of each step."""
+    with (run / "metrics.csv").open() as file:
+        return [float(row["train/loss"]) for row in csv.DictReader(file) if row.get("train/loss")]
+
+
 @pytest.mark.parametrize("model", ["mmoe", "dlen"])
-def test_a_run_with_a_graph_has_the_results_of_one_without(
+def test_a_run_with_a_graph_trains_as_one_without(
     model: str, composed: Compose, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """With ids dropped at random and new tables, which draw the same numbers and keep the graph's memory."""
+    """With ids dropped at random and new tables: both draw the same numbers, and a new table keeps its memory."""
     found = {}
     for setting in ("auto", "false"):
-        metrics = train(composed(*SETTINGS, f"model={model}", f"cuda_graph={setting}", f"run_dir={tmp_path}/{setting}"))
-        found[setting] = {k: v for k, v in metrics.items() if k.startswith(("val/auc", "test/auc"))}
-    assert found["auto"] == pytest.approx(found["false"], abs=3e-3)  # sums of a GPU run in no fixed order
+        run = tmp_path / setting
+        train(composed(*SETTINGS, f"model={model}", f"cuda_graph={setting}", f"run_dir={run}"))
+        found[setting] = losses_of(run)
+    print(found["auto"][:40:4], found["false"][:40:4], found["auto"][-5:], found["false"][-5:])
+    assert len(found["auto"]) == len(found["false"]) > 90
+    # Sums on a GPU run in no fixed order, and a training amplifies their last bits.
+    assert found["auto"][:20] == pytest.approx(found["false"][:20], rel=1e-4)
+    assert found["auto"] == pytest.approx(found["false"], rel=2e-2)
     assert "CUDA graph" not in capfd.readouterr().err
 
 

@@ -72,9 +72,10 @@ def batches(seed: int) -> list[Tensor]:
 
 
 def loss_of(model: Ranker) -> Callable[[Batch], Tensor]:
-    targets, weights = Targets(model.schema), torch.ones(len(model.schema.tasks))
+    targets = Targets(model.schema)
 
     def loss(batch: Batch) -> Tensor:
+        weights = torch.ones(len(model.schema.tasks), device=batch.labels.device)
         labels, mask = targets.training_labels(batch.labels), targets.trained(batch.labels)
         return model.head.loss(model(batch), labels, mask, weights)
 

@@ -39,8 +39,14 @@ def _add_rows(order, segment, values, sums, count, width, block: tl.constexpr, w
     both = here[:, None] & (column < width)[None, :]
     source = tl.load(order + entry, mask=here, other=0).to(tl.int64)
     target = tl.load(segment + entry, mask=here, other=1).to(tl.int64) - 1
-    added = tl.load(values + source[:, None] * width + column[None, :], mask=both)
-    tl.atomic_add(sums + target[:, None] * width + column[None, :], added, mask=both, sem="relaxed")
+    added = tl.load(values + source[:, None] * width + column[None, :], mask=both, other=0.0)
+    first = tl.program_id(0).to(tl.int64) * block
+    last = tl.minimum(first + block, count) - 1
+    row = tl.load(segment + first).to(tl.int64) - 1
+    if row == tl.load(segment + last).to(tl.int64) - 1:  # an id that is met often: one sum for the whole block
+        tl.atomic_add(sums + row * width + column, tl.sum(added, 0), mask=column < width, sem="relaxed")
+    else:
+        tl.atomic_add(sums + target[:, None] * width + column[None, :], added, mask=both, sem="relaxed")
 
 
 @triton.jit
