@@ -75,7 +75,7 @@ def test_a_changed_learning_rate_is_captured_anew() -> None:
 
 def losses_of(run: Path) -> list[float]:
     """The training loss of each step."""
-    with (run / "metrics.csv").open() as file:
+    with (run / "logs" / "metrics.csv").open() as file:
         return [float(row["train/loss"]) for row in csv.DictReader(file) if row.get("train/loss")]
 
 

@@ -52,7 +52,8 @@ class StepSeed(Callback):
 class Meter(Callback):
     """Counts training rows and training seconds, excluding validation and checkpoints.
 
-    It never touches the device. A resumed run continues the counts.
+    It waits for the device before a validation and at the end, as the host runs ahead of it, and never in between. A
+    resumed run continues the counts.
 
     Attributes:
         checkpoints: checkpoint plugin for the trainer.
@@ -95,12 +96,27 @@ class Meter(Callback):
     ) -> None:
         """Count a batch."""
         self.rows += len(batch)
+        self._count()
+
+    def _count(self) -> None:
         now = self._clock()
         self.seconds += now - self._since
         self._since = now
 
+    def _count_rest(self, device: torch.device) -> None:
+        """Count the steps that a GPU still has to run."""
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+            self._count()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop the training clock."""
+        self._count_rest(pl_module.device)
+
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop the training clock."""
+        if not trainer.sanity_checking:
+            self._count_rest(pl_module.device)
         self._since = self._clock()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -169,6 +169,9 @@ class RankingModule(L.LightningModule):
     def on_train_start(self) -> None:
         """Set up the static step, if this training can have one."""
         self._static = None if self.make_static is None else self.make_static(self)
+        # Lightning neither resets gradients nor calls backward then, nor the ten hooks around them.
+        optimization = self.trainer.fit_loop.epoch_loop.automatic_optimization
+        optimization._skip_backward = self._static is not None
 
     def training_step(self, batch: Batch | Rows, batch_idx: int) -> Tensor:
         """Compute the training loss, or train by the static step, which computes the gradients and updates as well."""
@@ -203,8 +206,6 @@ class RankingModule(L.LightningModule):
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Compute the gradients of the loss, or apply gradient surgery to those of the tasks."""
-        if self._static is not None:
-            return
         if self._graph is None:
             loss.backward(*args, **kwargs)
             return
@@ -214,11 +215,6 @@ class RankingModule(L.LightningModule):
         self._graph = None
         self.balancer.backward(self.model, losses, x, extra if extra.requires_grad else None)
 
-    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
-        """Reset the gradients."""
-        if self._static is None:
-            super().optimizer_zero_grad(epoch, batch_idx, optimizer)
-
     def optimizer_step(
         self,
         epoch: int,
@@ -226,7 +222,7 @@ class RankingModule(L.LightningModule):
         optimizer: Optimizer | LightningOptimizer,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        """Update the weights."""
+        """Update the weights, which a static step has done."""
         if self._static is None:
             super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         else:
