@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
 import torch
 from shapes import Shape
@@ -27,14 +28,17 @@ DIM = 16
 WARM_UP = 3
 
 
-def make_model(name: str, schema: Schema, shape: Shape, more_experts: int = 0, dim: int = DIM) -> Ranker:
-    """One of our models at the paper's size for this shape."""
+def make_model(
+    name: str, schema: Schema, shape: Shape, more_experts: int = 0, dim: int = DIM, *, first_order: bool = True
+) -> Ranker:
+    """One of our models at the paper's size for this shape, without cross layers, which the peers' models lack."""
     experts = shape.experts + more_experts
+    same: dict[str, Any] = {"embedding_dim": dim, "interaction": None, "first_order": first_order}
     if name == "dlen":
-        return DLEN(schema, embedding_dim=dim, backbone=partial(MMoEBackbone, num_experts=experts))
+        return DLEN(schema, backbone=partial(MMoEBackbone, num_experts=experts), **same)
     if name == "ple":
-        return PLE(schema, embedding_dim=dim, shared_experts=experts, task_experts=shape.task_experts)
-    return MMoE(schema, embedding_dim=dim, num_experts=experts)
+        return PLE(schema, shared_experts=experts, task_experts=shape.task_experts, **same)
+    return MMoE(schema, num_experts=experts, **same)
 
 
 def repeated(split: Split, batch_size: int) -> Iterable[Batch]:
@@ -109,7 +113,7 @@ class DenseEmbeddings(nn.Module):
 
 def as_peers_do(store: Store, shape: Shape, name: str, batch_size: int, steps: int) -> float:
     """The same network on :class:`DenseEmbeddings`, with dense Adam for all parameters."""
-    model = make_model(name, store.schema, shape)
+    model = make_model(name, store.schema, shape, first_order=False)
     model.embedding = DenseEmbeddings(store.schema)  # type: ignore[assignment]
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
 

@@ -29,7 +29,8 @@ WHOLE = "train.py, with validation and checkpoints"
 def through_lightning(shape: Shape, model: str, batch: int, rates: dict[str, list[float]] | None = None) -> float:
     """train.py as a user runs it. Returns its rate without its four validations and their checkpoints."""
     with tempfile.TemporaryDirectory() as folder:
-        settings = [f"model={model}", *shape.data, f"data_dir={DATA}", f"run_dir={folder}/run"]
+        settings = [f"model={model}", "model/interaction=none", *shape.data]  # as the peers' models
+        settings += [f"data_dir={DATA}", f"run_dir={folder}/run"]
         steps = 4 * STEPS * 4096 // batch  # the first steps are slow: Adam's moments are allocated, memory is mapped
         settings += [f"loader.batch_size={batch}", f"trainer.max_steps={steps}", "trainer.max_epochs=-1"]
         run(["train.py", *settings, f"trainer.val_check_interval={steps // 4}"])

@@ -6,9 +6,10 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -154,3 +155,20 @@ def test_wrong_arguments_are_answered_with_a_line(
     monkeypatch.setattr(sys, "argv", ["gpu.py", "device=cpu", argument])
     with pytest.raises(SystemExit, match=wanted):
         bench("gpu").main()
+
+
+@pytest.mark.parametrize("name", ["mmoe", "dlen", "ple"])
+def test_the_loops_beside_train_py_still_run(name: str, bench: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`bench/train.py` takes most of an hour and is run rarely; its loops are of our classes, which change."""
+    loops, shape = bench("loops"), bench("shapes").Shape("rows", (), experts=2, task_experts=1)
+    parts = bench("gpu_parts")
+    schema = parts.aliccp_schema(bags=False)
+    small = replace(schema, fields=tuple(replace(f, vocab_size=50) for f in schema.fields))
+    split = parts.aliccp_rows(small, 100, CPU)
+    store = SimpleNamespace(schema=small, split=lambda name: split)
+    monkeypatch.setattr(loops, "WARM_UP", 1)
+    model = loops.make_model(name, small, shape)
+    assert loops.ours(store, model, 16, 2) > 0
+    assert loops.as_peers_do(store, shape, name, 16, 2) > 0
+    assert loops.matmul_limit(model, model.spec.width, 16, repeats=1) > 0
+    assert loops.forward_alone(split, model, 16) > 0
