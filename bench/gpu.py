@@ -95,9 +95,16 @@ def section(name: str, arguments: dict[str, str], seconds: float, result: dict[s
     result["sections"][name] = own
     settings = [f"{key}={value}" for key, value in arguments.items() if key not in ("limit", "sections", "out")]
     command = [sys.executable, __file__, *settings, f"section={name}"]
+    paths = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])  # of the train.py that it runs too
     with (out.parent / f"{out.stem}_{name}.err").open("w+") as errors:
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT, start_new_session=True
+            command,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": paths},
+            start_new_session=True,
         )
         timer = threading.Timer(seconds, os.killpg, (process.pid, signal.SIGKILL))  # with the train.py that it runs
         timer.start()

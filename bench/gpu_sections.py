@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -513,18 +512,6 @@ def _of_training(settings: list[str], run: Path) -> Row:
     }
 
 
-def _command(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run a command of the repository, which need not be installed."""
-    paths = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"PYTHONPATH": paths}
-    ran = subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
-    if ran.returncode:
-        raise RuntimeError(ran.stderr.strip() or ran.stdout.strip())
-    return ran
-
-
 def _train(folder: Path, name: str, device: str, steps: tuple[int, ...]) -> dict[str, float]:
     run = folder / name
     settings = [
@@ -538,7 +525,11 @@ def _train(folder: Path, name: str, device: str, steps: tuple[int, ...]) -> dict
     settings += ["trainer.val_check_interval=10", "id_dropout.k=0"]  # each device draws other numbers
     for number, limit in enumerate(steps):
         more = [f"trainer.max_steps={limit}", *(["ckpt=last"] if number else [])]
-        _command(["train.py", *settings, *more])
+        ran = subprocess.run(
+            [sys.executable, "train.py", *settings, *more], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        if ran.returncode:
+            raise RuntimeError(ran.stderr.strip() or ran.stdout.strip())
     metrics: dict[str, float] = json.loads((run / "metrics.json").read_text())
     return metrics
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dlen.nn.embedding import row_kernels
-from dlen.training.optimizers import RowAdagrad, RowAdam, RowOptimizer
+from dlen.training.optimizers import RowAdagrad, RowAdam, RowOptimizer, numbered
 
 ON_GPU = torch.cuda.is_available()
 pytestmark = pytest.mark.skipif(
@@ -61,7 +61,7 @@ def test_updates_rows_as_the_operations_on_a_cpu_do(name: str, width: int) -> No
         values = torch.randn(len(rows), width)
         table.grad = torch.sparse_coo_tensor(rows[None], values, table.shape, check_invariants=False)
         wanted.step()
-        segments = kernels().Segments(rows.to(DEVICE), values.to(DEVICE))
+        segments = kernels().Segments(*numbered(rows.int().to(DEVICE)), values.to(DEVICE))
         group = found.param_groups[0]
         if not found.state[other]:
             found._start(other, group)

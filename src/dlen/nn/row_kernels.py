@@ -50,10 +50,8 @@ def _add_rows(order, segment, values, sums, count, width, block: tl.constexpr, w
 
 
 @triton.jit
-def _adam(  # type: ignore[no-untyped-def]
-    ordered, segment, sums, table, first, second, step, count, width, lr, rate1, rate2, log1, log2, eps, decay,
-    block: tl.constexpr, wide: tl.constexpr,
-):  # fmt: skip
+def _touched(ordered, segment, sums, table, count, width, decay, block: tl.constexpr, wide: tl.constexpr):  # type: ignore[no-untyped-def]
+    # The rows of a program, which of them it updates, their places in the table, their weights and their gradients
     entry = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     here = entry < count
     row = tl.load(ordered + entry, mask=here, other=0).to(tl.int64)
@@ -65,6 +63,15 @@ def _adam(  # type: ignore[no-untyped-def]
     at = row[:, None] * width + column[None, :]
     weight = tl.load(table + at, mask=both, other=0.0)
     gradient = tl.load(sums + place[:, None] * width + column[None, :], mask=both, other=0.0) + decay * weight
+    return row, own, at, both, weight, gradient
+
+
+@triton.jit
+def _adam(  # type: ignore[no-untyped-def]
+    ordered, segment, sums, table, first, second, step, count, width, lr, rate1, rate2, log1, log2, eps, decay,
+    block: tl.constexpr, wide: tl.constexpr,
+):  # fmt: skip
+    _, _, at, both, weight, gradient = _touched(ordered, segment, sums, table, count, width, decay, block, wide)
     mean = tl.load(first + at, mask=both, other=0.0)
     mean += rate1 * (gradient - mean)
     square = tl.load(second + at, mask=both, other=0.0)
@@ -80,17 +87,7 @@ def _adam(  # type: ignore[no-untyped-def]
 def _adagrad(  # type: ignore[no-untyped-def]
     ordered, segment, sums, table, total, count, width, lr, eps, decay, block: tl.constexpr, wide: tl.constexpr
 ):  # fmt: skip
-    entry = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
-    here = entry < count
-    row = tl.load(ordered + entry, mask=here, other=0).to(tl.int64)
-    before = tl.load(ordered + entry - 1, mask=here & (entry > 0), other=-1).to(tl.int64)
-    own = here & (row != before)
-    column = tl.arange(0, wide)
-    both = own[:, None] & (column < width)[None, :]
-    place = tl.load(segment + entry, mask=own, other=1).to(tl.int64) - 1
-    at = row[:, None] * width + column[None, :]
-    weight = tl.load(table + at, mask=both, other=0.0)
-    gradient = tl.load(sums + place[:, None] * width + column[None, :], mask=both, other=0.0) + decay * weight
+    row, own, at, both, weight, gradient = _touched(ordered, segment, sums, table, count, width, decay, block, wide)
     squares = tl.load(total + row, mask=own, other=0.0) + tl.sum(gradient * gradient, 1) / width
     tl.store(total + row, squares, mask=own)
     tl.store(table + at, weight - lr * gradient / (tl.sqrt(squares) + eps)[:, None], mask=both)
@@ -109,20 +106,17 @@ class Segments:
     """The gradient of a table, summed for each row.
 
     Args:
-        rows: (N,) row of each entry.
-        values: (N, D) gradient of each entry.
+        ordered: (N,) int32 row of each entry, in ascending order.
+        order: (N,) int64 entries in this order.
+        segment: (N,) int32 number of each of these rows among the distinct ones, from 1 on.
+        values: (N, D) gradient of each entry, in their own order.
 
     Attributes:
-        ordered: (N,) int32 rows in ascending order.
-        segment: (N,) int32 number of each of these rows among the distinct ones, from 1 on.
         sums: (N, D) sum of each distinct row, then zeros.
     """
 
-    def __init__(self, rows: Tensor, values: Tensor) -> None:
-        self.ordered, order = torch.sort(rows.int())  # half of the passes that 64 bits take
-        first = torch.ones_like(self.ordered, dtype=torch.bool)
-        torch.ne(self.ordered[1:], self.ordered[:-1], out=first[1:])
-        self.segment = first.cumsum(0, dtype=torch.int32)
+    def __init__(self, ordered: Tensor, order: Tensor, segment: Tensor, values: Tensor) -> None:
+        self.ordered, self.segment = ordered, segment
         self.sums = torch.zeros_like(values)
         self.grid, self.settings = _sizes(*values.shape)
         self.settings |= {"count": len(values), "width": values.shape[1]}

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping
 from dlen.hashing import seed_of
 from dlen.nn.embedding import EmbeddingTable
 from dlen.nn.sharded import ShardedTable
-from dlen.training.optimizers import Combined, RowOptimizer
+from dlen.training.optimizers import RowOptimizer, parts_of
 from dlen.training.selection import Selection
 
 
@@ -89,6 +89,6 @@ class FreshTables(Callback):
             if isinstance(table, EmbeddingTable | ShardedTable):
                 table.renew(generator)
         for optimizer in trainer.optimizers:
-            for part in optimizer.parts if isinstance(optimizer, Combined) else [optimizer]:
+            for part in parts_of(optimizer):
                 if isinstance(part, RowOptimizer):  # the state of a sharded table is its own
                     part.forget()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 
 from lightning.pytorch.callbacks import Callback
@@ -14,7 +13,7 @@ from dlen.data.split import ResidentSplit
 from dlen.training.balancing import Fixed
 from dlen.training.module import RankingModule
 from dlen.training.optimizers import can_be_captured
-from dlen.training.static_step import StaticStep
+from dlen.training.static_step import StaticStep, tell_ordinary
 
 _OF_BATCHES = ("on_train_batch_start", "on_train_batch_end")  # get the row numbers in place of the batch
 _OF_GRADIENTS = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
@@ -39,7 +38,7 @@ def static_step(setting: str | bool, module: RankingModule) -> StaticStep | None
     reason = next(_reasons(module, trusted=setting is True), None)
     if reason is not None:
         if trainer.is_global_zero:
-            print(f"training steps are not repeated as a CUDA graph: {reason}", file=sys.stderr)
+            tell_ordinary(reason)
         return None
     return build(module, loader, graph=True)
 

@@ -17,7 +17,7 @@ from dlen.models.model import Model
 from dlen.nn.embedding import EmbeddingTable
 from dlen.training.building import build_model
 from dlen.training.configs import build
-from dlen.training.optimizers import Combined, RowAdagrad, RowOptimizer
+from dlen.training.optimizers import RowAdagrad, RowOptimizer, parts_of
 from dlen.training.run_folder import one_of_many
 
 _PROC, _CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
@@ -73,8 +73,7 @@ def table_bytes(model: Model) -> int:
 
 def state_bytes(optimizer: Optimizer) -> int:
     """Bytes of what an optimiser keeps for embedding tables, once all of their rows were updated."""
-    parts = optimizer.parts if isinstance(optimizer, Combined) else [optimizer]
-    return sum(part.state_bytes() for part in parts if isinstance(part, RowOptimizer))
+    return sum(part.state_bytes() for part in parts_of(optimizer) if isinstance(part, RowOptimizer))
 
 
 def free_memory() -> int:
@@ -137,7 +136,7 @@ def _refuse_above(free: int, needed: float, where: str, model: Model, optimizer:
         return
     most = max(model.schema.owners, key=lambda field: field.vocab_size)
     ids, table, state = model.schema.num_embeddings, table_bytes(model), state_bytes(optimizer)
-    parts = optimizer.parts if isinstance(optimizer, Combined) else [optimizer]
+    parts = parts_of(optimizer)
     ways = ["lower model.embedding.dim"]
     ways += [
         "raise data.min_count"

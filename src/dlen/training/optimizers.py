@@ -54,14 +54,25 @@ def _padded_rows(rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
 
 def _row_sums(rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Rows padded with the last one, their sums padded with zeros, and for each entry the place of its row's sum."""
-    ordered, order = torch.sort(rows)
-    first = torch.ones_like(ordered, dtype=torch.bool)
-    torch.ne(ordered[1:], ordered[:-1], out=first[1:])
-    segment = first.cumsum(0) - 1
+    ordered, order, number = numbered(rows)
+    segment = number - 1
     distinct = torch.zeros_like(ordered).scatter_(0, segment, ordered)
     sums = torch.zeros_like(values).index_add_(0, segment, values.index_select(0, order))
     place = torch.minimum(torch.arange(len(rows), device=rows.device), segment[-1:])
     return distinct.index_select(0, place), sums, place
+
+
+def numbered(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sort rows (N,), and number the distinct ones from 1 on.
+
+    Returns:
+        (N,) rows in ascending order, the (N,) int64 entries that they come from, and their (N,) numbers, of the rows'
+        type.
+    """
+    ordered, order = torch.sort(rows)
+    first = torch.ones_like(ordered, dtype=torch.bool)
+    torch.ne(ordered[1:], ordered[:-1], out=first[1:])
+    return ordered, order, first.cumsum(0, dtype=rows.dtype)
 
 
 class RowOptimizer(Optimizer):
@@ -108,7 +119,8 @@ class RowOptimizer(Optimizer):
             self._start(table, group)
         kernels = row_kernels(table.device.type)
         if kernels is not None and self._has_kernel(table, group):
-            segments = kernels.Segments(table.grad._indices()[0], table.grad._values())
+            rows = table.grad._indices()[0].int()  # sorted in half of the passes that 64 bits take
+            segments = kernels.Segments(*numbered(rows), table.grad._values())
             self._update_fused(kernels, segments, table, group)
             return
         rows, grad = touched_rows(table.grad)
@@ -326,12 +338,16 @@ class Combined(Optimizer):
         self.param_groups[:] = [group for part in self.parts for group in part.param_groups]
 
 
+def parts_of(optimizer: Optimizer) -> list[Optimizer]:
+    """The optimisers that an optimiser combines, or itself."""
+    return optimizer.parts if isinstance(optimizer, Combined) else [optimizer]
+
+
 def can_be_captured(optimizer: Optimizer) -> bool:
     """Whether a CUDA graph can repeat the steps of an optimiser: all that changes between them lies on the device."""
-    parts = optimizer.parts if isinstance(optimizer, Combined) else [optimizer]
     return all(
         isinstance(part, RowOptimizer) or (type(part) in (Adam, AdamW) and all(g["fused"] for g in part.param_groups))
-        for part in parts
+        for part in parts_of(optimizer)
     )
 
 

@@ -47,12 +47,10 @@ def check_settings(config: DictConfig) -> None:
         raise UserError(f"config metrics.auc: {config.metrics.auc!r} is not one of {', '.join(AUC_KINDS)}")
     if config.metrics.by_user not in ("auto", True, False):
         raise UserError(f"config metrics.by_user: {config.metrics.by_user!r} is not auto, true or false")
-    reset = config.get("reset_embeddings", False)
-    if not isinstance(reset, bool) and reset != "auto":
-        raise UserError(f"config reset_embeddings: {reset!r} is not auto, true or false")
-    graph = config.get("cuda_graph", "auto")  # a run of before has none
-    if not isinstance(graph, bool) and graph != "auto":
-        raise UserError(f"config cuda_graph: {graph!r} is not auto, true or false")
+    for key in ("reset_embeddings", "cuda_graph"):
+        value = config.get(key, "auto")  # a run of before has none
+        if not isinstance(value, bool) and value != "auto":
+            raise UserError(f"config {key}: {value!r} is not auto, true or false")
     if config.ckpt not in (None, "last") and not Path(config.ckpt).exists():
         raise UserError(f"config ckpt: {config.ckpt!r} is neither `last` nor a checkpoint file")
     init_from = config.get("init_from")
@@ -60,7 +58,7 @@ def check_settings(config: DictConfig) -> None:
         raise UserError(f"config init_from: {init_from!r} is not a run folder")
     if init_from is not None and config.ckpt not in (None, "last"):
         raise UserError("config init_from: ckpt also sets the initial weights; remove one of them")
-    if init_from is not None and reset is True:
+    if init_from is not None and config.get("reset_embeddings") is True:
         raise UserError("config reset_embeddings: true loses the vectors of init_from; set auto or false")
     if config.ckpt == "last" and config.run_dir is None:
         raise UserError("config ckpt: `last` needs run_dir=DIR, the run to resume")

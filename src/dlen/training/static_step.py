@@ -100,7 +100,7 @@ class StaticStep:
             torch.cuda.set_stream(stream)  # a capture that failed leaves its own stream in place
             self.optimizer.zero_grad()
             self.refused = f"{type(error).__name__}: {error}".splitlines()[0]
-            print(f"training steps are not repeated as a CUDA graph: {self.refused}", file=sys.stderr)
+            tell_ordinary(self.refused)
         else:
             self._captured = graph
 
@@ -131,6 +131,11 @@ class StaticStep:
         loss.backward()
         self.optimizer.step()
         return loss.detach()
+
+
+def tell_ordinary(reason: str) -> None:
+    """Tell the user why training takes ordinary steps on a GPU."""
+    print(f"training steps are not repeated as a CUDA graph: {reason}", file=sys.stderr)
 
 
 def likely_totals(split: Split, batch_size: int) -> tuple[int, int]:
