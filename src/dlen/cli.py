@@ -26,19 +26,21 @@ from omegaconf import DictConfig
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
+    InterpolationToMissingValueError,
     MissingMandatoryValue,
     OmegaConfBaseException,
 )
 
 from dlen import __version__
-from dlen.config_keys import check_keys, check_paths, choices, warn_of_hidden_files
+from dlen.config_keys import check_keys, choices, warn_of_hidden_files
 from dlen.errors import UserError
 from dlen.files import read_yaml
 from dlen.help import command_help
 from dlen.overrides import leaves, register_resolvers, user_search_path, written
 from dlen.renamed import present_overrides
+from dlen.settings import Settings
 from dlen.trust import check_config, packages
-from dlen.valid import did_you_mean
+from dlen.valid import check_group, did_you_mean
 
 _NOT_OF_BEST = ("hydra", "trust", "run_dir", "ckpt", "rerun")
 _OPTIONAL = ("logger", "callbacks", "scheduler", "experiment", "debug")  # groups that may have no choice
@@ -52,11 +54,17 @@ def conf_folder() -> Path:
     return packaged if packaged.is_dir() else Path(__file__).parents[2] / "conf"
 
 
-def entry(run: Callable[[DictConfig], Any], config_name: str) -> Callable[..., None]:
-    """Make a command's entry point; it takes the folder of the configs, by default the package's own."""
+def entry(run: Callable[[DictConfig], Any], config_name: str, settings: type[Settings]) -> Callable[..., None]:
+    """Make a command's entry point; it takes the folder of the configs, by default the package's own.
+
+    Args:
+        run: does the work, once the settings are valid.
+        config_name: name of the primary config.
+        settings: declares its valid values.
+    """
 
     def main(conf: Path | None = None) -> None:
-        command(run, config_name, conf or conf_folder())
+        command(run, config_name, settings, conf or conf_folder())
 
     return main
 
@@ -79,7 +87,7 @@ def importing() -> Iterator[None]:
             gc.enable()
 
 
-def command(run: Callable[[DictConfig], Any], config_name: str, conf: Path) -> None:
+def command(run: Callable[[DictConfig], Any], config_name: str, settings: type[Settings], conf: Path) -> None:
     """Run a command and exit: code 0 on success, code 2 and one line if the input or the config is invalid."""
     _answer_flags(sys.argv[1:], config_name, conf)
     register_resolvers()
@@ -89,7 +97,7 @@ def command(run: Callable[[DictConfig], Any], config_name: str, conf: Path) -> N
         try:
             if HydraConfig.get().job.config_name == config_name:  # not a primary config of the user's
                 check_keys(config, conf, config_name)
-            check_paths(config)
+            check_group(config, settings)
             warn_of_hidden_files(user_search_path(), conf)
             return run(config)
         except UserError as error:
@@ -257,7 +265,9 @@ def _one_line(error: Exception) -> str:
         hint = did_you_mean(wanted, options)
         return f"config {group}={wanted}: there is no such choice{hint} (choices: {', '.join(options)})"
     key = getattr(error, "full_key", None)
-    if isinstance(error, MissingMandatoryValue):
+    if isinstance(error, InterpolationToMissingValueError):  # another key refers to it
+        key = text.splitlines()[0].rpartition(" ")[2]
+    if isinstance(error, MissingMandatoryValue | InterpolationToMissingValueError):
         return f"config {key}: must be set"
     if key and isinstance(error, ConfigKeyError | ConfigAttributeError):
         known = [str(name) for name in error.parent_node] if isinstance(error.parent_node, DictConfig) else []

@@ -10,27 +10,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from dlen.checks import is_whole
 from dlen.errors import UserError
 from dlen.files import read_yaml
 from dlen.valid import did_you_mean
 
 _FREE = ("hydra", "paper", "trainer", "callbacks", "logger", "embedding_lr")  # mappings that take keys of the user's
-
-_PATHS = ("run", "input", "output", "out", "base_run", "rerun", "run_dir", "data_dir", "runs_dir")
-
-
-def check_paths(config: DictConfig) -> None:
-    """Raise UserError for a path that is not text, such as a folder 3, which Hydra reads as a number."""
-    runs = config.get("runs")
-    given = [(key, config.get(key)) for key in _PATHS]
-    given += [("runs", value) for value in (runs if isinstance(runs, ListConfig) else [runs])]
-    for key, value in given:
-        if value is not None and not isinstance(value, str):
-            hint = f"; write ./{value}" if is_whole(value) else ""
-            raise UserError(f"config {key}: {value!r} is not a path{hint}")
 
 
 def check_keys(config: DictConfig, conf: Path, name: str) -> None:

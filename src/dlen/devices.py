@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 
 from dlen.checks import is_whole
-from dlen.errors import UserError
 
 
 def available() -> int:
@@ -13,25 +12,14 @@ def available() -> int:
     return _gpus() or len(os.sched_getaffinity(0))
 
 
-def number_of_workers(asked: int | str, most: int, key: str = "workers", devices: int = 1) -> int:
+def number_of_workers(asked: int | str, most: int, devices: int = 1) -> int:
     """Number of processes that train at once: as requested, or one per GPU, or per CPU core without GPUs.
 
     Args:
         asked: ``auto`` or a number.
         most: upper limit, such as the number of jobs.
-        key: config key, for the error message.
-
-    Raises:
-        UserError: ``asked`` is neither ``auto`` nor a positive number.
     """
-    check_workers(asked, key)
     return min(asked, most) if is_whole(asked) else max(1, min(available() // devices, most))
-
-
-def check_workers(asked: int | str, key: str = "workers") -> None:
-    """Raise UserError unless the requested number of workers is ``auto`` or a positive number."""
-    if asked != "auto" and not (is_whole(asked) and asked >= 1):
-        raise UserError(f"config {key}: {asked!r} is neither auto nor a positive whole number")
 
 
 def worker_environment(number: int, workers: int, devices: int = 1) -> dict[str, str]:

@@ -1,12 +1,32 @@
-"""Valid values of settings, declared as the annotations of a dataclass: ``rows: Annotated[int, Range(1)] = 1000``."""
+"""Valid values of settings, declared as the annotations of a dataclass: ``rows: Annotated[int, Range(1)] = 1000``.
+
+An annotation is a plain type, a ``Literal`` of names, a list or mapping of such values, a dataclass for a group of
+settings, or a union of these; ``Annotated`` adds limits.
+"""
 
 from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, get_args, get_origin, get_type_hints
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, is_dataclass
+from pathlib import Path
+from types import UnionType
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    Protocol,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+from omegaconf import DictConfig, OmegaConf
 
 from dlen.checks import is_finite, is_whole
 from dlen.errors import UserError
@@ -18,8 +38,11 @@ if TYPE_CHECKING:
 class Limit(Protocol):
     """A condition on a value that has the annotated type."""
 
+    def described(self, kind: str) -> str:
+        """The valid values, of a type described by ``kind``."""
+
     def fault(self, value: Any, kind: str) -> str | None:
-        """What is wrong with a value of a type described by ``kind``; None if it is valid."""
+        """What is wrong with a value; None if it is valid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +61,17 @@ class Range:
     above: bool = False
     below: bool = False
 
+    def described(self, kind: str) -> str:
+        """See :class:`Limit`."""
+        limits = f"{kind} {'above' if self.above else 'from'} {self.low:g}"
+        return limits if self.high == math.inf else f"{limits} {'and below' if self.below else 'to'} {self.high:g}"
+
     def fault(self, value: Any, kind: str) -> str | None:
         """See :class:`Limit`."""
         high_enough = value > self.low if self.above else value >= self.low
         if high_enough and (value < self.high if self.below else value <= self.high):
             return None
-        limits = f"{'above' if self.above else 'from'} {self.low:g}"
-        if self.high < math.inf:
-            limits += f" {'and below' if self.below else 'to'} {self.high:g}"
-        return f"{value!r} is not {kind} {limits}"
+        return f"{value!r} is not {self.described(kind)}"
 
 
 INSIDE_0_1 = Range(0, 1, above=True, below=True)
@@ -58,13 +83,38 @@ class OneOf:
     def __init__(self, *choices: str) -> None:
         self.choices = choices
 
+    def described(self, kind: str) -> str:
+        """See :class:`Limit`."""
+        return f"one of {', '.join(self.choices)}"
+
     def fault(self, value: Any, kind: str) -> str | None:
         """See :class:`Limit`."""
         for name in value if isinstance(value, list) else [value]:
             if name not in self.choices:
                 hint = did_you_mean(name, self.choices)
-                return f"{name!r} is not one of {', '.join(self.choices)}{hint}"
+                return f"{name!r} is not {self.described(kind)}{hint}"
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class Matching:
+    """A text that matches a pattern as a whole.
+
+    Attributes:
+        pattern: regular expression.
+        what: what such a text is, for messages: ``the name of a column``.
+    """
+
+    pattern: str
+    what: str
+
+    def described(self, kind: str) -> str:
+        """See :class:`Limit`."""
+        return self.what
+
+    def fault(self, value: Any, kind: str) -> str | None:
+        """See :class:`Limit`."""
+        return None if re.fullmatch(self.pattern, value) else f"{value!r} is not {self.what}"
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
@@ -73,40 +123,94 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def _is_list_of_texts(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+class _Kind(NamedTuple):
+    """A plain type in words, one value and several, and whether a value has it."""
+
+    one: str
+    many: str
+    fits: Callable[[Any], bool]
 
 
-def _is_finite_mapping(value: object) -> bool:
-    return isinstance(value, dict) and all(map(is_finite, value.values()))
-
-
-_KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
-    str: ("text", lambda value: isinstance(value, str)),
-    int: ("a whole number", is_whole),
-    float: ("a finite number", is_finite),
-    bool: ("true or false", lambda value: isinstance(value, bool)),
-    list[str]: ("a list of texts", _is_list_of_texts),
-    float | str: (
-        "a number from 0 or the name of a column",
-        lambda value: (is_finite(value) and value >= 0) or (isinstance(value, str) and value != ""),
-    ),
-    str | None: ("text", lambda value: value is None or isinstance(value, str)),
-    dict[str, float]: ("a mapping of names to finite numbers", _is_finite_mapping),
-    float | dict[str, float]: (
-        "a finite number or a mapping of names to finite numbers",
-        lambda value: is_finite(value) or _is_finite_mapping(value),
-    ),
+_GROUP = dict[str, Any]
+_KINDS: dict[Any, _Kind] = {
+    str: _Kind("text", "texts", lambda value: isinstance(value, str)),
+    int: _Kind("a whole number", "whole numbers", is_whole),
+    float: _Kind("a finite number", "finite numbers", is_finite),
+    bool: _Kind("true or false", "true and false", lambda value: isinstance(value, bool)),
+    Path: _Kind("a path", "paths", lambda value: isinstance(value, str)),
+    type(None): _Kind("null", "nulls", lambda value: value is None),
+    _GROUP: _Kind("a group of settings", "groups of settings", lambda value: isinstance(value, Mapping)),
 }
 
 
-def fault(hint: Any, value: object) -> str | None:
-    """What is wrong with a value of an annotated setting; None if it is valid. Types other than the above pass."""
+def described(hint: Any, *, many: bool = False) -> str:
+    """The valid values of an annotation in words: ``a whole number from 1``; ``many`` for several of them."""
     plain, *limits = get_args(hint) if get_origin(hint) is Annotated else (hint,)
-    kind, fits = _KINDS.get(plain, ("", lambda value: True))
-    if not fits(value):
-        return f"{value!r} is not {kind}"
-    return next((wrong for limit in limits if (wrong := limit.fault(value, kind))), None)
+    members = _members(plain)
+    if kind := _KINDS.get(_GROUP if is_dataclass(plain) else plain):
+        text = kind.many if many else kind.one
+    elif get_origin(plain) is Literal:
+        text = _listed(_alternatives(plain, many))
+    elif len(members) > 1:
+        text = _listed([text for member in members for text in _alternatives(member, many)])
+    elif get_origin(plain) is list:
+        text = f"{'lists' if many else 'a list'} of {described(get_args(plain)[0], many=True)}"
+    elif get_origin(plain) is dict:
+        start = "mappings" if many else "a mapping"
+        text = f"{start} of names to {described(get_args(plain)[1], many=True)}"
+    else:
+        raise TypeError(f"{hint} has no description")
+    for limit in limits:
+        text = limit.described(text)
+    return text
+
+
+def _alternatives(hint: Any, many: bool) -> list[str]:
+    if hint is bool:
+        return ["true", "false"]
+    return [str(name) for name in get_args(hint)] if get_origin(hint) is Literal else [described(hint, many=many)]
+
+
+def _listed(texts: Sequence[str]) -> str:
+    """``a, b or c``; null comes last."""
+    texts = [*(text for text in texts if text != "null"), *(text for text in texts if text == "null")]
+    return " or ".join([", ".join(texts[:-1]), texts[-1]] if len(texts) > 1 else texts)
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    """The members of a union; any other annotation is its only one."""
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def _has_type(plain: Any, value: Any) -> bool:
+    """Whether a value has the type of an annotation without limits, and what is in it has the annotated values."""
+    if kind := _KINDS.get(_GROUP if is_dataclass(plain) else plain):
+        return kind.fits(value)
+    of = get_args(plain)
+    if get_origin(plain) is Literal:
+        return any(value == name and type(value) is type(name) for name in of)
+    if get_origin(plain) is list:
+        return isinstance(value, list) and all(fault(of[0], item) is None for item in value)
+    if get_origin(plain) is dict:
+        named = isinstance(value, dict) and all(isinstance(name, str) for name in value)
+        return named and all(fault(of[1], item) is None for item in value.values())
+    raise TypeError(f"{plain} cannot be checked")
+
+
+def fault(hint: Any, value: object) -> str | None:
+    """What is wrong with a value of an annotated setting; None if it is valid."""
+    plain, *limits = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+    members = _members(plain)
+    if plain is Any or (len(members) > 1 and any(fault(member, value) is None for member in members)):
+        wrong = None
+    elif len(members) > 1 or not _has_type(plain, value):
+        named = next((limit.what for limit in limits if isinstance(limit, Matching)), None)
+        way_out = f"; write ./{value}" if Path in members and is_whole(value) else ""
+        wrong = f"{value!r} is not {named or described(plain)}{way_out}"
+    else:
+        kind = described(plain)
+        wrong = next((wrong for limit in limits if (wrong := limit.fault(value, kind))), None)
+    return wrong
 
 
 def check_source(source: DataclassInstance) -> None:
@@ -115,3 +219,41 @@ def check_source(source: DataclassInstance) -> None:
         wrong = fault(hint, getattr(source, name))
         if wrong:
             raise UserError(f"config data.{name}: {wrong}")
+
+
+def check_group(
+    group: DictConfig, kind: type[DataclassInstance], key: str = "", start: str = "", *, partial: bool = False
+) -> None:
+    """Raise UserError for the first setting of a group that violates the annotation of a dataclass's field.
+
+    A field such as ``from_`` stands for a setting whose name is a keyword of Python.
+
+    Args:
+        kind: the dataclass, whose fields are the settings that the group must have; it may have others.
+        key: dotted key of the group; empty for a whole config.
+        start: start of the message, such as the file that the config was read from.
+        partial: any setting may be absent, as some are in configs of earlier versions, and not only those with a
+            default in the dataclass.
+    """
+    hints, fields = get_type_hints(kind, include_extras=True), kind.__dataclass_fields__
+    for field, hint in hints.items():
+        name = field.rstrip("_")
+        dotted = f"{key}.{name}" if key else name
+        if name not in group and not OmegaConf.is_missing(group, name):
+            if partial or fields[field].default is not MISSING:
+                continue
+            raise UserError(f"{start}config {dotted}: is missing")
+        value = group[name]
+        groups = [member for member in _members(hint) if is_dataclass(member)]
+        if groups and OmegaConf.is_dict(value):
+            assert isinstance(groups[0], type)
+            check_group(value, groups[0], dotted, start, partial=partial)
+        elif wrong := fault(hint, _plain(hint, value)):
+            raise UserError(f"{start}config {dotted}: {wrong}")
+
+
+def _plain(hint: Any, value: Any) -> Any:
+    """A value as Python's; what an instantiated group refers to is resolved when it is instantiated."""
+    if not OmegaConf.is_config(value):
+        return value
+    return OmegaConf.to_container(value, resolve=_GROUP not in _members(hint))

@@ -27,7 +27,7 @@ def test_a_dry_run_prints_and_writes_nothing(refused: Command, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (["dry_run=maybe"], "config dry_run: 'maybe' is neither true nor false"),
+        (["dry_run=maybe"], "config dry_run: 'maybe' is not true or false"),
         (["dry_run=true", "data=aliccp"], "no such file"),
         (["dry_run=true", "data=table"], "config data.spec: must be set"),
         (["dry_run=true", "data.rows=0"], "config data.rows: 0 is not a whole number from 1"),

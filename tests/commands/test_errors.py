@@ -5,10 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
-from dlen.config_keys import check_paths
-from dlen.errors import UserError
 from tests.conftest import Command
 
 CASES = {
@@ -25,7 +22,7 @@ CASES = {
         ["model.head.bound=condtional", "data.rows=2000"],
         "bound must be one of conditional, prior, absolute",
     ),
-    "batch size": (["loader.batch_size=0"], "config loader.batch_size: 0 is not a positive whole number"),
+    "batch size": (["loader.batch_size=0"], "config loader.batch_size: 0 is not a whole number from 1"),
     "accelerator": (["trainer.accelerator=tpux", "data.rows=2000"], "config trainer: "),
     "precision": (["trainer.precision=17", "data.rows=2000"], "config trainer: "),
     "learning rate": (["optimizer.lr=abc", "data.rows=2000"], "config optimizer: lr must be a number from 0"),
@@ -33,7 +30,7 @@ CASES = {
     "validation interval": (["trainer.val_check_interval=99", "data.rows=2000"], "an epoch has 2 batches"),
     "embedding size": (["model.embedding.dim=0", "data.rows=2000"], "embedding.dim must be a whole number"),
     "no experts": (["model.backbone.num_experts=0", "data.rows=2000"], "num_experts must be a whole number from 1"),
-    "metric": (["metrics.auc=exakt"], "config metrics.auc: 'exakt' is not one of auto, histogram, exact"),
+    "metric": (["metrics.auc=exakt"], "config metrics.auc: 'exakt' is not auto, exact or histogram"),
     "impossible rate": (["data.rates.click=0.9"], "data.rates.click: 0.9 cannot be reached"),
     "missing raw files": (["data=aliccp"], "sample_skeleton_train.csv: no such file. Ali-CCP is published by Alimama"),
     "missing spec": (["data=table"], "config data.spec"),
@@ -59,15 +56,6 @@ def test_wrong_settings_are_one_line(case: str, refused: Command, tmp_path: Path
     assert "Traceback" not in ran.stderr
     assert not (tmp_path / "runs").exists()
     assert not (tmp_path / "none").exists()
-
-
-@pytest.mark.parametrize("key", ["run", "input", "output", "out", "base_run", "rerun", "run_dir", "data_dir", "runs"])
-@pytest.mark.parametrize(("value", "hint"), [(3, "./3"), (True, ""), ([3], "")])
-def test_a_path_that_is_not_text(key: str, value: object, hint: str) -> None:
-    with pytest.raises(UserError, match=f"^config {key}: .* is not a path") as error:
-        check_paths(OmegaConf.create({key: value}))
-    assert hint in str(error.value)
-    check_paths(OmegaConf.create({key: "3", "runs": ["a", "b"], "seeds": 3}))
 
 
 @pytest.mark.slow

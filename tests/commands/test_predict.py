@@ -26,9 +26,11 @@ from dlen.ranking.fusion import fuse
 from dlen.ranking.scoring import score_split
 from dlen.serving.export import export
 from dlen.serving.predict import predict
+from dlen.serving.settings import PredictSettings
 from dlen.training.fit import train
 from dlen.training.run_folder import load_run_config
 from dlen.training.stores import open_store
+from dlen.valid import check_group
 from tests.conftest import ROOT, run_command
 
 MODEL = ["model.embedding.dim=4", "model.head.tower=[8]", "loader.batch_size=256", "trainer.max_epochs=1"]
@@ -170,9 +172,9 @@ def test_a_wrong_table_is_one_line_and_leaves_nothing(
     ("settings", "expected"),
     [
         (["input=none.csv"], "config input: none.csv: no such file"),
-        (["output=scores.txt"], "config output: 'scores.txt' does not end in .parquet"),
+        (["output=scores.txt"], "config output: 'scores.txt' is not a file that ends in .parquet, .csv or .tsv"),
         (["run=none"], "none: not a run folder"),
-        (["checkpoint=worst"], "worst.ckpt: no such checkpoint"),
+        (["checkpoint=worst"], "config checkpoint: 'worst' is not best or last"),
         (["batch_size=0"], "config batch_size: 0"),
         (["fusion.form=mean"], "config fusion: form must be one of product, sum, got 'mean'"),
         (["fusion.weights={clik: 1}"], "config fusion: weights name an unknown task clik; the tasks are click, hate"),
@@ -180,8 +182,14 @@ def test_a_wrong_table_is_one_line_and_leaves_nothing(
 )
 def test_wrong_settings(table: Path, tmp_path: Path, settings: list[str], expected: str) -> None:
     usual = [f"run={table / 'run'}", f"input={table / 'new.csv'}", f"output={tmp_path / 's.parquet'}"]
+
+    def checked() -> None:
+        config = predict_config(*usual, *settings)
+        check_group(config, PredictSettings)
+        predict(config)
+
     with pytest.raises(UserError, match=re.escape(expected)):
-        predict(predict_config(*usual, *settings))
+        checked()
     assert not list(tmp_path.iterdir())
 
 

@@ -45,7 +45,7 @@ SCRIPTS = {
     "off-policy": "evaluate",
     "check": "benchmark",
 }  # the others have the name of their case
-NEEDED = {"sweep": {"numpy", "optuna", "sqlalchemy"}, "report": {"numpy", "plotly", "polars"}}
+NEEDED = {"report": {"numpy", "plotly", "polars"}}
 
 
 def imported(folder: Path, script: str, *arguments: str, error: str = "") -> set[str]:

@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
+from dlen.commands.report import ReportSettings
 from dlen.errors import UserError
 from dlen.reports.dots import auc_dots
 from dlen.reports.page import Section, Table, write_page
 from dlen.reports.report import report
 from dlen.reports.run_labels import one_of_each_seed
 from dlen.reports.runs import find, read_runs
+from dlen.valid import check_group
 from tests.conftest import run_command
 
 Compose = Callable[..., DictConfig]
@@ -319,7 +321,7 @@ def test_patterns_files_and_strange_names_are_found(made: Path, tmp_path: Path) 
     ("settings", "expected"),
     [
         (["runs=nothing/*"], "config runs: 'nothing/*' matches no run, comparison, study or benchmark"),
-        (["out=report.pdf"], "config out: 'report.pdf' does not end in .html"),
+        (["out=report.pdf"], "config out: 'report.pdf' is not an HTML file, ending in .html"),
         (["wandb=me"], "config wandb: 'me' is not ENTITY/PROJECT"),
         (["out=/dev/null/r.html"], "config out: folder /dev/null cannot be written"),
     ],
@@ -328,8 +330,14 @@ def test_wrong_settings(
     settings: list[str], expected: str, made: Path, compose_report: Compose, tmp_path: Path
 ) -> None:
     defaults = [f"runs={made / 'runs'}", f"out={tmp_path / 'r.html'}"]
+
+    def checked() -> None:
+        config = compose_report(*defaults, *settings)
+        check_group(config, ReportSettings)
+        report(config)
+
     with pytest.raises(UserError, match=re.escape(expected)):
-        report(compose_report(*defaults, *settings))
+        checked()
     assert not list(tmp_path.iterdir())
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import optuna
 from omegaconf import DictConfig
 
-from dlen.benchmarking.settings import Settings, parse_settings
+from dlen.benchmarking.settings import Benchmark, parse_settings
 from dlen.benchmarking.tables import DataSet, Entry, figures_of, record_of, write_benchmark
 from dlen.comparing.compare import summarise
 from dlen.comparing.fit import fitted
@@ -98,7 +98,7 @@ def candidates(space: Mapping[str, Any], trials: int, tasks: Sequence[str]) -> l
 
 
 def _measure(
-    name: str, common: Sequence[str], settings: Settings, config: DictConfig, stores: dict[str, Store], store: Store
+    name: str, common: Sequence[str], settings: Benchmark, config: DictConfig, stores: dict[str, Store], store: Store
 ) -> DataSet:
     """Search and train all models on one data set."""
 

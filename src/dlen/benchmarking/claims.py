@@ -12,7 +12,6 @@ from omegaconf import DictConfig
 from dlen import __version__
 from dlen.checks import is_number
 from dlen.comparing.settings import Value, chosen, parse_seeds
-from dlen.devices import check_workers
 from dlen.errors import UserError
 from dlen.files import is_intact, read_mapping
 
@@ -53,7 +52,6 @@ def read_claims(config: DictConfig) -> list[Claim]:
         )
     if not is_intact(content):
         raise UserError(f"{path}: does not match its checksum, so it has been edited; get the original file")
-    check_workers(config.workers)
     seeds = None if config.seeds is None else [str(seed) for seed in parse_seeds(config.seeds)]
     try:
         return [

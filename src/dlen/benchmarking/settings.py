@@ -1,23 +1,45 @@
-"""Settings of ``benchmark.py``, read before torch is imported."""
+"""Settings of ``benchmark.py``, whose keys conf/benchmark.yaml describes; read before torch is imported."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from dlen.checks import whole
-from dlen.comparing.settings import chosen, parse_seeds
-from dlen.devices import check_workers
+from dlen.comparing.settings import ManySettings, chosen, parse_seeds
 from dlen.errors import UserError
+from dlen.settings import Group, Seeds
+from dlen.valid import Range
 
 _MOST_TRIALS = 10_000
 
 
+@dataclass
+class FieldSettings:
+    """A benchmark, as in conf/benchmark."""
+
+    base: str
+    models: dict[str, list[str]]
+    data: dict[str, list[str]]
+    trials: Annotated[int, Range(1, _MOST_TRIALS)]
+    space: Group | None
+    spaces: dict[str, Group] | None
+    seeds: Seeds | None = None  # with the key seeds of the command
+
+
+@dataclass(kw_only=True)
+class BenchmarkSettings(ManySettings):
+    """Keys of ``conf/benchmark.yaml``."""
+
+    benchmark: FieldSettings
+    data_sets: list[str] | None
+    check: Path | None
+
+
 @dataclass(frozen=True, slots=True)
-class Settings:
+class Benchmark:
     """What a benchmark measures.
 
     Attributes:
@@ -37,15 +59,15 @@ class Settings:
     seeds: list[int]
 
 
-def parse_settings(config: DictConfig) -> Settings:
+def parse_settings(config: DictConfig) -> Benchmark:
     """Read the benchmark of a config.
 
     Raises:
         UserError: a setting is wrong.
     """
     node: Any = OmegaConf.to_container(config.benchmark, resolve=True)
-    models = chosen(_lists("models", node["models"]), config.models, "models", "benchmark")
-    data = chosen(_lists("data", node["data"]), config.data_sets, "data_sets", "benchmark")
+    models = chosen(node["models"], config.models, "models", "benchmark")
+    data = chosen(node["data"], config.data_sets, "data_sets", "benchmark")
     spaces = node["spaces"] or {}
     for name in spaces:
         if name not in node["models"]:
@@ -53,20 +75,6 @@ def parse_settings(config: DictConfig) -> Settings:
     base = str(node["base"])
     if base not in models:
         raise UserError(f"config benchmark.base: {base!r} is not among the models {', '.join(models)}")
-    try:
-        trials = whole("benchmark.trials", node["trials"], 1, _MOST_TRIALS)
-    except ValueError as error:
-        raise UserError(f"config {error}") from None
-    check_workers(config.workers)
     seeds = parse_seeds(config.seeds if config.seeds is not None else node["seeds"])
     own = {name: dict(spaces.get(name, node["space"] or {}) or {}) for name in models}
-    return Settings(base, models, data, trials, own, seeds)
-
-
-def _lists(key: str, node: Any) -> dict[str, list[str]]:
-    if not isinstance(node, Mapping) or not node:
-        raise UserError(f"config benchmark.{key}: must map names to lists of settings, got {node!r}")
-    for name, settings in node.items():
-        if not isinstance(settings, list):
-            raise UserError(f"config benchmark.{key}: {name} must be a list of settings, got {settings!r}")
-    return {str(name): [str(s) for s in settings] for name, settings in node.items()}
+    return Benchmark(base, models, data, node["trials"], own, seeds)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from dlen.benchmarking.claims import read_claims
-from dlen.benchmarking.settings import parse_settings
+from dlen.benchmarking.settings import BenchmarkSettings, parse_settings
 from dlen.cli import entry, importing
 
 
@@ -24,7 +24,7 @@ def run(config: DictConfig) -> None:
     benchmark(config)
 
 
-main = entry(run, "benchmark")
+main = entry(run, "benchmark", BenchmarkSettings)
 
 if __name__ == "__main__":
     main()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from dlen.cli import entry, importing
-from dlen.comparing.settings import check_comparison
+from dlen.comparing.settings import CompareSettings, check_comparison
 
 
 def run(config: DictConfig) -> None:
@@ -16,7 +16,7 @@ def run(config: DictConfig) -> None:
     compare(config)
 
 
-main = entry(run, "compare")
+main = entry(run, "compare", CompareSettings)
 
 if __name__ == "__main__":
     main()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from omegaconf import DictConfig
 
 from dlen.cli import entry, importing
 from dlen.ranking.settings import read_off_policy
-from dlen.training.settings import check_evaluation
+from dlen.training.run_folder import check_run
+from dlen.training.settings import EvaluateSettings
 
 
 def run(config: DictConfig) -> None:
@@ -17,13 +20,13 @@ def run(config: DictConfig) -> None:
             from dlen.ranking.off_policy import check_off_policy
         check_off_policy(config)
         return
-    check_evaluation(config)
+    check_run(Path(config.run))
     with importing():
         from dlen.training.evaluate import evaluate
     evaluate(config)
 
 
-main = entry(run, "evaluate")
+main = entry(run, "evaluate", EvaluateSettings)
 
 if __name__ == "__main__":
     main()

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from omegaconf import DictConfig
 
 from dlen.cli import entry, importing
-from dlen.serving.settings import check_exporting
+from dlen.serving.settings import ExportSettings
+from dlen.training.run_folder import check_run
 
 
 def run(config: DictConfig) -> None:
     """Import torch only once the settings have been checked, so mistakes fail fast."""
-    check_exporting(config)
+    check_run(Path(config.run))
     with importing():
         from dlen.serving.export import export
 
     export(config)
 
 
-main = entry(run, "export")
+main = entry(run, "export", ExportSettings)
 
 if __name__ == "__main__":
     main()

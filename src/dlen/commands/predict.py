@@ -5,7 +5,7 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from dlen.cli import entry, importing
-from dlen.serving.settings import check_prediction
+from dlen.serving.settings import PredictSettings, check_prediction
 
 
 def run(config: DictConfig) -> None:
@@ -17,7 +17,7 @@ def run(config: DictConfig) -> None:
     predict(config)
 
 
-main = entry(run, "predict")
+main = entry(run, "predict", PredictSettings)
 
 if __name__ == "__main__":
     main()

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from dlen.cli import entry, importing
 from dlen.errors import UserError
+from dlen.settings import Group, Settings
+
+
+@dataclass
+class PrepareSettings(Settings):
+    """Keys of ``conf/prepare.yaml``."""
+
+    data_name: str
+    append: bool
+    dry_run: bool
+    data: Group
 
 
 def run(config: DictConfig) -> None:
     """Import the package only once the settings have been checked, so mistakes fail fast."""
-    for key in ("dry_run", "append"):
-        if config[key] not in (True, False):
-            raise UserError(f"config {key}: {config[key]!r} is neither true nor false")
     if config.dry_run and config.append:
         raise UserError("config dry_run: tells what preparing all files would take; remove append")
     with importing():
@@ -33,7 +42,7 @@ def run(config: DictConfig) -> None:
         print(summary(open_store(config)))
 
 
-main = entry(run, "prepare")
+main = entry(run, "prepare", PrepareSettings)
 
 if __name__ == "__main__":
     main()

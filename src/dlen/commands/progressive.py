@@ -5,7 +5,8 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from dlen.cli import entry, importing
-from dlen.training.settings import check_settings
+from dlen.training.plain_checks import check_settings
+from dlen.training.settings import TrainSettings
 
 
 def run(config: DictConfig) -> None:
@@ -18,7 +19,7 @@ def run(config: DictConfig) -> None:
     progressive(config)
 
 
-main = entry(run, "progressive")
+main = entry(run, "progressive", TrainSettings)
 
 if __name__ == "__main__":
     main()

@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
 from omegaconf import DictConfig
 
 from dlen.cli import entry, importing
+from dlen.settings import Settings
+from dlen.valid import Matching
+
+
+@dataclass
+class ReportSettings(Settings):
+    """Keys of ``conf/report.yaml``."""
+
+    runs: Path | list[Path]
+    out: Annotated[str, Matching(r".*\.html", "an HTML file, ending in .html")]
+    base: str
+    wandb: Annotated[str, Matching(r"[^/]+/[^/]+", "ENTITY/PROJECT")] | None
 
 
 def run(config: DictConfig) -> None:
@@ -14,7 +30,7 @@ def run(config: DictConfig) -> None:
     report(config)
 
 
-main = entry(run, "report")
+main = entry(run, "report", ReportSettings)
 
 if __name__ == "__main__":
     main()

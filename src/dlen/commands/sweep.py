@@ -5,12 +5,11 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from dlen.cli import entry, importing
+from dlen.sweeping.settings import SweepSettings, read_options
 
 
 def run(config: DictConfig) -> None:
     """Import torch only once the settings have been checked, so mistakes fail fast."""
-    with importing():
-        from dlen.sweeping.settings import read_options  # imports Optuna
     read_options(config)
     with importing():
         from dlen.reports.study import write_study
@@ -18,7 +17,7 @@ def run(config: DictConfig) -> None:
     sweep(config, write_study)
 
 
-main = entry(run, "sweep")
+main = entry(run, "sweep", SweepSettings)
 
 if __name__ == "__main__":
     main()

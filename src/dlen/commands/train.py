@@ -12,8 +12,9 @@ from omegaconf import DictConfig
 
 from dlen.cli import entry, importing
 from dlen.errors import UserError
+from dlen.training.plain_checks import check_settings
 from dlen.training.resume import continued, repeated
-from dlen.training.settings import check_settings
+from dlen.training.settings import TrainSettings
 
 
 def _draw(folder: Path) -> dict[str, Any]:
@@ -75,7 +76,7 @@ def run_dir(config: DictConfig) -> str | None:
     return str(folder)
 
 
-main = entry(run, "train")
+main = entry(run, "train", TrainSettings)
 
 if __name__ == "__main__":
     main()

@@ -44,10 +44,8 @@ def fitted(
             parameters matches the base; None leaves all sizes unchanged.
 
     Raises:
-        UserError: a model cannot be built, or ``match`` is unknown.
+        UserError: a model cannot be built.
     """
-    if match not in MATCHES:
-        raise UserError(f"config experiment.match: {match!r} is neither null nor parameters")
     kept, networks, base_size = {}, set(), 0
     for name, settings in models.items():
         config = compose_train([*common, *settings])

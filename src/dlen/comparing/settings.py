@@ -1,19 +1,57 @@
-"""Settings of ``compare.py``, read before torch is imported."""
+"""Settings of ``compare.py``, whose keys conf/compare.yaml describes; read before torch is imported."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from dlen.checks import is_whole
 from dlen.comparing.grid import parse_grid
-from dlen.devices import check_workers
 from dlen.errors import UserError
+from dlen.settings import Group, Seeds, Workers
+from dlen.training.settings import TrainSettings
 
 Value = TypeVar("Value")
+
+
+@dataclass
+class ExperimentSettings:
+    """An experiment, as in conf/experiment."""
+
+    title: str
+    base: str
+    seeds: Seeds
+    models: dict[str, list[str]]
+    settings: list[str] | None = None
+    match: Literal["parameters"] | None = None
+    skip_unfit: bool = False
+    grid: dict[str, dict[str, list[str]]] | None = None
+    planes: list[list[str]] | None = None
+    sessions: Group | None = None
+    online: Group | None = None
+    paper: Group | None = None
+
+
+@dataclass(kw_only=True)
+class ManySettings(TrainSettings):
+    """Keys of a command that trains several models."""
+
+    seeds: Seeds | None
+    models: list[str] | None
+    workers: Workers
+    out: Path | None
+
+
+@dataclass(kw_only=True)
+class CompareSettings(ManySettings):
+    """Keys of ``conf/compare.yaml``."""
+
+    experiment: ExperimentSettings | None
 
 
 def check_comparison(config: DictConfig) -> None:
@@ -27,7 +65,6 @@ def check_comparison(config: DictConfig) -> None:
         raise UserError(f"config experiment: {name} has no models to compare; run train.py experiment={name}")
     parse_grid(config)
     read_experiment(config)
-    check_workers(config.workers)
 
 
 def read_experiment(config: DictConfig) -> tuple[dict[str, Any], str, dict[str, list[str]], list[int]]:
@@ -64,12 +101,8 @@ def chosen(known: dict[str, Value], names: Sequence[str] | None, key: str, owner
 
 
 def parse_seeds(value: Any) -> list[int]:
-    """Parse a list of seeds, or a number of seeds counted from 0."""
-    if is_whole(value):
-        seeds = list(range(value))
-    else:
-        seeds = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
-    wrong = [s for s in seeds if not is_whole(s) or s < 0]
-    if not seeds or wrong or len(set(seeds)) < len(seeds):
-        raise UserError(f"config seeds: {value!r} is neither a positive number nor a list of distinct seeds from 0")
+    """A list of seeds, or a number of seeds counted from 0, as a list. Raises UserError if a seed is repeated."""
+    seeds = list(range(value)) if is_whole(value) else list(value)
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise UserError(f"config seeds: {value!r} is not a list of distinct seeds")
     return seeds

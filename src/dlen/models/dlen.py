@@ -78,9 +78,9 @@ class LatentHead(Head):
         views: tasks of the same view may depend on each other given the state, in the full likelihood. ``auto`` joins
             tasks whose labels correlate by .3 or more; ``none`` takes all labels as independent, as the paper does;
             a mapping names each view's tasks. See :func:`~dlen.models.label_classes.find_links`.
-        states: 1; or 2, for a second hidden state W beside UP that the tasks joined with the most frequent one hang on,
-            such as watching; or ``auto``, 2 if ``views=auto`` finds such tasks; or a mapping of the names of W and of
-            UP to their tasks. See :mod:`~dlen.models.second_state`.
+        states: number of hidden states. With 2, the most frequent task and those in its view depend on a second state,
+            W, such as watching, and all others on UP. ``auto`` means 2 if ``views=auto`` finds such tasks. A mapping of
+            the names of W and of UP to their tasks chooses them. See :mod:`~dlen.models.second_state`.
         initial_up: initial P(UP) of a single state, raised if the training rates require it; ``labels`` starts P(UP),
             P(t | UP) and P(t | not UP) at the two classes that :func:`~dlen.models.label_classes.fit_classes` finds in
             the labels, if they have three views. Two states always start at the labels' classes.
@@ -320,7 +320,7 @@ def joint_loss(
 
     Args:
         labels: (B, T) 0 or 1; standardised for a regression task.
-        mask: (B, T) weight of each label, a power of its probability; 0 ignores it.
+        mask: (B, T) weight of each label, the exponent of its probability; 0 ignores it.
         rows: (B,) weight of each row, a factor of its log-likelihood; None if all are 1.
         bins: (B, V) bins of what is known only afterwards, :attr:`Batch.views`; None without any.
 

@@ -54,8 +54,8 @@ class Head(nn.Module, ABC):
         view_names: names of the tasks of each view, for heads with P(UP); None for all others.
         state_names: names of the hidden states, ``up`` first; empty for heads without any.
         second_tasks: names of the tasks that hang on a second hidden state; empty without one.
-        of_labels: names of the submodules that describe the labels of the training data and no prediction. A model that
-            starts from another run's weights keeps its own.
+        of_labels: names of the submodules whose parameters describe the training labels and enter no prediction. A
+            model that starts from another run's weights keeps its own.
     """
 
     view_names: list[list[str]] | None = None

@@ -33,7 +33,7 @@ class Start:
     Attributes:
         up: P(UP).
         states: log-odds of P(UP); or of P(W), P(UP | W) and P(UP | not W), with a second state W.
-        pairs: logits (c, n) of each task, equations (8) and (9).
+        pairs: logits (c, n) of each task, equations (8) to (10).
     """
 
     up: float
@@ -52,8 +52,8 @@ def start_of(
         bound: what it multiplies.
         up: P(UP), raised if the training rates require it.
         leak: ratio P(t | not UP) / P(t | UP), lowered if the bound requires it.
-        classes: classes of the labels, whose P(UP) and ratios replace both, the ratios if they are above ``leak``; None
-            for none.
+        classes: classes of the labels; None for none. Their P(UP) replaces ``up``, and their ratios replace ``leak``
+            where they are above it.
     """
     rates, dislikes = training_rates(schema), [task.dislike for task in schema.tasks]
     leaks = [leak] * len(rates)

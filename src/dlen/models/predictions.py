@@ -20,8 +20,8 @@ class Views:
     """Dependences within views: E links between a task and another one.
 
     Attributes:
-        parent_tasks: (E,) index of the task that a link leads from.
-        child_tasks: (E,) index of the task that it leads to; no task is the child of two.
+        parent_tasks: (E,) index of the first task of each link.
+        child_tasks: (E,) index of the second, which depends on the first given UP; no task is the child of two.
         log_ratios: (2, E) logarithm of the odds ratio of both labels, given UP and given not UP.
     """
 
@@ -91,7 +91,7 @@ class Evidence:
         """(B,) log-probability of the bins given UP and given not UP; 0 where a bin or one of the labels is missing.
 
         Args:
-            bins: (B,) bin of each row, or a number from K on where it is missing.
+            bins: (B,) bin of each row, from 0 to K - 1; K or more where it is missing.
             labels: (B, T) 0 or 1.
             mask: (B, T) 0 where a label is not known.
         """

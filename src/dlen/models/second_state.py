@@ -36,7 +36,7 @@ class SecondState:
         log_state: (B,) log P(W).
         log_given_up: (2, B) log P(W | UP) and log P(not W | UP).
         log_given_not_up: (2, B) log P(W | not UP) and log P(not W | not UP).
-        conditionals: probabilities of the labels given UP or not UP, and W; the same, and not W.
+        conditionals: probabilities of the labels given UP and given not UP: first together with W, then with not W.
     """
 
     log_state: Tensor

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from dlen.errors import UserError
 from dlen.files import check_writable
-from dlen.training.configs import check_whole
+from dlen.settings import Count, FromZero
 from dlen.training.run_folder import check_run
+from dlen.valid import Range, check_group
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +27,9 @@ class OffPolicySettings:
     """
 
     log: Path
-    candidates: int
-    draws: int
-    seed: int
+    candidates: Annotated[int, Range(2)]
+    draws: Count
+    seed: FromZero
 
 
 def read_off_policy(config: DictConfig) -> OffPolicySettings:
@@ -37,7 +38,7 @@ def read_off_policy(config: DictConfig) -> OffPolicySettings:
     Raises:
         UserError: a setting is wrong, or the folder is not a run.
     """
-    check_whole(config, {"off_policy.candidates": 2, "off_policy.draws": 1, "off_policy.seed": 0})
+    check_group(config.off_policy, OffPolicySettings, "off_policy")
     values: Any = OmegaConf.to_container(config.off_policy, resolve=True)
     draws, least = values["draws"], values["candidates"] - 1
     if draws < least:

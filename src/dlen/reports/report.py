@@ -29,7 +29,7 @@ from dlen.reports.run_labels import by_label, differing, representative
 from dlen.reports.run_plots import run_plots
 from dlen.reports.run_record import RunRecord
 from dlen.reports.runs import Matches, find, read_runs
-from dlen.reports.workspace import build_workspace, publish, split_project
+from dlen.reports.workspace import build_workspace, publish
 
 _ABOUT = (  # metrics of a run other than its AUCs, as columns of the table
     ("logloss", "logloss of all labels", "test/logloss/labels", "{:.4f}"),
@@ -55,7 +55,7 @@ def report(config: DictConfig) -> None:
     """
     out = Path(config.out)
     _check_out(out)
-    project = None if config.wandb is None else split_project(str(config.wandb))
+    project = None if config.wandb is None else config.wandb.split("/")
     matches = find(config.runs if isinstance(config.runs, str) else [str(pattern) for pattern in config.runs])
     plots = _drawn(read_runs(matches), matches)
     records = [record for record, _ in plots]
@@ -81,8 +81,6 @@ def report(config: DictConfig) -> None:
 
 
 def _check_out(out: Path) -> None:
-    if out.suffix != ".html":
-        raise UserError(f"config out: {str(out)!r} does not end in .html; name an HTML file")
     try:
         check_writable(out.parent)
     except UserError:

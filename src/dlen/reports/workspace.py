@@ -204,15 +204,3 @@ def _remember(workspace: ws.Workspace, path: Path) -> None:
             workspace._internal_name, workspace._internal_id = str(before["name"]), str(before["id"])
     except (UserError, KeyError):
         return
-
-
-def split_project(text: str) -> tuple[str, str]:
-    """Split ``ENTITY/PROJECT``.
-
-    Raises:
-        UserError: the text does not have this form.
-    """
-    entity, slash, project = text.partition("/")
-    if not (slash and entity and project) or "/" in project:
-        raise UserError(f"config wandb: {text!r} is not ENTITY/PROJECT")
-    return entity, project

@@ -28,7 +28,6 @@ from dlen.ranking.scoring import load_model, make_scores, read_fusion
 from dlen.schema import Kind, Schema
 from dlen.serving.codings import different_field, encoded, field_codings, raw_rows
 from dlen.serving.sequence_codings import sequence_codings
-from dlen.serving.settings import check_exporting
 from dlen.targets import Targets
 from dlen.training.building import quiet
 from dlen.training.stores import open_run
@@ -161,7 +160,6 @@ def export(config: DictConfig) -> None:
         UserError: the run or a setting is wrong, or an exported model differs from the run.
     """
     quiet()
-    check_exporting(config)
     folder = Path(config.run)
     run_config, store = open_run(folder, config.trust)
     fusion = read_fusion(config.fusion)

@@ -1,17 +1,46 @@
-"""Checks of the settings of ``predict.py`` and ``export.py``: they run before torch is imported."""
+"""Settings of ``predict.py`` and ``export.py``, whose keys conf/predict.yaml and conf/export.yaml describe."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 
 from dlen.errors import UserError
 from dlen.files import check_writable
-from dlen.training.configs import check_whole
+from dlen.settings import Checkpoint, Count, Group, Settings
 from dlen.training.run_folder import check_run
+from dlen.valid import Matching
 
-_ENDINGS = (".parquet", ".csv", ".tsv")
+
+@dataclass
+class ScoringSettings(Settings):
+    """Keys of both commands."""
+
+    run: Path
+    trust: list[str]
+    checkpoint: Checkpoint
+    fusion: Group
+
+
+@dataclass
+class PredictSettings(ScoringSettings):
+    """Keys of ``conf/predict.yaml``."""
+
+    input: Path
+    output: Annotated[str, Matching(r".*\.(parquet|csv|tsv)", "a file that ends in .parquet, .csv or .tsv")]
+    keep: list[str]
+    batch_size: Count
+
+
+@dataclass
+class ExportSettings(ScoringSettings):
+    """Keys of ``conf/export.yaml``."""
+
+    output: Path | None
+    check_rows: Count
 
 
 def check_prediction(config: DictConfig) -> None:
@@ -21,24 +50,9 @@ def check_prediction(config: DictConfig) -> None:
         UserError: a setting is invalid, there is no input, or the folder is not a run.
     """
     path, out = Path(config.input), Path(config.output)
-    check_whole(config, {"batch_size": 1})
-    if out.suffix not in _ENDINGS:
-        raise UserError(f"config output: {str(out)!r} does not end in {', '.join(_ENDINGS)}")
-    if not isinstance(config.keep, ListConfig):
-        raise UserError(f"config keep: {config.keep!r} is not a list of columns, such as [user_id,item_id]")
     if not path.is_file():
         raise UserError(f"config input: {path}: no such file")
     if out.exists() and out.samefile(path):
         raise UserError(f"config output: {out} is the input file; choose another")
     check_writable(out.parent)
-    check_run(Path(config.run))
-
-
-def check_exporting(config: DictConfig) -> None:
-    """Check the settings of ``export.py``.
-
-    Raises:
-        UserError: a setting is invalid, or the folder is not a run.
-    """
-    check_whole(config, {"check_rows": 1})
     check_run(Path(config.run))

@@ -199,8 +199,6 @@ def make_job(options: Mapping[str, Any], schema: Schema, objectives: Mapping[str
         raise UserError(f"config sweep.values: {error}") from None
     if len(objectives) != 1 or next(iter(objectives.items())) not in [(f, "maximize") for f in FIGURES]:
         raise UserError(f"config sweep.maximize: a fusion needs exactly one of {', '.join(FIGURES)}")
-    if not isinstance(options["calibrate"], bool):
-        raise UserError(f"config sweep.calibrate: {options['calibrate']!r} is neither true nor false")
     sessions = dict(options["sessions"] or {})
     check_counts(sessions, "sweep.sessions")
     try:

@@ -1,29 +1,59 @@
-"""Settings of ``sweep.py``, read before torch is imported."""
+"""Settings of ``sweep.py``, whose keys conf/sweep.yaml and sweeps/base.yaml describe; read before torch is imported."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
-from dlen.devices import check_workers
 from dlen.errors import UserError
 from dlen.renamed import present_keys, present_space
-from dlen.sweeping.study import check_options
-from dlen.training.configs import check_whole
+from dlen.settings import Count, FromZero, Group, Workers
 from dlen.training.run_folder import check_run
+from dlen.training.settings import TrainSettings
+from dlen.valid import Matching, Range
 
-_COUNTS = {
-    "sweep.trials": 1,
-    "sweep.seeds": 1,
-    "sweep.devices_per_trial": 1,
-    "sweep.retries": 0,
-    "sweep.confirm": 0,
-    "sweep.seed": 0,
-}  # lowest values
-_LAUNCHERS = ("local", "submitit", "wandb")
+
+@dataclass
+class StudySettings:
+    """The group ``sweep``."""
+
+    title: str
+    run: Path | None
+    values: Group | None
+    calibrate: bool
+    sessions: Group | None
+    settings: list[str]
+    space: Group | None
+    start: list[Group] | None
+    maximize: list[str] | None
+    minimize: list[str] | None
+    trials: Count
+    seeds: Count
+    sampler: str
+    sampler_options: Group | None
+    pruner: str
+    pruner_options: Group | None
+    hours: Annotated[float, Range(0, above=True)] | None
+    retries: FromZero
+    confirm: FromZero
+    seed: FromZero
+    name: Annotated[str, Matching(r"\w[\w.-]*", "a name of letters, digits, dots, dashes and underscores")] | None
+    storage: str | None
+    workers: Workers
+    devices_per_trial: Count
+    launcher: Literal["local", "submitit", "wandb"]
+    submitit: Group
+
+
+@dataclass(kw_only=True)
+class SweepSettings(TrainSettings):
+    """Keys of ``conf/sweep.yaml``."""
+
+    sweep: StudySettings
 
 
 def read_options(config: DictConfig) -> tuple[dict[str, Any], dict[str, str]]:
@@ -35,7 +65,6 @@ def read_options(config: DictConfig) -> tuple[dict[str, Any], dict[str, str]]:
     node = OmegaConf.to_container(config.sweep, resolve=True)
     assert isinstance(node, dict)
     plain = {str(key): value for key, value in node.items()}
-    check_whole(config, _COUNTS)
     if plain["devices_per_trial"] > 1 and plain["seeds"] > 1:
         raise UserError(
             "config sweep.seeds: with several devices per trial, each trial trains one seed; set sweep.seeds=1"
@@ -44,17 +73,14 @@ def read_options(config: DictConfig) -> tuple[dict[str, Any], dict[str, str]]:
         raise UserError(
             "config sweep.confirm: the final comparison needs one device per trial; with several, set sweep.confirm=0"
         )
-    if plain["hours"] is not None and not (isinstance(plain["hours"], int | float) and plain["hours"] > 0):
-        raise UserError(f"config sweep.hours: {plain['hours']!r} is not a positive number")
-    if plain["launcher"] not in _LAUNCHERS:
-        raise UserError(f"config sweep.launcher: {plain['launcher']!r} is not one of {', '.join(_LAUNCHERS)}")
     plain["space"], plain["start"] = (
         present_space(plain["space"] or {}),
         [present_keys(p) for p in plain["start"] or []],
     )
     directions = _directions(plain)
+    from dlen.sweeping.study import check_options  # here: it imports Optuna
+
     check_options(plain["sampler"], plain["pruner"], directions)
-    check_workers(plain["workers"], "sweep.workers")
     if plain["run"] is not None:
         check_run(Path(plain["run"]))
     return plain, directions
@@ -64,8 +90,8 @@ def _directions(options: Mapping[str, Any]) -> dict[str, str]:
     """Directions of the metrics in the config's two lists."""
     directions: dict[str, str] = {}
     for direction in ("maximize", "minimize"):
-        figures = options[direction] or []
-        if not isinstance(figures, list) or any(not isinstance(f, str) or f in directions for f in figures):
-            raise UserError(f"config sweep.{direction}: {figures!r} is not a list of distinct metrics")
-        directions |= dict.fromkeys(figures, direction)
+        metrics = options[direction] or []
+        if len({*metrics}) < len(metrics) or directions.keys() & metrics:
+            raise UserError(f"config sweep.{direction}: {metrics!r} is not a list of distinct metrics")
+        directions |= dict.fromkeys(metrics, direction)
     return directions

@@ -99,7 +99,7 @@ def sweep(config: DictConfig, draw: Draw) -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     plan = make_plan(config)
     spec, options = plan.spec, config.sweep
-    workers = number_of_workers(options.workers, spec.trials, "sweep.workers", options.devices_per_trial)
+    workers = number_of_workers(options.workers, spec.trials, options.devices_per_trial)
     check_writable(plan.folder)
     check_links(plan.folder)
     if options.launcher == "wandb":

@@ -34,9 +34,9 @@ from dlen.training.callbacks import KeptCheckpoint, Meter, Patience, PlainProgre
 from dlen.training.configs import build, build_part, plain_values
 from dlen.training.module import RankingModule
 from dlen.training.own_metrics import build_own_metrics
+from dlen.training.plain_checks import UNSCALED
 from dlen.training.schedulers import MakeSchedule, MakeScheduler, lightning_config
 from dlen.training.selection import monitor_mode
-from dlen.training.settings import UNSCALED
 from dlen.training.static_step import StaticStep
 from dlen.valid import did_you_mean
 
@@ -70,8 +70,6 @@ def build_id_dropout(config: DictConfig, store: Store) -> IdDropout:
     Raises:
         UserError: a setting is invalid.
     """
-    if not OmegaConf.is_dict(config.id_dropout):
-        raise UserError("config id_dropout: must be a group of settings; set id_dropout.k=0 to turn it off")
     try:
         return IdDropout(store.schema, store.counts, **plain_values(config.id_dropout))
     except (TypeError, ValueError) as error:
@@ -90,7 +88,7 @@ def build_module(
     make_schedule: MakeSchedule | None = None,
     make_static: Callable[[RankingModule], StaticStep | None] | None = None,
 ) -> RankingModule:
-    """Build the LightningModule with the config's task balancer."""
+    """Build the LightningModule with the config's task balancer; the arguments are those of ``RankingModule``."""
     balancer = build_balancer(config)
     try:
         return RankingModule(

@@ -30,9 +30,9 @@ from dlen.training.building import (
 )
 from dlen.training.configs import build
 from dlen.training.optimizers import split_for_sharding
+from dlen.training.plain_checks import check_settings
 from dlen.training.schedulers import check_scheduler
 from dlen.training.selection import monitored
-from dlen.training.settings import check_settings
 
 
 def check_processes(config: DictConfig, trainer: L.Trainer, model: Model) -> None:

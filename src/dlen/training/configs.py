@@ -15,21 +15,18 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 import dlen
-from dlen.checks import is_whole
 from dlen.errors import UnfitError, UnmetNeedError, UserError
 from dlen.files import read_yaml
 from dlen.renamed import present_model
+from dlen.training.settings import RunSettings, TrainSettings
 from dlen.trust import check_config, packages
+from dlen.valid import check_group
 
 Part = TypeVar("Part")
 PACKAGE = Path(dlen.__file__).parent
 _PLACES = ("data", "data_dir", "data_name", "runs_dir", "run_dir", "ckpt", "rerun", "base_run", "logger", "model_name")
 _NOT_HASHED = (*_PLACES, "trust", "prepare_workers")
 _INSTANTIATED = ("data", "model", "balancing", "optimizer")  # groups that are instantiated
-_GROUPS = (*_INSTANTIATED, "trainer", "loader", "metrics", "id_dropout", "embedding_lr")
-_NULLABLE_GROUPS = ("scheduler", "logger", "callbacks", "metrics.own", "id_dropout.fields")
-_TEXTS = ("data_dir", "data_name", "model_name")
-_NUMBERS = ("seed", "loader.batch_size", "loader.eval_batch_size")
 
 
 def build(node: DictConfig, key: str, *args: Any) -> Any:
@@ -39,7 +36,7 @@ def build(node: DictConfig, key: str, *args: Any) -> Any:
         UserError: an argument is unknown, missing or has an invalid value.
     """
     if not OmegaConf.is_dict(node):
-        raise UserError(_not_a_group(key, node))
+        raise UserError(f"config {key}: {node!r} is not a group of settings")
     try:
         return hydra.utils.instantiate(node, *args, _convert_="all")
     except InstantiationException as error:
@@ -117,38 +114,12 @@ def read_config(path: Path, trust: Sequence[str], leave_out: Sequence[str] = ())
         content["model"] = present_model(content["model"])
     check_config(content, packages(trust), path)
     config: DictConfig = OmegaConf.create(content)
-    check_groups(config, f"{path}: ")
+    check_group(config, RunSettings, start=f"{path}: ")
+    check_group(config, TrainSettings, start=f"{path}: ", partial=True)
     for key in _INSTANTIATED:
         if not (content.get(key) or {}).get("_target_"):
             raise UserError(f"{path}: config {key}._target_: is missing, so this is not the config of a run")
-    if not isinstance(content.get("base_run"), str | None):
-        raise UserError(f"{path}: config base_run: {content['base_run']!r} is neither a folder nor null")
-    for key in (*_TEXTS, *_NUMBERS):
-        value, expected = OmegaConf.select(config, key), "text" if key in _TEXTS else "a whole number from 0"
-        if not (isinstance(value, str) if key in _TEXTS else is_whole(value) and value >= 0):
-            raise UserError(f"{path}: config {key}: {value!r} is not {expected}")
     return config
-
-
-def check_groups(config: DictConfig, prefix: str = "") -> None:
-    """Raise UserError if a group of the config is a single value or a list; ``prefix`` begins its message."""
-    for key in (*_GROUPS, *_NULLABLE_GROUPS):
-        group = OmegaConf.select(config, key, default=OmegaConf.create())
-        if not OmegaConf.is_dict(group) and not (group is None and key in _NULLABLE_GROUPS):
-            raise UserError(prefix + _not_a_group(key, group))
-
-
-def _not_a_group(key: str, value: Any) -> str:
-    return f"config {key}: {value!r} is not a group of settings"
-
-
-def check_whole(config: DictConfig, least: Mapping[str, int]) -> None:
-    """Raise UserError for a setting that is not a whole number from its least value; ``least`` is by dotted key."""
-    for key, smallest in least.items():
-        value = OmegaConf.select(config, key)
-        if not is_whole(value) or value < smallest:
-            expected = "a positive whole number" if smallest == 1 else f"a whole number from {smallest}"
-            raise UserError(f"config {key}: {value!r} is not {expected}")
 
 
 def code_fingerprint(package: Path = PACKAGE) -> str:

@@ -18,7 +18,6 @@ from dlen.training.datamodule import RankingDataModule, tested_rows
 from dlen.training.diagnostics import attention_maps, diagnostics
 from dlen.training.gates import GateMonitor
 from dlen.training.run_folder import DIAGNOSTICS, flatten, one_of_many, read_base
-from dlen.training.settings import check_evaluation
 from dlen.training.stores import open_run
 from dlen.training.terminal import print_figures
 from dlen.training.threads import FreeThreads
@@ -34,7 +33,6 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         UserError: the folder is not a run, or the data are not those of the run.
     """
     quiet()
-    check_evaluation(config)
     folder = Path(config.run)
     run_config, store = open_run(folder, config.trust)
     check_links(folder)

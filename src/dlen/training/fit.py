@@ -60,6 +60,7 @@ from dlen.training.latent import warnings as hidden_state_warnings
 from dlen.training.loggers import log_config, log_final, make_loggers, wandb_finished
 from dlen.training.memory import check_memory
 from dlen.training.module import RankingModule
+from dlen.training.plain_checks import check_settings
 from dlen.training.run_folder import (
     BEST,
     DIAGNOSTICS,
@@ -76,7 +77,6 @@ from dlen.training.run_folder import (
     write_start,
 )
 from dlen.training.selection import Selection, monitored
-from dlen.training.settings import check_settings
 from dlen.training.size import size_figures
 from dlen.training.stores import open_store
 from dlen.training.terminal import print_figures

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from dlen.checks import is_whole
 from dlen.data.days import Days, on_days
 from dlen.data.prepare import RowSource, Source, prepare
 from dlen.data.store import Store
@@ -36,13 +35,9 @@ def on_days_of(store: Store, config: DictConfig) -> Store:
 
 
 def preparing_workers(config: DictConfig) -> int:
-    """The setting ``prepare_workers``, which configs of older runs do not have; UserError for an invalid one."""
+    """The setting ``prepare_workers``, which configs of older runs do not have, as a number."""
     asked = config.get("prepare_workers", "auto")
-    if asked == "auto":
-        return len(os.sched_getaffinity(0))
-    if not is_whole(asked) or asked < 1:
-        raise UserError(f"config prepare_workers: {asked!r} is neither auto nor a whole number from 1")
-    return int(asked)
+    return len(os.sched_getaffinity(0)) if asked == "auto" else int(asked)
 
 
 def open_row_source(folder: Path, trust: Sequence[str] = ()) -> tuple[DictConfig, Store, RowSource]:

@@ -149,9 +149,12 @@ def test_a_bad_weight_can_be_left_out(tmp_path: Path) -> None:
         ({"tasks": {"click": {"label": "click", "weight": "v"}}}, "no column 'v', named by tasks.click.weight"),
         (
             {"tasks": {"click": {"label": "click", "weight": -1}}},
-            "tasks.click.weight: -1 is not a number from 0 or the",
+            "tasks.click.weight: -1 is not a finite number from 0 or the",
         ),
-        ({"tasks": {"click": {"label": "click", "weight": ""}}}, "tasks.click.weight: '' is not a number from 0 or"),
+        (
+            {"tasks": {"click": {"label": "click", "weight": ""}}},
+            "tasks.click.weight: '' is not a finite number from 0 or",
+        ),
         ({"fields": {"n": {"kind": "numeric"}, "w": {}}}, "fields.w: column w holds the weights of weight"),
         (
             {"fields": {"n": {"kind": "numeric"}, "seen": {"count": {"by": "play"}}}},

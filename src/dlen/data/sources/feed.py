@@ -66,8 +66,8 @@ class Feed(FeedSettings):
         preference: marginal P(UP); 1 for a world without hidden state.
         leak: P(t | not UP) / P(t | UP), or its inverse for hate; one number, or one per task.
         leak_spread: standard deviation over users of the leak's logit; 0 gives every user the same leak.
-        follows: tasks that only happen after another one, such as a long view after a click. Its habits decide how
-            often they do, whatever the hidden state, so they tell nothing about it that the other one does not.
+        follows: tasks that only happen after another one, such as a long view after a click. How often they do is a
+            habit of the user, whatever the hidden state, so they tell nothing about it that the other one does not.
         play_time: by how many deviations the logarithm of an impression's play time is higher if the item is
             preferred, which is known only afterwards and stored as a view; 0 for no play times.
         watching: tasks of a second hidden state, watching, which has a taste of its own: clicks and long views are

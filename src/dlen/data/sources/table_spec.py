@@ -10,9 +10,11 @@ from dlen.data.ragged import Keep
 from dlen.data.sources.expression import Expression
 from dlen.errors import UserError
 from dlen.schema import Pooling, TaskKind
-from dlen.valid import OneOf, Range
+from dlen.valid import Matching, OneOf, Range
 
 TIME_PARTS = {"hour": 24, "weekday": 7, "day": 31, "month": 12}
+
+LabelWeight = Annotated[float, Range(0)] | Annotated[str, Matching(".+", "the name of a column")]
 
 
 @dataclass(slots=True)
@@ -159,7 +161,7 @@ class TaskSpec:
     observed_where: str | None = None
     train_on: Annotated[str, OneOf("observed", "all")] = "observed"
     joint: str = ""
-    weight: float | str = 1.0
+    weight: LabelWeight = 1.0
     dislike: bool = False
     kind: Annotated[str, OneOf(*TaskKind)] = "binary"
     loss: Annotated[str, OneOf("mse", "huber", "weighted_logistic")] = "mse"
