@@ -5,14 +5,37 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from importlib import import_module
 from pathlib import Path
+from typing import Any, get_type_hints
 
 import yaml
 
+from dlen.benchmarking.settings import BenchmarkSettings
+from dlen.commands.prepare import PrepareSettings
+from dlen.commands.report import ReportSettings
+from dlen.comparing.settings import CompareSettings
+from dlen.serving.settings import ExportSettings, PredictSettings
+from dlen.settings import Settings
+from dlen.sweeping.settings import SweepSettings
+from dlen.training.settings import EvaluateSettings, TrainSettings
+from dlen.valid import described
+
 # Heading and files, in the order of the page. Packages other than the file's group are said in its first line.
-COMMANDS = ("train", "base", "prepare", "evaluate", "predict", "export", "compare", "sweep", "report")
+COMMANDS = (
+    "train",
+    "base",
+    "prepare",
+    "evaluate",
+    "predict",
+    "export",
+    "compare",
+    "benchmark",
+    "progressive",
+    "sweep",
+    "report",
+)
 GROUPS = (
     "model",
     "model/backbone",
@@ -32,6 +55,19 @@ GROUPS = (
     "sweep",
     "fusion",
 )
+DECLARED: dict[str, type[Settings]] = {  # by file
+    "train": TrainSettings,
+    "base": Settings,
+    "prepare": PrepareSettings,
+    "evaluate": EvaluateSettings,
+    "predict": PredictSettings,
+    "export": ExportSettings,
+    "compare": CompareSettings,
+    "benchmark": BenchmarkSettings,
+    "progressive": TrainSettings,
+    "sweep": SweepSettings,
+    "report": ReportSettings,
+}
 _HIDDEN = ("defaults", "hydra", "_target_", "_partial_")
 _WHOLE = ("models", "grid", "paper", "space")  # mappings whose keys are names that a user chooses
 
@@ -44,11 +80,13 @@ class Key:
         name: dotted, as on the command line.
         default: as written.
         about: what it is; empty where nothing says so.
+        valid: its valid values; empty where its class checks them.
     """
 
     name: str
     default: str
     about: str
+    valid: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,17 +163,34 @@ def _arguments(target: str) -> dict[str, str]:
 
 def choices(conf: Path) -> dict[str, list[Choice]]:
     """All files by their heading: commands, then groups."""
-    found = {"Commands": [read_choice(conf / f"{name}.yaml", "") for name in COMMANDS]}
+    found = {"Commands": [_checked(read_choice(conf / f"{name}.yaml", ""), DECLARED[name]) for name in COMMANDS]}
     for group in GROUPS:
-        found[f"{group}=..."] = [read_choice(path, group) for path in sorted((conf / group).glob("*.yaml"))]
+        files = [read_choice(path, group) for path in sorted((conf / group).glob("*.yaml"))]
+        found[f"{group}=..."] = [_checked(choice, SweepSettings) for choice in files]
     known = {key.name: key.about for files in found.values() for choice in files for key in choice.keys if key.about}
     return {heading: [_filled(choice, known) for choice in files] for heading, files in found.items()}
 
 
+def _checked(choice: Choice, settings: type[Settings]) -> Choice:
+    """The choice with the valid values that a command declares."""
+    valid = dict(_valid(settings, ""))
+    keys = [replace(key, valid=valid.get(key.name, "")) for key in choice.keys]
+    return replace(choice, keys=keys)
+
+
+def _valid(kind: type[Any], prefix: str) -> Iterator[tuple[str, str]]:
+    """Dotted keys of a dataclass with their valid values in words."""
+    for field, hint in get_type_hints(kind, include_extras=True).items():
+        name = f"{prefix}{field.rstrip('_')}"
+        if isinstance(hint, type) and is_dataclass(hint):
+            yield from _valid(hint, f"{name}.")
+        elif hint is not Any:
+            yield name, described(hint)
+
+
 def _filled(choice: Choice, known: dict[str, str]) -> Choice:
     """A choice that sets a key of another one need not say again what it is."""
-    keys = [Key(key.name, key.default, key.about or known.get(key.name, "")) for key in choice.keys]
-    return Choice(choice.name, choice.about, choice.target, keys)
+    return replace(choice, keys=[replace(key, about=key.about or known.get(key.name, "")) for key in choice.keys])
 
 
 def page(conf: Path) -> str:
@@ -155,9 +210,18 @@ def page(conf: Path) -> str:
             if choice.target:
                 parts.append(f"Makes `{choice.target}`.")
             if choice.keys:
-                rows = [f"| `{k.name}` | `{_cell(k.default)}` | {_cell(_plain(k.about))} |" for k in choice.keys]
-                parts.append("\n".join(["| key | default | |", "|---|---|---|", *rows]))
+                parts.append(_table(choice.keys))
     return "\n\n".join(parts) + "\n"
+
+
+def _table(keys: list[Key]) -> str:
+    """Keys as a table, with a column of valid values where some are declared."""
+    columns = [("key", [f"`{key.name}`" for key in keys]), ("default", [f"`{_cell(key.default)}`" for key in keys])]
+    if any(key.valid for key in keys):
+        columns.append(("valid values", [_cell(key.valid) for key in keys]))
+    columns.append(("", [_cell(_plain(key.about)) for key in keys]))
+    rows = [[name for name, _ in columns], ["---"] * len(columns), *zip(*(cells for _, cells in columns), strict=True)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _plain(text: str) -> str:
