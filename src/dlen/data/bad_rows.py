@@ -64,12 +64,14 @@ class BadRows:
             if len(self._seen) >= self.allowed:
                 raise self.too_many(error.only(line))
             self._seen.add((error.path, line))
-            if self.kept is not None:
-                continue
-            if len(self._seen) <= _SHOWN:
-                print(f"left out: {error.only(line)}", file=sys.stderr)
-            elif len(self._seen) == _SHOWN + 1:
-                print(f"left out: further {error.where}s are counted but not shown", file=sys.stderr)
+            if self.kept is None:
+                self._report(error.only(line))
+
+    def _report(self, error: BadRowError) -> None:
+        if len(self._seen) <= _SHOWN:
+            print(f"left out: {error}", file=sys.stderr)
+        elif len(self._seen) == _SHOWN + 1:
+            print(f"left out: further {error.where}s are counted but not shown", file=sys.stderr)
 
     def too_many(self, error: BadRowError) -> UserError:
         """The error for the first row beyond the limit."""

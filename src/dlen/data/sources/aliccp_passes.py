@@ -1,12 +1,13 @@
 """Converts the files of Ali-CCP to a prepared store in passes over their pieces, on which several processes may work.
 
-Two passes parse the common features and the training skeleton into flat scratch arrays of raw ids, a table for each
-piece. Two passes count ids in these arrays, and the last one encodes them, with the test skeleton, which it parses.
+The common features and the training skeleton are parsed into flat scratch arrays of raw ids, a table for each piece.
+Ids are counted in these arrays, which are then encoded. The test skeleton is parsed and encoded in one pass.
 Memory is bounded by the block size, the index of the common features and the vocabularies.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -308,6 +309,7 @@ class AliCCPPasses:
             def add(name: str, table: TableWriter = table) -> None:
                 for _, columns in self._chunks(name, COMMON):
                     table.append(columns)
+                shutil.rmtree(self.scratch / name)
 
             self._pass(f"encoding {pieces[0].path.name}", pieces, AliCCPPasses.encode_common, add)
 
