@@ -35,7 +35,7 @@ class Ran:
 
     Attributes:
         seconds: wall-clock time.
-        peak_mb: peak resident memory of the process in MiB, including pages of mapped files.
+        peak_mb: peak resident memory in MiB, of the process or of its largest child, including pages of mapped files.
         output: standard output.
     """
 

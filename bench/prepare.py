@@ -24,19 +24,22 @@ def main() -> None:
             raw = Path(folder) / "raw"
             files = AliCCPDemo(str(raw), rows=size).files()
             megabytes = sum(f.stat().st_size for f in files) / 1e6
-            ours = run(["prepare.py", "data=aliccp", f"data.raw_dir={raw}", f"data_dir={folder}/data"])
+            asked = ["prepare.py", "data=aliccp", f"data.raw_dir={raw}"]
+            alone = run([*asked, f"data_dir={folder}/alone", "prepare_workers=1"])
+            ours = run([*asked, f"data_dir={folder}/data"])
             script = run(["bench/line_by_line.py", str(raw), f"{folder}/out.csv"])
             full = run(["bench/line_by_line.py", str(raw), f"{folder}/out.csv", "all"])
         total = size + size // 4
         for what, ran in (
             ("prepare.py", ours),
+            ("prepare.py, one process", alone),
             ("line by line, all 23 fields", full),
             ("line by line, 17 single-valued fields", script),
         ):
             row = {"rows, train and test": f"{total:,}", "raw MB": f"{megabytes:.0f}", "what": what}
             row |= {"seconds": f"{ran.seconds:.1f}", "rows/s": f"{total / ran.seconds:,.0f}"}
             row |= {"prepare.py is x times": f"{ran.seconds / ours.seconds:.1f}"}
-            rows.append(row | {"peak memory, MiB": f"{ran.peak_mb:.0f}"})
+            rows.append(row | {"peak memory of a process, MiB": f"{ran.peak_mb:.0f}"})
     report("prepare", rows)
 
 

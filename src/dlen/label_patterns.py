@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from functools import partial
 from heapq import nlargest
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 MISSING_MARK = "-"  # of a label that is missing from the log, and of every regression task
 _KEPT = 1024  # patterns; the most frequent ones
@@ -71,12 +68,3 @@ class PatternCounter:
             for pattern, weight in sorted(nlargest(_KEPT, merged.items(), key=lambda found: found[1]))
             if weight > 0
         )
-
-
-def as_tensors(patterns: Patterns) -> tuple[Tensor, Tensor]:
-    """(P, T) labels, nan where missing, and the (P,) weight of each pattern, in double precision on the CPU."""
-    values = {"0": 0.0, "1": 1.0, MISSING_MARK: float("nan")}
-    labels = [[values[mark] for mark in pattern] for pattern, _ in patterns]
-    weights = [weight for _, weight in patterns]
-    tensor = partial(torch.tensor, dtype=torch.float64, device="cpu")  # also while a model is built elsewhere
-    return tensor(labels), tensor(weights)

@@ -77,6 +77,13 @@ def test_a_wrong_value_of_the_data_is_answered_without_lightning(script: str, tm
     assert imported(tmp_path, script, "data.rows=-3", error="data.rows") == {"numpy", "polars", "torch"}
 
 
+@pytest.mark.parametrize("module", ["table_passes", "aliccp_passes"])
+def test_processes_that_prepare_pieces_import_no_torch(module: str, tmp_path: Path) -> None:
+    program = f"import sys, dlen.data.sources.{module}; print(*sorted({HEAVY!r} & set(sys.modules)))"
+    ran = run_program([sys.executable, "-c", program], tmp_path)
+    assert set(ran.stdout.split()) == {"numpy", "polars"}, ran.stderr
+
+
 @pytest.mark.slow
 def test_a_training_imports_nothing_that_it_does_not_use(tmp_path: Path) -> None:
     found = imported(tmp_path, "train", "data.rows=500", "trainer.max_steps=1", *TINY)

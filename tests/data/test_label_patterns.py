@@ -10,7 +10,8 @@ import pytest
 
 from dlen.data.prepare import prepare
 from dlen.data.sources.feed import Feed
-from dlen.label_patterns import PatternCounter, as_tensors
+from dlen.label_patterns import PatternCounter
+from dlen.models.label_classes import training_patterns
 from dlen.schema import Schema
 from tests.data.helpers import whole
 
@@ -50,6 +51,6 @@ def test_a_store_has_the_patterns_of_its_training_rows(tmp_path: Path) -> None:
     wanted = Counter("".join(map(str, row)) for row in labels)
     assert dict(store.schema.patterns) == dict(wanted)
     assert Schema.from_dict(store.schema.to_dict()) == store.schema
-    patterns, weights = as_tensors(store.schema.patterns)
+    patterns, _, weights = training_patterns(store.schema)
     assert patterns.shape == (len(wanted), 5)
     assert weights.sum() == len(labels)

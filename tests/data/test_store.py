@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from dlen.data import id_counts
-from dlen.data.columns import Columns
+from dlen.data.columns import FORMAT, Columns
 from dlen.data.prepare import prepare, replacing
 from dlen.data.sources.aliccp_demo import AliCCPDemo
-from dlen.data.store import FORMAT, Store
+from dlen.data.store import Store
 from dlen.data.writer import StoreWriter
 from dlen.errors import UserError
 from dlen.schema import Field, Kind, Pooling, Schema, Task

@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from dlen.data.columns import FORMAT
 from dlen.data.days import in_order
 from dlen.data.prepare import Source, check_unchanged, identify, open_identified, record, replacing
-from dlen.data.store import FORMAT, Store
+from dlen.data.store import Store
 from dlen.data.writer import DayWriter, write_content
 from dlen.errors import UserError
 from dlen.files import check_plain_name, check_writable, locked

@@ -57,19 +57,21 @@ class BadRows:
 
     def add(self, error: BadRowError) -> None:
         """Skip these rows, or raise an error if that exceeds the limit."""
-        for line in error.lines:
-            if (error.path, line) in self._seen:
-                continue
+        new = [line for line in error.lines if (error.path, line) not in self._seen]
+        if new and self.kept is not None:
+            self.kept.append((error.path, error.lines, error.problem, error.where))
+        for line in new:
             if len(self._seen) >= self.allowed:
                 raise self.too_many(error.only(line))
             self._seen.add((error.path, line))
-            if self.kept is not None:
-                one = error.only(line)
-                self.kept.append((one.path, one.lines, one.problem, one.where))
-            elif len(self._seen) <= _SHOWN:
-                print(f"left out: {error.only(line)}", file=sys.stderr)
-            elif len(self._seen) == _SHOWN + 1:
-                print(f"left out: further {error.where}s are counted but not shown", file=sys.stderr)
+            if self.kept is None:
+                self._report(error.only(line))
+
+    def _report(self, error: BadRowError) -> None:
+        if len(self._seen) <= _SHOWN:
+            print(f"left out: {error}", file=sys.stderr)
+        elif len(self._seen) == _SHOWN + 1:
+            print(f"left out: further {error.where}s are counted but not shown", file=sys.stderr)
 
     def too_many(self, error: BadRowError) -> UserError:
         """The error for the first row beyond the limit."""

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from dlen.schema import Kind
 
 Array = NDArray[Any]
+FORMAT = 8  # of a store; 5: sequences, vectors, weights; 6: label patterns; 7: rates without counts; 8: shards
+Part = dict[str, Any]  # an entry of "shards" in store.json, or one like it for what lies beside them
 MISSING = 255  # a label that is not in the log
 # Arrays of a table: type on disk, and the kind of the fields that are its columns; None for one value per element.
 TABLE_ARRAYS: dict[str, tuple[str, Kind | None]] = {
@@ -34,6 +36,7 @@ SPLIT_ARRAYS = {
 # Where the sequences of a split's rows lie among the values of the sequence, and the time of each row.
 PLACE_ARRAYS = {"sequence_start": "<i8", "sequence_length": "<i2", "sequence_when": "<f8"}
 SEQUENCE_ARRAYS = {"values": "<i4", "when": "<f8"}  # of a sequence: codes of its lists, times
+GAP_BUCKETS = 32  # ids of the time between a value of a sequence and its row, without the one for unknown
 VECTOR_ARRAYS = {"vectors": "<i4"}  # of a split: which of the stored vectors of each field a row has
 
 

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
-import torch
 
 from dlen.data.columns import Array, Places
 from dlen.data.partitions import KeyPartitions
 from dlen.data.ragged import places_of
-from dlen.data.sequences import StoredSequence
-from dlen.data.store import Store
 from dlen.data.writer import SequenceWriter
+
+if TYPE_CHECKING:  # processes that prepare a piece of the log import no torch, which takes a second
+    from dlen.data.sequences import StoredSequence
+    from dlen.data.store import Store
 
 _STORED = 1 << 62  # subtracted from the places of stored events, which gives them row numbers before all others
 Encode = Callable[[pl.DataFrame], Array]  # (L,) events with their columns -> (L, N) codes
@@ -85,7 +86,7 @@ class HistoryTable:
             codes[is_new.to_numpy()] = encode(events.filter(is_new))
             if self.before is not None:
                 places = events["row"].filter(~is_new).to_numpy() + _STORED
-                codes[~is_new.to_numpy()] = self.before[0].values[torch.from_numpy(places)].numpy()
+                codes[~is_new.to_numpy()] = self.before[0].values.numpy()[places]
             first = writer.append(codes, events["when"].to_numpy())
             begin, end, ranges = _ranges(frame, first)
             new = number >= 0

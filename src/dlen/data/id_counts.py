@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dlen.data.columns import Array
+from dlen.data.columns import Array, Part
 from dlen.data.ragged import field_of_values, places_of
 from dlen.data.scratch import read_flat
-from dlen.data.store import Part
 from dlen.schema import Field, Kind, Schema
 
 _PIECE = 1 << 22  # values counted at a time

@@ -78,6 +78,37 @@ class Workers:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
+    def merged(
+        self,
+        work: Callable[[Any, Item, Advance], Result],
+        state: Any,
+        scratch: Path,
+        items: Sequence[Item],
+        stage: Stage,
+        merge: Callable[[Result], bool],
+        alone: Callable[[Item, Advance], None],
+    ) -> Iterator[None]:
+        """Merge the results of a pass over all pieces, in their order. Yields after each piece.
+
+        Args:
+            work: works on a piece in a copy of the state, see :meth:`in_order`.
+            state: what the work on each piece starts from.
+            scratch: folder for a copy of it.
+            items: the pieces.
+            stage: shows the progress.
+            merge: adds a result to the state of this process; False if that is impossible.
+            alone: does both in this process, for a single piece, or for one whose work fails or cannot be merged.
+        """
+        if len(items) == 1:
+            alone(items[0], stage.advance)
+            yield
+            return
+        save_state(scratch / "state", state)
+        for item, found in zip(items, self.in_order(work, scratch / "state", items, stage), strict=True):
+            if found is None or not merge(found):
+                alone(item, lambda _: None)
+            yield
+
     def in_order(
         self, work: Callable[[Any, Item, Advance], Result], state: Path, items: Sequence[Item], stage: Stage
     ) -> Iterator[Result | None]:

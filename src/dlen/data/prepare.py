@@ -15,9 +15,10 @@ import numpy as np
 import polars as pl
 
 from dlen import __version__
+from dlen.data.columns import FORMAT
 from dlen.data.days import labels_of
 from dlen.data.split import Split
-from dlen.data.store import FORMAT, Store
+from dlen.data.store import Store
 from dlen.data.writer import FINISHED, StoreWriter
 from dlen.errors import UserError
 from dlen.files import check_plain_name, check_writable, locked, write_json

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -23,7 +23,9 @@ import polars as pl
 from dlen.data.columns import Array
 from dlen.data.partitions import KeyPartitions, key_codes, read_partition
 from dlen.data.sample import Sample
-from dlen.data.store import Store
+
+if TYPE_CHECKING:  # processes that prepare a piece of the log import no torch, which takes a second
+    from dlen.data.store import Store
 
 _BINS = 1024  # maximum number of period bins for the rate over all keys
 

@@ -14,10 +14,8 @@ import torch
 from torch import Tensor
 
 from dlen.batch import Sequence
-from dlen.data.columns import Places
+from dlen.data.columns import GAP_BUCKETS, Array, Places
 from dlen.data.shards import Found
-
-GAP_BUCKETS = 32  # ids of the time between a value and its row, without the one for unknown
 
 
 @dataclass(eq=False, slots=True)
@@ -38,6 +36,12 @@ class StoredSequence:
     offsets: Tensor
     gaps: bool
     sizes: Tensor | None = None
+
+    @classmethod
+    def of(cls, values: Array, offsets: Items[int]) -> StoredSequence:
+        """Values in memory, (V, N), without times."""
+        starts = torch.tensor(offsets, dtype=torch.int32)
+        return cls(torch.from_numpy(values), torch.zeros(0, dtype=torch.float64), starts, gaps=False)
 
     def gather(self, start: Tensor, length: Tensor, when: Tensor, total: int) -> Sequence:
         """The ranges of B rows.

@@ -219,7 +219,7 @@ def split_of(
     groups: StoredTable | None = None,
     group: Array | None = None,
     sequences: Sequence[StoredSequence] = (),
-    vectors: Sequence[Tensor] = (),
+    vectors: Sequence[Array] = (),
 ) -> Split:
     """Wrap rows in memory as a split.
 

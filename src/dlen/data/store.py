@@ -28,7 +28,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from dlen.data.columns import PLACE_ARRAYS, SEQUENCE_ARRAYS, SPLIT_ARRAYS, TABLE_ARRAYS
+from dlen.data.columns import FORMAT, PLACE_ARRAYS, SEQUENCE_ARRAYS, SPLIT_ARRAYS, TABLE_ARRAYS, Part
 from dlen.data.mapped import Layout, map_files
 from dlen.data.sequences import SplitSequences, StoredSequence
 from dlen.data.shards import Codes, Shards
@@ -38,10 +38,6 @@ from dlen.errors import UserError
 from dlen.files import check_regular, checksum, crc32_combine, is_intact
 from dlen.label_scale import LabelScale
 from dlen.schema import Kind, Schema
-
-FORMAT = 8  # 5: sequences, vectors, weights; 6: label patterns; 7: rates without counts; 8: shards
-
-Part = dict[str, Any]  # an entry of "shards" in store.json, or one like it for what lies beside them
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,9 +26,9 @@ class SplitVectors:
     index: Tensor
 
     @classmethod
-    def of(cls, tables: Sequence[Tensor], index: Array) -> SplitVectors:
+    def of(cls, tables: Sequence[Array], index: Array) -> SplitVectors:
         """Rows in memory."""
-        return cls(tuple(tables), torch.from_numpy(np.ascontiguousarray(index)))
+        return cls(tuple(map(torch.from_numpy, tables)), torch.from_numpy(np.ascontiguousarray(index)))
 
     def gather(self, found: Found) -> tuple[Tensor, ...]:
         """The (B, d) vectors of each field in B rows."""

@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 
 from dlen.data.columns import (
+    FORMAT,
     MISSING,
     PLACE_ARRAYS,
     SEQUENCE_ARRAYS,
@@ -22,9 +23,9 @@ from dlen.data.columns import (
     VECTOR_ARRAYS,
     Array,
     Columns,
+    Part,
 )
 from dlen.data.id_counts import WrittenSplits, unknown_shares
-from dlen.data.store import FORMAT, Part
 from dlen.files import checksum, content_checksum, write_text
 from dlen.label_patterns import PatternCounter
 from dlen.schema import Kind, Schema

@@ -20,9 +20,10 @@ from functools import lru_cache
 from itertools import combinations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from dlen.label_patterns import as_tensors
+from dlen.label_patterns import MISSING_MARK
 from dlen.schema import Schema, check_known_tasks
 from dlen.targets import Targets
 
@@ -229,9 +230,12 @@ class _Counts:
 
 def training_patterns(schema: Schema) -> tuple[Floats, Floats, Floats]:
     """(P, T) training labels, (P, T) 1 where they train their task, and (P,) weights."""
-    labels, weights = as_tensors(schema.patterns)
+    values = {"0": 0.0, "1": 1.0, MISSING_MARK: math.nan}
+    marks = [[values[mark] for mark in pattern] for pattern, _ in schema.patterns]
+    labels = torch.tensor(marks, dtype=torch.float64, device="cpu")  # also while a model is built elsewhere
     targets, counted = Targets(schema), np.array([task.weight > 0 for task in schema.tasks])
-    return targets.training_labels(labels).numpy(), targets.trained(labels).numpy() * counted, weights.numpy()
+    weights = np.array([weight for _, weight in schema.patterns], np.float64)
+    return targets.training_labels(labels).numpy(), targets.trained(labels).numpy() * counted, weights
 
 
 def _initial_tables(schema: Schema, up: float, leak: float) -> list[Floats]:

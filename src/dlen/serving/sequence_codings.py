@@ -13,11 +13,11 @@ from torch import Tensor
 
 from dlen.batch import Batch
 from dlen.batch import Sequence as BatchSequence
-from dlen.data.columns import Places
+from dlen.data.columns import GAP_BUCKETS, Places
 from dlen.data.histories import histories_of, stored_history
 from dlen.data.partitions import BETWEEN
 from dlen.data.ragged import places_of
-from dlen.data.sequences import GAP_BUCKETS, SplitSequences
+from dlen.data.sequences import SplitSequences
 from dlen.data.shards import Found
 from dlen.data.store import Store
 from dlen.serving.raw_ids import Row, code_of, key_of, rehashed, texts_of, with_codes

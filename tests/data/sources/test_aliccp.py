@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dlen.data.prepare import prepare
-from dlen.data.sources import aliccp, aliccp_grammar
+from dlen.data.sources import aliccp_grammar, aliccp_passes
 from dlen.data.sources.aliccp import AliCCP
 from dlen.data.sources.aliccp_demo import AliCCPDemo
 from dlen.data.store import Store
@@ -144,7 +144,7 @@ def test_small_blocks_give_the_same_store(
     source = AliCCP(str(raw), min_count=2, validation=0.3)
     whole = prepare(source, tmp_path / "whole")
     monkeypatch.setattr(aliccp_grammar, "BLOCK", block)
-    monkeypatch.setattr(aliccp, "_CHUNK", 37)
+    monkeypatch.setattr(aliccp_passes, "_CHUNK", 37)
     small = prepare(source, tmp_path / "small")
     assert arrays(small) == arrays(whole)
     assert small.schema == whole.schema

@@ -14,8 +14,9 @@ from dlen.data.bad_rows import BadRows
 from dlen.data.prepare import prepare
 from dlen.data.ragged import Entries
 from dlen.data.sources import aliccp_grammar
-from dlen.data.sources.aliccp import SKELETON, AliCCP
+from dlen.data.sources.aliccp import AliCCP
 from dlen.data.sources.aliccp_grammar import Reader
+from dlen.data.sources.aliccp_passes import SKELETON
 from dlen.errors import UserError
 from tests.data.helpers import decode, refusal, write_raw
 from tests.data.sources.test_aliccp_errors import COMMON_TRAIN, SKELETON_TRAIN, good

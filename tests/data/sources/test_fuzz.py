@@ -22,8 +22,8 @@ import torch
 from dlen.data.bad_rows import BadRows
 from dlen.data.prepare import prepare
 from dlen.data.ragged import Entries
-from dlen.data.sources.aliccp import SKELETON
 from dlen.data.sources.aliccp_grammar import MAX_ID, Reader
+from dlen.data.sources.aliccp_passes import SKELETON
 from dlen.data.sources.table import Table
 from dlen.data.store import Store
 from dlen.errors import UserError

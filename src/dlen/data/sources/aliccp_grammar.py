@@ -8,7 +8,6 @@ produced only for lines it rejects.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,7 +23,7 @@ from dlen.data.columns import Columns
 from dlen.data.ragged import Entries
 
 BLOCK = 8 << 20
-_THREADS = min(4, len(os.sched_getaffinity(0)))  # each has one block in progress and one finished
+_THREADS = min(4, pl.thread_pool_size())  # each has one block in progress and one finished
 MAX_ID = 2**31 - 2
 _MAX_VALUE = float(np.finfo(np.float32).max)
 _NEWLINE, _COMMA = ord("\n"), ord(",")
@@ -66,6 +65,9 @@ class Reader:
         fields: names of the fields that the file may contain.
         convert: function from entries, whose ``field`` is an index into ``fields``, to columns.
         bad: counter of lines that violate the grammar.
+        first: first byte that is read, at the start of a line.
+        last: byte after the last one; None for the end of the file.
+        line: number of the first line.
     """
 
     def __init__(
@@ -76,17 +78,21 @@ class Reader:
         fields: Sequence[str],
         convert: Callable[[Entries], Columns],
         bad: BadRows,
+        *,
+        first: int = 0,
+        last: int | None = None,
+        line: int = 1,
     ) -> None:
         self.path, self.head, self.binary, self.fields = path, list(head), list(binary), list(fields)
-        self.convert, self.bad = convert, bad
+        self.convert, self.bad, self.first, self.last, self.line = convert, bad, first, last, line
         self._names = pl.Enum(self.fields)
 
     def __iter__(self) -> Iterator[Block]:
         """Yield blocks in file order, while other threads parse the next ones."""
         threads, ahead = ThreadPoolExecutor(_THREADS), deque[Future[Block]]()
-        line = 1
+        line = self.line
         try:
-            for raw in _blocks(self.path):
+            for raw in _blocks(self.path, self.first, self.last):
                 ahead.append(threads.submit(self._checked, raw, line))
                 line += raw.count(b"\n")
                 if len(ahead) > _THREADS:
@@ -263,11 +269,13 @@ class Reader:
         return None if fits else f"field {name}: value {value!r} is not a finite 32-bit number"
 
 
-def _blocks(path: Path) -> Iterator[bytes]:
+def _blocks(path: Path, first: int, last: int | None) -> Iterator[bytes]:
     """Blocks of whole lines, about BLOCK bytes each. Adds a missing final newline and removes a byte order mark."""
-    partial, mark = b"", _MARK  # the beginning of a line whose end is in the next chunk
+    partial, mark = b"", b"" if first else _MARK  # the beginning of a line whose end is in the next chunk
     with path.open("rb") as file:
-        while chunk := file.read(BLOCK):
+        left = (path.stat().st_size if last is None else last) - file.seek(first)
+        while chunk := file.read(min(BLOCK, left)):
+            left -= len(chunk)
             chunk = partial + chunk
             end = chunk.rfind(b"\n") + 1
             partial = chunk[end:]

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import polars as pl
@@ -30,10 +30,12 @@ from dlen.data.sources.cells import (
     text_of,
 )
 from dlen.data.sources.table_spec import TIME_PARTS, FieldSpec
-from dlen.data.store import Store
 from dlen.data.writer import PartWriter, StoreWriter
 from dlen.errors import UserError
 from dlen.schema import Field, Kind, Pooling, View
+
+if TYPE_CHECKING:  # processes that prepare a piece of the log import no torch, which takes a second
+    from dlen.data.store import Store
 
 _PENDING = 1 << 22
 _ROUNDING = 1e-12  # relative to the numbers; a smaller deviation is rounding error of a constant, not a scale

@@ -15,7 +15,7 @@ import polars as pl
 
 from dlen.data.bad_rows import BadRowError, BadRows
 from dlen.data.columns import Array, Columns
-from dlen.data.parallel import Advance, Workers, save_state
+from dlen.data.parallel import Advance, Workers
 from dlen.data.ragged import select_rows
 from dlen.data.sources.expression import Expression
 from dlen.data.sources.table_columns import TableColumn
@@ -152,23 +152,19 @@ class TablePasses:
             merge: adds the result of a piece to this object.
         """
         rows, starts = self.rows, [0]
+
+        def add(found: Found) -> bool:
+            if not self._agrees(found):
+                return False
+            for error in found.bad:
+                self.bad.add(BadRowError(*error))
+            rows.add(found.rows)
+            merge(found)
+            return True
+
         rows.begin()
         with Stage(label, rows.size, "B") as stage:
-            if len(rows.pieces) == 1:
-                alone(rows.pieces[0], stage.advance)
-                rows.end()
-                return
-            state = self.writer.scratch / "state"
-            save_state(state, self)
-            results = self.workers.in_order(work, state, rows.pieces, stage)
-            for piece, found in zip(rows.pieces, results, strict=True):
-                if found is None or not self._agrees(found):
-                    alone(piece, lambda _: None)
-                else:
-                    for error in found.bad:
-                        self.bad.add(BadRowError(*error))
-                    rows.add(found.rows)
-                    merge(found)
+            for _ in self.workers.merged(work, self, self.writer.scratch, rows.pieces, stage, add, alone):
                 starts.append(rows.total)
         rows.end()
         rows.starts = starts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import polars as pl
@@ -15,9 +15,11 @@ from dlen.data.sources.cells import ROW
 from dlen.data.sources.expression import Expression
 from dlen.data.sources.table_log import LogColumn
 from dlen.data.sources.table_spec import FieldSpec, TableSpec, names_of
-from dlen.data.store import Store
 from dlen.data.writer import StoreWriter
 from dlen.schema import Field, Kind
+
+if TYPE_CHECKING:  # processes that prepare a piece of the log import no torch, which takes a second
+    from dlen.data.store import Store
 
 _ROUNDING = 1e-5  # of counts in 32 bits
 

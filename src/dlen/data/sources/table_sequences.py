@@ -5,26 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import polars as pl
-import torch
 
 from dlen.data.bad_rows import BadRowError
-from dlen.data.columns import Array, Places
+from dlen.data.columns import GAP_BUCKETS, Array, Places
 from dlen.data.histories import HistoryTable, histories_of, stored_history
 from dlen.data.partitions import KeyPartitions
-from dlen.data.sequences import GAP_BUCKETS, StoredSequence
 from dlen.data.sources.cells import LINE, ROW, id_text, lists_or_empty, with_absent
 from dlen.data.sources.expression import Expression
 from dlen.data.sources.table_columns import Append, IdColumn, KeptRows, TableColumn, TextVocabulary
 from dlen.data.sources.table_log import LogColumn
 from dlen.data.sources.table_spec import FieldSpec, TableSpec, names_of
-from dlen.data.store import Store
 from dlen.data.writer import PartWriter, StoreWriter
 from dlen.errors import UserError
 from dlen.schema import Field, Kind
+
+if TYPE_CHECKING:  # processes that prepare a piece of the log import no torch, which takes a second
+    from dlen.data.sequences import StoredSequence
+    from dlen.data.store import Store
 
 NEVER_RARE = 1 << 40  # count of ids that id dropout leaves alone: those of labels and gaps, which are never new
 
@@ -136,9 +137,9 @@ class SequenceColumn(OrderedColumn):
 
     def stored(self, store: Store) -> StoredSequence:
         """The values of the rows read since the last call."""
-        offsets = torch.tensor([store.schema.offsets[one.name] for one in self.lists], dtype=torch.int32)
-        values = torch.from_numpy(self._kept.take())
-        return StoredSequence(values, torch.zeros(0, dtype=torch.float64), offsets, gaps=False)
+        from dlen.data.sequences import StoredSequence  # needed for new rows alone, see above
+
+        return StoredSequence.of(self._kept.take(), [store.schema.offsets[one.name] for one in self.lists])
 
     @staticmethod
     def _lists(frame: pl.DataFrame, one: IdColumn, path: Path) -> pl.Series:

@@ -6,22 +6,22 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import polars as pl
-import torch
-from torch import Tensor
 
 from dlen.data.bad_rows import BadRowError
 from dlen.data.columns import Array
 from dlen.data.sources.cells import LINE, lists_or_empty
 from dlen.data.sources.table_columns import Append, KeptRows, TableColumn
 from dlen.data.sources.table_spec import FieldSpec
-from dlen.data.store import Store
 from dlen.data.writer import PartWriter, StoreWriter
 from dlen.errors import UserError
 from dlen.schema import Field, Kind
+
+if TYPE_CHECKING:  # processes that prepare a piece of the log import no torch, which takes a second
+    from dlen.data.store import Store
 
 _PIECE = 1 << 22  # numbers converted to 64 bits at a time
 _ROUNDING = 1e-12  # relative to the numbers; a smaller deviation is rounding error of a constant, not a scale
@@ -109,7 +109,7 @@ class VectorColumn(TableColumn):
         self._place = np.zeros(1, np.int32)  # by 1 + row in the joined table: 1 + number of its vector, or 0
         self._times = self._used = np.zeros(0, np.int64)  # of each joined vector, in training rows and in all rows
         self._append: Append  # of the store, or of the rows that are kept for new ones
-        self._table: Tensor | None = None
+        self._table: Array | None = None
 
     @property
     def joined(self) -> int:
@@ -214,14 +214,14 @@ class VectorColumn(TableColumn):
         self.encoded.update({"rows": len(rows), "missing": int((rows == 0).sum())})
         return rows
 
-    def stored(self) -> Tensor:
+    def stored(self) -> Array:
         """(1 + m, d) vectors that the latest new rows refer to, after one of zeros."""
         if not self._row:
-            return torch.from_numpy(self._kept.take())
+            return self._kept.take()
         if self._table is None:
             for part in self._joined:
                 self._kept.append(self.scale(part, self.spec.column))
-            self._table, self._joined = torch.from_numpy(self._kept.take()), []
+            self._table, self._joined = self._kept.take(), []
         return self._table
 
     def _ranges(self) -> Iterator[tuple[_Part, tuple[int, int]]]:
