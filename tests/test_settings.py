@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
@@ -12,31 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from dlen.benchmarking.settings import BenchmarkSettings
-from dlen.commands.prepare import PrepareSettings
-from dlen.commands.report import ReportSettings
-from dlen.comparing.settings import CompareSettings
 from dlen.config_keys import groups_of, includes
 from dlen.errors import UserError
-from dlen.serving.settings import ExportSettings, PredictSettings
 from dlen.settings import Count, Group, Seeds, Settings, Share, Switch, Workers
-from dlen.sweeping.settings import StudySettings, SweepSettings
-from dlen.training.settings import EvaluateSettings, TrainSettings
+from dlen.sweeping.settings import StudySettings
 from dlen.valid import Matching, OneOf, Range, check_group, described, fault
+from tests.conftest import ROOT
 
-CONF = Path(__file__).parents[1] / "conf"
-DECLARED = {
-    "train": TrainSettings,
-    "prepare": PrepareSettings,
-    "evaluate": EvaluateSettings,
-    "predict": PredictSettings,
-    "export": ExportSettings,
-    "compare": CompareSettings,
-    "benchmark": BenchmarkSettings,
-    "progressive": TrainSettings,
-    "sweep": SweepSettings,
-    "report": ReportSettings,
-}
+sys.path.insert(0, str(ROOT / "docs"))
+from config_reference import DECLARED
+
+CONF = ROOT / "conf"
 _NO_KEYS = ("defaults", "hydra")
 _CHOSEN = ("debug",)  # a group without keys of its own
 
