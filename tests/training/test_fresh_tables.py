@@ -20,7 +20,7 @@ from dlen.training.fresh_tables import FreshTables
 from dlen.training.module import RankingModule
 from dlen.training.optimizers import adagrad, adam
 from dlen.training.selection import Selection
-from tests.conftest import Compose
+from tests.conftest import ROOT, Compose
 from tests.helpers import WITH_DIMS, WITH_SEQUENCES, make_batch, make_schema
 
 SMALL: dict[str, Any] = {"embedding_dim": 4, "expert": (8, 6), "tower": (4,)}
@@ -85,6 +85,16 @@ def test_the_first_new_table_has_the_whole_patience(capsys: pytest.CaptureFixtur
     patience.wait_count = 2
     fresh.on_train_epoch_start(fake_trainer(current_epoch=3, callbacks=[patience]), module)
     assert patience.wait_count == 2
+
+
+DATA = sorted(path.stem for path in (ROOT / "conf/data").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("data", DATA)
+def test_new_tables_can_begin_before_training_ends(data: str, composed: Compose) -> None:
+    config = composed(f"data={data}")
+    validations = round(1 / config.trainer.val_check_interval)
+    assert config.patience > (validations - 1) + validations  # the best one is an epoch's first, the next has no better
 
 
 MODELS: dict[str, Any] = {
