@@ -79,6 +79,7 @@ CASES: list[tuple[Any, list[object], list[object], str]] = [  # annotation, vali
     (dict[str, list[str]], [{"a": ["b"]}, {}], [{"a": "b"}, {1: ["b"]}, []], "a mapping of names to lists of texts"),
     (Annotated[str, OneOf("a", "b")], ["a"], ["c"], "one of a, b"),
     (Annotated[str, Matching(r"\w+", "a name")] | None, ["x", None], ["", "a b", 3], "a name or null"),
+    (Annotated[list[str], Matching("[ab]+", "names")], [[], ["a", "ba"]], ["a", ["c"], [1]], "names"),
     (Any, [1, None, {}], [], ""),
 ]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from dlen.valid import Range
+from dlen.valid import Matching, Range
 
 Count = Annotated[int, Range(1)]
 FromZero = Annotated[int, Range(0)]
@@ -20,6 +20,7 @@ Switch = Literal["auto"] | bool
 Group = dict[str, Any]  # settings of a class that checks them itself
 Seeds = Count | list[FromZero]
 Checkpoint = Literal["best", "last"]
+Packages = Annotated[list[str], Matching(r"[^\W\d]\w*", "a list of packages, such as [my_models]")]
 
 
 @dataclass

@@ -98,11 +98,11 @@ class OneOf:
 
 @dataclass(frozen=True, slots=True)
 class Matching:
-    """A text that matches a pattern as a whole.
+    """A text that matches a pattern as a whole, or a list of such texts.
 
     Attributes:
         pattern: regular expression.
-        what: what such a text is, for messages: ``the name of a column``.
+        what: what the value is, for messages: ``the name of a column``.
     """
 
     pattern: str
@@ -114,7 +114,8 @@ class Matching:
 
     def fault(self, value: Any, kind: str) -> str | None:
         """See :class:`Limit`."""
-        return None if re.fullmatch(self.pattern, value) else f"{value!r} is not {self.what}"
+        texts = value if isinstance(value, list) else [value]
+        return None if all(re.fullmatch(self.pattern, text) for text in texts) else f"{value!r} is not {self.what}"
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from dlen.errors import UserError
 from dlen.files import check_writable
-from dlen.settings import Checkpoint, Count, Group, Settings
+from dlen.settings import Checkpoint, Count, Group, Packages, Settings
 from dlen.training.run_folder import check_run
 from dlen.valid import Matching
 
@@ -20,7 +20,7 @@ class ScoringSettings(Settings):
     """Keys of both commands."""
 
     run: Path
-    trust: list[str]
+    trust: Packages
     checkpoint: Checkpoint
     fusion: Group
 
@@ -31,7 +31,7 @@ class PredictSettings(ScoringSettings):
 
     input: Path
     output: Annotated[str, Matching(r".*\.(parquet|csv|tsv)", "a file that ends in .parquet, .csv or .tsv")]
-    keep: list[str]
+    keep: Annotated[list[str], Matching(".+", "a list of columns, such as [user_id,item_id]")]
     batch_size: Count
 
 

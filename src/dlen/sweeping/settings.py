@@ -41,7 +41,7 @@ class StudySettings:
     retries: FromZero
     confirm: FromZero
     seed: FromZero
-    name: Annotated[str, Matching(r"\w[\w.-]*", "a name of letters, digits, dots, dashes and underscores")] | None
+    name: int | Annotated[str, Matching(r"\w[\w.-]*", "a name of letters, digits, dots, dashes and underscores")] | None
     storage: str | None
     workers: Workers
     devices_per_trial: Count

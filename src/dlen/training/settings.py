@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from dlen.settings import Checkpoint, Count, FromZero, Group, Settings, Share, Switch
+from dlen.settings import Checkpoint, Count, FromZero, Group, Packages, Settings, Share, Switch
 from dlen.valid import Matching, Range
 
 DayLabel = int | Annotated[str, Matching(".*", "the label of a day, such as 2026-11-24")] | None
@@ -74,7 +74,7 @@ class TrainSettings(Settings):
     seed: FromZero
     ckpt: Path | None
     rerun: Path | None
-    trust: list[str]
+    trust: Packages
     run_dir: Path | None
     callbacks: Group | None
     logger: Group | None
@@ -117,7 +117,7 @@ class EvaluateSettings(Settings):
     """Keys of ``conf/evaluate.yaml``."""
 
     run: Path
-    trust: list[str]
+    trust: Packages
     split: Literal["train", "validation", "test"]
     checkpoint: Checkpoint
     trainer: Group
