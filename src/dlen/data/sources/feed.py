@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -21,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from dlen.data.columns import Columns
+from dlen.data.parallel import Advance, Workers
 from dlen.data.ragged import select_rows
 from dlen.data.raw_sample import IdCounts, RawSample
 from dlen.data.sources.by_field import rows_by_field
@@ -42,15 +44,29 @@ from dlen.data.sources.feed_world import (
 from dlen.data.split import Split
 from dlen.data.store import Store
 from dlen.data.truth import Truth
-from dlen.data.writer import SplitWriter, StoreWriter
+from dlen.data.writer import PartWriter, SplitWriter, StoreWriter, WrittenPart, shard_folder
 from dlen.errors import UserError
 from dlen.progress import Stage
 from dlen.schema import Field, Kind, Schema, Task, View
 
+if TYPE_CHECKING:
+    from dlen.metrics import HistogramAUC
+
 _CHUNK = 1 << 17
+PIECE = 8  # chunks of a shard
 _ROWS_PER_PIECE = 1 << 12
 _USER_FIELDS = {"user": "user", "age": "user", "gender": "user", "city": "user"}
 _ITEM_FIELDS = {"item": "item", "category": "item", "author": "item", "hour": "context"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """What a piece has: its shard, training rows and their positives, and how the truth ranks the test rows."""
+
+    shard: WrittenPart
+    rows: int
+    positives: Floats
+    oracle: HistogramAUC
 
 
 class Feed(FeedSettings):
@@ -96,36 +112,59 @@ class Feed(FeedSettings):
         return FeedSample(replace(self, rows=min(self.rows, pieces * _ROWS_PER_PIECE)), self.rows)
 
     def write(self, writer: StoreWriter) -> Schema:
-        """Draw the world and its impressions in chunks."""
-        from dlen.metrics import HistogramAUC  # torchmetrics takes a second, and prepared data need none of it
-
-        sizes = self._vocabularies()
-        offsets = dict(zip(sizes, np.cumsum([0, *sizes.values()]), strict=False))
+        """Draw the world, and its impressions in chunks, of which each has random numbers of its own."""
+        sizes, chunks = self._vocabularies(), range(-(-self.rows // _CHUNK))
+        pieces = list(enumerate(chunks[first : first + PIECE] for first in chunks[::PIECE]))
         users = writer.beside.table("users", _counts(len(_USER_FIELDS)))
-        users.append(_encoded(self._user_values(np.arange(self.users)), offsets))
-        counts = _counts(len(_ITEM_FIELDS) + (self.positions > 0))
-        truths, views = len(self._truth_names()), self._views()
-        shard = writer.shard()
-        splits = {
-            name: shard.split(name, counts, len(self.tasks), group="users", num_truth=truths, num_views=len(views))
-            for name in ("train", "validation", "test")
-        }
-        positives, oracle = np.zeros(len(self.tasks)), HistogramAUC(len(self.tasks))
-        with Stage("simulating the feed", self.rows, "rows") as stage:
-            for chunk, start in enumerate(range(0, self.rows, _CHUNK)):
-                rng = np.random.default_rng([self.seed, 2, chunk])
-                drawn = self._world.draw(rng, min(_CHUNK, self.rows - start))
-                masks = self._masks(rng.random(len(drawn.user)))
-                self._append(splits, drawn, masks, offsets)
-                positives += drawn.labels[masks["train"]].sum(axis=0, dtype=np.float64)
-                logits = torch.from_numpy(logit(drawn.probability[masks["test"]]))
-                oracle.update(logits, torch.from_numpy(drawn.labels[masks["test"]]))
-                stage.advance(len(drawn.user))
-        aucs = zip(self.tasks, oracle.compute().reshape(-1).tolist(), strict=True)
+        users.append(_encoded(self._user_values(np.arange(self.users)), _offsets(sizes)))
+        rows, positives = 0, np.zeros(len(self.tasks))
+        oracles: list[HistogramAUC] = []
+
+        def add(drawn: _Drawn) -> bool:
+            nonlocal rows, positives
+            writer.add(drawn.shard)
+            rows, positives = rows + drawn.rows, positives + drawn.positives
+            if oracles:
+                oracles[0].merge_state(drawn.oracle)
+            else:
+                oracles.append(drawn.oracle)
+            return True
+
+        def alone(piece: tuple[int, range], advance: Advance) -> None:
+            add(self._draw(writer.folder, piece, advance))
+
+        most = max(len(pieces) // 2, 1)  # a process takes about as long to start as half a piece
+        with Workers(min(writer.workers, most)) as workers, Stage("simulating the feed", self.rows, "rows") as stage:
+            work = partial(_draw, writer.folder)
+            for _ in workers.merged(work, self, writer.scratch, pieces, stage, add, alone):
+                pass
+        aucs = zip(self.tasks, oracles[0].compute().reshape(-1).tolist(), strict=True)
         writer.notes["oracle_auc_on_test"] = {task: round(auc, 6) for task, auc in aucs if not np.isnan(auc)}
         for name, size in sizes.items():
             writer.vocabulary(name, pl.int_range(size - 1, eager=True))
-        return self._schema(sizes, positives / max(splits["train"].rows, 1))
+        return self._schema(sizes, positives / max(rows, 1))
+
+    def _draw(self, folder: Path, piece: tuple[int, range], advance: Advance) -> _Drawn:
+        """Draw the chunks of a piece, its number first, and write them as a shard of the store in ``folder``."""
+        from dlen.metrics import HistogramAUC  # torchmetrics takes a second, and prepared data need none of it
+
+        counts, offsets = _counts(len(_ITEM_FIELDS) + (self.positions > 0)), _offsets(self._vocabularies())
+        shard, truths, views = PartWriter(folder, shard_folder(piece[0])), len(self._truth_names()), len(self._views())
+        splits = {
+            name: shard.split(name, counts, len(self.tasks), group="users", num_truth=truths, num_views=views)
+            for name in ("train", "validation", "test")
+        }
+        positives, oracle = np.zeros(len(self.tasks)), HistogramAUC(len(self.tasks))
+        for chunk in piece[1]:
+            rng = np.random.default_rng([self.seed, 2, chunk])
+            drawn = self._world.draw(rng, min(_CHUNK, self.rows - chunk * _CHUNK))
+            masks = self._masks(rng.random(len(drawn.user)))
+            self._append(splits, drawn, masks, offsets)
+            positives += drawn.labels[masks["train"]].sum(axis=0, dtype=np.float64)
+            logits = torch.from_numpy(logit(drawn.probability[masks["test"]]))
+            oracle.update(logits, torch.from_numpy(drawn.labels[masks["test"]]))
+            advance(len(drawn.user))
+        return _Drawn(shard.close(), splits["train"].rows, positives, oracle)
 
     def truth(self, users: Ints, hour: int) -> Truth:
         """Ground truth of some users with every item.
@@ -249,6 +288,15 @@ class FeedSample:
         schema, factor = self.source.write(writer), self.rows / self.source.rows
         rows = dict.fromkeys(("train", "validation", "test"), factor)
         return schema, RawSample(rows | {"users": 1.0}, lambda: IdCounts({}, {}, {}))
+
+
+def _draw(folder: Path, source: Feed, piece: tuple[int, range], advance: Advance) -> _Drawn:
+    return source._draw(folder, piece, advance)
+
+
+def _offsets(sizes: Mapping[str, int]) -> dict[str, int]:
+    """First embedding row of each field."""
+    return dict(zip(sizes, np.cumsum([0, *sizes.values()]), strict=False))
 
 
 def _counts(single: int) -> dict[Kind, int]:
