@@ -13,7 +13,7 @@ from torch.multiprocessing.spawn import spawn
 from dlen.errors import UserError
 from dlen.models import MMoE
 from dlen.nn.embedding import EmbeddingTable, deferred_tables
-from dlen.nn.sharded import SHARDINGS, Layout, ShardedTable, check_shardable
+from dlen.nn.sharded import Layout, ShardedTable, check_shardable
 from dlen.schema import Field, Kind
 from dlen.training.optimizers import Combined, RowAdagrad, ShardedAdagrad, adagrad
 from dlen.training.optimizers import split_for_sharding as split
@@ -76,7 +76,7 @@ def work(rank: int, folder: str, by: str) -> None:
 
 @pytest.mark.slow
 @needs_torchrec
-@pytest.mark.parametrize("by", SHARDINGS)
+@pytest.mark.parametrize("by", ["rows", "tables"])
 def test_a_split_table_is_as_a_whole_one(by: str, tmp_path: Path) -> None:
     spawn(work, (str(tmp_path), by), nprocs=WORLD)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(WORLD))

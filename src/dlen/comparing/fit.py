@@ -22,7 +22,6 @@ _WIDTHS = ("backbone.expert", "head.hidden")  # keys of a model's config that ho
 _STEPS = 14  # steps of the bisection
 _MOST_OFF = 0.2  # largest relative deviation from the wanted number of parameters
 _MULTIPLE = 4  # layer sizes are multiples of this
-MATCHES = (None, "parameters")
 
 
 def fitted(

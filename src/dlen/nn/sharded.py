@@ -16,7 +16,6 @@ from dlen.nn.embedding import EmbeddingTable, bag_divisors, join_input
 from dlen.nn.processes import world_size
 from dlen.schema import Kind, Schema
 
-SHARDINGS = ("rows", "tables")
 _PIECE = 1 << 20  # rows sent at a time
 
 

@@ -30,7 +30,6 @@ _LASTING = (  # settings that a resumed run cannot change
 )
 _TRAINING_ONLY = ("callbacks", "scheduler")  # groups that evaluation and prediction do not build
 _LASTING_OR_NONE = ("scheduler", "callbacks.ema")  # settings that a resumed run cannot add either
-SPLITS = ("train", "validation", "test")
 DIAGNOSTICS = "diagnostics_{}.json"  # by split: curves, hidden state, gates
 SCORES = "scores_test.npy"  # (rows, targets) log-odds of the test split, in stored order
 
