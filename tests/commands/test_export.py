@@ -20,8 +20,10 @@ from dlen.ranking.scoring import calibrate, score_split
 from dlen.schema import Kind
 from dlen.serving import export as exporting
 from dlen.serving.export import INPUTS, dense, export
+from dlen.serving.settings import ExportSettings
 from dlen.training.fit import train
 from dlen.training.stores import open_run
+from dlen.valid import check_group
 from tests.conftest import ROOT, run_command
 from tests.helpers import make_batch, make_schema
 
@@ -174,8 +176,9 @@ def test_the_command_and_what_it_refuses(tmp_path: Path, raw: Path) -> None:
     for setting, expected in (
         ("run=none", "none: not a run folder"),
         ("checkpoint=worst", "worst.ckpt: no such checkpoint"),
-        ("check_rows=0", "config check_rows: 0 is not a positive whole number"),
         ("fusion.up=1", "config fusion.up: the model has no P"),
     ):
         with pytest.raises(UserError, match=re.escape(expected)):
             export(export_config(f"run={run}", setting))
+    with pytest.raises(UserError, match=r"^config check_rows: 0 is not a whole number"):
+        check_group(export_config(f"run={run}", "check_rows=0"), ExportSettings)

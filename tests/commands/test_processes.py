@@ -207,7 +207,7 @@ def test_a_sharded_run_is_that_of_a_copy_in_each_process(case: str, tmp_path: Pa
     ("settings", "expected"),
     [
         (["sharding=rows", "optimizer=adam"], "config optimizer: a sharded table is updated by row-wise Adagrad"),
-        (["sharding=columns"], "config sharding: 'columns' is neither null nor one of rows, tables"),
+        (["sharding=columns"], "config sharding: 'columns' is not rows, tables or null"),
         (["sharding=rows", "optimizer=adagrad", "trainer.devices=1"], "config sharding: needs several processes"),
         (
             ["sharding=rows", "optimizer=adagrad", "trainer.accumulate_grad_batches=2"],

@@ -27,8 +27,10 @@ from optuna.trial import TrialState
 
 from dlen.cli import _one_line
 from dlen.errors import UserError
+from dlen.sweeping.settings import SweepSettings
 from dlen.sweeping.study import connect
 from dlen.sweeping.sweep import make_plan
+from dlen.valid import check_group
 from tests.conftest import BRAKE, ROOT, Command, run_command, run_here, wait_for
 from tests.wandb_files import WandbRun, read_wandb
 
@@ -421,8 +423,13 @@ def test_wrong_settings(arguments: list[str], expected: str, tmp_path: Path) -> 
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose("sweep", [*places, *arguments], return_hydra_config=True)
         HydraConfig.instance().set_config(config)
-        with pytest.raises((UserError, HydraException, OmegaConfBaseException)) as caught:
+
+        def planned() -> None:
+            check_group(config, SweepSettings)
             make_plan(config)
+
+        with pytest.raises((UserError, HydraException, OmegaConfBaseException)) as caught:
+            planned()
     assert expected in _one_line(caught.value)
     assert not (tmp_path / "runs").exists()
 

@@ -452,8 +452,11 @@ def test_id_dropout_of_a_field_and_another_monitor(composed: Compose) -> None:
     assert {"val/logloss/labels", "val/auc/mean", "val/auc/weighted"} <= own.keys()
     for change, message in (
         ("id_dropout.fields={nobody: 10}", "config id_dropout: fields: 'nobody' is not a field"),
-        ("id_dropout.fields=3", "config id_dropout.fields: 3 is not a group of settings"),
-        ("id_dropout.k=-1", "config id_dropout: k must be a number from 0, got -1"),
+        (
+            "id_dropout.fields=3",
+            "config id_dropout.fields: 3 is not a mapping of names to finite numbers",
+        ),
+        ("id_dropout.k=-1", "config id_dropout.k: -1 is not a finite number from 0"),
         ("monitor=val/auc/likes", "config monitor: 'val/auc/likes' cannot be monitored"),
     ):
         with pytest.raises(UserError, match=message):
