@@ -13,13 +13,14 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
+from scipy.special import log_expit
 
 from dlen.errors import UserError
 from dlen.overrides import compose_train
 from dlen.ranking.scoring import calibrate, score_split
 from dlen.schema import Kind
 from dlen.serving import export as exporting
-from dlen.serving.export import INPUTS, dense, export
+from dlen.serving.export import INPUTS, dense, export, for_onnx
 from dlen.serving.settings import ExportSettings
 from dlen.training.fit import train
 from dlen.training.stores import open_run
@@ -164,6 +165,19 @@ def test_a_model_that_differs_is_not_written(tmp_path: Path, raw: Path, monkeypa
     with pytest.raises(UserError, match="the exported model differs from the run by"):
         export(export_config(f"run={run}", "check_rows=64"))
     assert not list((run / "export").iterdir())
+
+
+@pytest.mark.slow
+def test_logits_of_rare_events_are_exact_in_onnx(tmp_path: Path) -> None:
+    class LogProbability(torch.nn.Module):
+        def forward(self, logits: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.logsigmoid(logits)
+
+    logits = torch.linspace(-80, 40, 1201)[:, None]
+    program = torch.export.export(LogProbability(), (logits,), dynamic_shapes=({0: torch.export.Dim("rows")},))
+    torch.onnx.export(for_onnx(program), (), str(tmp_path / "m.onnx"), input_names=["x"], dynamo=True, verbose=False)
+    (found,) = onnxruntime.InferenceSession(str(tmp_path / "m.onnx")).run(None, {"x": logits.numpy()})
+    np.testing.assert_allclose(found, log_expit(logits.double().numpy()), rtol=1e-6, atol=1e-17)
 
 
 @pytest.mark.slow
