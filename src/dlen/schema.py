@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -263,8 +263,7 @@ class Schema:
     @property
     def offsets(self) -> dict[str, int]:
         """First row of each id field in the shared embedding table."""
-        ends = np.cumsum([0, *(f.vocab_size for f in self.owners)])
-        own = {f.name: int(start) for f, start in zip(self.owners, ends, strict=False)}
+        own = first_rows({f.name: f.vocab_size for f in self.owners})
         return {f.name: own[f.share or f.name] for f in self.fields if f.has_ids}
 
     def rows(self, name: str) -> slice:
@@ -347,3 +346,8 @@ def read_schema(path: Path) -> Schema:
         return Schema.from_dict(read_mapping(path))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: is not the schema of a run ({error!r})") from None
+
+
+def first_rows(sizes: Mapping[str, int]) -> dict[str, int]:
+    """First row of each field in an embedding table, by the numbers of rows of the fields in their order."""
+    return dict(zip(sizes, np.cumsum([0, *sizes.values()]).tolist(), strict=False))

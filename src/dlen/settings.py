@@ -30,3 +30,13 @@ class Settings:
     data_dir: Path
     prepare_workers: Workers
     paper: Group
+
+
+@dataclass
+class OpenSettings(Settings):
+    """Keys of the commands that open a finished run."""
+
+    run: Path
+    trust: Packages
+    checkpoint: Checkpoint
+    fusion: Group

@@ -144,11 +144,16 @@ _KINDS: dict[Any, _Kind] = {
 }
 
 
+def _kind(plain: Any) -> _Kind | None:
+    """The plain type of an annotation, a group for a dataclass; None for a list, a mapping, a union or names."""
+    return _KINDS.get(_GROUP if is_dataclass(plain) else plain)
+
+
 def described(hint: Any, *, many: bool = False) -> str:
     """The valid values of an annotation in words: ``a whole number from 1``; ``many`` for several of them."""
     plain, *limits = get_args(hint) if get_origin(hint) is Annotated else (hint,)
     members = _members(plain)
-    if kind := _KINDS.get(_GROUP if is_dataclass(plain) else plain):
+    if kind := _kind(plain):
         text = kind.many if many else kind.one
     elif get_origin(plain) is Literal:
         text = _listed(_alternatives(plain, many))
@@ -185,7 +190,7 @@ def _members(hint: Any) -> tuple[Any, ...]:
 
 def _has_type(plain: Any, value: Any) -> bool:
     """Whether a value has the type of an annotation without limits, and what is in it has the annotated values."""
-    if kind := _KINDS.get(_GROUP if is_dataclass(plain) else plain):
+    if kind := _kind(plain):
         return kind.fits(value)
     of = get_args(plain)
     if get_origin(plain) is Literal:

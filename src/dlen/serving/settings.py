@@ -10,23 +10,13 @@ from omegaconf import DictConfig
 
 from dlen.errors import UserError
 from dlen.files import check_writable
-from dlen.settings import Checkpoint, Count, Group, Packages, Settings
+from dlen.settings import Count, OpenSettings
 from dlen.training.run_folder import check_run
 from dlen.valid import Matching
 
 
 @dataclass
-class ScoringSettings(Settings):
-    """Keys of both commands."""
-
-    run: Path
-    trust: Packages
-    checkpoint: Checkpoint
-    fusion: Group
-
-
-@dataclass
-class PredictSettings(ScoringSettings):
+class PredictSettings(OpenSettings):
     """Keys of ``conf/predict.yaml``."""
 
     input: Path
@@ -36,7 +26,7 @@ class PredictSettings(ScoringSettings):
 
 
 @dataclass
-class ExportSettings(ScoringSettings):
+class ExportSettings(OpenSettings):
     """Keys of ``conf/export.yaml``."""
 
     output: Path | None

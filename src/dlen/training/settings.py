@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from dlen.settings import Checkpoint, Count, FromZero, Group, Packages, Settings, Share, Switch
+from dlen.settings import Count, FromZero, Group, OpenSettings, Packages, Settings, Share, Switch
 from dlen.valid import Matching, Range
 
 DayLabel = int | Annotated[str, Matching(".*", "the label of a day, such as 2026-11-24")] | None
@@ -113,13 +113,9 @@ class RunSettings:
 
 
 @dataclass
-class EvaluateSettings(Settings):
+class EvaluateSettings(OpenSettings):
     """Keys of ``conf/evaluate.yaml``."""
 
-    run: Path
-    trust: Packages
     split: Literal["train", "validation", "test"]
-    checkpoint: Checkpoint
     trainer: Group
     off_policy: Group
-    fusion: Group

@@ -30,7 +30,7 @@ from dlen.data.vocabulary import IdCounter, IdVocabulary
 from dlen.data.writer import PartWriter, SplitWriter, StoreWriter, TableWriter, WrittenPart, shard_folder
 from dlen.hashing import fraction
 from dlen.progress import Stage
-from dlen.schema import Kind, Pooling
+from dlen.schema import Kind, Pooling, first_rows
 
 PIECE = 64 << 20  # bytes
 HEAD = ["sample_id", "click", "conversion", "common_feature_index"]  # of a skeleton
@@ -215,8 +215,7 @@ class AliCCPPasses:
 
     def run(self) -> None:
         """Write the splits and vocabularies."""
-        most = max(len(self.pairs) // 2, 1)  # a process takes about as long to start as half a piece
-        with Workers(min(self.writer.workers, most)) as self.workers:
+        with Workers.for_pieces(self.writer.workers, len(self.pairs)) as self.workers:
             for pieces in self.commons.values():
                 found: list[_Groups] = []
                 self._pass(f"reading {pieces[0].path.name}", pieces, AliCCPPasses.read_common, found.append)
@@ -296,8 +295,7 @@ class AliCCPPasses:
         self._pass("counting user ids", self.commons["train"], AliCCPPasses.count_users, add)
         min_count = self.source.min_count
         self.vocabularies = {name: IdVocabulary(*counted.result(), min_count) for name, counted in counters.items()}
-        starts = np.cumsum([0, *map(len, self.vocabularies.values())])
-        self.offsets = dict(zip(self.vocabularies, map(int, starts), strict=False))  # in the order of the schema
+        self.offsets = first_rows({name: len(ids) for name, ids in self.vocabularies.items()})  # as in the schema
         for name, vocabulary in self.vocabularies.items():
             self.writer.vocabulary(name, pl.Series(vocabulary.ids), pl.Series(vocabulary.counts))
 

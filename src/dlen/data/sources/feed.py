@@ -47,7 +47,7 @@ from dlen.data.truth import Truth
 from dlen.data.writer import PartWriter, SplitWriter, StoreWriter, WrittenPart, shard_folder
 from dlen.errors import UserError
 from dlen.progress import Stage
-from dlen.schema import Field, Kind, Schema, Task, View
+from dlen.schema import Field, Kind, Schema, Task, View, first_rows
 
 if TYPE_CHECKING:
     from dlen.metrics import HistogramAUC
@@ -116,7 +116,7 @@ class Feed(FeedSettings):
         sizes, chunks = self._vocabularies(), range(-(-self.rows // _CHUNK))
         pieces = list(enumerate(chunks[first : first + PIECE] for first in chunks[::PIECE]))
         users = writer.beside.table("users", _counts(len(_USER_FIELDS)))
-        users.append(_encoded(self._user_values(np.arange(self.users)), _offsets(sizes)))
+        users.append(_encoded(self._user_values(np.arange(self.users)), first_rows(sizes)))
         rows, positives = 0, np.zeros(len(self.tasks))
         oracles: list[HistogramAUC] = []
 
@@ -133,8 +133,8 @@ class Feed(FeedSettings):
         def alone(piece: tuple[int, range], advance: Advance) -> None:
             add(self._draw(writer.folder, piece, advance))
 
-        most = max(len(pieces) // 2, 1)  # a process takes about as long to start as half a piece
-        with Workers(min(writer.workers, most)) as workers, Stage("simulating the feed", self.rows, "rows") as stage:
+        workers = Workers.for_pieces(writer.workers, len(pieces))
+        with workers, Stage("simulating the feed", self.rows, "rows") as stage:
             work = partial(_draw, writer.folder)
             for _ in workers.merged(work, self, writer.scratch, pieces, stage, add, alone):
                 pass
@@ -148,7 +148,7 @@ class Feed(FeedSettings):
         """Draw the chunks of a piece, its number first, and write them as a shard of the store in ``folder``."""
         from dlen.metrics import HistogramAUC  # torchmetrics takes a second, and prepared data need none of it
 
-        counts, offsets = _counts(len(_ITEM_FIELDS) + (self.positions > 0)), _offsets(self._vocabularies())
+        counts, offsets = _counts(len(_ITEM_FIELDS) + (self.positions > 0)), first_rows(self._vocabularies())
         shard, truths, views = PartWriter(folder, shard_folder(piece[0])), len(self._truth_names()), len(self._views())
         splits = {
             name: shard.split(name, counts, len(self.tasks), group="users", num_truth=truths, num_views=views)
@@ -292,11 +292,6 @@ class FeedSample:
 
 def _draw(folder: Path, source: Feed, piece: tuple[int, range], advance: Advance) -> _Drawn:
     return source._draw(folder, piece, advance)
-
-
-def _offsets(sizes: Mapping[str, int]) -> dict[str, int]:
-    """First embedding row of each field."""
-    return dict(zip(sizes, np.cumsum([0, *sizes.values()]), strict=False))
 
 
 def _counts(single: int) -> dict[Kind, int]:

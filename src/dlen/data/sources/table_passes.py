@@ -96,8 +96,7 @@ class TablePasses:
 
     def run(self) -> Schema:
         """Write the splits and vocabularies."""
-        most = max(len(self.rows.pieces) // 2, 1)  # a process takes about as long to start as half a piece
-        with Workers(min(self.writer.workers, most)) as self.workers:
+        with Workers.for_pieces(self.writer.workers, len(self.rows.pieces)) as self.workers:
             return self._run()
 
     def _run(self) -> Schema:
