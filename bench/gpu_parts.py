@@ -21,6 +21,7 @@ from dlen.data.shuffle import permute
 from dlen.data.split import ResidentSplit, Split, split_of
 from dlen.models import DLEN, PLE, MMoE, Ranker
 from dlen.models.backbones import MMoEBackbone
+from dlen.models.features import Features
 from dlen.nn.mlp import MLP
 from dlen.schema import Field, Kind, Schema, Task
 from dlen.targets import Targets
@@ -86,13 +87,23 @@ def make_model(name: str, schema: Schema) -> Ranker:
     return MMoE(schema, embedding_dim=DIM, num_experts=2)
 
 
-def loss_of(model: Ranker, device: torch.device) -> Callable[[Batch], Tensor]:
-    """The training loss of a batch, as ``RankingModule`` computes it."""
+def loss_of(model: Ranker, device: torch.device, *, compiled: bool = False) -> Callable[[Batch], Tensor]:
+    """The training loss of a batch, as ``RankingModule`` computes it; compiled as ``compile=true`` does.
+
+    A CPU only traces it, which needs no compiler.
+    """
     targets, weights = Targets(model.schema), torch.ones(len(model.schema.tasks), device=device)
+
+    def of_features(values: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+        return model.head.loss(model.predict(Features(values, model.spec)), labels, mask, weights)
+
+    if compiled:
+        backend = "inductor" if device.type == "cuda" else "aot_eager"
+        of_features = torch.compile(of_features, dynamic=False, fullgraph=True, backend=backend)
 
     def loss(batch: Batch) -> Tensor:
         labels, mask = targets.training_labels(batch.labels), targets.trained(batch.labels)
-        return model.head.loss(model(batch), labels, mask, weights)
+        return of_features(model.features(batch).values, labels, mask)
 
     return loss
 
@@ -125,11 +136,16 @@ Step = OrdinaryStep | StaticStep
 
 
 def make_step(kind: str, model: Ranker, split: ResidentSplit, batch: int, *, bfloat16: bool) -> Step:
-    """A step of ``model``, which lies on the split's device: ``ordinary``, ``static``, or ``graph``."""
+    """A step of ``model``, which lies on the split's device: ``ordinary``, ``static``, ``graph`` or ``compiled``.
+
+    On a GPU, the last two are one graph.
+    """
     optimizer, loss = adam(model, lr=1e-3, embedding_lr=1e-3), loss_of(model, split.device)
     if kind == "ordinary":
         return OrdinaryStep(loss, optimizer, split, bfloat16=bfloat16)
-    return StaticStep(loss, optimizer, split, batch, bfloat16=bfloat16, graph=kind == "graph")
+    compiled = loss_of(model, split.device, compiled=True) if kind == "compiled" else None
+    graph = kind == "graph" or (kind == "compiled" and split.device.type == "cuda")
+    return StaticStep(loss, optimizer, split, batch, bfloat16=bfloat16, graph=graph, compiled=compiled)
 
 
 def graph_or_static(device: torch.device) -> str:

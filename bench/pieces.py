@@ -1,7 +1,7 @@
-"""A table prepared in pieces by one process and by two: seconds, and the ratio of them.
+"""A table prepared in pieces by one process and by several: seconds, and the ratio of them.
 
 python bench/pieces.py                     # 8 M rows, three rounds
-python bench/pieces.py rows=3000000 rounds=1
+python bench/pieces.py rows=3000000 rounds=1 processes=1,4,16
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ def main() -> None:
     given = dict(argument.split("=") for argument in sys.argv[1:])
     rows = int(given.get("rows", 8_000_000))
     with table(rows) as folder:
-        ways = {f"{count} process(es)": partial(seconds, folder, count) for count in (1, 2)}
+        counts = [int(count) for count in given.get("processes", "1,2").split(",")]
+        ways = {f"{count} process(es)": partial(seconds, folder, count) for count in counts}
         found = in_turn(ways, int(given.get("rounds", 3)))
     base = next(iter(found.values()))
     report(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 from torch import Tensor, nn
+from torch._dynamo.backends.registry import lookup_backend
 
 from dlen.errors import UserError
 from dlen.training import building, datamodule, fit, graphing
@@ -46,13 +49,13 @@ class Took:
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> Took:
     """Lets runs on the CPU take the static step where one on a GPU would, without a graph."""
 
-    def static_step(setting: str | bool, module: RankingModule) -> StaticStep | None:
+    def static_step(setting: str | bool, compile_loss: bool, module: RankingModule) -> StaticStep | None:
         reasons = list(graphing._reasons(module, trusted=setting is True))
         if setting is False or reasons:
             return None
         loader = module.trainer.train_dataloader
         assert loader is not None
-        return graphing.build(module, loader, graph=False)
+        return graphing.build(module, loader, graph=False, compile_loss=compile_loss)
 
     monkeypatch.setattr(fit, "static_step", static_step)
     monkeypatch.setattr(datamodule, "free_memory", lambda device: 1 << 40)
@@ -87,6 +90,42 @@ def test_a_run_of_static_steps_resumes_as_an_ordinary_one(composed: Compose, tmp
         train(composed(*settings, f"cuda_graph={first}", run, "trainer.max_steps=7"))
         found = results(composed(*settings, f"cuda_graph={second}", run, "ckpt=last"))
         assert found == pytest.approx(wanted, rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize("model", ["mmoe", "dlen", "esmm"])
+def test_a_run_of_compiled_steps_has_the_results_of_one_that_is_not_compiled(
+    model: str, composed: Compose, tmp_path: Path, on_cpu: Took, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Traced as for a compiler, which a machine may lack: one graph, without gaps, for all full batches."""
+    traced: list[int] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        traced.append(len(inputs))
+        return lookup_backend("aot_eager")(graph, inputs)
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    data = ["data=feed", *SETTINGS[1:]] if model != "esmm" else ["data=aliccp_demo", "data.rows=3000", *SETTINGS[2:]]
+    settings = [*data, f"model={model}", f"data_dir={tmp_path}/data"]
+    wanted = results(composed(*settings, f"run_dir={tmp_path}/plain"))
+    assert not traced
+    found = results(composed(*settings, "compile=true", f"run_dir={tmp_path}/compiled"))
+    assert len(traced) == 1
+    assert "not compiled" not in capsys.readouterr().err
+    assert found == pytest.approx(wanted, rel=1e-6)
+
+
+def test_a_compiler_that_fails_is_told_and_done_without(
+    composed: Compose, tmp_path: Path, on_cpu: Took, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def fails(graph: Any, inputs: Any) -> Any:
+        raise RuntimeError("no compiler here")
+
+    settings = [*SETTINGS, "model=mmoe", "id_dropout.k=0", f"data_dir={tmp_path}/data"]  # the failing try draws as well
+    wanted = results(composed(*settings, f"run_dir={tmp_path}/plain"))
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=fails))
+    found = results(composed(*settings, "compile=true", f"run_dir={tmp_path}/compiled"))
+    assert found == wanted
+    assert capsys.readouterr().err.count("training steps are not compiled: ") == 1
 
 
 class Reads(Callback):
@@ -151,8 +190,11 @@ def test_a_wrong_setting_is_named(composed: Compose, tmp_path: Path) -> None:
         train(composed(*SETTINGS, f"data_dir={tmp_path}/data", f"run_dir={tmp_path}/run", "cuda_graph=often"))
 
 
-def test_the_cpu_keeps_the_ordinary_step(composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cpu_keeps_the_ordinary_step(
+    composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
     took = Took(monkeypatch)
     more = [f"data_dir={tmp_path}/data", f"run_dir={tmp_path}/run", "trainer.max_steps=2", "trainer.max_epochs=-1"]
-    train(composed(*SETTINGS, *more, "trainer.val_check_interval=1", "cuda_graph=true"))
+    train(composed(*SETTINGS, *more, "trainer.val_check_interval=1", "cuda_graph=true", "compile=true"))
     assert (took.static, took.ordinary) == (0, 2)
+    assert "training steps are not compiled" in capsys.readouterr().err

@@ -229,7 +229,7 @@ def fit(
             sharding=config.sharding,
             id_dropout=id_dropout,
             make_schedule=build_schedule(config, mode),
-            make_static=partial(static_step, config.get("cuda_graph", "auto")),
+            make_static=partial(static_step, config.get("cuda_graph", "auto"), config.get("compile", False)),
         )
         data = RankingDataModule(store, config.loader.batch_size, config.loader.eval_batch_size, config.seed)
         check_processes(config, trainer, model)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from functools import partial
 
+import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
@@ -20,7 +23,7 @@ _OF_GRADIENTS = ("on_before_zero_grad", "on_before_backward", "on_after_backward
 _OWN = ("dlen", "lightning", "torch")  # packages whose Python code does not decide anything from step to step
 
 
-def static_step(setting: str | bool, module: RankingModule) -> StaticStep | None:
+def static_step(setting: str | bool, compile_loss: bool, module: RankingModule) -> StaticStep | None:
     """The static step of a training that begins; None if it takes the ordinary step.
 
     On a GPU, a line on stderr tells why it does.
@@ -28,11 +31,14 @@ def static_step(setting: str | bool, module: RankingModule) -> StaticStep | None
     Args:
         setting: ``cuda_graph`` of the config: ``auto``; True to trust the Python code of classes that are not dlen's
             to do the same in each step; False for the ordinary step.
+        compile_loss: ``compile`` of the config: compile the loss.
         module: module of the training, with its optimiser and loader.
     """
     trainer, device = module.trainer, module.device
     loader = trainer.train_dataloader
     if setting is False or device.type != "cuda":
+        if compile_loss and trainer.is_global_zero:
+            print("training steps are not compiled: only one that a GPU repeats as a CUDA graph is", file=sys.stderr)
         return None
     assert loader is not None
     reason = next(_reasons(module, trusted=setting is True), None)
@@ -40,16 +46,22 @@ def static_step(setting: str | bool, module: RankingModule) -> StaticStep | None
         if trainer.is_global_zero:
             tell_ordinary(reason)
         return None
-    return build(module, loader, graph=True)
+    return build(module, loader, graph=True, compile_loss=compile_loss)
 
 
-def build(module: RankingModule, loader: BatchLoader, *, graph: bool) -> StaticStep:
+def build(module: RankingModule, loader: BatchLoader, *, graph: bool, compile_loss: bool = False) -> StaticStep:
     """The static step of a module, to which the loader gives row numbers from now on."""
     assert isinstance(loader.split, ResidentSplit)
     loader.gathers = False
     bfloat16 = str(module.trainer.precision) == "bf16-mixed"
     optimizer = module.trainer.optimizers[0]
-    return StaticStep(module.training_loss, optimizer, loader.split, loader.batch_size, bfloat16=bfloat16, graph=graph)
+    loss, compiled = module.training_loss, None
+    if compile_loss:
+        # The table's look-up stays outside, as compiled code has no sparse gradients.
+        compiled = partial(loss, fixed_loss=torch.compile(module.fixed_loss, dynamic=False))
+    return StaticStep(
+        loss, optimizer, loader.split, loader.batch_size, bfloat16=bfloat16, graph=graph, compiled=compiled
+    )
 
 
 def _reasons(module: RankingModule, *, trusted: bool) -> Iterator[str]:

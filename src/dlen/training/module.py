@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from dlen.batch import Batch
 from dlen.data.split import Rows
 from dlen.errors import UserError
+from dlen.models.features import Features
 from dlen.models.model import Model
 from dlen.models.predictions import Predictions
 from dlen.models.ranker import Ranker
@@ -180,17 +181,21 @@ class RankingModule(L.LightningModule):
             return self._static(batch.index)
         return self.training_loss(batch)
 
-    def training_loss(self, batch: Batch) -> Tensor:
-        """Compute the training loss of the head and the balancer."""
+    def training_loss(self, batch: Batch, fixed_loss: Callable[..., Tensor] | None = None) -> Tensor:
+        """Compute the training loss of the head and the balancer.
+
+        Args:
+            fixed_loss: takes the place of :meth:`fixed_loss`, such as its compiled form.
+        """
         assert isinstance(self.model, Ranker)  # a baseline is fitted in one go
         if self.id_dropout is not None:
             batch = self.id_dropout(batch)  # here, so that it works for every model
         labels, mask = self.targets.training_labels(batch.labels), self.targets.trained(batch.labels)
         head, row_weights = self.model.head, batch.row_weights
+        features = self.model.features(batch)
         if isinstance(self.balancer, Fixed):
-            loss = head.loss(self.model(batch), labels, mask, self.task_weights, row_weights, batch.known_views)
+            loss = (fixed_loss or self.fixed_loss)(features.values, labels, mask, row_weights, batch.known_views)
         else:
-            features = self.model.features(batch)
             predictions = self.model.predict(features)
             losses = head.task_losses(predictions, labels, mask, row_weights)
             extra = head.extra_loss(predictions, row_weights)
@@ -198,6 +203,14 @@ class RankingModule(L.LightningModule):
             if self.balancer.on_gradients:
                 self._graph = (losses * self.task_weights, features.values, extra)
         return loss
+
+    def fixed_loss(
+        self, values: Tensor, labels: Tensor, mask: Tensor, row_weights: Tensor | None, known_views: Tensor | None
+    ) -> Tensor:
+        """The training loss with constant task weights, from the (B, D) features of a batch."""
+        assert isinstance(self.model, Ranker)
+        predictions = self.model.predict(Features(values, self.model.spec))
+        return self.model.head.loss(predictions, labels, mask, self.task_weights, row_weights, known_views)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch | Rows, batch_idx: int) -> None:
         """Log the loss only at the steps that Lightning writes; logging every step costs 4 % of a step."""

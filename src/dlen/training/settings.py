@@ -90,6 +90,7 @@ class TrainSettings(Settings):
     id_dropout: IdDropoutSettings
     reset_embeddings: Switch
     cuda_graph: Switch
+    compile: bool
     metrics: MetricsSettings
     model: Group
     balancing: Group

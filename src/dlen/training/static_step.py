@@ -40,6 +40,8 @@ class StaticStep:
         batch_size: rows of a batch B.
         bfloat16: compute the loss in bfloat16, as ``precision=bf16-mixed`` does.
         graph: repeat the step as a CUDA graph; needs a GPU.
+        compiled: ``loss`` as ``torch.compile`` makes it, for batches of the step's shapes; None for ``loss`` itself. If
+            it fails at the first batch, a line on stderr tells why and ``loss`` takes its place.
 
     Attributes:
         refused: why the step could not be captured, so that all run without a graph; empty if it could.
@@ -57,23 +59,25 @@ class StaticStep:
         *,
         bfloat16: bool = False,
         graph: bool = False,
+        compiled: Callable[[Batch], Tensor] | None = None,
     ) -> None:
         if split.host.sequences is not None:
             raise ValueError("a static step pads no sequences; train without it")
         self.loss, self.optimizer, self.split, self.bfloat16 = loss, optimizer, split, bfloat16
         self.totals = likely_totals(split.host, batch_size)
         self.index = torch.zeros(batch_size, dtype=torch.int64, device=split.device)
-        self.graph = graph
+        self.graph, self.compiled = graph, compiled
         self.refused = ""
         self._captured: torch.cuda.CUDAGraph | None = None
         self._result = torch.zeros(())
         self._rates: list[Any] = []
         self._steps = 0  # since the rates changed
+        self._compiles = False
 
     def __call__(self, index: Tensor) -> Tensor:
         """Train on rows ``index`` (B,) int64, a host tensor, and return the loss, which the next step may overwrite."""
         if not self.fits(index):
-            return self._train(self.split.batch(index))
+            return self._train(self.split.batch(index), self.loss)
         self.index.copy_(index.pin_memory() if self.index.is_cuda else index, non_blocking=True)
         if not self.graph or self.refused:
             return self._step()
@@ -99,7 +103,7 @@ class StaticStep:
         except Exception as error:  # of a model that reads a value from the device, for example; it may be the user's
             torch.cuda.set_stream(stream)  # a capture that failed leaves its own stream in place
             self.optimizer.zero_grad()
-            self.refused = f"{type(error).__name__}: {error}".splitlines()[0]
+            self.refused = first_line(error)
             tell_ordinary(self.refused)
         else:
             self._captured = graph
@@ -120,17 +124,34 @@ class StaticStep:
         return loss
 
     def _step(self) -> Tensor:
-        return self._train(self.split.copy.batch(self.index, self.totals, padded=True))
+        batch = self.split.copy.batch(self.index, self.totals, padded=True)
+        if self.compiled is None:
+            return self._train(batch, self.loss)
+        try:
+            loss = self._train(batch, self.compiled)
+        except Exception as error:  # of a compiler that is missing or fails, which a user's own parts may bring about
+            if self._compiles:
+                raise
+            self.compiled = None
+            print(f"training steps are not compiled: {first_line(error)}", file=sys.stderr)
+            return self._train(batch, self.loss)
+        self._compiles = True
+        return loss
 
-    def _train(self, batch: Batch) -> Tensor:
+    def _train(self, batch: Batch, loss_of: Callable[[Batch], Tensor]) -> Tensor:
         self.optimizer.zero_grad()
         # The cache of autocast would keep weights of before the graph's step.
         kind = self.split.device.type
         with torch.autocast(kind, torch.bfloat16, enabled=self.bfloat16, cache_enabled=False):
-            loss = self.loss(batch)
+            loss = loss_of(batch)
         loss.backward()
         self.optimizer.step()
         return loss.detach()
+
+
+def first_line(error: Exception) -> str:
+    """The kind of an error and the first line of its message."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def tell_ordinary(reason: str) -> None:
