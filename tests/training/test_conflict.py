@@ -110,6 +110,40 @@ def sampled(labels: list[list[float]]) -> dict[str, float]:
     return conflict.figures(schema.task_names)
 
 
+def test_samples_of_auto_become_rare_and_count_for_the_steps_to_the_next_one() -> None:
+    conflict = GradientConflict("auto")
+    weights = {step: weight for step in range(100_000) if (weight := conflict.weight(step))}
+    steps = np.array([*weights])
+    assert steps[:12].tolist() == [*range(0, 1200, 100)]
+    gaps = np.diff(steps)
+    assert gaps.tolist() == [round(100 * weight) for weight in weights.values()][:-1]
+    later = steps[:-1] >= 1000
+    assert (gaps[later] == steps[:-1][later] // 10).all()
+    assert len(steps) < 60
+    for start in (0, 1, 1100, 1101, 54_321):  # resumed there: the same samples
+        resumed = GradientConflict("auto")
+        assert [step for step in range(start, 60_000) if resumed.weight(step)] == [
+            step for step in weights if start <= step < 60_000
+        ]
+
+
+def test_samples_at_a_fixed_interval_count_alike() -> None:
+    conflict = GradientConflict(7)
+    assert [conflict.weight(step) for step in range(15)] == [1.0] + [0.0] * 6 + [1.0] + [0.0] * 6 + [1.0]
+
+
+def test_a_sample_counts_by_its_weight() -> None:
+    """Two kinds of samples, one of them three times as often, or once with three times the weight."""
+    torch.manual_seed(0)
+    first, second = ((torch.randn(2, 5), torch.randn(4, 2, 3)) for _ in range(2))
+    weighted, repeated = GradientConflict("auto"), GradientConflict(1)
+    weighted.add(*first)
+    weighted.add(*second, 3.0)
+    for gradients in (first, second, second, second):
+        repeated.add(*gradients)
+    assert weighted.figures(["a", "b"]) == pytest.approx(repeated.figures(["a", "b"]))
+
+
 def test_figures_are_means_over_pairs() -> None:
     figures = sampled([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
     pairs = [figures[f"train/conflict/cosine/{a}-{b}"] for a, b in (("t0", "t1"), ("t0", "t2"), ("t1", "t2"))]

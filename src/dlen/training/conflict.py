@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from itertools import combinations
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -26,6 +26,7 @@ from dlen.training.module import RankingModule
 # A sample needs one backward pass per task, so on a whole large batch it costs several steps. A fixed number of rows
 # also gives batches of 1024 and 4096 the same noise, which keeps their metrics comparable.
 ROWS = 1024
+FIRST_INTERVAL = 100  # steps
 
 
 def cosines(gradients: Tensor) -> Tensor:
@@ -61,7 +62,7 @@ def task_gradients(model: Ranker, batch: Batch, targets: Targets, rows: int = RO
 
 
 class GradientConflict(Callback):
-    """Samples gradient conflict at a fixed interval of steps, on up to 1024 rows of the batch.
+    """Samples gradient conflict in some of the training steps, on up to 1024 rows of the batch.
 
     Does not synchronise with the device until a validation reads the sums.
 
@@ -70,12 +71,16 @@ class GradientConflict(Callback):
     the mean cosine, ``conflict/cosine/A-B`` that of one pair, and ``conflict/rows`` the share of pairs with a cosine
     below 0 on a single row's input.
 
+    A sample costs as much as several steps. So with ``auto`` they become as rare as the training is long: the next one
+    is 100 steps later, or a tenth of the steps so far if that is more. Each counts as often as the steps to the next.
+
     Args:
-        every: number of steps between samples; 0 disables sampling.
+        every: number of steps between samples, or ``auto``; 0 disables sampling.
     """
 
-    def __init__(self, every: int) -> None:
+    def __init__(self, every: int | Literal["auto"]) -> None:
         self.every = every
+        self._next = 0  # step of the next sample
         self.total: dict[str, Tensor] = {}  # over the whole training
         self.recent: dict[str, Tensor] = {}  # since the last validation
 
@@ -84,19 +89,35 @@ class GradientConflict(Callback):
     ) -> None:
         """Take a sample without changing the random numbers of the training step."""
         assert isinstance(pl_module, RankingModule)
-        if self.every == 0 or trainer.global_step % self.every or len(pl_module.model.schema.tasks) < 2:
+        if self.every == 0 or len(pl_module.model.schema.tasks) < 2:
+            return
+        weight = self.weight(trainer.global_step)
+        if not weight:
             return
         devices = [pl_module.device] if pl_module.device.type == "cuda" else []
         assert isinstance(pl_module.model, Ranker)
         batch = batch.batch() if isinstance(batch, Rows) else batch
         with torch.random.fork_rng(devices=devices), torch.enable_grad():
             gradients = task_gradients(pl_module.model, batch, pl_module.targets)
-        self.add(*gradients)
+        self.add(*gradients, weight)
 
-    def add(self, by_task: Tensor, by_row: Tensor) -> None:
+    def weight(self, step: int) -> float:
+        """How often a sample of this step counts; 0 if none is taken. Steps are asked for in ascending order."""
+        while self._next < step:  # a resumed training begins later
+            self._next += self._interval(self._next)
+        if self._next > step:
+            return 0.0
+        interval = self._interval(step)
+        self._next += interval
+        return interval / FIRST_INTERVAL if self.every == "auto" else 1.0
+
+    def _interval(self, step: int) -> int:
+        return max(FIRST_INTERVAL, step // 10) if isinstance(self.every, str) else self.every
+
+    def add(self, by_task: Tensor, by_row: Tensor, weight: float = 1.0) -> None:
         """Add one sample of :func:`task_gradients`."""
         for sums in (self.total, self.recent):
-            _add(sums, by_task, by_row)
+            _add(sums, by_task, by_row, weight)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the samples since the last validation."""
@@ -120,7 +141,7 @@ class GradientConflict(Callback):
         self.total, self.recent = state_dict["total"], state_dict["recent"]
 
 
-def _add(sums: dict[str, Tensor], by_task: Tensor, by_row: Tensor) -> None:
+def _add(sums: dict[str, Tensor], by_task: Tensor, by_row: Tensor, weight: float) -> None:
     """Add one sample to the sums."""
     for key, cosine in (("batch", cosines(by_task)[None]), ("rows", cosines(by_row))):
         known = ~cosine.isnan()
@@ -130,7 +151,7 @@ def _add(sums: dict[str, Tensor], by_task: Tensor, by_row: Tensor) -> None:
             ("cosine", cosine.nan_to_num(0.0)),
         ):
             name = f"{key}/{part}"
-            total = value.double().sum(0)
+            total = value.double().sum(0) * weight
             sums[name] = sums[name].to(total.device) + total if name in sums else total
 
 

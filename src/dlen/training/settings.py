@@ -46,7 +46,7 @@ class MetricsSettings:
 
     auc: Literal["auto", "exact", "histogram"]
     by_user: Switch
-    conflict_every: FromZero
+    conflict_every: FromZero | Literal["auto"]
     scores: bool
     own: Group | None
 
