@@ -1,7 +1,7 @@
-"""Memory of training on 2 M and on 20 M rows of the feed: anonymous memory, and mapped file pages.
+"""Memory of preparing and of training on 2 M and on 20 M rows of the feed: anonymous memory, and mapped file pages.
 
 python bench/memory.py                   # 2 and 20 M rows, about 5 GB of disk
-python bench/memory.py 200000 2000000
+python bench/memory.py 10000000 100000000
 """
 
 from __future__ import annotations
@@ -10,35 +10,49 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
-from common import DATA, ROOT, report
-from shapes import feed
+from common import ROOT, report
 
 STEPS = 300
 
 
 class Watch(threading.Thread):
-    """Samples a process's memory ten times per second and keeps the peaks."""
+    """Samples the memory of a process and its children ten times per second and keeps the peaks of the sums."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
-        self.status = Path(f"/proc/{pid}/status")
+        self.pid = pid
         self.peaks = {"RssAnon": 0, "RssFile": 0}
         self.ended = threading.Event()
 
     def run(self) -> None:
         """Sample until the process ends."""
         while not self.ended.wait(0.1):
-            try:
-                lines = self.status.read_text().splitlines()
-            except OSError:
-                return
-            for line in lines:
-                key, _, value = line.partition(":")
-                if key in self.peaks:
-                    self.peaks[key] = max(self.peaks[key], int(value.split()[0]))
+            sums = dict.fromkeys(self.peaks, 0)
+            for pid in (self.pid, *_children(self.pid)):
+                for key, kilobytes in _status(pid).items():
+                    sums[key] += kilobytes
+            self.peaks = {key: max(peak, sums[key]) for key, peak in self.peaks.items()}
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def _status(pid: int) -> dict[str, int]:
+    """KiB of each kind of a process's memory; none if it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return {}
+    pairs = [line.split(":") for line in lines if line.startswith(("RssAnon", "RssFile"))]
+    return {key: int(value.split()[0]) for key, value in pairs}
 
 
 def peaks(command: list[str]) -> tuple[float, float]:
@@ -57,14 +71,17 @@ def peaks(command: list[str]) -> tuple[float, float]:
 
 
 def measure(rows: int) -> dict[str, Any]:
-    """Train some steps on batches from all rows."""
-    shape = feed(rows)
-    shape.store()
+    """Prepare, and train some steps on batches from all rows."""
     with tempfile.TemporaryDirectory() as folder:
-        settings = ["model=mmoe", *shape.data, f"data_dir={DATA}", f"run_dir={folder}/run", "loader.batch_size=4096"]
-        settings += [f"trainer.max_steps={STEPS}", f"trainer.val_check_interval={STEPS}"]
+        data = ["data=feed", f"data.rows={rows}", f"data_dir={folder}/data"]
+        started = time.perf_counter()
+        own, mapped = peaks(["prepare.py", *data])
+        row = {"rows": f"{rows:,}", "s to prepare": f"{time.perf_counter() - started:.0f}"}
+        row |= {"preparing, MiB": f"{own:.0f}", "mapped": f"{mapped:.0f}"}
+        settings = ["model=mmoe", *data, f"run_dir={folder}/run", "loader.batch_size=4096", "metrics.by_user=false"]
+        settings += [f"trainer.max_steps={STEPS}", f"trainer.val_check_interval={STEPS}", "trainer.accelerator=cpu"]
         own, mapped = peaks(["train.py", *settings])
-    return {"rows": f"{rows:,}", "own memory, MiB": f"{own:.0f}", "mapped files, MiB": f"{mapped:.0f}"}
+        return row | {"training, MiB": f"{own:.0f}", "mapped files, MiB": f"{mapped:.0f}"}
 
 
 def main() -> None:

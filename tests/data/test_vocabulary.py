@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dlen.data import vocabulary
+from dlen.data.sources import table_columns
+from dlen.data.sources.table_columns import TextVocabulary
 from dlen.data.vocabulary import IdCounter, IdVocabulary
 
 Chunk = list[tuple[int, int]]  # (id, weight); a negative id is absent
@@ -53,6 +58,54 @@ def test_merging_early_changes_nothing(monkeypatch: pytest.MonkeyPatch, pending:
             expected[i] += weight
     monkeypatch.setattr(vocabulary, "_PENDING", pending)
     assert counted(content, weighted=True) == expected
+
+
+texts = st.lists(st.lists(st.lists(st.sampled_from([None, *"abcdefgh", "äö", ""]), max_size=9), max_size=3), max_size=4)
+
+
+@given(texts, st.integers(1, 3), st.integers(1, 6), st.sampled_from([0, 3, 100]))
+def test_texts_of_pieces_are_coded_by_their_counts(
+    pieces: list[list[list[str | None]]], min_count: int, portion: int, pending: int
+) -> None:
+    counts = Counter(text for piece in pieces for chunk in piece for text in chunk if text is not None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vocabulary, "_PENDING", pending)
+        patch.setattr(table_columns, "_PORTION", portion)
+        whole = TextVocabulary(min_count)
+        for piece in pieces:
+            own = TextVocabulary(min_count)
+            for chunk in piece:
+                own.add(pl.Series("x", chunk, pl.String))
+            own.pack()
+            whole.merge(own)
+        new = whole.freeze()
+    known = sorted((-n, text.encode()) for text, n in counts.items() if n >= min_count)
+    assert list(zip(new["value"], new["count"], strict=True)) == [(text.decode(), -n) for n, text in known]
+    codes: dict[str | None, int] = {text.decode(): code for code, (_, text) in enumerate(known, 1)}
+    assert whole.encode(pl.Series("x", [*counts, None], pl.String)).tolist() == [
+        codes.get(t, 0) for t in [*counts, None]
+    ]
+
+
+@pytest.mark.parametrize(("kind", "merge"), [(IdCounter, "result"), (TextVocabulary, "_merge")])
+def test_merges_stay_few_when_chunks_become_many(
+    kind: type[IdCounter | TextVocabulary], merge: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At fixed intervals they would be as many as the chunks, each of all ids so far."""
+    merges, plain = [0], getattr(kind, merge)
+
+    def count(self: Any) -> Any:
+        merges[0] += 1
+        return plain(self)
+
+    monkeypatch.setattr(vocabulary, "_PENDING", 8)
+    monkeypatch.setattr(kind, merge, count)
+    made: Any = IdCounter() if kind is IdCounter else TextVocabulary(1)
+    for first in range(0, 4000, 10):
+        ids = np.arange(first, first + 10)
+        made.add(ids if kind is IdCounter else pl.Series("x", ids).cast(pl.String))
+    assert merges[0] <= math.log2(400) + 1
+    assert len(made.result()[0] if kind is IdCounter else made.freeze()) == 4000
 
 
 def test_result_may_be_read_and_counting_go_on() -> None:

@@ -264,8 +264,9 @@ def _memory(prepared: _Prepared, ids: Mapping[str, IdEstimate]) -> float:
         return peak
     more = max(prepared.log_rows()["train"] / _CHUNK - 1, 0.0)  # chunks
     for estimate in ids.values():
-        # Ids are counted by chunk, and merged once there are so many
-        peak += _BYTES_PENDING * min(_MOST_PENDING, more * min(estimate.seen, _CHUNK))
+        # Ids are counted by chunk, and merged once there are so many or as many as before
+        most = max(_MOST_PENDING, estimate.total)
+        peak += _BYTES_PENDING * min(most, more * min(estimate.seen, _CHUNK))
         peak += _BYTES_PER_ID * (estimate.total - estimate.seen)
     factor = prepared.sample.rows["train"] - 1
     arrays = [prepared.arrays[f"train/{part}"] for part in ("ids", "bag_ids", "bag_start")]

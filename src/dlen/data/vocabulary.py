@@ -11,13 +11,21 @@ Ints = NDArray[Any]
 _PENDING = 1 << 22  # counts held before they are merged
 
 
+def enough_to_merge(new: int, merged: int) -> bool:
+    """Whether there are enough new entries to merge them with those that were merged before.
+
+    There must be as many of them, so that each entry is merged a few times, however many chunks or pieces follow.
+    """
+    return new > max(_PENDING, merged)
+
+
 class IdCounter:
     """Counts integer ids over any number of chunks, in memory proportional to the number of distinct ids."""
 
     def __init__(self) -> None:
         self._ids: list[Ints] = []
         self._counts: list[Ints] = []
-        self._pending = 0
+        self._pending = self._merged = 0
 
     def add(self, ids: Ints, weights: Ints | None = None) -> None:
         """Count a chunk; ``weights`` (n,) is how often each entry counts. Negative ids mean absent."""
@@ -31,7 +39,7 @@ class IdCounter:
         self._ids.append(distinct)
         self._counts.append(counts)
         self._pending += len(distinct)
-        if self._pending > _PENDING:
+        if enough_to_merge(self._pending, self._merged):
             self.result()
 
     def result(self) -> tuple[Ints, Ints]:
@@ -40,7 +48,7 @@ class IdCounter:
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
         ids, inverse = np.unique(np.concatenate(self._ids), return_inverse=True)
         counts = np.bincount(inverse, np.concatenate(self._counts), len(ids)).astype(np.int64)
-        self._ids, self._counts, self._pending = [ids], [counts], 0
+        self._ids, self._counts, self._pending, self._merged = [ids], [counts], 0, len(ids)
         return ids, counts
 
 

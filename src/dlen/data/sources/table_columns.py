@@ -30,6 +30,7 @@ from dlen.data.sources.cells import (
     text_of,
 )
 from dlen.data.sources.table_spec import TIME_PARTS, FieldSpec
+from dlen.data.vocabulary import enough_to_merge
 from dlen.data.writer import PartWriter, StoreWriter
 from dlen.errors import UserError
 from dlen.schema import Field, Kind, Pooling, View
@@ -37,7 +38,7 @@ from dlen.schema import Field, Kind, Pooling, View
 if TYPE_CHECKING:  # processes that prepare a piece of the log import no torch, which takes a second
     from dlen.data.store import Store
 
-_PENDING = 1 << 22
+_PORTION = 1 << 21  # strings whose counts are summed at once
 _ROUNDING = 1e-12  # relative to the numbers; a smaller deviation is rounding error of a constant, not a scale
 
 
@@ -50,7 +51,7 @@ class TextVocabulary:
     def __init__(self, min_count: int) -> None:
         self.min_count = min_count
         self._parts: list[pl.DataFrame] = []
-        self._pending = 0
+        self._pending = self._merged = 0  # strings of the parts that are not merged yet, and of the one that is
         self.frame = pl.DataFrame(schema={"value": pl.String, "count": pl.Int64})
 
     def add(self, values: pl.Series) -> None:
@@ -58,14 +59,14 @@ class TextVocabulary:
         frame = pl.DataFrame({"value": values}).drop_nulls()
         self._parts.append(frame.group_by("value").agg(pl.len().cast(pl.Int64).alias("count")))
         self._pending += len(self._parts[-1])
-        if self._pending > _PENDING:
+        if enough_to_merge(self._pending, self._merged):
             self._merge()
 
     def merge(self, other: TextVocabulary) -> None:
         """Add what another vocabulary counted."""
         self._parts += other._parts
-        self._pending += other._pending
-        if self._pending > _PENDING:
+        self._pending += sum(map(len, other._parts))
+        if enough_to_merge(self._pending, self._merged):
             self._merge()
 
     def pack(self) -> None:
@@ -74,20 +75,31 @@ class TextVocabulary:
             self._merge()
 
     def _merge(self) -> None:
-        self._parts = [pl.concat(self._parts).group_by("value").agg(pl.col("count").sum())]
-        self._pending = len(self._parts[0])
+        # In portions, by the hash of a string, as summing takes 200 bytes for each
+        portions = 1 + (self._pending + self._merged) // _PORTION
+        parts = [(part, part["value"].hash(0) % portions) for part in self._parts]
+        self._parts = [
+            pl.concat([part.filter(of_part == number) for part, of_part in parts])
+            .group_by("value")
+            .agg(pl.col("count").sum())
+            for number in range(portions)
+        ]
+        self._pending, self._merged = 0, sum(map(len, self._parts))
 
     def freeze(self) -> pl.DataFrame:
         """Fix the codes. Returns the strings that are new, with their counts."""
         counted = self.frame.clear()
         if self._parts:
             self._merge()
-            (counted,) = self._parts
+            counted = pl.concat(self._parts)
         self._parts = []
-        counts = self.frame.join(counted, on="value", how="left", maintain_order="left")["count_right"].fill_null(0)
-        new = counted.filter(pl.col("count") >= self.min_count).join(self.frame, on="value", how="anti")
+        new = counted.filter(pl.col("count") >= self.min_count)
+        if len(self.frame):  # a join takes as much memory as the counts themselves
+            counts = self.frame.join(counted, on="value", how="left", maintain_order="left")["count_right"].fill_null(0)
+            self.frame = self.frame.with_columns(counts.alias("count"))
+            new = new.join(self.frame, on="value", how="anti")
         new = new.sort(["count", "value"], descending=[True, False])
-        self.frame = pl.concat([self.frame.with_columns(counts.alias("count")), new])
+        self.frame = pl.concat([self.frame, new])
         self._names = pl.Enum(self.frame["value"])
         return new
 

@@ -16,10 +16,10 @@ from dlen.data.sources.table_rates import RateColumn
 from dlen.data.sources.table_sequences import HistoryColumn, SequenceColumn, sequences_of
 from dlen.data.sources.table_spec import FieldSpec, TableSpec
 from dlen.data.sources.table_vectors import VectorColumn, vectors_of
+from dlen.data.vocabulary import enough_to_merge
 from dlen.schema import Kind, Schema
 
 _HASHED = 1 << 30  # above the numbers of users with a code of their own
-_PENDING = 1 << 22  # users of chunks that are kept before they are merged
 
 
 def make_columns(spec: TableSpec, labels: dict[str, Expression], scratch: Path | None = None) -> list[TableColumn]:
@@ -112,7 +112,7 @@ class UserNumbers:
         of_user = (c for c in columns if isinstance(c, IdColumn) and not isinstance(c, IdsColumn) and c.name == user)
         self.column = next(of_user, None)
         self._seen: list[pl.Series] = []
-        self._held = 0
+        self._held = self._merged = 0  # users of chunks that are not merged yet, and of those that are
 
     def see(self, frame: pl.DataFrame, path: Path) -> None:
         """Take the users of rows, in order."""
@@ -126,13 +126,13 @@ class UserNumbers:
     def _add(self, texts: list[pl.Series]) -> None:
         self._seen += texts
         self._held += sum(map(len, texts))
-        if self._held > _PENDING:
+        if enough_to_merge(self._held, self._merged):
             self.pack()
 
     def pack(self) -> None:
         """Keep each user once."""
         self._seen = [pl.concat(self._seen).unique(maintain_order=True)] if self._seen else []
-        self._held = 0
+        self._held, self._merged = 0, sum(map(len, self._seen))
 
     def number(self, *, hashed: bool = False) -> None:
         """Number the users that have no id of their own, once the vocabulary is frozen.
