@@ -5,6 +5,7 @@ Every piece is worked on from the same pickled state, so results do not depend o
 
 from __future__ import annotations
 
+import gc
 import math
 import multiprocessing
 import os
@@ -188,6 +189,7 @@ def _in_worker(work: Callable[[Any, Item, Advance], Result], state: Path, item: 
 
 
 def _attempt(work: Callable[[Any, Item, Advance], Result], state: Path, item: Item, advance: Advance) -> Result | None:
+    gc.collect()  # of the piece before: arrays that refer to themselves, as a metric's do, would pile up
     try:
         with state.open("rb") as file:
             return work(pickle.load(file), item, advance)

@@ -1,0 +1,39 @@
+"""Work on pieces: what a piece leaves behind does not pile up."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dlen.data.parallel import Workers, save_state
+from dlen.progress import Stage
+
+alive: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+class Cycle:
+    """Refers to itself, so only the garbage collector frees it."""
+
+    def __init__(self) -> None:
+        self.itself = self
+        alive.add(self)
+
+
+def work(state: None, item: int, advance: Any) -> int:
+    Cycle()
+    return len(alive)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_refers_to_itself_is_freed_before_the_next_piece(processes: int, tmp_path: Path) -> None:
+    save_state(tmp_path / "state", None)
+    gc.disable()
+    try:
+        with Workers(processes) as workers, Stage("pieces", 9, "pieces") as stage:
+            assert set(workers.in_order(work, tmp_path / "state", range(9), stage)) == {1}
+    finally:
+        gc.enable()
