@@ -496,18 +496,19 @@ def training(asked: Asked) -> Iterator[Row]:
     """Speed of ``train.py`` on the feed, with and without a graph; its validations and checkpoints count apart."""
     on_gpu = asked.device.type == "cuda"
     sizes = (1024, 4096, 16384) if on_gpu else (1024,)
-    cells = [(asked.models[0], size, "auto") for size in sizes]
+    cells = [(asked.models[0], size, "cuda_graph=auto") for size in sizes]
     if on_gpu:
-        cells += [(asked.models[0], 4096, "false"), *((model, 4096, "auto") for model in asked.models[1:])]
-        cells += [(asked.models[0], size, "compiled") for size in (4096, 16384, 16384)]  # once more, from torch's cache
+        cells += [(asked.models[0], 4096, "cuda_graph=false")]
+        cells += [(model, 4096, "cuda_graph=auto") for model in asked.models[1:]]
+        cells += [(asked.models[0], size, "compile=true") for size in (4096, 16384, 16384)]  # again from torch's cache
     with tempfile.TemporaryDirectory() as folder:
         data = ["data=feed", f"data.rows={2_000_000 if on_gpu else 4 * asked.rows}", f"data_dir={folder}/data"]
-        for model, size, graph in [cells[0], *cells]:  # the first one prepares the data and compiles the kernels
-            run = Path(folder) / f"{model}_{size}_{graph}"
+        # the first one prepares the data and compiles the kernels
+        for number, (model, size, setting) in enumerate([cells[0], *cells]):
+            run = Path(folder) / str(number)
             settings = [*data, f"run_dir={run}", f"trainer.accelerator={'gpu' if on_gpu else 'cpu'}", "patience=100"]
-            settings += [f"model={model}", f"loader.batch_size={size}", "trainer.max_epochs=5"]
-            settings += ["compile=true"] if graph == "compiled" else [f"cuda_graph={graph}"]
-            row = {"model": model, "batch": size, "cuda_graph": graph}
+            settings += [f"model={model}", f"loader.batch_size={size}", setting, "trainer.max_epochs=5"]
+            row = {"model": model, "batch": size, "setting": setting}
             yield guarded(row, partial(_of_training, settings, run))
 
 

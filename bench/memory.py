@@ -20,7 +20,10 @@ STEPS = 300
 
 
 class Watch(threading.Thread):
-    """Samples the memory of a process and its children ten times per second and keeps the peaks of the sums."""
+    """Samples the memory of a process and its children ten times per second and keeps the peaks of the sums.
+
+    A page of a file that two of them map counts twice.
+    """
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)

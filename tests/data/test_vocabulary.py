@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from dlen.data import vocabulary
 from dlen.data.sources import table_columns
 from dlen.data.sources.table_columns import TextVocabulary
+from dlen.data.sources.table_encoding import UserNumbers
 from dlen.data.vocabulary import IdCounter, IdVocabulary
 
 Chunk = list[tuple[int, int]]  # (id, weight); a negative id is absent
@@ -87,25 +89,33 @@ def test_texts_of_pieces_are_coded_by_their_counts(
     ]
 
 
-@pytest.mark.parametrize(("kind", "merge"), [(IdCounter, "result"), (TextVocabulary, "_merge")])
+def texts_from(first: int) -> pl.Series:
+    return pl.Series("x", np.arange(first, first + 10)).cast(pl.String)
+
+
+@pytest.mark.parametrize(
+    ("made", "merge", "add"),
+    [
+        (IdCounter(), "result", lambda made, first: made.add(np.arange(first, first + 10))),
+        (TextVocabulary(1), "_merge", lambda made, first: made.add(texts_from(first))),
+        (UserNumbers([], None), "pack", lambda made, first: made._add([texts_from(first)])),
+    ],
+)
 def test_merges_stay_few_when_chunks_become_many(
-    kind: type[IdCounter | TextVocabulary], merge: str, monkeypatch: pytest.MonkeyPatch
+    made: Any, merge: str, add: Callable[[Any, int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At fixed intervals they would be as many as the chunks, each of all ids so far."""
-    merges, plain = [0], getattr(kind, merge)
+    merges, plain = [0], getattr(type(made), merge)
 
     def count(self: Any) -> Any:
         merges[0] += 1
         return plain(self)
 
     monkeypatch.setattr(vocabulary, "_PENDING", 8)
-    monkeypatch.setattr(kind, merge, count)
-    made: Any = IdCounter() if kind is IdCounter else TextVocabulary(1)
+    monkeypatch.setattr(type(made), merge, count)
     for first in range(0, 4000, 10):
-        ids = np.arange(first, first + 10)
-        made.add(ids if kind is IdCounter else pl.Series("x", ids).cast(pl.String))
-    assert merges[0] <= math.log2(400) + 1
-    assert len(made.result()[0] if kind is IdCounter else made.freeze()) == 4000
+        add(made, first)
+    assert 0 < merges[0] <= math.log2(400) + 1
 
 
 def test_result_may_be_read_and_counting_go_on() -> None:

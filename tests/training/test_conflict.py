@@ -129,7 +129,7 @@ def test_samples_of_auto_become_rare_and_count_for_the_steps_to_the_next_one() -
 
 def test_samples_at_a_fixed_interval_count_alike() -> None:
     conflict = GradientConflict(7)
-    assert [conflict.weight(step) for step in range(15)] == [1.0] + [0.0] * 6 + [1.0] + [0.0] * 6 + [1.0]
+    assert [conflict.weight(step) for step in range(15)] == [0.07] + [0.0] * 6 + [0.07] + [0.0] * 6 + [0.07]
 
 
 def test_a_sample_counts_by_its_weight() -> None:

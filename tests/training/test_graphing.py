@@ -125,7 +125,26 @@ def test_a_compiler_that_fails_is_told_and_done_without(
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=fails))
     found = results(composed(*settings, "compile=true", f"run_dir={tmp_path}/compiled"))
     assert found == wanted
-    assert capsys.readouterr().err.count("training steps are not compiled: ") == 1
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "not compiled" in line)
+    assert "no compiler here" in line
+
+
+def test_many_trainings_in_one_process_are_compiled_each(
+    composed: Compose, tmp_path: Path, on_cpu: Took, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a worker of a sweep: torch compiles a function eight times, and then no more, without a word."""
+    traced: list[int] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        traced.append(len(inputs))
+        return graph
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    more = [f"data_dir={tmp_path}/data", "trainer.max_steps=2", "trainer.max_epochs=-1", "trainer.val_check_interval=1"]
+    for size in range(100, 109):
+        train(composed(*SETTINGS, "model=shared_bottom", *more, f"run_dir={tmp_path}/{size}", "compile=true",
+                       f"loader.batch_size={size}"))  # fmt: skip
+    assert len(traced) == 9
 
 
 class Reads(Callback):

@@ -183,7 +183,7 @@ def test_a_graph_is_captured_after_three_steps_and_then_repeated(monkeypatch: py
     resident = ResidentSplit(with_bags(schema), CPU)
     step = StaticStep(loss_of(model), adam(model, lr=0.01, embedding_lr=0.1), resident, SIZE, graph=True)
 
-    def trained(batch: Batch) -> Tensor:
+    def trained(batch: Batch, loss_of: Callable[[Batch], Tensor]) -> Tensor:
         done.append("step")
         return batch.labels.sum()
 

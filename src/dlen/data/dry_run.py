@@ -264,7 +264,7 @@ def _memory(prepared: _Prepared, ids: Mapping[str, IdEstimate]) -> float:
         return peak
     more = max(prepared.log_rows()["train"] / _CHUNK - 1, 0.0)  # chunks
     for estimate in ids.values():
-        # Ids are counted by chunk, and merged once there are so many or as many as before
+        # Ids are counted by chunk, and merged once so many are new, or as many as were merged before
         most = max(_MOST_PENDING, estimate.total)
         peak += _BYTES_PENDING * min(most, more * min(estimate.seen, _CHUNK))
         peak += _BYTES_PER_ID * (estimate.total - estimate.seen)

@@ -66,10 +66,10 @@ class GradientConflict(Callback):
 
     Does not synchronise with the device until a validation reads the sums.
 
-    Each validation logs the samples since the last one; ``metrics.json`` covers the whole training. ``conflict/share``
-    is the share of task pairs whose gradients on the shared parameters have a cosine below 0. ``conflict/cosine`` is
-    the mean cosine, ``conflict/cosine/A-B`` that of one pair, and ``conflict/rows`` the share of pairs with a cosine
-    below 0 on a single row's input.
+    Each validation logs the samples since the last one, if there are any; ``metrics.json`` covers the whole training.
+    ``conflict/share`` is the share of task pairs whose gradients on the shared parameters have a cosine below 0.
+    ``conflict/cosine`` is the mean cosine, ``conflict/cosine/A-B`` that of one pair, and ``conflict/rows`` the share of
+    pairs with a cosine below 0 on a single row's input.
 
     A sample costs as much as several steps. So with ``auto`` they become as rare as the training is long: the next one
     is 100 steps later, or a tenth of the steps so far if that is more. Each counts as often as the steps to the next.
@@ -109,7 +109,7 @@ class GradientConflict(Callback):
             return 0.0
         interval = self._interval(step)
         self._next += interval
-        return interval / FIRST_INTERVAL if self.every == "auto" else 1.0
+        return interval / FIRST_INTERVAL
 
     def _interval(self, step: int) -> int:
         return max(FIRST_INTERVAL, step // 10) if isinstance(self.every, str) else self.every

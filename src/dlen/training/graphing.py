@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from functools import partial
 
@@ -16,10 +15,11 @@ from dlen.data.split import ResidentSplit
 from dlen.training.balancing import Fixed
 from dlen.training.module import RankingModule
 from dlen.training.optimizers import can_be_captured
-from dlen.training.static_step import StaticStep, tell_ordinary
+from dlen.training.static_step import StaticStep, tell_not_compiled, tell_ordinary
 
 _OF_BATCHES = ("on_train_batch_start", "on_train_batch_end")  # get the row numbers in place of the batch
 _OF_GRADIENTS = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
+_NO_GRAPH = "compile=true needs the CUDA graph of a step on a GPU"
 _OWN = ("dlen", "lightning", "torch")  # packages whose Python code does not decide anything from step to step
 
 
@@ -38,13 +38,15 @@ def static_step(setting: str | bool, compile_loss: bool, module: RankingModule) 
     loader = trainer.train_dataloader
     if setting is False or device.type != "cuda":
         if compile_loss and trainer.is_global_zero:
-            print("training steps are not compiled: only one that a GPU repeats as a CUDA graph is", file=sys.stderr)
+            tell_not_compiled(_NO_GRAPH)
         return None
     assert loader is not None
     reason = next(_reasons(module, trusted=setting is True), None)
     if reason is not None:
         if trainer.is_global_zero:
             tell_ordinary(reason)
+            if compile_loss:
+                tell_not_compiled(_NO_GRAPH)
         return None
     return build(module, loader, graph=True, compile_loss=compile_loss)
 
@@ -57,6 +59,7 @@ def build(module: RankingModule, loader: BatchLoader, *, graph: bool, compile_lo
     optimizer = module.trainer.optimizers[0]
     loss, compiled = module.training_loss, None
     if compile_loss:
+        torch._dynamo.reset()  # it compiles a function eight times, and a worker of a sweep trains more often
         # The table's look-up stays outside, as compiled code has no sparse gradients.
         compiled = partial(loss, fixed_loss=torch.compile(module.fixed_loss, dynamic=False))
     return StaticStep(

@@ -103,7 +103,7 @@ class StaticStep:
         except Exception as error:  # of a model that reads a value from the device, for example; it may be the user's
             torch.cuda.set_stream(stream)  # a capture that failed leaves its own stream in place
             self.optimizer.zero_grad()
-            self.refused = first_line(error)
+            self.refused = first_lines(error)
             tell_ordinary(self.refused)
         else:
             self._captured = graph
@@ -133,7 +133,7 @@ class StaticStep:
             if self._compiles:
                 raise
             self.compiled = None
-            print(f"training steps are not compiled: {first_line(error)}", file=sys.stderr)
+            tell_not_compiled(first_lines(error, 2))
             return self._train(batch, self.loss)
         self._compiles = True
         return loss
@@ -149,14 +149,20 @@ class StaticStep:
         return loss.detach()
 
 
-def first_line(error: Exception) -> str:
-    """The kind of an error and the first line of its message."""
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+def first_lines(error: Exception, number: int = 1) -> str:
+    """The kind of an error and the first lines of its message, as one line."""
+    lines = [line.strip() for line in f"{type(error).__name__}: {error}".splitlines() if line.strip()]
+    return " ".join(lines[:number])
 
 
 def tell_ordinary(reason: str) -> None:
     """Tell the user why training takes ordinary steps on a GPU."""
     print(f"training steps are not repeated as a CUDA graph: {reason}", file=sys.stderr)
+
+
+def tell_not_compiled(reason: str) -> None:
+    """Tell the user why training steps are not compiled although they should be."""
+    print(f"training steps are not compiled: {reason}", file=sys.stderr)
 
 
 def likely_totals(split: Split, batch_size: int) -> tuple[int, int]:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # processes that prepare a piece of the log import no torch, 
     from dlen.data.store import Store
 
 _PORTION = 1 << 21  # strings whose counts are summed at once
+_PORTIONS = 64  # at most, as each looks at the hashes of all strings
 _ROUNDING = 1e-12  # relative to the numbers; a smaller deviation is rounding error of a constant, not a scale
 
 
@@ -51,7 +52,7 @@ class TextVocabulary:
     def __init__(self, min_count: int) -> None:
         self.min_count = min_count
         self._parts: list[pl.DataFrame] = []
-        self._pending = self._merged = 0  # strings of the parts that are not merged yet, and of the one that is
+        self._pending = self._merged = 0  # strings of the parts that are not merged yet, and of those that are
         self.frame = pl.DataFrame(schema={"value": pl.String, "count": pl.Int64})
 
     def add(self, values: pl.Series) -> None:
@@ -76,7 +77,7 @@ class TextVocabulary:
 
     def _merge(self) -> None:
         # In portions, by the hash of a string, as summing takes 200 bytes for each
-        portions = 1 + (self._pending + self._merged) // _PORTION
+        portions = min(1 + (self._pending + self._merged) // _PORTION, _PORTIONS)
         parts = [(part, part["value"].hash(0) % portions) for part in self._parts]
         self._parts = [
             pl.concat([part.filter(of_part == number) for part, of_part in parts])
