@@ -37,3 +37,19 @@ def test_what_refers_to_itself_is_freed_before_the_next_piece(processes: int, tm
             assert set(workers.in_order(work, tmp_path / "state", range(9), stage)) == {1}
     finally:
         gc.enable()
+
+
+def remembered(state: str, item: int, advance: Any) -> int:
+    (Path(state) / str(item)).touch()
+    return item
+
+
+def test_few_results_wait_for_whoever_takes_them(tmp_path: Path) -> None:
+    """They may be large: no more pieces are worked on than two for each process, until one is taken."""
+    folder = tmp_path / "done"
+    folder.mkdir()
+    save_state(tmp_path / "state", str(folder))
+    with Workers(2) as workers, Stage("pieces", 20, "pieces") as stage:
+        for taken, item in enumerate(workers.in_order(remembered, tmp_path / "state", range(20), stage)):
+            assert item == taken
+            assert len(list(folder.iterdir())) <= taken + 4

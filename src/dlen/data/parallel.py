@@ -27,6 +27,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 Advance = Callable[[float], None]
 _TRIES = 3
+_AHEAD = 2  # pieces for each process that are worked on or wait
 _STOP = -math.inf  # tells workers to stop
 _KILLED = (
     "a process that prepares a piece of the log was killed {tries} times, perhaps for lack of memory; "
@@ -141,7 +142,8 @@ class Workers:
             try:
                 if self._pool is None:
                     self._pool = ProcessPoolExecutor(self.count, self._context, _begin, (self._done,))
-                for other in range(number, len(items)):
+                # No more, as results that wait for those before them take memory
+                for other in range(number, min(number + _AHEAD * self.count, len(items))):
                     if other not in futures or _broke(futures[other]):
                         futures[other] = self._pool.submit(_in_worker, work, state, items[other])
                 result = self._awaited(futures[number], stage)
