@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 
 from dlen.checks import is_whole
+from dlen.limits import cores
 
 
 def available() -> int:
-    """Number of GPUs, or of CPU cores if there is no GPU."""
-    return _gpus() or len(os.sched_getaffinity(0))
+    """Number of GPUs, or of CPU cores that this process may use if there is no GPU."""
+    return _gpus() or cores()
 
 
 def number_of_workers(asked: int | str, most: int, devices: int = 1) -> int:
@@ -33,7 +34,7 @@ def worker_environment(number: int, workers: int, devices: int = 1) -> dict[str,
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
         assigned = [visible[(number * devices + i) % len(visible)] for i in range(devices)]
         return {"CUDA_VISIBLE_DEVICES": ",".join(assigned)}
-    return {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // (workers * devices)))}
+    return {"OMP_NUM_THREADS": str(max(1, cores() // (workers * devices)))}
 
 
 def _gpus() -> int:

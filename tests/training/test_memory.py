@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dlen import limits
 from dlen.data.prepare import prepare
 from dlen.data.sources.feed import Feed
 from dlen.models import MMoE
@@ -163,8 +164,9 @@ def test_free_memory_is_within_every_limit(
     groups: dict[str, str], cgroup: str, free: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine(tmp_path, groups, cgroup)
-    monkeypatch.setattr(memory, "_PROC", tmp_path / "proc")
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "proc" / "meminfo")
+    monkeypatch.setattr(limits, "_PROC", tmp_path / "proc")
+    monkeypatch.setattr(limits, "_CGROUP", tmp_path / "cgroup")
     assert free_memory() == free
 
 

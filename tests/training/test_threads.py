@@ -11,8 +11,7 @@ from typing import Any, cast
 import pytest
 import torch
 
-from dlen.training import threads as module
-from dlen.training.threads import FreeThreads, Usage, free_cores, quota, usage
+from dlen.training.threads import FreeThreads, Usage, free_cores, usage
 
 
 class Machine:
@@ -137,14 +136,3 @@ def test_usage_agrees_with_the_clocks_of_the_system() -> None:
     # this process is not idle while it computes: own and idle time cannot exceed all cores, but for a clock tick each
     cores = len(os.sched_getaffinity(0))
     assert free_cores(first, second) * (second.wall - first.wall) <= cores * (second.wall - first.wall + 0.02)
-
-
-@pytest.mark.parametrize(("content", "cores"), [("150000 100000\n", 1.5), ("max 100000\n", math.inf), (None, math.inf)])
-def test_quota_is_that_of_the_control_group(
-    content: str | None, cores: float, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "cpu.max"
-    if content is not None:
-        path.write_text(content)
-    monkeypatch.setattr(module, "_CPU_MAX", path)
-    assert quota() == cores

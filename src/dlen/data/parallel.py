@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from dlen.errors import UserError
+from dlen.limits import cores
 from dlen.progress import Stage
 
 Item = TypeVar("Item")
@@ -66,9 +67,7 @@ class Workers:
         self._context = multiprocessing.get_context("spawn")  # threads of Polars do not survive a fork
         self._done, self._shown = self._context.Value("d", 0.0), 0.0
         self._pool: ProcessPoolExecutor | None = None
-        self._environment = _environment(
-            POLARS_MAX_THREADS=str(max(len(os.sched_getaffinity(0)) // count, 1)), OMP_NUM_THREADS="1"
-        )
+        self._environment = _environment(POLARS_MAX_THREADS=str(max(cores() // count, 1)), OMP_NUM_THREADS="1")
 
     @classmethod
     def for_pieces(cls, most: int, pieces: int) -> Workers:

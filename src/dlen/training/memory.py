@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from dlen.data.store import Store
 from dlen.errors import UserError
+from dlen.limits import groups, read
 from dlen.models.baseline import Baseline
 from dlen.models.model import Model
 from dlen.nn.embedding import EmbeddingTable
@@ -20,16 +21,11 @@ from dlen.training.configs import build
 from dlen.training.optimizers import RowAdagrad, RowOptimizer, parts_of
 from dlen.training.run_folder import one_of_many
 
-_PROC, _CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
-# Names in version 1 and 2 of cgroups: folder of the controller, limit, use, and pages of files, which can be reclaimed
+_MEMINFO = Path("/proc/meminfo")
+# Names in each version of control groups: limit, use, and pages of files, which can be reclaimed
 _CGROUPS = {
-    "memory": (
-        "memory",
-        "memory.limit_in_bytes",
-        "memory.usage_in_bytes",
-        ("total_inactive_file", "total_active_file"),
-    ),
-    "": ("", "memory.max", "memory.current", ("inactive_file", "active_file")),
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")),
+    2: ("memory.max", "memory.current", ("inactive_file", "active_file")),
 }
 _SCALE = {"bf16-true": 0.5, "16-true": 0.5, "64-true": 2.0}  # of the bytes of a number, by precision
 
@@ -78,7 +74,7 @@ def state_bytes(optimizer: Optimizer) -> int:
 
 def free_memory() -> int:
     """Bytes of the machine's memory that this process can still get, including swap and within its cgroup's limits."""
-    lines = (line.split() for line in _read(_PROC / "meminfo").splitlines())
+    lines = (line.split() for line in read(_MEMINFO).splitlines())
     amounts = {line[0].rstrip(":"): 1024 * int(line[1]) for line in lines if len(line) > 1}
     if "MemAvailable" not in amounts:  # not Linux
         return 2**63
@@ -87,27 +83,13 @@ def free_memory() -> int:
 
 def _free_in_cgroups() -> Iterator[int]:
     """What is free in each cgroup of the process and its parents that has a limit."""
-    for line in _read(_PROC / "self" / "cgroup").splitlines():
-        _, controllers, place = line.split(":", 2)
-        names = _CGROUPS.get("memory" if "memory" in controllers.split(",") else controllers)
-        if names is None:
-            continue
-        folder, limit, use, reclaimable = names
-        root = _CGROUP / folder
-        inner = root / place.lstrip("/")
-        for group in (inner, *(parent for parent in inner.parents if parent == root or root in parent.parents)):
-            most, used = _read(group / limit).strip(), _read(group / use).strip()
-            if most.isdigit() and used.isdigit():
-                entries = (entry.split() for entry in _read(group / "memory.stat").splitlines())
-                files = sum(int(entry[1]) for entry in entries if entry[0] in reclaimable)
-                yield max(int(most) - int(used) + files, 0)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except (OSError, UnicodeError):
-        return ""
+    for group, version in groups("memory"):
+        limit, use, reclaimable = _CGROUPS[version]
+        most, used = read(group / limit).strip(), read(group / use).strip()
+        if most.isdigit() and used.isdigit():
+            entries = (entry.split() for entry in read(group / "memory.stat").splitlines())
+            files = sum(int(entry[1]) for entry in entries if entry[0] in reclaimable)
+            yield max(int(most) - int(used) + files, 0)
 
 
 def free_on_gpu(number: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from dlen.data.days import Days, on_days
 from dlen.data.prepare import RowSource, Source, prepare
 from dlen.data.store import Store
 from dlen.errors import UserError
+from dlen.limits import cores
 from dlen.training.configs import build
 from dlen.training.run_folder import load_run_config, read_identity
 
@@ -37,7 +37,7 @@ def on_days_of(store: Store, config: DictConfig) -> Store:
 def preparing_workers(config: DictConfig) -> int:
     """The setting ``prepare_workers``, which configs of older runs do not have, as a number."""
     asked = config.get("prepare_workers", "auto")
-    return len(os.sched_getaffinity(0)) if asked == "auto" else int(asked)
+    return cores() if asked == "auto" else int(asked)
 
 
 def open_row_source(folder: Path, trust: Sequence[str] = ()) -> tuple[DictConfig, Store, RowSource]:

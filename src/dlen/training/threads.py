@@ -15,9 +15,11 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from dlen.limits import quota
+
 _SECONDS = 0.5  # between two measurements
 _SLACK = 0.2  # part of a core that may be in use by others, such as by the system, without giving it up
-_PROC_STAT, _CPU_MAX = Path("/proc/stat"), Path("/sys/fs/cgroup/cpu.max")
+_PROC_STAT = Path("/proc/stat")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +46,6 @@ def usage() -> Usage | None:
         return None
     ticks = sum(int(line[4]) + int(line[5]) for line in lines if line and line[0] in cores)  # idle, waiting for a disk
     return Usage(time.perf_counter(), time.process_time(), ticks / os.sysconf("SC_CLK_TCK"))
-
-
-def quota() -> float:
-    """Number of cores that a container may use at a time; infinity without a limit."""
-    try:
-        limit, period = _CPU_MAX.read_text().split()
-        return int(limit) / int(period)
-    except (OSError, ValueError):  # no control group, or `max`
-        return math.inf
 
 
 def free_cores(before: Usage, after: Usage, most: float = math.inf) -> float:
