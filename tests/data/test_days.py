@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from dlen.batch import Batch
-from dlen.data.append import append
+from dlen.data.append import append, could_append
 from dlen.data.days import Days, in_order, labels_of, on_days
 from dlen.data.prepare import prepare
 from dlen.data.sources.table import Table
@@ -286,3 +286,15 @@ def test_what_cannot_be_appended(tmp_path: Path) -> None:
     (tmp_path / "logs" / f"day={DAYS[1]}" / "part-0.parquet").unlink()
     assert "is no longer one of the files" in refusal(lambda: append(Table(str(table.path), "log"), data))
     assert [p.name for p in (data / "log").iterdir() if p.is_dir()] == [store.folder.name]
+
+
+def test_what_could_be_appended_is_told(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    assert could_append(write(tmp_path, range(OLD)), data) is None  # nothing is prepared
+    store = prepare(write(tmp_path, range(OLD)), data)
+    assert could_append(write(tmp_path, range(OLD)), data) is None  # nothing is new
+    line = could_append(write(tmp_path, range(OLD, len(DAYS))), data)
+    assert line is not None
+    assert f"all {len(DAYS)} files" in line
+    assert f"{store.folder} lacks 2 of them" in line
+    assert could_append(write(tmp_path, range(1), day0=rows_of(0, seed=1)), data) is None  # an old file has changed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +40,10 @@ def run(config: DictConfig) -> None:
 
         print(summary(append(build(config.data, "data"), Path(config.data_dir))))
     else:
+        from dlen.data.append import could_append
+
+        if (line := could_append(build(config.data, "data"), Path(config.data_dir))) is not None:
+            print(line, file=sys.stderr)
         print(summary(open_store(config)))
 
 

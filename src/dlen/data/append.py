@@ -74,6 +74,24 @@ def append(source: Source, data_dir: Path) -> Store:
     return open_identified(folder, identity)
 
 
+def could_append(source: Source, data_dir: Path) -> str | None:
+    """A line that tells which store lacks only some files of a source; None if there is none, or nothing to prepare."""
+    if not isinstance(source, GrowingSource):
+        return None
+    identity = identify(source, data_dir)
+    folder = data_dir / source.name
+    if (folder / identity["fingerprint"]).exists():
+        return None
+    try:
+        old, new = _latest(folder, identity)
+    except UserError:
+        return None
+    return (
+        f"preparing all {len(_hashes(identity))} files; {old} lacks {len(new)} of them, which append=true adds alone, "
+        "as days that follow its rows"
+    )
+
+
 def _hashes(content: Mapping[str, Any]) -> dict[str, str]:
     """Hash of each file of an identity, by address."""
     addresses = [address for group in content["settings"]["files"].values() for address in group]
