@@ -5,7 +5,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from dlen.training.configs import PACKAGE, code_fingerprint
+import pytest
+from omegaconf import OmegaConf
+
+from dlen.errors import UserError
+from dlen.training.configs import PACKAGE, build, code_fingerprint
 
 
 def test_a_change_of_any_source_file_changes_the_fingerprint(tmp_path: Path) -> None:
@@ -19,3 +23,9 @@ def test_a_change_of_any_source_file_changes_the_fingerprint(tmp_path: Path) -> 
         assert code_fingerprint(copy) != before, name
         (copy / name).write_text(content)
     assert code_fingerprint(copy) == before
+
+
+@pytest.mark.parametrize("key", ["model", "data", "optimizer", "balancing"])
+def test_a_group_that_names_no_class_is_told(key: str) -> None:
+    with pytest.raises(UserError, match=f"config {key}: names no class"):
+        build(OmegaConf.create({"a": 1}), key)

@@ -31,7 +31,7 @@ from dlen.nn.id_dropout import IdDropout
 from dlen.schema import Schema
 from dlen.training.balancing import Balancer
 from dlen.training.callbacks import KeptCheckpoint, Meter, Patience, PlainProgress, TerminalProgress
-from dlen.training.configs import build, build_part, plain_values
+from dlen.training.configs import build, build_inner, build_part, plain_values
 from dlen.training.module import RankingModule
 from dlen.training.own_metrics import build_own_metrics
 from dlen.training.plain_checks import UNSCALED
@@ -53,9 +53,7 @@ def build_balancer(config: DictConfig) -> Balancer:
     Raises:
         UserError: the setting is invalid, or does not work with the trainer's settings.
     """
-    balancer = build(config.balancing, "balancing")
-    if not isinstance(balancer, Balancer):  # a group without a class is built as the dict that it is
-        raise UserError("config balancing: names no class in _target_; choose one with balancing=NAME")
+    balancer: Balancer = build(config.balancing, "balancing")
     if balancer.on_gradients:
         for key, allowed in (("accumulate_grad_batches", (1,)), ("precision", UNSCALED)):
             if config.trainer[key] not in allowed:
@@ -118,7 +116,7 @@ def build_trainer(
     config: DictConfig, folder: Path, logger: list[Any], callbacks: list[Callback], meter: Meter
 ) -> L.Trainer:
     """Build Lightning's trainer from the config group ``trainer``."""
-    arguments = build(config.trainer, "trainer")  # a profiler, for example, has a class of its own
+    arguments = build_inner(config.trainer, "trainer")  # a profiler, for example, has a class of its own
     days = config.get("days") or {}
     if days.get("validation") == 0 and (days["from"], days["to"]) != (None, None):
         arguments["limit_val_batches"] = 0  # all rows of the days are trained on

@@ -33,6 +33,17 @@ def build(node: DictConfig, key: str, *args: Any) -> Any:
     """Instantiate a config node, and turn errors of its class into one line that names the config key.
 
     Raises:
+        UserError: the node names no class, or an argument is unknown, missing or has an invalid value.
+    """
+    if OmegaConf.is_dict(node) and "_target_" not in node:
+        raise UserError(f"config {key}: names no class in _target_; choose one with {key}=NAME")
+    return build_inner(node, key, *args)
+
+
+def build_inner(node: DictConfig, key: str, *args: Any) -> Any:
+    """Like :func:`build`, of a group that need not name a class itself: it becomes a dict with what is built inside it.
+
+    Raises:
         UserError: an argument is unknown, missing or has an invalid value.
     """
     if not OmegaConf.is_dict(node):
