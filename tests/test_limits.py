@@ -10,6 +10,7 @@ import pytest
 
 from dlen import devices, limits
 from dlen.limits import cores, quota
+from tests.training.test_memory import machine
 
 CASES: dict[str, tuple[dict[str, str], str, float]] = {
     "none": ({}, "", math.inf),
@@ -48,11 +49,7 @@ def test_cores_are_those_that_the_control_groups_allow(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files, of_process, wanted = CASES[case]
-    (tmp_path / "proc/self").mkdir(parents=True)
-    (tmp_path / "proc/self/cgroup").write_text(of_process)
-    for name, content in files.items():
-        (tmp_path / "cgroup" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "cgroup" / name).write_text(content)
+    machine(tmp_path, files, of_process)
     monkeypatch.setattr(limits, "_PROC", tmp_path / "proc")
     monkeypatch.setattr(limits, "_CGROUP", tmp_path / "cgroup")
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)))

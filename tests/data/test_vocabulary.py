@@ -58,7 +58,7 @@ def test_merging_early_changes_nothing(monkeypatch: pytest.MonkeyPatch, pending:
     for chunk in content:
         for i, weight in chunk:
             expected[i] += weight
-    monkeypatch.setattr(vocabulary, "_PENDING", pending)
+    monkeypatch.setattr(vocabulary, "PENDING", pending)
     assert counted(content, weighted=True) == expected
 
 
@@ -71,7 +71,7 @@ def test_texts_of_pieces_are_coded_by_their_counts(
 ) -> None:
     counts = Counter(text for piece in pieces for chunk in piece for text in chunk if text is not None)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vocabulary, "_PENDING", pending)
+        patch.setattr(vocabulary, "PENDING", pending)
         patch.setattr(table_columns, "_PORTION", portion)
         whole = TextVocabulary(min_count)
         for piece in pieces:
@@ -111,7 +111,7 @@ def test_merges_stay_few_when_chunks_become_many(
         merges[0] += 1
         return plain(self)
 
-    monkeypatch.setattr(vocabulary, "_PENDING", 8)
+    monkeypatch.setattr(vocabulary, "PENDING", 8)
     monkeypatch.setattr(type(made), merge, count)
     for first in range(0, 4000, 10):
         add(made, first)

@@ -28,21 +28,19 @@ def run(config: DictConfig) -> None:
     if config.dry_run and config.append:
         raise UserError("config dry_run: tells what preparing all files would take; remove append")
     with importing():
+        from dlen.data.append import append, could_append
         from dlen.data.prepare import summary
         from dlen.training.configs import build
         from dlen.training.stores import open_store
+    source, data_dir = build(config.data, "data"), Path(config.data_dir)
     if config.dry_run:
         from dlen.data.dry_run import dry_run  # here: it imports SciPy
 
-        print(dry_run(build(config.data, "data")).described(Path(config.data_dir)))
+        print(dry_run(source).described(data_dir))
     elif config.append:
-        from dlen.data.append import append
-
-        print(summary(append(build(config.data, "data"), Path(config.data_dir))))
+        print(summary(append(source, data_dir)))
     else:
-        from dlen.data.append import could_append
-
-        if (line := could_append(build(config.data, "data"), Path(config.data_dir))) is not None:
+        if (line := could_append(source, data_dir)) is not None:
             print(line, file=sys.stderr)
         print(summary(open_store(config)))
 

@@ -21,6 +21,7 @@ from dlen.data.prepare import Source
 from dlen.data.raw_sample import IdCounts, RawSample, SampledLog, SampledSource
 from dlen.data.store import Store
 from dlen.data.unseen import IdEstimate
+from dlen.data.vocabulary import PENDING
 from dlen.data.writer import StoreWriter
 from dlen.errors import UserError
 from dlen.files import check_plain_name
@@ -32,7 +33,6 @@ _PIECES = (8, 32)  # of two samples: they differ in the time of the rows, and no
 _DIM = 16  # model.embedding.dim, in conf/model/embedding/table.yaml
 _MIN_COUNTS = (2, 5, 10)
 _CHUNK = 1 << 17  # rows of a chunk
-_MOST_PENDING = 1 << 22  # ids of the chunks that a vocabulary keeps before it merges them
 _BYTES_PENDING, _BYTES_PER_ID = 48, 100  # measured: docs/log.md
 _NUMBER = 4  # bytes
 _PARQUET = 900  # bytes of a Parquet file of two columns, without their values
@@ -265,7 +265,7 @@ def _memory(prepared: _Prepared, ids: Mapping[str, IdEstimate]) -> float:
     more = max(prepared.log_rows()["train"] / _CHUNK - 1, 0.0)  # chunks
     for estimate in ids.values():
         # Ids are counted by chunk, and merged once so many are new, or as many as were merged before
-        most = max(_MOST_PENDING, estimate.total)
+        most = max(PENDING, estimate.total)
         peak += _BYTES_PENDING * min(most, more * min(estimate.seen, _CHUNK))
         peak += _BYTES_PER_ID * (estimate.total - estimate.seen)
     factor = prepared.sample.rows["train"] - 1

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ints = NDArray[Any]
-_PENDING = 1 << 22  # counts held before they are merged
+PENDING = 1 << 22  # counts held before they are merged
 
 
 def enough_to_merge(new: int, merged: int) -> bool:
@@ -16,7 +16,7 @@ def enough_to_merge(new: int, merged: int) -> bool:
 
     There must be as many of them, so that each entry is merged a few times, however many chunks or pieces follow.
     """
-    return new > max(_PENDING, merged)
+    return new > max(PENDING, merged)
 
 
 class IdCounter:
