@@ -26,11 +26,11 @@ lint: setup
 
 # Lint, types and every test of less than a few seconds, in JOBS processes of one thread each: about 5 minutes.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow and not browser"
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow and not browser"
 
 # The rest: whole commands, several processes, kills and full disks.
 test-all: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "slow and not browser"
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "slow and not browser"
 
 # The report in a real browser: Debian's package chromium, or CHROMIUM=/path.
 test-browser: setup

@@ -132,8 +132,9 @@ class Workers:
             UserError: workers were killed again and again.
         """
         if self.count == 1 or len(items) == 1:
-            for item in items:
-                yield _attempt(work, state, item, stage.advance)
+            with _only_new_garbage():
+                for item in items:
+                    yield _attempt(work, state, item, stage.advance)
             return
         futures: dict[int, Future[Result | None]] = {}
         number = tries = 0
@@ -176,6 +177,7 @@ def _broke(future: Future[Any]) -> bool:
 def _begin(done: Any) -> None:
     global _done
     _done = done
+    gc.freeze()  # see _only_new_garbage
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the workers
 
 
@@ -196,6 +198,16 @@ def _attempt(work: Callable[[Any, Item, Advance], Result], state: Path, item: It
             return work(pickle.load(file), item, advance)
     except Exception:
         return None
+
+
+@contextmanager
+def _only_new_garbage() -> Iterator[None]:
+    """Let the garbage collector pass over what exists: it would look at every object of every import for each piece."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager
