@@ -1,6 +1,7 @@
-"""A table prepared in pieces by one process and by several: seconds, and the ratio of them.
+"""A table prepared in pieces by one process, by several, and by clusters of this machine: seconds, and their ratio.
 
 python bench/pieces.py                     # 8 M rows, three rounds
+python bench/pieces.py clusters=yes        # also two tasks of Ray, and two jobs of submitit's local cluster
 python bench/pieces.py rows=3000000 rounds=1 processes=1,4,16
 """
 
@@ -54,11 +55,17 @@ def table(rows: int) -> Iterator[Path]:
         yield folder
 
 
-def seconds(folder: Path, workers: int) -> float:
+CLUSTERS = {
+    "two tasks of Ray": ["cluster=ray", "prepare_workers=2"],
+    "two jobs of submitit": ["cluster=submitit", "cluster.cluster=local", "prepare_workers=2"],
+}
+
+
+def seconds(folder: Path, settings: list[str]) -> float:
     """Seconds of ``prepare.py``, its start included."""
     with tempfile.TemporaryDirectory() as out:
         spec = f"data.spec={folder / 'spec.yaml'}"
-        return run(["prepare.py", "data=table", spec, f"data_dir={out}", f"prepare_workers={workers}"]).seconds
+        return run(["prepare.py", "data=table", spec, f"data_dir={out}", *settings]).seconds
 
 
 def main() -> None:
@@ -67,7 +74,9 @@ def main() -> None:
     rows = int(given.get("rows", 8_000_000))
     with table(rows) as folder:
         counts = [int(count) for count in given.get("processes", "1,2").split(",")]
-        ways = {f"{count} process(es)": partial(seconds, folder, count) for count in counts}
+        asked = {f"{count} process(es)": [f"prepare_workers={count}"] for count in counts}
+        asked |= CLUSTERS if given.get("clusters") == "yes" else {}
+        ways = {what: partial(seconds, folder, settings) for what, settings in asked.items()}
         found = in_turn(ways, int(given.get("rounds", 3)))
     base = next(iter(found.values()))
     report(

@@ -6,7 +6,7 @@ them before the command runs. A field with a default may be absent.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,6 +30,7 @@ class Settings:
     data_dir: Path
     prepare_workers: Workers
     paper: Group
+    cluster: Group | None = field(default=None, kw_only=True)
 
 
 @dataclass

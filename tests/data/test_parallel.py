@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dlen.data.parallel import Workers, save_state
+from dlen.data.parallel import LocalPool, Workers, save_state
 from dlen.progress import Stage
 
 alive: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -33,7 +33,7 @@ def test_what_refers_to_itself_is_freed_before_the_next_piece(processes: int, tm
     save_state(tmp_path / "state", None)
     gc.disable()
     try:
-        with Workers(processes) as workers, Stage("pieces", 9, "pieces") as stage:
+        with Workers(LocalPool(processes), 9) as workers, Stage("pieces", 9, "pieces") as stage:
             assert set(workers.in_order(work, tmp_path / "state", range(9), stage)) == {1}
     finally:
         gc.enable()
@@ -49,7 +49,7 @@ def test_few_results_wait_for_whoever_takes_them(tmp_path: Path) -> None:
     folder = tmp_path / "done"
     folder.mkdir()
     save_state(tmp_path / "state", str(folder))
-    with Workers(2) as workers, Stage("pieces", 20, "pieces") as stage:
+    with Workers(LocalPool(2), 20) as workers, Stage("pieces", 20, "pieces") as stage:
         for taken, item in enumerate(workers.in_order(remembered, tmp_path / "state", range(20), stage)):
             assert item == taken
             assert len(list(folder.iterdir())) <= taken + 4

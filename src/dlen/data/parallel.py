@@ -1,6 +1,7 @@
 """Works on the pieces of a log one after the other, or on several in processes of their own; results come in order.
 
-Every piece is worked on from the same pickled state, so results do not depend on the number of processes.
+Every piece is worked on from the same pickled state, so results depend neither on the number of processes nor on where
+they run: see :class:`LocalPool`, and :mod:`dlen.data.clusters` for other machines.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +31,7 @@ from dlen.progress import Stage
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Advance = Callable[[float], None]
+Work = Callable[[Any, Any, Advance], Any]
 _TRIES = 3
 _AHEAD = 2  # pieces for each process that are worked on or wait
 _STOP = -math.inf  # tells workers to stop
@@ -34,6 +39,7 @@ _KILLED = (
     "a process that prepares a piece of the log was killed {tries} times, perhaps for lack of memory; "
     "set prepare_workers to a smaller number"
 )
+_LONGEST_REASON = 500  # characters
 _POLL = 0.2  # seconds between updates of the progress bar
 _done: Any = None  # in a worker: what all workers have done so far, in units of the progress bar
 
@@ -53,36 +59,106 @@ def save_state(path: Path, state: Any) -> None:
         _Pickler(file, pickle.HIGHEST_PROTOCOL).dump(state)
 
 
-class Workers:
-    """Processes that work on pieces, for as long as the context lasts. They start when they are first needed.
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Takes the place of a result if the work raised an exception.
 
-    If one is killed, the pieces that are not finished are started again.
-
-    Args:
-        count: number of processes; 1 works in this one.
+    Attributes:
+        reason: the exception.
     """
 
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self._context = multiprocessing.get_context("spawn")  # threads of Polars do not survive a fork
-        self._done, self._shown = self._context.Value("d", 0.0), 0.0
-        self._pool: ProcessPoolExecutor | None = None
-        self._environment = _environment(POLARS_MAX_THREADS=str(max(cores() // count, 1)), OMP_NUM_THREADS="1")
+    reason: str
 
-    @classmethod
-    def for_pieces(cls, most: int, pieces: int) -> Workers:
-        """Up to ``most`` processes, with two pieces for each: one takes about as long to start as half a piece."""
-        return cls(min(most, max(pieces // 2, 1)))
+
+class Pool(ABC):
+    """Where the work on pieces runs, several at a time. A process of it may end; the pool goes on with others."""
+
+    @property
+    @abstractmethod
+    def done(self) -> float:
+        """What has been done of the pieces so far, in units of the progress bar."""
+
+    @abstractmethod
+    def size(self, pieces: int) -> int:
+        """How many of these pieces are worked on at a time; with 1, none is given to the pool."""
+
+    @abstractmethod
+    def submit(self, work: Work, state: Path, item: Any) -> Future[Any]:
+        """Start working on a piece, see :meth:`Workers.in_order`. A result is that of ``work``, or :class:`Failed`.
+
+        The future raises ``BrokenProcessPool`` if the process was killed, and :class:`UserError` if the pool cannot
+        work at all.
+        """
+
+    @abstractmethod
+    def renew(self) -> None:
+        """Go on after a process was killed."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End all processes and forget what they have not finished."""
+
+
+class LocalPool(Pool):
+    """Processes of this machine, which start when they are first needed.
+
+    Args:
+        workers: most processes. They get two pieces each: one takes about as long to start as half a piece.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self._context = multiprocessing.get_context("spawn")  # threads of Polars do not survive a fork
+        self._done = self._context.Value("d", 0.0)
+        self._executor: ProcessPoolExecutor | None = None
+        self._environment = {"OMP_NUM_THREADS": "1"}
+
+    @property
+    def done(self) -> float:
+        """What all processes have done."""
+        return float(self._done.value)
+
+    def size(self, pieces: int) -> int:
+        """At most the number of processes, and half the number of pieces."""
+        count = min(self.workers, max(pieces // 2, 1))
+        self._environment["POLARS_MAX_THREADS"] = str(max(cores() // count, 1))
+        return count
+
+    def submit(self, work: Work, state: Path, item: Any) -> Future[Any]:
+        """Start the processes, if there are none, and give one of them a piece."""
+        if self._executor is None:
+            self._executor = ProcessPoolExecutor(self.workers, self._context, _begin, (self._done,))
+        with _environment(**self._environment):  # processes start in `submit`
+            return self._executor.submit(_in_worker, work, state, item)
+
+    def renew(self) -> None:
+        """The others end with the process that was killed, so new ones are started."""
+        self._executor = None
+
+    def close(self) -> None:
+        """Stop within a chunk of rows."""
+        self._done.value = _STOP
+        if self._executor is not None:
+            self._executor.shutdown(cancel_futures=True)
+        self._done, self._executor = self._context.Value("d", 0.0), None
+
+
+class Workers:
+    """Gives pieces to a pool, for as long as the context lasts. If the process of a piece is killed, it starts again.
+
+    Args:
+        pool: where they are worked on.
+        pieces: number of pieces of the log.
+    """
+
+    def __init__(self, pool: Pool, pieces: int) -> None:
+        self.pool, self.count, self._shown = pool, pool.size(pieces), 0.0
 
     def __enter__(self) -> Workers:
-        self._environment.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._environment.__exit__(None, None, None)
-        self._done.value = _STOP
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+        self.pool.close()
 
     def merged(
         self,
@@ -109,18 +185,22 @@ class Workers:
             alone(items[0], stage.advance)
             yield
             return
-        save_state(scratch / "state", state)
-        for item, found in zip(items, self.in_order(work, scratch / "state", items, stage), strict=True):
-            if found is None or not merge(found):
+        path = scratch.absolute() / "state"
+        save_state(path, state)
+        for item, found in zip(items, self.in_order(work, path, items, stage), strict=True):
+            if isinstance(found, Failed):
+                alone(item, lambda _: None)  # raises what a single process would, if the log is the cause
+                print(f"a piece of the log was repeated here, as its process failed: {found.reason}", file=sys.stderr)
+            elif not merge(found):
                 alone(item, lambda _: None)
             yield
 
     def in_order(
         self, work: Callable[[Any, Item, Advance], Result], state: Path, items: Sequence[Item], stage: Stage
-    ) -> Iterator[Result | None]:
-        """The result of each piece, in the order of the pieces; None if the work raised an exception.
+    ) -> Iterator[Result | Failed]:
+        """The result of each piece, in the order of the pieces.
 
-        The caller then repeats that piece itself, after those before it, and so raises what a single process would.
+        The caller repeats a piece that failed itself, after those before it, and so raises what a single process would.
 
         Args:
             work: a function of a module: works on a piece, from a copy of the state, and reports its progress.
@@ -134,21 +214,20 @@ class Workers:
         if self.count == 1 or len(items) == 1:
             with _only_new_garbage():
                 for item in items:
-                    yield _attempt(work, state, item, stage.advance)
+                    yield attempt(work, state, item, stage.advance)
             return
-        futures: dict[int, Future[Result | None]] = {}
+        futures: dict[int, Future[Result | Failed]] = {}
         number = tries = 0
         while number < len(items):
             try:
-                if self._pool is None:
-                    self._pool = ProcessPoolExecutor(self.count, self._context, _begin, (self._done,))
                 # No more, as results that wait for those before them take memory
                 for other in range(number, min(number + _AHEAD * self.count, len(items))):
                     if other not in futures or _broke(futures[other]):
-                        futures[other] = self._pool.submit(_in_worker, work, state, items[other])
+                        futures[other] = self.pool.submit(work, state, items[other])
                 result = self._awaited(futures[number], stage)
             except BrokenProcessPool:
-                self._pool, tries = None, tries + 1
+                self.pool.renew()
+                tries += 1
                 if tries == _TRIES:
                     raise UserError(_KILLED.format(tries=tries)) from None
                 continue
@@ -156,7 +235,7 @@ class Workers:
             number += 1
             yield result
 
-    def _awaited(self, future: Future[Result | None], stage: Stage) -> Result | None:
+    def _awaited(self, future: Future[Result | Failed], stage: Stage) -> Result | Failed:
         """Wait for a piece, and show the progress meanwhile."""
         while not wait([future], _POLL).done:
             self._show(stage)
@@ -164,7 +243,7 @@ class Workers:
         return future.result()
 
     def _show(self, stage: Stage) -> None:
-        done = self._done.value
+        done = self.pool.done
         stage.advance(done - self._shown)
         self._shown = done
 
@@ -181,23 +260,24 @@ def _begin(done: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the workers
 
 
-def _in_worker(work: Callable[[Any, Item, Advance], Result], state: Path, item: Item) -> Result | None:
+def _in_worker(work: Work, state: Path, item: Any) -> Any:
     def advance(amount: float) -> None:
         with _done.get_lock():
             _done.value += amount
             if _done.value == _STOP:
                 raise InterruptedError
 
-    return _attempt(work, state, item, advance)
+    return attempt(work, state, item, advance)
 
 
-def _attempt(work: Callable[[Any, Item, Advance], Result], state: Path, item: Item, advance: Advance) -> Result | None:
+def attempt(work: Callable[[Any, Item, Advance], Result], state: Path, item: Item, advance: Advance) -> Result | Failed:
+    """Work on a piece from a copy of the state."""
     gc.collect()  # of the piece before: arrays that refer to themselves, as a metric's do, would pile up
     try:
         with state.open("rb") as file:
             return work(pickle.load(file), item, advance)
-    except Exception:
-        return None
+    except Exception as error:
+        return Failed(f"{type(error).__name__}: {error}"[:_LONGEST_REASON])
 
 
 @contextmanager

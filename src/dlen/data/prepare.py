@@ -17,6 +17,7 @@ import polars as pl
 from dlen import __version__
 from dlen.data.columns import FORMAT
 from dlen.data.days import labels_of
+from dlen.data.parallel import LocalPool, Pool
 from dlen.data.split import Split
 from dlen.data.store import Store
 from dlen.data.writer import FINISHED, StoreWriter
@@ -157,7 +158,7 @@ def replacing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def prepare(source: Source, data_dir: Path, workers: int = 1) -> Store:
+def prepare(source: Source, data_dir: Path, workers: int | Pool = 1) -> Store:
     """Open the prepared store of a source, writing it first if it does not exist.
 
     A store is in ``data_dir/NAME/FINGERPRINT``. Other settings or changed files produce another store and leave this
@@ -167,6 +168,7 @@ def prepare(source: Source, data_dir: Path, workers: int = 1) -> Store:
         source: the raw log.
         data_dir: folder of all stores.
         workers: most processes that write it; they import the main module, which must then do nothing when imported.
+            Or a pool of processes on other machines, see :mod:`dlen.data.clusters`.
 
     Raises:
         UserError: files are missing or invalid, or the folder cannot be written.
@@ -180,7 +182,7 @@ def prepare(source: Source, data_dir: Path, workers: int = 1) -> Store:
     check_writable(folder)
     with locked(data_dir / source.name / ".lock", "preparing this data"):
         if not folder.exists():
-            _write(source, folder, identity, before, workers)
+            _write(source, folder, identity, before, LocalPool(workers) if isinstance(workers, int) else workers)
     return open_identified(folder, identity)
 
 
@@ -226,10 +228,10 @@ def _causes(record: Path) -> Any:
         return None
 
 
-def _write(source: Source, folder: Path, identity: dict[str, Any], before: dict[Path, list[int]], workers: int) -> None:
+def _write(source: Source, folder: Path, identity: dict[str, Any], before: dict[Path, list[int]], pool: Pool) -> None:
     started = time.monotonic()
     with _continuing(folder, identity) as temporary:
-        writer = StoreWriter(temporary, workers)
+        writer = StoreWriter(temporary, pool)
         schema = source.write(writer)
         check_unchanged(before)
         writer.notes["prepare_seconds"] = round(time.monotonic() - started, 2)

@@ -26,6 +26,7 @@ from dlen.data.columns import (
     Part,
 )
 from dlen.data.id_counts import WrittenSplits, unknown_shares
+from dlen.data.parallel import LocalPool, Pool
 from dlen.files import checksum, content_checksum, write_text
 from dlen.label_patterns import PatternCounter
 from dlen.schema import Kind, Schema
@@ -304,14 +305,14 @@ class StoreWriter:
 
     Args:
         folder: a temporary folder, renamed by the caller after :meth:`finish` returns.
-        workers: number of processes that may write shards; 1 for this one alone.
+        pool: where shards may be written; None for this process alone.
 
     Attributes:
         beside: what rows of several shards point to, such as user groups.
     """
 
-    def __init__(self, folder: Path, workers: int = 1) -> None:
-        self.folder, self.workers = folder, workers
+    def __init__(self, folder: Path, pool: Pool | None = None) -> None:
+        self.folder, self.pool = folder, pool or LocalPool(1)
         self.beside = PartWriter(folder, ".")
         self._shards: list[PartWriter] = []
         self._written: list[WrittenPart] = []

@@ -23,6 +23,7 @@ _FREE = (
     "metrics.scores",
     "trust",
     "prepare_workers",
+    "cluster",
 )
 _MOST_KEYS = 3  # in a label
 _PART = re.compile(r"^model\.((embedding|interaction|backbone|head)\.)?")  # prefix that labels omit

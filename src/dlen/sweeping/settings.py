@@ -18,6 +18,14 @@ from dlen.valid import Matching, Range
 
 
 @dataclass
+class SubmititSettings:
+    """Settings of jobs that train."""
+
+    cluster: str
+    parameters: Group | None
+
+
+@dataclass
 class StudySettings:
     """The group ``sweep``."""
 
@@ -46,7 +54,7 @@ class StudySettings:
     workers: Workers
     devices_per_trial: Count
     launcher: Literal["local", "submitit", "wandb"]
-    submitit: Group
+    submitit: SubmititSettings
 
 
 @dataclass(kw_only=True)

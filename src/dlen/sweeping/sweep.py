@@ -52,6 +52,7 @@ from dlen.training.loggers import sync_command
 from dlen.training.stores import open_run, open_store
 
 Draw = Callable[[optuna.Study, str, Sequence[FrozenTrial], Mapping[str, str], Path, Path | None], None]
+_JOB = {"timeout_min": 1440, "cpus_per_task": 8}  # parameters of a worker's job on a cluster
 _FRESH = 1000  # first seed of the final comparison; trials count from 0
 _FIXED = ("data", "seed", "run_dir", "runs_dir", "ckpt", "base_run", "sweep")  # keys that a study cannot search
 
@@ -128,9 +129,7 @@ def sweep(config: DictConfig, draw: Draw) -> None:
     def start(name: str, number: int) -> Worker:
         if options.launcher == "submitit":
             os.environ[STORAGE] = plan.storage
-            parameters = OmegaConf.to_container(options.submitit.parameters, resolve=True)
-            assert isinstance(parameters, dict)
-            settings = {str(k): v for k, v in parameters.items()}
+            settings = {**_JOB, **(options.submitit.parameters or {})}
             return SubmititWorker(name, number, spec_file, str(options.submitit.cluster), settings)
         return LocalWorker(name, number, workers, options.devices_per_trial, spec_file, plan.storage)
 

@@ -25,7 +25,7 @@ from dlen.valid import check_group
 Part = TypeVar("Part")
 PACKAGE = Path(dlen.__file__).parent
 _PLACES = ("data", "data_dir", "data_name", "runs_dir", "run_dir", "ckpt", "rerun", "base_run", "logger", "model_name")
-_NOT_HASHED = (*_PLACES, "trust", "prepare_workers")
+_NOT_HASHED = (*_PLACES, "trust", "prepare_workers", "cluster")
 _INSTANTIATED = ("data", "model", "balancing", "optimizer")  # groups that are instantiated
 
 

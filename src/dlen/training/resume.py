@@ -18,6 +18,7 @@ _RERUN_KEYS = (
     "logger",
     "trust",
     "prepare_workers",
+    "cluster",
 )  # settings that a rerun accepts
 
 

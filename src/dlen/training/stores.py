@@ -8,6 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from dlen.data.days import Days, on_days
+from dlen.data.parallel import Pool
 from dlen.data.prepare import RowSource, Source, prepare
 from dlen.data.store import Store
 from dlen.errors import UserError
@@ -34,9 +35,14 @@ def on_days_of(store: Store, config: DictConfig) -> Store:
     return on_days(store, Days(first, last, test, node["validation"])) if wanted else store
 
 
-def preparing_workers(config: DictConfig) -> int:
-    """The setting ``prepare_workers``, which configs of older runs do not have, as a number."""
+def preparing_workers(config: DictConfig) -> int | Pool:
+    """The number of processes, ``prepare_workers``, or the ``cluster`` that prepare; older configs have neither key."""
     asked = config.get("prepare_workers", "auto")
+    if config.get("cluster") is not None:
+        pool = build(config.cluster, "cluster", asked)
+        if not isinstance(pool, Pool):
+            raise UserError(f"config cluster: {type(pool).__name__} is no dlen.data.parallel.Pool")
+        return pool
     return cores() if asked == "auto" else int(asked)
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from dlen.data.store import Store
 from dlen.data.writer import WrittenPart
 from dlen.progress import Stage
 from tests.data.helpers import left_in, refusal, tensors_of, whole
+from tests.data.pieces import FAILED, killed, squared
 
 ROWS = 300
 SPEC: dict[str, Any] = {
@@ -220,26 +219,10 @@ def test_an_interrupted_preparing_goes_on_with_finished_shards(tmp_path: Path, m
     assert [path.name for path in store.folder.parent.iterdir() if path.is_dir()] == [store.folder.name]
 
 
-def _squared(folder: Path, item: int, advance: parallel.Advance) -> int:
-    """The square of a number; the first attempt at 2 kills its process, and 3 fails."""
-    if item == 2 and not (folder / "killed").exists():
-        (folder / "killed").touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    if item == 3:
-        raise ValueError("on purpose")
-    advance(1.0)
-    return item**2
-
-
-def _killed(folder: Path, item: int, advance: parallel.Advance) -> int:
-    os.kill(os.getpid(), signal.SIGKILL)
-    return item
-
-
 @pytest.mark.slow
 def test_a_killed_process_is_started_again(tmp_path: Path) -> None:
     state = tmp_path / "state"
     parallel.save_state(state, tmp_path)
-    with parallel.Workers(2) as workers, Stage("squares", 5, "numbers") as stage:
-        assert list(workers.in_order(_squared, state, range(5), stage)) == [0, 1, 4, None, 16]
-        assert "killed 3 times" in refusal(lambda: list(workers.in_order(_killed, state, range(5), stage)))
+    with parallel.Workers(parallel.LocalPool(2), 5) as workers, Stage("squares", 5, "numbers") as stage:
+        assert list(workers.in_order(squared, state, range(5), stage)) == [0, 1, 4, FAILED, 16]
+        assert "killed 3 times" in refusal(lambda: list(workers.in_order(killed, state, range(5), stage)))

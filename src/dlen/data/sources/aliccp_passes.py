@@ -215,7 +215,7 @@ class AliCCPPasses:
 
     def run(self) -> None:
         """Write the splits and vocabularies."""
-        with Workers.for_pieces(self.writer.workers, len(self.pairs)) as self.workers:
+        with Workers(self.writer.pool, len(self.pairs)) as self.workers:
             for pieces in self.commons.values():
                 found: list[_Groups] = []
                 self._pass(f"reading {pieces[0].path.name}", pieces, AliCCPPasses.read_common, found.append)

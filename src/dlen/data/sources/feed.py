@@ -133,7 +133,7 @@ class Feed(FeedSettings):
         def alone(piece: tuple[int, range], advance: Advance) -> None:
             add(self._draw(writer.folder, piece, advance))
 
-        workers = Workers.for_pieces(writer.workers, len(pieces))
+        workers = Workers(writer.pool, len(pieces))
         with workers, Stage("simulating the feed", self.rows, "rows") as stage:
             work = partial(_draw, writer.folder)
             for _ in workers.merged(work, self, writer.scratch, pieces, stage, add, alone):

@@ -96,7 +96,7 @@ class TablePasses:
 
     def run(self) -> Schema:
         """Write the splits and vocabularies."""
-        with Workers.for_pieces(self.writer.workers, len(self.rows.pieces)) as self.workers:
+        with Workers(self.writer.pool, len(self.rows.pieces)) as self.workers:
             return self._run()
 
     def _run(self) -> Schema:
