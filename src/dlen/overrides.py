@@ -80,8 +80,24 @@ def register_resolvers() -> None:
 
 def compose_train(overrides: Sequence[str]) -> DictConfig:
     """Compose the resolved config of ``train.py`` outside its command. Hydra must be initialised."""
+    return _resolved(_composed(overrides))
+
+
+def compose_seeds(overrides: Sequence[str], seeds: Sequence[int]) -> Iterator[DictConfig]:
+    """Yield what :func:`compose_train` returns for each seed, composed once: Hydra takes a quarter of a second."""
+    composed = _composed([*overrides, f"seed={seeds[0]}"])
+    for seed in seeds:
+        composed.seed = seed
+        yield _resolved(composed)
+
+
+def _composed(overrides: Sequence[str]) -> DictConfig:
     register_resolvers()
-    composed = compose("train", present_overrides(overrides), return_hydra_config=True)
+    return compose("train", present_overrides(overrides), return_hydra_config=True)
+
+
+def _resolved(composed: DictConfig) -> DictConfig:
+    """The values of a composed config, without Hydra's own part."""
     state, before = HydraConfig.instance(), HydraConfig.instance().cfg
     state.set_config(composed)  # for interpolations into Hydra's own part, which is removed below
     without_hydra = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])

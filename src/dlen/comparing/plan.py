@@ -15,7 +15,7 @@ from dlen.comparing.fit import fitted
 from dlen.comparing.settings import read_experiment
 from dlen.data.store import Store
 from dlen.errors import UserError
-from dlen.overrides import compose_train, overrides_for_train
+from dlen.overrides import compose_seeds, overrides_for_train
 from dlen.training.configs import digest, settings_of
 from dlen.training.run_folder import SCORES
 from dlen.training.stores import open_store
@@ -107,8 +107,9 @@ def plan_runs(
     stores = {} if stores is None else stores
     runs = {}
     for model, overrides in models.items():
-        for seed in seeds:
-            runs[model, seed] = _plan_run(model, seed, (*overrides, f"seed={seed}", "metrics.scores=true"), stores)
+        of_all_seeds = (*overrides, "metrics.scores=true")
+        for seed, config in zip(seeds, compose_seeds(of_all_seeds, seeds), strict=True):
+            runs[model, seed] = _plan_run(model, seed, (*of_all_seeds, f"seed={seed}"), config, stores)
     _check_same_rows(base, runs)
     return Plan(title, base, list(models), list(seeds), runs, paper or {})
 
@@ -139,8 +140,9 @@ def _measured(store: Store) -> list[tuple[str, ...]]:
     return [(t.name, t.kind, t.observed_where or "", t.joint) for t in store.schema.tasks]
 
 
-def _plan_run(model: str, seed: int, overrides: Sequence[str], stores: dict[str, Store]) -> PlannedRun:
-    config = compose_train(overrides)
+def _plan_run(
+    model: str, seed: int, overrides: Sequence[str], config: DictConfig, stores: dict[str, Store]
+) -> PlannedRun:
     if config.trainer.get("limit_test_batches", 1.0) != 1.0:
         raise UserError("config trainer.limit_test_batches: a comparison tests all rows; remove this setting")
     store = store_of(config, stores)
