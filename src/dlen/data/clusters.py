@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dlen.cluster_jobs import Jobs, log_end
 from dlen.data.parallel import Pool, Work, attempt
 from dlen.errors import UserError
 
@@ -253,26 +254,18 @@ class SubmititPool(ClusterPool):
         return future
 
     def _begin(self, scratch: Path) -> None:
-        try:
-            import submitit
-        except ImportError:
-            raise UserError("config cluster: submitit is not installed; pip install 'dlen[submitit]'") from None
         queue = _Queue(scratch / "queue")
+        self._starter = Jobs("cluster", queue.folder / "jobs", "dlen-prepare", self.cluster, self.parameters)
         queue.create()
-        try:
-            self._executor = submitit.AutoExecutor(folder=queue.folder / "jobs", cluster=self.cluster)
-            self._executor.update_parameters(name="dlen-prepare", **self.parameters)
-            for _ in range(self._wanted):
-                self._start_job(queue)
-        except (RuntimeError, TypeError, ValueError, NameError, OSError) as error:
-            raise UserError(f"config cluster: {' '.join(str(error).split())[:_LONGEST_LOG]}") from None
+        for _ in range(self._wanted):
+            self._start_job(queue)
         self._queue = queue
         self._stop.clear()
         self._thread = threading.Thread(target=self._watch, args=(queue,), daemon=True)
         self._thread.start()
 
     def _start_job(self, queue: _Queue) -> None:
-        self._jobs.append(self._executor.submit(serve, str(queue.folder)))
+        self._jobs.append(self._starter.start(serve, str(queue.folder)))
 
     def _watch(self, queue: _Queue) -> None:
         """Collect results, give signs of life, and replace jobs that end."""
@@ -309,13 +302,13 @@ class SubmititPool(ClusterPool):
             if not taken:
                 self._deaths += 1
                 if self._deaths >= _EARLY_DEATHS:
-                    self._fail(UserError(f"config cluster: jobs end before they take a piece: {_log(job)}"))
+                    self._fail(UserError(f"config cluster: jobs end before they take a piece: {log_end(job)}"))
                     return
             for path in taken:
                 path.unlink(missing_ok=True)
                 future = self._futures.pop(path.name.partition("@")[0], None)
                 if future is not None and not future.done():
-                    future.set_exception(BrokenProcessPool(_log(job)))
+                    future.set_exception(BrokenProcessPool(log_end(job)))
             self._start_job(queue)
 
     def _fail(self, error: UserError) -> None:
@@ -333,14 +326,6 @@ class SubmititPool(ClusterPool):
             job.cancel()
         self._jobs, self._queue, self._thread = [], None, None
         self._futures.clear()
-
-
-def _log(job: Any) -> str:
-    """The end of what a job has written."""
-    for text in (job.stderr(), job.stdout()):
-        if text and text.strip():
-            return " ".join(text.split())[-_LONGEST_LOG:]
-    return f"job {job.job_id}, state {job.state}"
 
 
 def serve(folder: str) -> None:

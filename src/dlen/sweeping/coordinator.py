@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from dlen.cluster_jobs import Jobs
 from dlen.devices import worker_environment
 from dlen.errors import UserError
 from dlen.sweeping.live import StudyTable
@@ -110,19 +111,11 @@ class SubmititWorker:
     """
 
     def __init__(self, name: str, number: int, spec: Path, cluster: str, parameters: dict[str, Any]) -> None:
-        try:
-            import submitit
-        except ImportError:
-            raise UserError("config sweep.launcher: submitit is not installed; pip install 'dlen[submitit]'") from None
         from dlen.sweeping.worker import work_from
 
         self.name = name
-        try:
-            executor = submitit.AutoExecutor(folder=spec.with_name("submitit"), cluster=cluster)
-            executor.update_parameters(name=name, **parameters)
-            self.job = executor.submit(work_from, str(spec), name, number)
-        except (RuntimeError, TypeError, ValueError, NameError, OSError) as error:
-            raise UserError(f"config sweep.submitit: {' '.join(str(error).split())[:300]}") from None
+        jobs = Jobs("sweep.submitit", spec.with_name("submitit"), name, cluster, parameters)
+        self.job = jobs.start(work_from, str(spec), name, number)
 
     def exit_code(self) -> int | None:
         """0 for a job that succeeded, 1 for a job that failed or was cancelled."""
