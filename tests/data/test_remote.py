@@ -17,6 +17,7 @@ from dlen.data.prepare import identify, prepare
 from dlen.data.remote import RemoteFiles, is_address
 from dlen.data.sources.table import Table
 from dlen.errors import UserError
+from tests.data.helpers import refusal
 from tests.data.sources.test_table_partitions import DAYS, SPEC, content, log, write
 
 ENDINGS = ("parquet", "csv")
@@ -137,6 +138,24 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path, bucket: Any, address: s
     assert named in str(error.value)
     assert "\n" not in str(error.value)
     assert copies(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://me:secret@127.0.0.1:9/a.csv?sig=secret",
+        "SERVER/none.csv?sig=secret",
+        "ftp://me:secret@host/a.csv",
+        "memory://nowhere/*.csv?sig=secret",
+        "memory://nowhere.csv?sig=secret",
+        "s3://me:secret@bucket/a.csv?sig=secret",
+        "hdfs://me:secret@host/a.csv?sig=secret",
+    ],
+)
+def test_messages_show_no_passwords_and_signatures(tmp_path: Path, bucket: Any, server: str, address: str) -> None:
+    said = refusal(lambda: table(tmp_path, {**SPEC, "files": address.replace("SERVER", server)}).files())
+    assert "secret" not in said
+    assert "://" in said
 
 
 def _file(bucket: Any) -> Any:

@@ -22,6 +22,7 @@ _LIBRARIES |= {"hdfs": "pyarrow", "http": "aiohttp", "https": "aiohttp"}
 _MEMORY = "memory"  # fsspec's own store, for tests
 _WEB = ("http", "https")  # they have no folders
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_SECRET = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"]+")  # addresses in messages of others
 _VERSIONS = ("ETag", "etag", "generation", "LastModified", "last_modified", "updated", "mtime", "created", "blob_id")
 _THREADS = 8
 
@@ -88,7 +89,7 @@ class RemoteFiles:
                 found = {place: system.info(place)}
             files = {name: info for name, info in found.items() if info["type"] == "file"}
         if not files:
-            raise UserError(f"{address}: there are no files; correct the address")
+            raise UserError(f"{_shown(address)}: there are no files; correct the address")
         paths = []
         for name, info in files.items():
             remote = _Remote(_recorded(str(system.unstrip_protocol(name))), name, info.get("size"), _version(info))
@@ -142,28 +143,30 @@ def _open(address: str, kind: str) -> tuple[Any, str]:
     """The file system of an address, and the place in it."""
     if kind not in (*_LIBRARIES, _MEMORY):
         known = ", ".join(f"{name}://" for name in _LIBRARIES)
-        raise UserError(f"{address}: addresses of this kind cannot be read; there are {known}")
+        raise UserError(f"{_shown(address)}: addresses of this kind cannot be read; there are {known}")
     from fsspec.core import url_to_fs  # here: most tables are local
 
     try:
         system, place = url_to_fs(address)
     except ImportError:
-        raise UserError(f"{address}: {kind}:// needs a library; pip install {_LIBRARIES[kind]}") from None
+        raise UserError(f"{_shown(address)}: {kind}:// needs a library; pip install {_LIBRARIES[kind]}") from None
     return system, str(place)
 
 
 @contextmanager
 def _told(address: str) -> Iterator[None]:
-    """Turn what goes wrong at an address into one line."""
+    """Turn what goes wrong at an address into one line, without its secrets."""
+    shown = _shown(address)
     try:
         yield
     except UserError:
         raise
     except FileNotFoundError:
-        raise UserError(f"{address}: there is no such file, or its server does not answer") from None
+        raise UserError(f"{shown}: there is no such file, or its server does not answer") from None
     except Exception as error:  # each cloud's library has errors of its own
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{address}: cannot be read ({reason}); check the address and your credentials") from None
+        said = " ".join(_SECRET.sub(lambda found: _shown(found[0]), str(error)).split())
+        reason = said[:200] or type(error).__name__
+        raise UserError(f"{shown}: cannot be read ({reason}); check the address and your credentials") from None
 
 
 def _copy(system: Any, remote: _Remote, path: Path) -> None:
@@ -187,8 +190,18 @@ def _version(info: dict[str, Any]) -> str | None:
 
 def _recorded(address: str) -> str:
     """An address without secrets: no user and password, and a hash in place of a query, which may be a signature."""
-    place, question, query = re.sub(r"://[^/@]*@", "://", address, count=1).partition("?")
+    place, question, query = _without_password(address).partition("?")
     return place + (f"?{hashlib.sha256(query.encode()).hexdigest()[:16]}" if question else "")
+
+
+def _shown(address: str) -> str:
+    """An address for a message: without user, password and query."""
+    place, question, _ = _without_password(address).partition("?")
+    return place + ("?..." if question else "")
+
+
+def _without_password(address: str) -> str:
+    return re.sub(r"://[^/@]*@", "://", address, count=1)
 
 
 def _copy_of(address: str) -> Path:
