@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 import threading
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from dlen.data.sources.table import Table
 from dlen.progress import Stage
 from tests.conftest import Command
 from tests.data.helpers import refusal
-from tests.data.pieces import FAILED, killed, squared
+from tests.data.pieces import FAILED, killed, once_killed, squared
 from tests.data.sources.test_table_parallel import bytes_of, table
 
 POOLS = ("ray", "submitit")
@@ -94,20 +95,6 @@ def test_the_piece_of_a_killed_process_is_given_to_another(pool: str, tmp_path: 
 
 
 @pytest.mark.slow
-def test_pieces_that_kill_every_process_are_told(tmp_path: Path) -> None:
-    state = tmp_path / "state"
-    save_state(state, tmp_path)
-    with Workers(make("submitit"), FEW) as workers, Stage("squares", FEW, "numbers") as stage:
-        assert "killed 3 times" in refusal(lambda: list(workers.in_order(killed, state, range(FEW), stage)))
-
-
-def test_a_machine_that_does_not_see_the_folder_is_told(tmp_path: Path) -> None:
-    error, _ = clusters._answer(clusters._packed(squared, tmp_path / "elsewhere" / "state", 1))
-    assert error is not None
-    assert str(tmp_path / "elsewhere") in error
-
-
-@pytest.mark.slow
 def test_a_cluster_of_the_command_line(tmp_path: Path, command: Command) -> None:
     log = tmp_path / "log.csv"
     log.write_text("user,click\n" + "".join(f"{n % 7},{n % 2}\n" for n in range(60)))
@@ -131,6 +118,10 @@ def test_a_cluster_of_the_command_line(tmp_path: Path, command: Command) -> None
         (["cluster=ray", "+cluster.gpus=1"], "config cluster: "),
         (["+cluster={_target_: pathlib.Path}"], "config cluster: "),
         (["+cluster={a: 1}"], "config cluster: "),
+        (
+            ["cluster=submitit", "prepare_workers=2", "cluster.parameters={nodes: 2}"],
+            "config cluster.parameters.nodes: ",
+        ),
     ],
 )
 def test_wrong_settings_are_one_line(refused: Command, changes: list[str], named: str) -> None:
@@ -201,16 +192,60 @@ def test_a_piece_is_taken_once(tmp_path: Path) -> None:
     assert sorted(taken) == [f"{number:09d}" for number in range(200)]
 
 
-def test_a_job_ends_with_whoever_gives_it_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Environment:
-        job_id = "1"
+class Environment:
+    """Of a job."""
 
+    job_id = "1"
+
+
+def test_a_job_ends_with_whoever_gives_it_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("submitit.JobEnvironment", Environment)
     monkeypatch.setattr(clusters, "_ORPHANED", 0.3)
     queue = clusters._Queue(tmp_path / "queue")
     clusters.serve(str(queue.folder))  # it is gone
     queue.create()
     clusters.serve(str(queue.folder))  # no sign of life
+
+
+def test_a_job_that_is_started_again_gives_back_what_it_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("submitit.JobEnvironment", Environment)
+    monkeypatch.setattr(clusters, "_ORPHANED", 0.0)
+    queue = clusters._Queue(tmp_path / "queue")
+    queue.create()
+    queue.put(queue.taken, "000000003@1", b"")
+    queue.put(queue.taken, "000000004@11", b"")  # of another job
+    clusters.serve(str(queue.folder))
+    (answer,) = queue.done.iterdir()
+    assert (answer.name, pickle.loads(answer.read_bytes()).error) == ("000000003", clusters._LOST)
+    assert [path.name for path in queue.taken.iterdir()] == ["000000004@11"]
+
+
+@pytest.mark.slow
+def test_a_pool_is_used_again_whatever_happened_before(tmp_path: Path) -> None:
+    pool, state = make("submitit"), tmp_path / "state"
+    save_state(state, tmp_path)
+    (tmp_path / "killed").touch()
+    for work in (squared, killed, squared):
+        with Workers(pool, FEW) as workers, Stage("squares", FEW, "numbers") as stage:
+            if work is killed:
+                assert "killed 3 times" in refusal(lambda: list(workers.in_order(killed, state, range(FEW), stage)))
+            else:
+                assert list(workers.in_order(squared, state, range(FEW), stage)) == [0, 1, 4, FAILED, 16, 25]
+                assert pool.done == FEW - 1
+
+
+@pytest.mark.slow
+def test_pieces_that_need_several_attempts_are_not_taken_for_one_that_always_fails(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    save_state(state, tmp_path)
+    with Workers(make("submitit"), FEW) as workers, Stage("squares", FEW, "numbers") as stage:
+        assert list(workers.in_order(once_killed, state, range(FEW), stage)) == list(range(FEW))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_cluster")
+def test_a_ray_cluster_without_so_many_cpus_is_told() -> None:
+    assert "config cluster.cpus: " in refusal(lambda: RayPool(cpus=1000).size(FEW))
 
 
 def test_a_pool_of_one_piece_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,6 +150,7 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path, bucket: Any, address: s
         "memory://nowhere.csv?sig=secret",
         "s3://me:secret@bucket/a.csv?sig=secret",
         "hdfs://me:secret@host/a.csv?sig=secret",
+        "http://me:p@secret@127.0.0.1:9/a.csv?sig='secret'",
     ],
 )
 def test_messages_show_no_passwords_and_signatures(tmp_path: Path, bucket: Any, server: str, address: str) -> None:

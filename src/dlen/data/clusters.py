@@ -9,19 +9,20 @@ import logging
 import math
 import os
 import pickle
+import signal
 import sys
 import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from dlen.cluster_jobs import Jobs, log_end
-from dlen.data.parallel import Pool, Work, attempt
+from dlen.data.parallel import KilledError, Pool, Work, attempt
 from dlen.errors import UserError
 
 _POLL = 0.2  # seconds between looks at the folder of the pieces
@@ -29,6 +30,9 @@ _BEAT = 5.0  # seconds between signs of life of the process that gives out piece
 _ORPHANED = 300.0  # seconds without a sign of life after which a job ends
 _EARLY_DEATHS = 3  # of jobs that worked on no piece
 _LONGEST_LOG = 600  # characters
+_DAY = 1440  # minutes
+_TASKS = ("nodes", "tasks_per_node", "slurm_nodes", "slurm_ntasks", "slurm_ntasks_per_node")  # of a job
+_LOST = "lost"  # the error of a piece whose job was started again
 
 
 def _packed(work: Work, state: Path, item: Any) -> bytes:
@@ -72,6 +76,10 @@ class ClusterPool(Pool):
     def renew(self) -> None:
         """Others take the place of a process that was killed."""
 
+    def close(self) -> None:
+        """Forget what has been done."""
+        self._done = 0.0
+
     def _resolve(self, future: Future[Any], result: tuple[Any, float]) -> None:
         value, done = result
         self._done += done
@@ -84,8 +92,8 @@ class RayPool(ClusterPool):
 
     Args:
         workers: number of pieces that are worked on at a time; ``auto`` means as many as the cluster has CPUs for.
-        address: address of the cluster, such as ``auto`` or ``ray://HOST:10001``; None for that of ``RAY_ADDRESS``, or
-            for a cluster of this machine alone, which ends with the preparation.
+        address: address of the cluster, such as ``auto`` or ``ray://HOST:10001``. None for that of ``RAY_ADDRESS``, or
+            for the one that runs on this machine, or for a new one, which ends with the preparation.
         cpus: CPUs of each task.
 
     Raises:
@@ -106,8 +114,14 @@ class RayPool(ClusterPool):
         if pieces == 1:
             return 1
         ray = self._connected()
-        free = int(ray.cluster_resources().get("CPU", 1.0) / self.cpus)
-        return max(min(free if self.workers == "auto" else int(self.workers), pieces), 1)
+        cpus = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+        places = sum(int(number / self.cpus) for number in cpus)
+        if places == 0:
+            problem = f"config cluster.cpus: no machine of the Ray cluster has {self.cpus:g} CPUs"
+            if self.workers == "auto":
+                raise UserError(f"{problem}; set fewer, or prepare_workers if machines will join it")
+            print(f"{problem} yet; waiting for one to join it", file=sys.stderr)
+        return max(min(places if self.workers == "auto" else int(self.workers), pieces), 1)
 
     def _connected(self) -> Any:
         try:
@@ -134,7 +148,10 @@ class RayPool(ClusterPool):
         return future
 
     def _ended(self, future: Future[Any], found: Future[tuple[Any, float]]) -> None:
-        from ray.exceptions import NodeDiedError, OutOfMemoryError, WorkerCrashedError
+        from ray.exceptions import LocalRayletDiedError, NodeDiedError, ObjectLostError, OutOfMemoryError
+        from ray.exceptions import WorkerCrashedError as Crashed
+
+        killed = (LocalRayletDiedError, NodeDiedError, ObjectLostError, OutOfMemoryError, Crashed)
 
         self._running.pop(future, None)
         error = found.exception()
@@ -142,13 +159,14 @@ class RayPool(ClusterPool):
             self._resolve(future, found.result())
         elif future.cancelled():
             return
-        elif isinstance(error, NodeDiedError | OutOfMemoryError | WorkerCrashedError):
-            future.set_exception(BrokenProcessPool(str(error)))
+        elif isinstance(error, killed):
+            future.set_exception(KilledError(" ".join(str(error).split())[:_LONGEST_LOG]))
         else:
             future.set_exception(UserError(f"config cluster: {' '.join(str(error).split())[-_LONGEST_LOG:]}"))
 
     def close(self) -> None:
         """Cancel what is not finished, and leave the cluster; one of this machine alone ends."""
+        super().close()
         if self._task is None:
             return
         import ray
@@ -206,14 +224,14 @@ class _Queue:
 class SubmititPool(ClusterPool):
     """Jobs of Slurm, or of another cluster that submitit supports. Needs ``pip install 'dlen[submitit]'``.
 
-    Each job takes one piece after the other until there are none left. Pieces of a job that ends early go to others,
-    and another job takes its place.
+    Each job takes one piece after the other, and lasts until all are prepared. The piece of a job that ends before
+    goes to others, and another job takes its place.
 
     Args:
         workers: number of jobs.
         cluster: cluster type of submitit, such as ``slurm``, or ``local`` for jobs on this machine.
-        parameters: parameters of submitit's executor, such as ``timeout_min``, ``cpus_per_task`` and
-            ``slurm_partition``.
+        parameters: parameters of submitit's executor, such as ``cpus_per_task`` and ``slurm_partition``;
+            ``timeout_min`` is a day if it is not among them. Each job has one task.
 
     Raises:
         UserError: submitit is not installed or rejects the parameters, or the number of jobs is not set.
@@ -225,9 +243,13 @@ class SubmititPool(ClusterPool):
         super().__init__(workers)
         if workers == "auto":
             raise UserError("config prepare_workers: auto counts the cores of this machine; set the number of jobs")
-        self.cluster, self.parameters = cluster, dict(parameters or {})
+        self.cluster, self.parameters = cluster, {"timeout_min": _DAY, **(parameters or {})}
+        for key in _TASKS:
+            if self.parameters.get(key, 1) not in (1, None):
+                raise UserError(f"config cluster.parameters.{key}: a job has one task; set prepare_workers instead")
         self._queue: _Queue | None = None
         self._jobs: list[Any] = []
+        self._useful: set[str] = set()  # jobs that have taken a piece
         self._futures: dict[str, Future[Any]] = {}
         self._wanted = self._number = self._deaths = 0
         self._thread: threading.Thread | None = None
@@ -236,7 +258,7 @@ class SubmititPool(ClusterPool):
 
     def size(self, pieces: int) -> int:
         """The number of jobs, at most that of pieces."""
-        self._wanted = min(int(self.workers), pieces)
+        self._wanted = max(min(int(self.workers), pieces), 1)
         return self._wanted
 
     def submit(self, work: Work, state: Path, item: Any) -> Future[Any]:
@@ -254,7 +276,7 @@ class SubmititPool(ClusterPool):
         return future
 
     def _begin(self, scratch: Path) -> None:
-        queue = _Queue(scratch / "queue")
+        queue = _Queue(scratch / f"queue-{uuid4().hex}")  # jobs of an earlier attempt may still run
         self._starter = Jobs("cluster", queue.folder / "jobs", "dlen-prepare", self.cluster, self.parameters)
         queue.create()
         for _ in range(self._wanted):
@@ -277,39 +299,49 @@ class SubmititPool(ClusterPool):
                     looked, beats = time.monotonic(), beats + 1
                     queue.put(queue.folder, queue.alive.name, str(beats).encode())
                     self._replace_dead(queue)
+            except UserError as error:
+                self._fail(error)
+                return
             except Exception as error:  # such as a full disk: whoever waits for a result must learn of it
                 self._fail(UserError(f"config cluster: {type(error).__name__}: {error}"))
                 return
 
     def _collect(self, queue: _Queue) -> None:
         for path in sorted(queue.done.iterdir()):
-            future = self._futures.pop(path.name, None)
-            error, result = pickle.loads(path.read_bytes())
+            answer = pickle.loads(path.read_bytes())
             path.unlink()
-            self._deaths = 0
+            future = self._futures.pop(path.name, None)
+            self._useful.add(answer.job)
             if future is None:  # of a piece that was taken to be lost
                 continue
-            if error is None:
-                self._resolve(future, result)
-            elif not future.cancelled():
-                future.set_exception(UserError(f"config cluster: {error}"))
+            if answer.error is None:
+                self._resolve(future, answer.result)
+            elif answer.error == _LOST:
+                future.set_exception(KilledError(f"job {answer.job} was started again"))
+            else:
+                future.set_exception(UserError(f"config cluster: {answer.error}"))
 
     def _replace_dead(self, queue: _Queue) -> None:
         for job in [job for job in self._jobs if job.done()]:
             self._jobs.remove(job)
             self._collect(queue)  # what it has finished
             taken = list(queue.taken.glob(f"*@{job.job_id}"))
-            if not taken:
+            if not taken and job.job_id not in self._useful:
                 self._deaths += 1
                 if self._deaths >= _EARLY_DEATHS:
-                    self._fail(UserError(f"config cluster: jobs end before they take a piece: {log_end(job)}"))
-                    return
+                    raise UserError(f"config cluster: jobs end before they take a piece: {log_end(job)}")
             for path in taken:
                 path.unlink(missing_ok=True)
                 future = self._futures.pop(path.name.partition("@")[0], None)
                 if future is not None and not future.done():
-                    future.set_exception(BrokenProcessPool(log_end(job)))
-            self._start_job(queue)
+                    future.set_exception(KilledError(log_end(job)))
+        while len(self._jobs) < self._wanted:
+            try:
+                self._start_job(queue)
+            except UserError:
+                if not self._jobs:
+                    raise
+                return  # the others go on; tried again at the next look
 
     def _fail(self, error: UserError) -> None:
         self._error = error
@@ -319,42 +351,68 @@ class SubmititPool(ClusterPool):
 
     def close(self) -> None:
         """Cancel the jobs."""
+        super().close()
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
         for job in self._jobs:
-            job.cancel()
-        self._jobs, self._queue, self._thread = [], None, None
+            with suppress(Exception):  # it may have ended; in any case, the others are to be cancelled too
+                job.cancel(check=False)
+        self._jobs, self._queue, self._thread, self._error = [], None, None, None
+        self._deaths = 0
         self._futures.clear()
+        self._useful.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What a job returns for a piece.
+
+    Attributes:
+        job: the job's id.
+        error: what keeps its machine from working on the piece.
+        result: the result, and how much was done.
+    """
+
+    job: str
+    error: str | None = None
+    result: Any = None
 
 
 def serve(folder: str) -> None:
     """In a job: work on the pieces in a folder, until it is gone or whoever gives them out has ended."""
     import submitit
 
+    for number in (signal.SIGUSR1, signal.SIGUSR2):  # the job's time is over: no error of the piece that it works on
+        signal.signal(number, lambda *_: sys.exit(1))
     queue, job = _Queue(Path(folder)), str(submitit.JobEnvironment().job_id)
+    for path in sorted(queue.taken.glob(f"*@{job}")):  # by this job, before the cluster started it again
+        _return(queue, path, _Answer(job, _LOST))
     beat, seen = "", time.monotonic()
     while True:
         try:
-            path = queue.take(job)
-            if path is None:
+            taken = queue.take(job)
+            if taken is None:
                 time.sleep(_POLL)
                 now = queue.alive.read_text()
                 beat, seen = (now, time.monotonic()) if now != beat else (beat, seen)
                 if time.monotonic() - seen > _ORPHANED:
                     return
                 continue
-            answer = _answer(path.read_bytes())
-            queue.put(queue.done, path.name.partition("@")[0], pickle.dumps(answer))
-            path.unlink(missing_ok=True)
+            _return(queue, taken, _answer(job, taken.read_bytes()))
         except FileNotFoundError:  # the folder: the preparation has ended
             return
         seen = time.monotonic()
 
 
-def _answer(packed: bytes) -> tuple[str | None, Any]:
+def _return(queue: _Queue, taken: Path, answer: _Answer) -> None:
+    queue.put(queue.done, taken.name.partition("@")[0], pickle.dumps(answer))
+    taken.unlink(missing_ok=True)
+
+
+def _answer(job: str, packed: bytes) -> _Answer:
     """The result of a piece, or what keeps this machine from working on it."""
     try:
-        return None, _worked(packed)
+        return _Answer(job, result=_worked(packed))
     except Exception as error:
-        return f"{type(error).__name__}: {error}", None
+        return _Answer(job, f"{type(error).__name__}: {error}")

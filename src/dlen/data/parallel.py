@@ -37,7 +37,7 @@ _AHEAD = 2  # pieces for each process that are worked on or wait
 _STOP = -math.inf  # tells workers to stop
 _KILLED = (
     "a process that prepares a piece of the log was killed {tries} times, perhaps for lack of memory; "
-    "set prepare_workers to a smaller number"
+    "set prepare_workers to a smaller number{reason}"
 )
 _LONGEST_REASON = 500  # characters
 _POLL = 0.2  # seconds between updates of the progress bar
@@ -68,6 +68,10 @@ class Failed:
     """
 
     reason: str
+
+
+class KilledError(BrokenProcessPool):
+    """The process of a piece was killed, as a cluster tells it."""
 
 
 class Pool(ABC):
@@ -111,7 +115,7 @@ class LocalPool(Pool):
         self._context = multiprocessing.get_context("spawn")  # threads of Polars do not survive a fork
         self._done = self._context.Value("d", 0.0)
         self._executor: ProcessPoolExecutor | None = None
-        self._environment = {"OMP_NUM_THREADS": "1"}
+        self._count = workers
 
     @property
     def done(self) -> float:
@@ -120,15 +124,15 @@ class LocalPool(Pool):
 
     def size(self, pieces: int) -> int:
         """At most the number of processes, and half the number of pieces."""
-        count = min(self.workers, max(pieces // 2, 1))
-        self._environment["POLARS_MAX_THREADS"] = str(max(cores() // count, 1))
-        return count
+        self._count = max(min(self.workers, pieces // 2), 1)
+        return self._count
 
     def submit(self, work: Work, state: Path, item: Any) -> Future[Any]:
         """Start the processes, if there are none, and give one of them a piece."""
         if self._executor is None:
-            self._executor = ProcessPoolExecutor(self.workers, self._context, _begin, (self._done,))
-        with _environment(**self._environment):  # processes start in `submit`
+            self._executor = ProcessPoolExecutor(self._count, self._context, _begin, (self._done,))
+        threads = str(max(cores() // self._count, 1))
+        with _environment(POLARS_MAX_THREADS=threads, OMP_NUM_THREADS="1"):  # processes start in `submit`
             return self._executor.submit(_in_worker, work, state, item)
 
     def renew(self) -> None:
@@ -225,14 +229,15 @@ class Workers:
                     if other not in futures or _broke(futures[other]):
                         futures[other] = self.pool.submit(work, state, items[other])
                 result = self._awaited(futures[number], stage)
-            except BrokenProcessPool:
+            except BrokenProcessPool as error:
                 self.pool.renew()
                 tries += 1
                 if tries == _TRIES:
-                    raise UserError(_KILLED.format(tries=tries)) from None
+                    reason = f": {error}" if isinstance(error, KilledError) else ""
+                    raise UserError(_KILLED.format(tries=tries, reason=reason)) from None
                 continue
             del futures[number]
-            number += 1
+            number, tries = number + 1, 0
             yield result
 
     def _awaited(self, future: Future[Result | Failed], stage: Stage) -> Result | Failed:

@@ -22,7 +22,8 @@ _LIBRARIES |= {"hdfs": "pyarrow", "http": "aiohttp", "https": "aiohttp"}
 _MEMORY = "memory"  # fsspec's own store, for tests
 _WEB = ("http", "https")  # they have no folders
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-_SECRET = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"]+")  # addresses in messages of others
+_CONTAINERS = ("abfs://", "abfss://", "az://")
+_SECRET = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")  # addresses in messages of others
 _VERSIONS = ("ETag", "etag", "generation", "LastModified", "last_modified", "updated", "mtime", "created", "blob_id")
 _THREADS = 8
 
@@ -201,7 +202,9 @@ def _shown(address: str) -> str:
 
 
 def _without_password(address: str) -> str:
-    return re.sub(r"://[^/@]*@", "://", address, count=1)
+    """An address without user and password; what precedes the @ of ``abfs://CONTAINER@ACCOUNT`` is neither."""
+    kept = address.lower().startswith(_CONTAINERS)
+    return re.sub(r"://[^/]*:[^/]*@" if kept else r"://[^/]*@", "://", address, count=1)
 
 
 def _copy_of(address: str) -> Path:
