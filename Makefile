@@ -24,7 +24,7 @@ lint: setup
 	$(BIN)/mypy
 	cd bench && ../$(BIN)/mypy --config-file ../pyproject.toml *.py
 
-# Lint, types and every test of less than a few seconds, in JOBS processes of one thread each: about 5 minutes.
+# Lint, types and every test of less than a few seconds, in JOBS processes: about 5 minutes.
 test: lint
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow and not browser"
 

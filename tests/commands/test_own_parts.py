@@ -99,6 +99,7 @@ def run_config(folder: Path) -> dict[str, object]:
     return content
 
 
+@pytest.mark.slow
 def test_own_configs_act_in_every_command(place: Path) -> None:
     """By ``--config-dir`` and by ``hydra.searchpath`` in turn."""
     search = ("hydra.searchpath=[conf]",)

@@ -315,6 +315,7 @@ def test_a_schema_that_gives_other_inputs_is_known_by_the_field(damage: str, run
     assert codings.different_field(fields, codings.encoded(schema, told), inputs) == name
 
 
+@pytest.mark.slow
 def test_an_export_whose_schema_gives_other_inputs_is_not_written(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -163,6 +163,7 @@ def test_lists_follow_their_ids_when_codes_move(yesterday: Path) -> None:
     assert "was trained on other fields (liked (sequence, share item), liked (sequence))" in line
 
 
+@pytest.mark.slow
 def test_no_id_is_known_to_a_field_that_was_read_otherwise(yesterday: Path) -> None:
     """Buckets of numbers, ids of a vocabulary and buckets of a hash, each after each other one."""
     known, age = rows(0, ["u1", "u2"]), {"numbers": {"kind": "numeric", "transform": "quantile", "buckets": 5}}
@@ -177,6 +178,7 @@ def test_no_id_is_known_to_a_field_that_was_read_otherwise(yesterday: Path) -> N
         assert "init_from: age: 0 of " in done.stderr
 
 
+@pytest.mark.slow
 def test_views_are_those_of_todays_labels(yesterday: Path) -> None:
     """Today a long view follows the click, and a column tells afterwards how long it was; yesterday neither was so."""
     tasks = {"click": "click", "like": "like", "long": "long", "share": "share"}
@@ -199,6 +201,7 @@ def test_views_are_those_of_todays_labels(yesterday: Path) -> None:
     assert line.endswith("set model.head.states=1")
 
 
+@pytest.mark.slow
 def test_buckets_are_the_same_if_there_are_as_many(yesterday: Path) -> None:
     old = rows(0, [f"u{n}" for n in range(10, 30)])
     more = rows(1, [f"u{n}" for n in range(90, 99)])

@@ -68,7 +68,9 @@ def results(config: DictConfig) -> dict[str, Any]:
     return {k: v for k, v in metrics.items() if k.startswith(kinds) and isinstance(v, float | int)}
 
 
-@pytest.mark.parametrize("more", [["mmoe"], ["dlen", "optimizer=adagrad"], ["ple", "scheduler=cosine"]])
+@pytest.mark.parametrize(
+    "more", [["mmoe"], ["dlen", "optimizer=adagrad"], pytest.param(["ple", "scheduler=cosine"], marks=pytest.mark.slow)]
+)
 def test_a_run_of_static_steps_has_the_results_of_an_ordinary_one(
     more: list[str], composed: Compose, tmp_path: Path, on_cpu: Took
 ) -> None:
@@ -81,6 +83,7 @@ def test_a_run_of_static_steps_has_the_results_of_an_ordinary_one(
     assert found == pytest.approx(wanted, rel=1e-3, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_of_static_steps_resumes_as_an_ordinary_one(composed: Compose, tmp_path: Path, on_cpu: Took) -> None:
     """Half of the run in each kind of step, either way, as after a move to another machine."""
     settings = [*SETTINGS, "model=mmoe", f"data_dir={tmp_path}/data"]
@@ -129,6 +132,7 @@ def test_a_compiler_that_fails_is_told_and_done_without(
     assert "no compiler here" in line
 
 
+@pytest.mark.slow
 def test_many_trainings_in_one_process_are_compiled_each(
     composed: Compose, tmp_path: Path, on_cpu: Took, monkeypatch: pytest.MonkeyPatch
 ) -> None:
