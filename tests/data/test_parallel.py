@@ -39,6 +39,24 @@ def test_what_refers_to_itself_is_freed_before_the_next_piece(processes: int, tm
         gc.enable()
 
 
+def passed_over(state: None, item: int, advance: Any) -> int:
+    return gc.get_freeze_count()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_garbage_collector_passes_over_what_exists(processes: int, tmp_path: Path) -> None:
+    """It would look at every object of every import before each piece."""
+    save_state(tmp_path / "state", None)
+    with Workers(LocalPool(processes), 4) as workers, Stage("pieces", 4, "pieces") as stage:
+        assert min(workers.in_order(passed_over, tmp_path / "state", range(4), stage)) > 1000
+    assert processes > 1 or gc.get_freeze_count() == 0  # until all are done
+
+
+def test_no_more_processes_than_pieces_need() -> None:
+    pool = LocalPool(4)
+    assert [pool.size(pieces) for pieces in (1, 3, 4, 100)] == [1, 1, 2, 4]
+
+
 def remembered(state: str, item: int, advance: Any) -> int:
     (Path(state) / str(item)).touch()
     return item
