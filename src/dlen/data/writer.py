@@ -292,7 +292,7 @@ class PartWriter:
         return WrittenPart(entry, {} if train is None else dict(train[0].patterns.counts))
 
 
-FINISHED = "shard.json"  # in the folder of a shard, once it is complete, until the store is
+FINISHED = "finished/record.json"  # in the folder of a shard, once it is complete, until the store is
 
 
 def shard_folder(number: int) -> str:
@@ -360,7 +360,7 @@ class StoreWriter:
         shards, beside = [shard.entry for shard in written], self.beside.close().entry
         shutil.rmtree(self.folder / "scratch", ignore_errors=True)
         for record in self.folder.glob(f"shards/*/{FINISHED}"):
-            record.unlink()
+            shutil.rmtree(record.parent)
         splits = WrittenSplits(self.folder, shards, beside, schema)
         occurrences = {name: splits.count_ids(name) for name in shards[0]["splits"]}
         unknown = {

@@ -15,9 +15,10 @@ from dlen.data.prepare import prepare
 from dlen.data.sources import aliccp_passes
 from dlen.data.sources.aliccp import AliCCP
 from dlen.data.sources.aliccp_demo import AliCCPDemo
+from dlen.data.sources.aliccp_passes import AliCCPPasses
 from dlen.data.store import Store
 from tests.data.helpers import refusal, tensors_of, whole
-from tests.data.sources.test_table_parallel import bytes_of
+from tests.data.sources.test_table_parallel import bytes_of, check_interruption
 
 BAD = 5  # lines that are left out
 
@@ -96,3 +97,11 @@ def test_two_processes_write_the_bytes_of_one(raw: Path, tmp_path: Path, monkeyp
     assert list(one) == list(two)
     for name, content in one.items():
         assert two[name] == content, name
+
+
+def test_an_interrupted_preparing_goes_on_with_finished_shards(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aliccp_passes, "PIECE", 30_000)
+    source = AliCCP(str(raw), min_count=2, validation=0.3, bad_rows=BAD)
+    check_interruption(source, tmp_path, monkeypatch, AliCCPPasses, "write_shard", finished=4)

@@ -13,7 +13,7 @@ from dlen.data.sources import feed
 from dlen.data.sources.feed import Feed
 from dlen.data.store import Store
 from tests.data.helpers import tensors_of, whole
-from tests.data.sources.test_table_parallel import bytes_of
+from tests.data.sources.test_table_parallel import bytes_of, check_interruption
 
 CHUNK = 200
 WORLDS: dict[str, dict[str, Any]] = {
@@ -48,3 +48,10 @@ def test_several_processes_write_the_same_bytes(tmp_path: Path, monkeypatch: pyt
     stores = [prepare(Feed(rows=500_000, users=400, items=300), tmp_path / str(n), n) for n in (1, 2)]
     assert len(stores[0].content["shards"]) == 4
     assert bytes_of(stores[0]) == bytes_of(stores[1])
+
+
+def test_an_interrupted_preparing_goes_on_with_finished_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed, "_CHUNK", CHUNK)
+    monkeypatch.setattr(feed, "PIECE", 1)
+    source = Feed(rows=1500, users=40, items=30)
+    check_interruption(source, tmp_path, monkeypatch, Feed, "_draw", finished=2)

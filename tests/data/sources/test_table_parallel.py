@@ -14,13 +14,11 @@ import torch
 import yaml
 
 from dlen.data import parallel
-from dlen.data.prepare import prepare
+from dlen.data.prepare import Source, prepare
 from dlen.data.sources import table_file, table_pieces
 from dlen.data.sources.table import Table
 from dlen.data.sources.table_passes import TablePasses
-from dlen.data.sources.table_pieces import Piece
 from dlen.data.store import Store
-from dlen.data.writer import WrittenPart
 from dlen.progress import Stage
 from tests.data.helpers import left_in, refusal, tensors_of, whole
 from tests.data.pieces import FAILED, killed, squared
@@ -197,26 +195,40 @@ def test_bad_rows_of_all_pieces_count_together(
     assert "row 202: " in said[0]
 
 
-def test_an_interrupted_preparing_goes_on_with_finished_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = table(tmp_path / "t")
-    wanted = bytes_of(made(spec, "clean", monkeypatch, 70))
-    encode, encoded, most = TablePasses.encode, list[int](), 3
+def check_interruption(
+    source: Source, folder: Path, monkeypatch: pytest.MonkeyPatch, owner: type, method: str, *, finished: int
+) -> None:
+    """Interrupt the preparation of a log after some shards, and check that the next one writes only the others.
 
-    def watched(self: TablePasses, piece: Piece, advance: parallel.Advance) -> WrittenPart:
-        if len(encoded) == most:
+    Args:
+        owner: class with the method that writes a shard.
+        method: its name.
+        finished: number of shards before the interruption.
+    """
+    wanted = bytes_of(prepare(source, folder / "clean"))
+    write, written, most = getattr(owner, method), list[Any](), finished
+
+    def watched(*arguments: Any) -> Any:
+        if len(written) == most:
             raise KeyboardInterrupt
-        encoded.append(piece.number)
-        return encode(self, piece, advance)
+        written.append(arguments[-2])
+        return write(*arguments)
 
-    monkeypatch.setattr(TablePasses, "encode", watched)
+    monkeypatch.setattr(owner, method, watched)
     with pytest.raises(KeyboardInterrupt):
-        made(spec, "data", monkeypatch, 70)
-    assert not list((spec.parent / "data").rglob("store.json"))
+        prepare(source, folder / "data")
+    assert not list((folder / "data").rglob("store.json"))
     most = 100
-    store = made(spec, "data", monkeypatch, 70)
-    assert encoded == list(range(len(store.shards)))
+    store = prepare(source, folder / "data")
+    assert len(written) == len({str(piece) for piece in written}) == len(store.shards) > finished
     assert bytes_of(store) == wanted
     assert [path.name for path in store.folder.parent.iterdir() if path.is_dir()] == [store.folder.name]
+
+
+def test_an_interrupted_preparing_goes_on_with_finished_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table_pieces, "ROWS", 70)
+    source = Table(str(table(tmp_path / "t")))
+    check_interruption(source, tmp_path, monkeypatch, TablePasses, "encode", finished=3)
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from dlen.data.bad_rows import BadRowError, BadRows
 from dlen.data.columns import Array, Columns
+from dlen.data.finished import FinishedShard
 from dlen.data.parallel import Advance, Workers
 from dlen.data.ragged import Entries, field_of_values, rows_of_values, select_rows, to_columns
 from dlen.data.scratch import read_flat, read_scratch
@@ -225,7 +226,8 @@ class AliCCPPasses:
             self._pass(label, self.skeletons, AliCCPPasses.read_skeleton, self._add_rows)
             self._count()
             self._encode_common()
-            self._pass("writing the prepared store", self.pairs, AliCCPPasses.write_shard, self._add_shard)
+            label, write = "writing the prepared store", AliCCPPasses.write_shard
+            self._pass(label, self.pairs, write, self._add_shard, _shard_in_copy)
 
     def _pass(
         self,
@@ -233,8 +235,9 @@ class AliCCPPasses:
         pieces: Sequence[Part],
         work: Callable[[AliCCPPasses, Part, Advance], Result],
         merge: Callable[[Result], None],
+        in_copy: Callable[[AliCCPPasses, Part, Advance], tuple[Result, _Seen]] | None = None,
     ) -> None:
-        """Work on all pieces, and add the result of each to this object."""
+        """Work on all pieces, and add the result of each to this object; ``in_copy`` does the work in a copy of it."""
 
         def add(found: tuple[Result, _Seen]) -> bool:
             result, seen = found
@@ -248,8 +251,9 @@ class AliCCPPasses:
         def alone(piece: Part, advance: Advance) -> None:
             merge(work(self, piece, advance))
 
+        in_copy = in_copy or partial(_in_copy, work)
         with Stage(label, sum(piece.size for piece in pieces), "B") as stage:
-            for _ in self.workers.merged(partial(_in_copy, work), self, self.scratch, pieces, stage, add, alone):
+            for _ in self.workers.merged(in_copy, self, self.scratch, pieces, stage, add, alone):
                 pass
 
     def _index(self, found: list[_Groups], piece: Piece) -> None:
@@ -427,6 +431,22 @@ class AliCCPPasses:
                 users = self.users["test"][group]
                 splits["test"].append(self._encoded(columns, SKELETON), labels, group, users=users)
         return shard.close(), positives
+
+
+def _shard_in_copy(passes: AliCCPPasses, pair: Pair, advance: Advance) -> tuple[tuple[WrittenPart, Array], _Seen]:
+    """Write a shard, unless an interrupted preparation has finished it."""
+    if (before := FinishedShard.of(passes.folder, pair.number)) is not None:
+        advance(pair.size)
+        found = before.content
+        bad = [(Path(path), lines, problem, where) for path, lines, problem, where in found["bad"]]
+        lines = {Path(path): count for path, count in found["lines"].items()}
+        return (before.shard, np.array(found["positives"], np.int64)), _Seen(lines, found["impossible"], bad)
+    passes.in_worker()
+    (shard, positives), seen = passes.write_shard(pair, advance), passes.seen()
+    lines_by_name = {str(path): count for path, count in seen.lines.items()}
+    content = {"positives": positives.tolist(), "lines": lines_by_name, "impossible": seen.impossible, "bad": seen.bad}
+    FinishedShard(shard, content).save(passes.folder, pair.number)
+    return (shard, positives), seen
 
 
 def _in_copy(

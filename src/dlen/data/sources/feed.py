@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from dlen.data.columns import Columns
+from dlen.data.finished import FinishedShard
 from dlen.data.parallel import Advance, Workers
 from dlen.data.ragged import select_rows
 from dlen.data.raw_sample import IdCounts, RawSample
@@ -166,6 +167,16 @@ class Feed(FeedSettings):
             advance(len(drawn.user))
         return _Drawn(shard.close(), splits["train"].rows, positives, oracle)
 
+    def _drawn_before(self, found: FinishedShard, advance: Advance) -> _Drawn:
+        """What :meth:`_draw` returned for a finished shard."""
+        from dlen.metrics import HistogramAUC
+
+        oracle = HistogramAUC(len(self.tasks))
+        oracle.counts.view(-1)[torch.from_numpy(found.arrays["where"])] = torch.from_numpy(found.arrays["counts"])
+        oracle._update_count = 1  # as of a metric that has been updated
+        advance(sum(split["rows"] for split in found.shard.entry["splits"].values()))
+        return _Drawn(found.shard, found.content["rows"], np.array(found.content["positives"]), oracle)
+
     def truth(self, users: Ints, hour: int) -> Truth:
         """Ground truth of some users with every item.
 
@@ -291,7 +302,16 @@ class FeedSample:
 
 
 def _draw(folder: Path, source: Feed, piece: tuple[int, range], advance: Advance) -> _Drawn:
-    return source._draw(folder, piece, advance)
+    """Draw a piece, unless an interrupted preparation has finished it."""
+    before = FinishedShard.of(folder, piece[0])
+    if before is not None:
+        return source._drawn_before(before, advance)
+    drawn = source._draw(folder, piece, advance)
+    counts = drawn.oracle.counts.numpy().reshape(-1)
+    where = np.flatnonzero(counts)
+    content = {"rows": drawn.rows, "positives": drawn.positives.tolist()}
+    FinishedShard(drawn.shard, content, {"where": where, "counts": counts[where]}).save(folder, piece[0])
+    return drawn
 
 
 def _counts(single: int) -> dict[Kind, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -15,6 +14,7 @@ import polars as pl
 
 from dlen.data.bad_rows import BadRowError, BadRows
 from dlen.data.columns import Array, Columns
+from dlen.data.finished import FinishedShard
 from dlen.data.parallel import Advance, Workers
 from dlen.data.ragged import select_rows
 from dlen.data.sources.expression import Expression
@@ -29,9 +29,8 @@ from dlen.data.sources.table_spec import TableSpec
 from dlen.data.sources.table_split import RowSplit
 from dlen.data.sources.table_vectors import vectors_of
 from dlen.data.sources.table_weights import Weights
-from dlen.data.writer import FINISHED, PartWriter, StoreWriter, WrittenPart, shard_folder
+from dlen.data.writer import PartWriter, StoreWriter, WrittenPart, shard_folder
 from dlen.errors import UserError
-from dlen.files import write_text
 from dlen.progress import Stage
 from dlen.schema import Kind, Schema
 from dlen.valid import did_you_mean
@@ -356,29 +355,18 @@ def _learn(passes: TablePasses, piece: Piece, advance: Advance) -> Found:
 
 
 def _encode(passes: TablePasses, piece: Piece, advance: Advance) -> Found:
-    record = passes.folder / shard_folder(piece.number) / FINISHED
-    if record.exists():  # before an interruption
+    before = FinishedShard.of(passes.folder, piece.number)
+    if before is not None:
         advance(piece.size)
-        return _finished(record)
+        bad = [(Path(path), lines, problem, where) for path, lines, problem, where in before.content["bad"]]
+        rows = PassCounts(**before.content["rows"])
+        return Found(rows, bad, shard=before.shard, encoded=before.content["encoded"])
     passes.begin_worker(piece)
     shard = passes.encode(piece, advance)
     found = passes.found(shard=shard, encoded={column.name: dict(column.encoded) for column in passes.columns})
-    record.parent.mkdir(parents=True, exist_ok=True)  # a piece may have no rows
-    write_text(record, json.dumps(asdict(found), default=str))
+    content = {"rows": asdict(found.rows), "bad": found.bad, "encoded": found.encoded}
+    FinishedShard(shard, content).save(passes.folder, piece.number)
     return found
-
-
-def _finished(record: Path) -> Found:
-    """What was found in a piece whose shard is finished."""
-    content = json.loads(record.read_text())
-    shard = content["shard"]
-    patterns = {int(code): float(weight) for code, weight in shard["patterns"].items()}
-    return Found(
-        PassCounts(**content["rows"]),
-        [(Path(path), lines, problem, where) for path, lines, problem, where in content["bad"]],
-        shard=WrittenPart(shard["entry"], patterns),
-        encoded=content["encoded"],
-    )
 
 
 def missing_column_hint(column: str, existing: list[str]) -> str:

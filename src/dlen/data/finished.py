@@ -1,0 +1,55 @@
+"""Records of finished shards, from which an interrupted preparation goes on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dlen.data.columns import Array
+from dlen.data.writer import FINISHED, WrittenPart, shard_folder
+from dlen.files import write_text
+
+_ARRAYS = "arrays.npz"
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedShard:
+    """A shard that is complete, and what else the work on its piece found.
+
+    Attributes:
+        content: plain values.
+        arrays: arrays by name.
+    """
+
+    shard: WrittenPart
+    content: Mapping[str, Any]
+    arrays: Mapping[str, Array] = field(default_factory=dict)
+
+    def save(self, folder: Path, number: int) -> None:
+        """Record it in the folder of a store that is being written."""
+        record = folder / shard_folder(number) / FINISHED
+        shutil.rmtree(record.parent, ignore_errors=True)
+        record.parent.mkdir(parents=True)  # a piece may have no rows
+        if self.arrays:
+            np.savez(record.with_name(_ARRAYS), **dict(self.arrays))  # type: ignore[arg-type]
+        write_text(record, json.dumps({"shard": asdict(self.shard), "content": self.content}, default=str))
+
+    @classmethod
+    def of(cls, folder: Path, number: int) -> FinishedShard | None:
+        """The record of a shard; None if the shard is not finished."""
+        record = folder / shard_folder(number) / FINISHED
+        if not record.exists():
+            return None
+        found = json.loads(record.read_text())
+        patterns = {int(code): float(weight) for code, weight in found["shard"]["patterns"].items()}
+        arrays: dict[str, Array] = {}
+        if (path := record.with_name(_ARRAYS)).exists():
+            with np.load(path) as loaded:
+                arrays = dict(loaded)
+        return cls(WrittenPart(found["shard"]["entry"], patterns), found["content"], arrays)
