@@ -35,11 +35,13 @@ class Ran:
 
     Attributes:
         seconds: wall-clock time.
+        cpu: seconds of CPU of it and of the processes that it waited for.
         peak_mb: peak resident memory in MiB, of the process or of its largest child, including pages of mapped files.
         output: standard output.
     """
 
     seconds: float
+    cpu: float
     peak_mb: float
     output: str
 
@@ -57,7 +59,7 @@ def run(arguments: Sequence[str], python: Path | str = sys.executable) -> Ran:
         output, errors = out.read(), err.read()
     if process.returncode:
         raise SystemExit(f"{' '.join(arguments)} failed:\n{errors}")
-    return Ran(seconds, usage.ru_maxrss / 1024, output)
+    return Ran(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, output)
 
 
 def in_turn(parts: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:

@@ -7,6 +7,7 @@ python bench/pieces.py rows=3000000 rounds=1 processes=1,4,16
 
 from __future__ import annotations
 
+import statistics
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -61,11 +62,13 @@ CLUSTERS = {
 }
 
 
-def seconds(folder: Path, settings: list[str]) -> float:
-    """Seconds of ``prepare.py``, its start included."""
+def seconds(folder: Path, settings: list[str], cpu: list[float]) -> float:
+    """Seconds of ``prepare.py``, its start included; those of CPU go to ``cpu``."""
     with tempfile.TemporaryDirectory() as out:
         spec = f"data.spec={folder / 'spec.yaml'}"
-        return run(["prepare.py", "data=table", spec, f"data_dir={out}", *settings]).seconds
+        ran = run(["prepare.py", "data=table", spec, f"data_dir={out}", *settings])
+        cpu.append(ran.cpu)
+        return ran.seconds
 
 
 def main() -> None:
@@ -76,13 +79,20 @@ def main() -> None:
         counts = [int(count) for count in given.get("processes", "1,2").split(",")]
         asked = {f"{count} process(es)": [f"prepare_workers={count}"] for count in counts}
         asked |= CLUSTERS if given.get("clusters") == "yes" else {}
-        ways = {what: partial(seconds, folder, settings) for what, settings in asked.items()}
+        cpu: dict[str, list[float]] = {what: [] for what in asked}
+        ways = {what: partial(seconds, folder, settings, cpu[what]) for what, settings in asked.items()}
         found = in_turn(ways, int(given.get("rounds", 3)))
     base = next(iter(found.values()))
     report(
         "pieces",
         [
-            {"rows": f"{rows:,}", "what": what, "seconds": median_and_spread(values), "times": ratio(base, values)}
+            {
+                "rows": f"{rows:,}",
+                "what": what,
+                "seconds": median_and_spread(values),
+                "CPU, s": f"{statistics.median(cpu[what]):.0f}",
+                "times": ratio(base, values),
+            }
             for what, values in found.items()
         ],
     )
