@@ -96,16 +96,11 @@ def test_the_piece_of_a_killed_process_is_given_to_another(pool: str, tmp_path: 
 
 @pytest.mark.slow
 def test_a_cluster_of_the_command_line(tmp_path: Path, command: Command) -> None:
-    log = tmp_path / "log.csv"
-    log.write_text("user,click\n" + "".join(f"{n % 7},{n % 2}\n" for n in range(60)))
-    (tmp_path / "spec.yaml").write_text(
-        "files: log.csv\nfields: {user: {side: user}}\ntasks: {click: click}\n"
-        "split: {by: hash, column: user, validation: 0.3, test: 0.3}\n"
-    )
-    asked = ("data=table", "data.spec=spec.yaml", "cluster=submitit", "cluster.cluster=local", "prepare_workers=2")
-    ran = command("prepare.py", *asked)
+    log = ("data.rows=1100000", "data.users=100", "data.items=50")  # two pieces
+    ran = command("prepare.py", *log, "cluster=submitit", "cluster.cluster=local", "prepare_workers=1")
     assert ran.returncode == 0, ran.stderr
-    again = command("prepare.py", *asked[:2])
+    assert "repeated here" not in ran.stderr
+    again = command("prepare.py", *log)
     assert again.stdout == ran.stdout
 
 
@@ -253,4 +248,5 @@ def test_a_pool_of_one_piece_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> 
         raise AssertionError
 
     monkeypatch.setattr(RayPool, "_connected", started)
-    assert RayPool().size(1) == 1
+    assert RayPool().size(1) == 0
+    assert make("submitit").size(1) == 0

@@ -55,7 +55,7 @@ def test_the_garbage_collector_passes_over_what_exists(processes: int, tmp_path:
 
 def test_no_more_processes_than_pieces_need() -> None:
     pool = LocalPool(4)
-    assert [pool.size(pieces) for pieces in (1, 3, 4, 100)] == [1, 1, 2, 4]
+    assert [pool.size(pieces) for pieces in (1, 3, 4, 100)] == [0, 0, 2, 4]
 
 
 def remembered(state: str, item: int, advance: Any) -> int:

@@ -110,9 +110,9 @@ class RayPool(ClusterPool):
         self._owned = False
 
     def size(self, pieces: int) -> int:
-        """As many as there are CPUs for, or ``workers``; at most the number of pieces."""
+        """As many as there are CPUs for, or ``workers``; at most the number of pieces. 0 for a single piece."""
         if pieces == 1:
-            return 1
+            return 0
         ray = self._connected()
         cpus = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
         places = sum(int(number / self.cpus) for number in cpus)
@@ -152,7 +152,6 @@ class RayPool(ClusterPool):
         from ray.exceptions import WorkerCrashedError as Crashed
 
         killed = (LocalRayletDiedError, NodeDiedError, ObjectLostError, OutOfMemoryError, Crashed)
-
         self._running.pop(future, None)
         error = found.exception()
         if error is None:
@@ -257,9 +256,9 @@ class SubmititPool(ClusterPool):
         self._error: UserError | None = None
 
     def size(self, pieces: int) -> int:
-        """The number of jobs, at most that of pieces."""
+        """The number of jobs, at most that of pieces. 0 for a single piece."""
         self._wanted = max(min(int(self.workers), pieces), 1)
-        return self._wanted
+        return self._wanted if pieces > 1 else 0
 
     def submit(self, work: Work, state: Path, item: Any) -> Future[Any]:
         """Start the jobs, if there are none, and leave a piece for one of them."""

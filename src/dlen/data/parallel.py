@@ -84,7 +84,7 @@ class Pool(ABC):
 
     @abstractmethod
     def size(self, pieces: int) -> int:
-        """How many of these pieces are worked on at a time; with 1, none is given to the pool."""
+        """How many of these pieces are worked on at a time; 0 if none is given to the pool."""
 
     @abstractmethod
     def submit(self, work: Work, state: Path, item: Any) -> Future[Any]:
@@ -123,9 +123,9 @@ class LocalPool(Pool):
         return float(self._done.value)
 
     def size(self, pieces: int) -> int:
-        """At most the number of processes, and half the number of pieces."""
+        """At most the number of processes, and half the number of pieces; 0 in place of a single process."""
         self._count = max(min(self.workers, pieces // 2), 1)
-        return self._count
+        return self._count if self._count > 1 else 0
 
     def submit(self, work: Work, state: Path, item: Any) -> Future[Any]:
         """Start the processes, if there are none, and give one of them a piece."""
@@ -215,7 +215,7 @@ class Workers:
         Raises:
             UserError: workers were killed again and again.
         """
-        if self.count == 1 or len(items) == 1:
+        if self.count == 0 or len(items) == 1:
             with _only_new_garbage():
                 for item in items:
                     yield attempt(work, state, item, stage.advance)
