@@ -6,6 +6,7 @@ python bench/memory.py 10000000 100000000
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from typing import Any
 from common import ROOT, report
 
 STEPS = 300
+BYTES = 230  # of a prepared row
 
 
 class Watch(threading.Thread):
@@ -75,6 +77,11 @@ def peaks(command: list[str]) -> tuple[float, float]:
 
 def measure(rows: int) -> dict[str, Any]:
     """Prepare, and train some steps on batches from all rows."""
+    needed, free = rows * BYTES, shutil.disk_usage(tempfile.gettempdir()).free
+    if needed > free:
+        raise SystemExit(
+            f"{rows:,} rows need {needed >> 20:,} MiB in {tempfile.gettempdir()}, which has {free >> 20:,}"
+        )
     with tempfile.TemporaryDirectory() as folder:
         data = ["data=feed", f"data.rows={rows}", f"data_dir={folder}/data"]
         started = time.perf_counter()
