@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dlen.errors import UserError
+from dlen.errors import UserError, one_line
 
+_DAY = 1440  # minutes
 _LONGEST = 600  # characters of an error or of a log
 
 
@@ -19,7 +20,8 @@ class Jobs:
         folder: folder of the jobs' logs, which every machine must see.
         name: name of the jobs.
         cluster: cluster type of submitit, such as ``slurm``, or ``local`` for jobs on this machine.
-        parameters: parameters of submitit's executor, such as ``timeout_min`` and ``slurm_partition``.
+        parameters: parameters of submitit's executor, such as ``slurm_partition``; ``timeout_min`` is a day if it is
+            not among them.
 
     Raises:
         UserError: submitit is not installed, or rejects the parameters.
@@ -33,7 +35,7 @@ class Jobs:
         self.key = key
         try:
             self._executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
-            self._executor.update_parameters(name=name, **parameters)
+            self._executor.update_parameters(**{"name": name, "timeout_min": _DAY, **parameters})
         except (RuntimeError, TypeError, ValueError, NameError, OSError) as error:
             raise self._refusal(error) from None
 
@@ -45,12 +47,12 @@ class Jobs:
             raise self._refusal(error) from None
 
     def _refusal(self, error: Exception) -> UserError:
-        return UserError(f"config {self.key}: {' '.join(str(error).split())[:_LONGEST]}")
+        return UserError(f"config {self.key}: {one_line(error)[:_LONGEST]}")
 
 
 def log_end(job: Any) -> str:
     """The end of what a job has written, in one line."""
     for text in (job.stderr(), job.stdout()):
         if text and text.strip():
-            return " ".join(text.split())[-_LONGEST:]
+            return one_line(text)[-_LONGEST:]
     return f"job {job.job_id}, state {job.state}"

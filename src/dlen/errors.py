@@ -24,6 +24,11 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def one_line(text: object) -> str:
+    """A text, such as an error of another library, with single spaces in place of line breaks and indentation."""
+    return " ".join(str(text).split())
+
+
 class UnfitError(UserError):
     """The data do not meet the requirements of the model."""
 

@@ -23,6 +23,9 @@ Checkpoint = Literal["best", "last"]
 Packages = Annotated[list[str], Matching(r"[^\W\d]\w*", "a list of packages, such as [my_models]")]
 
 
+PREPARING = ("prepare_workers", "cluster")  # keys of who prepares data, which changes none of them
+
+
 @dataclass
 class Settings:
     """Keys of ``conf/base.yaml``."""

@@ -29,9 +29,9 @@ def run(config: DictConfig) -> None:
         raise UserError("config dry_run: tells what preparing all files would take; remove append")
     with importing():
         from dlen.data.append import append, could_append
-        from dlen.data.prepare import summary
+        from dlen.data.prepare import prepare, summary
         from dlen.training.configs import build
-        from dlen.training.stores import open_store
+        from dlen.training.stores import preparing_workers
     source, data_dir = build(config.data, "data"), Path(config.data_dir)
     if config.dry_run:
         from dlen.data.dry_run import dry_run  # here: it imports SciPy
@@ -42,7 +42,7 @@ def run(config: DictConfig) -> None:
     else:
         if (line := could_append(source, data_dir)) is not None:
             print(line, file=sys.stderr)
-        print(summary(open_store(config)))
+        print(summary(prepare(source, data_dir, preparing_workers(config))))
 
 
 main = entry(run, "prepare", PrepareSettings)

@@ -23,14 +23,13 @@ from uuid import uuid4
 
 from dlen.cluster_jobs import Jobs, log_end
 from dlen.data.parallel import KilledError, Pool, Work, attempt
-from dlen.errors import UserError
+from dlen.errors import UserError, one_line
 
 _POLL = 0.2  # seconds between looks at the folder of the pieces
 _BEAT = 5.0  # seconds between signs of life of the process that gives out pieces, and between looks at the jobs
 _ORPHANED = 300.0  # seconds without a sign of life after which a job ends
 _EARLY_DEATHS = 3  # of jobs that worked on no piece
 _LONGEST_LOG = 600  # characters
-_DAY = 1440  # minutes
 _TASKS = ("nodes", "tasks_per_node", "slurm_nodes", "slurm_ntasks", "slurm_ntasks_per_node")  # of a job
 _LOST = "lost"  # the error of a piece whose job was started again
 
@@ -132,7 +131,7 @@ class RayPool(ClusterPool):
             try:
                 ray.init(self.address, log_to_driver=False, logging_level=logging.ERROR)
             except (ConnectionError, OSError, RuntimeError, ValueError) as error:
-                raise UserError(f"config cluster.address: {' '.join(str(error).split())[:_LONGEST_LOG]}") from None
+                raise UserError(f"config cluster.address: {one_line(error)[:_LONGEST_LOG]}") from None
             self._owned = True
         variables = {"OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": str(max(math.floor(self.cpus), 1))}
         remote = ray.remote(num_cpus=self.cpus, max_retries=0, runtime_env={"env_vars": variables})
@@ -159,9 +158,9 @@ class RayPool(ClusterPool):
         elif future.cancelled():
             return
         elif isinstance(error, killed):
-            future.set_exception(KilledError(" ".join(str(error).split())[:_LONGEST_LOG]))
+            future.set_exception(KilledError(one_line(error)[:_LONGEST_LOG]))
         else:
-            future.set_exception(UserError(f"config cluster: {' '.join(str(error).split())[-_LONGEST_LOG:]}"))
+            future.set_exception(UserError(f"config cluster: {one_line(error)[-_LONGEST_LOG:]}"))
 
     def close(self) -> None:
         """Cancel what is not finished, and leave the cluster; one of this machine alone ends."""
@@ -242,7 +241,7 @@ class SubmititPool(ClusterPool):
         super().__init__(workers)
         if workers == "auto":
             raise UserError("config prepare_workers: auto counts the cores of this machine; set the number of jobs")
-        self.cluster, self.parameters = cluster, {"timeout_min": _DAY, **(parameters or {})}
+        self.cluster, self.parameters = cluster, dict(parameters or {})
         for key in _TASKS:
             if self.parameters.get(key, 1) not in (1, None):
                 raise UserError(f"config cluster.parameters.{key}: a job has one task; set prepare_workers instead")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,13 @@ class FinishedShard:
 
     Attributes:
         content: plain values.
+        bad: arguments of :class:`~dlen.data.bad_rows.BadRowError` for rows that were left out.
         arrays: arrays by name.
     """
 
     shard: WrittenPart
     content: Mapping[str, Any]
+    bad: Sequence[tuple[Path, list[int], str, str]] = ()
     arrays: Mapping[str, Array] = field(default_factory=dict)
 
     def save(self, folder: Path, number: int) -> None:
@@ -38,7 +40,8 @@ class FinishedShard:
         record.parent.mkdir(parents=True)  # a piece may have no rows
         if self.arrays:
             np.savez(record.with_name(_ARRAYS), **dict(self.arrays))  # type: ignore[arg-type]
-        write_text(record, json.dumps({"shard": asdict(self.shard), "content": self.content}, default=str))
+        kept = {"shard": asdict(self.shard), "content": self.content, "bad": self.bad}
+        write_text(record, json.dumps(kept, default=str))
 
     @classmethod
     def of(cls, folder: Path, number: int) -> FinishedShard | None:
@@ -52,4 +55,5 @@ class FinishedShard:
         if (path := record.with_name(_ARRAYS)).exists():
             with np.load(path) as loaded:
                 arrays = dict(loaded)
-        return cls(WrittenPart(found["shard"]["entry"], patterns), found["content"], arrays)
+        bad = [(Path(path), lines, problem, where) for path, lines, problem, where in found["bad"]]
+        return cls(WrittenPart(found["shard"]["entry"], patterns), found["content"], bad, arrays)

@@ -113,14 +113,14 @@ class LocalPool(Pool):
     def __init__(self, workers: int) -> None:
         self.workers = workers
         self._context = multiprocessing.get_context("spawn")  # threads of Polars do not survive a fork
-        self._done = self._context.Value("d", 0.0)
+        self._done: Any = None  # shared with the processes, once there are some
         self._executor: ProcessPoolExecutor | None = None
         self._count = workers
 
     @property
     def done(self) -> float:
         """What all processes have done."""
-        return float(self._done.value)
+        return 0.0 if self._done is None else float(self._done.value)
 
     def size(self, pieces: int) -> int:
         """At most the number of processes, and half the number of pieces; 0 in place of a single process."""
@@ -129,6 +129,8 @@ class LocalPool(Pool):
 
     def submit(self, work: Work, state: Path, item: Any) -> Future[Any]:
         """Start the processes, if there are none, and give one of them a piece."""
+        if self._done is None:
+            self._done = self._context.Value("d", 0.0)
         if self._executor is None:
             self._executor = ProcessPoolExecutor(self._count, self._context, _begin, (self._done,))
         threads = str(max(cores() // self._count, 1))
@@ -141,10 +143,11 @@ class LocalPool(Pool):
 
     def close(self) -> None:
         """Stop within a chunk of rows."""
-        self._done.value = _STOP
+        if self._done is not None:
+            self._done.value = _STOP
         if self._executor is not None:
             self._executor.shutdown(cancel_futures=True)
-        self._done, self._executor = self._context.Value("d", 0.0), None
+        self._done = self._executor = None
 
 
 class Workers:

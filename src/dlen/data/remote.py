@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from dlen.errors import UserError
+from dlen.errors import UserError, one_line
 from dlen.files import locked, read_mapping, replacing_file, write_json
 from dlen.progress import Stage
 
@@ -23,7 +23,7 @@ _MEMORY = "memory"  # fsspec's own store, for tests
 _WEB = ("http", "https")  # they have no folders
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _CONTAINERS = ("abfs://", "abfss://", "az://")
-_SECRET = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")  # addresses in messages of others
+_SECRET = re.compile(rf"{_ADDRESS.pattern}\S+")  # addresses in messages of others
 _VERSIONS = ("ETag", "etag", "generation", "LastModified", "last_modified", "updated", "mtime", "created", "blob_id")
 _THREADS = 8
 
@@ -165,7 +165,7 @@ def _told(address: str) -> Iterator[None]:
     except FileNotFoundError:
         raise UserError(f"{shown}: there is no such file, or its server does not answer") from None
     except Exception as error:  # each cloud's library has errors of its own
-        said = " ".join(_SECRET.sub(lambda found: _shown(found[0]), str(error)).split())
+        said = one_line(_SECRET.sub(lambda found: _shown(found[0]), str(error)))
         reason = said[:200] or type(error).__name__
         raise UserError(f"{shown}: cannot be read ({reason}); check the address and your credentials") from None
 

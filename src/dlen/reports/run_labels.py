@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dlen.reports.run_record import RunRecord
+from dlen.settings import PREPARING
 
 # Settings in which two runs of one configuration may differ: the seed and the locations of files.
 _FREE = (
@@ -22,8 +23,7 @@ _FREE = (
     "logger",
     "metrics.scores",
     "trust",
-    "prepare_workers",
-    "cluster",
+    *PREPARING,
 )
 _MOST_KEYS = 3  # in a label
 _PART = re.compile(r"^model\.((embedding|interaction|backbone|head)\.)?")  # prefix that labels omit

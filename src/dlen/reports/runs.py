@@ -10,7 +10,7 @@ from pathlib import Path
 
 import polars as pl
 
-from dlen.errors import UserError
+from dlen.errors import UserError, one_line
 from dlen.files import read_mapping
 from dlen.reports.run_labels import name_data, set_labels
 from dlen.reports.run_record import RunRecord, read_run
@@ -132,7 +132,7 @@ def read_runs(matches: Matches) -> list[RunRecord]:
         try:
             records.append(read_run(folder, f"r{len(records)}"))
         except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError, pl.exceptions.PolarsError) as e:
-            matches.skip(folder, " ".join(str(e).split())[:200])
+            matches.skip(folder, one_line(e)[:200])
     name_data(records)
     set_labels(records, matches.names)
     order = {name: i for i, name in enumerate(dict.fromkeys(matches.names.values()))}  # runs of comparisons first

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlen.errors import UserError
+from dlen.errors import UserError, one_line
 from dlen.files import read_mapping, write_json
 from dlen.metric_names import own_names
 from dlen.reports.run_labels import differing
@@ -185,7 +185,7 @@ def publish(workspace: ws.Workspace, path: Path) -> str:
         try:
             workspace.save()
         except Exception as error:  # the library raises whatever its transport raises
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            reason = one_line(error)[:200] or type(error).__name__
             raise UserError(f"config wandb: {workspace.entity}/{workspace.project}: {reason}") from None
     view = workspace._to_model()
     content = {"entity": view.entity, "project": view.project, "name": view.name, "id": view.id}

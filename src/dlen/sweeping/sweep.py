@@ -52,7 +52,7 @@ from dlen.training.loggers import sync_command
 from dlen.training.stores import open_run, open_store
 
 Draw = Callable[[optuna.Study, str, Sequence[FrozenTrial], Mapping[str, str], Path, Path | None], None]
-_JOB = {"timeout_min": 1440, "cpus_per_task": 8}  # parameters of a worker's job on a cluster
+_JOB = {"cpus_per_task": 8}  # parameters of a worker's job on a cluster
 _FRESH = 1000  # first seed of the final comparison; trials count from 0
 _FIXED = ("data", "seed", "run_dir", "runs_dir", "ckpt", "base_run", "sweep")  # keys that a study cannot search
 

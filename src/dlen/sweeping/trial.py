@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 from optuna.trial import TrialState
 from torch import Tensor
 
-from dlen.errors import UserError
+from dlen.errors import UserError, one_line
 from dlen.files import write_json
 from dlen.overrides import written
 from dlen.sweeping.space import Space
@@ -213,7 +213,7 @@ def _keep(
 
 def _reason(error: Exception) -> str:
     """The error on one line."""
-    text = " ".join(str(error).split())
+    text = one_line(error)
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(m in text.lower() for m in _MEMORY):
         return f"out of memory: {text[:200]}"
     if isinstance(error, UserError | TrialFailedError):

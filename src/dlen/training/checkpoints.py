@@ -18,7 +18,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from torch import nn
 
-from dlen.errors import UserError
+from dlen.errors import UserError, one_line
 from dlen.files import check_regular, replacing_file
 
 _KINDS: dict[str, type] = {"epoch": int, "global_step": int, "loops": dict, "callbacks": dict, "optimizer_states": list}
@@ -70,7 +70,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     try:
         model.load_state_dict(model_weights(path))
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)[:200]
         raise UserError(f"{path}: does not fit the model in config.yaml ({reason})") from None
 
 

@@ -15,9 +15,10 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 import dlen
-from dlen.errors import UnfitError, UnmetNeedError, UserError
+from dlen.errors import UnfitError, UnmetNeedError, UserError, one_line
 from dlen.files import read_yaml
 from dlen.renamed import present_model
+from dlen.settings import PREPARING
 from dlen.training.settings import RunSettings, TrainSettings
 from dlen.trust import check_config, packages
 from dlen.valid import check_group
@@ -25,7 +26,7 @@ from dlen.valid import check_group
 Part = TypeVar("Part")
 PACKAGE = Path(dlen.__file__).parent
 _PLACES = ("data", "data_dir", "data_name", "runs_dir", "run_dir", "ckpt", "rerun", "base_run", "logger", "model_name")
-_NOT_HASHED = (*_PLACES, "trust", "prepare_workers", "cluster")
+_NOT_HASHED = (*_PLACES, "trust", *PREPARING)
 _INSTANTIATED = ("data", "model", "balancing", "optimizer")  # groups that are instantiated
 
 
@@ -59,7 +60,7 @@ def build_inner(node: DictConfig, key: str, *args: Any) -> Any:
             cause = cause.__cause__
         if isinstance(cause, UserError):
             raise cause from None
-        message = f"config {key}: {' '.join(str(cause).split())}"
+        message = f"config {key}: {one_line(cause)}"
         if isinstance(cause, UnmetNeedError):
             raise UnfitError(message) from None
         if isinstance(cause, ValueError | TypeError):
@@ -100,7 +101,7 @@ def _not_importable(key: str, target: str, error: BaseException) -> str:
     """Why a class cannot be imported, in one line with a remedy."""
     while error.__cause__ is not None:
         error = error.__cause__
-    reason = " ".join(str(error).split())[:200]
+    reason = one_line(error)[:200]
     package = target.split(".")[0]
     hint = f"; set PYTHONPATH to the folder of {package}, or install it" if "No module named" in reason else ""
     return f"config {key}: {target} cannot be imported ({reason}){hint}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from dlen.errors import UserError
+from dlen.settings import PREPARING
 from dlen.training.run_folder import load_run_config
 
 _RERUN_KEYS = (
@@ -17,8 +18,7 @@ _RERUN_KEYS = (
     "data_dir",
     "logger",
     "trust",
-    "prepare_workers",
-    "cluster",
+    *PREPARING,
 )  # settings that a rerun accepts
 
 

@@ -433,27 +433,25 @@ class AliCCPPasses:
         return shard.close(), positives
 
 
-def _shard_in_copy(passes: AliCCPPasses, pair: Pair, advance: Advance) -> tuple[tuple[WrittenPart, Array], _Seen]:
-    """Write a shard, unless an interrupted preparation has finished it."""
-    if (before := FinishedShard.of(passes.folder, pair.number)) is not None:
-        advance(pair.size)
-        found = before.content
-        bad = [(Path(path), lines, problem, where) for path, lines, problem, where in found["bad"]]
-        lines = {Path(path): count for path, count in found["lines"].items()}
-        return (before.shard, np.array(found["positives"], np.int64)), _Seen(lines, found["impossible"], bad)
-    passes.in_worker()
-    (shard, positives), seen = passes.write_shard(pair, advance), passes.seen()
-    lines_by_name = {str(path): count for path, count in seen.lines.items()}
-    content = {"positives": positives.tolist(), "lines": lines_by_name, "impossible": seen.impossible, "bad": seen.bad}
-    FinishedShard(shard, content).save(passes.folder, pair.number)
-    return (shard, positives), seen
-
-
 def _in_copy(
     work: Callable[[AliCCPPasses, Part, Advance], Result], passes: AliCCPPasses, piece: Part, advance: Advance
 ) -> tuple[Result, _Seen]:
     passes.in_worker()
     return work(passes, piece, advance), passes.seen()
+
+
+def _shard_in_copy(passes: AliCCPPasses, pair: Pair, advance: Advance) -> tuple[tuple[WrittenPart, Array], _Seen]:
+    """Write a shard, unless an interrupted preparation has finished it."""
+    if (before := FinishedShard.of(passes.folder, pair.number)) is not None:
+        advance(pair.size)
+        found = before.content
+        lines = {Path(path): count for path, count in found["lines"].items()}
+        return (before.shard, np.array(found["positives"], np.int64)), _Seen(lines, found["impossible"], [*before.bad])
+    (shard, positives), seen = _in_copy(AliCCPPasses.write_shard, passes, pair, advance)
+    lines_by_name = {str(path): count for path, count in seen.lines.items()}
+    content = {"positives": positives.tolist(), "lines": lines_by_name, "impossible": seen.impossible}
+    FinishedShard(shard, content, seen.bad).save(passes.folder, pair.number)
+    return (shard, positives), seen
 
 
 def cut(path: Path, split: str) -> list[Piece]:

@@ -310,7 +310,8 @@ def _draw(folder: Path, source: Feed, piece: tuple[int, range], advance: Advance
     counts = drawn.oracle.counts.numpy().reshape(-1)
     where = np.flatnonzero(counts)
     content = {"rows": drawn.rows, "positives": drawn.positives.tolist()}
-    FinishedShard(drawn.shard, content, {"where": where, "counts": counts[where]}).save(folder, piece[0])
+    arrays = {"where": where, "counts": counts[where]}
+    FinishedShard(drawn.shard, content, arrays=arrays).save(folder, piece[0])
     return drawn
 
 

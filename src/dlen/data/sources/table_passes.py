@@ -358,14 +358,13 @@ def _encode(passes: TablePasses, piece: Piece, advance: Advance) -> Found:
     before = FinishedShard.of(passes.folder, piece.number)
     if before is not None:
         advance(piece.size)
-        bad = [(Path(path), lines, problem, where) for path, lines, problem, where in before.content["bad"]]
         rows = PassCounts(**before.content["rows"])
-        return Found(rows, bad, shard=before.shard, encoded=before.content["encoded"])
+        return Found(rows, list(before.bad), shard=before.shard, encoded=before.content["encoded"])
     passes.begin_worker(piece)
     shard = passes.encode(piece, advance)
     found = passes.found(shard=shard, encoded={column.name: dict(column.encoded) for column in passes.columns})
-    content = {"rows": asdict(found.rows), "bad": found.bad, "encoded": found.encoded}
-    FinishedShard(shard, content).save(passes.folder, piece.number)
+    content = {"rows": asdict(found.rows), "encoded": found.encoded}
+    FinishedShard(shard, content, found.bad).save(passes.folder, piece.number)
     return found
 
 
