@@ -87,7 +87,7 @@ bench-peers: bench/peers/.venv/.ready
 bench/peers/.venv/.ready: bench/peers/requirements.txt constraints.txt
 	$(PYTHON) -m venv bench/peers/.venv
 	bench/peers/.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	bench/peers/.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r bench/peers/requirements.txt
+	bench/peers/.venv/bin/python -m pip install --quiet --disable-pip-version-check -r bench/peers/requirements.txt
 	@touch $@
 
 # The same versions as constraints.txt with hashes, for this platform.

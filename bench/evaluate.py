@@ -1,6 +1,7 @@
 """Rows per second of a test pass with all metrics compared with forward passes only, and latency of 200 candidates.
 
 python bench/evaluate.py
+python bench/evaluate.py rounds=1 fuxictr=FOLDER     # FuxiCTR as well, from a copy of its repository
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ import statistics
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
 import torch
+from beside import check_peers, peers
 from common import compared, in_turn, report
 from loops import forward_alone, make_model
 from shapes import Shape, aliccp_table, feed
@@ -26,6 +29,7 @@ ROWS = 1_000_000
 BATCH = 16_384
 CANDIDATES = 200
 REQUESTS = 200
+PEER_ROWS = 20 * BATCH
 
 
 def full_pass(store: Store, model: Ranker) -> float:
@@ -39,14 +43,16 @@ def full_pass(store: Store, model: Ranker) -> float:
     return rows / (time.perf_counter() - started)
 
 
-def evaluation(shape: Shape, name: str, rounds: int) -> list[dict[str, Any]]:
-    """Measure a test pass with and without metrics."""
+def evaluation(shape: Shape, name: str, rounds: int, fuxictr: str) -> list[dict[str, Any]]:
+    """Measure a test pass with and without metrics, and MMoE's of the peers, with AUC alone."""
     store = shape.store()
     model = make_model(name, store.schema, shape)
-    parts = {
+    parts: dict[str, Callable[[], float]] = {
         "forward alone": lambda: forward_alone(store.split("train"), model, BATCH),
         "with all metrics": lambda: full_pass(store, model),
     }
+    if name == "mmoe":
+        parts |= peers("evaluate", name, shape.arrays(), BATCH, PEER_ROWS, fuxictr)
     found = in_turn(parts, rounds)
     where = {"shape": shape.name, "model": name}
     return compared(found, "forward alone", "rows/s", "against forward alone", where)
@@ -73,11 +79,13 @@ def latency(shape: Shape, name: str) -> dict[str, Any]:
 
 def main() -> None:
     """Measure both shapes with MMoE and DLEN."""
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
+    asked = dict(a.split("=") for a in sys.argv[1:])
+    rounds, fuxictr = int(asked.get("rounds", 3)), asked.get("fuxictr", "")
+    check_peers()
     warnings.filterwarnings("ignore")
     shapes = [aliccp_table(ROWS), feed(ROWS)]
     pairs = [(shape, name) for shape in shapes for name in ("mmoe", "dlen")]
-    report("evaluate", [row for shape, name in pairs for row in evaluation(shape, name, rounds)])
+    report("evaluate", [row for shape, name in pairs for row in evaluation(shape, name, rounds, fuxictr)])
     report("latency", [latency(shape, name) for shape in shapes for name in ("mmoe", "ple", "dlen")])
 
 

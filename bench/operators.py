@@ -1,9 +1,10 @@
-"""Operator calls of a training step: counts, which no other program on the machine can disturb.
+"""Operator calls of a training step: counts, which no other program on the machine can disturb, and times by threads.
 
-python bench/operators.py                     # about 3 minutes
+python bench/operators.py                     # about 5 minutes
 python bench/operators.py shapes=feed models=mmoe
 
-Counts every ATen call of a step of 1,024 rows, those that a call makes itself included.
+Counts every ATen call of a step of 1,024 rows, those that a call makes itself included. Times are those of the calls
+alone, for one thread and one per core: the least of several rounds, as other programs only add to them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from functools import partial
 from typing import Any
 
 import lightning as L
+import torch
 from common import DATA, ROOT, report
 from hydra import initialize_config_dir
 from lightning.pytorch.callbacks import Callback
@@ -30,6 +32,14 @@ from dlen.training.fit import fit
 BATCH, ROWS = 1024, 60_000
 WARM_UP, STEPS = 5, 5
 PARTS = ("loader", "embedding", "backbone", "head", "backward", "optimiser")
+ROUNDS, TIMED = 5, 40
+GROUPS = {
+    "matrix products": ("mm", "addmm", "bmm", "baddbmm"),
+    "casts and copies": ("copy_", "_to_copy", "cat", "stack", "contiguous", "clone"),
+    "table: rows, sorting, sums": ("index_select", "embedding", "index_add_", "index_copy_", "sort", "_unique2"),
+    "dense Adam": ("_fused_adam_",),
+}
+OTHER, CALLS = "other operators", "calls outside of operators"
 ENGINE, OPTIMIZER = "autograd::engine", "Optimizer."  # what torch itself calls these parts
 
 
@@ -82,6 +92,41 @@ def bare(shape: Shape, name: str) -> Counter[str]:
     return counted(profiler)
 
 
+def times(shape: Shape, name: str, threads: int) -> Counter[str]:
+    """Milliseconds of a step of a bare loop by group, without what the calls of a group call themselves."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    store = shape.store()
+    step, batches = bare_step(make_model(name, store.schema, shape)), iter(repeated(store.split("train"), BATCH))
+    for _ in range(4 * WARM_UP):
+        step(next(batches))
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        for _ in range(TIMED):
+            step(next(batches))
+    torch.set_num_threads(before)
+    found: Counter[str] = Counter()
+    for event in profiler.key_averages():
+        names = [g for g, operators in GROUPS.items() if event.key.removeprefix("aten::") in operators]
+        group = names[0] if names else OTHER if event.key.startswith("aten::") else CALLS
+        found[group] += event.self_cpu_time_total / 1000 / TIMED
+    return found
+
+
+def by_threads(shape: Shape, model: str) -> list[dict[str, Any]]:
+    """One line for each group of operators: its time with one thread and with one per core."""
+    most = torch.get_num_threads()
+    rounds = {n: [times(shape, model, n) for _ in range(ROUNDS)] for n in (1, most)}
+    best = {n: {g: min(r[g] for r in all_) for g in (*GROUPS, OTHER, CALLS)} for n, all_ in rounds.items()}
+    best |= {n: groups | {"all": min(r.total() for r in rounds[n])} for n, groups in best.items()}
+    where = {"shape": shape.name, "model": model}
+    return [
+        where
+        | {"what": group, "one thread, ms": f"{best[1][group]:.2f}", f"{most} threads, ms": f"{best[most][group]:.2f}"}
+        | {"times": f"{best[1][group] / best[most][group]:.2f}"}
+        for group in best[1]
+    ]
+
+
 class Count(Callback):
     """Counts the calls of :data:`STEPS` whole steps of a training."""
 
@@ -115,15 +160,17 @@ def main() -> None:
     asked = dict(a.split("=") for a in sys.argv[1:])
     shapes = {"aliccp": partial(aliccp_table, ROWS), "feed": partial(feed, ROWS)}
     register_resolvers()
-    rows = []
+    rows, timed = [], []
     for name in asked.get("shapes", "feed,aliccp").split(","):
         for model in asked.get("models", "mmoe,dlen,ple").split(","):
             shape = shapes[name]()
+            timed += by_threads(shape, model)
             calls = bare(shape, model)
             counts = {part: calls[part] / STEPS for part in (*PARTS, "targets, loss")}
             counts |= {"bare loop": calls.total() / STEPS, "train.py": whole(shape, model) / STEPS}
             rows.append({"shape": shape.name, "model": model} | {part: f"{n:,.0f}" for part, n in counts.items()})
     report("operators", rows)
+    report("operators_threads", timed)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 python bench/train.py                                          # all, about 40 minutes on 2 cores
 python bench/train.py rounds=1 shapes=feed models=mmoe batches=4096
+python bench/train.py fuxictr=FOLDER                           # FuxiCTR as well, from a copy of its repository
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common import DATA, ROOT, in_turn, median_and_spread, ratio, report, run
+from beside import check_peers, peers
+from common import DATA, in_turn, median_and_spread, ratio, report, run
 from loops import as_peers_do, make_model, matmul_limit, ours
 from shapes import Shape, aliccp_table, feed
 
-PEERS = {"torch-rechub": 20, "DeepCTR-Torch": 20}  # steps; few because they are slow
-PEER_PYTHON = ROOT / "bench/peers/.venv/bin/python"
+PEER_STEPS = 20  # few because they are slow
 STEPS = 150
 ROWS = 1_000_000
 BASE = "bare loop, our parts"
@@ -42,15 +43,12 @@ def through_lightning(shape: Shape, model: str, batch: int, rates: dict[str, lis
     return float(metrics["fit/samples_per_second"])
 
 
-def peer(library: str, model: str, arrays: Path, batch: int, steps: int) -> float:
-    """A peer library with its own trainer."""
-    arguments = [library, model, str(arrays), str(batch), str(batch * steps)]
-    ran = run(["bench/peers/run.py", *arguments], PEER_PYTHON)
-    return float(json.loads(ran.output.strip().splitlines()[-1])["samples/s"])
+def measure(shape: Shape, model: str, batch: int, rounds: int, fuxictr: str) -> list[dict[str, Any]]:
+    """All rates of one shape, model and batch size, measured in turn.
 
-
-def measure(shape: Shape, model: str, batch: int, rounds: int) -> list[dict[str, Any]]:
-    """All rates of one shape, model and batch size, measured in turn."""
+    Args:
+        fuxictr: folder with FuxiCTR's repository; empty to leave FuxiCTR out.
+    """
     store, arrays = shape.store(), shape.arrays()
     limited = make_model(model, store.schema, shape)
     validated: dict[str, list[float]] = {WHOLE: []}
@@ -68,10 +66,7 @@ def measure(shape: Shape, model: str, batch: int, rounds: int) -> list[dict[str,
             store, make_model("mmoe", store.schema, shape, 1), batch, STEPS
         )
         parts["bare loop, DLEN"] = lambda: ours(store, make_model("dlen", store.schema, shape), batch, STEPS)
-    if PEER_PYTHON.exists():
-        # DeepCTR-Torch's PLE fails with more shared experts than experts per task, as in the paper.
-        able = {name: steps for name, steps in PEERS.items() if (name, model) != ("DeepCTR-Torch", "ple")}
-        parts |= {name: partial(peer, name, model, arrays, batch, steps) for name, steps in able.items()}
+    parts |= peers("train", model, arrays, batch, batch * PEER_STEPS, fuxictr)
     found = in_turn(parts, rounds) | validated
     where = {"shape": shape.name, "model": model, "batch": batch}
     return [
@@ -89,14 +84,13 @@ def main() -> None:
     """Measure what the arguments request, and report."""
     asked = dict(a.split("=") for a in sys.argv[1:])
     rounds = int(asked.get("rounds", 3))
-    if not PEER_PYTHON.exists():
-        print("no peers: `make bench-peers` installs them", file=sys.stderr)
+    check_peers()
     shapes = {"aliccp": partial(aliccp_table, ROWS), "feed": partial(feed, ROWS)}
     rows = []
     for name in asked.get("shapes", "aliccp,feed").split(","):
         for batch in asked.get("batches", "1024,4096").split(","):
             for model in asked.get("models", "mmoe,ple").split(","):
-                rows += measure(shapes[name](), model, int(batch), rounds)
+                rows += measure(shapes[name](), model, int(batch), rounds, asked.get("fuxictr", ""))
     report("train", rows)
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.plugins import MixedPrecision, Precision
 
 from dlen.models import DLEN, MMoE, Ranker, SharedBottom
 from dlen.models.backbones import CGCBackbone, MMoEBackbone, PLEBackbone, SharedBottomBackbone
@@ -17,6 +19,7 @@ from dlen.models.interactions import FMInteraction
 from dlen.models.predictions import task_losses
 from dlen.targets import Targets
 from dlen.training.conflict import GradientConflict, cosines, task_gradients
+from dlen.training.module import RankingModule
 from tests.helpers import FIELDS, make_batch, make_schema
 
 SPEC = FeatureSpec((), (), ("a", "b", "c", "d", "e"), dim=1)
@@ -125,6 +128,18 @@ def test_samples_of_auto_become_rare_and_count_for_the_steps_to_the_next_one() -
         assert [step for step in range(start, 60_000) if resumed.weight(step)] == [
             step for step in weights if start <= step < 60_000
         ]
+
+
+@pytest.mark.parametrize(("plugin", "half"), [(MixedPrecision("bf16-mixed", "cpu"), True), (Precision(), False)])
+def test_a_sample_is_taken_in_the_precision_of_the_training(plugin: Precision, half: bool) -> None:
+    schema, asked = make_schema(), []
+    model = MMoE(schema, num_experts=2, expert=(6, 5), **SMALL)
+    model.backbone.register_forward_pre_hook(lambda *_: asked.append(torch.is_autocast_enabled("cpu")))
+    trainer: Any = SimpleNamespace(global_step=0, strategy=SimpleNamespace(precision_plugin=plugin))
+    conflict = GradientConflict(every=1)
+    conflict.on_train_batch_start(trainer, RankingModule(model), make_batch(schema, 12), 0)
+    assert asked == [half]
+    assert conflict.total
 
 
 def test_samples_at_a_fixed_interval_count_alike() -> None:
