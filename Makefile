@@ -60,26 +60,11 @@ serve-demo: setup
 	$(BIN)/python export.py run=runs/serve-demo
 	EXPORT=runs/serve-demo/export $(BIN)/uvicorn --app-dir examples serve:app
 
+BENCHES = train load shards evaluate prepare rates sequences id_dropout memory balancing scaling sweep serve predict \
+	processes operators busy sharding start kill
+
 bench: setup
-	$(BIN)/python bench/train.py
-	$(BIN)/python bench/load.py
-	$(BIN)/python bench/shards.py
-	$(BIN)/python bench/evaluate.py
-	$(BIN)/python bench/prepare.py
-	$(BIN)/python bench/rates.py
-	$(BIN)/python bench/sequences.py
-	$(BIN)/python bench/id_dropout.py
-	$(BIN)/python bench/memory.py
-	$(BIN)/python bench/balancing.py
-	$(BIN)/python bench/scaling.py
-	$(BIN)/python bench/sweep.py
-	$(BIN)/python bench/serve.py
-	$(BIN)/python bench/predict.py
-	$(BIN)/python bench/processes.py
-	$(BIN)/python bench/busy.py
-	$(BIN)/python bench/sharding.py
-	$(BIN)/python bench/start.py
-	$(BIN)/python bench/kill.py
+	for name in $(BENCHES); do $(BIN)/python bench/$$name.py || exit 1; done
 
 # The libraries that bench/train.py measures beside ours, in an environment of their own.
 bench-peers: bench/peers/.venv/.ready

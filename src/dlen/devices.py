@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from omegaconf import DictConfig, OmegaConf
+
 from dlen.checks import is_whole
 from dlen.limits import cores
 
@@ -21,6 +23,19 @@ def number_of_workers(asked: int | str, most: int, devices: int = 1) -> int:
         most: upper limit, such as the number of jobs.
     """
     return min(asked, most) if is_whole(asked) else max(1, min(available() // devices, most))
+
+
+def usable_gpus(accelerator: object) -> int:
+    """Number of GPUs that a training with ``trainer.accelerator`` may use."""
+    return _gpus() if accelerator in ("auto", "gpu", "cuda") else 0
+
+
+def local_processes(trainer: DictConfig) -> int:
+    """Number of processes on this machine that the group ``trainer`` asks for."""
+    devices = trainer.devices
+    if OmegaConf.is_list(devices):
+        return len(devices)
+    return devices if is_whole(devices) and devices > 0 else max(usable_gpus(trainer.accelerator), 1)
 
 
 def worker_environment(number: int, workers: int, devices: int = 1) -> dict[str, str]:

@@ -122,6 +122,7 @@ def test_export_says_that_it_is_no_network(run: tuple[str, Path]) -> None:
         (["trainer.devices=2"], "config trainer.devices: lightgbm is fitted in one process; set trainer.devices=1"),
         (["ckpt=FILE"], "config ckpt: lightgbm is fitted in one go, so there is nothing to resume"),
         (["trainer.limit_train_batches=5"], "config trainer.limit_train_batches: lightgbm is fitted to all"),
+        (["trainer.limit_train_batches=1"], "config trainer.limit_train_batches: lightgbm is fitted to all"),
         (["model.num_leaves=1"], "config model: num_leaves must be a whole number from 2 to 131072, got 1"),
         (["model.rounds=1e9"], "config model: rounds must be a whole number from 1 to 100000, got 1000000000.0"),
     ],

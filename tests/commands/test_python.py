@@ -80,7 +80,9 @@ def test_a_run_has_its_metrics_model_and_evaluation(there: Path) -> None:
 
 
 def test_lightnings_own_ways(there: Path) -> None:
-    module = RankingModule.load_from_checkpoint("run/checkpoints/best.ckpt")
+    path = Path("run/config.yaml")
+    path.write_text(path.read_text().replace("callbacks:", "callbacks:\n  mine: {_target_: elsewhere.Callback}", 1))
+    module = RankingModule.load_from_checkpoint("run/checkpoints/best.ckpt")  # which needs none of its callbacks
     run = load_run("run")
     batch = run.store.split("test").batch(torch.arange(10))
     with torch.inference_mode():

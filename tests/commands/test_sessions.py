@@ -13,10 +13,12 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from dlen.comparing.session_policies import parse_sessions
+from dlen.comparing.settings import ExperimentSettings
 from dlen.data.sources.feed import Feed
 from dlen.errors import UserError
 from dlen.reports.report import report
 from dlen.training.stores import open_store
+from dlen.valid import check_group
 from tests.conftest import ROOT, Compose, run_here
 
 SMALL = ["data.rows=6000", "data.users=60", "data.items=50", "loader.batch_size=256", "trainer.max_epochs=2", "seeds=2"]
@@ -29,7 +31,7 @@ def test_table2(tmp_path: Path) -> None:
     best = tmp_path / "best.yaml"
     best.write_text("run: x\nfusion: {form: product, weights: {click: 2.0}, up: 0.7, calibrate: true}\n")
     tuned = f"experiment.sessions.tuned={{DLEN: {best}}}"
-    ran = run_here("compare.py", ["experiment=table2", *SMALL, *SESSIONS, tuned], tmp_path)
+    ran = run_here("compare.py", ["experiment=table2", *SMALL, *SESSIONS, tuned, "~experiment.online"], tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert "800 sessions of 40 users, 2 seeds of each model" in ran.stdout
     folder = tmp_path / "runs" / "compare" / "table2-feed"
@@ -81,6 +83,8 @@ def test_pairs_and_truth_are_those_of_the_prepared_rows(composed: Compose) -> No
     [
         ("users=1", "config experiment.sessions.users: 1 is not a whole number from 2"),
         ("hour=24", "config experiment.sessions.hour: 24"),
+        ("fusion=null", "config experiment.sessions.fusion: None"),
+        ("up=much", "config experiment.sessions.up: 'much'"),
         ("behaviour.leave=2", "config experiment.sessions.behaviour: leave: 2 is not between 0 and 1"),
         ("fusion.form=mean", "config experiment.sessions.fusion: form must be one of product, sum, got 'mean'"),
         ("tuned={MMoE: no.yaml}", "config experiment.sessions.tuned.MMoE: no.yaml: no such file"),
@@ -91,5 +95,10 @@ def test_pairs_and_truth_are_those_of_the_prepared_rows(composed: Compose) -> No
 def test_wrong_settings(setting: str, expected: str) -> None:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose("compare", ["experiment=table2", f"experiment.sessions.{setting}"])
-    with pytest.raises(UserError, match=re.escape(expected)):
+
+    def parse() -> None:
+        check_group(config.experiment, ExperimentSettings, "experiment")
         parse_sessions(config.experiment.sessions)
+
+    with pytest.raises(UserError, match=re.escape(expected)):
+        parse()

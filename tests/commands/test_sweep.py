@@ -409,6 +409,7 @@ def test_postgresql(postgres: str, tmp_path: Path) -> None:
         ([*SMALL, "+sweep.space={loader.seed: {low: 1, high: 5}}"], "config loader.seed: there is no such key"),
         ([*SMALL, "+sweep.space={data.users: {low: 1, high: 5}}"], "data.users is the same for all trials"),
         ([*SMALL, "sweep.minimize=[val/auc/clik]"], "config sweep.minimize: there is no val/auc/clik"),
+        ([*SMALL, "sweep.minimize=[val/xauc/*]"], "config sweep.minimize: the data have no task for val/xauc/*"),
         ([*SMALL, "sweep.minimize=val/auc/mean"], "config sweep.minimize: 'val/auc/mean' is not a list"),
         ([*SMALL, "sweep.start=[{model.head.alpha: 0.9}]"], "config sweep.start: model.head.alpha=0.9 lies outside"),
         ([*SMALL, "sweep.start=[{model.head.match: 0}]"], "config sweep.start: model.head.match is not searched"),
@@ -461,6 +462,7 @@ def test_fusion_weights_are_searched_on_a_finished_run(done: Path) -> None:
         "sweep.trials=12",
         "sweep.workers=2",
         "sweep.values={click: 1, like: 2}",
+        "sweep.sessions=null",
     ]
     ran = run_here("sweep.py", asked, done)
     assert ran.returncode == 0, ran.stderr
@@ -488,6 +490,10 @@ def test_fusion_weights_are_searched_on_a_finished_run(done: Path) -> None:
     assert kept["calibrate"] is True
     top = pl.read_parquet(folder_of(done, "stay") / "trials.parquet").filter("best").row(0, named=True)
     assert 5 <= top["stay_time"] <= 40 * 25
+    nowhere = [f"sweep.run={run}", "sweep.maximize=[stay_time]", "sweep.sessions=null", "sweep.name=none"]
+    wrong = run_here("sweep.py", ["sweep=fusion", *nowhere], done)
+    assert wrong.returncode == 2
+    assert "config sweep.sessions: stay_time is measured in sessions" in wrong.stderr.splitlines()[-1]
     wrong = run_here("sweep.py", ["sweep=fusion", f"sweep.run={done}"], done)
     assert wrong.returncode == 2
     assert "not a run folder" in wrong.stderr.splitlines()[-1]

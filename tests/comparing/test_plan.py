@@ -14,7 +14,7 @@ from dlen.comparing.grid import cells_of, parse_grid
 from dlen.comparing.plan import Plan, make_plan
 from dlen.comparing.settings import CompareSettings, parse_seeds
 from dlen.data.sources.aliccp_demo import AliCCPDemo
-from dlen.devices import number_of_workers
+from dlen.devices import local_processes, number_of_workers
 from dlen.errors import UserError
 from dlen.training.building import build_model
 from dlen.training.size import dense_parameters
@@ -105,11 +105,22 @@ def test_models_must_exist_and_hold_the_base(tmp_path: Path) -> None:
         planned(tmp_path, "experiment=table1", "models=[MMOE]", *SMALL)
     with pytest.raises(UserError, match=r"config models: .*base model 'MMoE'"):
         planned(tmp_path, "experiment=table1", "models=[DLEN]", *SMALL)
+    with pytest.raises(UserError, match="config models: a grid shows the gain of the last model over MMoE"):
+        planned(tmp_path, "experiment=when", "models=[MMoE]", *SMALL)
 
 
 def test_number_of_workers() -> None:
     assert number_of_workers(3, 2) == 2
     assert number_of_workers("auto", 1) == 1
+
+
+@pytest.mark.parametrize(
+    ("devices", "accelerator", "processes"),
+    [(3, "auto", 3), (-1, "auto", 8), ("auto", "gpu", 8), (-1, "cpu", 1), ([0], "gpu", 1), ([2, 5], "auto", 2)],
+)
+def test_number_of_processes(devices: Any, accelerator: str, processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
+    assert local_processes(OmegaConf.create({"devices": devices, "accelerator": accelerator})) == processes
 
 
 GRID: dict[str, Any] = {

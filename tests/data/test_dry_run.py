@@ -318,7 +318,7 @@ def test_a_bad_cell_is_named_in_the_file_of_the_log(rows: int, tmp_path: Path) -
 
 CASES = [
     *("a missing file", "a missing folder", "an archive", "a torn archive"),
-    *("a torn Parquet file", "wrong widths", "a source of one's own"),
+    *("a torn Parquet file", "a Parquet file without rows", "wrong widths", "a source of one's own"),
 ]
 
 
@@ -328,7 +328,8 @@ def bad_sources(folder: Path) -> dict[str, tuple[Source, str]]:
     (folder / "torn.csv.gz").write_bytes(b"\x1f\x8b" + bytes(1 << 20))
     (folder / "torn.parquet").write_bytes(b"PAR1" + bytes(1 << 20))
     (folder / "wide.csv").write_text(log().write_csv().replace(",1,", ",1,2,"))
-    names = ("zip.csv", "wide.csv", "torn.csv.gz", "torn.parquet")
+    log().clear().write_parquet(folder / "empty.parquet")
+    names = ("zip.csv", "wide.csv", "torn.csv.gz", "torn.parquet", "empty.parquet")
     paths = {name: make_table(folder / f"of {name}", SPEC | {"files": f"../{name}"}) for name in names}
     return {
         "a missing file": (make_table(folder / "none", SPEC | {"files": "none.csv"}), "none.csv: no such file"),
@@ -336,6 +337,7 @@ def bad_sources(folder: Path) -> dict[str, tuple[Source, str]]:
         "an archive": (paths["zip.csv"], "is a zip archive"),
         "a torn archive": (paths["torn.csv.gz"], "cannot be decompressed"),
         "a torn Parquet file": (paths["torn.parquet"], "cannot be read"),
+        "a Parquet file without rows": (paths["empty.parquet"], "empty.parquet: has no rows"),
         "wrong widths": (paths["wide.csv"], "columns instead of"),
         "a source of one's own": (TinySource(), "config dry_run: TinySource has no method sample()"),
     }

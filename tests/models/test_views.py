@@ -147,6 +147,8 @@ def test_the_head_starts_at_the_classes_of_the_labels(schema: Schema) -> None:
     ("views", "message"),
     [
         ("some", "views must be auto, none or a mapping"),
+        (None, "views must be auto, none or a mapping"),
+        (["t0"], "views must be auto, none or a mapping"),
         ({"a": "t0"}, "must list the tasks"),
         ({"a": ["t0", "t1"], "b": ["t1", "t2"]}, "t1 occurs twice"),
         ({"a": ["t0", "t9"]}, "unknown task"),

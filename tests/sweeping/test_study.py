@@ -8,12 +8,16 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
-from optuna.trial import TrialState
+from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+from optuna.trial import TrialState, create_trial
 from rich.console import Console
 
 from dlen.errors import UserError
+from dlen.reports.study import _importances
 from dlen.sweeping import live
 from dlen.sweeping import study as study_module
 from dlen.sweeping.study import (
@@ -242,6 +246,23 @@ def test_the_front_of_several_objectives(tmp_path: Path) -> None:
     top = best_trial(study.trials, objectives)
     assert top is not None
     assert top.number == 4
+
+
+def test_importances_of_several_objectives_are_those_of_each(tmp_path: Path) -> None:
+    """Of a metric to maximise, what matters for its highest values, as in a study of that metric alone."""
+    alone, both = optuna.create_study(direction="maximize"), optuna.create_study(directions=["maximize", "minimize"])
+    space: dict[str, BaseDistribution] = {"x": FloatDistribution(0, 1), "y": FloatDistribution(0, 1)}
+    rng = np.random.default_rng(0)
+    for x, y in rng.random((60, 2)).tolist():
+        value = 1.0 if x > 0.8 else -float(y < 0.3)  # x decides which trials are best, y which are worst
+        for study, values in ((alone, [value]), (both, [value, -value])):
+            study.add_trial(create_trial(params={"x": x, "y": y}, distributions=space, values=values))
+    wanted = get_param_importances(alone, evaluator=PedAnovaImportanceEvaluator())
+    figure = _importances(both, {"a": "maximize", "b": "minimize"})
+    assert figure is not None
+    assert wanted["x"] > wanted["y"]
+    for bars in figure.data:
+        assert dict(zip(bars.y, bars.x, strict=True)) == pytest.approx(wanted)
 
 
 def test_the_best_of_one_objective_is_the_earliest_of_equals(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from dlen.training.balancing import (
 )
 from dlen.training.building import build_balancer
 from dlen.training.module import RankingModule
-from tests.helpers import WITH_DIMS, WITH_SEQUENCES, make_batch, make_schema
+from tests.helpers import WITH_DIMS, WITH_SEQUENCES, WITH_VECTORS, make_batch, make_schema
 
 SIZES: dict[str, Any] = {"embedding_dim": 3, "tower": (4,)}
 EXPERT = (8, 6)
@@ -49,6 +49,7 @@ MODELS: dict[str, Callable[[], Ranker]] = {
     "mmoe": lambda: MMoE(make_schema(), num_experts=2, expert=EXPERT, interaction=None, **SIZES),
     "cross": crossed,
     "sequences": lambda: MMoE(make_schema(fields=WITH_SEQUENCES), num_experts=2, expert=EXPERT, **SIZES),
+    "vectors": lambda: MMoE(make_schema(fields=WITH_VECTORS), num_experts=2, expert=EXPERT, **SIZES),
     "dims": lambda: MMoE(make_schema(fields=WITH_DIMS), num_experts=2, expert=EXPERT, **SIZES),
     "ple": lambda: PLE(make_schema(), levels=2, shared_experts=1, task_experts=1, expert=EXPERT, **SIZES),
     "dlen": lambda: DLEN(make_schema(), hidden=(5,), likelihood="marginal", alpha=0.3, match=2, **SIZES),

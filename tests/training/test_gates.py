@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -59,6 +60,13 @@ def test_ple_has_gates_of_every_level_by_the_names_of_tasks() -> None:
     for gate in monitor.last:
         assert float(gate.weights.sum()) == pytest.approx(1, rel=1e-5)
     assert set(monitor.figures()) == {f"{g.key}/{k}" for g in monitor.last for k in ("entropy", "top1")}
+
+
+def test_experts_of_a_user_have_any_name() -> None:
+    model = MMoE(make_schema(), num_experts=2, **SIZES)
+    (mixture,) = model.mixtures()
+    model.mixtures = lambda: [replace(mixture, names=["my_expert0", "task7_b"])]  # type: ignore[method-assign]
+    assert watched(model).last[0].experts == ["my_expert0", "task7_b"]
 
 
 def test_one_gate_for_all_and_none() -> None:

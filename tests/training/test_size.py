@@ -6,8 +6,9 @@ from functools import partial
 
 from dlen.models import MMoE
 from dlen.models.interactions import CrossInteraction
+from dlen.schema import Field, Kind
 from dlen.training.size import size_figures
-from tests.helpers import make_schema
+from tests.helpers import FIELDS, make_schema
 
 
 def test_parameters_and_operations_of_a_small_mmoe() -> None:
@@ -22,6 +23,15 @@ def test_parameters_and_operations_of_a_small_mmoe() -> None:
     mixing = tasks * experts * 6
     assert figures["model/flops_per_row"] == 2 * (sum(a * b for a, b in layers) + gates + mixing)
     assert model.training
+
+
+def test_projected_vectors_count_as_well() -> None:
+    dense, wide = (
+        MMoE(make_schema(fields=fields), embedding_dim=4, num_experts=2, expert=(8,), tower=(4,), interaction=None)
+        for fields in (FIELDS, (*FIELDS, Field("caption", Kind.VECTOR, "item", size=30)))
+    )
+    more = size_figures(wide)["model/flops_per_row"] - size_figures(dense)["model/flops_per_row"]
+    assert more == 2 * (30 * 4 + 4 * (2 * 8 + 3 * 2))  # the projection, and 4 more inputs of 2 experts and 3 gates
 
 
 def test_an_interaction_counts_as_well() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -28,6 +29,7 @@ from dlen.overrides import SEARCH_PATH, compose_train, overrides_for_train
 from dlen.sweeping.space import parse_space
 from dlen.sweeping.study import make_sampler
 from dlen.training.own_metrics import build_own_metrics
+from dlen.training.run_folder import load_run_config
 from dlen.training.selection import monitor_mode, monitored
 
 _KEYS = ("benchmark", "seeds", "models", "data_sets", "workers", "out", "check")  # keys that train.py does not have
@@ -115,10 +117,7 @@ def _measure(
     first = _trial_name(settings.base, 0)
     searched = plan_runs(name, first, search, settings.seeds[:1], stores)
     _train(searched.runs.values(), config, f"{name}: search")
-    direction = monitor_mode(
-        monitored(config.monitor, store.schema), store.schema, build_own_metrics(config, store.schema)
-    )
-    best = {model: _best(searched, model, len(tried[model]), config, direction) for model in models}
+    best = {model: _best(searched, model, len(tried[model]), config.trust) for model in models}
     overrides = {model: [*common, *models[model], *tried[model][best[model]]] for model in models}
     plan = plan_runs(name, settings.base, overrides, settings.seeds, stores)
     _train(plan.runs.values(), config, name)
@@ -155,14 +154,16 @@ def _trial_name(model: str, number: int) -> str:
     return f"{model} {number}" if number else f"{model} {DEFAULTS}"
 
 
-def _best(plan: Plan, model: str, trials: int, config: DictConfig, direction: str) -> int:
-    """The trial with the best validation; the earlier one of equals."""
-    sign = 1 if direction == "max" else -1
+def _best(plan: Plan, model: str, trials: int, trust: Sequence[str]) -> int:
+    """The trial with the best validation, by the metric that its run was selected by; the earlier one of equals."""
     values = []
     for number in range(trials):
         run = plan.runs[_trial_name(model, number), plan.seeds[0]]
-        value = read_figures(run.folder / "metrics.json").get(str(monitored(config.monitor, run.store.schema)))
-        values.append(-float("inf") if value is None else sign * float(value))
+        config, schema = load_run_config(run.folder, trust), run.store.schema
+        key = monitored(config.monitor, schema)
+        sign = 1 if monitor_mode(key, schema, build_own_metrics(config, schema)) == "max" else -1
+        value = read_figures(run.folder / "metrics.json").get(key)
+        values.append(-math.inf if value is None else sign * float(value))
     return max(range(trials), key=values.__getitem__)
 
 

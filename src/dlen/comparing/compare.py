@@ -28,7 +28,7 @@ from dlen.files import check_links, check_regular, check_writable, read_figures
 from dlen.metric_names import own_names
 from dlen.schema import Schema
 from dlen.targets import Targets
-from dlen.training.configs import code_fingerprint
+from dlen.training.configs import code_fingerprint, plain_values
 from dlen.training.loggers import sync_command
 from dlen.training.run_folder import SCORES
 
@@ -74,7 +74,8 @@ def compare(config: DictConfig) -> None:
         write_comparison(comparisons[0], out)
         print(f"Tables: {out}/table.md, table.csv, table.json")
     if session_plan is not None:
-        sessions = run_sessions(plans[0], session_plan, OmegaConf.to_container(config.experiment.online))  # type: ignore[arg-type]
+        online = config.experiment.get("online")
+        sessions = run_sessions(plans[0], session_plan, {} if online is None else plain_values(online))
         print_markdown(sessions_markdown(sessions))
         write_sessions(sessions, out)
         print(f"Sessions: {out}/sessions.md, sessions.csv, sessions.json")
@@ -125,6 +126,8 @@ def summarise(plan: Plan) -> Comparison:
         rows.append(Row(model, auc, differences, {k: v for k, v in extras.items() if not np.isnan(v).all()}))
     first = metrics[plan.base, plan.seeds[0]]
     oracle = {n: float(first[f"test/oracle/{n}"]) for n in targets.names if first.get(f"test/oracle/{n}") is not None}
+    if binary.tasks and all(task in oracle for task in binary.task_names):
+        oracle["mean"] = float(np.mean([oracle[task] for task in binary.task_names]))
     positives = {t.name: round(t.rate * len(store.split("train"))) for t in binary.tasks}
     identity = {"data": first.get("data"), "data_fingerprint": store.fingerprint, "test_rows": len(store.split("test"))}
     identity["training_positives"] = positives
@@ -138,7 +141,7 @@ def summarise(plan: Plan) -> Comparison:
         oracle,
         plan.paper,
         identity,
-        _folders(plan),
+        {f"{model}, seed {seed}": run.folder.name for (model, seed), run in plan.runs.items()},
     )
 
 
@@ -161,10 +164,6 @@ def _of_events(columns: Any, schema: Schema) -> Any:
 def _errors(schema: Schema) -> list[str]:
     """Keys of the errors of regression tasks."""
     return [f"{measure}/{schema.tasks[index].name}" for index in schema.regressions for measure in ("rmse", "mae")]
-
-
-def _folders(plan: Plan) -> dict[str, str]:
-    return {f"{model}, seed {seed}": run.folder.name for (model, seed), run in plan.runs.items()}
 
 
 def _read(run: PlannedRun) -> dict[str, Any]:

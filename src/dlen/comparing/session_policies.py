@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
-from dlen.checks import is_whole
 from dlen.comparing.plan import Plan
 from dlen.comparing.statistics import Difference, paired
 from dlen.data.sources.feed import Feed
@@ -109,10 +108,9 @@ def parse_sessions(node: DictConfig) -> SessionPlan:
         UserError: a setting is wrong.
     """
     settings: Any = OmegaConf.to_container(node, resolve=True)
-    check_counts(settings, "experiment.sessions")
     for key, kind in (("fusion", Fusion), ("behaviour", Behaviour)):
         try:
-            settings[key] = kind(**settings[key])
+            settings[key] = kind(**(settings.get(key) or {}))
         except (TypeError, ValueError) as error:
             raise UserError(f"config experiment.sessions.{key}: {error}") from None
     settings["tuned"] = {model: _best(model, str(path)) for model, path in (settings.get("tuned") or {}).items()}
@@ -124,16 +122,6 @@ def parse_sessions(node: DictConfig) -> SessionPlan:
         return plan
     except (TypeError, ValueError) as error:
         raise UserError(f"config experiment.sessions: {error}") from None
-
-
-def check_counts(settings: Mapping[str, Any], key: str) -> None:
-    """Raise UserError unless users, sessions, hour and seed of the settings at ``key`` are valid numbers."""
-    for name, least in (("users", 2), ("sessions", 1), ("hour", 0), ("seed", 0)):
-        value = settings.get(name)
-        if not is_whole(value) or value < least:
-            raise UserError(f"config {key}.{name}: {value!r} is not a whole number from {least}")
-    if settings["hour"] > 23:
-        raise UserError(f"config {key}.hour: {settings['hour']} is not an hour from 0 to 23")
 
 
 def _best(model: str, path: str) -> Fusion:

@@ -13,10 +13,38 @@ from omegaconf import DictConfig, OmegaConf
 from dlen.checks import is_whole
 from dlen.comparing.grid import parse_grid
 from dlen.errors import UserError
+from dlen.ranking.settings import SessionSettings
 from dlen.settings import Group, Seeds, Workers
 from dlen.training.settings import TrainSettings
 
 Value = TypeVar("Value")
+
+
+@dataclass(kw_only=True)
+class PolicySettings(SessionSettings):
+    """Sessions in which the models of an experiment rank."""
+
+    fusion: Group
+    up: float
+    floor: float
+    detest: list[float]
+    tuned: dict[str, Path] | None = None
+
+
+@dataclass
+class OnlineSettings:
+    """Published changes of a live test, in percent."""
+
+    changes: dict[str, float]
+    note: str | None = None
+
+
+@dataclass
+class PublishedSettings:
+    """Published AUCs, by model and task."""
+
+    auc: dict[str, dict[str, float]]
+    note: str | None = None
 
 
 @dataclass
@@ -32,9 +60,9 @@ class ExperimentSettings:
     skip_unfit: bool = False
     grid: dict[str, dict[str, list[str]]] | None = None
     planes: list[list[str]] | None = None
-    sessions: Group | None = None
-    online: Group | None = None
-    paper: Group | None = None
+    sessions: PolicySettings | None = None
+    online: OnlineSettings | None = None
+    paper: PublishedSettings | None = None
 
 
 @dataclass(kw_only=True)
@@ -78,6 +106,8 @@ def read_experiment(config: DictConfig) -> tuple[dict[str, Any], str, dict[str, 
     base, models = str(experiment["base"]), chosen(experiment["models"], config.models, "models", "experiment")
     if base not in models:
         raise UserError(f"config models: must include the base model {base!r}, got {', '.join(models)}")
+    if experiment.get("grid") is not None and list(models)[-1] == base:
+        raise UserError(f"config models: a grid shows the gain of the last model over {base}, which is the last here")
     seeds = parse_seeds(config.seeds if config.seeds is not None else experiment["seeds"])
     return {str(key): value for key, value in experiment.items()}, base, models, seeds
 

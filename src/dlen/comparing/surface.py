@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -34,8 +35,9 @@ class Surface:
         return comparison, comparison.rows[-1]
 
     def gain(self, cell: Cell) -> Difference:
-        """Paired difference of the mean AUC."""
-        return self._row(cell)[1].differences["mean"]
+        """Paired difference of the mean AUC; nan if a model has none."""
+        nothing = Difference(math.nan, len(self.comparisons[0].seeds), *[math.nan] * 4)
+        return self._row(cell)[1].differences.get("mean", nothing)
 
     def correlation(self, cell: Cell) -> float:
         """Mean over seeds of the correlation between P(UP) and the truth; nan if there is none."""

@@ -61,7 +61,7 @@ class Comparison:
         tasks: number of leading targets that are binary tasks and enter the mean, which is of the XAUCs without any.
         seeds: seeds of each model.
         rows: one row per model.
-        oracle: AUC of a simulator's true probabilities, by target; empty for real logs.
+        oracle: AUC of a simulator's true probabilities, by target, and ``mean``; empty for real logs.
         paper: the paper's metrics, as configured.
         identity: identity of the data.
         folders: run folders, by model and seed.
@@ -86,8 +86,7 @@ class Comparison:
     @property
     def ceiling(self) -> float | None:
         """Mean oracle AUC over the tasks; None if it is unknown."""
-        values = [self.oracle.get(t) for t in self.targets[: self.tasks]]
-        return None if None in values or not values else float(np.mean([v for v in values if v is not None]))
+        return self.oracle.get("mean")
 
 
 def markdown(comparison: Comparison) -> str:
@@ -146,8 +145,7 @@ def _auc_table(c: Comparison) -> str:
             cells.append(mean_and_spread(row.auc[target]) + gain)
         rows.append([row.model, *cells])
     if c.oracle:
-        ceiling = "" if c.ceiling is None else f"{c.ceiling:.4f}"
-        rows.append(["oracle", *(f"{c.oracle[t]:.4f}" if t in c.oracle else "" for t in c.targets), ceiling])
+        rows.append(["oracle", *(f"{c.oracle[t]:.4f}" if t in c.oracle else "" for t in [*c.targets, "mean"])])
     return markdown_table(["model", *columns], rows)
 
 
@@ -186,12 +184,15 @@ def _extras_table(c: Comparison) -> str:
 
 def _paper_table(c: Comparison) -> str:
     figures: dict[str, dict[str, float]] = c.paper["auc"]
-    columns = list(next(iter(figures.values())))
+    columns = list(dict.fromkeys(target for auc in figures.values() for target in auc))
     base = figures.get(c.base, {})
     rows = []
     for model, auc in figures.items():
         cells = [
-            f"{auc[t]:.4f}" + (f" ({auc[t] - base[t]:+.4f})" if t in base and model != c.base else "") for t in columns
+            f"{auc[t]:.4f}" + (f" ({auc[t] - base[t]:+.4f})" if t in base and model != c.base else "")
+            if t in auc
+            else ""
+            for t in columns
         ]
         rows.append([f"{model}, published", *cells])
     return markdown_table(["model", *columns], rows)

@@ -140,7 +140,8 @@ class _Prepared:
 def dry_run(source: Source) -> Forecast:
     """Tell rows, sizes, time and ids of a log before it is prepared.
 
-    A sample of it is prepared in a temporary folder, which is removed. Nothing else is written.
+    A sample of it is prepared in a temporary folder, which is removed. Nothing else is written, except
+    for the copies of files at addresses, which preparing them needs as well.
 
     Args:
         source: the raw log.

@@ -153,7 +153,7 @@ class RateTable:
             key_history.write_parquet(folder / f"{number:04d}.parquet")
         if not parts:
             pl.DataFrame(schema=self._schema()).write_parquet(folder / "none.parquet")
-        pl.scan_parquet(folder / "*.parquet").sink_parquet(history)
+        pl.scan_parquet(sorted(folder.iterdir()), glob=False).sink_parquet(history)
         return features
 
     def close(self) -> None:

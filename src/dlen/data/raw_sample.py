@@ -63,4 +63,4 @@ class SampledSource(Protocol):
     """A source of which a sample can be prepared."""
 
     def sample(self, folder: Path, pieces: int) -> SampledLog:
-        """Take about ``pieces`` pieces of the raw files, a megabyte each; ``folder`` is for the sampled files."""
+        """Take about ``pieces`` pieces of the raw files, half a megabyte each; ``folder`` is for the sampled files."""

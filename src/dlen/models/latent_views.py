@@ -75,6 +75,8 @@ def given_views(views: str | Mapping[str, Sequence[str]], tasks: Sequence[str]) 
         if views not in ("auto", "none"):
             raise ValueError(f"views must be auto, none or a mapping of view to tasks, got {views!r}")
         return None if views == "auto" else []
+    if not isinstance(views, Mapping):
+        raise ValueError(f"views must be auto, none or a mapping of view to tasks, got {views!r}")
     given = list(views.values())
     if any(isinstance(view, str) or not isinstance(view, Sequence) for view in given):
         raise ValueError(f"views must list the tasks of each view, got {dict(views)!r}")

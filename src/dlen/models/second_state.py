@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -190,6 +191,12 @@ def fit_four_classes(schema: Schema, switch: Bools, up: float, leak: float) -> F
         up: initial P(UP) and P(W), which start as if UP was four times as likely with W.
         leak: initial ratio of a label's probabilities where its states do not hold and where they do.
     """
+    return _fitted(schema, switch.tobytes(), up, leak)
+
+
+@lru_cache(maxsize=8)  # as for fit_classes
+def _fitted(schema: Schema, switch_bytes: bytes, up: float, leak: float) -> FourClasses:
+    switch = np.frombuffer(switch_bytes, bool).reshape(2, 2, -1)
     shares = _initial_shares(up)
     held = np.einsum("wu,wut->t", shares, switch)
     rates = np.array([task.rate for task in schema.tasks])

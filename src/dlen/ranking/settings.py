@@ -1,4 +1,4 @@
-"""Settings of the off-policy estimates, read before torch is imported."""
+"""Settings of feed sessions and of off-policy estimates, read before torch is imported."""
 
 from __future__ import annotations
 
@@ -10,9 +10,28 @@ from omegaconf import DictConfig, OmegaConf
 
 from dlen.errors import UserError
 from dlen.files import check_writable
-from dlen.settings import Count, FromZero
+from dlen.settings import Count, FromZero, Group
 from dlen.training.run_folder import check_run
 from dlen.valid import Range, check_group
+
+
+@dataclass(kw_only=True)
+class SessionSettings:
+    """Simulated users and their sessions.
+
+    Attributes:
+        users: number of users who have sessions.
+        sessions: sessions per user.
+        hour: hour of the day.
+        seed: seed of users, candidates and moods.
+        behaviour: settings of :class:`~dlen.ranking.sessions.Behaviour`; None for its defaults.
+    """
+
+    users: Annotated[int, Range(2)]
+    sessions: Count
+    hour: Annotated[int, Range(0, 23)]
+    seed: FromZero
+    behaviour: Group | None = None
 
 
 @dataclass(frozen=True, slots=True)

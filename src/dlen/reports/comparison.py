@@ -20,9 +20,7 @@ def comparison_sections(folder: Path) -> list[Section]:
     cells: list[list[Any]] = [[row["model"], *(_mean(row["auc"][t]) for t in targets)] for row in rows]
     classes = [""] * len(cells)
     if content["oracle"]:
-        known = [content["oracle"].get(t) for t in content["targets"]]
-        tasks = known[: content["tasks"]]
-        cells.append(["oracle", *known, _mean(tasks)])
+        cells.append(["oracle", *(content["oracle"].get(t) for t in targets)])
         classes.append("oracle")
     seeds = content["seeds"]
     note = f"AUC on the test split, mean over {len(seeds)} seed{'s' if len(seeds) > 1 else ''}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -130,12 +131,14 @@ def _importances(study: optuna.Study, objectives: Mapping[str, str]) -> go.Figur
     """PED-ANOVA importance of each parameter; None with too few trials or only conditional parameters."""
     figure = go.Figure()
     for index, key in enumerate(objectives):
+        sign = 1 if objectives[key] == "minimize" else -1  # PED-ANOVA asks what makes a target low
+
+        def target(trial: FrozenTrial, index: int = index, sign: int = sign) -> float:
+            return sign * trial.values[index]
+
         try:
-            shares = get_param_importances(
-                study,
-                evaluator=PedAnovaImportanceEvaluator(),
-                target=None if len(objectives) == 1 else lambda t, i=index: t.values[i],  # type: ignore[misc]
-            )
+            with warnings.catch_warnings(category=UserWarning, action="ignore"):  # that it is so
+                shares = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator(), target=target)
         except (ValueError, RuntimeError):
             return None
         figure.add_bar(x=list(shares.values()), y=list(shares), orientation="h", name=key)

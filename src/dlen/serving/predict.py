@@ -39,7 +39,7 @@ def predict(config: DictConfig) -> None:
             raise UserError(f"{path}: no rows")
         with replacing_file(out) as temporary:
             # Polars cannot append to a Parquet file. Writing parts keeps memory at one chunk.
-            _join(pl.scan_parquet(Path(parts) / "*.parquet"), temporary, out)
+            _join(pl.scan_parquet(sorted(Path(parts).iterdir()), glob=False), temporary, out)
     for line in scorer.notes():
         print(line, file=sys.stderr)
     print(f"{scorer.rows:,} rows: {out}")

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from optuna.trial import TrialState
 from torch import Tensor
 
-from dlen.comparing.session_policies import check_counts
 from dlen.comparing.statistics import paired
 from dlen.data.sources.feed import Feed
 from dlen.data.store import Store
@@ -199,14 +198,15 @@ def make_job(options: Mapping[str, Any], schema: Schema, objectives: Mapping[str
         raise UserError(f"config sweep.values: {error}") from None
     if len(objectives) != 1 or next(iter(objectives.items())) not in [(f, "maximize") for f in FIGURES]:
         raise UserError(f"config sweep.maximize: a fusion needs exactly one of {', '.join(FIGURES)}")
-    sessions = dict(options["sessions"] or {})
-    check_counts(sessions, "sweep.sessions")
+    (figure,), sessions = objectives, dict(options["sessions"] or {})
+    if figure != NDCG and not sessions:
+        raise UserError(f"config sweep.sessions: {figure} is measured in sessions; set them as in sweeps/fusion.yaml")
     try:
         sessions["behaviour"] = asdict(Behaviour(**(sessions.get("behaviour") or {})))
     except (TypeError, ValueError) as error:
         raise UserError(f"config sweep.sessions.behaviour: {error}") from None
     run = str(Path(options["run"]).absolute())
-    return FusionJob(run, schema.task_names, worths, next(iter(objectives)), sessions, options["calibrate"])
+    return FusionJob(run, schema.task_names, worths, figure, sessions, options["calibrate"])
 
 
 def check_fusion(space: Space, job: FusionJob) -> None:

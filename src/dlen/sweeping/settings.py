@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from omegaconf import DictConfig, OmegaConf
 
 from dlen.errors import UserError
+from dlen.ranking.settings import SessionSettings
 from dlen.renamed import present_keys, present_space
 from dlen.settings import Count, FromZero, Group, Workers
 from dlen.training.run_folder import check_run
@@ -33,7 +34,7 @@ class StudySettings:
     run: Path | None
     values: Group | None
     calibrate: bool
-    sessions: Group | None
+    sessions: SessionSettings | None
     settings: list[str]
     space: Group | None
     start: list[Group] | None

@@ -222,6 +222,8 @@ def _objectives(directions: Mapping[str, str], store: Store) -> dict[str, str]:
         if target == "*":
             kind = measure.rpartition("/")[2] in MEASURES
             tasks = [task.name for task in store.schema.tasks if task.is_regression == kind]
+            if not tasks:
+                raise UserError(f"config sweep.{direction}: the data have no task for {key}")
             objectives |= {f"{measure}/{task}": direction for task in tasks}
             continue
         objectives[str(key)] = direction
@@ -330,7 +332,8 @@ def _report_best(study: optuna.Study, plan: StudyPlan, seeds: int, workers: int,
     steps = sum(int(t.user_attrs.get("steps", 0)) for t in done)
     pruned = sum(t.state == TrialState.PRUNED for t in done)
     planned = plan.spec.steps * plan.spec.seeds * len(done)
-    print(f"{len(done)} trials, {pruned} of them pruned, in {steps:,} of {planned:,} steps ({steps / planned:.0%})")
+    share = f"{steps:,} of {planned:,} steps ({steps / planned:.0%})" if steps <= planned else f"{steps:,} steps"
+    print(f"{len(done)} trials, {pruned} of them pruned, in {share}")
     print(best)
     if seeds:
         model = [o for o in plan.spec.common if o.startswith("model=")]  # the default is the study's model as it ships

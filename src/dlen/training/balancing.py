@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from types import MappingProxyType
 from typing import Any
 
@@ -316,8 +317,8 @@ class OnGradients(Balancer):
         if extra is not None:
             joined = [a + b for a, b in zip(joined, gradients(extra), strict=True)]
         of_shared = joined[: len(shared)]
-        before_x = [*model.embedding.parameters(), *([] if model.sequences is None else model.sequences.parameters())]
-        known = {id(p) for p in (*shared, *before_x)}
+        before_x = [part for part in (model.embedding, model.sequences, model.vectors) if part is not None]
+        known = {id(p) for p in chain(shared, *(part.parameters() for part in before_x))}
         others = [p for p in model.parameters() if id(p) not in known]
         of_tasks = (losses * factors).sum()
         of_others = torch.autograd.grad(
@@ -326,7 +327,7 @@ class OnGradients(Balancer):
         for parameter, grad in zip([*shared, *others], [*of_shared, *of_others], strict=True):
             parameter.grad = grad
         if x.requires_grad:
-            x.backward(joined[-1])  # into the embedding tables and the pools of sequences
+            x.backward(joined[-1])  # into the parts before x
 
 
 class Surgery(OnGradients):

@@ -35,7 +35,8 @@ def check_baseline(config: DictConfig, model: Baseline) -> None:
         raise UserError(f"config sharding: {model.name} has no embedding table to shard; set sharding=null")
     if config.get("scheduler"):
         raise UserError(f"config scheduler: {model.name} is fitted in one go, without learning rates; leave it out")
-    if config.trainer.limit_train_batches != 1.0:
+    limit = config.trainer.limit_train_batches
+    if isinstance(limit, int) or limit != 1.0:  # 1 is one batch, 1.0 all of them
         raise UserError(
             f"config trainer.limit_train_batches: {model.name} is fitted to all training rows; leave it at 1.0"
         )

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from torch.optim import Optimizer
 
 from dlen.data.store import Store
+from dlen.devices import local_processes
 from dlen.errors import UserError
 from dlen.models.baseline import Baseline
 from dlen.models.model import Model
@@ -81,28 +82,27 @@ def check(config: DictConfig, store: Store) -> None:
     with torch.device("meta"):
         model = build_model(config, store)
     check_optimizer(config, build(config.optimizer, "optimizer"), model)
-    if config.sharding and isinstance(config.trainer.devices, int):
-        processes = config.trainer.devices * config.trainer.num_nodes
+    if config.sharding:
+        processes = local_processes(config.trainer) * config.trainer.num_nodes
         _check_shardable(config, model, processes, "cuda" if torch.cuda.is_available() else "cpu")
     build_module(config, model, None, {}, None, False, id_dropout=build_id_dropout(config, store))
 
 
 def planned_steps(config: DictConfig, store: Store) -> tuple[int, int]:
-    """Training steps before the first validation, and in total without early stopping."""
+    """Training steps before the first validation, and in total without early stopping; if endless, the former."""
     batches, interval = _batches(config, store), config.trainer.val_check_interval
     accumulated = config.trainer.accumulate_grad_batches
     first_batches = interval if isinstance(interval, int) else max(1, int(batches * interval))
     epochs, max_steps = config.trainer.max_epochs, config.trainer.max_steps
     total = -(-batches // accumulated) * epochs if epochs is not None and epochs >= 0 else math.inf
     total = min(total, max_steps if max_steps is not None and max_steps >= 0 else math.inf)
-    return max(1, first_batches // accumulated), int(total) if total < math.inf else first_batches // accumulated
+    first = max(1, first_batches // accumulated)
+    return first, int(total) if total < math.inf else first
 
 
 def _batches(config: DictConfig, store: Store) -> int:
     """Training batches per epoch and process."""
-    devices, limit = config.trainer.devices, config.trainer.limit_train_batches
-    here = devices if isinstance(devices, int) and devices > 0 else max(1, torch.cuda.device_count())
-    processes = here * config.trainer.num_nodes
+    processes, limit = local_processes(config.trainer) * config.trainer.num_nodes, config.trainer.limit_train_batches
     batches = -(-(len(store.split("train")) // processes) // config.loader.batch_size)
     return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
 
@@ -149,7 +149,8 @@ def check_measurable(store: Store) -> None:
         if not 0 < task.rate < 1:
             problem = f"{len(store.split('train'))} training rows have no {'negatives' if task.rate else 'positives'}"
             raise UserError(f"the {problem} of task {task.name}, so it cannot be learnt")
-    if binary and not (counts.amin(1) > 0).any():
+    is_binary = torch.tensor([not task.is_regression for task in store.schema.tasks])
+    if binary and not (counts[is_binary].amin(1) > 0).any():
         pairs = zip(store.schema.tasks, counts.tolist(), strict=True)
         described = ", ".join(f"{t.name} {int(p)} of {int(p + n)}" for t, (n, p) in pairs if t in binary)
         raise UserError(

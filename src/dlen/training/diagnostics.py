@@ -84,13 +84,13 @@ def _rounded(values: Tensor, digits: int = _DIGITS) -> Any:
     return np.where(np.isnan(rounded), None, rounded).tolist()  # type: ignore[call-overload]
 
 
-def attention_maps(module: RankingModule, store: Store) -> dict[str, AttentionMap]:
-    """Attention maps of a backbone with attention, averaged over the first rows of the test split."""
+def attention_maps(module: RankingModule, store: Store, split: str) -> dict[str, AttentionMap]:
+    """Attention maps of a backbone with attention, averaged over the first rows of a split."""
     model = module.model
     if not isinstance(model, Ranker) or not isinstance(model.backbone, AttentionBackbone):
         return {}
-    split, tasks = store.split("test"), store.schema.task_names
-    batch = split.batch(torch.arange(min(len(split), _SHOWN))).to(module.device)
+    rows, tasks = store.split(split), store.schema.task_names
+    batch = rows.batch(torch.arange(min(len(rows), _SHOWN))).to(module.device)
     with torch.no_grad():
         model.eval()
         features = model.inputs(model.features(batch))

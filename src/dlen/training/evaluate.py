@@ -64,7 +64,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     metrics[f"{config.split}/rows"] = tested_rows(trainer, data)
     if trainer.is_global_zero:
         write_json(folder / f"metrics_{config.split}.json", metrics)
-        content = diagnostics(module.figures["test"], gates.last, attention_maps(module, store))
+        content = diagnostics(module.figures["test"], gates.last, attention_maps(module, store, config.split))
         write_json(folder / DIAGNOSTICS.format(config.split), content)
         print_figures(metrics, config.split, module.targets.names, base, rows["test"])
     return metrics

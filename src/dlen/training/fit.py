@@ -142,7 +142,7 @@ def _fit_and_test(config: DictConfig, draw: Draw | None, store: Store | None) ->
     metrics |= fitted.selection.best
     metrics |= flatten(module.figures["test"], "test")
     metrics["test/rows"] = tested_rows(trainer, fitted.data)
-    attention = attention_maps(module, fitted.store)  # in every process, because the table may be sharded
+    attention = attention_maps(module, fitted.store, "test")  # in every process, because the table may be sharded
     if trainer.is_global_zero:
         write_json(folder / "metrics.json", metrics)
         print_figures(metrics, "test", module.targets.names, fitted.base, len(fitted.store.split("test")))

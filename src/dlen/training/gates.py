@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
@@ -83,8 +84,8 @@ class _Sums:
 
 def _with_task(name: str, tasks: list[str]) -> str:
     """Replace ``task2`` in ``task2_expert0`` with the task's name."""
-    task, _, expert = name.partition("_")
-    return f"{tasks[int(task.removeprefix('task'))]}_{expert}" if expert else name
+    found = re.fullmatch(r"task(\d+)_(.+)", name)
+    return f"{tasks[int(found[1])]}_{found[2]}" if found and int(found[1]) < len(tasks) else name
 
 
 class GateMonitor(Callback):

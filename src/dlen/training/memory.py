@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.optim import Optimizer
 
 from dlen.data.store import Store
+from dlen.devices import local_processes, usable_gpus
 from dlen.errors import UserError
 from dlen.limits import groups, read
 from dlen.models.baseline import Baseline
@@ -45,9 +46,8 @@ def check_memory(config: DictConfig, store: Store) -> None:
     except (TypeError, ValueError):  # refused by check_optimizer
         return
     table, state = table_bytes(model), state_bytes(optimizer)
-    accelerator = str(config.trainer.accelerator)
-    gpus = torch.cuda.device_count() if accelerator in ("auto", "gpu", "cuda") else 0
-    here, nodes = _processes(config.trainer.devices, gpus), config.trainer.num_nodes
+    gpus = usable_gpus(config.trainer.accelerator)
+    here, nodes = local_processes(config.trainer), config.trainer.num_nodes
     copies = 1 if one_of_many() or "LOCAL_RANK" in os.environ else here  # those that this process stands for
     share = copies / (here * nodes) if config.sharding else copies  # of the table, in the memory of this machine
     scale = _SCALE.get(str(config.trainer.precision), 1.0)
@@ -96,13 +96,6 @@ def free_on_gpu(number: int) -> int:
     """Bytes of a GPU's memory that this process can still get."""
     unused = torch.cuda.memory_reserved(number) - torch.cuda.memory_allocated(number)
     return int(torch.cuda.mem_get_info(number)[0]) + unused
-
-
-def _processes(devices: object, gpus: int) -> int:
-    """Number of processes on this machine."""
-    if OmegaConf.is_list(devices):
-        return len(devices)  # type: ignore[arg-type]
-    return devices if isinstance(devices, int) and devices > 0 else max(gpus, 1)
 
 
 def _gpu(devices: object) -> int:

@@ -30,10 +30,11 @@ from dlen.targets import Targets
 from dlen.training.balancing import Balancer, Fixed, OnGradients
 from dlen.training.checkpoints import load_weights
 from dlen.training.clipping import clip_gradients
-from dlen.training.configs import build, read_config
+from dlen.training.configs import build
 from dlen.training.measures import Figures, Measures
 from dlen.training.optimizers import Combined, ShardedAdagrad, split_for_sharding
 from dlen.training.own_metrics import OwnMetric
+from dlen.training.run_folder import load_run_config
 from dlen.training.schedulers import MakeSchedule, look_for_plateaus
 from dlen.training.static_step import StaticStep
 
@@ -139,7 +140,7 @@ class RankingModule(L.LightningModule):
         run = next((folder for folder in path.absolute().parents if (folder / "config.yaml").exists()), None)
         if run is None:
             raise UserError(f"{path}: lies in no run folder, so its model is not known")
-        config = read_config(run / "config.yaml", trust)
+        config = load_run_config(run, trust, to_train=False)
         model: Model = build(config.model, "model", read_schema(run / "schema.json"))
         load_weights(model, path)
         return cls(model).eval()

@@ -11,15 +11,7 @@ from dlen.errors import UserError
 from dlen.settings import PREPARING
 from dlen.training.run_folder import load_run_config
 
-_RERUN_KEYS = (
-    "rerun",
-    "run_dir",
-    "runs_dir",
-    "data_dir",
-    "logger",
-    "trust",
-    *PREPARING,
-)  # settings that a rerun accepts
+_RERUN_KEYS = ("rerun", "run_dir", "runs_dir", "data_dir", "logger", "trust", *PREPARING)  # that a rerun accepts
 
 
 def continued(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
@@ -37,15 +29,15 @@ def continued(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     resumed = _of_the_run(before, config)
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
-        group = key.partition("@")[0].split("/")[0]
         if key in ("model", "data"):
             was = before[f"{key}_name"]
             if config[f"{key}_name"] != was:
                 raise UserError(f"cannot resume: {key} was {was} and is {value} now; set {key}={was}")
-        elif "/" in key or OmegaConf.is_dict(OmegaConf.select(config, key)):
+        elif "/" in key:
+            group = _group(key.partition("@")[0])
             resumed[group] = config[group]
         else:
-            OmegaConf.update(resumed, key, OmegaConf.select(config, key), force_add=True)
+            OmegaConf.update(resumed, key, OmegaConf.select(config, key), merge=False, force_add=True)
     return resumed
 
 

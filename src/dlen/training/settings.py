@@ -36,7 +36,7 @@ class IdDropoutSettings:
     """The group ``id_dropout``."""
 
     k: Annotated[float, Range(0)]
-    most: Annotated[float, Range(0, 1)]
+    most: Annotated[float, Range(0, 1, below=True)]
     fields: dict[str, Annotated[float, Range(0)]] | None
 
 

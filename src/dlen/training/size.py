@@ -10,6 +10,7 @@ from dlen.models.model import Model
 from dlen.models.ranker import Ranker
 from dlen.nn.embedding import EmbeddingTable
 from dlen.nn.mixed import MixedTables
+from dlen.schema import Kind
 
 
 def dense_parameters(model: Model) -> int:
@@ -27,8 +28,8 @@ def size_figures(model: Model) -> dict[str, float]:
 
     Returns:
         ``model/dense_parameters``, ``model/embedding_parameters``, and ``model/flops_per_row``: multiplications and
-        additions in the matrix products of a forward pass. Training takes three times as many. Empty for a baseline,
-        whose size is known only after the fit.
+        additions in the matrix products of a forward pass, without those of sequences, whose lengths differ. Training
+        takes three times as many. Empty for a baseline, whose size is known only after the fit.
     """
     if not isinstance(model, Ranker):
         return {}
@@ -36,6 +37,8 @@ def size_figures(model: Model) -> dict[str, float]:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         x = torch.zeros(1, model.spec.width + model.spec.first_order)  # embedding lookups have no FLOPs
         model.eval().predict(Features(x, model.spec))
+        if model.vectors is not None:
+            model.vectors([torch.zeros(1, field.size) for field in model.schema.of_kind(Kind.VECTOR)])
     model.train(training)
     projections = model.embedding.flops if isinstance(model.embedding, MixedTables) else 0
     return {

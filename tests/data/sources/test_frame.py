@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,14 @@ def test_the_same_frame_is_not_prepared_again_and_another_is(tmp_path: Path) -> 
     other = prepare(frame_source(frame(301), SPEC, tmp_path, "mine"), tmp_path)
     assert first.fingerprint == same.fingerprint != other.fingerprint
     assert not [p for p in tmp_path.iterdir() if p.name.endswith(".writing")]
+
+
+def test_a_spec_may_have_dates_and_numbers_of_numpy(tmp_path: Path) -> None:
+    days = pl.date_range(date(2026, 1, 1), date(2026, 10, 27), eager=True)
+    split = {"by": "time", "column": "day", "validation_from": date(2026, 9, 1), "test_from": date(2026, 10, 1)}
+    spec = {**SPEC, "fields": SPEC["fields"] | {"day": {"kind": "time"}}, "split": split}
+    store = prepare(frame_source(frame().with_columns(day=days), spec, tmp_path / "new", "mine"), tmp_path)
+    assert [len(store.split(name)) for name in ("train", "validation", "test")] == [243, 30, 27]
 
 
 def test_errors(tmp_path: Path) -> None:

@@ -92,6 +92,13 @@ def test_numbers_are_standardised_by_the_training_rows_that_train_them(tmp_path:
     check_measurable(store)
 
 
+def test_a_regression_does_not_stand_for_a_task_without_positives(tmp_path: Path) -> None:
+    rows = log().with_columns(click=(pl.col("n") < 100).cast(pl.Int64) * (pl.col("n") % 2))
+    spec = SPEC | {"split": {"by": "time", "column": "n", "validation": 0.2, "test": 0.2, "allow_one_class": True}}
+    store = prepare(frame_source(rows, spec, tmp_path / "log", "t"), tmp_path / "data")
+    assert "no task with positives and negatives (click 0 of 60)" in refusal(lambda: check_measurable(store))
+
+
 def test_a_table_without_regression_stores_no_numbers(tmp_path: Path) -> None:
     store = prepared(tmp_path, {**SPEC, "tasks": {"click": "click"}})
     assert not [name for name in arrays(store) if name.endswith("/values.bin")]

@@ -108,7 +108,7 @@ class AliCCP:
         return self._schema(passes)
 
     def sample(self, folder: Path, pieces: int) -> AliCCPSample:
-        """Take some pieces of the files, of about a megabyte each, for a dry run."""
+        """Take some pieces of the files, of about half a megabyte each, for a dry run."""
         self.files()
         return AliCCPSample(self, replace(self, raw_dir=str(folder), min_count=1), pieces)
 

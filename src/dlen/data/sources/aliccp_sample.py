@@ -40,7 +40,7 @@ class AliCCPSample:
     Args:
         log: the source of the files.
         sampled: a source of the sampled files, which are written to its folder.
-        pieces: about how many megabytes are taken.
+        pieces: about how many half megabytes are taken.
         times: how many times as many rows the whole log has as the files of ``log``.
     """
 
@@ -94,10 +94,15 @@ class AliCCPSample:
     def _uses(self) -> Array:
         """(n,) impressions of the group in each line of the sampled common features."""
         skeleton, common = (self.source.path(kind, "train").read_bytes() for kind in _KINDS)
-        lines = common.splitlines()
+        lines = _lines(common)
         place = {line.split(b",", 1)[0]: number for number, line in enumerate(lines, 1)}
-        groups = [place.get(index, 0) for index in map(_group_of, skeleton.splitlines())]
+        groups = [place.get(index, 0) for index in map(_group_of, _lines(skeleton))]
         return np.bincount(groups, minlength=len(lines) + 1)[1:]
+
+
+def _lines(content: bytes) -> list[bytes]:
+    """The lines as the reader counts them, which end in no other way."""
+    return content.removesuffix(b"\n").split(b"\n")
 
 
 def _group_of(line: bytes) -> bytes:
@@ -108,14 +113,14 @@ def _group_of(line: bytes) -> bytes:
 
 def _regrouped(skeleton: bytes, common: bytes) -> bytes:
     """The skeleton with its groups, in order, replaced by those of the common features, in order and again."""
-    known = [line.split(b",", 1)[0] for line in common.splitlines()]
+    known = [line.split(b",", 1)[0] for line in _lines(common)]
     new: dict[bytes, bytes] = {}
     lines = []
-    for line in skeleton.splitlines(keepends=True):
+    for line in _lines(skeleton):
         index = _group_of(line)
         if index and known:
             chosen = new.setdefault(index, known[len(new) % len(known)])
             cells = line.split(b",", 4)
             line = b",".join([*cells[:3], chosen, cells[4]])
         lines.append(line)
-    return b"".join(lines)
+    return b"\n".join([*lines, b""])

@@ -43,6 +43,8 @@ def id_text(cells: pl.Series, path: Path) -> pl.Series:
         UserError: cells are lists, or floats too large to distinguish neighbouring ids.
     """
     kind = cells.dtype
+    if isinstance(kind, pl.Struct):
+        raise UserError(f"{path}: column {cells.name}: has type {kind}, which cannot be read as ids")
     if kind.is_nested():
         raise UserError(f"{path}: column {cells.name}: has type {kind}, expected single ids; use kind: ids for lists")
     if kind.is_integer():
@@ -244,8 +246,6 @@ def list_of_cells(frame: pl.DataFrame, column: str, separator: str, path: Path) 
 def lists_or_empty(frame: pl.DataFrame, column: str, separator: str, path: Path) -> pl.Series:
     """A column as lists like :func:`list_of_cells`; an empty cell is an empty list."""
     lists = list_of_cells(frame, column, separator, path)
-    if not isinstance(lists.dtype, pl.List):
-        raise UserError(f"{path}: column {column}: has type {lists.dtype}, expected lists")
     return lists.zip_with(lists.is_not_null(), _repeated([], lists))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def frame_source(frame: pl.DataFrame, spec: Mapping[str, Any], folder: Path, nam
         raise UserError(f"name: {name!r} cannot name a data set; use no slash and no leading dot")
     try:
         # Convert mappings, tuples and numpy numbers to plain values.
-        content = json.loads(json.dumps(spec, default=lambda value: value.item()))
+        content = json.loads(json.dumps(spec, default=_plain))
     except (TypeError, ValueError, AttributeError) as error:
         raise UserError(f"spec of {name}: has a value that YAML cannot represent ({error})") from None
     try:
@@ -54,6 +55,11 @@ def frame_source(frame: pl.DataFrame, spec: Mapping[str, Any], folder: Path, nam
     source = Table(str(folder / f"{name}.yaml"), name)
     _ = source.table  # report errors in the spec here
     return source
+
+
+def _plain(value: Any) -> Any:
+    """A date as its text, and a numpy number as one of Python."""
+    return value.isoformat() if isinstance(value, date) else value.item()
 
 
 def _keep_if_same(old: Path, new: Path) -> None:

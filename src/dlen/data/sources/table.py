@@ -134,7 +134,7 @@ class Table:
         return TableDay(self.table, {"all": list(paths)}, self.joins, self.bad, writer, store).run()
 
     def sample(self, folder: Path, pieces: int) -> TableSample:
-        """Take some pieces of the files, of about a megabyte each, for a dry run."""
+        """Take some pieces of the files, of about half a megabyte each, for a dry run."""
         self.files()
         return TableSample(self.table, self.sources, self.joins, self.bad.allowed, folder, pieces)
 

@@ -215,8 +215,6 @@ def _key(frame: pl.DataFrame, column: str, separator: str, path: Path, is_list: 
     if not is_list and not cells.dtype.is_nested():
         return id_text(cells, path)
     lists = list_of_cells(frame, column, separator, path)
-    if not isinstance(lists.dtype, pl.List):
-        raise UserError(f"{path}: column {column}: has type {cells.dtype}, which cannot be a key")
     long = pl.DataFrame({"row": pl.int_range(len(lists), eager=True), "value": lists}).explode("value")
     long = long.with_columns(id_text(long["value"].alias(column), path).alias("value")).drop_nulls("value")
     joined = long.group_by("row").agg(pl.col("value").str.join(separator))

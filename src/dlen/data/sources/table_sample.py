@@ -19,6 +19,7 @@ from dlen.data.sources.table_paths import SPLITS
 from dlen.data.sources.table_spec import TableSpec
 from dlen.data.sources.table_vectors import vectors_of
 from dlen.data.writer import StoreWriter
+from dlen.errors import UserError
 from dlen.schema import Schema
 
 
@@ -52,6 +53,9 @@ class TableSample:
         self.factors: dict[str, float] = {}
         self.originals: dict[Path, Path] = {}
         measured = {split: measure(paths) for split, paths in files.items()}
+        for paths, of_split in zip(files.values(), measured.values(), strict=True):
+            if not any(file.pieces for file in of_split):
+                raise UserError(f"{paths[0]}: has no rows")
         total = sum(file.pieces for of_split in measured.values() for file in of_split)
         self.exact = total <= pieces
         for split, of_split in measured.items():
