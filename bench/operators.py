@@ -1,6 +1,6 @@
 """Operator calls of a training step: counts, which no other program on the machine can disturb, and times by threads.
 
-python bench/operators.py                     # about 5 minutes
+python bench/operators.py                     # about 15 minutes
 python bench/operators.py shapes=feed models=mmoe
 
 Counts every ATen call of a step of 1,024 rows, those that a call makes itself included. Times are those of the calls
