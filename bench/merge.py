@@ -53,7 +53,7 @@ def merged(ids: int, kind: str) -> tuple[float, float, int]:
         texts.freeze()
         found = len(texts) - 1
     else:
-        found = len(IdVocabulary(*numbers.result(), 1).ids)
+        found = len(IdVocabulary(numbers.result()[0]).ids)
     return seconds, time.perf_counter() - started, found
 
 

@@ -208,7 +208,7 @@ class Slow(Table):
 
     def write(self, writer: StoreWriter) -> Schema:
         schema = super().write(writer)
-        table(Path(self.folder.place), turned=True)
+        table(self.path.parent, turned=True)
         return schema
 
 

@@ -23,6 +23,7 @@ from dlen.data.sources.aliccp import AliCCP
 from dlen.data.sources.aliccp_demo import AliCCPDemo
 from dlen.data.sources.feed import Feed
 from dlen.data.sources.table import Table
+from dlen.data.sources.table_spec import TableSpec
 from dlen.data.store import Store
 from dlen.nn.embedding import EmbeddingTable
 from tests.conftest import ROOT
@@ -139,7 +140,7 @@ def test_the_beginning_of_an_archive_ends_after_a_row(tmp_path: Path) -> None:
     text = log().write_csv().encode()
     (tmp_path / "t.csv.bz2").write_bytes(bz2.compress(text))
     (measured,) = raw_pieces.measure([tmp_path / "t.csv.bz2"])
-    taken = raw_pieces.take(measured, tmp_path / "sample" / "t.csv.bz2", 5, raw_pieces.TextForm(header=True))
+    taken = raw_pieces.take(measured, tmp_path / "sample" / "t.csv.bz2", 5, TableSpec(quote=""))
     sampled = taken.path.read_bytes()
     assert text.startswith(sampled)
     assert sampled.endswith(b"\n")

@@ -169,11 +169,10 @@ def test_resuming_with_other_batches_is_refused(split: Split, changed: dict[str,
 
 
 def test_a_limited_epoch_that_is_resumed_at_its_end_goes_on_with_the_next(split: Split) -> None:
-    whole = BatchLoader(split, 7, shuffle=True, seed=3, limit=2)
+    whole, first, again = (BatchLoader(split, 7, shuffle=True, seed=3) for _ in range(3))
+    whole.limit = first.limit = again.limit = 2
     epochs = [[b.ids.tolist() for b in itertools.islice(whole, 2)] for _ in range(3)]
-    first = BatchLoader(split, 7, shuffle=True, seed=3, limit=2)
     list(itertools.islice(first, 2))
-    again = BatchLoader(split, 7, shuffle=True, seed=3, limit=2)
     again.load_state_dict(first.state_dict())
     assert [b.ids.tolist() for b in itertools.islice(again, 2)] == epochs[1]
     assert [b.ids.tolist() for b in itertools.islice(again, 2)] == epochs[2]

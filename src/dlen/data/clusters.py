@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -179,23 +179,16 @@ class RayPool(ClusterPool):
         self._running.clear()
 
 
-@dataclass(slots=True)
 class _Queue:
     """A folder through which jobs take pieces and return results: every step is the renaming of a complete file.
 
-    Attributes:
+    Args:
         folder: on a file system that all machines share.
     """
 
-    folder: Path
-    todo: Path = field(init=False)
-    taken: Path = field(init=False)
-    done: Path = field(init=False)
-    alive: Path = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.todo, self.taken, self.done = (self.folder / name for name in ("todo", "taken", "done"))
-        self.alive = self.folder / "alive"
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.todo, self.taken, self.done, self.alive = (folder / name for name in ("todo", "taken", "done", "alive"))
 
     def create(self) -> None:
         """Create the folders."""

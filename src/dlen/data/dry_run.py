@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
-from math import floor, log10, prod
+from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 
 from dlen.data.prepare import Source
 from dlen.data.raw_sample import IdCounts, RawSample, SampledLog, SampledSource
-from dlen.data.store import Store
+from dlen.data.store import Store, array_size
 from dlen.data.unseen import IdEstimate
 from dlen.data.vocabulary import PENDING
 from dlen.data.writer import StoreWriter
@@ -222,11 +222,8 @@ def _tables(schema: Schema, sizes: Mapping[str, int]) -> dict[str, int]:
     first_order = len(schema.tasks) + len(schema.views)
     widths = {field.name: row_width(field.dim or _DIM, first_order) for field in schema.owners}
     table = sum(sizes[field] * width * _NUMBER for field, width in widths.items())
-    return {
-        "": table,
-        " with Adam's state": 3 * table,
-        " with Adagrad's": table + _NUMBER * sum(sizes.values()),
-    }
+    adagrad = table + _NUMBER * sum(sizes.values())
+    return {"": table, " with Adam's state": 3 * table, " with Adagrad's": adagrad}
 
 
 def _store_bytes(prepared: _Prepared, ids: Mapping[str, IdEstimate], sizes: Mapping[str, int]) -> float:
@@ -271,9 +268,7 @@ def _memory(prepared: _Prepared, ids: Mapping[str, IdEstimate]) -> float:
         peak += _BYTES_PER_ID * (estimate.total - estimate.seen)
     factor = prepared.sample.rows["train"] - 1
     arrays = [prepared.arrays[f"train/{part}"] for part in ("ids", "bag_ids", "bag_start")]
-    mapped = sum(
-        prod(array["shape"]) * np.dtype(array["dtype"]).itemsize for array in arrays
-    )  # to count ids at the end
+    mapped = sum(map(array_size, arrays))  # to count ids at the end
     rates = sum("rate" in statistics for statistics in prepared.store.content["statistics"].values())
     return peak + factor * (mapped + prepared.rows * rates * _NUMBER)
 
@@ -292,10 +287,7 @@ def _exactly(number: float) -> str:
 
 def _about(number: float) -> str:
     """Three digits."""
-    if number < 1000:
-        return f"about {round(number)}"
-    step = 10 ** (floor(log10(number)) - 2)
-    return f"about {round(number / step) * step:,}"
+    return f"about {float(f'{number:.3g}'):,.0f}"
 
 
 def _bytes(number: float) -> str:

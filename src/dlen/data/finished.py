@@ -5,17 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from dlen.data.columns import Array
 from dlen.data.writer import FINISHED, WrittenPart, shard_folder
 from dlen.files import write_text
-
-_ARRAYS = "arrays.npz"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,21 +20,17 @@ class FinishedShard:
     Attributes:
         content: plain values.
         bad: arguments of :class:`~dlen.data.bad_rows.BadRowError` for rows that were left out.
-        arrays: arrays by name.
     """
 
     shard: WrittenPart
     content: Mapping[str, Any]
     bad: Sequence[tuple[Path, list[int], str, str]] = ()
-    arrays: Mapping[str, Array] = field(default_factory=dict)
 
     def save(self, folder: Path, number: int) -> None:
         """Record it in the folder of a store that is being written."""
         record = folder / shard_folder(number) / FINISHED
         shutil.rmtree(record.parent, ignore_errors=True)
         record.parent.mkdir(parents=True)  # a piece may have no rows
-        if self.arrays:
-            np.savez(record.with_name(_ARRAYS), **dict(self.arrays))  # type: ignore[arg-type]
         kept = {"shard": asdict(self.shard), "content": self.content, "bad": self.bad}
         write_text(record, json.dumps(kept, default=str))
 
@@ -51,9 +42,5 @@ class FinishedShard:
             return None
         found = json.loads(record.read_text())
         patterns = {int(code): float(weight) for code, weight in found["shard"]["patterns"].items()}
-        arrays: dict[str, Array] = {}
-        if (path := record.with_name(_ARRAYS)).exists():
-            with np.load(path) as loaded:
-                arrays = dict(loaded)
         bad = [(Path(path), lines, problem, where) for path, lines, problem, where in found["bad"]]
-        return cls(WrittenPart(found["shard"]["entry"], patterns), found["content"], bad, arrays)
+        return cls(WrittenPart(found["shard"]["entry"], patterns), found["content"], bad)

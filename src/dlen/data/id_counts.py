@@ -51,7 +51,7 @@ class WrittenSplits:
             _add_table(totals, folder, split)
             if group is not None:
                 owner = self.folder / self._owner(shard, f"{group}/bag_start")["folder"]
-                of_groups = uses.setdefault(owner, np.zeros(_num_rows(owner, group), np.int64))
+                of_groups = uses.setdefault(owner, np.zeros(len(read_flat(owner, group, "bag_start")) - 1, np.int64))
                 _add(of_groups, read_flat(folder, split, "group"))
             for field, counts in borrowed.items():
                 counts += _of_field(folder, split, field, schema)
@@ -111,10 +111,6 @@ def _of_field(folder: Path, split: str, field: Field, schema: Schema) -> Array:
         values = bag_ids[starts[first] : starts[first + len(of_rows)]]
         _add(counts, values[field_of_values(of_rows) == place], first=schema.offsets[field.name])
     return counts
-
-
-def _num_rows(folder: Path, table: str) -> int:
-    return len(read_flat(folder, table, "bag_start")) - 1
 
 
 def _add_table(totals: Array, folder: Path, table: str, uses: Array | None = None) -> None:

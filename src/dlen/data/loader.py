@@ -33,10 +33,10 @@ class BatchLoader:
         seed: random seed of the order.
         rank: index of this process.
         world_size: number of processes.
-        limit: number of batches after which the consumer stops. The next iteration then starts a new epoch.
 
     Attributes:
         gathers: whether to yield batches; otherwise the row numbers of each, of a split in a device's memory.
+        limit: number of batches after which the consumer stops; None for all. The next iteration starts a new epoch.
     """
 
     def __init__(
@@ -48,7 +48,6 @@ class BatchLoader:
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
-        limit: int | None = None,
     ) -> None:
         self.split = split
         self.batch_size = batch_size
@@ -56,7 +55,7 @@ class BatchLoader:
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
-        self.limit = limit
+        self.limit: int | None = None
         self.gathers = True
         share, extra = divmod(len(split), world_size)
         if not shuffle and extra and share:

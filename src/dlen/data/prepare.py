@@ -25,7 +25,6 @@ from dlen.errors import UserError
 from dlen.files import check_plain_name, check_writable, locked, write_json
 from dlen.schema import Schema, Task
 
-_BLOCK = 1 << 22
 _SETTLED = 2_000_000_000  # in nanoseconds; after this, a change gets a new time stamp on any file system
 
 
@@ -119,11 +118,8 @@ def record(path: Path) -> list[int]:
 
 
 def _hash(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def identify(source: Source, data_dir: Path) -> dict[str, Any]:
@@ -134,11 +130,7 @@ def identify(source: Source, data_dir: Path) -> dict[str, Any]:
         data_dir: folder of cached file hashes, see :class:`Files`.
     """
     files = Files(data_dir)
-    causes = {
-        "name": source.name,
-        "settings": source.settings(),
-        "files": [files.describe(p) for p in source.files()],
-    }
+    causes = {"name": source.name, "settings": source.settings(), "files": [files.describe(p) for p in source.files()]}
     files.keep()
     text = json.dumps({"format": FORMAT, **causes}, sort_keys=True)
     return {"fingerprint": hashlib.sha256(text.encode()).hexdigest()[:16], **causes}

@@ -63,11 +63,6 @@ class StoredSequence:
             codes = torch.cat([codes, gap_codes(of_rows - self.when.index_select(0, place))[:, None]], 1)
         return Sequence(length, codes + self.offsets)
 
-    def to(self, device: torch.device) -> StoredSequence:
-        """Copy the values to a device."""
-        sizes = None if self.sizes is None else self.sizes.to(device)
-        return StoredSequence(self.values.to(device), self.when.to(device), self.offsets.to(device), self.gaps, sizes)
-
 
 def gap_codes(gap: Tensor) -> Tensor:
     """(L,) times between values and their rows -> (L,) int32 codes: 1 + floor(log2(1 + gap)), at most GAP_BUCKETS."""
@@ -111,14 +106,3 @@ class SplitSequences:
             table.gather(start[:, q], length[:, q], when[:, q], total)
             for q, (table, total) in enumerate(zip(self.tables, totals, strict=True))
         )
-
-    def to(self, device: torch.device) -> SplitSequences:
-        """Copy everything to a device."""
-        tables = tuple(table.to(device) for table in self.tables)
-        return SplitSequences(tables, self.start.to(device), self.length.to(device), self.when.to(device))
-
-    @property
-    def bytes(self) -> int:
-        """Size of all arrays in bytes."""
-        arrays = [a for table in self.tables for a in (table.values, table.when)]
-        return sum(a.nbytes for a in (*arrays, self.start, self.length, self.when))

@@ -35,10 +35,6 @@ class Shards:
     sequences: Tensor
     vectors: Tensor
 
-    def to(self, device: torch.device) -> Shards:
-        """Copy everything to a device."""
-        return Shards(*(getattr(self, name).to(device) for name in self.__slots__))
-
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -101,10 +97,6 @@ class Codes:
         firsts = [of_bags[0], *(t[:, None].expand(-1, len(shard)).flatten() for t in of_bags[1:])]
         of_values = (t.repeat_interleave(lengths.flatten(), output_size=len(bag_ids)) for t in firsts)
         return ids, _moved(bag_ids, *of_values)
-
-    def to(self, device: torch.device) -> Codes:
-        """Copy everything to a device."""
-        return Codes(self.was.to(device), self.now.to(device), self.sizes.to(device), self.singles)
 
 
 def _moved(ids: Tensor, was: Tensor, now: Tensor, sizes: Tensor) -> Tensor:

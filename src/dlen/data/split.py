@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dlen.batch import Batch
 from dlen.data.columns import MISSING, TABLE_ARRAYS, Array, Columns
@@ -19,16 +20,16 @@ from dlen.data.vectors import SplitVectors
 from dlen.label_scale import LabelScale
 
 
+@dataclass(eq=False, slots=True)
 class StoredTable:
-    """A memory-mapped table that gathers arbitrary rows without per-row Python work."""
+    """A memory-mapped table that gathers arbitrary rows without per-row Python work, see :data:`TABLE_ARRAYS`."""
 
-    def __init__(self, arrays: Mapping[str, Tensor]) -> None:
-        self.ids = arrays["ids"]
-        self.numeric = arrays["numeric"]
-        self.bag_lengths = arrays["bag_lengths"]
-        self.bag_start = arrays["bag_start"]
-        self.bag_ids = arrays["bag_ids"]
-        self.bag_weights = arrays["bag_weights"]
+    ids: Tensor
+    numeric: Tensor
+    bag_lengths: Tensor
+    bag_start: Tensor
+    bag_ids: Tensor
+    bag_weights: Tensor
 
     def values_of(self, index: Tensor) -> Tensor:
         """(B,) number of ragged values in each of the rows ``index`` (B,)."""
@@ -68,10 +69,6 @@ class StoredTable:
         where = torch.where(is_real, where, repeated)
         weights = self.bag_weights.index_select(0, where) * is_real
         return flat.view(lengths.shape), self.bag_ids.index_select(0, where), weights
-
-    def to(self, device: torch.device) -> StoredTable:
-        """Copy the table to a device."""
-        return StoredTable({name: array.to(device) for name, array in vars(self).items()})
 
 
 def _shares(whole: Tensor, parts: int) -> Tensor:
@@ -206,11 +203,7 @@ class Split:
     @property
     def bytes(self) -> int:
         """Size of all arrays in bytes, including user groups."""
-        tables = [self.table] if self.groups is None else [self.table, self.groups]
-        arrays = [self.labels, self.group, self.truth, self.users, self.weights, self.values, self.views]
-        arrays += [a for t in tables for a in vars(t).values()]
-        parts = [part for part in (self.sequences, self.vectors) if part is not None]
-        return sum(a.nbytes for a in arrays) + sum(part.bytes for part in parts)
+        return sum(array.nbytes for array in tensors(self))
 
 
 def split_of(
@@ -237,7 +230,7 @@ def split_of(
         part: np.ascontiguousarray(bag_start if part == "bag_start" else getattr(columns, part), dtype)
         for part, (dtype, _) in TABLE_ARRAYS.items()
     }
-    table = StoredTable({part: torch.from_numpy(values) for part, values in arrays.items()})
+    table = StoredTable(**{part: torch.from_numpy(values) for part, values in arrays.items()})
     group_rows = np.zeros(0, np.int32) if group is None else group.astype(np.int32)
     return Split(
         n,
@@ -255,6 +248,29 @@ def split_of(
         scale=None,
         complete=not bool((labels == MISSING).any()),
     )
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in a value, which may be a tuple or a dataclass of others."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple):
+        yield from (tensor for part in value for tensor in tensors(part))
+    elif is_dataclass(value):
+        yield from (tensor for part in fields(value) for tensor in tensors(getattr(value, part.name)))
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """A copy of a value whose tensors and modules are on a device, also those in tuples and dataclasses."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, nn.Module):
+        return deepcopy(value).to(device)
+    if isinstance(value, tuple):
+        return tuple(moved(part, device) for part in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{part.name: moved(getattr(value, part.name), device) for part in fields(value)})
+    return value
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -291,21 +307,7 @@ class ResidentSplit:
     def __init__(self, split: Split, device: torch.device) -> None:
         self.host = split
         self.device = device
-        groups = None if split.groups is None else split.groups.to(device)
-        arrays = (split.labels, split.group, split.truth, split.users, split.weights, split.values, split.views)
-        self.copy = Split(
-            split.rows,
-            split.table.to(device),
-            groups,
-            *(a.to(device) for a in arrays),
-            sequences=None if split.sequences is None else split.sequences.to(device),
-            vectors=None if split.vectors is None else split.vectors.to(device),
-            scale=None if split.scale is None else deepcopy(split.scale).to(device),
-            complete=split.complete,
-            shards=None if split.shards is None else split.shards.to(device),
-            first=split.first,
-            codes=None if split.codes is None else split.codes.to(device),
-        )
+        self.copy: Split = moved(split, device)
 
     def __len__(self) -> int:
         return self.host.rows

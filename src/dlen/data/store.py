@@ -35,7 +35,7 @@ from dlen.data.shards import Codes, Shards
 from dlen.data.split import Split, StoredTable
 from dlen.data.vectors import SplitVectors
 from dlen.errors import UserError
-from dlen.files import check_regular, checksum, crc32_combine, is_intact
+from dlen.files import check_regular, checksum, is_intact
 from dlen.label_scale import LabelScale
 from dlen.schema import Kind, Schema
 
@@ -145,13 +145,14 @@ class Store:
         array = f"sequences/{name}/values"
         parts, _ = self._owners(array, self.shards)
         starts = zip(parts.entries, parts.layout(array).starts, strict=True)
-        return self.sequence(name), [(self._parquet(part, "history", name), start) for part, start in starts]
+        files = [(self._parquet(part, "history", name), start) for part, start in starts]
+        return self._sequence(name, self.shards), files
 
     def _checked_sizes(self, part: Part) -> dict[Path, int]:
         """Verify the size of each array of a part. Returns the checksums of its files."""
         checksums: dict[Path, int] = {}
         for name, spec in part["arrays"].items():
-            expected = _size(spec)
+            expected = array_size(spec)
             if not expected:
                 continue
             path = _path(self.folder, part, name)
@@ -270,11 +271,8 @@ class Store:
         tables = tuple(self._owners(array, own.entries)[0].array(array) for array in arrays)
         return SplitVectors(tables, own.array(f"{split}/vectors", layout))
 
-    def sequence(self, name: str) -> StoredSequence:
-        """The values of a sequence."""
-        return self._sequence(name, self.shards)
-
     def _sequence(self, name: str, shards: Sequence[Part]) -> StoredSequence:
+        """The values of a sequence."""
         parts, lists = self._owners(f"sequences/{name}/values", shards)[0], self.schema.sequences[name]
         values, when = (parts.array(f"sequences/{name}/{part}") for part in SEQUENCE_ARRAYS)
         offsets = torch.tensor([self.schema.offsets[f.name] for f in lists], dtype=torch.int32)
@@ -344,20 +342,20 @@ class _Parts:
         """A table."""
         rows = self.layout(f"{name}/bag_start")
         layouts = dict.fromkeys(TABLE_ARRAYS, rows) | dict.fromkeys(("bag_ids", "bag_weights"))
-        return StoredTable({part: self.array(f"{name}/{part}", layout) for part, layout in layouts.items()})
+        return StoredTable(**{part: self.array(f"{name}/{part}", layout) for part, layout in layouts.items()})
 
     def checksum(self, name: str) -> int:
         """CRC-32 of the rows of all parts one after the other."""
-        specs = [part["arrays"][name] for part in self.entries]
-        return reduce(lambda crc, spec: crc32_combine(crc, spec["crc32"], _size(spec)), specs, 0)
+        filled = [part for part in self.entries if array_size(part["arrays"][name])]
+        return reduce(lambda crc, part: checksum(_path(self.folder, part, name), crc), filled, 0)
 
 
 def _path(folder: Path, part: Part, name: str) -> Path:
     return folder / part["folder"] / f"{name}.bin"
 
 
-def _size(spec: Mapping[str, Any]) -> int:
-    """Bytes of an array."""
+def array_size(spec: Mapping[str, Any]) -> int:
+    """Bytes of an array, from its entry in ``store.json``."""
     return prod(spec["shape"]) * np.dtype(spec["dtype"]).itemsize
 
 

@@ -34,12 +34,3 @@ class SplitVectors:
         """The (B, d) vectors of each field in B rows."""
         rows = found.moved(self.index.index_select(0, found.index), "vectors")
         return tuple(table.index_select(0, rows[:, x]) for x, table in enumerate(self.tables))
-
-    def to(self, device: torch.device) -> SplitVectors:
-        """Copy everything to a device."""
-        return SplitVectors(tuple(table.to(device) for table in self.tables), self.index.to(device))
-
-    @property
-    def bytes(self) -> int:
-        """Size of all arrays in bytes."""
-        return sum(a.nbytes for a in (*self.tables, self.index))

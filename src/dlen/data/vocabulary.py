@@ -56,19 +56,11 @@ class IdVocabulary:
     """The known ids of one field. The i-th known id in ascending order is encoded as i + 1, any other id as 0.
 
     Args:
-        ids: distinct ids in ascending order.
-        counts: occurrences of each id in the training rows.
-        min_count: ids with fewer occurrences are unknown.
+        ids: the known ids in ascending order.
     """
 
-    def __init__(self, ids: Ints, counts: Ints, min_count: int) -> None:
-        known = counts >= min_count
-        self.ids, self.counts = ids[known], counts[known]
-
-    @classmethod
-    def restored(cls, ids: Ints) -> IdVocabulary:
-        """Restore a vocabulary from its known ids in ascending order."""
-        return cls(ids, np.ones(len(ids), np.int64), 1)
+    def __init__(self, ids: Ints) -> None:
+        self.ids = ids
 
     def __len__(self) -> int:
         """Number of codes, including the one for unknown ids."""

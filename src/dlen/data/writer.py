@@ -63,15 +63,34 @@ class _ArrayWriter:
         return {"dtype": self.dtype.str, "shape": shape, "crc32": self.checksum}
 
 
-class TableWriter:
+class _ArraysWriter:
+    """Writes arrays that lie in one folder of a store.
+
+    Args:
+        folder: folder of the store.
+        name: the folder in it.
+        types: type on disk of each array.
+        widths: width of the rows of those that have more than one value per row.
+    """
+
+    def __init__(self, folder: Path, name: str, types: Mapping[str, str], widths: Mapping[str, int]) -> None:
+        self.name = name
+        self.arrays = {
+            part: _ArrayWriter(folder / name / f"{part}.bin", dtype, widths.get(part)) for part, dtype in types.items()
+        }
+
+    def close(self) -> dict[str, Any]:
+        """Close the files and return the dtype and shape of each array."""
+        return {f"{self.name}/{part}": writer.close() for part, writer in self.arrays.items()}
+
+
+class TableWriter(_ArraysWriter):
     """Writes one table in chunks. Its fields are a subset of the schema's fields."""
 
     def __init__(self, folder: Path, name: str, counts: Mapping[Kind, int]) -> None:
-        self.name = name
-        self.arrays = {
-            part: _ArrayWriter(folder / name / f"{part}.bin", dtype, None if kind is None else counts[kind])
-            for part, (dtype, kind) in TABLE_ARRAYS.items()
-        }
+        types = {part: dtype for part, (dtype, _) in TABLE_ARRAYS.items()}
+        widths = {part: counts[kind] for part, (_, kind) in TABLE_ARRAYS.items() if kind is not None}
+        super().__init__(folder, name, types, widths)
         self.arrays["bag_start"].append(np.zeros(1, np.int64))
 
     def append(self, columns: Columns) -> None:
@@ -81,12 +100,8 @@ class TableWriter:
         for part in ("ids", "numeric", "bag_lengths", "bag_ids", "bag_weights"):
             self.arrays[part].append(getattr(columns, part))
 
-    def close(self) -> dict[str, Any]:
-        """Close the files and return the dtype and shape of each array."""
-        return {f"{self.name}/{part}": writer.close() for part, writer in self.arrays.items()}
 
-
-class SequenceWriter:
+class SequenceWriter(_ArraysWriter):
     """Writes the values of one sequence.
 
     Args:
@@ -95,11 +110,8 @@ class SequenceWriter:
     """
 
     def __init__(self, folder: Path, name: str, width: int) -> None:
-        self.name, self.width, place = name, width, folder / "sequences" / name
-        widths = {"values": width, "when": None}
-        self.arrays = {
-            part: _ArrayWriter(place / f"{part}.bin", dtype, widths[part]) for part, dtype in SEQUENCE_ARRAYS.items()
-        }
+        super().__init__(folder, f"sequences/{name}", SEQUENCE_ARRAYS, {"values": width})
+        self.width = width
 
     def append(self, values: Array, when: Array | None = None) -> int:
         """Append (L, N) codes and, if the sequence has times, the (L,) time of each. Returns where the first one is."""
@@ -109,12 +121,8 @@ class SequenceWriter:
             self.arrays["when"].append(when)
         return first
 
-    def close(self) -> dict[str, Any]:
-        """Close the files and return the dtype and shape of each array."""
-        return {f"sequences/{self.name}/{part}": writer.close() for part, writer in self.arrays.items()}
 
-
-class VectorWriter:
+class VectorWriter(_ArraysWriter):
     """Writes the scaled vectors of one field, after a row of zeros for a missing vector.
 
     Args:
@@ -124,22 +132,17 @@ class VectorWriter:
     """
 
     def __init__(self, folder: Path, name: str, size: int) -> None:
-        self.name = name
-        self.array = _ArrayWriter(folder / "vectors" / name / "values.bin", "<f4", size)
+        super().__init__(folder, f"vectors/{name}", {"values": "<f4"}, {"values": size})
         self.append(np.zeros((1, size), np.float32))
 
     def append(self, vectors: Array) -> int:
         """Append (m, d) vectors. Returns the row of the first one."""
-        first = self.array.rows
-        self.array.append(vectors)
+        first = self.arrays["values"].rows
+        self.arrays["values"].append(vectors)
         return first
 
-    def close(self) -> dict[str, Any]:
-        """Close the file and return the dtype and shape of its array."""
-        return {f"vectors/{self.name}/values": self.array.close()}
 
-
-class SplitWriter:
+class SplitWriter(_ArraysWriter):
     """Writes one split: a table plus labels, users, weights, groups, places of sequences, vectors and a truth."""
 
     def __init__(
@@ -148,26 +151,20 @@ class SplitWriter:
         name: str,
         counts: Mapping[Kind, int],
         num_tasks: int,
-        num_truth: int,
+        *,
+        num_truth: int = 0,
         num_values: int = 0,
         num_sequences: int = 0,
         num_vectors: int = 0,
         num_views: int = 0,
     ) -> None:
-        self.name, self.table = name, TableWriter(folder, name, counts)
-        widths = {
-            "labels": num_tasks,
-            "truth": num_truth,
-            "weights": 1 + num_tasks,
-            "values": num_values,
-            "views": num_views,
-        }
+        self.table = TableWriter(folder, name, counts)
+        widths = {"labels": num_tasks, "truth": num_truth, "weights": 1 + num_tasks}
+        widths |= {"values": num_values, "views": num_views}
         widths |= dict.fromkeys(PLACE_ARRAYS, num_sequences)
         widths |= dict.fromkeys(VECTOR_ARRAYS, num_vectors)
         types = SPLIT_ARRAYS | (PLACE_ARRAYS if num_sequences else {}) | (VECTOR_ARRAYS if num_vectors else {})
-        self.arrays = {
-            part: _ArrayWriter(folder / name / f"{part}.bin", dtype, widths.get(part)) for part, dtype in types.items()
-        }
+        super().__init__(folder, name, types, widths)
         self.missing = np.zeros(num_tasks, np.int64)
         self.patterns = PatternCounter(num_tasks)
 
@@ -213,8 +210,7 @@ class SplitWriter:
 
     def close(self) -> dict[str, Any]:
         """Close the files and return the dtype and shape of each array."""
-        closed = {f"{self.table.name}/{part}": writer.close() for part, writer in self.arrays.items()}
-        return {**self.table.close(), **closed}
+        return {**self.table.close(), **super().close()}
 
 
 @dataclass(slots=True)
@@ -241,7 +237,7 @@ class PartWriter:
 
     def __init__(self, folder: Path, name: str, label: str = "") -> None:
         self.folder, self.name, self.label = folder / name, name, label
-        self._writers: list[TableWriter | SplitWriter | SequenceWriter | VectorWriter] = []
+        self._writers: list[_ArraysWriter] = []
         self.splits: dict[str, tuple[SplitWriter, str | None]] = {}  # with the name of its group table
 
     def table(self, name: str, counts: Mapping[Kind, int]) -> TableWriter:
@@ -260,21 +256,13 @@ class PartWriter:
         return writer
 
     def split(
-        self,
-        name: str,
-        counts: Mapping[Kind, int],
-        num_tasks: int,
-        *,
-        group: str | None = None,
-        num_truth: int = 0,
-        num_values: int = 0,
-        num_views: int = 0,
-        num_sequences: int = 0,
-        num_vectors: int = 0,
+        self, name: str, counts: Mapping[Kind, int], num_tasks: int, *, group: str | None = None, **numbers: int
     ) -> SplitWriter:
-        """Start a split; ``group`` names the table that its rows are joined with. Every shard has the same splits."""
-        numbers = num_truth, num_values, num_sequences, num_vectors, num_views
-        self._writers.append(writer := SplitWriter(self.folder, name, counts, num_tasks, *numbers))
+        """Start a split; ``group`` names the table that its rows are joined with. Every shard has the same splits.
+
+        The others are the arguments of :class:`SplitWriter`.
+        """
+        self._writers.append(writer := SplitWriter(self.folder, name, counts, num_tasks, **numbers))
         self.splits[name] = writer, group
         return writer
 
@@ -402,7 +390,7 @@ class DayWriter(StoreWriter):
     """
 
     def __init__(self, folder: Path, number: int, label: str) -> None:
-        name = f"shards/{number:05d}"
+        name = shard_folder(number)
         super().__init__(folder / name)
         self.store, self.beside = folder, PartWriter(folder, name, label)
         self.folder.mkdir(parents=True)

@@ -17,14 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dlen.batch import Batch
-from dlen.data.partitions import BETWEEN
 from dlen.data.rates import kept_rates
 from dlen.data.sources.table_parse import parse_spec
 from dlen.data.sources.table_spec import TableSpec
 from dlen.data.store import Store
 from dlen.errors import UserError
 from dlen.schema import Field, Kind
-from dlen.serving.raw_ids import Row, code_of, key_of, rehashed, texts_of, with_codes
+from dlen.serving.raw_ids import Row, code_of, filled_keys, key_of, rehashed, texts_of, with_codes
 from dlen.serving.sequence_codings import encoded_sequences, raw_sequences
 from dlen.serving.vector_codings import encoded_vectors, raw_vectors, vector_place
 
@@ -196,15 +195,9 @@ def _unscaled(statistics: Mapping[str, Any], value: float) -> float | None:
 def _rates(store: Store, name: str, rate: Mapping[str, Any], rows: list[Row]) -> Array:
     """(n,) values that the store's history gives rows after its last row. Fills in key columns that rows lack."""
     table = kept_rates(store, rate["history"])
-    known = table.history["key"].head(len(rows)).to_list()
-    keys = []
-    for number, row in enumerate(rows):
-        parts = known[number % len(known)].split(BETWEEN) if known else [""] * len(rate["by"])
-        for by, part in zip(rate["by"], parts, strict=False):
-            row.setdefault(by, part)
-        keys.append(key_of(name, rate, row))
+    keys = filled_keys(name, rate, table.history["key"], rows)
     when = np.full(len(rows), np.inf) if table.settings.timed else None
-    features = table.features(pl.Series(keys, dtype=pl.String), when)
+    features = table.features(keys, when)
     return features[:, -1 if rate["output"] == "count" else int(rate["output"])].astype(np.float64)
 
 

@@ -79,6 +79,17 @@ def rehashed(values: Sequence[Any], ids: Tensor, offset: int) -> Tensor:
     return torch.from_numpy(HashedIds(values.buckets).encode(texts)).to(ids.dtype) + offset
 
 
+def filled_keys(name: str, feature: Mapping[str, Any], known: pl.Series, rows: Sequence[Row]) -> pl.Series:
+    """The key of each row, see :func:`key_of`, whose columns that a row lacks are filled in with one of ``known``."""
+    keys, known_keys = [], known.head(len(rows)).to_list()
+    for number, row in enumerate(rows):
+        parts = known_keys[number % len(known_keys)].split(BETWEEN) if known_keys else [""] * len(feature["by"])
+        for by, part in zip(feature["by"], parts, strict=False):
+            row.setdefault(by, part)
+        keys.append(key_of(name, feature, row))
+    return pl.Series(keys, dtype=pl.String)
+
+
 # Using schema.json alone
 
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import polars as pl
 import torch
 from torch import Tensor
 
@@ -15,12 +14,11 @@ from dlen.batch import Batch
 from dlen.batch import Sequence as BatchSequence
 from dlen.data.columns import GAP_BUCKETS, Places
 from dlen.data.histories import histories_of, stored_history
-from dlen.data.partitions import BETWEEN
 from dlen.data.ragged import places_of
 from dlen.data.sequences import SplitSequences
 from dlen.data.shards import Found
 from dlen.data.store import Store
-from dlen.serving.raw_ids import Row, code_of, key_of, rehashed, texts_of, with_codes
+from dlen.serving.raw_ids import Row, code_of, filled_keys, key_of, rehashed, texts_of, with_codes
 
 
 def sequence_codings(store: Store) -> list[dict[str, Any]]:
@@ -98,20 +96,14 @@ def _history(store: Store, name: str, rows: list[Row]) -> BatchSequence:
     kept = store.content["histories"][name]
     stored, known = stored_history(store, name)
     latest, number = float(stored.when.max()) if len(stored.when) else 0.0, np.arange(len(rows))
-    keys = []
-    for place, row in enumerate(rows):
-        parts = known["key"][place % len(known)].split(BETWEEN) if len(known) else [""] * len(kept["by"])
-        for by, part in zip(kept["by"], parts, strict=False):
-            row.setdefault(by, part)
-        keys.append(key_of(name, kept, row))
-    texts, all_times = pl.Series(keys, dtype=pl.String), np.full(len(rows), np.inf)
-    exported = histories_of(texts, all_times, stored, known, kept["length"])
+    keys, all_times = filled_keys(name, kept, known["key"], rows), np.full(len(rows), np.inf)
+    exported = histories_of(keys, all_times, stored, known, kept["length"])
     first, length = exported.start[:, 0], exported.length[:, 0]
     now, old = latest + 1 + number**3 * 7.0, (number % 3 == 2) & (length > 0)
     now[old] = stored.when.numpy()[first[old] + number[old] % length[old]]
     for row, when in zip(rows, now.tolist(), strict=True):
         row[f"{name} now"] = when
-    seen = histories_of(texts, now, stored, known, kept["length"])
+    seen = histories_of(keys, now, stored, known, kept["length"])
     start = np.maximum(seen.start, exported.start)
     kept_length = np.maximum(seen.start + seen.length - start, 0).astype(np.int16)
     split, index = SplitSequences.of([stored], Places(start, kept_length, seen.when)), torch.arange(len(rows))

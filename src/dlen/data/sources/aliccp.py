@@ -145,7 +145,7 @@ class AliCCP:
         common = path.with_name(path.name.replace("sample_skeleton", "common_features", 1))
         if not common.exists():
             raise UserError(f"{common}: no such file; a skeleton is joined with the common features in the same folder")
-        vocabularies = {n: IdVocabulary.restored(store.vocabulary(n)["value"].to_numpy()) for n in store.schema.offsets}
+        vocabularies = {n: IdVocabulary(store.vocabulary(n)["value"].to_numpy()) for n in store.schema.offsets}
         with TemporaryDirectory(prefix="dlen-") as folder:
             writer = TableWriter(Path(folder), "common", COMMON.counts)
             seen, lines = [], []

@@ -19,34 +19,22 @@ from dlen.data.columns import Array
 from dlen.data.prepare import replacing
 from dlen.data.sources.aliccp import AliCCP
 from dlen.data.sources.aliccp_sample import AliCCPSample
+from dlen.data.sources.feed_world import sigmoid
 from dlen.errors import UserError
 from dlen.files import check_writable, locked
 from dlen.progress import Stage
 from dlen.valid import Range
 
-_READING = ("name", "max_values", "validation", "validation_by", "cvr_rows", "seed", "bad_rows")
 _ROWS_PER_PIECE = 1500  # in a megabyte of a skeleton and its common features
 _WORLD = 2  # increase if the same settings would generate other files
 _ROWS_PER_GROUP = 58  # as in the real files
 _GROUPS_PER_CHUNK = 1000
 _CATEGORIES, _ITEMS, _SHOPS, _BRANDS, _INTENTIONS = 400, 20_000, 4_000, 2_000, 1_500
-_HISTORY = {
-    "109_14": 80,
-    "110_14": 250,
-    "127_14": 130,
-    "150_14": 50,
-}  # mean number of values, as in the real files
+_HISTORY = {"109_14": 80, "110_14": 250, "127_14": 130, "150_14": 50}  # mean number of values, as in the real files
 _PROFILE = {"121": 98, "122": 14, "124": 3, "125": 8, "126": 4, "127": 4, "128": 3, "129": 5}
 _CLICK, _CONVERSION, _IMPOSSIBLE = 0.05, 0.1, 0.0001
 # First id of each kind in the global id space.
-_BASE = {
-    "101": 100_000,
-    "205": 2_000_000,
-    "206": 8_000_000,
-    "207": 8_100_000,
-    "210": 8_200_000,
-    "216": 8_300_000,
-}
+_BASE = {"101": 100_000, "205": 2_000_000, "206": 8_000_000, "207": 8_100_000, "210": 8_200_000, "216": 8_300_000}
 _BASE |= {"109_14": 8_000_000, "110_14": 8_100_000, "127_14": 8_300_000, "150_14": 8_200_000}
 _BASE |= {"508": 8_400_000, "509": 8_500_000, "702": 8_600_000, "853": 8_700_000, "301": 9_350_000}
 _BASE |= {name: 9_300_000 + 100 * i for i, name in enumerate(_PROFILE)}
@@ -93,7 +81,7 @@ class AliCCPDemo(AliCCP):
         rows = max(min(self.rows, pieces * _ROWS_PER_PIECE), _ROWS_PER_GROUP)
         drawn = replace(self, raw_dir=str(folder / "drawn"), rows=rows)
         drawn.files()
-        read = AliCCP(str(folder), min_count=1, **{key: getattr(self, key) for key in _READING})
+        read = replace(self, raw_dir=str(folder), min_count=1)
         sample = AliCCPSample(drawn, read, pieces, self.rows / rows)
         sample.originals = {path: Path(self.raw_dir) / original.name for path, original in sample.originals.items()}
         return sample
@@ -166,16 +154,12 @@ def _write_chunk(
     item = (items * rng.random(size) ** 1.7).astype(np.int64)
     matched = (world.category[item][:, None] == favourite[group]).any(1) | (rng.random(size) < 0.2)
     liking = 1.6 * matched + world.quality[item] + 0.3 * rng.normal(size=size)
-    click = rng.random(size) < _sigmoid(liking + np.log(_CLICK) - 0.8)
-    conversion = click & (rng.random(size) < _sigmoid(liking - world.price[world.category[item]] + np.log(_CONVERSION)))
+    click = rng.random(size) < sigmoid(liking + np.log(_CLICK) - 0.8)
+    conversion = click & (rng.random(size) < sigmoid(liking - world.price[world.category[item]] + np.log(_CONVERSION)))
     conversion |= ~click & (rng.random(size) < _IMPOSSIBLE)
     head = [pl.Series(np.arange(first + 1, first + size + 1)), pl.Series(click.astype(np.uint8))]
     head += [pl.Series(conversion.astype(np.uint8)), keys[group]]
     _lines(skeleton, head, size, _item_features(rng, world, item, matched))
-
-
-def _sigmoid(x: Array) -> Array:
-    return np.asarray(1 / (1 + np.exp(-x)))
 
 
 Features = Iterator[tuple[str, Array, Array, Array]]  # field, row, id without its base, value
@@ -204,12 +188,7 @@ def _item_features(rng: np.random.Generator, world: _World, item: Array, matched
     yield "206", rows, world.category[item], ones
     yield "207", rows, world.shop[item], ones
     many = np.repeat(rows, rng.integers(1, 6, size=len(item)))
-    yield (
-        "210",
-        many,
-        (item[many] * 31 + rng.integers(5, size=len(many)) * 17) % _INTENTIONS,
-        np.ones(len(many)),
-    )
+    yield "210", many, (item[many] * 31 + rng.integers(5, size=len(many)) * 17) % _INTENTIONS, np.ones(len(many))
     yield "216", rows, world.brand[item], ones
     crossed = {"508": world.category, "509": world.shop, "702": world.brand}
     for name, column in crossed.items():

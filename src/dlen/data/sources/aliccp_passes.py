@@ -141,27 +141,6 @@ class _Groups:
     count: int
 
 
-@dataclass(frozen=True, slots=True)
-class HeldOut:
-    """Tells which training impressions are held out for validation.
-
-    Attributes:
-        share: share of the impressions, or of the users.
-        seed: seed of the hash.
-        of_group: (G,) whether the impressions of a group are held out; None to choose single impressions.
-    """
-
-    share: float
-    seed: int
-    of_group: Array | None
-
-    def __call__(self, group: Array, first: int) -> NDArray[np.bool_]:
-        """A mask (n,) of impressions with (n,) group rows, of which the first one has the number ``first``."""
-        if self.of_group is not None:
-            return np.asarray(self.of_group[group])
-        return fraction(np.arange(first, first + len(group)), self.seed) < self.share
-
-
 class Source(Protocol):
     """The part of :class:`~dlen.data.sources.aliccp.AliCCP` that is used here."""
 
@@ -192,6 +171,7 @@ class AliCCPPasses:
 
     def __init__(self, source: Source, writer: StoreWriter) -> None:
         self.source, self.writer, self.bad, self.max_values = source, writer, source.bad, source.max_values
+        self.validation, self.seed = source.validation, source.seed
         self.folder, self.scratch = writer.folder, writer.scratch
         self.commons, skeletons = (
             {split: cut(source.path(kind, split), split) for split in _SPLITS}
@@ -205,7 +185,7 @@ class AliCCPPasses:
         self.row_starts, self.group_starts = [0], [0]  # training rows, and their groups, before each piece
         self.users: dict[str, Array] = {}  # by split, the user of each group
         self.impossible, self.rows, self.positives = Counter[str](), Counter[str](), np.zeros(2, np.int64)
-        self.held_out: HeldOut
+        self.held_out: Array | None = None  # (G,) training groups held out for validation; None for single impressions
         self.uses: Array  # training impressions of each group
         self.vocabularies: dict[str, IdVocabulary] = {}
         self.offsets: dict[str, int] = {}
@@ -271,12 +251,10 @@ class AliCCPPasses:
 
     def _choose(self) -> None:
         """Choose who is held out for validation."""
-        source, of_group = self.source, None
-        if source.validation_by == "user":
+        if self.source.validation_by == "user":
             users = self.users["train"].astype(np.int64)
             keys = np.where(users == 0, -2 - np.arange(len(users)), users - 1)  # those without a user form no group
-            of_group = fraction(keys, source.seed) < source.validation
-        self.held_out = HeldOut(source.validation, source.seed, of_group)
+            self.held_out = fraction(keys, self.seed) < self.validation
 
     def _add_rows(self, rows: int) -> None:
         self.row_starts.append(self.row_starts[-1] + rows)
@@ -297,11 +275,12 @@ class AliCCPPasses:
 
         self._pass("counting item ids", self.skeletons, AliCCPPasses.count_items, add_uses)
         self._pass("counting user ids", self.commons["train"], AliCCPPasses.count_users, add)
-        min_count = self.source.min_count
-        self.vocabularies = {name: IdVocabulary(*counted.result(), min_count) for name, counted in counters.items()}
+        for name, counter in counters.items():
+            ids, counts = counter.result()
+            known = counts >= self.source.min_count
+            self.vocabularies[name] = IdVocabulary(ids[known])
+            self.writer.vocabulary(name, pl.Series(ids[known]), pl.Series(counts[known]))
         self.offsets = first_rows({name: len(ids) for name, ids in self.vocabularies.items()})  # as in the schema
-        for name, vocabulary in self.vocabularies.items():
-            self.writer.vocabulary(name, pl.Series(vocabulary.ids), pl.Series(vocabulary.counts))
 
     def _encode_common(self) -> None:
         """Write the groups that rows of several shards point to."""
@@ -364,7 +343,7 @@ class AliCCPPasses:
 
     def read_skeleton(self, piece: Piece, advance: Advance) -> int:
         """Write the raw ids of training impressions to a scratch table, and return their number."""
-        table = SplitWriter(self.scratch, piece.name, SKELETON.counts, 2, 0)
+        table = SplitWriter(self.scratch, piece.name, SKELETON.counts, 2)
         for columns, labels, group in self._impressions(piece, advance):
             table.append(columns, labels, group)
         table.close()
@@ -383,8 +362,14 @@ class AliCCPPasses:
         group = read_flat(self.scratch, piece.name, "group")
         for part, columns in self._chunks(piece.name, SKELETON):
             groups = group[part]
-            yield part, columns, groups, self.held_out(groups, self.row_starts[piece.number] + part.start)
+            yield part, columns, groups, self._is_held_out(groups, self.row_starts[piece.number] + part.start)
             advance(piece.size * len(groups) / len(group))
+
+    def _is_held_out(self, group: Array, first: int) -> NDArray[np.bool_]:
+        """A mask (n,) of impressions with (n,) group rows, of which the first one has the number ``first``."""
+        if self.held_out is not None:
+            return np.asarray(self.held_out[group])
+        return fraction(np.arange(first, first + len(group)), self.seed) < self.validation
 
     def count_items(self, piece: Piece, advance: Advance) -> tuple[Counts, tuple[Array, Array]]:
         """Counts of the ids of training impressions, and of their groups."""

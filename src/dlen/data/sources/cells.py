@@ -229,18 +229,19 @@ def list_of_cells(frame: pl.DataFrame, column: str, separator: str, path: Path) 
     values = inner.str.split(",")
     torn = values.list.eval(_torn(pl.element().str.strip_chars())).list.any() & written
     torn |= inner.str.contains(r"['\"]\s+['\"]") & written
-    refuse(
-        frame,
-        torn.fill_null(False),
-        column,
-        path,
-        "a list with a comma in a value; write it as a Parquet list",
-    )
+    refuse(frame, torn.fill_null(False), column, path, "a list with a comma in a value; write it as a Parquet list")
     value = pl.element().str.strip_chars()
     absent = value.is_in(["None", "null", "nan", "NaN"])
     plain = values.list.eval(pl.when(~absent).then(value.str.strip_chars("'\"")))
     plain = plain.zip_with((inner != "").fill_null(True), _repeated([], plain))
     return plain.zip_with(written.fill_null(False), text.str.split(separator))
+
+
+def listed_ids(frame: pl.DataFrame, column: str, separator: str, path: Path) -> pl.DataFrame:
+    """The ids in a column of lists that are present: the ``row`` of each, and its text as ``value``."""
+    lists = list_of_cells(frame, column, separator, path)
+    long = pl.DataFrame({"row": pl.int_range(len(lists), eager=True), "value": lists}).explode("value")
+    return long.with_columns(id_text(long["value"].alias(column), path).alias("value")).drop_nulls("value")
 
 
 def lists_or_empty(frame: pl.DataFrame, column: str, separator: str, path: Path) -> pl.Series:

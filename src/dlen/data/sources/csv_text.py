@@ -27,7 +27,7 @@ from dlen.errors import UserError
 
 _BLOCK = 1 << 22
 _BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError)  # what reading a broken archive may raise
-PACKED: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+_PACKED: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 _NO_TABLE = {  # start of file -> what it is and what to do
     b"PK\x03\x04": "a zip archive (or an Excel file); unpack it, or write it as CSV or Parquet",
     b"\x28\xb5\x2f\xfd": "compressed with Zstandard; unpack it, or compress it with gzip",
@@ -56,6 +56,13 @@ def quote_of(spec: TableSpec) -> str | None:
     return '"' if spec.quote is None else spec.quote or None
 
 
+def opener_of(path: Path) -> Any:
+    """What opens a compressed file; None for another one."""
+    with path.open("rb") as file:
+        start = file.read(8)
+    return next((opener for magic, opener in _PACKED.items() if start.startswith(magic)), None)
+
+
 class CsvText:
     """A CSV file that Polars can read.
 
@@ -65,6 +72,8 @@ class CsvText:
         scratch: folder for an unpacked copy.
 
     Attributes:
+        separator: separator of cells.
+        quote: quote character of cells; None for none.
         file: the file in UTF-8, optionally compressed with gzip; a copy if ``path`` is not.
         lines: number of lines.
         last_byte: the last byte; a line break for an empty file.
@@ -76,18 +85,9 @@ class CsvText:
 
     def __init__(self, path: Path, spec: TableSpec, scratch: Path) -> None:
         self.path, self.spec = path, spec
+        self.separator, self.quote = separator_of(path, spec), quote_of(spec)
         self.file = self._as_text(scratch)
         self._look_through()
-
-    @property
-    def separator(self) -> str:
-        """The separator of cells."""
-        return separator_of(self.path, self.spec)
-
-    @property
-    def quote(self) -> str | None:
-        """The quote character of cells; None for none."""
-        return quote_of(self.spec)
 
     def _as_text(self, scratch: Path) -> Path:
         """The file as Polars can read it: UTF-8, optionally gzip. Other files are copied."""
@@ -96,7 +96,7 @@ class CsvText:
         for magic, what in _NO_TABLE.items():
             if start.startswith(magic):
                 raise UserError(f"{self.path}: is {what}")
-        opener = next((o for magic, o in PACKED.items() if start.startswith(magic)), open)
+        opener = opener_of(self.path) or open
         with self._unpacking(), opener(self.path, "rb") as file:
             begin: bytes = file.read(1 << 16)
         marked = next((name for mark, name in _MARKS.items() if begin.startswith(mark)), "")

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -50,9 +49,6 @@ from dlen.errors import UserError
 from dlen.progress import Stage
 from dlen.schema import Field, Kind, Schema, Task, View, first_rows
 
-if TYPE_CHECKING:
-    from dlen.metrics import HistogramAUC
-
 _CHUNK = 1 << 17
 PIECE = 8  # chunks of a shard
 _ROWS_PER_PIECE = 1 << 12
@@ -62,12 +58,21 @@ _ITEM_FIELDS = {"item": "item", "category": "item", "author": "item", "hour": "c
 
 @dataclass(frozen=True, slots=True)
 class _Drawn:
-    """What a piece has: its shard, training rows and their positives, and how the truth ranks the test rows."""
+    """What a piece has.
+
+    Attributes:
+        shard: its shard.
+        rows: training rows.
+        positives: (T,) positives among them.
+        where: (m,) which bins of a :class:`HistogramAUC` have test rows, ranked by their true probabilities.
+        counts: (m,) number of rows in each of them.
+    """
 
     shard: WrittenPart
     rows: int
     positives: Floats
-    oracle: HistogramAUC
+    where: Ints
+    counts: Ints
 
 
 class Feed(FeedSettings):
@@ -114,21 +119,20 @@ class Feed(FeedSettings):
 
     def write(self, writer: StoreWriter) -> Schema:
         """Draw the world, and its impressions in chunks, of which each has random numbers of its own."""
+        from dlen.metrics.functional import BINS, histogram_auc  # torchmetrics takes a second: not for prepared data
+
         sizes, chunks = self._vocabularies(), range(-(-self.rows // _CHUNK))
         pieces = list(enumerate(chunks[first : first + PIECE] for first in chunks[::PIECE]))
         users = writer.beside.table("users", _counts(len(_USER_FIELDS)))
         users.append(_encoded(self._user_values(np.arange(self.users)), first_rows(sizes)))
         rows, positives = 0, np.zeros(len(self.tasks))
-        oracles: list[HistogramAUC] = []
+        bins = np.zeros((len(self.tasks), 2, BINS), np.int64)
 
         def add(drawn: _Drawn) -> bool:
             nonlocal rows, positives
             writer.add(drawn.shard)
             rows, positives = rows + drawn.rows, positives + drawn.positives
-            if oracles:
-                oracles[0].merge_state(drawn.oracle)
-            else:
-                oracles.append(drawn.oracle)
+            bins.reshape(-1)[drawn.where] += drawn.counts
             return True
 
         def alone(piece: tuple[int, range], advance: Advance) -> None:
@@ -139,7 +143,8 @@ class Feed(FeedSettings):
             work = partial(_draw, writer.folder)
             for _ in workers.merged(work, self, writer.scratch, pieces, stage, add, alone):
                 pass
-        aucs = zip(self.tasks, oracles[0].compute().reshape(-1).tolist(), strict=True)
+        oracle = histogram_auc(*torch.from_numpy(bins).unbind(1))
+        aucs = zip(self.tasks, oracle.tolist(), strict=True)
         writer.notes["oracle_auc_on_test"] = {task: round(auc, 6) for task, auc in aucs if not np.isnan(auc)}
         for name, size in sizes.items():
             writer.vocabulary(name, pl.int_range(size - 1, eager=True))
@@ -147,7 +152,7 @@ class Feed(FeedSettings):
 
     def _draw(self, folder: Path, piece: tuple[int, range], advance: Advance) -> _Drawn:
         """Draw the chunks of a piece, its number first, and write them as a shard of the store in ``folder``."""
-        from dlen.metrics import HistogramAUC  # torchmetrics takes a second, and prepared data need none of it
+        from dlen.metrics import HistogramAUC  # as in write
 
         counts, offsets = _counts(len(_ITEM_FIELDS) + (self.positions > 0)), first_rows(self._vocabularies())
         shard, truths, views = PartWriter(folder, shard_folder(piece[0])), len(self._truth_names()), len(self._views())
@@ -165,17 +170,9 @@ class Feed(FeedSettings):
             logits = torch.from_numpy(logit(drawn.probability[masks["test"]]))
             oracle.update(logits, torch.from_numpy(drawn.labels[masks["test"]]))
             advance(len(drawn.user))
-        return _Drawn(shard.close(), splits["train"].rows, positives, oracle)
-
-    def _drawn_before(self, found: FinishedShard, advance: Advance) -> _Drawn:
-        """What :meth:`_draw` returned for a finished shard."""
-        from dlen.metrics import HistogramAUC
-
-        oracle = HistogramAUC(len(self.tasks))
-        oracle.counts.view(-1)[torch.from_numpy(found.arrays["where"])] = torch.from_numpy(found.arrays["counts"])
-        oracle._update_count = 1  # as of a metric that has been updated
-        advance(sum(split["rows"] for split in found.shard.entry["splits"].values()))
-        return _Drawn(found.shard, found.content["rows"], np.array(found.content["positives"]), oracle)
+        counted = oracle.counts.numpy().reshape(-1)
+        where = np.flatnonzero(counted)
+        return _Drawn(shard.close(), splits["train"].rows, positives, where, counted[where])
 
     def truth(self, users: Ints, hour: int) -> Truth:
         """Ground truth of some users with every item.
@@ -305,13 +302,14 @@ def _draw(folder: Path, source: Feed, piece: tuple[int, range], advance: Advance
     """Draw a piece, unless an interrupted preparation has finished it."""
     before = FinishedShard.of(folder, piece[0])
     if before is not None:
-        return source._drawn_before(before, advance)
+        advance(sum(split["rows"] for split in before.shard.entry["splits"].values()))
+        found = before.content
+        bins = (np.array(found[name], np.int64) for name in ("where", "counts"))
+        return _Drawn(before.shard, found["rows"], np.array(found["positives"]), *bins)
     drawn = source._draw(folder, piece, advance)
-    counts = drawn.oracle.counts.numpy().reshape(-1)
-    where = np.flatnonzero(counts)
     content = {"rows": drawn.rows, "positives": drawn.positives.tolist()}
-    arrays = {"where": where, "counts": counts[where]}
-    FinishedShard(drawn.shard, content, arrays=arrays).save(folder, piece[0])
+    content |= {"where": drawn.where.tolist(), "counts": drawn.counts.tolist()}
+    FinishedShard(drawn.shard, content).save(folder, piece[0])
     return drawn
 
 

@@ -146,21 +146,18 @@ class World:
         match = self.settings.strength * _match(self.taste[user], self.topic[item])
         return match + self.quality[item] + self.hour_effect[hour]
 
-    def up(self, user: Ints, item: Ints, hour: Ints) -> Floats:
-        """(n,) true P(UP)."""
+    def up(self, user: Ints, item: Ints, hour: Ints, watches: Floats | None = None) -> Floats:
+        """(n,) true P(UP), or P(UP | watching or not) given which it is."""
         if np.isinf(self.threshold):
             return np.ones(len(user))
-        return self._up_of(self._preference_logits(user, item, hour) + self.threshold, self.watching(user, item))
+        watches = self.watching(user, item) if watches is None else watches
+        return self._up_of(self._preference_logits(user, item, hour) + self.threshold, watches)
 
     def _up_of(self, logits: Floats, watching: Floats) -> Floats:
         """(n,) P(UP) from its logits without watching, and P(watching) or whether it is the case."""
         if self.watch_tastes is None:
             return sigmoid(logits)
         return watching * sigmoid(logits + self.settings.tie) + (1 - watching) * sigmoid(logits)
-
-    def _up_given(self, user: Ints, item: Ints, hour: Ints, watches: Floats) -> Floats:
-        """(n,) P(UP | watching or not)."""
-        return self._up_of(self._preference_logits(user, item, hour) + self.threshold, watches)
 
     def watching(self, user: Ints, item: Ints) -> Floats:
         """(n,) true P(watching); 1 without a second hidden state."""
@@ -207,7 +204,7 @@ class World:
         up, watching = self.up(user, item, hour), self.watching(user, item)
         chances, parents = self._chances(user, item), self.settings.parents()
         watches = watching if self.watch_tastes is None else (rng.random(rows) < watching).astype(np.float64)
-        given_watching = up if self.watch_tastes is None else self._up_given(user, item, hour, watches)
+        given_watching = up if self.watch_tastes is None else self.up(user, item, hour, watches)
         prefers = rng.random(rows) < given_watching
         chance = chances * self._state_factors(prefers.astype(np.float64), watches, user)
         chance[:, list(parents)] = chances[:, list(parents)]  # whatever the state, after the task it follows

@@ -8,39 +8,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import polars as pl
 
 from dlen.data.columns import Array
-from dlen.data.sources.csv_text import PACKED
+from dlen.data.sources.csv_text import opener_of, quote_of, separator_of
 from dlen.data.sources.table_file import parquet_rows
+from dlen.data.sources.table_spec import TableSpec
 
 PIECE = 1 << 19  # bytes of text in a piece
 _ROWS = (64, 4096)  # fewest and most rows of a piece of a Parquet file
 _UNPACKED = 4  # guess of how much larger text is than its archive; only decides how many pieces a file gets
 _SIP = 1 << 12
 _WIDE = ("utf-16", "utf_16", "utf16", "utf-32", "utf_32", "utf32")  # encodings in which a line break is not one byte
-
-
-@dataclass(frozen=True, slots=True)
-class TextForm:
-    """How a CSV file is written, as far as it matters for where its rows begin.
-
-    Attributes:
-        header: whether the first row has the names of the columns.
-        separator: separator of cells; empty if it is not known.
-        quote: quote character of cells; empty for none.
-        comment: lines that begin with this are not rows; empty for none.
-        encoding: encoding of the file; empty for UTF-8.
-    """
-
-    header: bool = False
-    separator: str = ""
-    quote: str = ""
-    comment: str = ""
-    encoding: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +63,7 @@ def measure(paths: Sequence[Path]) -> list[RawFile]:
     all_rows, all_bytes = sum(n for n, _ in of_parquet), sum(size for _, size in of_parquet)
     step = min(max(PIECE * all_rows / max(all_bytes, 1), _ROWS[0]), _ROWS[1])
     return [
-        RawFile(path, size * (_UNPACKED if _opener(path) else 1) / PIECE if n is None else n / step, n)
+        RawFile(path, size * (_UNPACKED if opener_of(path) else 1) / PIECE if n is None else n / step, n)
         for path, size, n in zip(paths, sizes, rows, strict=True)
     ]
 
@@ -101,7 +83,7 @@ def whole(file: RawFile, path: Path) -> Taken:
     return Taken(path, 1.0, np.ones(1, np.int64))
 
 
-def take(file: RawFile, path: Path, pieces: int, form: TextForm) -> Taken:
+def take(file: RawFile, path: Path, pieces: int, spec: TableSpec) -> Taken:
     """Write some pieces of a file to ``path``. One that cannot be cut is linked, so that its reader tells why."""
     if pieces >= file.pieces:
         return whole(file, path)
@@ -109,7 +91,7 @@ def take(file: RawFile, path: Path, pieces: int, form: TextForm) -> Taken:
     if file.rows is not None:
         return _take_rows(file, path, pieces)
     try:
-        return _take_text(file, path, pieces, form)
+        return _take_text(file, path, pieces, spec)
     except (OSError, EOFError, ValueError, lzma.LZMAError, csv.Error):
         return whole(file, path)
 
@@ -126,35 +108,33 @@ def _take_rows(file: RawFile, path: Path, pieces: int) -> Taken:
     return Taken(path, step * pieces / file.rows, 1 + step * np.arange(pieces))
 
 
-def _opener(path: Path) -> Any:
-    """What opens a compressed file; None for another one."""
-    with path.open("rb") as file:
-        start = file.read(8)
-    return next((opener for magic, opener in PACKED.items() if start.startswith(magic)), None)
+def _quote(spec: TableSpec) -> bytes:
+    """The quote character of cells; empty for none."""
+    return (quote_of(spec) or "").encode()
 
 
-def _take_text(file: RawFile, path: Path, pieces: int, form: TextForm) -> Taken:
-    opener, wide = _opener(file.path), form.encoding.lower().startswith(_WIDE)
+def _take_text(file: RawFile, path: Path, pieces: int, spec: TableSpec) -> Taken:
+    opener, wide = opener_of(file.path), spec.encoding.lower().startswith(_WIDE)
     size = file.path.stat().st_size
     if not opener and not wide:
         with file.path.open("rb") as raw:
-            head = _head(raw, form)
+            head = _head(raw, spec)
             if b"\0" in head:
                 return whole(file, path)
             parts = text_pieces(raw, len(head), size, pieces, PIECE)
-        if _are_rows(head, parts, form):
+        if _are_rows(head, parts, spec, separator_of(file.path, spec)):
             return _write(path, head, parts, sum(map(len, parts)) / max(size - len(head), 1))
     with file.path.open("rb") as raw:
         unpacked: BinaryIO = opener(_Sipped(raw)) if opener else raw
         text = unpacked.read(pieces * PIECE)
         share, ended = min(raw.tell() / size, 1.0), not unpacked.read(1)
     if wide:
-        decoded = text.decode(form.encoding, "ignore")
+        decoded = text.decode(spec.encoding, "ignore")
         lines = decoded[: decoded.rfind("\n") + 1]
-        path.write_bytes(lines.encode(form.encoding))
+        path.write_bytes(lines.encode(spec.encoding))
         number = lines.count("\n")
         return Taken(path, share, 1 + np.arange(pieces) * number // pieces)
-    rows = text if ended else _whole_rows(text, form.quote.encode())
+    rows = text if ended else _whole_rows(text, _quote(spec))
     return _write(path, b"", _cut(rows, pieces), 1.0 if ended else share * len(rows) / len(text))
 
 
@@ -194,10 +174,10 @@ def text_pieces(raw: BinaryIO, begin: int, end: int, pieces: int, size: int) -> 
     return parts
 
 
-def _head(raw: BinaryIO, form: TextForm) -> bytes:
+def _head(raw: BinaryIO, spec: TableSpec) -> bytes:
     """The beginning of a file to the end of its header, if it has one."""
-    head, quote, comment = b"", form.quote.encode(), form.comment.encode()
-    while form.header and (line := raw.readline(PIECE)):
+    head, quote, comment = b"", _quote(spec), spec.comment.encode()
+    while spec.header and (line := raw.readline(PIECE)):
         head += line
         text = line.removeprefix("\ufeff".encode()).strip()
         if text and not (comment and text.startswith(comment)) and not (quote and head.count(quote) % 2):
@@ -205,19 +185,19 @@ def _head(raw: BinaryIO, form: TextForm) -> bytes:
     return head
 
 
-def _are_rows(head: bytes, parts: Sequence[bytes], form: TextForm) -> bool:
+def _are_rows(head: bytes, parts: Sequence[bytes], spec: TableSpec, separator: str) -> bool:
     """Whether pieces of a file begin and end between rows, and not in a quoted cell with line breaks."""
-    quote = form.quote.encode()
+    quote = _quote(spec)
     if not quote or not any(quote in part for part in parts):
         return True
-    if not form.separator or any(part.count(quote) % 2 for part in parts):
+    if any(part.count(quote) % 2 for part in parts):
         return False
     width = 0
     for part in [head, *parts]:
         lines = part.decode("utf-8", "replace").replace("\r\n", "\n").replace("\r", " ").split("\n")
-        if form.comment:
-            lines = [line for line in lines if not line.startswith(form.comment)]
-        for row in csv.reader((line for line in lines), delimiter=form.separator, quotechar=form.quote):
+        if spec.comment:
+            lines = [line for line in lines if not line.startswith(spec.comment)]
+        for row in csv.reader(lines, delimiter=separator, quotechar=quote_of(spec)):
             width = width or len(row)
             if row and len(row) != width:
                 return False

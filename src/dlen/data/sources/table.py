@@ -8,7 +8,7 @@ joined tables.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,7 +26,7 @@ from dlen.data.sources.table_labels import Labels
 from dlen.data.sources.table_parse import parse_spec, read_spec
 from dlen.data.sources.table_partitions import label_of
 from dlen.data.sources.table_passes import TablePasses, missing_column_hint
-from dlen.data.sources.table_paths import Folder, files_by_split, join_files
+from dlen.data.sources.table_paths import files_by_split, join_files, matching_in
 from dlen.data.sources.table_rows import TableRows
 from dlen.data.sources.table_sample import TableSample
 from dlen.data.sources.table_sequences import sequences_of
@@ -66,7 +66,7 @@ class Table:
         self.bad = BadRows(bad_rows)
         self.path = Path(spec)
         self.remote = RemoteFiles(Path(str(copies)))  # a folder 3 comes as a number
-        self.folder = Folder(self.path.parent if folder is None else str(folder), self.remote)
+        self.find = partial(matching_in, self.path.parent if folder is None else str(folder), self.remote)
         self._files_setting = files
         if content is not None:
             self.table = content
@@ -84,14 +84,14 @@ class Table:
     @cached_property
     def joins(self) -> dict[str, list[Path]]:
         """The files of each join."""
-        return self._copied(join_files(self.table, self.folder.matching))
+        return self._copied(join_files(self.table, self.find))
 
     @cached_property
     def sources(self) -> dict[str, list[Path]]:
         """Paths by split; ``all`` if one table is to be split."""
         if self._files_setting is None:
-            return self._copied(files_by_split(self.table, self.table.files, self.folder.matching))
-        return self._copied(files_by_split(self.table, self._files_setting, Folder("", self.remote).matching))
+            return self._copied(files_by_split(self.table, self.table.files, self.find))
+        return self._copied(files_by_split(self.table, self._files_setting, partial(matching_in, "", self.remote)))
 
     def _copied(self, files: dict[str, list[Path]]) -> dict[str, list[Path]]:
         """Copy what is not on this machine."""
@@ -172,7 +172,7 @@ class Table:
         columns = [*make_columns(spec, label_reader.expressions), *kept]
         for column in columns:
             column.restore(store)
-        joins = self._copied(join_files(spec, self.folder.matching))
+        joins = self._copied(join_files(spec, self.find))
         bad = BadRows(0)  # every input row must have an output row
         with TemporaryDirectory() as scratch:
             rows = TableRows(spec, {"all": [path]}, joins, columns, keep, bad, Path(scratch))

@@ -24,6 +24,7 @@ from dlen.data.sources.cells import (
     hashes,
     id_text,
     list_of_cells,
+    listed_ids,
     moments,
     numbers,
     refuse,
@@ -58,15 +59,15 @@ class TextVocabulary:
     def add(self, values: pl.Series) -> None:
         """Count a chunk; nulls are absent."""
         frame = pl.DataFrame({"value": values}).drop_nulls()
-        self._parts.append(frame.group_by("value").agg(pl.len().cast(pl.Int64).alias("count")))
-        self._pending += len(self._parts[-1])
-        if enough_to_merge(self._pending, self._merged):
-            self._merge()
+        self._add([frame.group_by("value").agg(pl.len().cast(pl.Int64).alias("count"))])
 
     def merge(self, other: TextVocabulary) -> None:
         """Add what another vocabulary counted."""
-        self._parts += other._parts
-        self._pending += sum(map(len, other._parts))
+        self._add(other._parts)
+
+    def _add(self, parts: list[pl.DataFrame]) -> None:
+        self._parts += parts
+        self._pending += sum(map(len, parts))
         if enough_to_merge(self._pending, self._merged):
             self._merge()
 
@@ -365,20 +366,18 @@ class IdsColumn(IdColumn):
 
     def _values(self, frame: pl.DataFrame, path: Path) -> tuple[Array, pl.Series, Array]:
         """Row (L,), id text (L,) and weight (L,) of each value that is present, in cell order."""
-        lists = list_of_cells(frame, self.spec.column, self.spec.separator, path)
+        column, separator = self.spec.column, self.spec.separator
+        if not self.spec.weight_separator:
+            long = listed_ids(frame, column, separator, path)
+            return long["row"].to_numpy(), long["value"], np.ones(len(long), np.float32)
+        lists = list_of_cells(frame, column, separator, path)
         long = pl.DataFrame({"row": pl.int_range(len(lists), eager=True), "value": lists, LINE: frame[LINE]})
         long = long.explode("value")
-        if not self.spec.weight_separator:
-            long = long.with_columns(id_text(long["value"].alias(self.spec.column), path).alias("value"))
-            long = long.drop_nulls("value")
-            return long["row"].to_numpy(), long["value"], np.ones(len(long), np.float32)
         try:
             long = long.with_columns(text_of(long["value"]).alias("value")).drop_nulls("value")
         except pl.exceptions.PolarsError:
             kind = long["value"].dtype
-            raise UserError(
-                f"{path}: column {self.spec.column}: has lists of type {kind}, expected ids with weights"
-            ) from None
+            raise UserError(f"{path}: column {column}: has lists of type {kind}, expected ids with weights") from None
         parts = long["value"].str.splitn(self.spec.weight_separator, 2).struct.unnest()
         weights = parts["field_1"].cast(pl.Float32, strict=False)
         bad = weights.is_null() | ~weights.is_finite()
@@ -387,7 +386,7 @@ class IdsColumn(IdColumn):
             form = f"id{self.spec.weight_separator}weight"
             problem = f"field {self.name}: {rows['value'][0]!r} is not of the form {form} with a finite weight"
             raise BadRowError(path, rows[LINE].unique(maintain_order=True).to_list(), problem)
-        ids = id_text(parts["field_0"].alias(self.spec.column), path)
+        ids = id_text(parts["field_0"].alias(column), path)
         present = ids.is_not_null()
         return long["row"].filter(present).to_numpy(), ids.filter(present), weights.filter(present).to_numpy()
 
@@ -571,14 +570,3 @@ class TimeColumn(TableColumn):
         """(n,) local time in microseconds; null if absent."""
         stamps = moments(frame, self.spec.column, path, self.spec.unit, self.spec.format)
         return stamps + round(3_600_000_000 * self.spec.utc_offset)
-
-
-def make_column(name: str, spec: FieldSpec, vocabulary: Codes | None = None) -> TableColumn:
-    """Create the column class for the kind of a field; ``vocabulary`` is that of the field whose ids it shares."""
-    if spec.kind in ("id", "ids"):
-        return (IdColumn if spec.kind == "id" else IdsColumn)(name, spec, vocabulary)
-    if spec.kind == "view":
-        return ViewColumn(name, spec)
-    if spec.kind == "numeric":
-        return BucketColumn(name, spec) if spec.transform == "quantile" else NumberColumn(name, spec)
-    return TimeColumn(name, spec)

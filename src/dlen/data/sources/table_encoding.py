@@ -11,7 +11,16 @@ from dlen.data.columns import Array, Columns, Places
 from dlen.data.ragged import Entries, Keep, to_columns
 from dlen.data.sources.cells import hashes
 from dlen.data.sources.expression import Expression
-from dlen.data.sources.table_columns import HashedIds, IdColumn, IdsColumn, TableColumn, ViewColumn, make_column
+from dlen.data.sources.table_columns import (
+    BucketColumn,
+    HashedIds,
+    IdColumn,
+    IdsColumn,
+    NumberColumn,
+    TableColumn,
+    TimeColumn,
+    ViewColumn,
+)
 from dlen.data.sources.table_rates import RateColumn
 from dlen.data.sources.table_sequences import HistoryColumn, SequenceColumn, sequences_of
 from dlen.data.sources.table_spec import FieldSpec, TableSpec
@@ -49,9 +58,14 @@ def make_columns(spec: TableSpec, labels: dict[str, Expression], scratch: Path |
                 columns[name] = sequences[name] = SequenceColumn(name, field, [one])
         elif field.kind == "vector":
             columns[name] = VectorColumn(name, field)
+        elif field.kind == "view":
+            columns[name] = ViewColumn(name, field)
+        elif field.kind == "numeric":
+            columns[name] = (BucketColumn if field.transform == "quantile" else NumberColumn)(name, field)
+        elif field.kind == "time":
+            columns[name] = TimeColumn(name, field)
         else:
-            columns[name] = column = make_column(name, field, shared)
-            owners |= {name: column} if isinstance(column, IdColumn) else {}
+            columns[name] = owners[name] = (IdColumn if field.kind == "id" else IdsColumn)(name, field, shared)
     in_order = [name for name in spec.fields if name in columns]
     return [columns[name] for name in sorted(in_order, key=lambda name: spec.fields[name].kind == "history")]
 

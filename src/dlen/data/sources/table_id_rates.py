@@ -25,12 +25,10 @@ class IdRateColumn(RateColumn):
 
     @property
     def inputs(self) -> list[str]:
-        """The column of the key."""
         return self.by
 
     @property
     def happened(self) -> list[str]:
-        """The column of the time."""
         return [str(self.clock.column)]
 
     def notes(self) -> dict[str, str]:

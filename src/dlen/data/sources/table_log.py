@@ -11,7 +11,7 @@ import polars as pl
 from dlen.data.bad_rows import BadRowError
 from dlen.data.columns import MISSING, Array
 from dlen.data.partitions import BETWEEN, KeyPartitions
-from dlen.data.sources.cells import LINE, ROW, Rising, id_text, list_of_cells
+from dlen.data.sources.cells import LINE, ROW, Rising, id_text, listed_ids
 from dlen.data.sources.expression import Expression, read_label
 from dlen.data.sources.table_columns import TableColumn, TimeColumn
 from dlen.data.sources.table_spec import FieldSpec, TableSpec
@@ -140,12 +140,10 @@ class LogColumn(TableColumn):
 
     @property
     def inputs(self) -> list[str]:
-        """The columns of the key and of the time."""
         return [*self.by, *([self.clock.column] if self.clock.column else [])]
 
     @property
     def happened(self) -> list[str]:
-        """The columns of the expressions."""
         return [c for e in self.expressions.values() for c in e.columns]
 
     def _check_no_label(self, labels: dict[str, Expression]) -> None:
@@ -172,19 +170,15 @@ class LogColumn(TableColumn):
         raise NotImplementedError
 
     def begin_piece(self, piece: int) -> None:
-        """Write rows to files of the piece."""
         self.partitions.begin(piece)
 
     def pack(self) -> None:
-        """Write the rows."""
         self.partitions.pack()
 
     def agrees(self, other: Self) -> bool:
-        """Whether both found times of one form."""
         return self.clock.rising.agrees(other.clock.rising)
 
     def merge(self, other: Self) -> None:
-        """Add rows."""
         self.clock.rising.merge(other.clock.rising)
         self.partitions.merge(other.partitions)
         self.rows = max(self.rows, other.rows)
@@ -214,9 +208,6 @@ def _key(frame: pl.DataFrame, column: str, separator: str, path: Path, is_list: 
     cells = frame[column]
     if not is_list and not cells.dtype.is_nested():
         return id_text(cells, path)
-    lists = list_of_cells(frame, column, separator, path)
-    long = pl.DataFrame({"row": pl.int_range(len(lists), eager=True), "value": lists}).explode("value")
-    long = long.with_columns(id_text(long["value"].alias(column), path).alias("value")).drop_nulls("value")
-    joined = long.group_by("row").agg(pl.col("value").str.join(separator))
-    rows = pl.DataFrame({"row": pl.int_range(len(lists), eager=True)})
+    joined = listed_ids(frame, column, separator, path).group_by("row").agg(pl.col("value").str.join(separator))
+    rows = pl.DataFrame({"row": pl.int_range(len(frame), eager=True)})
     return rows.join(joined, on="row", how="left", maintain_order="left")["value"]

@@ -16,25 +16,20 @@ _ENDINGS = tuple(f".{kind}{p}" for kind in ("csv", "tsv", "tab", "txt") for p in
 _ENDINGS += (".parquet", ".pq")  # files of a folder that are read
 
 
-class Folder:
-    """A folder that the paths of a table are relative to.
+def matching_in(place: str | Path, remote: RemoteFiles, pattern: str) -> list[Path]:
+    """The files of a path, pattern or folder, see :func:`matching`; copies, yet to be made, of those elsewhere.
 
     Args:
-        place: path or address of the folder.
+        place: path or address of the folder that the paths of a table are relative to.
         remote: lists and copies files at addresses.
+        pattern: path or address of a file or folder, or a pattern.
     """
-
-    def __init__(self, place: str | Path, remote: RemoteFiles) -> None:
-        self.place, self.remote = place, remote
-
-    def matching(self, pattern: str) -> list[Path]:
-        """The files of a path, pattern or folder, see :func:`matching`; copies, yet to be made, of those elsewhere."""
-        address = pattern
-        if is_address(str(self.place)) and not is_address(pattern):
-            address = f"{str(self.place).rstrip('/')}/{pattern}"
-        if is_address(address):
-            return self.remote.matching(address, _is_table_in_folder)
-        return matching(Path(self.place), pattern)
+    address = pattern
+    if is_address(str(place)) and not is_address(pattern):
+        address = f"{str(place).rstrip('/')}/{pattern}"
+    if is_address(address):
+        return remote.matching(address, _is_table_in_folder)
+    return matching(Path(place), pattern)
 
 
 def files_by_split(spec: TableSpec, files: object, find: Callable[[str], list[Path]]) -> dict[str, list[Path]]:

@@ -76,11 +76,9 @@ class RateColumn(LogColumn):
 
     @property
     def partitions(self) -> KeyPartitions:
-        """The rows shown, by their key."""
         return self.table.partitions
 
     def merge(self, other: Self) -> None:
-        """Add rows."""
         super().merge(other)
         self.table.merge(other.table)
         self._training += other._training
@@ -112,12 +110,10 @@ class RateColumn(LogColumn):
         writer.histories[self.name] = {**self.table.kept(), "dated": self.clock.rising.dated}
 
     def notes(self) -> dict[str, str]:
-        """What the rate is made of."""
         origin = "earlier rows" if self.clock.timed else f"{self.clock.spec.folds} folds"
         return {f"rate_of_{self.name}": f"by {', '.join(self.by)}, from {origin}"}
 
     def restore(self, store: Store) -> None:
-        """Load the history of a store."""
         self._restored = True
         self.table.restore(store.content["histories"][self.name], store.histories(self.name))
         self.clock.rising.dated = store.content["histories"][self.name]["dated"]

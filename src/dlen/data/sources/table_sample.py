@@ -12,8 +12,7 @@ import polars as pl
 from dlen.data.bad_rows import BadRows
 from dlen.data.raw_sample import IdCounts, RawSample
 from dlen.data.sources.cells import LINE
-from dlen.data.sources.csv_text import quote_of, separator_of
-from dlen.data.sources.raw_pieces import Taken, TextForm, measure, spread, take
+from dlen.data.sources.raw_pieces import Taken, measure, spread, take
 from dlen.data.sources.table_passes import TablePasses
 from dlen.data.sources.table_paths import SPLITS
 from dlen.data.sources.table_spec import TableSpec
@@ -68,14 +67,7 @@ class TableSample:
                 # Below folders of the same names, since those of partitions are columns
                 below = [part for part in file.path.absolute().parts[1:] if part != ".."]
                 path = folder.joinpath(str(len(self.taken)), *below)
-                form = TextForm(
-                    spec.header,
-                    separator_of(file.path, spec),
-                    quote_of(spec) or "",
-                    spec.comment,
-                    spec.encoding,
-                )
-                taken = take(file, path, pieces if self.exact else count, form)
+                taken = take(file, path, count, spec)
                 self.taken[path], self.originals[path] = taken, file.path
                 self.files[split].append(path)
                 shares += file.pieces * taken.share

@@ -57,7 +57,6 @@ class SequenceColumn(OrderedColumn):
 
     @property
     def inputs(self) -> list[str]:
-        """The columns of all lists."""
         return [one.spec.column for one in self.lists]
 
     def check(self, frame: pl.DataFrame, path: Path) -> None:
@@ -71,23 +70,19 @@ class SequenceColumn(OrderedColumn):
             one.observe_texts(values)
 
     def pack(self) -> None:
-        """Count each id once."""
         for one in self.lists:
             one.pack()
 
     def merge(self, other: Self) -> None:
-        """Add counts of ids."""
         for one, theirs in zip(self.lists, other.lists, strict=True):
             one.merge(theirs)
 
     def occurrences(self, frame: pl.DataFrame, path: Path) -> dict[str, tuple[Array, pl.Series]]:
-        """The ids of each list with a vocabulary of its own."""
         _, lengths, texts = self._read(frame, path)
         row = np.repeat(np.arange(len(frame)), lengths)
         return {one.name: (row, values) for one, values in zip(self.lists, texts, strict=True) if one.own is not None}
 
     def freeze(self, writer: StoreWriter) -> None:
-        """Fix the codes."""
         for one in self.lists:
             one.freeze(writer)
             cut = {"max_values": self.spec.max_values, "order": self.spec.order}
@@ -96,19 +91,15 @@ class SequenceColumn(OrderedColumn):
                 writer.counts[one.name] = _counts(one)
 
     def begin(self, shard: PartWriter) -> None:
-        """Store the values of the rows in the shard."""
         self._append = shard.sequence(self.name, len(self.lists)).append
 
     def grow(self, frame: pl.DataFrame, path: Path) -> None:
-        """Count the ids that no other field counts."""
         self.observe(frame, path)
 
     def extend(self, writer: StoreWriter) -> None:
-        """Add the new ids."""
         self.freeze(writer)
 
     def restore(self, store: Store) -> None:
-        """Load the codes of a store."""
         for one in self.lists:
             one.restore(store)
         self._kept = KeptRows(np.zeros((0, len(self.lists)), np.int32))
@@ -122,7 +113,6 @@ class SequenceColumn(OrderedColumn):
         return {f"sequence_of_{self.name}": f"{found['values'] / rows:.1f} values per row{cut}"}
 
     def fields(self) -> list[Field]:
-        """One field per list."""
         return [replace(one.field(Kind.SEQUENCE), sequence=self.name) for one in self.lists]
 
     def places(self, frame: pl.DataFrame, path: Path) -> Places:
@@ -227,7 +217,6 @@ class HistoryColumn(LogColumn, OrderedColumn):
         self._found: Places | None = None
 
     def show(self, frame: pl.DataFrame, path: Path, where: Array, labels: Array, observed: Array) -> None:
-        """Add rows of every split."""
         assert self.table is not None
         row, event = self.numbered(frame), np.ones(len(frame), bool)
         if self.history.where:
@@ -241,7 +230,6 @@ class HistoryColumn(LogColumn, OrderedColumn):
 
     @property
     def partitions(self) -> KeyPartitions:
-        """The rows shown, by their key."""
         assert self.table is not None
         return self.table.partitions
 
@@ -283,7 +271,6 @@ class HistoryColumn(LogColumn, OrderedColumn):
         return np.stack(codes, 1)
 
     def restore(self, store: Store) -> None:
-        """Load the events of a store."""
         kept = store.content["histories"][self.name]
         self.clock.rising.dated = kept["dated"]
         self._events, self._known = stored_history(store, self.name)
@@ -308,7 +295,6 @@ class HistoryColumn(LogColumn, OrderedColumn):
         return histories_of(self.keys(frame, path), when, self._events, self._known, self.history.length)
 
     def stored(self, store: Store) -> StoredSequence:
-        """The events of the store."""
         return self._events
 
 

@@ -147,11 +147,9 @@ class VectorColumn(TableColumn):
         self._joined, self._place = [], self._place[:0]
 
     def agrees(self, other: Self) -> bool:
-        """Whether both found vectors of one size."""
         return 0 in (self.size, other.size) or self.size == other.size
 
     def merge(self, other: Self) -> None:
-        """Add rows."""
         self.size = self.size or other.size
         self.scale.merge(other.scale)
         self._times, self._used = self._times + other._times, self._used + other._used
@@ -177,7 +175,6 @@ class VectorColumn(TableColumn):
         self._joined = []
 
     def begin(self, shard: PartWriter) -> None:
-        """Store the vectors of the rows in the shard."""
         if not self._row:
             self._append = shard.vectors(self.name, self.size).append
 
@@ -187,7 +184,6 @@ class VectorColumn(TableColumn):
             self._write_joined(writer.beside)
 
     def restore(self, store: Store) -> None:
-        """Load the scale of a store."""
         statistics = store.content["statistics"][self.name]
         self.scale.mean, self.scale.deviation = np.array(statistics["mean"]), float(statistics["deviation"])
         self.size = len(self.scale.mean)
@@ -195,12 +191,10 @@ class VectorColumn(TableColumn):
         self._append = self._kept.append
 
     def notes(self) -> dict[str, str]:
-        """How many rows have no vector."""
         missing = self.encoded["missing"] / max(self.encoded["rows"], 1)
         return {f"vectors_of_{self.name}": f"{self.size} numbers; {missing:.2%} of rows have none"}
 
     def fields(self) -> list[Field]:
-        """One field."""
         return [Field(self.name, Kind.VECTOR, self.spec.side, size=self.size)]
 
     def index(self, frame: pl.DataFrame, path: Path) -> Array:
