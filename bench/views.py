@@ -113,8 +113,8 @@ def up_of(run: PlannedRun) -> torch.Tensor:
     """(n,) P(UP) of the test rows."""
     model = RankingModule.load_from_checkpoint(run.folder / BEST).model
     split = run.store.split("test")
-    parts = [model(split.batch(torch.arange(i, min(i + 8192, len(split))))).log_up for i in range(0, len(split), 8192)]
-    return torch.cat(parts).exp()
+    batches = (split.batch(torch.arange(i, min(i + 8192, len(split)))) for i in range(0, len(split), 8192))
+    return torch.cat([model(batch).latent.log_up for batch in batches]).exp()
 
 
 def agreement(runs: Sequence[PlannedRun]) -> str:

@@ -8,10 +8,6 @@ import torch
 from torch import Tensor
 
 
-def _no_users() -> Tensor:
-    return torch.zeros(0, dtype=torch.int32)
-
-
 @dataclass(frozen=True, slots=True)
 class Sequence:
     """A sequence of B rows: N parallel lists for each row, oldest values first.
@@ -28,14 +24,6 @@ class Sequence:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Sequence:
         """Return the sequence on another device."""
         return Sequence(*(t.to(device, non_blocking=non_blocking) for t in (self.lengths, self.ids)))
-
-
-def _no_weights() -> Tensor:
-    return torch.zeros(0, 1)
-
-
-def _no_views() -> Tensor:
-    return torch.zeros(0, 0, dtype=torch.uint8)
 
 
 @dataclass(slots=True)
@@ -69,11 +57,11 @@ class Batch:
     bag_weights: Tensor
     labels: Tensor
     truth: Tensor
-    users: Tensor = field(default_factory=_no_users)
-    weights: Tensor = field(default_factory=_no_weights)
+    users: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int32))
+    weights: Tensor = field(default_factory=lambda: torch.zeros(0, 1))
     sequences: tuple[Sequence, ...] = ()
     vectors: tuple[Tensor, ...] = ()
-    views: Tensor = field(default_factory=_no_views)
+    views: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.uint8))
 
     @classmethod
     def of_ids(cls, ids: Tensor, labels: Tensor) -> Batch:

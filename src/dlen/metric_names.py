@@ -8,22 +8,8 @@ from typing import Any
 MEASURES = ("rmse", "mae", "xauc", "spearman")  # of regression tasks
 BUILT_IN = frozenset(
     (
-        *(
-            "auc",
-            "auc_joint",
-            "auc_total",
-            "base",
-            "calibration",
-            "corr",
-            "ece",
-            "gain",
-            "gauc",
-            "hidden",
-            "leak",
-            "lift",
-            "logloss",
-        ),
-        *("ndcg@10", "ne", "negatives", "negatives_true", "oracle", "rows", "users_without_auc"),
+        *("auc", "auc_joint", "auc_total", "base", "calibration", "corr", "ece", "gain", "gauc", "hidden", "leak"),
+        *("lift", "logloss", "ndcg@10", "ne", "negatives", "negatives_true", "oracle", "rows", "users_without_auc"),
         *MEASURES,
     )
 )

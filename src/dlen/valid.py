@@ -13,18 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, is_dataclass
 from pathlib import Path
 from types import UnionType
-from typing import (
-    TYPE_CHECKING,
-    Annotated,
-    Any,
-    Literal,
-    NamedTuple,
-    Protocol,
-    Union,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -33,16 +22,6 @@ from dlen.errors import UserError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
-
-
-class Limit(Protocol):
-    """A condition on a value that has the annotated type."""
-
-    def described(self, kind: str) -> str:
-        """The valid values, of a type described by ``kind``."""
-
-    def fault(self, value: Any, kind: str) -> str | None:
-        """What is wrong with a value; None if it is valid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +41,12 @@ class Range:
     below: bool = False
 
     def described(self, kind: str) -> str:
-        """See :class:`Limit`."""
+        """The valid values, of a type described by ``kind``."""
         limits = f"{kind} {'above' if self.above else 'from'} {self.low:g}"
         return limits if self.high == math.inf else f"{limits} {'and below' if self.below else 'to'} {self.high:g}"
 
     def fault(self, value: Any, kind: str) -> str | None:
-        """See :class:`Limit`."""
+        """What is wrong with a value that has the annotated type; None if it is valid."""
         high_enough = value > self.low if self.above else value >= self.low
         if high_enough and (value < self.high if self.below else value <= self.high):
             return None
@@ -84,11 +63,11 @@ class OneOf:
         self.choices = choices
 
     def described(self, kind: str) -> str:
-        """See :class:`Limit`."""
+        """The valid values, of a type described by ``kind``."""
         return f"one of {', '.join(self.choices)}"
 
     def fault(self, value: Any, kind: str) -> str | None:
-        """See :class:`Limit`."""
+        """What is wrong with a value that has the annotated type; None if it is valid."""
         for name in value if isinstance(value, list) else [value]:
             if name not in self.choices:
                 hint = did_you_mean(name, self.choices)
@@ -109,11 +88,11 @@ class Matching:
     what: str
 
     def described(self, kind: str) -> str:
-        """See :class:`Limit`."""
+        """The valid values, of a type described by ``kind``."""
         return self.what
 
     def fault(self, value: Any, kind: str) -> str | None:
-        """See :class:`Limit`."""
+        """What is wrong with a value that has the annotated type; None if it is valid."""
         texts = value if isinstance(value, list) else [value]
         return None if all(re.fullmatch(self.pattern, text) for text in texts) else f"{value!r} is not {self.what}"
 

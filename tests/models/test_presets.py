@@ -161,7 +161,7 @@ def test_a_run_of_version_0_1_0_predicts_as_it_did(name: str) -> None:
     torch.testing.assert_close(predictions.log_p, torch.tensor(expected["log_p"]))
     torch.testing.assert_close(predictions.log_score, torch.tensor(expected["log_score"]))
     if expected["log_up"] is not None:
-        torch.testing.assert_close(predictions.log_up, torch.tensor(expected["log_up"]))
+        torch.testing.assert_close(predictions.latent.log_up, torch.tensor(expected["log_up"]))
 
 
 def test_old_keys_are_read_under_their_present_names() -> None:

@@ -1,7 +1,7 @@
 """torchmetrics classes for ranking and calibration, built on pure functions.
 
-Every class measures K targets at once: scores, labels and masks are (N, K), and ``compute`` returns (K,), with nan
-for undefined targets.
+Every class measures K = ``num_targets`` targets at once: scores, labels and masks are (N, K), and ``compute`` returns
+(K,), with nan for undefined targets.
 """
 
 from dlen.metrics.auc import ExactAUC, HistogramAUC, MTLGain

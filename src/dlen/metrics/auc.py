@@ -24,9 +24,6 @@ from dlen.metrics.functional import (
 class ExactAUC(Metric):
     """Exact area under the ROC curve of K targets. Memory: 9 bytes per row and target.
 
-    Args:
-        num_targets: number of targets K.
-
     Example:
         >>> auc = ExactAUC(1)
         >>> auc.update(torch.tensor([[0.1], [0.4], [0.35], [0.8]]), torch.tensor([[0], [0], [1], [1]]))
@@ -60,15 +57,11 @@ class ExactAUC(Metric):
 
     def compute(self) -> Tensor:
         """Return (K,) float64; nan if one class is absent."""
-        if not len(self.scores):
-            return torch.full((self.num_targets,), torch.nan, dtype=torch.float64)
         return torch.stack(self._for_each_target(exact_auc))
 
     def roc(self, points: int) -> list[Tensor]:
         """The K curves of :func:`~dlen.metrics.functional.exact_roc` over all processes."""
         with self.sync_context():
-            if not len(self.scores):
-                return [torch.zeros(2, 0, dtype=torch.float64)] * self.num_targets
             return self._for_each_target(lambda scores, labels: exact_roc(scores, labels, points))
 
     def _for_each_target(self, measure: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
@@ -82,9 +75,6 @@ class HistogramAUC(Metric):
 
     Sums over processes are exact. The only error compared with :class:`ExactAUC` is that scores which differ by less
     than 0.00015 in log-odds may count as ties.
-
-    Args:
-        num_targets: number of targets K.
 
     Example:
         >>> auc = HistogramAUC(1)

@@ -122,11 +122,7 @@ def _dcg(scores: Tensor, gains: Tensor, users: Tensor, k: int) -> Tensor:
 
 
 class ByUser(Metric):
-    """GAUC and NDCG@k of K targets. Memory: 5 K + 8 bytes per row.
-
-    Args:
-        num_targets: number of targets K.
-    """
+    """GAUC and NDCG@k of K targets. Memory: 5 K + 8 bytes per row."""
 
     full_state_update = False
     scores: list[Tensor]
@@ -156,8 +152,6 @@ class ByUser(Metric):
 
     def compute(self) -> list[UserFigures]:
         """Return the metrics of each target."""
-        if not len(self.scores):
-            return [UserFigures(float("nan"), float("nan"), 0, 0)] * self.num_targets
         scores, labels, masks = (dim_zero_cat(x) for x in (self.scores, self.labels, self.masks))
         users = dim_zero_cat(self.users)[:, None].expand(-1, self.num_targets)
         return for_each_target(rank_by_user, masks, scores, labels, users)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import torch
@@ -108,6 +109,12 @@ def auc_weight(positives: float, negatives: float, spread: float = 0.03) -> floa
     if positives <= 0 or negatives <= 0:
         return 0.0
     return 1 / (spread**2 + (positives + negatives + 1) / (12 * positives * negatives))
+
+
+def mean_of_defined(values: Iterable[float]) -> float:
+    """Mean of the values that are not nan; nan without any."""
+    defined = [value for value in values if not math.isnan(value)]
+    return sum(defined) / len(defined) if defined else math.nan
 
 
 def log_odds_bin(log_odds: Tensor) -> Tensor:

@@ -11,11 +11,7 @@ from dlen.nn.logspace import log_odds
 
 
 class LogLoss(Metric):
-    """Mean cross entropy of K targets, in nats.
-
-    Args:
-        num_targets: number of targets K.
-    """
+    """Mean cross entropy of K targets, in nats."""
 
     higher_is_better = False
     full_state_update = False
@@ -42,9 +38,6 @@ class NormalizedEntropy(LogLoss):
     """Logloss of K targets divided by that of always predicting the split's positive rate (He et al. 2014, equation 3).
 
     1 is as good as the rate alone, 0 is perfect. Unlike logloss, it is comparable across tasks with different rates.
-
-    Args:
-        num_targets: number of targets K.
     """
 
     positives: Tensor
@@ -66,11 +59,7 @@ class NormalizedEntropy(LogLoss):
 
 
 class CalibrationRatio(Metric):
-    """Sum of probabilities divided by number of positives, for K targets: 1 is calibrated, 2 predicts twice too many.
-
-    Args:
-        num_targets: number of targets K.
-    """
+    """Sum of probabilities over number of positives, for K targets: 1 is calibrated, 2 predicts twice too many."""
 
     full_state_update = False
     predicted: Tensor
@@ -95,7 +84,6 @@ class CalibrationError(Metric):
     """Expected calibration error of K targets over groups of equal size. Memory: 6 MiB per target, independent of rows.
 
     Args:
-        num_targets: number of targets K.
         groups: number of groups of equal size.
     """
 

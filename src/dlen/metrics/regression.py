@@ -27,7 +27,6 @@ class RegressionErrors(Metric):
         most: number of rows to keep in each process; None for all.
     """
 
-    higher_is_better = None
     full_state_update = False
     squares: Tensor
     absolutes: Tensor
@@ -77,11 +76,9 @@ class RegressionErrors(Metric):
     def compute(self) -> Tensor:
         """Return (R, 4) float64 in the order of :data:`~dlen.metric_names.MEASURES`; nan if undefined."""
         rows = torch.where(self.rows > 0, self.rows, torch.nan)
-        ranks = torch.full((self.num_tasks, 2), torch.nan, dtype=torch.float64, device=rows.device)
-        if len(self.masks):
-            predicted, labels, masks = (dim_zero_cat(part) for part in (self.predicted, self.labels, self.masks))
-            found = for_each_target(lambda p, y: torch.stack([xauc(p, y), spearman(p, y)]), masks, predicted, labels)
-            ranks = torch.stack(found).to(rows.device)
+        predicted, labels, masks = (dim_zero_cat(part) for part in (self.predicted, self.labels, self.masks))
+        found = for_each_target(lambda p, y: torch.stack([xauc(p, y), spearman(p, y)]), masks, predicted, labels)
+        ranks = torch.stack(found).to(rows.device)
         return torch.cat([torch.stack([(self.squares / rows).sqrt(), self.absolutes / rows], 1), ranks], 1)
 
 

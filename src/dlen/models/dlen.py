@@ -118,7 +118,7 @@ class LatentHead(Head):
         super().__init__()
         self.detach_bound = detach_bound
         self.bound = choice("bound", bound, Bound)
-        self.prediction = choice("prediction", prediction, Ranking)
+        self.ranking = choice("prediction", prediction, Ranking)
         self.likelihood = choice("likelihood", likelihood, Likelihood)
         if initial_up != FROM_LABELS and not (is_number(initial_up) and 0 < float(initial_up) <= MOST_UP):
             raise ValueError(f"initial_up must be above 0 and at most {MOST_UP}, or {FROM_LABELS}, got {initial_up!r}")
@@ -169,11 +169,6 @@ class LatentHead(Head):
         self.privileged = PrivilegedViews(schema) if joint and schema.views else None
         self.match = make_match(spec, match, len(start.states))
 
-    @property
-    def ranking(self) -> Ranking:
-        """The ``prediction`` setting."""
-        return self.prediction
-
     def forward(self, representations: Tensor, features: Features) -> Predictions:
         """Predict all tasks, with the hidden state."""
         c, n = self.towers(representations).unbind(2)  # (B, T) each
@@ -219,7 +214,7 @@ class LatentHead(Head):
             log_p = log_p.index_copy(1, columns, F.logsigmoid(expected))
             log_q = log_q.index_copy(1, columns, F.logsigmoid(-expected))
             joint = joint.index_copy(1, columns, F.logsigmoid(expected))
-        score = joint if self.prediction is Ranking.JOINT else log_p
+        score = joint if self.ranking is Ranking.JOINT else log_p
         return Predictions(log_p, log_q, score, latent, values=latent.values)
 
     def shared_parameters(self) -> list[nn.Parameter]:

@@ -51,6 +51,7 @@ class Head(nn.Module, ABC):
     layout of the input features.
 
     Attributes:
+        ranking: the probability used for ranking, for heads with P(UP); None for all others.
         view_names: names of the tasks of each view, for heads with P(UP); None for all others.
         state_names: names of the hidden states, ``up`` first; empty for heads without any.
         second_tasks: names of the tasks that hang on a second hidden state; empty without one.
@@ -58,6 +59,7 @@ class Head(nn.Module, ABC):
             model that starts from another run's weights keeps its own.
     """
 
+    ranking: Ranking | None = None
     view_names: list[list[str]] | None = None
     state_names: tuple[str, ...] = ()
     second_tasks: tuple[str, ...] = ()
@@ -66,11 +68,6 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def forward(self, representations: Tensor, features: Features) -> Predictions:
         """Predict all tasks for B rows."""
-
-    @property
-    def ranking(self) -> Ranking | None:
-        """The probability used for ranking, for heads with P(UP); None for all others."""
-        return None
 
     def loss(
         self,

@@ -41,13 +41,7 @@ class PositionRanker(Ranker):
             terms.
     """
 
-    def __init__(
-        self,
-        schema: Schema,
-        *,
-        position_network: Sequence[int] = (16,),
-        **parts: Any,
-    ) -> None:
+    def __init__(self, schema: Schema, *, position_network: Sequence[int] = (16,), **parts: Any) -> None:
         if schema.position not in [f.name for f in schema.of_kind(Kind.ID)]:
             raise UnmetNeedError("pal needs a position: name an id field as `position` in the schema")
         refuse_regression(schema, "pal")

@@ -255,11 +255,6 @@ class Predictions:
         return Predictions(log_p, log_q, log_score, latent, chosen(self.log_joint))
 
     @property
-    def log_up(self) -> Tensor | None:
-        """(B,) log P(UP); None for models without a hidden state."""
-        return None if self.latent is None else self.latent.log_up
-
-    @property
     def log_states(self) -> Tensor | None:
         """(B, S) log-probability of each hidden state, P(UP) first; None for models without any."""
         if self.latent is None:

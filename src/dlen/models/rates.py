@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -145,14 +147,11 @@ class FoldSums:
         self.folds, self.seed = folds, seed
         self.by_fold = torch.zeros(folds, num_ids, 2 * tasks + 1, dtype=torch.int32)
         self.all_rows = torch.zeros(folds, 2 * tasks + 1, dtype=torch.int64)
-        self._total: Tensor | None = None
 
-    @property
+    @cached_property
     def total(self) -> Tensor:
-        """(R, 2 T + 1) counts summed over all folds."""
-        if self._total is None:
-            self._total = self.by_fold.sum(0, dtype=torch.int32)
-        return self._total
+        """(R, 2 T + 1) counts summed over all folds; to be read once all rows are added."""
+        return self.by_fold.sum(0, dtype=torch.int32)
 
     def fold_of(self, first: int, rows: int) -> Tensor:
         """(rows,) folds of consecutive rows starting at row ``first``: a hash of row number and seed."""
@@ -170,7 +169,6 @@ class FoldSums:
         self._add(batch.ids.long(), fold[:, None], counted[:, None])
         row = row_of_value(batch)
         self._add(batch.bag_ids.long(), fold[row], counted[row])
-        self._total = None
 
     def _add(self, ids: Tensor, fold: Tensor, counted: Tensor) -> None:
         # Flat scalar indices: torch's index_add_ is many times slower on matrix rows than on a vector.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 
 import torch
@@ -14,20 +15,16 @@ from torch.nn import functional as F
 from dlen.schema import Schema
 
 
-def _mse(outputs: Tensor, labels: Tensor) -> Tensor:
-    return F.mse_loss(outputs, labels, reduction="none")
-
-
-def _huber(outputs: Tensor, labels: Tensor) -> Tensor:
-    return F.huber_loss(outputs, labels, reduction="none")
-
-
 def _weighted_logistic(outputs: Tensor, labels: Tensor) -> Tensor:
     return labels * F.softplus(-outputs) + F.softplus(outputs)
 
 
 LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType(
-    {"mse": _mse, "huber": _huber, "weighted_logistic": _weighted_logistic}
+    {
+        "mse": partial(F.mse_loss, reduction="none"),
+        "huber": partial(F.huber_loss, reduction="none"),
+        "weighted_logistic": _weighted_logistic,
+    }
 )
 
 

@@ -25,16 +25,14 @@ class Match(nn.Module):
         ValueError: a side has no field, or ``factors`` is below 1.
     """
 
-    def __init__(
-        self, users: Sequence[int], items: Sequence[int], dim: int, factors: int, outputs: int, std: float = 0.25
-    ) -> None:
+    def __init__(self, users: Sequence[int], items: Sequence[int], dim: int, factors: int, outputs: int) -> None:
         super().__init__()
         if factors < 1 or not users or not items:
             raise ValueError(
                 f"match needs a factor and fields on both sides, got factors={factors}, users={users} and items={items}"
             )
         self.users, self.items = list(users), list(items)
-        self.projection = nn.Parameter(torch.empty(len(users) + len(items), dim, factors).normal_(std=std))
+        self.projection = nn.Parameter(torch.empty(len(users) + len(items), dim, factors).normal_(std=0.25))
         self.weight = nn.Parameter(torch.ones(factors, outputs))
 
     def forward(self, vectors: Tensor) -> Tensor:

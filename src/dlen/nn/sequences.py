@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,28 +22,8 @@ def compute_dtype(tensor: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
 
 
-class Layout(Protocol):
-    """How the places of the sequences of B rows lie in a tensor (P, ...)."""
-
-    def expand(self, rows: Tensor) -> Tensor:
-        """(B, ...) values of rows -> (P, ...) values of the row of each place."""
-
-    def sum(self, places: Tensor) -> Tensor:
-        """(P, ...) -> (B, ...) sums over the places of each row; 0 for an empty sequence."""
-
-    def softmax(self, logits: Tensor) -> Tensor:
-        """(P, H) -> (P, H) softmax over the places of each row."""
-
-    def newest(self, places: Tensor) -> Tensor:
-        """(P, ...) -> (B, ...) values of the last place of each row; 0 for an empty sequence."""
-
-    @property
-    def lengths(self) -> Tensor:
-        """(B,) number of places in each row."""
-
-
 class Ragged:
-    """Places of all rows one after the other, as in a batch.
+    """The places of the sequences of B rows in a tensor (P, ...): those of all rows one after the other, as in a batch.
 
     Args:
         lengths: (B,) int64 number of places in each row.
@@ -55,23 +34,23 @@ class Ragged:
         self.lengths, self.total = lengths, total
 
     def expand(self, rows: Tensor) -> Tensor:
-        """See :class:`Layout`."""
+        """(B, ...) values of rows -> (P, ...) values of the row of each place."""
         return torch.repeat_interleave(rows, self.lengths, 0, output_size=self.total)
 
     def sum(self, places: Tensor) -> Tensor:
-        """See :class:`Layout`."""
+        """(P, ...) -> (B, ...) sums over the places of each row; 0 for an empty sequence."""
         # unsafe skips the check of the lengths, which would synchronise with a GPU
         flat = torch.segment_reduce(places.flatten(1), "sum", lengths=self.lengths, unsafe=True)
         return flat.unflatten(1, places.shape[1:])
 
     def softmax(self, logits: Tensor) -> Tensor:
-        """See :class:`Layout`."""
+        """(P, H) -> (P, H) softmax over the places of each row."""
         highest = torch.segment_reduce(logits.detach(), "max", lengths=self.lengths, unsafe=True)
         weights = (logits - self.expand(highest)).exp()
         return weights / self.expand(self.sum(weights))
 
     def newest(self, places: Tensor) -> Tensor:
-        """See :class:`Layout`."""
+        """(P, ...) -> (B, ...) values of the last place of each row; 0 for an empty sequence."""
         with_none = torch.cat([places, places.new_zeros(1, *places.shape[1:])])
         last = torch.where(self.lengths > 0, self.lengths.cumsum(0) - 1, self.total)
         return with_none.index_select(0, last)
@@ -90,23 +69,26 @@ class Padded:
         self.mask = (torch.arange(width, device=lengths.device) < lengths[:, None]).flatten()  # (P,)
 
     def expand(self, rows: Tensor) -> Tensor:
-        """See :class:`Layout`."""
+        """See :class:`Ragged`."""
         return rows[:, None].expand(-1, self.width, *rows.shape[1:]).flatten(0, 1)
 
     def sum(self, places: Tensor) -> Tensor:
-        """See :class:`Layout`."""
+        """See :class:`Ragged`."""
         kept = places * self.mask.view(-1, *(1 for _ in places.shape[1:]))
         return kept.unflatten(0, (-1, self.width)).sum(1)
 
     def softmax(self, logits: Tensor) -> Tensor:
-        """See :class:`Layout`."""
+        """See :class:`Ragged`."""
         kept = logits.masked_fill(~self.mask[:, None], -torch.inf).unflatten(0, (-1, self.width))
         return kept.softmax(1).nan_to_num().flatten(0, 1)
 
     def newest(self, places: Tensor) -> Tensor:
-        """See :class:`Layout`."""
+        """See :class:`Ragged`."""
         is_newest = torch.arange(self.width, device=self.lengths.device) == self.lengths[:, None] - 1
         return (places.unflatten(0, (-1, self.width)) * is_newest.view(*is_newest.shape, 1, 1)).sum(1)
+
+
+Layout = Ragged | Padded
 
 
 class SequencePool(nn.Module):

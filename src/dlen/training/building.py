@@ -19,8 +19,6 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.profilers import PassThroughProfiler, Profiler
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
-from torch.optim import Optimizer
 
 from dlen.allocator import keep_freed_memory
 from dlen.data.store import Store
@@ -37,7 +35,6 @@ from dlen.training.own_metrics import build_own_metrics
 from dlen.training.plain_checks import UNSCALED
 from dlen.training.schedulers import MakeSchedule, MakeScheduler, lightning_config
 from dlen.training.selection import monitor_mode
-from dlen.training.static_step import StaticStep
 from dlen.valid import did_you_mean
 
 
@@ -74,35 +71,12 @@ def build_id_dropout(config: DictConfig, store: Store) -> IdDropout:
         raise UserError(f"config id_dropout: {error}") from None
 
 
-def build_module(
-    config: DictConfig,
-    model: Model,
-    make_optimizer: Callable[[nn.Module], Optimizer] | None,
-    rows: dict[str, int],
-    base: dict[str, float] | None,
-    by_user: bool,
-    sharding: str | None = None,
-    id_dropout: IdDropout | None = None,
-    make_schedule: MakeSchedule | None = None,
-    make_static: Callable[[RankingModule], StaticStep | None] | None = None,
-) -> RankingModule:
-    """Build the LightningModule with the config's task balancer; the arguments are those of ``RankingModule``."""
+def build_module(config: DictConfig, model: Model, **arguments: Any) -> RankingModule:
+    """Build the LightningModule with the config's balancer and metrics; the other arguments are ``RankingModule``'s."""
     balancer = build_balancer(config)
     try:
-        return RankingModule(
-            model,
-            make_optimizer,
-            config.metrics.auc,
-            rows,
-            base,
-            by_user,
-            balancer,
-            sharding,
-            id_dropout,
-            make_schedule,
-            build_own_metrics(config, model.schema),
-            make_static,
-        )
+        own = build_own_metrics(config, model.schema)
+        return RankingModule(model, auc=config.metrics.auc, balancer=balancer, own_metrics=own, **arguments)
     except ValueError as error:
         raise UserError(f"config balancing: {error}") from None
 
@@ -219,18 +193,12 @@ def build_own_callbacks(config: DictConfig, folder: Path, mode_of: Callable[[Any
         callback = build_part(node, key, Callback, replaced={"mode": mode_of(node["monitor"])} if null_mode else {})
         if isinstance(callback, ModelCheckpoint):
             # Lightning deletes checkpoints that fall out of the best K, so they keep to a folder of their own.
-            callback.dirpath = str(
-                folder / "checkpoints" / plain_folder(node.get("dirpath") or str(name), f"{key}.dirpath")
-            )
+            folder_name = node.get("dirpath") or str(name)
+            if not re.fullmatch(r"\w[\w.-]*", folder_name):
+                raise UserError(f"config {key}.dirpath: {folder_name!r} is not a plain folder name")
+            callback.dirpath = str(folder / "checkpoints" / folder_name)
         callbacks.append(callback)
     return callbacks
-
-
-def plain_folder(name: str, key: str) -> str:
-    """Return the name of a folder; UserError if it is a path that leads elsewhere."""
-    if not re.fullmatch(r"\w[\w.-]*", name):
-        raise UserError(f"config {key}: {name!r} is not a plain folder name")
-    return name
 
 
 def build_scheduler(config: DictConfig) -> MakeScheduler | None:

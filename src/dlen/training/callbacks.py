@@ -73,10 +73,9 @@ class Meter(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume from earlier counts."""
-        counts = dict(state_dict)
-        self.checkpoints.seconds = counts.pop("checkpoint_seconds")
-        self.rows, self.seconds = counts["rows"], counts["seconds"]
-        self.validation_seconds = counts["validation_seconds"]
+        self.rows, self.seconds = state_dict["rows"], state_dict["seconds"]
+        self.validation_seconds = state_dict["validation_seconds"]
+        self.checkpoints.seconds = state_dict["checkpoint_seconds"]
 
     def _clock(self) -> float:
         """Seconds on a clock that stops while a checkpoint is written."""

@@ -85,7 +85,7 @@ def check(config: DictConfig, store: Store) -> None:
     if config.sharding:
         processes = local_processes(config.trainer) * config.trainer.num_nodes
         _check_shardable(config, model, processes, "cuda" if torch.cuda.is_available() else "cpu")
-    build_module(config, model, None, {}, None, False, id_dropout=build_id_dropout(config, store))
+    build_module(config, model, id_dropout=build_id_dropout(config, store))
 
 
 def planned_steps(config: DictConfig, store: Store) -> tuple[int, int]:

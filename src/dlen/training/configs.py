@@ -144,9 +144,7 @@ def code_fingerprint(package: Path = PACKAGE) -> str:
 
 def settings_of(config: DictConfig) -> dict[str, Any]:
     """The settings that a run's metrics depend on: the resolved config without paths, names and ``trust``."""
-    settings = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(settings, dict)
-    return {str(k): v for k, v in settings.items() if k not in _NOT_HASHED}
+    return {key: value for key, value in plain_values(config).items() if key not in _NOT_HASHED}
 
 
 def plain_values(config: DictConfig) -> dict[str, Any]:

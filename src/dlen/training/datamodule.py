@@ -61,26 +61,22 @@ class RankingDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> BatchLoader:
         """Shuffled batches of the training rows; with ``trainer.overfit_batches``, the same ones in every epoch."""
-        if self._overfits():
-            return BatchLoader(self._split("train"), self.batch_size, shuffle=False)
-        return self._loader("train", shuffle=True)
+        return self._fit_loader("train", shuffle=True)
 
     def val_dataloader(self) -> BatchLoader:
         """Validation rows in stored order; with ``trainer.overfit_batches``, the batches that are trained on."""
-        if self._overfits():
+        return self._fit_loader("validation", shuffle=False)
+
+    def _fit_loader(self, split: str, *, shuffle: bool) -> BatchLoader:
+        if self.trainer and self.trainer.overfit_batches:  # type: ignore[attr-defined]
             return BatchLoader(self._split("train"), self.batch_size, shuffle=False)
-        return self._loader("validation", shuffle=False)
-
-    def _overfits(self) -> bool:
-        return bool(self.trainer and self.trainer.overfit_batches)  # type: ignore[attr-defined]
-
-    def predict_dataloader(self) -> BatchLoader:
-        """Rows of ``test_split`` in stored order, as for the test pass."""
-        return self.test_dataloader()
+        return self._loader(split, shuffle=shuffle)
 
     def test_dataloader(self) -> BatchLoader:
         """Rows of ``test_split`` in stored order."""
         return self._loader(self.test_split, shuffle=False)
+
+    predict_dataloader = test_dataloader
 
 
 def free_memory(device: torch.device) -> int:

@@ -38,7 +38,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     check_links(folder)
     rows, base = {"test": len(store.split(config.split))}, read_base(run_config.base_run, store)
     by_user = ranks_within_users(run_config, rows["test"])
-    module = build_module(run_config, build_model(run_config, store), None, rows, base, by_user)
+    module = build_module(run_config, build_model(run_config, store), rows=rows, base=base, by_user=by_user)
     loader = run_config.loader
     data = RankingDataModule(store, loader.batch_size, loader.eval_batch_size, run_config.seed, config.split)
     checkpoint = folder / "checkpoints" / f"{config.checkpoint}.ckpt"

@@ -39,13 +39,7 @@ from dlen.training.building import (
 )
 from dlen.training.callbacks import Meter, ScoreWriter, StepSeed
 from dlen.training.checkpoints import restoring
-from dlen.training.checks import (
-    check_by_user,
-    check_interval,
-    check_measurable,
-    check_optimizer,
-    check_processes,
-)
+from dlen.training.checks import check_by_user, check_interval, check_measurable, check_optimizer, check_processes
 from dlen.training.configs import build, code_fingerprint, config_hash
 from dlen.training.conflict import GradientConflict
 from dlen.training.dashboard import Dashboard, Draw
@@ -89,13 +83,7 @@ class Fitted:
     """A model that is trained but not yet tested.
 
     Attributes:
-        store: prepared data.
-        folder: run folder.
-        trainer: trainer of the run.
         module: module with the weights of the last step.
-        data: batches of the splits.
-        gates: gate monitor of the run.
-        dashboard: W&B dashboard of the run.
         selection: tracks the best validation.
         base: metrics of the run that gains are measured against; None without one.
         metrics: the part of ``metrics.json`` that is known before the test.
@@ -210,10 +198,7 @@ def fit(
         selection, threads = Selection(config.monitor, mode), FreeThreads()
         reset = False if config.get("init_from") else config.get("reset_embeddings", False)  # a run of before has none
         fresh = FreshTables(reset, config.seed, selection)
-        callbacks = [
-            StepSeed(config.seed),
-            *build_callbacks(config, folder, meter, mode_of, checkpoints=checkpoints),
-        ]
+        callbacks = [StepSeed(config.seed), *build_callbacks(config, folder, meter, mode_of, checkpoints=checkpoints)]
         callbacks += [conflict, gates, dashboard, selection, fresh, threads]
         callbacks += make_callbacks(folder)
         trainer: L.Trainer = build_trainer(config, folder, loggers, callbacks, meter)
@@ -222,10 +207,10 @@ def fit(
         module = build_module(
             config,
             model,
-            make_optimizer,
-            rows,
-            base,
-            by_user,
+            make_optimizer=make_optimizer,
+            rows=rows,
+            base=base,
+            by_user=by_user,
             sharding=config.sharding,
             id_dropout=id_dropout,
             make_schedule=build_schedule(config, mode),

@@ -106,9 +106,7 @@ class GateMonitor(Callback):
         """Start monitoring."""
         self._watch(pl_module)
 
-    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start monitoring."""
-        self._watch(pl_module)
+    on_test_start = on_validation_start
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop monitoring."""

@@ -101,9 +101,8 @@ class LatentMeasures(nn.Module):
         self.register_buffer("first", first, persistent=False)
         self.register_buffer("second", second, persistent=False)
         self.together = Together(len(first))
-        self.corr = PearsonCorrCoef() if self.has_truth else None
-        self.ratio = CalibrationRatio(1) if self.has_truth else None
-        self.ece = CalibrationError(1) if self.has_truth else None
+        if self.has_truth:
+            self.corr, self.ratio, self.ece = PearsonCorrCoef(), CalibrationRatio(1), CalibrationError(1)
 
     def any_interaction(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T) labels -> (B, 1) whether any interaction happened, and (B, 1) whether the labels decide it.
@@ -136,7 +135,7 @@ class LatentMeasures(nn.Module):
         comparisons = [(log_odds, interacts, decided)]
         signs = torch.where(self.disliked, -log_odds, log_odds)
         comparisons.append((signs, batch.labels.nan_to_num(), self.targets.measured(batch.labels)))
-        if self.corr is not None and self.ratio is not None and self.ece is not None:
+        if self.has_truth:
             truth = batch.truth[:, [self.prefers]]
             comparisons.append((log_odds, truth, torch.ones_like(truth)))
             self.corr.update(up, batch.truth[:, self.up])
@@ -167,7 +166,7 @@ class LatentMeasures(nn.Module):
     def compute(self) -> tuple[dict[str, float], HiddenFigures]:
         """Return all metrics so far, nan if undefined, and the data for a plot."""
         values = dict(zip(self.names, self.auc.compute().reshape(-1).tolist(), strict=True))
-        if self.corr is not None and self.ratio is not None and self.ece is not None:
+        if self.has_truth:
             values["corr/up_truth"] = float(self.corr.compute())
             values["calibration/up_truth"] = float(self.ratio.compute())
             values["ece/up_truth"] = float(self.ece.compute())

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from dlen.errors import UserError
 from dlen.files import write_csv
 from dlen.overrides import leaves
-from dlen.training.configs import build_part, digest
+from dlen.training.configs import build_part, digest, plain_values
 
 _SAME_RUN = ("model", "balancing", "optimizer", "data", "seed")  # settings that a resumed run keeps
 
@@ -145,12 +145,8 @@ def run_id(config: DictConfig, folder: Path, fingerprint: str) -> str:
 
     It is a hash of the user, the folder, the data, and the settings that a resumed run must keep.
     """
-    settings = {
-        key: OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
-        for key in _SAME_RUN
-        for node in [config[key]]
-    }
-    return digest([_user(), str(folder.resolve()), fingerprint, settings])
+    settings = plain_values(config)
+    return digest([_user(), str(folder.resolve()), fingerprint, {key: settings[key] for key in _SAME_RUN}])
 
 
 def _user() -> str:
@@ -169,9 +165,7 @@ def log_config(loggers: Sequence[Logger], config: DictConfig, about: Mapping[str
     Args:
         about: fingerprints and sizes.
     """
-    settings = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(settings, dict)
-    nested = {str(k): v for k, v in settings.items()} | dict(about)
+    nested = plain_values(config) | dict(about)
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             logger.experiment.config.update(nested, allow_val_change=True)

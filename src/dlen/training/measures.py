@@ -26,7 +26,7 @@ from dlen.metrics import (
     RegressionErrors,
 )
 from dlen.metrics.by_user import NDCG_AT
-from dlen.metrics.functional import EXACT_ROWS, auc_weight
+from dlen.metrics.functional import EXACT_ROWS, auc_weight, mean_of_defined
 from dlen.models.heads import Ranking
 from dlen.models.predictions import Predictions
 from dlen.nn.logspace import log1mexp, log_odds
@@ -254,9 +254,9 @@ class Measures(nn.Module):
     def _means(self, figures: Figures, rows: list[float], positives: list[float]) -> None:
         tasks = self.targets.names[: self.num_tasks]
         for measure in ("auc", "gain"):
-            defined = [figures.values[f"{measure}/{t}"] for t in tasks if f"{measure}/{t}" in figures.values]
-            if defined:
-                figures.values[f"{measure}/mean"] = sum(defined) / len(defined)
+            mean = mean_of_defined(figures.values.get(f"{measure}/{t}", math.nan) for t in tasks)
+            if not math.isnan(mean):
+                figures.values[f"{measure}/mean"] = mean
         weights = [auc_weight(p, n - p) for n, p in zip(rows, positives, strict=True)]
         weighed = [
             (figures.values[f"auc/{t}"], w)
@@ -328,8 +328,7 @@ class ValueMeasures(nn.Module):
                 f"the predictions of {', '.join(broken)} are not finite: training has diverged; lower optimizer.lr and "
                 "optimizer.embedding_lr, and check numeric fields for extreme values"
             )
-        defined = [values[f"xauc/{t}"] for t in self.names if not math.isnan(values[f"xauc/{t}"])]
-        return values | {"xauc/mean": sum(defined) / len(defined) if defined else math.nan}
+        return values | {"xauc/mean": mean_of_defined(values[f"xauc/{t}"] for t in self.names)}
 
 
 def _make_auc(kind: str, num_targets: int) -> HistogramAUC | ExactAUC:

@@ -25,7 +25,7 @@ from dlen.nn.id_dropout import IdDropout
 from dlen.nn.logspace import log_odds
 from dlen.nn.processes import exchange_rows
 from dlen.nn.sharded import ShardedTable
-from dlen.schema import Task, check_known_tasks, read_schema
+from dlen.schema import check_known_tasks, read_schema
 from dlen.targets import Targets
 from dlen.training.balancing import Balancer, Fixed, OnGradients
 from dlen.training.checkpoints import load_weights
@@ -93,7 +93,9 @@ class RankingModule(L.LightningModule):
         self.sharding = sharding
         self._optimizer: Optimizer | None = None  # built early for a sharded table, which needs its settings
         self.targets = Targets(model.schema)
-        weights = torch.tensor([t.weight * factor for t, factor in _factors(model, self.balancer)])
+        factors = self.balancer.weights
+        check_known_tasks("weights", factors, model.schema.task_names)
+        weights = torch.tensor([task.weight * float(factors.get(task.name, 1.0)) for task in model.schema.tasks])
         self.register_buffer("task_weights", weights, persistent=False)
         self.task_weights: Tensor
         self.measures = torch.nn.ModuleDict(
@@ -324,12 +326,6 @@ class RankingModule(L.LightningModule):
 def _base_auc(base: Mapping[str, float] | None, stage: str, names: list[str]) -> dict[str, float] | None:
     auc = {n: base.get(f"{stage}/auc/{n}") for n in names} if base else {}
     return {n: v for n, v in auc.items() if v is not None} or None
-
-
-def _factors(model: Model, balancer: Balancer) -> list[tuple[Task, float]]:
-    """Each task with its factor; ValueError for a factor of an unknown task."""
-    check_known_tasks("weights", balancer.weights, model.schema.task_names)
-    return [(task, float(balancer.weights.get(task.name, 1.0))) for task in model.schema.tasks]
 
 
 def check_balanceable(model: Model, balancer: Balancer) -> None:

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor, nn
 from torchmetrics import Metric
 
 from dlen.errors import UserError
 from dlen.metric_names import BUILT_IN
+from dlen.metrics.functional import mean_of_defined
 from dlen.nn.processes import total
 from dlen.schema import Schema
 from dlen.targets import Targets
@@ -46,8 +47,6 @@ def build_own_metrics(config: DictConfig, schema: Schema) -> dict[str, OwnMetric
         UserError: an entry is not such a metric.
     """
     nodes = config.metrics.get("own") or {}
-    if not OmegaConf.is_dict(nodes) and nodes:
-        raise UserError("config metrics.own: is a mapping of names to metrics")
     schema = schema.binary
     targets = Targets(schema).names
     return {
@@ -118,6 +117,5 @@ class OwnMeasures(nn.Module):
             updates = total(torch.tensor(float(metric.update_called), device=metric.device))  # over all processes
             values[f"{name}/{target}"] = float(metric.compute()) if updates else math.nan
         for name in dict.fromkeys(name for name, _ in self.keys):
-            defined = [values[f"{n}/{t}"] for n, t in self.keys if n == name and not math.isnan(values[f"{n}/{t}"])]
-            values[f"{name}/mean"] = sum(defined) / len(defined) if defined else math.nan
+            values[f"{name}/mean"] = mean_of_defined(values[f"{n}/{t}"] for n, t in self.keys if n == name)
         return values

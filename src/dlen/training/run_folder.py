@@ -104,7 +104,7 @@ def write_start(config: DictConfig, folder: Path, store: Store) -> None:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _unwritable(folder, error) from None
-    text = OmegaConf.to_yaml(OmegaConf.create(OmegaConf.to_container(config, resolve=True)))
+    text = OmegaConf.to_yaml(config, resolve=True)
     config_file, schema_file = start_of(folder)
     try:
         if config.ckpt is not None:

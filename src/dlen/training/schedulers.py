@@ -39,14 +39,10 @@ def warmup(optimizer: Optimizer, total_steps: int, warmup: float = 0.05) -> Lamb
 def cosine(optimizer: Optimizer, total_steps: int, warmup: float = 0.05, final: float = 0.0) -> LambdaLR:
     """Warm up, then lower the learning rates along a cosine (Loshchilov and Hutter 2017, without restarts).
 
-    Args:
-        optimizer: optimiser whose groups are scheduled.
-        total_steps: steps of the training.
-        warmup: share of the steps as a float, or a number of steps as an int.
-        final: learning rates at the last step, as a share of the initial ones.
+    Arguments and errors as for :func:`warmup`, and:
 
-    Raises:
-        ValueError: a setting is out of range.
+    Args:
+        final: learning rates at the last step, as a share of the initial ones.
     """
     first = _steps("warmup", warmup, total_steps)
     _share("final", final)
@@ -61,15 +57,11 @@ def one_cycle(
 ) -> LambdaLR:
     """One cycle along two half cosines (Smith and Topin 2018), with the optimiser's learning rates as the highest.
 
+    Arguments and errors as for :func:`warmup`, which ends at the highest learning rates, and:
+
     Args:
-        optimizer: optimiser whose groups are scheduled.
-        total_steps: steps of the training.
-        warmup: share of the steps, or number of steps, until the highest learning rates.
         start: learning rates at the first step, as a share of the highest.
         final: learning rates at the last step, as a share of the highest.
-
-    Raises:
-        ValueError: a setting is out of range.
     """
     first = _steps("warmup", warmup, total_steps)
     _share("start", start)

@@ -95,17 +95,11 @@ class FreeThreads(Callback):
         """Restore the number of threads for the next trial of a sweep's worker."""
         torch.set_num_threads(self._most)
 
-    def on_train_batch_end(self, *args: Any) -> None:
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
         """See :meth:`adapt`."""
         self.adapt()
 
-    def on_validation_batch_end(self, *args: Any) -> None:
-        """See :meth:`adapt`."""
-        self.adapt()
-
-    def on_test_batch_end(self, *args: Any) -> None:
-        """See :meth:`adapt`."""
-        self.adapt()
+    on_validation_batch_end = on_test_batch_end = on_train_batch_end
 
     def adapt(self) -> None:
         """Measure, if it is time to, and change the number of threads if the last measurement asked for the same."""
