@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import lightning as L
@@ -11,6 +12,7 @@ import pandas as pd
 import polars as pl
 import pytest
 import torch
+import yaml
 
 import dlen
 from dlen import load_run
@@ -80,9 +82,7 @@ def test_a_run_has_its_metrics_model_and_evaluation(there: Path) -> None:
 
 
 def test_lightnings_own_ways(there: Path) -> None:
-    path = Path("run/config.yaml")
-    path.write_text(path.read_text().replace("callbacks:", "callbacks:\n  mine: {_target_: elsewhere.Callback}", 1))
-    module = RankingModule.load_from_checkpoint("run/checkpoints/best.ckpt")  # which needs none of its callbacks
+    module = RankingModule.load_from_checkpoint("run/checkpoints/best.ckpt")
     run = load_run("run")
     batch = run.store.split("test").batch(torch.arange(10))
     with torch.inference_mode():
@@ -95,6 +95,14 @@ def test_lightnings_own_ways(there: Path) -> None:
     with torch.inference_mode():
         whole = run.model(run.store.split("test").batch(torch.arange(len(run.store.split("test")))))
     torch.testing.assert_close(together, whole.log_p)
+
+
+def test_a_checkpoint_needs_no_callbacks(there: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(there / "run", tmp_path / "run"))
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["callbacks"] = {"mine": {"_target_": "elsewhere.Callback"}}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert not RankingModule.load_from_checkpoint(run / "checkpoints/best.ckpt").training
 
 
 def test_what_cannot_be_loaded_or_scored(there: Path) -> None:
