@@ -29,6 +29,12 @@ def one_line(text: object) -> str:
     return " ".join(str(text).split())
 
 
+def last_line(output: str) -> str:
+    """What a process said last, such as the message with which a command failed."""
+    lines = [line for line in output.splitlines() if line.strip()] or ["no output"]
+    return lines[-1].removeprefix("error: ")
+
+
 class UnfitError(UserError):
     """The data do not meet the requirements of the model."""
 

@@ -17,10 +17,11 @@ from scipy.special import log_expit
 
 from dlen.errors import UserError
 from dlen.overrides import compose_train
-from dlen.ranking.scoring import calibrate, score_split
+from dlen.ranking.scoring import calibrate, load_model, score
 from dlen.schema import Kind
 from dlen.serving import export as exporting
-from dlen.serving.export import INPUTS, dense, export, for_onnx
+from dlen.serving.codings import INPUTS
+from dlen.serving.export import dense, export, for_onnx
 from dlen.serving.settings import ExportSettings
 from dlen.training.fit import train
 from dlen.training.stores import open_run
@@ -98,13 +99,16 @@ def test_every_row_of_the_test_split_has_the_runs_scores(case: str, tmp_path: Pa
     state = int(case == "dlen with two states")
     up += ["fusion.state=watching"] * state
     export(export_config(f"run={run}", "check_rows=64", *up))
-    store, known = open_run(run)[1], score_split(run, "test")
+    config, store = open_run(run)
+    model = load_model(run, config, store)
     split = store.split("test")
+    known = score(model, split)
     batch = split.batch(torch.arange(len(split)))
     names = json.loads((run / "export" / "schema.json").read_text())["outputs"]["p"]
-    lengths = [None, int(batch.bag_lengths.max()) + 3] if batch.bag_lengths.numel() else [None]
-    for length in lengths:
-        found = served(run / "export", dense(batch, store.schema, length))
+    inputs = dense(batch, store.schema)
+    longer = tuple(torch.nn.functional.pad(p, (0, 3)) if p.dim() == 3 and p.shape[1] else p for p in inputs)
+    for of_a_length in [inputs, longer] if batch.bag_lengths.numel() else [inputs]:
+        found = served(run / "export", of_a_length)
         for column, name in enumerate(names[: len(store.schema.tasks)]):
             wanted = known.log_p[:, store.schema.task_names.index(name)].exp().numpy()
             assert np.abs(found["p"][:, column] - wanted).max() < 1e-5
@@ -113,7 +117,7 @@ def test_every_row_of_the_test_split_has_the_runs_scores(case: str, tmp_path: Pa
                 assert np.abs(found[name] - log_state.exp().numpy()).max() < 1e-5
             log_p = known.log_p
             if calibrates:
-                log_p = calibrate(score_split(run, "validation"), store.schema)(known.log_p)
+                log_p = calibrate(score(model, store.split("validation")), store.schema)(known.log_p)
                 assert not torch.allclose(log_p, known.log_p, atol=1e-3)
             wanted = (log_p.sum(1) + 0.5 * known.log_states[:, state]).numpy()
             assert found["score"] == pytest.approx(wanted, rel=1e-4, abs=1e-4)
@@ -141,7 +145,7 @@ def test_the_schema_turns_raw_values_into_inputs(tmp_path: Path, raw: Path) -> N
 def test_dense_lists_are_those_of_the_batch() -> None:
     schema = make_schema()
     batch = make_batch(schema, 20)
-    _, _, ids, weights, *_ = dense(batch, schema, 6)
+    _, _, ids, weights, *_ = dense(batch, schema)
     at = 0
     for bag in range(2):
         for row in range(20):
@@ -157,8 +161,8 @@ def test_a_model_that_differs_is_not_written(tmp_path: Path, raw: Path, monkeypa
     run = trained(tmp_path, raw, CASES["single task"])
     before = exporting.dense
 
-    def wrong(batch: Any, schema: Any, length: int | None = None) -> tuple[torch.Tensor, ...]:
-        ids, *rest = before(batch, schema, length)
+    def wrong(batch: Any, schema: Any) -> tuple[torch.Tensor, ...]:
+        ids, *rest = before(batch, schema)
         return (ids.clone().fill_(1), *rest)
 
     monkeypatch.setattr(exporting, "dense", wrong)

@@ -23,13 +23,13 @@ from dlen.data.sources.aliccp_demo import AliCCPDemo
 from dlen.errors import UserError
 from dlen.overrides import compose_train
 from dlen.ranking.fusion import fuse
-from dlen.ranking.scoring import score_split
+from dlen.ranking.scoring import SplitScores, load_model, score
 from dlen.serving.export import export
 from dlen.serving.predict import predict
 from dlen.serving.settings import PredictSettings
 from dlen.training.fit import train
 from dlen.training.run_folder import load_run_config
-from dlen.training.stores import open_store
+from dlen.training.stores import open_run, open_store
 from dlen.valid import check_group
 from tests.conftest import ROOT, run_command
 
@@ -103,6 +103,12 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def known_scores(run: Path) -> SplitScores:
+    """The run's own predictions of its test split."""
+    config, store = open_run(run)
+    return score(load_model(run, config, store), store.split("test"))
+
+
 def same(frame: pl.DataFrame, names: list[str], log_p: torch.Tensor) -> None:
     found = frame.select(f"p_{name}" for name in names).to_numpy()
     assert found.shape == tuple(log_p.shape)
@@ -112,7 +118,7 @@ def same(frame: pl.DataFrame, names: list[str], log_p: torch.Tensor) -> None:
 @pytest.mark.parametrize("batch", [16384, 7])
 def test_a_table_without_labels_gets_the_scores_of_evaluate(table: Path, batch: int) -> None:
     frame = predicted(table, table / "new.csv", f"batch_size={batch}", "fusion.up=0.5", "fusion.weights={click: 2}")
-    known = score_split(table / "run", "test")
+    known = known_scores(table / "run")
     same(frame, ["click", "hate"], known.log_p)
     assert known.log_states is not None
     assert np.abs(frame["up"].to_numpy() - known.log_states[:, 0].exp().numpy()).max() < 1e-6
@@ -202,7 +208,7 @@ def test_ali_ccp_in_its_own_two_files_with_every_row(tmp_path: Path) -> None:
     head = [line.split(",")[:3] for line in (raw / "sample_skeleton_test.csv").read_text().splitlines()]
     assert len(frame) == len(head)
     possible = np.array([click >= conversion for _, click, conversion in head])
-    known = score_split(tmp_path / "run", "test")
+    known = known_scores(tmp_path / "run")
     same(frame.filter(pl.Series(possible)), ["ctr", "cvr"], known.log_p)
     assert np.allclose(frame["p_ctcvr"], frame["p_ctr"] * frame["p_cvr"], atol=1e-6)
     (raw / "common_features_test.csv").rename(raw / "elsewhere.csv")
@@ -220,7 +226,7 @@ def test_a_simulated_feed_by_its_fields(tmp_path: Path) -> None:
     rows = {name: batch.ids[:, i] - store.schema.offsets[name] - 1 for i, name in enumerate(names)}
     pl.DataFrame({name: values.numpy() for name, values in rows.items()}).write_parquet(tmp_path / "new.parquet")
     frame = predicted(tmp_path, tmp_path / "new.parquet")
-    same(frame, store.schema.task_names, score_split(tmp_path / "run", "test").log_p)
+    same(frame, store.schema.task_names, known_scores(tmp_path / "run").log_p)
     assert "up" not in frame.columns
     with pytest.raises(UserError, match=r"config fusion\.up: the model has no P"):
         predicted(tmp_path, tmp_path / "new.parquet", "fusion.up=1")

@@ -16,8 +16,8 @@ from omegaconf import DictConfig
 from dlen.benchmarking.settings import Benchmark, parse_settings
 from dlen.benchmarking.tables import DataSet, Entry, figures_of, record_of, write_benchmark
 from dlen.comparing.compare import summarise
-from dlen.comparing.fit import fitted
-from dlen.comparing.plan import Plan, plan_runs, store_of
+from dlen.comparing.fit import fitted, store_of
+from dlen.comparing.plan import Plan, plan_runs
 from dlen.comparing.statistics import Difference
 from dlen.comparing.tables import Comparison, Row, print_markdown
 from dlen.comparing.workers import train_missing
@@ -103,11 +103,7 @@ def _measure(
     name: str, common: Sequence[str], settings: Benchmark, config: DictConfig, stores: dict[str, Store], store: Store
 ) -> DataSet:
     """Search and train all models on one data set."""
-
-    def opened(run_config: DictConfig) -> Store:
-        return store_of(run_config, stores)
-
-    models = fitted(settings.models, settings.base, common, opened, skip_unfit=True, match=None)
+    models = fitted(settings.models, settings.base, common, stores, skip_unfit=True, match=None)
     tried = {model: candidates(settings.spaces[model], settings.trials, store.schema.task_names) for model in models}
     search = {
         _trial_name(model, number): [*common, *models[model], *settings_of_trial]

@@ -12,15 +12,10 @@ from scipy import stats
 
 from dlen import __version__
 from dlen.comparing.statistics import LEVEL, Difference
-from dlen.comparing.tables import count_seeds, markdown_table, mean_and_spread
+from dlen.comparing.tables import BENCHMARK_FIGURES, best_of, count_seeds, markdown_table, mean_and_spread
 from dlen.files import content_checksum, finite, write_json, write_text
 
-_MEANS = {"gauc": "GAUC", "ne": "NE"}  # means over tasks
 _RECORDED = ("seed", "version", "code", "config_hash", "data_", "library/", "machine/", "fit/precision", "test/")
-_COSTS = {
-    "model/dense_parameters": ("dense parameters", "{:,.0f}"),
-    "fit/seconds": ("seconds of training", "{:.0f}"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,28 +129,20 @@ def _of_data(data: DataSet) -> str:
 
 
 def _table(data: DataSet, base: str) -> str:
-    used = [key for key in (*_MEANS, *_COSTS) if any(not np.isnan(e.figures[key]) for e in data.entries)]
-    titles = [_MEANS.get(key) or _COSTS[key][0] for key in used]
+    used = {k: shown for k, shown in BENCHMARK_FIGURES.items() if any(not np.isnan(e.figures[k]) for e in data.entries)}
+    titles = [title for title, _ in used.values()]
     header = ["group", "model", "mean AUC", "to the first [95 %]", f"gain over {base} [95 %]", *titles, "settings"]
     rows = []
     for entry in data.entries:
-        figures = [_cell(entry.figures[key], _COSTS[key][1] if key in _COSTS else "{:.4f}") for key in used]
-        gains = [_interval(entry.to_first), _interval(entry.gain)]
-        chosen = f"`{entry.searched}`" if entry.searched else "defaults"
-        settings = f"{chosen}, best of {entry.trials}" if entry.trials > 1 else chosen
+        figures = [_cell(entry.figures[key], layout) for key, (_, layout) in used.items()]
+        gains = [f"{d.starred} {d.interval}" if d else "" for d in (entry.to_first, entry.gain)]
+        settings = best_of(f"`{entry.searched}`" if entry.searched else "", entry.trials)
         rows.append([str(entry.group), entry.model, mean_and_spread(entry.auc), *gains, *figures, settings])
     return markdown_table(header, rows)
 
 
 def _cell(value: float, layout: str) -> str:
     return "" if np.isnan(value) else layout.format(value)
-
-
-def _interval(difference: Difference | None) -> str:
-    if difference is None:
-        return ""
-    star = "*" if difference.clear else ""
-    return f"{difference.mean:+.4f}{star} [{difference.low:+.4f}, {difference.high:+.4f}]"
 
 
 def _overall(data_sets: Sequence[DataSet]) -> str:
@@ -204,8 +191,8 @@ def figures_of(runs: Sequence[Mapping[str, Any]], targets: Sequence[str]) -> dic
         runs: metrics of each seed.
         targets: names of the tasks and joint events.
     """
-    figures = {key: _mean_of(runs, [f"test/{key}/{target}" for target in targets]) for key in _MEANS}
-    return figures | {key: _mean_of(runs, [key]) for key in _COSTS}
+    keys = {key: [key] if "/" in key else [f"test/{key}/{target}" for target in targets] for key in BENCHMARK_FIGURES}
+    return {key: _mean_of(runs, of_runs) for key, of_runs in keys.items()}
 
 
 def record_of(run: Mapping[str, Any]) -> dict[str, Any]:

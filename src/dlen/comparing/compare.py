@@ -17,11 +17,11 @@ from dlen.comparing.grid import cells_of, parse_grid
 from dlen.comparing.plan import Plan, PlannedRun, make_plan
 from dlen.comparing.session_policies import parse_sessions, run_sessions
 from dlen.comparing.session_tables import sessions_markdown, write_sessions
-from dlen.comparing.settings import check_comparison
 from dlen.comparing.statistics import Difference, paired
 from dlen.comparing.surface import Surface
 from dlen.comparing.tables import Comparison, Row, markdown, print_markdown, write_comparison
 from dlen.comparing.workers import train_missing
+from dlen.data.store import Store
 from dlen.devices import number_of_workers
 from dlen.errors import UserError
 from dlen.files import check_links, check_regular, check_writable, read_figures
@@ -43,12 +43,11 @@ def compare(config: DictConfig) -> None:
     An experiment with a ``grid`` becomes one comparison per cell, and a surface over all cells.
 
     Args:
-        config: config of ``compare.py``.
+        config: config of ``compare.py``, which :func:`~dlen.comparing.settings.check_comparison` has accepted.
 
     Raises:
         UserError: a setting is wrong or a run fails.
     """
-    check_comparison(config)
     grid = parse_grid(config)
     cells = cells_of(grid) if grid else []
     plans = [make_plan(config, grid.settings(cell)) for cell in cells] if grid else [make_plan(config)]
@@ -102,7 +101,7 @@ def summarise(plan: Plan) -> Comparison:
     binary = store.schema.binary
     targets, tasks = Targets(binary), len(binary.tasks)
     keys = _keys(store.schema)
-    labels, mask = (_of_events(part, store.schema) for part in _labels_and_mask(plan, Targets(store.schema)))
+    labels, mask = (_of_events(part, store.schema) for part in _labels_and_mask(store))
     base_scores = [_of_events(_scores(plan.runs[plan.base, seed]), store.schema) for seed in plan.seeds]
     rows = []
     for model in plan.models:
@@ -189,9 +188,9 @@ def _scores(run: PlannedRun) -> Any:
     return scores
 
 
-def _labels_and_mask(plan: Plan, targets: Targets) -> tuple[Any, Any]:
+def _labels_and_mask(store: Store) -> tuple[Any, Any]:
     """(N, K) labels and mask of the measured targets of the test split, as uint8."""
-    split = next(iter(plan.runs.values())).store.split("test")
+    split, targets = store.split("test"), Targets(store.schema)
     parts = [targets.labels(split.labels_of(rows)) for rows in torch.arange(len(split)).split(_CHUNK)]
     labels, mask = (torch.cat([part[i].to(torch.uint8) for part in parts]).numpy() for i in (0, 1))
     return labels, mask

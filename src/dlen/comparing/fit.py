@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -17,6 +18,7 @@ from dlen.overrides import compose_train
 from dlen.training.building import build_balancer, build_model
 from dlen.training.module import check_balanceable
 from dlen.training.size import dense_parameters
+from dlen.training.stores import open_store
 
 _WIDTHS = ("backbone.expert", "head.hidden")  # keys of a model's config that hold layer sizes
 _STEPS = 14  # steps of the bisection
@@ -24,11 +26,20 @@ _MOST_OFF = 0.2  # largest relative deviation from the wanted number of paramete
 _MULTIPLE = 4  # layer sizes are multiples of this
 
 
+def store_of(config: DictConfig, stores: dict[str, Store]) -> Store:
+    """The prepared data of a run, opened once for all runs that share them."""
+    nodes = [OmegaConf.to_container(node, resolve=True) for node in (config.data, config.days)]
+    data = json.dumps(nodes, sort_keys=True)
+    if data not in stores:
+        stores[data] = open_store(config)
+    return stores[data]
+
+
 def fitted(
     models: Mapping[str, Sequence[str]],
     base: str,
     common: Sequence[str],
-    store_of: Callable[[DictConfig], Store],
+    stores: dict[str, Store],
     *,
     skip_unfit: bool,
     match: str | None,
@@ -38,6 +49,7 @@ def fitted(
     Args:
         models: settings of each model, by name.
         base: the model whose size the others match.
+        stores: prepared data that are already open; those that the models need are added.
         skip_unfit: skip a model whose requirements are not met, and print the reason.
         match: ``parameters`` scales the widths of the experts and the hidden state network until the number of dense
             parameters matches the base; None leaves all sizes unchanged.
@@ -49,7 +61,7 @@ def fitted(
     for name, settings in models.items():
         config = compose_train([*common, *settings])
         try:
-            model = _build(config, store_of)
+            model = _build(config, stores)
             _check_balancing(config, model)
         except UnfitError as error:
             if not skip_unfit or name == base:
@@ -69,7 +81,7 @@ def fitted(
         )
     for name, settings in kept.items():
         if name != base and name in networks:
-            kept[name] = [*settings, *_widths(name, [*common, *settings], store_of, base_size)]
+            kept[name] = [*settings, *_widths(name, [*common, *settings], stores, base_size)]
     return kept
 
 
@@ -81,14 +93,14 @@ def _check_balancing(config: DictConfig, model: Model) -> None:
         raise UnfitError(f"config balancing: {error}") from None
 
 
-def _build(config: DictConfig, store_of: Callable[[DictConfig], Store]) -> Model:
+def _build(config: DictConfig, stores: dict[str, Store]) -> Model:
     """Build the model on the meta device, without allocating memory."""
-    store = store_of(config)
+    store = store_of(config, stores)
     with torch.device("meta"):
         return build_model(config, store)
 
 
-def _widths(name: str, overrides: list[str], store_of: Callable[[DictConfig], Store], wanted: int) -> list[str]:
+def _widths(name: str, overrides: list[str], stores: dict[str, Store], wanted: int) -> list[str]:
     """Overrides of the layer sizes that bring the model closest to ``wanted`` dense parameters."""
     model = compose_train(overrides).model
     sizes = {key: OmegaConf.select(model, key) for key in _WIDTHS}
@@ -97,7 +109,7 @@ def _widths(name: str, overrides: list[str], store_of: Callable[[DictConfig], St
     for _ in range(_STEPS):
         factor = (low * high) ** 0.5
         scaled = [f"model.{key}={_scaled(value, factor)}" for key, value in sizes.items() if value is not None]
-        size = dense_parameters(_build(compose_train([*overrides, *scaled]), store_of))
+        size = dense_parameters(_build(compose_train([*overrides, *scaled]), stores))
         best = min(best, (abs(size - wanted), scaled))
         low, high = (factor, high) if size < wanted else (low, factor)
     if not best[1] or best[0] > _MOST_OFF * wanted:

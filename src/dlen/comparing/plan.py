@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from dlen import __version__
-from dlen.comparing.fit import fitted
+from dlen.comparing.fit import fitted, store_of
 from dlen.comparing.settings import read_experiment
 from dlen.data.store import Store
 from dlen.errors import UserError
 from dlen.overrides import compose_seeds, overrides_for_train
 from dlen.training.configs import digest, settings_of
 from dlen.training.run_folder import SCORES
-from dlen.training.stores import open_store
 
 _COMPARE_KEYS = ("experiment", "seeds", "models", "workers", "out")  # keys that train.py does not have
 
@@ -83,7 +81,7 @@ def make_plan(config: DictConfig, cell: Sequence[str] = ()) -> Plan:
     stores: dict[str, Store] = {}
     if experiment.get("skip_unfit") or experiment.get("match"):
         options: dict[str, Any] = {"skip_unfit": bool(experiment.get("skip_unfit")), "match": experiment.get("match")}
-        models = fitted(models, base, common, lambda run_config: store_of(run_config, stores), **options)
+        models = fitted(models, base, common, stores, **options)
     overrides = {model: [*common, *settings] for model, settings in models.items()}
     return plan_runs(str(experiment["title"]), base, overrides, seeds, stores, experiment.get("paper"))
 
@@ -149,12 +147,3 @@ def _plan_run(
     fingerprint = digest({**settings_of(config), "fingerprint": store.fingerprint, "version": __version__})
     folder = Path(config.runs_dir) / "compare" / "cache" / f"{config.data_name}-{fingerprint}"
     return PlannedRun(model, seed, tuple(overrides), folder.absolute(), store)
-
-
-def store_of(config: DictConfig, stores: dict[str, Store]) -> Store:
-    """The prepared data of a run, opened once for all runs that share them."""
-    nodes = [OmegaConf.to_container(node, resolve=True) for node in (config.data, config.days)]
-    data = json.dumps(nodes, sort_keys=True)
-    if data not in stores:
-        stores[data] = open_store(config)
-    return stores[data]

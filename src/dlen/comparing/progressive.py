@@ -169,7 +169,7 @@ def described(content: dict[str, Any]) -> str:
     parts = [markdown_table(header, [*rows, ["mean", "", *map(_shown, means)]])]
     if differences := content.get("differences"):
         found = {target: Difference(**values) for target, values in differences.items()}
-        lines = [[t, f"{d.mean:+.4f}", f"[{d.low:+.4f}, {d.high:+.4f}]", str(d.seeds)] for t, d in found.items()]
+        lines = [[t, f"{d.mean:+.4f}", d.interval, str(d.seeds)] for t, d in found.items()]
         parts.append(f"Difference in AUC from {content['base']}, paired by day, with an interval over the days:")
         parts.append(markdown_table(["target", "mean", "95 %", "days"], lines))
     return "\n\n".join(parts)

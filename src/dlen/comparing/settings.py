@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from dlen.checks import is_whole
 from dlen.comparing.grid import parse_grid
 from dlen.errors import UserError
 from dlen.ranking.settings import SessionSettings
 from dlen.settings import Group, Seeds, Workers
+from dlen.training.configs import plain_values
 from dlen.training.settings import TrainSettings
 
 Value = TypeVar("Value")
@@ -101,15 +102,14 @@ def read_experiment(config: DictConfig) -> tuple[dict[str, Any], str, dict[str, 
     Raises:
         UserError: there is no such model, the base model is missing, or a seed is wrong.
     """
-    experiment = OmegaConf.to_container(config.experiment, resolve=True)
-    assert isinstance(experiment, dict)
+    experiment = plain_values(config.experiment)
     base, models = str(experiment["base"]), chosen(experiment["models"], config.models, "models", "experiment")
     if base not in models:
         raise UserError(f"config models: must include the base model {base!r}, got {', '.join(models)}")
     if experiment.get("grid") is not None and list(models)[-1] == base:
         raise UserError(f"config models: a grid shows the gain of the last model over {base}, which is the last here")
     seeds = parse_seeds(config.seeds if config.seeds is not None else experiment["seeds"])
-    return {str(key): value for key, value in experiment.items()}, base, models, seeds
+    return experiment, base, models, seeds
 
 
 def chosen(known: dict[str, Value], names: Sequence[str] | None, key: str, owner: str) -> dict[str, Value]:

@@ -43,6 +43,16 @@ class Difference:
         """Whether zero is outside the interval and there is more than one seed."""
         return self.seeds > 1 and (self.low > 0 or self.high < 0)
 
+    @property
+    def starred(self) -> str:
+        """The mean, with a star if it is clear of zero."""
+        return f"{self.mean:+.4f}{'*' if self.clear else ''}"
+
+    @property
+    def interval(self) -> str:
+        """The interval in brackets."""
+        return f"[{self.low:+.4f}, {self.high:+.4f}]"
+
 
 def paired(model: Sequence[float], base: Sequence[float], row_variance: float = math.nan) -> Difference:
     """Mean difference of paired metrics, with an interval over seeds and rows.

@@ -78,8 +78,7 @@ class Surface:
             gain, (rarest, every) = self.gain(cell), self.positives(cell)
             base = float(np.mean(comparison.base_row.auc["mean"]))
             cut = f"{gain.mean / (comparison.ceiling - base):+.1%}" if comparison.ceiling is not None else ""
-            star = "*" if gain.clear else ""
-            cells = [f"{rarest:,}", f"{every:,}", f"{gain.mean:+.4f}{star} [{gain.low:+.4f}, {gain.high:+.4f}]", cut]
+            cells = [f"{rarest:,}", f"{every:,}", f"{gain.starred} {gain.interval}", cut]
             tasks = comparison.targets[: comparison.tasks]
             cells += [f"{row.wins(tasks)[0]} of {len(tasks)}", f"{self.correlation(cell):.2f}"]
             rows.append([*(label for _, label in cell), *cells])

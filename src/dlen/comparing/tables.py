@@ -25,6 +25,11 @@ _EXTRAS = {
     "fit/samples_per_second": ("samples/s", "{:,.0f}"),
     "fit/seconds": ("seconds of training", "{:.0f}"),
 }
+BENCHMARK_FIGURES = {  # of an entry of a benchmark; a key without a slash is a measure of each task
+    "gauc": ("GAUC", "{:.4f}"),
+    "ne": ("NE", "{:.4f}"),
+    **{key: _EXTRAS[key] for key in ("model/dense_parameters", "fit/seconds")},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +125,12 @@ def count_seeds(seeds: Sequence[int]) -> str:
     return f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
 
 
+def best_of(settings: str, trials: int) -> str:
+    """The settings that a search chose, and of how many."""
+    chosen = settings or "defaults"
+    return f"{chosen}, best of {trials}" if trials > 1 else chosen
+
+
 def mean_and_spread(values: Sequence[float], layout: str = "{:.4f}") -> str:
     """Mean and standard deviation over seeds."""
     if np.isnan(values).any():
@@ -141,7 +152,7 @@ def _auc_table(c: Comparison) -> str:
         cells = []
         for target in columns:
             d = row.differences.get(target)
-            gain = f" ({d.mean:+.4f}{'*' if d.clear else ''})" if d else ""
+            gain = f" ({d.starred})" if d else ""
             cells.append(mean_and_spread(row.auc[target]) + gain)
         rows.append([row.model, *cells])
     if c.oracle:
@@ -161,7 +172,7 @@ def _difference_table(c: Comparison) -> str:
         cells = []
         for target in [*c.targets, "mean"]:
             d = row.differences.get(target)
-            cells.append(f"{d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}]" if d else "undefined")
+            cells.append(f"{d.mean:+.4f} {d.interval}" if d else "undefined")
         ahead, clear, lost = row.wins(tasks)
         cells.append(f"{ahead} of {len(tasks)} ({clear}), {lost}")
         if c.ceiling is not None:

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from dlen.comparing.plan import PlannedRun
 from dlen.devices import worker_environment
-from dlen.errors import UserError
+from dlen.errors import UserError, last_line
 from dlen.files import locked
 from dlen.overrides import conf_of_this_command, written
 from dlen.progress import Stage
@@ -118,8 +118,7 @@ class _Pool:
             with self.lock:
                 self.processes.discard(process)
         if code and not self.stopped:
-            last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1:] or ["no output"]
-            reason = last[0].removeprefix("error: ")
+            reason = last_line(log.read_text(errors="replace"))
             raise UserError(f"{run.model}, seed {run.seed}: training failed ({reason}); the full output is in {log}")
         if not code:
             log.replace(run.folder / "train.log")

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import gammaln
-from scipy.stats import norm
+from scipy.stats import hypergeom, norm
 from torch import Tensor
 
 from dlen.batch import Batch
@@ -74,8 +73,8 @@ def best_of(score: Tensor, others: Tensor, candidates: int, generator: torch.Gen
         w = M * C(L, M - 1) / C(P, M - 1)
 
     where L is how many of the P other items the row's item beats: M times the share of all choices of M - 1 items in
-    which it beats every one. The mean of w over the log is 1, and the mean of w * label is an unbiased estimate of the
-    policy's rate.
+    which it beats every one, which is a hypergeometric probability. The mean of w over the log is 1, and the mean of
+    w * label is an unbiased estimate of the policy's rate.
 
     Args:
         score: (B,) scores of the logged items.
@@ -96,16 +95,8 @@ def best_of(score: Tensor, others: Tensor, candidates: int, generator: torch.Gen
         raise ValueError(f"candidates must be from 1 to {draws + 1}, one more than the draws, got {candidates}")
     tie = (others == score[:, None]) & (torch.rand(others.shape, generator=generator) < 0.5)
     beaten = ((others < score[:, None]) | tie).sum(1).numpy()
-    rivals = candidates - 1
-    chance = np.where(
-        beaten >= rivals, np.exp(_log_choose(np.maximum(beaten, rivals), rivals) - _log_choose(draws, rivals)), 0.0
-    )
-    return torch.from_numpy(candidates * chance)
-
-
-def _log_choose(n: Ints | int, k: int) -> Floats:
-    logarithm: Floats = gammaln(np.asarray(n) + 1.0) - gammaln(k + 1.0) - gammaln(np.asarray(n) - k + 1.0)
-    return logarithm
+    rivals, population = candidates - 1, max(draws, 1)  # SciPy gives nan for an empty one
+    return torch.from_numpy(candidates * hypergeom.pmf(rivals, population, beaten, rivals))
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +134,8 @@ class Estimator:
 
     def ips(self, labels: Floats) -> Estimate:
         """Inverse propensity scoring, the mean of w * label. Unbiased, but with a wider interval."""
-        return self._interval(*self._ips(labels))
+        each = self.weights * labels
+        return self._interval(float(each.mean()), (each - each.mean()) / len(each))
 
     def snips(self, labels: Floats) -> Estimate:
         """Self-normalised estimate (Swaminathan and Joachims 2015): the sum of w * label over the sum of w."""
@@ -153,10 +145,6 @@ class Estimator:
         """Difference between two policies on the same rows. Its variance is smaller than that of either estimate."""
         (value, influence), (base, of_base) = self._snips(labels), other._snips(labels)
         return self._interval(value - base, influence - of_base)
-
-    def _ips(self, labels: Floats) -> tuple[float, Floats]:
-        each = self.weights * labels
-        return float(each.mean()), (each - each.mean()) / len(each)
 
     def _snips(self, labels: Floats) -> tuple[float, Floats]:
         total = float(self.weights.sum())

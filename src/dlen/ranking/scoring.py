@@ -26,7 +26,6 @@ from dlen.schema import Schema
 from dlen.targets import Targets
 from dlen.training.building import build_model
 from dlen.training.checkpoints import load_weights
-from dlen.training.stores import open_run
 
 _USERS_AT_ONCE = 8
 
@@ -48,16 +47,6 @@ class SplitScores:
     labels: Tensor
     users: Tensor | None
     known: Tensor
-
-
-def score_split(folder: Path, split: str) -> SplitScores:
-    """Predict a split with a run's best checkpoint; see :func:`score`.
-
-    Raises:
-        UserError: the folder is not a finished run, or the data are not those of the run.
-    """
-    config, store = open_run(folder)
-    return score(load_model(folder, config, store), store.split(split), config.loader.eval_batch_size)
 
 
 def load_model(folder: Path, config: DictConfig, store: Store, name: str = "best") -> Model:

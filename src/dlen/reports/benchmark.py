@@ -8,17 +8,11 @@ from statistics import fmean
 from typing import Any
 
 from dlen.comparing.statistics import Difference
+from dlen.comparing.tables import BENCHMARK_FIGURES, best_of
 from dlen.files import is_intact, read_mapping
 from dlen.reports.comparison import numbers_of
 from dlen.reports.dots import difference_dots
 from dlen.reports.page import Cell, Section, Table
-
-_FIGURES = {  # of an entry, as columns of the table
-    "gauc": ("GAUC", "{:.4f}"),
-    "ne": ("NE", "{:.4f}"),
-    "model/dense_parameters": ("dense parameters", "{:,.0f}"),
-    "fit/seconds": ("seconds of training", "{:.0f}"),
-}
 
 
 def benchmark_sections(folder: Path) -> list[Section]:
@@ -51,19 +45,20 @@ def _ranks_section(content: Mapping[str, Any], name: str) -> Section:
 def _data_section(data: Mapping[str, Any], base: str, name: str) -> Section:
     """The models of one data set."""
     entries = data["entries"]
-    shown = [key for key in _FIGURES if any(entry["figures"][key] is not None for entry in entries)]
+    known = {k: shown for k, shown in BENCHMARK_FIGURES.items() if any(e["figures"][k] is not None for e in entries)}
     rows: list[list[Cell]] = []
     gains: dict[str, dict[str, Difference]] = {}
     for entry in entries:
         gain = None if entry["gain"] is None else Difference(**numbers_of(entry["gain"]))
         interval = [None] * 3 if gain is None else [gain.mean, gain.low, gain.high]
-        figures = [entry["figures"][key] for key in shown]
-        rows.append([entry["group"], entry["model"], fmean(entry["auc"]), *interval, *figures, _settings(entry)])
+        figures = [entry["figures"][key] for key in known]
+        settings = best_of(entry["searched"], entry["trials"])
+        rows.append([entry["group"], entry["model"], fmean(entry["auc"]), *interval, *figures, settings])
         if gain is not None:
             gains[entry["model"]] = {"mean": gain}
     header = ["group", "model", "mean AUC", f"gain over {base}", "low", "high"]
-    header += [*(_FIGURES[key][0] for key in shown), "settings"]
-    layouts = ["{:d}", "", "{:.4f}", *["{:+.4f}"] * 3, *(_FIGURES[key][1] for key in shown), ""]
+    header += [*(title for title, _ in known.values()), "settings"]
+    layouts = ["{:d}", "", "{:.4f}", *["{:+.4f}"] * 3, *(layout for _, layout in known.values()), ""]
     note = "Models of a group are not clearly behind the first of it. Settings were chosen on validation."
     if data["unfit"]:
         note += f" Left out, as the data do not meet their needs: {', '.join(data['unfit'])}."
@@ -71,8 +66,3 @@ def _data_section(data: Mapping[str, Any], base: str, name: str) -> Section:
     return Section(
         f"Benchmark: {data['name']} ({name})", [plot] if plot else [], [Table("", header, rows, layouts)], note
     )
-
-
-def _settings(entry: Mapping[str, Any]) -> str:
-    chosen = entry["searched"] or "defaults"
-    return f"{chosen}, best of {entry['trials']}" if entry["trials"] > 1 else chosen

@@ -8,7 +8,7 @@ from typing import Any
 
 from dlen.comparing.statistics import Difference
 from dlen.files import read_mapping
-from dlen.reports.dots import comparison_dots, difference_dots, session_changes
+from dlen.reports.dots import comparison_dots, difference_dots
 from dlen.reports.page import Cell, Section, Table
 
 
@@ -48,8 +48,14 @@ def _session_sections(folder: Path) -> list[Section]:
     ]
     note = f"Relative change against {content['base']}; for detested (share of impressions not liked), the difference."
     table = Table("", ["ranking", *measures], rows, ["", *["{:+.1%}"] * len(measures)], note)
-    plot = session_changes(content, measures)
-    return [Section(f"Sessions: {content['title']} ({folder.name})", [plot], [table])]
+    changes = {
+        row["name"]: {m: Difference(**numbers_of(row["changes"][m])) for m in measures}
+        for row in content["rows"]
+        if row["changes"] and row["name"] not in ("random", "oracle")  # these are far off
+    }
+    note = "Error bars: 95 % interval over seeds and users."
+    plot = difference_dots(changes, content["base"], note, "Change against", "change", "+.0%", "+.1%")
+    return [Section(f"Sessions: {content['title']} ({folder.name})", [plot] if plot else [], [table])]
 
 
 def numbers_of(content: dict[str, Any]) -> dict[str, Any]:

@@ -118,27 +118,38 @@ def _add_dots(
     )
 
 
-def difference_dots(differences: Mapping[str, Mapping[str, Difference]], base: str, note: str) -> Plot | None:
-    """MTL gain of each configuration over a base, by target, with intervals.
+def difference_dots(
+    differences: Mapping[str, Mapping[str, Difference]],
+    base: str,
+    note: str,
+    title: str = "MTL gain over",
+    axis: str = "difference in AUC",
+    tick: str = "+.4f",
+    hover: str = ".4f",
+) -> Plot | None:
+    """Differences of each configuration from a base, by target, with intervals.
 
     Args:
         differences: differences by configuration and target.
         base: name of the base.
         note: description of the intervals.
+        title: title of the plot, before the name of the base.
+        axis: title of the vertical axis.
+        tick: tick format of the axis.
+        hover: format of a difference under the pointer.
     """
     figure = go.Figure()
     for (label, by_target), colour in zip(differences.items(), COLOURS[1:] * len(differences), strict=False):
-        known = {t: d for t, d in by_target.items() if d is not None}
-        if known:
-            above = [None if np.isnan(d.high) else d.high - d.mean for d in known.values()]
-            below = [None if np.isnan(d.low) else d.mean - d.low for d in known.values()]
-            _add_dots(figure, label, colour, list(known), [d.mean for d in known.values()], above, below)
+        if by_target:
+            found = by_target.values()
+            above = [None if np.isnan(d.high) else d.high - d.mean for d in found]
+            below = [None if np.isnan(d.low) else d.mean - d.low for d in found]
+            _add_dots(figure, label, colour, list(by_target), [d.mean for d in found], above, below)
+            figure.data[-1].hovertemplate = f"%{{x}}: %{{y:{hover}}}"
     if not figure.data:
         return None
-    figure.update_layout(
-        **_GROUPED, xaxis_type="category", yaxis={"title": "difference in AUC", "tickformat": "+.4f", "zeroline": True}
-    )
-    return Plot(f"MTL gain over {base}", plain(figure), note, wide=True)
+    figure.update_layout(**_GROUPED, xaxis_type="category", yaxis={"title": axis, "tickformat": tick, "zeroline": True})
+    return Plot(f"{title} {base}", plain(figure), note, wide=True)
 
 
 def gains(records: Sequence[RunRecord], base: str) -> Plot | None:
@@ -201,22 +212,3 @@ def means(
 def _wrapped(label: str) -> str:
     """A label with one word per line."""
     return "<br>".join(safe(word) for word in label.split(" "))
-
-
-def session_changes(content: Mapping[str, Any], measures: Sequence[str]) -> Plot:
-    """Changes of a comparison's ``sessions.json`` with intervals. Random and oracle are far off and omitted.
-
-    Args:
-        content: content of the file.
-        measures: measures to draw.
-    """
-    figure = go.Figure()
-    shown = [row for row in content["rows"] if row["changes"] and row["name"] not in ("random", "oracle")]
-    for row, colour in zip(shown, COLOURS[1:] * len(shown), strict=False):
-        changes = [row["changes"][m] for m in measures]
-        above, below = [c["high"] - c["mean"] for c in changes], [c["mean"] - c["low"] for c in changes]
-        _add_dots(figure, row["name"], colour, measures, [c["mean"] for c in changes], above, below)
-        figure.data[-1].hovertemplate = "%{x}: %{y:+.1%}"
-    figure.update_layout(**_GROUPED, xaxis_type="category", yaxis={"title": "change", "tickformat": "+.0%"})
-    note = "Error bars: 95 % interval over seeds and users."
-    return Plot(f"Change against {content['base']}", plain(figure), note, wide=True)

@@ -76,13 +76,9 @@ class Section:
     tables: list[Table] = field(default_factory=list)
     note: str = ""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Convert to plain values, which :meth:`from_dict` reads."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Section:
-        """Inverse of :meth:`to_dict`. Raises TypeError or KeyError for other content."""
+        """Inverse of :func:`dataclasses.asdict`. Raises TypeError or KeyError for other content."""
         plots = [Plot(**plot) for plot in content["plots"]]
         return cls(content["title"], plots, [Table(**table) for table in content["tables"]], content["note"])
 

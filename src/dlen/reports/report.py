@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from dlen.reports.progressive import progressive_sections
 from dlen.reports.run_labels import by_label, differing, representative
 from dlen.reports.run_plots import run_plots
 from dlen.reports.run_record import RunRecord
-from dlen.reports.runs import Matches, find, read_runs
+from dlen.reports.runs import PROGRESSIVE, Matches, find, read_runs
 from dlen.reports.workspace import build_workspace, publish
 
 _ABOUT = (  # metrics of a run other than its AUCs, as columns of the table
@@ -64,9 +64,9 @@ def report(config: DictConfig) -> None:
         sections.append(_config_section(records))
     for line in matches.unreadable:
         print(f"warning: {line}", file=sys.stderr)
-    counts = {"run": len(records), "comparison": len(matches.comparisons) + len(matches.surfaces)}
-    counts |= {"study": len(matches.studies), "benchmark": len(matches.benchmarks)}
-    counts["progressive validation"] = len(matches.progressives)
+    counts = Counter({"run": len(records)})
+    for name, (what, _) in _KINDS.items():
+        counts[what] += len(matches.folders[name])
     content = ", ".join(f"{n} {_plural(what, n)}" for what, n in counts.items() if n)
     subtitle = f"{content} of {config.runs}; dlen {__version__}, {datetime.now():%Y-%m-%d %H:%M}"
     try:
@@ -200,16 +200,10 @@ def _shown(value: Any) -> str:
 def _other_sections(matches: Matches) -> list[Section]:
     """Comparisons, surfaces, studies, benchmarks, progressive validations. Invalid files are skipped with a warning."""
     sections = []
-    for folders, read in (
-        (matches.comparisons, comparison_sections),
-        (matches.surfaces, _surface_sections),
-        (matches.studies, _study_sections),
-        (matches.benchmarks, benchmark_sections),
-        (matches.progressives, progressive_sections),
-    ):
+    for name, folders in matches.folders.items():
         for folder in folders:
             try:
-                of_folder = read(folder)
+                of_folder = _KINDS[name][1](folder)
                 for section in of_folder:
                     check(section)
                 sections += of_folder
@@ -240,3 +234,12 @@ def _surface_sections(folder: Path) -> list[Section]:
     title = f"{cells[0]['title']} ({folder.name})"
     note = f"{cells[0]['rows'][-1]['model']} over {cells[0]['base']}."
     return [Section(title, surface_maps(cells), [table], note)]
+
+
+_KINDS: dict[str, tuple[str, Callable[[Path], list[Section]]]] = {  # by file: what it is, and what reads its folder
+    "table.json": ("comparison", comparison_sections),
+    "surface.json": ("comparison", _surface_sections),
+    "study.json": ("study", _study_sections),
+    "benchmark.json": ("benchmark", benchmark_sections),
+    PROGRESSIVE: ("progressive validation", progressive_sections),
+}

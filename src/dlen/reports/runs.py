@@ -16,6 +16,7 @@ from dlen.reports.run_labels import name_data, set_labels
 from dlen.reports.run_record import RunRecord, read_run
 
 PROGRESSIVE = "progressive.json"
+FILES = ("table.json", "surface.json", "study.json", "benchmark.json", PROGRESSIVE)  # of results other than runs
 
 
 @dataclass(slots=True)
@@ -24,21 +25,14 @@ class Matches:
 
     Attributes:
         runs: run folders.
-        comparisons: folders of comparisons.
-        surfaces: folders of comparisons over a grid.
-        studies: folders of studies.
-        benchmarks: folders of benchmarks.
-        progressives: folders of progressive validations, whose runs are left out: each is tested on another day.
+        folders: folders with each of :data:`FILES`. The runs of a progressive validation are left out: each is tested
+            on another day.
         names: name of each run in its comparison, by folder.
         unreadable: a line for each folder that was skipped.
     """
 
     runs: list[Path] = field(default_factory=list)
-    comparisons: list[Path] = field(default_factory=list)
-    surfaces: list[Path] = field(default_factory=list)
-    studies: list[Path] = field(default_factory=list)
-    benchmarks: list[Path] = field(default_factory=list)
-    progressives: list[Path] = field(default_factory=list)
+    folders: dict[str, list[Path]] = field(default_factory=dict)
     names: dict[Path, str] = field(default_factory=dict)
     unreadable: list[str] = field(default_factory=list)
 
@@ -63,20 +57,15 @@ def find(patterns: str | Sequence[str]) -> Matches:
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     tops = [top for pattern in patterns for top in _tops(pattern)]
     folders = {f.resolve(): f for top in tops for f in _folders(top)}
-    kinds = {"table.json": matches.comparisons, "surface.json": matches.surfaces, "study.json": matches.studies}
-    kinds |= {"benchmark.json": matches.benchmarks, PROGRESSIVE: matches.progressives}
-    for folder in folders.values():
-        for name, group in kinds.items():
-            if (folder / name).is_file():
-                group.append(folder)
+    matches.folders = {name: [f for f in folders.values() if (f / name).is_file()] for name in FILES}
     runs = {key: folder for key, folder in folders.items() if _is_run(folder)}
-    for comparison in matches.comparisons:
+    for comparison in matches.folders["table.json"]:
         for name, folder in _runs_of(comparison):
             matches.names.setdefault(folder.resolve(), name)
             if _is_run(folder):
                 runs.setdefault(folder.resolve(), folder)
     matches.runs = list(runs.values())
-    if not (matches.runs or any(kinds.values())):
+    if not (matches.runs or any(matches.folders.values())):
         raise UserError(
             f"config runs: {', '.join(map(repr, patterns))} matches no run, comparison, study or benchmark; give "
             "a folder such as runs, or a quoted pattern such as 'runs/feed/*/*'"

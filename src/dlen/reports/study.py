@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,15 @@ from dlen.files import write_json
 from dlen.reports.colours import BLUE, GREEN, RED, YELLOW
 from dlen.reports.comparison import comparison_sections
 from dlen.reports.page import Cell, Plot, Section, Table, plain, safe, write_page
-from dlen.sweeping.trial_records import best_trial, last_value, mean_auc, pareto_front, seed_aucs, targets_of
+from dlen.sweeping.trial_records import (
+    best_trial,
+    last_value,
+    mean_auc,
+    params_of,
+    pareto_front,
+    seed_aucs,
+    targets_of,
+)
 
 _RUNNING = "#bbbbbb"
 _COLOURS = {"complete": BLUE, "pruned": YELLOW, "fail": RED, "running": _RUNNING, "best": GREEN}
@@ -47,7 +56,7 @@ def write_study(
     plots = [Plot(name, plain(figure), wide=True) for name, figure in _figures(study, trials, objectives)]
     section = Section(f"{title} ({study.study_name})", plots, _tables(trials, objectives), _counts(trials))
     sections = [*([] if confirmation is None else comparison_sections(confirmation)), section]
-    write_json(folder / "study.json", {"sections": [part.to_dict() for part in sections]})
+    write_json(folder / "study.json", {"sections": [asdict(part) for part in sections]})
     write_page(folder / "study.html", section.title, f"study {study.study_name}", sections)
 
 
@@ -152,7 +161,7 @@ def _slices(complete: Sequence[FrozenTrial]) -> go.Figure:
         complete: complete trials.
     """
     tasks = targets_of(complete)
-    params = list(dict.fromkeys(name for t in complete for name in t.params))
+    params = params_of(complete)
     figure = make_subplots(
         max(len(tasks), 1),
         max(len(params), 1),
@@ -199,7 +208,7 @@ def _sortable(value: Any) -> tuple[int, float, str]:
 def _parallel(complete: Sequence[FrozenTrial], objectives: Mapping[str, str]) -> go.Figure:
     """One line per trial through its parameters and values."""
     dimensions: list[dict[str, Any]] = []
-    for name in dict.fromkeys(name for t in complete for name in t.params):
+    for name in params_of(complete):
         values = [t.params.get(name) for t in complete]
         if all(is_number(v) for v in values):
             dimensions.append({"label": name, "values": values})
@@ -267,7 +276,7 @@ def _tables(trials: Sequence[FrozenTrial], objectives: Mapping[str, str]) -> lis
         ordered = sorted(complete, key=mean_auc, reverse=True)
     else:
         ordered = sorted(complete, key=lambda t: t.values[0], reverse=next(iter(objectives.values())) == "maximize")
-    params = list(dict.fromkeys(name for t in complete for name in t.params))
+    params = params_of(complete)
     header = ["trial", *objectives, *params, "seconds"]
     numeric = {name: all(is_number(t.params[name]) for t in complete if name in t.params) for name in params}
     layouts = ["{:d}", *["{:.4f}"] * len(objectives), *("{:.4g}" if numeric[n] else "" for n in params), "{:.0f}"]

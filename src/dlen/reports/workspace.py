@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     import wandb_workspaces.workspaces as ws
 
 _STEP = "trainer/global_step"
-_BASE = ("Best validation", "val/auc/mean")
 _MOST_PARAMETERS = 8  # in the parallel coordinates of a sweep
 
 
@@ -62,7 +61,7 @@ def build_workspace(records: Sequence[RunRecord], entity: str, project: str) -> 
         return [wr.MediaBrowser(title=title, media_keys=[f"plots/{title}"], num_columns=2)]
 
     overview = [
-        wr.ScalarChart(title=_BASE[0], metric=_BASE[1], groupby_aggfunc="max"),
+        wr.ScalarChart(title="Best validation", metric="val/auc/mean", groupby_aggfunc="max"),
         *lines("Validation AUC, mean over the tasks", ["val/auc/mean"], "AUC"),
         *bars("Test AUC", [f"test/auc/{t}" for t in [*targets, "mean"]]),
         *bars("Gain over the base run", [f"test/gain/{t}" for t in [*targets, "mean"]]),

@@ -28,6 +28,15 @@ from dlen.serving.sequence_codings import encoded_sequences, raw_sequences
 from dlen.serving.vector_codings import encoded_vectors, raw_vectors, vector_place
 
 Array = NDArray[Any]
+INPUTS = {  # of the exported model, in order
+    "ids": "int64 (rows, single fields)",
+    "numeric": "float32 (rows, numeric fields)",
+    "bag_ids": "int64 (rows, list fields, length)",
+    "bag_weights": "float32 (rows, list fields, length), 0: none",
+    "sequence_ids": "int64 (rows, lists of sequences, width), oldest first",
+    "sequence_lengths": "int64 (rows, sequences)",
+    "vectors": "float32 (rows, numbers of all vector fields)",
+}
 _INPUTS = {
     Kind.ID: "ids",
     Kind.IDS: "bag_ids",
@@ -280,26 +289,20 @@ def different_field(
     fields: Sequence[Mapping[str, Any]], inputs: tuple[Tensor, ...], wanted: tuple[Tensor, ...]
 ) -> str | None:
     """The first field whose inputs differ from the expected ones, ignoring the order within lists."""
-    ids, numeric, bag_ids, weights, sequence_ids, lengths, vectors = inputs
-    wanted_ids, wanted_numeric, wanted_bag_ids, wanted_weights, wanted_sequence_ids, wanted_lengths, wanted_vectors = (
-        wanted
-    )
+    pairs = dict(zip(INPUTS, zip(inputs, wanted, strict=True), strict=True))
     for field in fields:
-        column = field["position"]
-        if field["input"] == "ids":
-            same = torch.equal(ids[:, column], wanted_ids[:, column])
-        elif field["input"] == "numeric":
-            same = torch.allclose(numeric[:, column], wanted_numeric[:, column], _ROUNDING, _ROUNDING)
-        elif field["input"] == "sequence_ids":
-            same = torch.equal(lengths, wanted_lengths) and torch.equal(
-                sequence_ids[:, column], wanted_sequence_ids[:, column]
-            )
-        elif field["input"] == "vectors":
-            numbers = slice(column, column + field["size"])
-            same = torch.allclose(vectors[:, numbers], wanted_vectors[:, numbers], _ROUNDING, _ROUNDING)
+        name, first = field["input"], field["position"]
+        of_field = slice(first, first + field["size"]) if name == "vectors" else first
+        own, expected = (part[:, of_field] for part in pairs[name])
+        if name == "ids":
+            same = torch.equal(own, expected)
+        elif name == "sequence_ids":
+            same = torch.equal(*pairs["sequence_lengths"]) and torch.equal(own, expected)
+        elif name == "bag_ids":
+            weights, expected_weights = (part[:, first] for part in pairs["bag_weights"])
+            same = _bags(own, weights) == _bags(expected, expected_weights)
         else:
-            wanted_bags = _bags(wanted_bag_ids[:, column], wanted_weights[:, column])
-            same = _bags(bag_ids[:, column], weights[:, column]) == wanted_bags
+            same = torch.allclose(own, expected, _ROUNDING, _ROUNDING)
         if not same:
             return str(field["name"])
     return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,13 +27,12 @@ from dlen.nn.sequences import Padded
 from dlen.ranking.fusion import Score
 from dlen.ranking.scoring import load_model, make_scores, read_fusion
 from dlen.schema import Kind, Schema
-from dlen.serving.codings import different_field, encoded, field_codings, raw_rows
+from dlen.serving.codings import INPUTS, different_field, encoded, field_codings, raw_rows
 from dlen.serving.sequence_codings import sequence_codings
 from dlen.targets import Targets
 from dlen.training.building import quiet
 from dlen.training.stores import open_run
 
-INPUTS = ("ids", "numeric", "bag_ids", "bag_weights", "sequence_ids", "sequence_lengths", "vectors")
 Inputs = tuple[Tensor, ...]
 _TOLERANCE = 1e-5
 _GRAPH_BYTES = 1 << 30  # a graph with its weights in one file is limited to 2 GiB
@@ -117,16 +117,14 @@ class Serving(nn.Module):
         return self.model.joined(values, places, layouts, vectors.split(sizes, 1) if sizes else ())
 
 
-def dense(batch: Batch, schema: Schema, length: int | None = None) -> Inputs:
+def dense(batch: Batch, schema: Schema) -> Inputs:
     """Convert a batch to the inputs of :class:`Serving`.
 
     Args:
-        batch: B rows.
-        length: L and W. The default is the length of the longest list, and at least 1.
+        batch: B rows. L and W are the length of their longest list and sequence, and at least 1.
     """
     bags, rows = len(schema.of_kind(Kind.IDS)), len(batch)
-    longest = max(int(batch.bag_lengths.max()) if batch.bag_lengths.numel() else 0, 1)
-    asked, length = length, longest if length is None else length
+    length = max(int(batch.bag_lengths.max()) if batch.bag_lengths.numel() else 0, 1)
     bag_ids, weights = torch.zeros(bags, rows, length, dtype=torch.int64), torch.zeros(bags, rows, length)
     flat = batch.bag_lengths.flatten()
     bag = torch.repeat_interleave(torch.arange(len(flat)), flat)
@@ -135,16 +133,16 @@ def dense(batch: Batch, schema: Schema, length: int | None = None) -> Inputs:
     weights.view(-1, length)[bag, place] = batch.bag_weights
     bag_parts = (bag_ids.transpose(0, 1).contiguous(), weights.transpose(0, 1).contiguous())
     vectors = torch.cat(batch.vectors, 1) if batch.vectors else torch.zeros(rows, 0)
-    return batch.ids.long(), batch.numeric, *bag_parts, *_dense_sequences(batch, asked), vectors
+    return batch.ids.long(), batch.numeric, *bag_parts, *_dense_sequences(batch), vectors
 
 
-def _dense_sequences(batch: Batch, width: int | None) -> tuple[Tensor, Tensor]:
+def _dense_sequences(batch: Batch) -> tuple[Tensor, Tensor]:
     """(B, N, W) ids, padded with 0, and (B, Q) lengths of the sequences."""
     rows = len(batch)
     if not batch.sequences:
         return torch.zeros(rows, 0, 1, dtype=torch.int64), torch.zeros(rows, 0, dtype=torch.int64)
     lengths = torch.stack([s.lengths for s in batch.sequences], 1)
-    width = max(int(lengths.max()) if rows else 0, 1) if width is None else width
+    width = max(int(lengths.max()) if rows else 0, 1)
     parts = []
     for sequence in batch.sequences:
         filled = torch.zeros(rows, width, sequence.ids.shape[1], dtype=torch.int64)
@@ -218,14 +216,12 @@ def _check_batches(store: Store, rows: int) -> list[Batch]:
     split, schema = store.split("test"), store.schema
     batch = split.batch(torch.arange(min(rows, len(split))))
     offsets = torch.tensor([schema.offsets[f.name] for f in schema.of_kind(Kind.ID)], dtype=batch.ids.dtype)
-    unknown = Batch(
-        offsets.expand_as(batch.ids),
-        batch.numeric,
-        torch.zeros_like(batch.bag_lengths),
-        batch.bag_ids[:0],
-        batch.bag_weights[:0],
-        batch.labels,
-        batch.truth,
+    unknown = replace(
+        batch,
+        ids=offsets.expand_as(batch.ids),
+        bag_lengths=torch.zeros_like(batch.bag_lengths),
+        bag_ids=batch.bag_ids[:0],
+        bag_weights=batch.bag_weights[:0],
         sequences=tuple(Sequence(torch.zeros_like(s.lengths), s.ids[:0]) for s in batch.sequences),
         vectors=tuple(map(torch.zeros_like, batch.vectors)),
     )
@@ -332,7 +328,7 @@ def serving_schema(store: Store, serving: Serving) -> dict[str, Any]:
     schema, score = store.schema, serving.score
     return {
         "data_fingerprint": store.fingerprint,
-        "inputs": {name: _shape(name) for name in INPUTS},
+        "inputs": INPUTS,
         "outputs": {
             "p": serving.names,
             "score": {key: getattr(score.fusion, key) for key in ("form", "up", "floor", "state")},
@@ -347,15 +343,3 @@ def serving_schema(store: Store, serving: Serving) -> dict[str, Any]:
         "fields": field_codings(store),
         "sequences": sequence_codings(store),
     }
-
-
-def _shape(name: str) -> str:
-    shapes = {"ids": "int64 (rows, single fields)", "numeric": "float32 (rows, numeric fields)"}
-    shapes |= {
-        "bag_ids": "int64 (rows, list fields, length)",
-        "bag_weights": "float32 (rows, list fields, length), 0: none",
-        "sequence_ids": "int64 (rows, lists of sequences, width), oldest first",
-        "sequence_lengths": "int64 (rows, sequences)",
-        "vectors": "float32 (rows, numbers of all vector fields)",
-    }
-    return shapes[name]

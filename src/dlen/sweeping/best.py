@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import optuna
@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial
 
 from dlen.files import replacing_file, write_text
 from dlen.overrides import SEARCH_PATH
-from dlen.sweeping.trial_records import last_value, pareto_front, retried, seed_aucs, targets_of
+from dlen.sweeping.trial_records import last_value, params_of, pareto_front, retried, seed_aucs, targets_of
 
 
 def write_best(overrides: Sequence[str], origin: str, path: Path) -> None:
@@ -62,8 +62,8 @@ def write_trials(trials: Sequence[FrozenTrial], objectives: Mapping[str, str], p
         objectives: direction of each metric, by key.
     """
     front = {t.number for t in pareto_front(trials, objectives)}
-    params = list(dict.fromkeys(name for t in trials for name in t.params))
-    rows = [_row(t, objectives, params, targets_of(trials), t.number in front) for t in trials]
+    params, targets = params_of(trials), targets_of(trials)
+    rows = [_row(t, objectives, params, targets, t.number in front) for t in trials]
     with replacing_file(path) as temporary:
         pl.DataFrame(rows, infer_schema_length=None).write_parquet(temporary)
 
@@ -77,13 +77,8 @@ def _row(
     row |= {f"param/{name}": _cell(trial, name) for name in params}
     for name in aucs:
         values = seed_aucs(trial, name)
-        mean = sum(values) / len(values) if values else None
-        row[f"auc/{name}"] = mean
-        row[f"auc/{name}/deviation"] = (
-            math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
-            if mean is not None and len(values) > 1
-            else None
-        )
+        row[f"auc/{name}"] = fmean(values) if values else None
+        row[f"auc/{name}/deviation"] = stdev(values) if len(values) > 1 else None
     row |= {"last_step": trial.last_step, "last_value": last_value(trial)}
     row |= {"steps": attributes.get("steps"), "seconds": attributes.get("seconds")}
     row |= {"samples_per_second": attributes.get("samples_per_second"), "worker": attributes.get("worker")}

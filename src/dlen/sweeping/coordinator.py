@@ -9,7 +9,6 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -19,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from dlen.cluster_jobs import Jobs
 from dlen.devices import worker_environment
-from dlen.errors import UserError
+from dlen.errors import UserError, last_line
 from dlen.sweeping.live import StudyTable
 from dlen.sweeping.spec import Spec
 from dlen.sweeping.study import STORAGE, fail, host, repair
@@ -127,21 +126,11 @@ class SubmititWorker:
         """Cancel the job; its trial is requeued."""
         self.job.cancel()
 
-    def kill(self) -> None:
-        """Same as :meth:`stop`."""
-        self.job.cancel()
+    kill = stop
 
     def log(self) -> str:
         """Output so far."""
         return "\n".join(text for text in (self.job.stdout(), self.job.stderr()) if text)
-
-
-@dataclass(slots=True)
-class _Heartbeat:
-    """When the heartbeat of a trial last changed."""
-
-    beat: int
-    seen: float
 
 
 class Coordinator:
@@ -160,7 +149,7 @@ class Coordinator:
         self._start = start
         self._slots: list[Worker | None] = [None] * workers
         self._names: set[str] = set()  # of all workers started here
-        self._heartbeats: dict[int, _Heartbeat] = {}
+        self._heartbeats: dict[int, tuple[int, float]] = {}  # of each trial, the last one and when it came
         self._early_deaths = 0
         self._signals = 0
         self._before = {t.number for t in own_trials(study) if t.state.is_finished()}
@@ -199,13 +188,13 @@ class Coordinator:
         """Poll workers and trials once, and return whether there is more to do."""
         if self._signals:
             return False
-        codes = {slot: w.exit_code() for slot, w in enumerate(self._slots) if w is not None}
+        exited = [
+            (s, w, code) for s, w in enumerate(self._slots) if w is not None and (code := w.exit_code()) is not None
+        ]
         trials = own_trials(self.study)  # read after the exit codes, so that they include all trials of a dead worker
-        for slot, code in codes.items():
-            worker = self._slots[slot]
-            if worker is not None and code is not None:
-                self._slots[slot] = None
-                self._requeue_trials_of(worker, code, trials)
+        for slot, dead, code in exited:
+            self._slots[slot] = None
+            self._requeue_trials_of(dead, code, trials)
         self._requeue_stale(trials)
         repair(self.study, trials)
         trials = own_trials(self.study)
@@ -237,8 +226,7 @@ class Coordinator:
             return
         self._early_deaths += 1 if code else 0
         if self._early_deaths >= _EARLY_DEATHS:
-            lines = [line for line in worker.log().splitlines() if line.strip()] or ["no output"]
-            raise UserError(f"workers cannot be started ({cause}): {lines[-1].removeprefix('error: ')}")
+            raise UserError(f"workers cannot be started ({cause}): {last_line(worker.log())}")
 
     def _requeue_stale(self, trials: list[FrozenTrial]) -> None:
         """Requeue the trials of other machines whose heartbeat stopped."""
@@ -247,10 +235,10 @@ class Coordinator:
             if trial.state != TrialState.RUNNING or trial.user_attrs.get("worker") in living_names:
                 continue
             beat = int(trial.user_attrs.get("beat", 0))
-            heartbeat = self._heartbeats.setdefault(trial.number, _Heartbeat(beat, now))
-            if heartbeat.beat != beat:
-                self._heartbeats[trial.number] = _Heartbeat(beat, now)
-            elif now - heartbeat.seen > STALE_SECONDS:
+            last, seen = self._heartbeats.setdefault(trial.number, (beat, now))
+            if last != beat:
+                self._heartbeats[trial.number] = (beat, now)
+            elif now - seen > STALE_SECONDS:
                 fail(self.study, trial, f"no heartbeat for {STALE_SECONDS:.0f} s", self.spec.retries)
 
     def _give_up_if_all_fail(self, trials: list[FrozenTrial]) -> None:

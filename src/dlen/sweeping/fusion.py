@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import optuna
@@ -18,7 +18,6 @@ from torch import Tensor
 from dlen.comparing.statistics import paired
 from dlen.data.sources.feed import Feed
 from dlen.data.store import Store
-from dlen.data.truth import Truth
 from dlen.errors import UserError
 from dlen.files import write_json, write_text
 from dlen.metrics.by_user import NDCG_AT, graded_ndcg
@@ -39,70 +38,19 @@ _KEYS = ("weight", "up", "form")
 Floats = NDArray[np.float64]
 
 
-class Audience(Protocol):
-    """Users with items to rank, and a measure of how a ranking serves each of them."""
-
-    @property
-    def log_p(self) -> Tensor:
-        """(N, T) log-probabilities of the tasks."""
-
-    @property
-    def log_states(self) -> Tensor | None:
-        """(N, S) of the hidden states, or None."""
-
-    def measure(self, scores: Tensor) -> Floats:
-        """Map (N,) scores to the (U,) metric of each user; nan for a user without information."""
-
-
 @dataclass(frozen=True, slots=True)
-class Lists:
-    """The logged rows of each known user as a list, measured by the worth of what happened.
+class Audience:
+    """Users with items to rank, and a measure of how a ranking serves each of them.
 
     Attributes:
         log_p: (N, T) log-probabilities of the tasks.
         log_states: (N, S) of the hidden states, or None.
-        gains: (N,) worth of each row.
-        users: (N,) user of each row.
+        measure: maps (N,) scores to the (U,) metric of each user; nan for a user without information.
     """
 
     log_p: Tensor
     log_states: Tensor | None
-    gains: Tensor
-    users: Tensor
-
-    def measure(self, scores: Tensor) -> Floats:
-        """(U,) NDCG of each user's list; nan for a list in which nothing has worth."""
-        scores = scores.clamp(min=torch.finfo(scores.dtype).min)  # where nothing has weight, all scores tie
-        return graded_ndcg(scores, self.gains, self.users).numpy()
-
-
-@dataclass(frozen=True, slots=True)
-class FeedSessions:
-    """Simulated sessions with known truth.
-
-    Attributes:
-        log_p: (U I, T) log-probabilities, grouped by user.
-        log_states: (U I, S) of the hidden states, or None.
-        truth: truth of the same users and items.
-        sessions: sessions per user.
-        behaviour: how sessions continue and end.
-        seed: seed of candidates and moods.
-        figure: stay time or page views.
-    """
-
-    log_p: Tensor
-    log_states: Tensor | None
-    truth: Truth
-    sessions: int
-    behaviour: Behaviour
-    seed: int
-    figure: str
-
-    def measure(self, scores: Tensor) -> Floats:
-        """(U,) seconds or page views per session."""
-        ranked = scores.reshape(self.truth.up.shape).float().numpy()
-        outcome = simulate(ranked, self.truth, self.sessions, self.behaviour, self.seed)
-        return (outcome.seconds if self.figure == STAY else outcome.views) / outcome.sessions
+    measure: Callable[[Tensor], Floats]
 
 
 @dataclass(frozen=True)
@@ -125,10 +73,6 @@ class FusionJob:
     sessions: dict[str, Any]
     calibrate: bool
 
-    def plain(self) -> dict[str, Any]:
-        """Plain values for the workers."""
-        return asdict(self)
-
     def audience(self, split: str, trust: Sequence[str]) -> Audience:
         """Users on which the trials are measured (``validation``) or the best one is (``test``): other rows or users.
 
@@ -142,26 +86,44 @@ class FusionJob:
         config, store = open_run(Path(self.run), trust)
         model = load_model(Path(self.run), config, store)
         if self.figure == NDCG:
-            logged = score(model, store.split(split), config.loader.eval_batch_size)
-            if logged.users is None:
-                raise UserError(f"{self.run}: the data have no user field, so {NDCG} cannot rank the rows of each user")
-            known, gains = logged.known, worth(logged.labels, self.values)
-            log_p = self._scaled(logged.log_p, model, store)[known]
-            log_states = None if logged.log_states is None else logged.log_states[known]
-            return Lists(log_p, log_states, gains[known], logged.users[known])
+            return self._lists(model, store, split, config.loader.eval_batch_size)
         source = build(config.data, "data")
         if not isinstance(source, Feed) or source.positions:
             raise UserError(
                 f"config sweep.maximize: {self.figure} needs a run on the simulated feed, without data.positions; "
                 f"for other data, use {NDCG}"
             )
-        settings, searching = self.sessions, split == "validation"
+        return self._feed_sessions(model, store, source, split == "validation")
+
+    def _lists(self, model: Model, store: Store, split: str, batch_size: int) -> Audience:
+        """The logged rows of each known user as a list, measured by NDCG: by the worth of what happened."""
+        logged = score(model, store.split(split), batch_size)
+        if logged.users is None:
+            raise UserError(f"{self.run}: the data have no user field, so {NDCG} cannot rank the rows of each user")
+        known = logged.known
+        gains, users = worth(logged.labels, self.values)[known], logged.users[known]
+
+        def measure(scores: Tensor) -> Floats:
+            scores = scores.clamp(min=torch.finfo(scores.dtype).min)  # where nothing has weight, all scores tie
+            return graded_ndcg(scores, gains, users).numpy()
+
+        log_states = None if logged.log_states is None else logged.log_states[known]
+        return Audience(self._scaled(logged.log_p, model, store)[known], log_states, measure)
+
+    def _feed_sessions(self, model: Model, store: Store, source: Feed, searching: bool) -> Audience:
+        """Simulated users with known truth, measured by seconds or page views per session."""
+        settings = self.sessions
         users = session_users(source.users, settings["users"], settings["seed"], searching)
         log_p, log_states = score_pairs(model, source, users, settings["hour"])
         truth, behaviour = source.truth(users, settings["hour"]), Behaviour(**settings["behaviour"])
         seed = settings["seed"] + (1 << 32) * searching
-        log_p = self._scaled(log_p, model, store)
-        return FeedSessions(log_p, log_states, truth, settings["sessions"], behaviour, seed, self.figure)
+
+        def measure(scores: Tensor) -> Floats:
+            ranked = scores.reshape(truth.up.shape).float().numpy()
+            outcome = simulate(ranked, truth, settings["sessions"], behaviour, seed)
+            return (outcome.seconds if self.figure == STAY else outcome.views) / outcome.sessions
+
+        return Audience(self._scaled(log_p, model, store), log_states, measure)
 
     def _scaled(self, log_p: Tensor, model: Model, store: Store) -> Tensor:
         return calibrate(score(model, store.split("validation")), store.schema)(log_p) if self.calibrate else log_p
@@ -274,7 +236,7 @@ def confirm(job: FusionJob, params: Mapping[str, Any], folder: Path, trust: Sequ
     population = "users with a row of any worth" if job.figure == NDCG else "users outside the search"
     return (
         f"test {job.figure}: best {figures[f'{key}/best']:.4f}, equal weights without P(UP) "
-        f"{figures[f'{key}/default']:.4f}; gain {gain.mean:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}], "
+        f"{figures[f'{key}/default']:.4f}; gain {gain.mean:+.4f} {gain.interval}, "
         f"95 % over {gain.seeds:,} {population}"
     )
 

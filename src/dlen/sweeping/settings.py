@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from dlen.errors import UserError
 from dlen.ranking.settings import SessionSettings
 from dlen.renamed import present_keys, present_space
 from dlen.settings import Count, FromZero, Group, Workers
+from dlen.training.configs import plain_values
 from dlen.training.run_folder import check_run
 from dlen.training.settings import TrainSettings
 from dlen.valid import Matching, Range
@@ -71,9 +72,7 @@ def read_options(config: DictConfig) -> tuple[dict[str, Any], dict[str, str]]:
     Raises:
         UserError: a setting is invalid.
     """
-    node = OmegaConf.to_container(config.sweep, resolve=True)
-    assert isinstance(node, dict)
-    plain = {str(key): value for key, value in node.items()}
+    plain = plain_values(config.sweep)
     if plain["devices_per_trial"] > 1 and plain["seeds"] > 1:
         raise UserError(
             "config sweep.seeds: with several devices per trial, each trial trains one seed; set sweep.seeds=1"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -52,10 +51,6 @@ class Spec:
     fusion: dict[str, Any] | None
     trust: list[str]
     until: float | None
-
-    def to_json(self) -> str:
-        """JSON for the spec file that workers read."""
-        return json.dumps(asdict(self))
 
     def prunable(self, seed: int) -> bool:
         """Whether training on this seed reports validations: only with a single objective, and on the first seed."""

@@ -7,7 +7,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from dlen.comparing.workers import train_missing
 from dlen.data.store import Store
 from dlen.devices import number_of_workers
 from dlen.errors import UserError
-from dlen.files import check_links, check_writable, locked, write_text
+from dlen.files import check_links, check_writable, locked, write_json
 from dlen.metric_names import MEASURES
 from dlen.overrides import SEARCH_PATH, compose_train, conf_of_this_command, overrides_for_train
 from dlen.sweeping.best import write_best, write_trials
@@ -117,7 +117,7 @@ def sweep(config: DictConfig, draw: Draw) -> None:
         queue_points(study, plan.start)
     (plan.folder / "workers").mkdir(parents=True, exist_ok=True)
     spec_file = plan.folder / "workers" / f"spec-{host()}-{os.getpid()}.json"  # another coordinator has its own file
-    write_text(spec_file, spec.to_json() + "\n")
+    write_json(spec_file, asdict(spec))
     earlier_trials = own_trials(study)
     print(
         f"study {spec.name}: {len(used(earlier_trials))} of {spec.trials} trials so far, {workers} workers",
@@ -198,7 +198,7 @@ def make_plan(config: DictConfig) -> StudyPlan:
         trials=trials,
         retries=plain["retries"],
         devices=plain["devices_per_trial"],
-        fusion=None if job is None else job.plain(),
+        fusion=None if job is None else asdict(job),
         trust=list(config.trust),
         until=None if plain["hours"] is None else time.time() + 3600 * plain["hours"],
     )

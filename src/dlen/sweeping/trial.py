@@ -30,7 +30,7 @@ from dlen.sweeping.space import Space
 from dlen.sweeping.spec import Spec
 from dlen.sweeping.study import fail_started
 from dlen.training.fit import Fitted, fit
-from dlen.training.loggers import finish_wandb
+from dlen.training.loggers import finish_wandb, wandb_run
 from dlen.training.module import RankingModule
 
 FOLLOWED = "DLEN_TRIAL"  # passes the overrides to the further processes of a trial
@@ -57,7 +57,6 @@ class Reporter(Callback):
         prunable: whether training can be pruned, the same in all of its processes.
 
     Attributes:
-        best: metrics of the validation with the best mean AUC, which is what a checkpoint would hold.
         pruned: whether the pruner has stopped this trial.
     """
 
@@ -223,11 +222,11 @@ def _reason(error: Exception) -> str:
 
 def _mark_wandb(state: str, reason: str | None = None) -> None:
     """Finish the trial's W&B run, if there is one, with its state as a tag."""
-    wandb = sys.modules.get("wandb")
-    if wandb is None or wandb.run is None:
+    run = wandb_run()
+    if run is None:
         return
-    wandb.run.tags = (*(wandb.run.tags or ()), state)
-    wandb.run.summary["state"] = state
+    run.tags = (*(run.tags or ()), state)
+    run.summary["state"] = state
     if reason:
-        wandb.run.summary["reason"] = reason
+        run.summary["reason"] = reason
     finish_wandb(0 if state in ("complete", "pruned") else 1)

@@ -33,6 +33,11 @@ def last_value(trial: FrozenTrial) -> float | None:
     return None if trial.last_step is None else trial.intermediate_values[trial.last_step]
 
 
+def params_of(trials: Sequence[FrozenTrial]) -> list[str]:
+    """Names of all parameters of the trials."""
+    return list(dict.fromkeys(name for t in trials for name in t.params))
+
+
 def targets_of(trials: Sequence[FrozenTrial]) -> list[str]:
     """Names of all AUCs that the trials recorded."""
     return list(dict.fromkeys(name for t in trials for name in t.user_attrs.get("auc", {})))

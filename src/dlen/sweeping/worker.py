@@ -76,9 +76,9 @@ def work(spec: Spec, name: str, number: int, watch: bool) -> None:
                 return
 
 
-def work_from(path: str, name: str, number: int) -> None:
-    """Run :func:`work` in a job that has the spec as a file and no standard input to watch."""
-    work(Spec(**read_mapping(Path(path))), name, number, watch=False)
+def work_from(path: str, name: str, number: int, watch: bool = False) -> None:
+    """Run :func:`work` with the spec as a file. A job of a cluster has no standard input to watch."""
+    work(Spec(**read_mapping(Path(path))), name, number, watch)
 
 
 def composer(spec: Spec, trial: int | None) -> Callable[[list[str]], DictConfig]:

@@ -186,18 +186,18 @@ def log_final(loggers: Sequence[Logger], metrics: Mapping[str, Any], step: int) 
 @contextmanager
 def wandb_finished() -> Iterator[None]:
     """End a W&B run that starts inside this context, even on failure. An existing run is left to its owner."""
-    outer_run = _wandb_run()
+    outer_run = wandb_run()
     try:
         yield
     except BaseException:
-        if _wandb_run() is not outer_run:
+        if wandb_run() is not outer_run:
             finish_wandb(1)  # also after Ctrl-C: W&B shows the run as failed until it is resumed
         raise
-    if _wandb_run() is not outer_run:
+    if wandb_run() is not outer_run:
         finish_wandb(0)
 
 
-def _wandb_run() -> Any:
+def wandb_run() -> Any:
     """The process's W&B run, without importing wandb."""
     wandb = sys.modules.get("wandb")
     return None if wandb is None else wandb.run
@@ -209,7 +209,7 @@ def finish_wandb(exit_code: int) -> None:
     Args:
         exit_code: 0 for a finished run; W&B shows any other code as failed.
     """
-    if _wandb_run() is None:
+    if wandb_run() is None:
         return
     wandb = sys.modules["wandb"]
     offline, folder = wandb.run.offline, Path(wandb.run.dir).parent
