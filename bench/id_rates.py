@@ -23,7 +23,7 @@ from common import DATA, OUT, ROOT, report
 from hydra import initialize_config_dir
 from views import metrics, spread, trained
 
-from dlen.comparing.plan import store_of
+from dlen.comparing.fit import store_of
 from dlen.overrides import compose_train, register_resolvers
 
 WORLDS = {"dense": [], "sparse": ["data.users=32000", "data.items=16000"]}

@@ -64,7 +64,9 @@ def _write_comparison(folder: Path) -> None:
     names = [("MMoE", 0), ("MMoE", 1), ("DLEN <b>", 0), ("DLEN <b>", 1)]
     folders = {f"{model}, seed {seed}": f"feed-{i}" for i, (model, seed) in enumerate(names)}
     identity = {"data": "feed", "test_rows": 400, "training_positives": {"click": 100}}
-    comparison = Comparison("Two models", "MMoE", ["click"], 1, [0, 1], rows, {"click": 0.8}, {}, identity, folders)
+    comparison = Comparison(
+        "Two models", "MMoE", ["click"], 1, [0, 1], rows, {"click": 0.8, "mean": 0.8}, {}, identity, folders
+    )
     write_comparison(comparison, out)
 
 
