@@ -106,12 +106,12 @@ class TablePasses:
             for path in paths:
                 self._check_columns(path)
         if self.split.needs_times():
-            self._pass("finding the split by time", "_look", self._merge_split)
+            self._pass("finding the split by time", _look, self._look, self._merge_split)
             self.split.set_boundaries()
         elif logged and len(self.rows.pieces) > 1:  # what they are computed from is found by the numbers of rows
-            self._pass("counting rows", "_count", lambda _: None)
+            self._pass("counting rows", _count, self._count, lambda _: None)
         self._choose_rates()
-        self._pass("learning vocabularies and statistics", "learn", self._merge)
+        self._learn()
         if not self.sampled:
             self.split.check_values()
             self.rows.joins.check_matched(self.rows.total)
@@ -124,7 +124,7 @@ class TablePasses:
         user, position = self.spec.user, self.spec.position
         self.schema = Schema(tuple(fields), self.tally.schema_tasks(), user=user, position=position, views=views)
         self.users.number()
-        self._pass("writing the prepared store", "_write_shard", self._merge_shard, _encode)
+        self._write_shards()
         self._write_notes()
         return self.schema
 
@@ -137,20 +137,19 @@ class TablePasses:
     def _pass(
         self,
         label: str,
-        method: str,
+        work: Callable[[TablePasses, Piece, Advance], Found],
+        alone: Callable[[Piece, Advance], None],
         merge: Callable[[Found], None],
-        in_copy: Callable[[TablePasses, Piece, Advance], Found] | None = None,
     ) -> None:
         """Work on all pieces, in other processes if there are some, and count their rows.
 
         Args:
             label: description of the pass, for the progress bar.
-            method: the method that works on a piece, in this object for a single piece or one that fails.
+            work: works on a piece in a copy of this object.
+            alone: does the same in this object, for a single piece or one that fails.
             merge: adds the result of a piece to this object.
-            in_copy: works on a piece in a copy of this object; by default with the method.
         """
         rows, starts = self.rows, [0]
-        work, alone = in_copy or partial(_in_copy, method), getattr(self, method)
 
         def add(found: Found) -> bool:
             if not self._agrees(found):
@@ -232,8 +231,12 @@ class TablePasses:
                 f"{names}, from earlier rows; `rates: {{ids: none}}` in the YAML leaves them out"
             )
 
+    def _learn(self) -> None:
+        """Show all rows to every column, the training rows to learn from, and count the labels."""
+        self._pass("learning vocabularies and statistics", _learn, self.learn, self._merge)
+
     def learn(self, piece: Piece, advance: Advance) -> None:
-        """Show the rows of a piece to every column, the training rows to learn from, and count the labels."""
+        """Learn from the rows of a piece."""
         for column in self.columns:
             column.begin_piece(piece.number)
         for chunk, path, file_split in self.rows.read(piece, advance):
@@ -276,6 +279,10 @@ class TablePasses:
         self, file_split: str, frame: pl.DataFrame, path: Path
     ) -> tuple[Array, Array, Array | None, Columns]:
         return *self._read(file_split, frame, path), encode(frame, path, self.columns, self.schema)
+
+    def _write_shards(self) -> None:
+        """Encode each piece as a shard."""
+        self._pass("writing the prepared store", _encode, self._write_shard, self._merge_shard)
 
     def _write_shard(self, piece: Piece, advance: Advance) -> None:
         self.writer.add(self.encode(piece, advance))
@@ -326,9 +333,21 @@ class TablePasses:
             notes |= column.notes()
 
 
-def _in_copy(method: str, passes: TablePasses, piece: Piece, advance: Advance) -> Found:
+def _look(passes: TablePasses, piece: Piece, advance: Advance) -> Found:
     passes.begin_worker(piece)
-    getattr(passes, method)(piece, advance)
+    passes._look(piece, advance)
+    return passes.found(split=passes.split)
+
+
+def _count(passes: TablePasses, piece: Piece, advance: Advance) -> Found:
+    passes.begin_worker(piece)
+    passes._count(piece, advance)
+    return passes.found()
+
+
+def _learn(passes: TablePasses, piece: Piece, advance: Advance) -> Found:
+    passes.begin_worker(piece)
+    passes.learn(piece, advance)
     passes.users.column = None
     for vectors in vectors_of(passes.columns):
         vectors.forget_joined()
