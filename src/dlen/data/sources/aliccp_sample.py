@@ -102,7 +102,7 @@ class AliCCPSample:
 
 def _lines(content: bytes) -> list[bytes]:
     """The lines as the reader counts them, which end in no other way."""
-    return content.removesuffix(b"\n").split(b"\n")
+    return content.removesuffix(b"\n").split(b"\n") if content else []
 
 
 def _group_of(line: bytes) -> bytes:
@@ -123,4 +123,4 @@ def _regrouped(skeleton: bytes, common: bytes) -> bytes:
             cells = line.split(b",", 4)
             line = b",".join([*cells[:3], chosen, cells[4]])
         lines.append(line)
-    return b"\n".join([*lines, b""])
+    return b"".join(line + b"\n" for line in lines)
