@@ -19,7 +19,7 @@ from dlen.data.mapped import Layout, map_files
 from dlen.data.ragged import select_rows
 from dlen.data.store import Store
 from dlen.data.writer import PartWriter, StoreWriter
-from dlen.files import checksum
+from dlen.files import crc32_combine
 from dlen.schema import Field, Kind, Schema, Task, View
 from tests.data.helpers import check_resident_copy, no_bags, refusal, tensors_of
 
@@ -201,10 +201,8 @@ def test_files_in_one_range_of_addresses(tmp_path: Path, monkeypatch: pytest.Mon
     assert np.array_equal(np.fromfile(files[0][0]).reshape(-1, 3), parts[0])
 
 
-def test_checksums_of_parts_are_that_of_the_whole(tmp_path: Path) -> None:
+def test_checksums_of_parts_are_that_of_the_whole() -> None:
     rng = np.random.default_rng(0)
-    for first, second in ((0, 0), (0, 5), (7, 0), (1, 1), (1000, (1 << 20) + 1)):
+    for first, second in ((0, 0), (0, 5), (7, 0), (1, 1), (1000, 100_001)):
         a, b = rng.bytes(first), rng.bytes(second)
-        (tmp_path / "a").write_bytes(a)
-        (tmp_path / "b").write_bytes(b)
-        assert checksum(tmp_path / "b", checksum(tmp_path / "a")) == zlib.crc32(a + b)
+        assert crc32_combine(zlib.crc32(a), zlib.crc32(b), len(b)) == zlib.crc32(a + b)

@@ -35,7 +35,7 @@ from dlen.data.shards import Codes, Shards
 from dlen.data.split import Split, StoredTable
 from dlen.data.vectors import SplitVectors
 from dlen.errors import UserError
-from dlen.files import check_regular, checksum, is_intact
+from dlen.files import check_regular, checksum, crc32_combine, is_intact
 from dlen.label_scale import LabelScale
 from dlen.schema import Kind, Schema
 
@@ -345,9 +345,9 @@ class _Parts:
         return StoredTable(**{part: self.array(f"{name}/{part}", layout) for part, layout in layouts.items()})
 
     def checksum(self, name: str) -> int:
-        """CRC-32 of the rows of all parts one after the other."""
-        filled = [part for part in self.entries if array_size(part["arrays"][name])]
-        return reduce(lambda crc, part: checksum(_path(self.folder, part, name), crc), filled, 0)
+        """CRC-32 of the rows of all parts one after the other, from those of their files."""
+        specs = [part["arrays"][name] for part in self.entries]
+        return reduce(lambda crc, spec: crc32_combine(crc, spec["crc32"], array_size(spec)), specs, 0)
 
 
 def _path(folder: Path, part: Part, name: str) -> Path:
