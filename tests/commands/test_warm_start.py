@@ -26,6 +26,7 @@ SPEC = {
     "split": {"by": "fraction", "validation": 0.2, "test": 0.2},
     "user": "user",
 }
+TWO = "{watching:[click,long],liking:[like,share]}"  # model.head.states
 STILL = ("optimizer.lr=0", "optimizer.embedding_lr=0", "id_dropout.k=0", "trainer.max_steps=3")
 
 
@@ -179,11 +180,12 @@ def test_no_id_is_known_to_a_field_that_was_read_otherwise(yesterday: Path) -> N
 
 
 @pytest.mark.slow
-def test_views_are_those_of_todays_labels(yesterday: Path) -> None:
+@pytest.mark.parametrize(("states", "others", "advice"), [("1", TWO, "1"), (TWO, "1", "2, or name the tasks of both")])
+def test_views_are_those_of_todays_labels(yesterday: Path, states: str, others: str, advice: str) -> None:
     """Today a long view follows the click, and a column tells afterwards how long it was; yesterday neither was so."""
     tasks = {"click": "click", "like": "like", "long": "long", "share": "share"}
     fields = {"user": {"side": "user"}, "item": {"side": "item"}}
-    model = (*TINY[1:], "model=dlen", "model.head.tower=[4]", "model.head.hidden=[4]", "model.head.states=1")
+    model = (*TINY[1:], "model=dlen", "model.head.tower=[4]", "model.head.hidden=[4]")
     for day in ("a", "b"):
         draw, log = np.random.default_rng(ord(day)), rows(ord(day), [f"u{n}" for n in range(20)])
         long = log["click"] if day == "b" else pl.Series(draw.integers(0, 2, len(log)))
@@ -191,14 +193,15 @@ def test_views_are_those_of_todays_labels(yesterday: Path) -> None:
         view = {"watched": {"kind": "view", "column": "seconds"}} if day == "b" else {}
         data = write(yesterday, day, log, tasks=tasks, fields=fields | view, ignore="rest")
         init = ("init_from=a_run", *STILL) if day == "b" else ()
-        ok("train.py", yesterday, *data, *model, f"run_dir={day}_run", *init)
+        ok("train.py", yesterday, *data, *model, f"model.head.states={states}", f"run_dir={day}_run", *init)
     before, after = predictions(yesterday, "a_run", "a.csv"), predictions(yesterday, "b_run", "a.csv")
     np.testing.assert_allclose(after["p_click"], before["p_click"], rtol=1e-5)
     weights = torch.load(yesterday / "b_run/checkpoints/best.ckpt", weights_only=True)["state_dict"]
-    assert {"model.head.views.log_ratios", "model.head.privileged.logits.0"} <= weights.keys()
-    states = "model.head.states={watching:[click,long],liking:[like,share]}"
-    line = refusal("train.py", yesterday, *data, *model, "run_dir=c_run", "init_from=a_run", states)
-    assert line.endswith("set model.head.states=1")
+    assert "model.head.privileged.logits.0" in weights
+    assert ("model.head.views.log_ratios" in weights) == (states == "1")  # W has both tasks of the view
+    new_run = ("run_dir=c_run", "init_from=a_run", f"model.head.states={others}")
+    line = refusal("train.py", yesterday, *data, *model, *new_run)
+    assert f"set model.head.states={advice}" in line
 
 
 @pytest.mark.slow

@@ -58,7 +58,7 @@ def warm_start(model: Model, store: Store, config: DictConfig) -> list[str]:
     weights = model_weights(checkpoint)
     tables = {f"{name}.weight": m for name, m in model.named_modules() if isinstance(m, EmbeddingTable)}
     were = {name: weights.pop(name, None) for name in tables}
-    _load_dense(model, weights, tables.keys(), folder)
+    dense = _dense_weights(model, weights, tables.keys(), folder)
     schemas = zip(store.schema.by_dim.values(), old.schema.by_dim.values(), strict=True)
     lines = []
     for table, was, (now, then) in zip(tables.values(), were.values(), schemas, strict=True):
@@ -67,6 +67,7 @@ def warm_start(model: Model, store: Store, config: DictConfig) -> list[str]:
             raise UserError(f"{_KEY}: {folder} has vectors of another length; set model.embedding as in the run")
         kept = table.dim + terms  # the terms of views belong to today's labels
         lines += _copy_rows(table.weight.data[:, :kept], was[:, :kept], (now, store), (then, old))
+    _load_dense(model, dense, folder)
     return lines
 
 
@@ -95,15 +96,23 @@ def _described(field: Field) -> str:
     return f"{field.name} ({', '.join(details)})"
 
 
-def _load_dense(model: Ranker, weights: dict[str, Tensor], tables: Collection[str], folder: Path) -> None:
+def _dense_weights(
+    model: Ranker, weights: dict[str, Tensor], tables: Collection[str], folder: Path
+) -> dict[str, Tensor]:
+    """The weights that are copied as they are, after a check that the model is the same but for its sizes."""
     of_labels = tuple(f"head.{name}." for name in model.head.of_labels)
     weights = {name: value for name, value in weights.items() if not name.startswith(of_labels)}
     own = {name: v for name, v in model.state_dict().items() if name not in tables and not name.startswith(of_labels)}
     for name in sorted(own.keys() ^ weights.keys()):
         raise UserError(f"{_KEY}: {folder} has another model ({name} is in one of them alone); set model as in the run")
     _check_states(own, weights, folder)
-    for name, value in own.items():
-        if value.shape != weights[name].shape:
+    return weights
+
+
+def _load_dense(model: Ranker, weights: dict[str, Tensor], folder: Path) -> None:
+    own = model.state_dict()
+    for name in weights:
+        if (value := own[name]).shape != weights[name].shape:
             shapes = f"{tuple(weights[name].shape)} there, {tuple(value.shape)} here"
             raise UserError(f"{_KEY}: {folder} has layers of another size ({name}: {shapes}); set model as in the run")
     model.load_state_dict(weights, strict=False)
