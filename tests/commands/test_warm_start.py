@@ -140,12 +140,13 @@ def test_projections_read_vectors_in_any_unit(yesterday: Path) -> None:
 
 def test_lists_follow_their_ids_when_codes_move(yesterday: Path) -> None:
     """A list with ids of its own, one that shares those of the item, and a history with labels and gaps."""
-    fields = {
+    history = {"of": "item", "by": "user", "where": "click", "labels": ["like"]}
+    fields: dict[str, dict[str, object]] = {
         "user": {"side": "user"},
         "item": {"side": "item"},
         "tags": {"kind": "sequence", "side": "user"},
         "liked": {"kind": "sequence", "share": "item", "side": "user"},
-        "seen": {"history": {"of": "item", "by": "user", "where": "click", "labels": ["like"]}, "side": "user"},
+        "seen": {"history": history, "side": "user"},
     }
     known = rows(0, [f"u{n}" for n in range(9)]).with_columns(when=pl.Series(np.arange(400) * 61))
     draw = np.random.default_rng(4)
@@ -157,6 +158,12 @@ def test_lists_follow_their_ids_when_codes_move(yesterday: Path) -> None:
         ok("train.py", yesterday, *data, f"run_dir={day}_run", "optimizer.embedding_lr=0.05", *init)
     before, after = predictions(yesterday, "a_run", "a.csv"), predictions(yesterday, "b_run", "a.csv")
     np.testing.assert_allclose(after["p_click"], before["p_click"], rtol=1e-5)
+    of_click = {"history": history | {"labels": ["click"]}, "side": "user"}
+    other = write(
+        yesterday, "d", known, fields=fields | {"seen": of_click}, ignore="rest", split=split, rates={"time": "when"}
+    )
+    done = run_here("train.py", [*other, "run_dir=d_run", "init_from=a_run"], yesterday)
+    assert "init_from: seen_labels: 0 of " in done.stderr
     own = write(
         yesterday, "c", known, fields=fields | {"liked": {"kind": "sequence"}}, ignore="rest", rates={"time": "when"}
     )

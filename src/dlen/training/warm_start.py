@@ -171,11 +171,11 @@ def _old_codes(field: Field, new: Store, old: Store) -> NDArray[np.int64]:
 
 
 def _coding(store: Store, name: str) -> object:
-    """What the codes of a field stand for: ids of a vocabulary, buckets of numbers or of hashes, or themselves."""
+    """What the codes of a field stand for: ids of a vocabulary, buckets of numbers or hashes, labels, or themselves."""
     statistics = store.content["statistics"].get(name, {})
     if name in store.content["vocabularies"]:
         return "vocabulary"
-    return "edges" if "edges" in statistics else statistics.get("hash")
+    return "edges" if "edges" in statistics else statistics.get("hash", statistics.get("labels"))
 
 
 def _old_buckets(now: dict[str, object], then: dict[str, object]) -> NDArray[np.int64]:

@@ -246,6 +246,8 @@ class HistoryColumn(LogColumn, OrderedColumn):
         self._found = self.table.finish(self.rows, self.clock.unit, self._encode, stored, keys)
         further = [f for f in self.fields() if not f.share]
         writer.counts |= {f.name: np.full(f.vocab_size, NEVER_RARE) for f in further}
+        if self.history.labels:
+            writer.statistics[self.fields()[len(self.of)].name] = {"labels": self.history.labels}
         writer.histories[self.name] = {
             "by": self.names,
             "separators": self.separators,
