@@ -176,11 +176,9 @@ class LatentHead(Head):
         states: int | str | Mapping[str, Sequence[str]] = "auto",
         **others: Any,
     ) -> int:
-        """One for UP and one for a second state; none for a constant P(UP)."""
-        if hidden is None:
-            return 0
+        """Both of two states. UP alone moves all tasks alike, which their own terms do as well."""
         _, of_states = _links_and_states(schema, choice("likelihood", likelihood, Likelihood), views, states)
-        return 1 if of_states is None else 2
+        return 0 if of_states is None or hidden is None else 2
 
     def forward(self, representations: Tensor, features: Features) -> Predictions:
         """Predict all tasks, with the hidden state."""
@@ -196,16 +194,12 @@ class LatentHead(Head):
         return predictions
 
     def _add_state_terms(self, states: Tensor, features: Features) -> Tensor:
-        """Add the table's first-order terms of UP, and of W, to the (B, 1 or 3) logits of the states.
-
-        UP's go to its logits with and without W alike.
-        """
+        """Add the table's first-order terms of two states, if any, to their (B, 3) logits: UP's with W and without."""
         terms, tasks = features.first_order, len(self.log_ceiling)
         if terms is None or not features.spec.state_terms:
             return states
-        own = at_least_float32(terms[:, tasks : tasks + len(self.state_names)])
-        up, second = own[:, :1], own[:, 1:]
-        return states + (torch.cat([second, up, up], 1) if len(self.state_names) > 1 else up)
+        up, second = at_least_float32(terms[:, tasks : tasks + 2]).unbind(1)
+        return states + torch.stack([second, up, up], 1)
 
     def mixture(self, c: Tensor, n: Tensor, states: Tensor) -> Predictions:
         """Apply equations (1) to (10).
