@@ -57,3 +57,11 @@ def test_cores_are_those_that_the_control_groups_allow(
     assert cores() == max(1, math.floor(min(wanted, 64)))
     monkeypatch.setattr(devices, "_gpus", lambda: 0)
     assert devices.number_of_workers("auto", 100) == cores()
+
+
+def test_cores_of_a_system_without_affinity_are_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on macOS."""
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    monkeypatch.setattr(limits, "quota", lambda: math.inf)
+    assert cores() == 6

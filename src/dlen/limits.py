@@ -42,7 +42,8 @@ def quota() -> float:
 
 def cores() -> int:
     """Number of cores that this process may keep busy: those that it may run on, within the :func:`quota`."""
-    return max(1, int(min(len(os.sched_getaffinity(0)), quota())))
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS
+    return max(1, int(min(allowed, quota())))
 
 
 def read(path: Path) -> str:
