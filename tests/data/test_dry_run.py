@@ -7,7 +7,6 @@ import gzip
 import lzma
 import tempfile
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -303,9 +302,8 @@ def test_the_table_takes_what_a_table_takes(tmp_path: Path) -> None:
     log(300).write_csv(tmp_path / "t.csv")
     dim = yaml.safe_load((ROOT / "conf/model/embedding/table.yaml").read_text())["dim"]
     schema = prepare(source, tmp_path / "data").schema
-    make = partial(EmbeddingTable, first_order=True, state_terms=2)
-    tables = [make(own, own_dim or dim) for own_dim, own in schema.by_dim.items()]
-    size = sum(table.weight.nbytes for table in tables)
+    tables = [EmbeddingTable(own, own_dim or dim, first_order=True).weight for own_dim, own in schema.by_dim.items()]
+    size = sum(table.nbytes for table in tables)
     assert list(dry_run(source).tables.values()) == [size, 3 * size, size + 4 * schema.num_embeddings]
 
 

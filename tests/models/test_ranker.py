@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -30,9 +29,8 @@ from dlen.models import (
 from dlen.models.backbones import CGCBackbone, MMoEBackbone, PLEBackbone, SharedBottomBackbone
 from dlen.models.predictions import Predictions, task_losses
 from dlen.models.ranker import MakeBackbone
-from dlen.nn.embedding import EmbeddingTable
-from dlen.schema import Field, Schema, View
-from tests.helpers import FIELDS, WITH_DIMS, make_batch, make_schema, tasks_with_rates
+from dlen.schema import Schema
+from tests.helpers import make_batch, make_schema, tasks_with_rates
 
 SIZES: dict[str, Any] = {"embedding_dim": 3, "tower": (4,)}
 EXPERT = (8, 6)
@@ -146,71 +144,6 @@ def test_a_tasks_first_order_numbers_move_its_own_logit_and_no_other(name: str) 
     wanted[:, task] = sums[:, task]
     assert bool((wanted[:, task] > 0).all())
     torch.testing.assert_close(moved, wanted, rtol=1e-5, atol=1e-5)
-
-
-STATES = {"watching": ["t0", "t1"], "liking": ["t2"]}
-
-
-def state_logits(model: Ranker, schema: Schema) -> Tensor:
-    """(B, 3) logits of P(W), P(UP | W) and P(UP | not W)."""
-    latent = model(make_batch(schema, 10)).latent
-    assert latent is not None
-    second = latent.second
-    assert second is not None
-    up, not_up = second.log_given_up + latent.log_up, second.log_given_not_up + latent.log_not_up  # with W, with not W
-    of_w = torch.logaddexp(up, not_up)
-    return torch.stack([of_w[0] - of_w[1], up[0] - not_up[0], up[1] - not_up[1]], 1)
-
-
-@pytest.mark.parametrize(("place", "moves"), [(0, [0, 1, 1]), (1, [1, 0, 0])])
-@pytest.mark.parametrize("fields", [FIELDS, WITH_DIMS])
-@pytest.mark.parametrize("views", [(), (View("time", 4),)])
-def test_a_states_first_order_numbers_move_its_own_logits_and_no_others(
-    place: int, moves: list[int], fields: tuple[Field, ...], views: tuple[View, ...]
-) -> None:
-    """Those of UP move P(UP | W) and P(UP | not W) alike, and neither P(W) nor P(t | UP)."""
-    torch.manual_seed(0)
-    schema = replace(make_schema(fields=fields), views=views)
-    model = DLEN(schema, num_experts=2, expert=EXPERT, hidden=(5,), states=STATES, **SIZES).eval()
-    column = len(schema.tasks) + place
-    before, given_up = state_logits(model, schema), given(model, schema)
-    with torch.no_grad():
-        for table in [m for m in model.modules() if isinstance(m, EmbeddingTable)]:
-            table.weight[:, table.dim + column] += 0.5
-    sums = model.features(make_batch(schema, 10)).first_order
-    assert sums is not None
-    assert sums.shape[1] == len(schema.tasks) + 2 + len(views)
-    assert bool((sums[:, column] > 0).all())
-    wanted = sums[:, column, None] * torch.tensor(moves)
-    torch.testing.assert_close(state_logits(model, schema) - before, wanted, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(given(model, schema), given_up)
-
-
-def given(model: Ranker, schema: Schema) -> Tensor:
-    """Log-probabilities of the labels where their states hold."""
-    latent = model(make_batch(schema, 10)).latent
-    assert latent is not None
-    assert latent.second is not None
-    return latent.second.conditionals[0][0]
-
-
-def test_two_hidden_states_that_vary_have_first_order_terms_and_nothing_else_has() -> None:
-    schema, tasks = make_schema(), len(make_schema().tasks)
-    same: dict[str, Any] = {"num_experts": 2, "expert": EXPERT, **SIZES}
-    assert DLEN(schema, states=STATES, **same).spec.first_order == tasks + 2
-    assert DLEN(schema, states=1, **same).spec.first_order == tasks
-    assert DLEN(schema, states=STATES, hidden=None, **same).spec.first_order == tasks  # the same for all rows
-    assert DLEN(schema, states=STATES, first_order=False, **same).spec.first_order == 0
-    assert MMoE(schema, **same).spec.first_order == tasks
-
-
-def test_a_table_that_knows_no_states_has_no_terms_of_theirs() -> None:
-    def make(schema: Schema, dim: int = 3) -> EmbeddingTable:
-        return EmbeddingTable(schema, dim, first_order=True)
-
-    model = DLEN(make_schema(), embedding=make, hidden=(5,), tower=(4,), states=STATES)
-    assert model.spec.first_order == len(make_schema().tasks)
-    assert model(make_batch(make_schema(), 4)).log_p.shape == (4, 3)
 
 
 def test_without_first_order_terms_there_are_none() -> None:

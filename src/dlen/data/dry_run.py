@@ -31,7 +31,6 @@ from dlen.schema import Schema
 
 _PIECES = (8, 32)  # of two samples: they differ in the time of the rows, and not in what every start takes
 _DIM = 16  # model.embedding.dim, in conf/model/embedding/table.yaml
-_MOST_STATES = 2  # hidden states with first-order terms: DLEN's, if the labels show two
 _MIN_COUNTS = (2, 5, 10)
 _CHUNK = 1 << 17  # rows of a chunk
 _BYTES_PENDING, _BYTES_PER_ID = 48, 100  # measured: docs/log.md
@@ -220,7 +219,7 @@ def _original_names(log: SampledLog) -> Iterator[None]:
 
 def _tables(schema: Schema, sizes: Mapping[str, int]) -> dict[str, int]:
     """Bytes of the embedding table alone, and with the state of each optimiser."""
-    first_order = len(schema.tasks) + _MOST_STATES + len(schema.views)
+    first_order = len(schema.tasks) + len(schema.views)
     widths = {field.name: row_width(field.dim or _DIM, first_order) for field in schema.owners}
     table = sum(sizes[field] * width * _NUMBER for field, width in widths.items())
     adagrad = table + _NUMBER * sum(sizes.values())

@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,11 +29,11 @@ from dlen.errors import UnmetNeedError
 from dlen.models.backbones import EXPERT
 from dlen.models.features import Features, FeatureSpec
 from dlen.models.heads import TOWER, Head, Ranking, Towers, add_first_order, make_match, training_rates
-from dlen.models.label_classes import LEAST_VIEWS, Link, find_links, fit_classes, view_names
+from dlen.models.label_classes import LEAST_VIEWS, find_links, fit_classes, view_names
 from dlen.models.latent_start import MOST_UP, START_UP, Bound, start_of, start_of_four
 from dlen.models.latent_views import PrivilegedViews, ViewOdds, given_views
 from dlen.models.predictions import Latent, Predictions, weighted_mean
-from dlen.models.second_state import Bools, second_state, switches, tasks_of_states
+from dlen.models.second_state import second_state, switches, tasks_of_states
 from dlen.models.values import MixtureValues, centres
 from dlen.nn.logspace import at_least_float32, log1mexp
 from dlen.nn.mlp import MLP
@@ -131,9 +130,14 @@ class LatentHead(Head):
         self.log_ceiling: Tensor
         self.register_buffer("dislike", torch.tensor([task.dislike for task in schema.tasks]), persistent=False)
         self.dislike: Tensor
-        joint = self.likelihood is Likelihood.FULL
-        links, of_states = _links_and_states(schema, self.likelihood, views, states)
+        joint, given = self.likelihood is Likelihood.FULL, given_views(views, schema.task_names)
+        links = find_links(schema, given) if joint else []
         self.view_names = view_names(schema, links)
+        if not joint and states not in (1, "auto"):
+            raise ValueError("states: a second hidden state needs likelihood=full; single labels tell nothing of it")
+        if states == "auto" and given is not None:
+            states = 1  # who names views says what UP explains
+        of_states = tasks_of_states(states, schema, self.view_names)
         classes, self.state_names = None, ("up",)
         if of_states is not None:
             second, held = of_states
@@ -165,21 +169,6 @@ class LatentHead(Head):
         self.privileged = PrivilegedViews(schema) if joint and schema.views else None
         self.match = make_match(spec, match, len(start.states))
 
-    @classmethod
-    def count_state_terms(
-        cls,
-        schema: Schema,
-        *,
-        likelihood: Likelihood | str = Likelihood.FULL,
-        hidden: Sequence[int] | None = EXPERT,
-        views: str | Mapping[str, Sequence[str]] = "auto",
-        states: int | str | Mapping[str, Sequence[str]] = "auto",
-        **others: Any,
-    ) -> int:
-        """Both of two states. UP alone moves all tasks alike, which their own terms do as well."""
-        _, of_states = _links_and_states(schema, choice("likelihood", likelihood, Likelihood), views, states)
-        return 0 if of_states is None or hidden is None else 2
-
     def forward(self, representations: Tensor, features: Features) -> Predictions:
         """Predict all tasks, with the hidden state."""
         c, n = self.towers(representations).unbind(2)  # (B, T) each
@@ -188,18 +177,10 @@ class LatentHead(Head):
         states = self.hidden_output(x[:, :0] if self.hidden is None else self.hidden(x))
         if self.match is not None:
             states = states + self.match(features.fields)
-        predictions = self.mixture(c, n, self._add_state_terms(at_least_float32(states), features))
+        predictions = self.mixture(c, n, at_least_float32(states))
         if self.privileged is not None and predictions.latent is not None:
             predictions.latent.evidence = self.privileged(features.first_order)
         return predictions
-
-    def _add_state_terms(self, states: Tensor, features: Features) -> Tensor:
-        """Add the table's first-order terms of two states, if any, to their (B, 3) logits: UP's with W and without."""
-        terms, tasks = features.first_order, len(self.log_ceiling)
-        if terms is None or not features.spec.state_terms:
-            return states
-        up, second = at_least_float32(terms[:, tasks : tasks + 2]).unbind(1)
-        return states + torch.stack([second, up, up], 1)
 
     def mixture(self, c: Tensor, n: Tensor, states: Tensor) -> Predictions:
         """Apply equations (1) to (10).
@@ -343,22 +324,6 @@ def joint_loss(
     """
     nll = -torch.logaddexp(*latent.log_with_labels(labels, mask, bins))
     return nll.mean() if rows is None else weighted_mean(nll, rows)
-
-
-def _links_and_states(
-    schema: Schema,
-    likelihood: Likelihood,
-    views: str | Mapping[str, Sequence[str]],
-    states: int | str | Mapping[str, Sequence[str]],
-) -> tuple[list[Link], tuple[str, Bools] | None]:
-    """The links between tasks of one view; and which tasks hang on which state, None with one state."""
-    joint, given = likelihood is Likelihood.FULL, given_views(views, schema.task_names)
-    links = find_links(schema, given) if joint else []
-    if not joint and states not in (1, "auto"):
-        raise ValueError("states: a second hidden state needs likelihood=full; single labels tell nothing of it")
-    if states == "auto" and given is not None:
-        states = 1  # who names views says what UP explains
-    return links, tasks_of_states(states, schema, view_names(schema, links))
 
 
 def _alphas(alpha: float | Mapping[str, float], schema: Schema) -> list[float]:

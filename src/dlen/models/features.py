@@ -26,7 +26,6 @@ class FeatureSpec:
         parts: number P of equal parts of a vector, one per task and then the shared one; 1 if all tasks share it.
         shared_part: whether the last part belongs to all tasks.
         first_order: number O of first-order terms appended to the input; 0 for none.
-        state_terms: how many of them belong to hidden states; they follow those of the tasks.
         own_numbers: whether the numbers are P equal parts too, as the vectors are.
     """
 
@@ -38,7 +37,6 @@ class FeatureSpec:
     first_order: int = 0
     own_numbers: bool = False
     shared_part: bool = False
-    state_terms: int = 0
 
     @classmethod
     def of(cls, schema: Schema, table: EmbeddingTable | MixedTables) -> FeatureSpec:
@@ -51,7 +49,6 @@ class FeatureSpec:
             dim=table.dim,
             parts=table.parts,
             first_order=table.first_order,
-            state_terms=table.state_terms,
             shared_part=table.shared_part,
         )
 
@@ -112,7 +109,7 @@ class Features:
 
     @property
     def first_order(self) -> Tensor | None:
-        """(B, O) first-order terms of the tasks, hidden states and views; None if the table has none."""
+        """(B, O) first-order terms, one per task; None if the table has none."""
         return self.values[:, self.spec.width :] if self.spec.first_order else None
 
     def field(self, name: str) -> Tensor:

@@ -6,7 +6,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,14 +64,6 @@ class Head(nn.Module, ABC):
     state_names: tuple[str, ...] = ()
     second_tasks: tuple[str, ...] = ()
     of_labels: tuple[str, ...] = ()
-
-    @classmethod
-    def count_state_terms(cls, schema: Schema, **settings: Any) -> int:
-        """How many hidden states of a head with these settings take first-order terms of the table; 0 for most.
-
-        They follow those of the tasks in :attr:`Features.first_order`, if the table has first-order terms.
-        """
-        return 0
 
     @abstractmethod
     def forward(self, representations: Tensor, features: Features) -> Predictions:

@@ -173,7 +173,7 @@ class PerTask(Interaction):
     """
 
     def __init__(self, spec: FeatureSpec, make: MakeInteraction) -> None:
-        own = replace(spec, dim=spec.dim // spec.parts, parts=1, first_order=0, state_terms=0, shared_part=False)
+        own = replace(spec, dim=spec.dim // spec.parts, parts=1, first_order=0, shared_part=False)
         parts = [make(own) for _ in range(spec.parts)]
         out = parts[0].out_spec
         numbers = tuple(f"{name} of part {part}" for part in range(spec.parts) for name in out.numbers)

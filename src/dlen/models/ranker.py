@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
-from inspect import signature
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +53,7 @@ class Ranker(Model):
         for name, make in (parts | {"backbone": backbone, "head": head}).items():
             if not callable(make) and (name, make) != ("interaction", None):
                 raise ValueError(f"{name} must be callable, got {make!r}; choose one with model/{name}=NAME")
-        self.embedding = make_tables(_with_state_terms(embedding, head, schema), schema)
+        self.embedding = make_tables(embedding, schema)
         self.spec = FeatureSpec.of(schema, self.embedding)
         self.sequences: SequencePools | None = None
         if schema.sequences:
@@ -135,12 +133,3 @@ class Ranker(Model):
     def mixtures(self) -> list[Mixture]:
         """The backbone's mixtures."""
         return self.backbone.mixtures()
-
-
-def _with_state_terms(embedding: MakeEmbedding, head: MakeHead, schema: Schema) -> MakeEmbedding:
-    """Let a table with first-order terms have those of the head's hidden states, if both classes know of them."""
-    made, settings = (head.func, head.keywords) if isinstance(head, partial) else (head, {})
-    if not (isinstance(made, type) and issubclass(made, Head)) or "state_terms" not in signature(embedding).parameters:
-        return embedding
-    states = made.count_state_terms(schema, **settings)
-    return partial(embedding, state_terms=states) if states else embedding

@@ -60,7 +60,6 @@ class EmbeddingTable(nn.Module):
         first_order: add one number per id and task next to the vector, initially 0. Summed over the F fields that
             have ids of their own and divided by the root of F, they are first-order terms of the tasks' logits (the
             wide part of Cheng et al. 2016), which give a rare task its own parameters in the table.
-        state_terms: with first-order terms, how many more of them: one per hidden state of the head.
         private: give each task its own vectors, of length ``dim`` per id.
         shared_part: with private vectors, one more vector of this length per id, which all tasks share.
         std: standard deviation of the initial vectors.
@@ -70,8 +69,7 @@ class EmbeddingTable(nn.Module):
         parts: number P of equal parts of a vector, one per task and then the shared one, which an optimiser must treat
             separately; 1 if tasks share the vectors.
         shared_part: whether the last part belongs to all tasks.
-        first_order: number O of first-order terms per id: those of the tasks, of hidden states and of views; or 0.
-        state_terms: how many of them belong to hidden states.
+        first_order: number O of first-order terms per id: one per task and per view, or 0.
         out_dim: width D of vectors and numbers, without sequences and vector fields; the O first-order sums follow.
 
     Raises:
@@ -84,7 +82,6 @@ class EmbeddingTable(nn.Module):
         dim: int = 16,
         *,
         first_order: bool = False,
-        state_terms: int = 0,
         private: bool = False,
         shared_part: bool = False,
         std: float = 0.05,
@@ -100,8 +97,7 @@ class EmbeddingTable(nn.Module):
             raise ValueError("embedding.shared_part is one more vector beside private ones; set embedding.private=true")
         self.shared_part = shared_part
         self.parts = len(schema.tasks) + shared_part if private else 1
-        self.state_terms = state_terms if first_order else 0
-        self.first_order = len(schema.tasks) + state_terms + len(schema.views) if first_order else 0
+        self.first_order = len(schema.tasks) + len(schema.views) if first_order else 0
         self.dim = dim = dim * self.parts
         self._std, rows = std, schema.num_embeddings
         width = row_width(dim, self.first_order)

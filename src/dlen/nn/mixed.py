@@ -112,8 +112,7 @@ class MixedTables(nn.Module):
         make: factory of the tables.
 
     Attributes:
-        dim: as of :class:`EmbeddingTable`; so are ``parts``, ``shared_part``, ``first_order`` and
-            ``state_terms``.
+        dim: as of :class:`EmbeddingTable`; so are ``parts``, ``shared_part`` and ``first_order``.
         columns: what each of the tables embeds.
 
     Raises:
@@ -125,7 +124,7 @@ class MixedTables(nn.Module):
         by_dim = schema.by_dim
         wide, *narrow = (make(own, dim=dim) if dim else make(own) for dim, own in by_dim.items())
         self.dim, self.parts, self.first_order = wide.dim, wide.parts, wide.first_order
-        self.shared_part, self.state_terms = wide.shared_part, wide.state_terms
+        self.shared_part = wide.shared_part
         longest, dim = schema.owners[-1], self.dim // self.parts
         if longest.dim > dim:
             raise ValueError(

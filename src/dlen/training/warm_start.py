@@ -62,7 +62,7 @@ def warm_start(model: Model, store: Store, config: DictConfig) -> list[str]:
     schemas = zip(store.schema.by_dim.values(), old.schema.by_dim.values(), strict=True)
     lines = []
     for table, was, (now, then) in zip(tables.values(), were.values(), schemas, strict=True):
-        terms, of_views = (len(now.tasks) + table.state_terms, len(then.views)) if table.first_order else (0, 0)
+        terms, of_views = (len(now.tasks), len(then.views)) if table.first_order else (0, 0)
         if was is None or was.shape != (then.num_embeddings, row_width(table.dim, terms + of_views)):
             raise UserError(f"{_KEY}: {folder} has vectors of another length; set model.embedding as in the run")
         kept = table.dim + terms  # the terms of views belong to today's labels
