@@ -32,7 +32,10 @@ from dlen.training.optimizers import adam
 
 STEPS = 30
 BATCH = 4096
-AGGREGATORS = ("UPGrad", "PCGrad", "GradVac", "MGDA", "IMTLG", "AlignedMTL")
+AGGREGATORS: dict[str, dict[str, Any]] = {
+    **{name: {} for name in ("UPGrad", "PCGrad", "GradVac", "MGDA", "IMTLG", "AlignedMTL")},
+    "FairGrad": {"alpha": 2.0},
+}
 
 
 def steps(store: Store, shape: Shape, make: Callable[[], Balancer]) -> float:
@@ -64,7 +67,7 @@ def main() -> None:
         "tchebycheff": SmoothTchebycheff,
         "geometric_mean": GeometricMean,
         "gradnorm": GradNorm,
-        **{f"surgery, {name}": partial(Surgery, name) for name in AGGREGATORS},
+        **{f"surgery, {name}": partial(Surgery, name, **own) for name, own in AGGREGATORS.items()},
     }
     found = in_turn({name: partial(steps, store, shape, make) for name, make in kinds.items()}, rounds)
     where = {"model": f"MMoE, {shape.experts} experts, {len(store.schema.tasks)} tasks"}
