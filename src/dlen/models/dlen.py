@@ -9,7 +9,8 @@ t, label y_t and impression x:
     0 < P(t | not UP) < bound                           what makes UP identifiable        (5)-(7)
     P(t | UP) = sigmoid(c),  P(t | not UP) = alpha sigmoid(n) base                        (8)-(10)
 
-:class:`LatentHead` computes c, n and P(UP). ``LatentHead.mixture`` implements the equations in log space.
+:class:`LatentHead` computes c, n and P(UP). ``LatentHead.mixture`` implements the equations in log space. The bound of
+(5) to (7) is alpha times ``base``, the buffer ``log_ceiling``, by which ``mixture`` multiplies sigmoid(n).
 :class:`Likelihood` selects the training loss: the paper's sum of cross entropies of (1), or :func:`joint_loss`.
 """
 

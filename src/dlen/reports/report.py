@@ -28,7 +28,7 @@ from dlen.reports.progressive import progressive_sections
 from dlen.reports.run_labels import by_label, differing, representative
 from dlen.reports.run_plots import run_plots
 from dlen.reports.run_record import RunRecord
-from dlen.reports.runs import PROGRESSIVE, Matches, find, read_runs
+from dlen.reports.runs import COMPARISON, PROGRESSIVE, Matches, find, read_runs
 from dlen.reports.workspace import build_workspace, publish
 
 _ABOUT = (  # metrics of a run other than its AUCs, as columns of the table
@@ -56,7 +56,7 @@ def report(config: DictConfig) -> None:
     out = Path(config.out)
     _check_out(out)
     project = None if config.wandb is None else config.wandb.split("/")
-    matches = find(config.runs if isinstance(config.runs, str) else [str(pattern) for pattern in config.runs])
+    matches = find(config.runs if isinstance(config.runs, str) else [str(pattern) for pattern in config.runs], _KINDS)
     plots = _drawn(read_runs(matches), matches)
     records = [record for record, _ in plots]
     sections = [*_data_sections(records, str(config.base)), *_other_sections(matches)]
@@ -237,7 +237,7 @@ def _surface_sections(folder: Path) -> list[Section]:
 
 
 _KINDS: dict[str, tuple[str, Callable[[Path], list[Section]]]] = {  # by file: what it is, and what reads its folder
-    "table.json": ("comparison", comparison_sections),
+    COMPARISON: ("comparison", comparison_sections),
     "surface.json": ("comparison", _surface_sections),
     "study.json": ("study", _study_sections),
     "benchmark.json": ("benchmark", benchmark_sections),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from glob import glob
 from pathlib import Path
@@ -15,8 +15,7 @@ from dlen.files import read_mapping
 from dlen.reports.run_labels import name_data, set_labels
 from dlen.reports.run_record import RunRecord, read_run
 
-PROGRESSIVE = "progressive.json"
-FILES = ("table.json", "surface.json", "study.json", "benchmark.json", PROGRESSIVE)  # of results other than runs
+COMPARISON, PROGRESSIVE = "table.json", "progressive.json"
 
 
 @dataclass(slots=True)
@@ -25,8 +24,8 @@ class Matches:
 
     Attributes:
         runs: run folders.
-        folders: folders with each of :data:`FILES`. The runs of a progressive validation are left out: each is tested
-            on another day.
+        folders: folders of each kind of result, by its file. The runs of a progressive validation are left out: each is
+            tested on another day.
         names: name of each run in its comparison, by folder.
         unreadable: a line for each folder that was skipped.
     """
@@ -41,7 +40,7 @@ class Matches:
         self.unreadable.append(f"{folder}: is left out because it cannot be read ({reason})")
 
 
-def find(patterns: str | Sequence[str]) -> Matches:
+def find(patterns: str | Sequence[str], results: Iterable[str] = (COMPARISON,)) -> Matches:
     """Find every run, comparison and study that a pattern matches, or that is below a match.
 
     A comparison adds its own runs. Trials belong to their study and do not count as runs, unless the pattern names
@@ -49,6 +48,7 @@ def find(patterns: str | Sequence[str]) -> Matches:
 
     Args:
         patterns: a folder, a :mod:`glob` pattern in which ``**`` matches any folders, or several of them.
+        results: files by which the folders of results other than runs are known.
 
     Raises:
         UserError: nothing matches.
@@ -57,9 +57,9 @@ def find(patterns: str | Sequence[str]) -> Matches:
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     tops = [top for pattern in patterns for top in _tops(pattern)]
     folders = {f.resolve(): f for top in tops for f in _folders(top)}
-    matches.folders = {name: [f for f in folders.values() if (f / name).is_file()] for name in FILES}
+    matches.folders = {name: [f for f in folders.values() if (f / name).is_file()] for name in results}
     runs = {key: folder for key, folder in folders.items() if _is_run(folder)}
-    for comparison in matches.folders["table.json"]:
+    for comparison in matches.folders.get(COMPARISON, []):
         for name, folder in _runs_of(comparison):
             matches.names.setdefault(folder.resolve(), name)
             if _is_run(folder):
@@ -103,7 +103,7 @@ def _is_study(folder: Path) -> bool:
 def _runs_of(comparison: Path) -> list[tuple[str, Path]]:
     """A comparison's runs with the names of their models; empty if the table cannot be read."""
     try:
-        content = read_mapping(comparison / "table.json")
+        content = read_mapping(comparison / COMPARISON)
         by_model: dict[str, list[str]] = {}
         for name, folder in content["folders"].items():
             by_model.setdefault(str(name).rsplit(", seed ", 1)[0], []).append(Path(str(folder)).name)
