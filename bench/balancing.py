@@ -32,10 +32,7 @@ from dlen.training.optimizers import adam
 
 STEPS = 30
 BATCH = 4096
-AGGREGATORS: dict[str, dict[str, Any]] = {
-    **{name: {} for name in ("UPGrad", "PCGrad", "GradVac", "MGDA", "IMTLG", "AlignedMTL")},
-    "FairGrad": {"alpha": 2.0},
-}
+AGGREGATORS = ("UPGrad", "PCGrad", "GradVac", "MGDA", "IMTLG", "AlignedMTL")
 
 
 def steps(store: Store, shape: Shape, make: Callable[[], Balancer]) -> float:
@@ -67,7 +64,8 @@ def main() -> None:
         "tchebycheff": SmoothTchebycheff,
         "geometric_mean": GeometricMean,
         "gradnorm": GradNorm,
-        **{f"surgery, {name}": partial(Surgery, name, **own) for name, own in AGGREGATORS.items()},
+        **{f"surgery, {name}": partial(Surgery, name) for name in AGGREGATORS},
+        "surgery, FairGrad": partial(Surgery, "FairGrad", alpha=2.0),
     }
     found = in_turn({name: partial(steps, store, shape, make) for name, make in kinds.items()}, rounds)
     where = {"model": f"MMoE, {shape.experts} experts, {len(store.schema.tasks)} tasks"}

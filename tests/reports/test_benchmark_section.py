@@ -11,7 +11,7 @@ from dlen.benchmarking.tables import DataSet, Entry, write_benchmark
 from dlen.comparing.statistics import Difference
 from dlen.reports.benchmark import benchmark_sections
 from dlen.reports.page import check
-from dlen.reports.report import _other_sections
+from dlen.reports.report import _KINDS, _other_sections
 from dlen.reports.runs import Matches, find
 
 NAN = float("nan")
@@ -75,7 +75,7 @@ def test_a_report_finds_benchmarks_and_skips_damaged_ones(tmp_path: Path) -> Non
     written(tmp_path / "good", 1)
     damaged = written(tmp_path / "damaged", 1) / "benchmark.json"
     damaged.write_text(json.dumps({"data_sets": [{"name": "x"}], "base": "A"}))
-    matches: Matches = find(str(tmp_path), ["benchmark.json"])
+    matches: Matches = find(str(tmp_path), _KINDS)
     assert {folder.name for folder in matches.folders["benchmark.json"]} == {"good", "damaged"}
     assert [section.title for section in _other_sections(matches)] == ["Benchmark: log0 (good)"]
     assert len(matches.unreadable) == 1

@@ -247,7 +247,7 @@ class HistoryColumn(LogColumn, OrderedColumn):
         further = [f for f in self.fields() if not f.share]
         writer.counts |= {f.name: np.full(f.vocab_size, NEVER_RARE) for f in further}
         if self.history.labels:
-            writer.statistics[self.fields()[len(self.of)].name] = {"labels": self.history.labels}
+            writer.statistics[further[0].name] = {"labels": self.history.labels}
         writer.histories[self.name] = {
             "by": self.names,
             "separators": self.separators,
