@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import fcntl
 import io
 import json
@@ -12,7 +13,7 @@ import stat
 import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -252,15 +253,64 @@ def locked(path: Path, doing: str, *, quiet: bool = False) -> Iterator[None]:
 
 @contextmanager
 def replacing_file(path: Path) -> Iterator[Path]:
-    """Provide a temporary file next to ``path`` that replaces it on success and is deleted on failure."""
+    """Provide a temporary file next to ``path`` that replaces it on success and is deleted on failure.
+
+    Processes and threads that write the same file take turns: the last one's content stays. What a dead process left
+    is overwritten by the next one.
+    """
     temporary = path.with_name(f".{path.name}.writing")
-    temporary.unlink(missing_ok=True)
+    file = _own(temporary)
     try:
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # does not follow links
         yield temporary
         temporary.replace(path)
-    finally:
+    except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+    finally:  # not before: the temporary name is free from here on
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_UN)  # a forked process may have the file open as well
+        os.close(file)
+
+
+def _own(temporary: Path) -> int:
+    """An open, empty and locked file of that name, which no other writer uses and no link leads to."""
+    while True:
+        try:
+            file = os.open(temporary, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.ENXIO):  # a link, a socket
+                raise
+            temporary.unlink(missing_ok=True)
+            continue
+        try:
+            _lock(file, temporary)
+            found = os.fstat(file)
+            if _is_at(temporary, found):
+                if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
+                    os.ftruncate(file, 0)
+                    return file
+                temporary.unlink(missing_ok=True)  # planted: what it leads to is not ours to overwrite
+        except BaseException:
+            os.close(file)
+            raise
+        os.close(file)  # the writer before has renamed or deleted it
+
+
+def _lock(file: int, temporary: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(f"{temporary.parent}: waiting for another process, which writes {temporary.name[1:-8]}", file=sys.stderr)
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError:  # a file system without locks, where simultaneous writers are not supported
+        return
+
+
+def _is_at(path: Path, file: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(path.lstat(), file)
+    except FileNotFoundError:
+        return False
 
 
 def write_text(path: Path, text: str) -> None:

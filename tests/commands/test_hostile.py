@@ -22,7 +22,7 @@ from optuna.distributions import CategoricalDistribution, IntDistribution
 
 from dlen.cli import _with_best
 from dlen.errors import UserError
-from dlen.files import check_links, check_plain_name, read_figures, read_json, read_yaml, replacing_file, write_json
+from dlen.files import check_links, check_plain_name, read_figures, read_json, read_yaml, write_json
 from dlen.sweeping.space import parse_space
 from dlen.sweeping.sweep import _best
 from dlen.training.checkpoints import CheckpointFiles, read_checkpoint
@@ -524,23 +524,6 @@ def test_links_to_the_log_of_wandb_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "run" / "wandb").symlink_to(tmp_path)
     with pytest.raises(UserError, match="is a link out of"):
         check_links(tmp_path / "run")
-
-
-@pytest.fixture
-def planted(tmp_path: Path) -> tuple[Path, Path]:
-    """A file to write, and the target of a link under its temporary name."""
-    mine = tmp_path / "mine"
-    mine.write_text("mine")
-    (tmp_path / ".file.writing").symlink_to(mine)
-    return tmp_path / "file", mine
-
-
-def test_a_temporary_name_is_no_way_out(planted: tuple[Path, Path]) -> None:
-    path, mine = planted
-    with replacing_file(path) as temporary:
-        temporary.write_text("new")
-    assert (path.read_text(), mine.read_text()) == ("new", "mine")
-    assert not path.is_symlink()
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "../x", "/x", "a\0b", 5, None])

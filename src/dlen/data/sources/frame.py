@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import polars as pl
@@ -13,7 +16,6 @@ import yaml
 
 from dlen.data.sources.table import Table
 from dlen.errors import UserError
-from dlen.files import replacing_file
 
 
 def frame_source(frame: pl.DataFrame, spec: Mapping[str, Any], folder: Path, name: str) -> Table:
@@ -42,12 +44,10 @@ def frame_source(frame: pl.DataFrame, spec: Mapping[str, Any], folder: Path, nam
         raise UserError(f"spec of {name}: has a value that YAML cannot represent ({error})") from None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with replacing_file(folder / f"{name}.parquet") as path:
+        with _replacing_if_other(folder / f"{name}.parquet") as path:
             frame.write_parquet(path)
-            _keep_if_same(folder / f"{name}.parquet", path)
-        with replacing_file(folder / f"{name}.yaml") as path:
+        with _replacing_if_other(folder / f"{name}.yaml") as path:
             path.write_text(yaml.safe_dump({"files": f"{name}.parquet", **content}, sort_keys=False))
-            _keep_if_same(folder / f"{name}.yaml", path)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
     except (pl.exceptions.PolarsError, TypeError) as error:
@@ -62,8 +62,11 @@ def _plain(value: Any) -> Any:
     return value.isoformat() if isinstance(value, date) else value.item()
 
 
-def _keep_if_same(old: Path, new: Path) -> None:
-    """Keep the old file, and so its modification time, if the new bytes are the same."""
-    if old.exists() and old.stat().st_size == new.stat().st_size and old.read_bytes() == new.read_bytes():
-        new.unlink()
-        old.rename(new)
+@contextmanager
+def _replacing_if_other(path: Path) -> Iterator[Path]:
+    """A temporary file that replaces ``path``, unless that has the same bytes: its modification time then stays."""
+    with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", suffix=".writing") as folder:
+        new = Path(folder) / path.name
+        yield new
+        if not (path.exists() and filecmp.cmp(path, new, shallow=False)):
+            new.replace(path)
