@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections import Counter
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -151,7 +152,8 @@ def whole(shape: Shape, name: str) -> int:
         settings += [f"loader.batch_size={BATCH}", f"trainer.max_steps={WARM_UP + STEPS}", "trainer.max_epochs=-1"]
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             config = compose_train([*settings, "+trainer.limit_val_batches=1"])
-        fit(config, lambda _: [count], checkpoints=False)
+        with ExitStack() as held:
+            fit(config, held, lambda _: [count], checkpoints=False)
     return count.calls
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from dlen.files import replacing_file, write_text
+from dlen.files import locked, replacing_file, write_text
 
 WRITES = 100
 BRAKE = 300
@@ -47,6 +49,38 @@ def test_threads_write_one_file(tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda letter: write_often(tmp_path / "file", letter), "abcd"))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.fixture
+def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system without locks, as some of clusters are."""
+
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_threads_write_one_file_without_locks(tmp_path: Path) -> None:
+    test_threads_write_one_file(tmp_path)
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_a_file_system_without_locks_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with locked(tmp_path / "lock", "testing"):
+        assert "has no locks" in capsys.readouterr().err
+
+
+def test_a_child_keeps_a_lock(tmp_path: Path) -> None:
+    """A comparison that is killed leaves trainings, and the next one must wait for them."""
+    with locked(tmp_path / "lock", "testing") as lock:
+        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(lock,))
+    with pytest.raises(BlockingIOError), locked(tmp_path / "lock", "testing", wait=False):
+        pass
+    child.communicate(b"\n", timeout=BRAKE)
+    with locked(tmp_path / "lock", "testing", wait=False):
+        pass
 
 
 def test_a_killed_writer_is_in_nobodys_way(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import yaml
 from omegaconf._utils import get_yaml_loader
@@ -27,6 +28,7 @@ _BLOCK = 1 << 20
 _YAML_BYTES = 1 << 18  # a config has two thousand bytes
 _JSON_BYTES = 1 << 24  # a study of ten thousand trials has four million bytes
 _MOST_PLAIN = 1 << 12  # characters of an unquoted value; longer ones take seconds to parse as base-60 numbers
+_MOST_TURNS = 10_000  # attempts to be the only writer of a file
 _MOST_LEVELS = 64  # of nested lists and mappings
 _MOST_WHOLE = 1 << 63  # limit of 64-bit integers
 _TEXTS = ("model", "data", "version", "code", "data_fingerprint", "config_hash", "checkpoint", "state")
@@ -238,28 +240,51 @@ def check_plain_name(name: object, key: str = "data.name") -> None:
 
 
 @contextmanager
-def locked(path: Path, doing: str, *, quiet: bool = False) -> Iterator[None]:
-    """Lock out other processes, which wait and report it unless ``quiet``. The system frees a dead process's lock."""
+def locked(path: Path, doing: str, *, quiet: bool = False, wait: bool = True) -> Iterator[int]:
+    """Lock out other processes, which wait and report it unless ``quiet``. The system frees a dead process's lock.
+
+    Args:
+        path: file that is locked, created if missing.
+        doing: what this process does meanwhile, for the report of the others.
+        quiet: wait without a report.
+        wait: False raises BlockingIOError if another process has the lock.
+
+    Yields:
+        The file descriptor of the lock. A child that inherits it keeps the lock if this process dies.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:  # append mode: if the path is a link, its target is not truncated
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            if not wait:
+                raise
             if not quiet:
                 print(f"{path.parent}: waiting for another process, which is {doing}", file=sys.stderr)
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        except OSError as error:
+            print(
+                f"warning: {path.parent}: its file system has no locks ({error.strerror}); use it from one process at "
+                "a time",
+                file=sys.stderr,
+            )
+        yield file.fileno()
 
 
 @contextmanager
 def replacing_file(path: Path) -> Iterator[Path]:
     """Provide a temporary file next to ``path`` that replaces it on success and is deleted on failure.
 
-    Processes and threads that write the same file take turns: the last one's content stays. What a dead process left
-    is overwritten by the next one.
+    Processes and threads that write the same file take turns, and the last one's content stays. The next one also
+    overwrites what a dead process left. Without locks in the file system, each writes to a name of its own, which
+    stays if it dies.
     """
     temporary = path.with_name(f".{path.name}.writing")
-    file = _own(temporary)
+    try:
+        file = _own(temporary)
+    except _NoLocksError:
+        temporary = path.with_name(f".{path.name}.{uuid4().hex}.writing")
+        file = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
     try:
         yield temporary
         temporary.replace(path)
@@ -274,7 +299,7 @@ def replacing_file(path: Path) -> Iterator[Path]:
 
 def _own(temporary: Path) -> int:
     """An open, empty and locked file of that name, which no other writer uses and no link leads to."""
-    while True:
+    for _ in range(_MOST_TURNS):
         try:
             file = os.open(temporary, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
         except OSError as error:
@@ -294,6 +319,7 @@ def _own(temporary: Path) -> int:
             os.close(file)
             raise
         os.close(file)  # the writer before has renamed or deleted it
+    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(temporary))
 
 
 def _lock(file: int, temporary: Path) -> None:
@@ -302,8 +328,13 @@ def _lock(file: int, temporary: Path) -> None:
     except BlockingIOError:
         print(f"{temporary.parent}: waiting for another process, which writes {temporary.name[1:-8]}", file=sys.stderr)
         fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError:  # a file system without locks, where simultaneous writers are not supported
-        return
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise _NoLocksError from None
+
+
+class _NoLocksError(Exception):
+    """The file system has no locks."""
 
 
 def _is_at(path: Path, file: os.stat_result) -> bool:

@@ -26,6 +26,7 @@ from dlen.schema import Schema
 from dlen.training.configs import build
 from dlen.training.evaluate import evaluate
 from dlen.training.fit import train
+from dlen.training.run_folder import only_training
 from dlen.training.stores import open_store
 from tests.conftest import ROOT, Compose, run_here, wait_for
 
@@ -432,6 +433,25 @@ def test_feed_default_learns(composed: Compose) -> None:
     for task in ("click", "like", "share", "follow", "comment"):
         assert metrics[f"test/auc/{task}"] < metrics[f"test/oracle/{task}"]
         assert math.isclose(metrics[f"test/calibration/{task}"], 1, abs_tol=0.35)
+
+
+@pytest.mark.slow
+def test_one_training_at_a_time_in_a_folder(composed: Compose, tmp_path: Path) -> None:
+    """A resume beside the process that was thought dead: its checkpoints would not be those of metrics.json."""
+    folder = tmp_path / "run"
+    settings = [*SIZES["dlen"], *FEED, f"run_dir={folder}"]
+    new, longer = composed(*settings), composed(*settings, "ckpt=last", "trainer.max_epochs=2")
+    busy = "config run_dir: another process is training in"
+    with only_training(folder):
+        with pytest.raises(UserError, match=busy):
+            train(new)
+        assert not (folder / "config.yaml").exists()
+    steps = train(new)["fit/steps"]
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with only_training(folder), pytest.raises(UserError, match=busy):
+        train(longer)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert train(longer)["fit/steps"] == 2 * steps
 
 
 def test_a_refused_resume_leaves_the_run_as_it_was(composed: Compose, tmp_path: Path) -> None:

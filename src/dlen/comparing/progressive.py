@@ -18,7 +18,7 @@ from dlen.data.days import between
 from dlen.data.prepare import prepare
 from dlen.data.store import Store
 from dlen.errors import UserError
-from dlen.files import check_links, check_writable, read_figures, read_mapping, write_csv, write_json
+from dlen.files import check_links, check_writable, locked, read_figures, read_mapping, write_csv, write_json
 from dlen.overrides import leaves
 from dlen.progress import Stage
 from dlen.targets import Targets
@@ -51,6 +51,11 @@ def progressive(config: DictConfig) -> None:
     folder = Path(config.run_dir or f"{config.runs_dir}/progressive/{config.data_name}/{config.model_name}")
     check_writable(folder)
     check_links(folder)
+    with locked(folder / ".lock", "measuring these days"):
+        _measure(config, store, days, folder)
+
+
+def _measure(config: DictConfig, store: Store, days: Sequence[str], folder: Path) -> None:
     settings = {k: v for k, v in leaves(settings_of(config)) if k.split(".")[0] not in _FREE}
     _check_same(folder, settings)
     base = None if config.base_run is None else read_progressive(Path(str(config.base_run)))

@@ -18,6 +18,7 @@ from dlen.errors import UserError, last_line
 from dlen.files import locked
 from dlen.overrides import conf_of_this_command, written
 from dlen.progress import Stage
+from dlen.training.run_folder import only_training
 
 
 def train_missing(runs: Sequence[PlannedRun], workers: int, group: str, job_type: str) -> None:
@@ -75,20 +76,20 @@ class _Pool:
     def __init__(self, environments: queue.SimpleQueue[dict[str, str]], group_names: dict[str, str]) -> None:
         self.environments, self.group_names, self.conf = environments, group_names, conf_of_this_command()
         self.processes: set[subprocess.Popen[bytes]] = set()
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()  # the handler of a signal may interrupt its own thread
         self.stopped = False
 
     def train(self, run: PlannedRun) -> None:
         """Train one run, or resume it if an earlier comparison was interrupted."""
         environment = self.environments.get()
         try:
-            with locked(run.folder.with_name(f".{run.folder.name}.lock"), "training this run"):
+            with locked(run.folder.with_name(f".{run.folder.name}.lock"), "training this run") as lock:
                 if not run.done and not self.stopped:
-                    self._run(run, environment)
+                    self._run(run, environment, lock)
         finally:
             self.environments.put(environment)
 
-    def _run(self, run: PlannedRun, environment: dict[str, str]) -> None:
+    def _run(self, run: PlannedRun, environment: dict[str, str], lock: int) -> None:
         arguments = [
             sys.executable,
             "-m",
@@ -100,7 +101,8 @@ class _Pool:
         if (run.folder / "checkpoints" / "last.ckpt").exists() and not (run.folder / "metrics.json").exists():
             arguments.append("ckpt=last")
         else:
-            shutil.rmtree(run.folder, ignore_errors=True)
+            with only_training(run.folder):
+                shutil.rmtree(run.folder, ignore_errors=True)
         log = run.folder.with_name(f"{run.folder.name}.log")
         wandb_names = {**self.group_names, "WANDB_NAME": f"{run.model}-seed{run.seed}"}
         log.unlink(missing_ok=True)  # it may be a link
@@ -111,9 +113,12 @@ class _Pool:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
+                pass_fds=(lock,),  # an orphan keeps the lock of its run
             )
             with self.lock:
                 self.processes.add(process)
+                if self.stopped:  # while it was being started
+                    process.terminate()
             code = process.wait()
             with self.lock:
                 self.processes.discard(process)

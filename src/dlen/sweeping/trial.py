@@ -11,6 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,8 @@ def _train(
         config = compose(config_overrides)
         reporter = Reporter(trial, keys[0], stopping, prunable=spec.prunable(seed))
         os.environ[FOLLOWED] = json.dumps(config_overrides)
-        fitted = fit(config, lambda folder, reporter=reporter: [reporter], checkpoints=False)  # type: ignore[misc]
+        with ExitStack() as held:
+            fitted = fit(config, held, lambda folder, reporter=reporter: [reporter], checkpoints=False)  # type: ignore[misc]
         steps += fitted.trainer.global_step
         figures = fitted.metrics | fitted.selection.best
         pruned = reporter.pruned
@@ -191,7 +193,8 @@ def follow(compose: Callable[[list[str]], DictConfig], spec: Spec) -> None:
         compose: makes a config of ``train.py`` from the trial's overrides.
     """
     reporter = Reporter(None, next(iter(spec.objectives)), threading.Event(), prunable=spec.prunable(0))
-    fit(compose(json.loads(os.environ[FOLLOWED])), lambda folder: [reporter], checkpoints=False)
+    with ExitStack() as held:
+        fit(compose(json.loads(os.environ[FOLLOWED])), held, lambda folder: [reporter], checkpoints=False)
 
 
 def _keep(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -63,6 +63,7 @@ from dlen.training.run_folder import (
     check_same_data,
     check_same_run,
     flatten,
+    only_training,
     read_base,
     resume_from,
     run_folder,
@@ -115,12 +116,15 @@ def train(config: DictConfig, draw: Draw | None = None, store: Store | None = No
     Raises:
         UserError: the input or a setting is invalid.
     """
-    with wandb_finished():
-        return _fit_and_test(config, draw, store)
+    with wandb_finished(), ExitStack() as held:
+        return _fit_and_test(config, draw, store, held)
 
 
-def _fit_and_test(config: DictConfig, draw: Draw | None, store: Store | None) -> dict[str, Any]:
-    fitted = fit(config, lambda folder: [ScoreWriter(folder / SCORES)] if config.metrics.scores else [], store=store)
+def _fit_and_test(config: DictConfig, draw: Draw | None, store: Store | None, held: ExitStack) -> dict[str, Any]:
+    def scores(folder: Path) -> list[Callback]:
+        return [ScoreWriter(folder / SCORES)] if config.metrics.scores else []
+
+    fitted = fit(config, held, scores, store=store)
     trainer, module, folder, metrics = fitted.trainer, fitted.module, fitted.folder, fitted.metrics
     best = folder / BEST
     if not best.exists():
@@ -154,6 +158,7 @@ def _fit_and_test(config: DictConfig, draw: Draw | None, store: Store | None) ->
 
 def fit(
     config: DictConfig,
+    held: ExitStack,
     make_callbacks: Callable[[Path], Sequence[Callback]] = lambda folder: (),
     *,
     checkpoints: bool = True,
@@ -163,6 +168,7 @@ def fit(
 
     Args:
         config: composed config of ``train.py``.
+        held: gets the lock of the run folder, to be closed once nothing more is written to it.
         make_callbacks: function that returns additional callbacks for a run folder.
         checkpoints: save the best and the last checkpoint.
         store: the config's data, if they are already open.
@@ -220,6 +226,7 @@ def fit(
         check_processes(config, trainer, model)
         previous_files: dict[Path, bytes] | None = None  # only in the first process, which started before the others
         if trainer.is_global_zero:
+            held.enter_context(only_training(folder))
             previous_files = {p: p.read_bytes() for p in start_of(folder) if p.exists()}
             write_start(config, folder, store)
             print(summary(store), file=sys.stderr)

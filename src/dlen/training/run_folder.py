@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from itertools import count
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from dlen.errors import UserError
-from dlen.files import check_links, check_plain_name, read_figures, read_mapping, write_json, write_text
+from dlen.files import check_links, check_plain_name, locked, read_figures, read_mapping, write_json, write_text
 from dlen.overrides import leaves
 from dlen.training.configs import plain_values, read_config
 
@@ -99,11 +99,10 @@ def read_base(run: str | None, store: Store) -> dict[str, Any] | None:
 
 
 def write_start(config: DictConfig, folder: Path, store: Store) -> None:
-    """Write config and schema to the run folder, after all checks of config, data and trainer."""
-    try:
-        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _unwritable(folder, error) from None
+    """Write config and schema to the run folder, after all checks of config, data and trainer.
+
+    :func:`only_training` has created the folder.
+    """
     text = OmegaConf.to_yaml(config, resolve=True)
     config_file, schema_file = start_of(folder)
     try:
@@ -123,10 +122,34 @@ def start_of(folder: Path) -> tuple[Path, Path]:
     return folder / "config.yaml", folder / "schema.json"
 
 
+@contextmanager
+def only_training(folder: Path) -> Iterator[None]:
+    """Keep other trainings out of a run folder. A second one would overwrite the checkpoints that metrics.json is of.
+
+    Raises:
+        UserError: another process is training in the folder, or it cannot be written.
+    """
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(_lock_of(folder), "training this run", wait=False))
+        except BlockingIOError:
+            raise UserError(
+                f"config run_dir: another process is training in {folder}; wait for its end, or end it first"
+            ) from None
+        except OSError as error:
+            raise _unwritable(folder, error) from None
+        yield
+
+
+def _lock_of(folder: Path) -> Path:
+    return folder / "checkpoints" / ".lock"
+
+
 def unwrite_start(folder: Path) -> None:
     """Undo :func:`write_start`, unless the folder contains other files."""
-    if {p for p in folder.rglob("*") if not p.is_dir()} <= set(start_of(folder)):
-        for path in start_of(folder):
+    written = (*start_of(folder), _lock_of(folder))
+    if {p for p in folder.rglob("*") if not p.is_dir()} <= set(written):
+        for path in written:
             path.unlink(missing_ok=True)
         _remove_empty([folder / "checkpoints", folder / "logs", folder])
 
