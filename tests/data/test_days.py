@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from dlen.data.prepare import prepare
 from dlen.data.sources.table import Table
 from dlen.data.sources.table_partitions import label_of
 from dlen.data.store import Store
+from dlen.files import locked
 from dlen.schema import Kind
 from tests.data.helpers import refusal, tensors_of, whole
 
@@ -182,6 +185,24 @@ def test_an_append_that_was_killed_is_begun_again(tmp_path: Path, grown: tuple[P
     again = append(source, tmp_path / "data")
     assert same(day(again, DAYS[4]), day(grown[3], DAYS[4]))
     assert len(list((tmp_path / "data/log").glob("*/store.json"))) == 2
+
+
+def test_what_another_process_has_appended_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare(write(tmp_path, range(OLD)), tmp_path / "data")
+    source = write(tmp_path, range(OLD, len(DAYS)))
+    theirs: list[tuple[Path, int]] = []  # folder and inode of its store
+
+    @contextmanager
+    def late(path: Path, doing: str) -> Iterator[int]:
+        monkeypatch.undo()
+        folder = append(source, tmp_path / "data").folder
+        theirs.append((folder, folder.stat().st_ino))
+        with locked(path, doing) as file:
+            yield file
+
+    monkeypatch.setattr("dlen.data.append.locked", late)
+    ours = append(source, tmp_path / "data").folder
+    assert theirs == [(ours, ours.stat().st_ino)]
 
 
 def test_two_days_at_once_are_as_one_after_the_other(tmp_path: Path, grown: tuple[Path, Store, Store, Store]) -> None:

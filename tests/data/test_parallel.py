@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import gc
+import os
+import signal
+import subprocess
+import sys
 import weakref
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
+from dlen.data import parallel
 from dlen.data.parallel import LocalPool, Workers, save_state
 from dlen.progress import Stage
 
@@ -37,6 +43,52 @@ def test_what_refers_to_itself_is_freed_before_the_next_piece(processes: int, tm
             assert set(workers.in_order(work, tmp_path / "state", range(9), stage)) == {1}
     finally:
         gc.enable()
+
+
+def killed_with_the_lock(folder: Path, item: int, advance: Any) -> int:
+    if not (folder / "killed").exists():
+        (folder / "killed").touch()
+        parallel._done.get_lock().acquire()  # as `advance` does for some microseconds
+        os.kill(os.getpid(), signal.SIGKILL)
+    advance(1.0)
+    return item
+
+
+def test_a_process_that_is_killed_as_it_tells_its_progress_is_made_up_for(tmp_path: Path) -> None:
+    save_state(tmp_path / "state", tmp_path)
+    with Workers(LocalPool(2), 5) as workers, Stage("pieces", 5, "pieces") as stage:
+        found = list(workers.in_order(killed_with_the_lock, tmp_path / "state", range(5), stage))
+    assert found == [0, 1, 2, 3, 4]
+
+
+FOREVER = """
+import os, sys, threading
+from pathlib import Path
+from dlen.data.parallel import LocalPool, Workers, save_state
+from dlen.progress import Stage
+
+def work(state, item, advance):
+    print(os.getpid(), flush=True)
+    threading.Event().wait()
+
+if __name__ == "__main__":
+    save_state(Path("state"), None)
+    with Workers(LocalPool(2), 4) as workers, Stage("pieces", 4, "pieces") as stage:
+        list(workers.in_order(work, Path("state"), range(4), stage))
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_its_processes_end_with_it(how: signal.Signals, tmp_path: Path) -> None:
+    """Else they would write the shards that the next preparation writes."""
+    (tmp_path / "forever.py").write_text(FOREVER)
+    command = [sys.executable, "forever.py"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        working = [psutil.Process(int(process.stdout.readline())) for _ in range(2)]
+        process.send_signal(how)
+        _, alive = psutil.wait_procs(working, timeout=600)  # a brake, not conftest's: each process would import that
+    assert not alive
 
 
 def passed_over(state: None, item: int, advance: Any) -> int:

@@ -13,8 +13,10 @@ import optuna
 import pytest
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+from optuna.storages import RDBStorage
 from optuna.trial import TrialState, create_trial
 from rich.console import Console
+from sqlalchemy.exc import OperationalError
 
 from dlen.errors import UserError
 from dlen.reports.study import _importances
@@ -60,6 +62,39 @@ def test_as_many_trials_as_wanted_begin_whoever_asks(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert sorted(found) == list(range(17))
+
+
+@pytest.mark.parametrize("storage", ["journal.log", "sqlite:///{}/study.db"])
+def test_two_machines_queue_a_point_once(storage: str, tmp_path: Path) -> None:
+    """Coordinators that share only the storage, of which one queues while the other has looked already."""
+    points = [{"x": 0.1}, {"x": 0.2}, {"x": 0.3}]
+    study = open_study(connect(storage.format(tmp_path) if "{" in storage else str(tmp_path / storage)), "s", ONE, {})
+    study.enqueue_trial(points[0])
+    begun = study.ask()  # by a worker, before the others are queued
+    for point in points:
+        study.enqueue_trial(point)
+    queue_points(study, points)
+    waiting = [t for t in own_trials(study) if t.state == TrialState.WAITING]
+    assert [t.system_attrs["fixed_params"] for t in waiting] == points[1:]
+    assert begun.number in {t.number for t in own_trials(study)}
+
+
+def test_a_database_that_another_process_creates_is_opened_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = iter(["table studies already exists", None, "unable to open database file"])
+
+    def raced(*arguments: Any, **options: Any) -> RDBStorage:
+        reason = next(said)
+        if reason is not None:
+            raise OperationalError("CREATE TABLE", None, Exception(reason))
+        return RDBStorage(*arguments, **options)
+
+    monkeypatch.setattr("dlen.sweeping.study.RDBStorage", raced)
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    connect(f"sqlite:///{tmp_path}/study.db")
+    with pytest.raises(UserError, match="unable to open"):
+        connect(f"sqlite:///{tmp_path}/study.db")
 
 
 def test_a_trial_too_many_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

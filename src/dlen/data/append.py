@@ -55,6 +55,8 @@ def append(source: Source, data_dir: Path) -> Store:
         raise UserError(f"config append: nothing is new; {folder} has all of the {len(files)} files")
     check_writable(folder)
     with locked(data_dir / source.name / ".lock", "preparing this data"):
+        if folder.exists():  # another process has prepared it meanwhile
+            return open_identified(folder, identity)
         old, new = _latest(data_dir / source.name, identity)
         days: dict[str, list[Path]] = {}
         for path, address in zip(files, _hashes(identity), strict=True):

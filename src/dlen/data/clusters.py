@@ -130,7 +130,8 @@ class RayPool(ClusterPool):
         if not ray.is_initialized():
             try:
                 ray.init(self.address, log_to_driver=False, logging_level=logging.ERROR)
-            except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+            except Exception as error:  # a bare one if a node takes 30 s to start
+                ray.shutdown()
                 raise UserError(f"config cluster.address: {one_line(error)[:_LONGEST_LOG]}") from None
             self._owned = True
         variables = {"OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": str(max(math.floor(self.cpus), 1))}

@@ -13,6 +13,7 @@ import os
 import pickle
 import signal
 import sys
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
@@ -120,7 +121,7 @@ class LocalPool(Pool):
     @property
     def done(self) -> float:
         """What all processes have done."""
-        return 0.0 if self._done is None else float(self._done.value)
+        return 0.0 if self._done is None else float(self._done.get_obj().value)  # a killed process may hold the lock
 
     def size(self, pieces: int) -> int:
         """At most the number of processes, and half the number of pieces; 0 in place of a single process."""
@@ -140,11 +141,17 @@ class LocalPool(Pool):
     def renew(self) -> None:
         """The others end with the process that was killed, so new ones are started."""
         self._executor = None
+        if self._done is not None:  # with a lock of its own: the killed process may have held the one before
+            self._done = self._context.Value("d", self.done)
 
     def close(self) -> None:
         """Stop within a chunk of rows."""
         if self._done is not None:
-            self._done.value = _STOP
+            lock = self._done.get_lock()
+            held = lock.acquire(timeout=1.0)  # a killed process may have it
+            self._done.get_obj().value = _STOP
+            if held:
+                lock.release()
         if self._executor is not None:
             self._executor.shutdown(cancel_futures=True)
         self._done = self._executor = None
@@ -266,6 +273,15 @@ def _begin(done: Any) -> None:
     _done = done
     gc.freeze()  # see _only_new_garbage
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End however the parent ends: nobody else would, and another attempt may be writing the same shards."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _in_worker(work: Work, state: Path, item: Any) -> Any:

@@ -179,8 +179,9 @@ def export(config: DictConfig) -> None:
         write_json(staging / "schema.json", serving_schema(store, serving))
         write_export(serving, dense(batches[0], store.schema), staging / "model.onnx", staging / "model.pt2")
         worst = _check_all(folder, serving, store, batches, staging)
-        for path in staging.iterdir():  # a large table has its own file next to the graph
-            path.replace(out / path.name)
+        (out / "schema.json").unlink(missing_ok=True)  # an interruption must not leave it beside another model
+        for path in sorted(staging.iterdir(), key=lambda path: path.name == "schema.json"):  # it comes last
+            path.replace(out / path.name)  # a large table has its own file next to the graph
     rows = sum(map(len, batches))
     print(f"ONNX Runtime and torch.export match the run's scores on {rows:,} rows, to {worst:.1e},")
     print(f"and on {len(batches[0]):,} rows encoded from raw values with schema.json")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,15 +68,18 @@ class Journal(BaseJournalBackend):
         content = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
         self._lock.acquire()
         try:
-            deque(self.read_logs(len(self._ends) - 1), maxlen=0)
             with self._path.open("r+b") as file:
+                with suppress(OSError):  # a file system without locks
+                    fcntl.flock(file, fcntl.LOCK_EX)  # Optuna's lock is taken from a writer that is stopped for 30 s
+                deque(self.read_logs(len(self._ends) - 1), maxlen=0)
                 file.truncate(self._ends[-1])
                 file.seek(self._ends[-1])
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
         finally:
-            self._lock.release()
+            with suppress(RuntimeError):  # it was taken away
+                self._lock.release()
 
 
 def _record(line: bytes) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ import socket
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from optuna.samplers import (
 )
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 
 from dlen.errors import UserError
 from dlen.files import check_regular, locked
@@ -90,12 +91,16 @@ def connect(storage: str) -> BaseStorage:
 
 
 def _open_database(url: str) -> RDBStorage:
-    """Open a database. Optuna creates missing tables, which fails if another process does so at the same time."""
+    """Open a database. Optuna creates missing tables, which fails if another process does so at the same time.
+
+    SQLite reports that as an OperationalError, as it does a file that cannot be opened.
+    """
     for attempt in range(_ATTEMPTS):
         try:
             return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
-        except (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.ProgrammingError):
-            if attempt + 1 == _ATTEMPTS:
+        except (IntegrityError, OperationalError, ProgrammingError) as error:
+            raced = not isinstance(error, OperationalError) or "already exists" in str(error)
+            if not raced or attempt + 1 == _ATTEMPTS:
                 raise
             time.sleep(1.0)
     raise AssertionError("unreachable")
@@ -263,6 +268,19 @@ def queue_points(study: optuna.Study, points: Sequence[Mapping[str, Any]]) -> No
     for point in points:
         if dict(point) not in known:
             study.enqueue_trial(dict(point), skip_if_exists=True)
+    _end_repeated(study)
+
+
+def _end_repeated(study: optuna.Study) -> None:
+    """End queued trials whose point an earlier trial has: coordinators that share only the storage queue them twice."""
+    seen: list[Any] = []
+    for trial in own_trials(study):
+        point = trial.system_attrs.get("fixed_params")
+        if point in seen and trial.state == TrialState.WAITING and "retry_of" not in trial.user_attrs:
+            with suppress(optuna.exceptions.UpdateFinishedTrialError):  # the other coordinator was faster
+                study._storage.set_trial_user_attr(trial._trial_id, "surplus", True)
+                study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+        seen.append(point)
 
 
 def fail(study: optuna.Study, trial: FrozenTrial, reason: str, retries: int | None) -> bool:
