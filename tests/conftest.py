@@ -6,7 +6,9 @@ import gc
 import io
 import json
 import os
+import random
 import runpy
+import socket
 import subprocess
 import sys
 import time
@@ -19,6 +21,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hypothesis import HealthCheck, settings
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from dlen.comparing.plan import PlannedRun
@@ -29,6 +32,10 @@ TINY = ("model.embedding.dim=4", "model.head.tower=[8]", "model.backbone.expert=
 BRAKE = 600  # seconds after which a test that waits for an event gives up: an emergency brake, never a measurement
 Compose = Callable[..., DictConfig]
 Command = Callable[..., subprocess.CompletedProcess[str]]
+
+# A slow machine is no failure, and the same code has the same result; FUZZ draws other examples.
+settings.register_profile("tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 
 _LONGEST = ("test_sweep.py", "test_processes.py", "test_train.py", "test_own_parts.py", "test_compare.py")
@@ -81,7 +88,6 @@ def run_program(
     command: Sequence[str],
     folder: Path,
     environment: Mapping[str, str] | None = None,
-    first: Callable[[], None] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run any program in ``folder``, with one thread.
 
@@ -89,13 +95,19 @@ def run_program(
         command: program and arguments.
         folder: working directory.
         environment: variables added to the current environment.
-        first: called in the new process before the program.
     """
     told = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", **(environment or {})}
     told.pop("DLEN_RUN_DIR", None)
-    return subprocess.run(
-        command, cwd=folder, env=told, preexec_fn=first, capture_output=True, text=True, timeout=BRAKE, check=False
-    )
+    return subprocess.run(command, cwd=folder, env=told, capture_output=True, text=True, timeout=BRAKE, check=False)
+
+
+def free_port() -> int:
+    """A port of this machine that is free, below those that the system gives to whoever asks for any."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with socket.socket() as tried, suppress(OSError):
+            tried.bind(("127.0.0.1", port))
+            return port
 
 
 def run_here(script: str, arguments: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:

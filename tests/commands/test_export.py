@@ -42,7 +42,6 @@ CASES = {
     "dlen with two states": [
         *("data=feed_implied", *FEED[1:], "model=dlen", "model.head.hidden=[8]", "model.backbone.expert=[8]"),
     ],
-    "single task": [*FEED, "model=single_task", "model.backbone.expert=[16,8]"],
     "dlen on a funnel with lists": [
         "data=aliccp_demo",
         "model=dlen",
@@ -50,11 +49,10 @@ CASES = {
         "model.backbone.expert=[8]",
     ],
     "esmm": ["data=aliccp_demo", "model=esmm", "model.backbone.expert=[8]"],
-    "mran": ["data=aliccp_demo", "model=mran", "model.backbone.expert=[8]"],
     "stem after cross, with lists": ["data=aliccp_demo", "model=stem", "model/interaction=cross"],
     "dbmtl": [*FEED, "model=dbmtl", "model.backbone.expert=[8]"],
-    "adatt": [*FEED, "model=adatt", "model.backbone.shared_experts=1", "model.backbone.expert=[16,8]"],
-    "home": [*FEED, "model=home", "model.backbone.groups=[[0,1],[2,3,4]]", "model.backbone.expert=[16,8]"],
+    "adatt": [*FEED, "model=adatt", "model.backbone.shared_experts=1", "model.backbone.expert=[8]"],
+    "home": [*FEED, "model=home", "model.backbone.groups=[[0,1],[2,3,4]]", "model.backbone.expert=[8]"],
     "pepnet, with lists": ["data=aliccp_demo", "model=pepnet", "model.backbone.expert=[16,8]"],
     "dlen after senet": [*FEED, "model=dlen", "model/interaction=senet", "model.head.hidden=[8]"],
     "mmoe after epnet, with lists": ["data=aliccp_demo", "model=mmoe", "model/interaction=epnet"],

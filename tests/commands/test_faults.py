@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import signal
 import subprocess
 import sys
@@ -97,8 +96,9 @@ def same(found: Store, wanted: Store) -> None:
 
 def filled(arguments: list[str], folder: Path, limit: int) -> subprocess.CompletedProcess[str]:
     """Run a command that cannot write a file above the limit in bytes, as on a full disk."""
-    command = [sys.executable, str(ROOT / arguments[0]), *arguments[1:]]
-    return run_program(command, folder, first=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    code = f"import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); "
+    code += "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    return run_program([sys.executable, "-c", code, str(ROOT / arguments[0]), *arguments[1:]], folder)
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ import polars as pl
 import pytest
 import torch
 
-from tests.conftest import ROOT, TINY, Command, run_command, run_here, run_program
+from tests.conftest import ROOT, TINY, Command, free_port, run_command, run_here, run_program
 from tests.helpers import needs_torchrec
 
 SMALL = [*TINY, "trainer.accelerator=cpu"]
@@ -62,9 +61,7 @@ def by_torchrun(folder: Path, processes: int, arguments: list[str]) -> subproces
 
 def by_slurm(folder: Path, processes: int, arguments: list[str]) -> subprocess.CompletedProcess[str]:
     """Like ``srun`` on two nodes with one process each: the environment gives every process its rank."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     started = []
     for rank in range(processes):
         who = {"PROCID": rank, "LOCALID": 0, "NODEID": rank, "NTASKS": processes, "NTASKS_PER_NODE": 1, "JOB_ID": 7}

@@ -519,7 +519,7 @@ JSON = st.recursive(
 KEYS = st.sampled_from([*FIELDS, *PARTS, "shelf", "face", "style", "now"])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     context=st.dictionaries(KEYS, JSON, max_size=3),
     candidates=st.lists(st.dictionaries(KEYS | st.text(max_size=3), JSON, max_size=4), max_size=3),

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -31,7 +30,7 @@ from dlen.sweeping.settings import SweepSettings
 from dlen.sweeping.study import connect
 from dlen.sweeping.sweep import make_plan
 from dlen.valid import check_group
-from tests.conftest import BRAKE, ROOT, Command, run_command, run_here, wait_for
+from tests.conftest import BRAKE, ROOT, Command, free_port, run_command, run_here, wait_for
 from tests.wandb_files import WandbRun, read_wandb
 
 DATA = ["data.rows=3000", "data.users=40", "data.items=30"]
@@ -176,9 +175,7 @@ def test_a_changed_space_is_refused_with_a_diff(done: Path) -> None:
 
 
 def test_the_dashboard_opens_the_storage(done: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     program = Path(sys.executable).with_name("optuna-dashboard")
     command = [str(program), str(folder_of(done) / "journal.log"), "--port", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -203,7 +200,6 @@ def test_the_dashboard_opens_the_storage(done: Path) -> None:
 def test_ctrl_c_loses_and_repeats_nothing(tmp_path: Path) -> None:
     process = start(tmp_path, *LONG, "sweep.trials=3")
     wait_for(lambda: running(tmp_path))
-    params = {t.number: t.params for t in study_of(tmp_path).trials}
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=BRAKE)
     assert process.returncode == 130, errors
@@ -215,7 +211,8 @@ def test_ctrl_c_loses_and_repeats_nothing(tmp_path: Path) -> None:
     waiting = [t for t in trials if t.state == TrialState.WAITING]
     assert len(stopped) == len(waiting) > 0
     again_as = {t.user_attrs["retry_of"]: t.system_attrs["fixed_params"] for t in waiting}
-    assert again_as == {t.number: params[t.number] for t in stopped}
+    assert again_as == {t.number: t.params for t in stopped}
+    assert all(t.params for t in stopped)
     again = run_command("sweep.py", [*LONG, "sweep.trials=3"], tmp_path)
     assert again.returncode == 0, again.stderr
     ended = [t for t in study_of(tmp_path).trials if t.state == TrialState.COMPLETE]
@@ -242,8 +239,8 @@ def test_a_killed_worker_costs_a_retry_and_no_more(tmp_path: Path) -> None:
 
 
 def test_workers_end_with_a_killed_coordinator(tmp_path: Path) -> None:
-    process = start(tmp_path, *LONG, "sweep.trials=50")
-    wait_for(lambda: running(tmp_path))
+    process = start(tmp_path, *LONG, "trainer.max_epochs=10000", "sweep.trials=50")  # no trial ends by itself
+    wait_for(lambda: len(running(tmp_path)) == 2)
     workers = workers_of(process)
     assert len(workers) == 2
     process.kill()
@@ -358,9 +355,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         for folder in data.parents:
             if folder.stat().st_uid == 0 and not folder.stat().st_mode & 0o001:
                 folder.chmod(folder.stat().st_mode | 0o011)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     quiet: dict[str, Any] = {"check": True, "stdout": subprocess.DEVNULL, "cwd": "/"}
     subprocess.run([*as_user, str(bin_folder / "initdb"), "-D", str(data), "-U", "dlen", "-A", "trust"], **quiet)
     options = f"-p {port} -h 127.0.0.1 -k {data}"

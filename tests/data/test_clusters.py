@@ -20,6 +20,7 @@ from dlen.data.sources.aliccp import AliCCP
 from dlen.data.sources.aliccp_demo import AliCCPDemo
 from dlen.data.sources.feed import Feed
 from dlen.data.sources.table import Table
+from dlen.errors import UserError
 from dlen.progress import Stage
 from tests.conftest import Command
 from tests.data.helpers import refusal
@@ -36,7 +37,14 @@ def _cluster() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         pool = RayPool()
-        pool.size(2)
+        for attempt in range(3):
+            try:
+                pool.size(2)
+                break
+            except UserError:  # Ray gives up after 30 s, which a busy machine may need
+                pool.close()
+                if attempt == 2:
+                    raise
         yield
         pool.close()
 

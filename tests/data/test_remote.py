@@ -184,8 +184,8 @@ class Server(BaseHTTPRequestHandler):
             self.send_header("ETag", self.etag)
         self.end_headers()
         if found and body:
+            self.asked.append(self.path)  # first: the client goes on once it has all bytes
             self.wfile.write(self.content)
-            self.asked.append(self.path)
 
     def log_message(self, *args: Any) -> None:
         """Stay silent."""

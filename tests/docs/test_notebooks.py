@@ -11,7 +11,7 @@ import nbclient
 import nbformat
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import BRAKE, ROOT
 
 EXAMPLES = ROOT / "examples"
 
@@ -39,7 +39,9 @@ def test_a_notebook_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     notebook = jupytext.read(EXAMPLES / f"{name}.py")
     kernel = {"metadata": {"path": str(tmp_path)}}
-    nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=kernel).execute()
+    nbclient.NotebookClient(
+        notebook, timeout=BRAKE, startup_timeout=BRAKE, kernel_name="python3", resources=kernel
+    ).execute()
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     shown = [output for cell in code for output in cell.outputs]
     assert sum("image/png" in output.get("data", {}) for output in shown) == PICTURES[name]

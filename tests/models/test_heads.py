@@ -203,7 +203,7 @@ def test_half_precision_heads_predict_in_float32(dtype: torch.dtype, size: float
 ANY_LOGIT = st.floats(-200, 200, width=32)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     logits=st.tuples(ANY_LOGIT, ANY_LOGIT, ANY_LOGIT),
     alpha=st.floats(0.01, 1),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dlen.ranking.fusion import Form, Fusion, fuse, values_of, worth
@@ -14,7 +14,6 @@ P = st.lists(st.floats(0.01, 0.99), min_size=3, max_size=3)
 WEIGHTS = st.lists(st.floats(0.0, 3.0), min_size=3, max_size=3)
 
 
-@settings(deadline=None)  # the first call imports torch
 @given(P, st.floats(0.01, 0.99), WEIGHTS, st.floats(0.0, 2.0), st.sampled_from(list(Form)))
 def test_the_formulas(p: list[float], up: float, weights: list[float], power: float, form: Form) -> None:
     if form is Form.SUM and not any(weights):

@@ -127,7 +127,7 @@ def test_usage_agrees_with_the_clocks_of_the_system() -> None:
     first = usage()
     if first is None:
         pytest.skip("the system does not tell how busy its cores are")
-    sum(range(3_000_000))
+    sum(range(30_000_000))
     second = usage()
     assert second is not None
     assert second.wall > first.wall
@@ -135,4 +135,4 @@ def test_usage_agrees_with_the_clocks_of_the_system() -> None:
     assert second.idle >= first.idle
     # this process is not idle while it computes: own and idle time cannot exceed all cores, but for a clock tick each
     cores = len(os.sched_getaffinity(0))
-    assert free_cores(first, second) * (second.wall - first.wall) <= cores * (second.wall - first.wall + 0.02)
+    assert free_cores(first, second) * (second.wall - first.wall) <= cores * (second.wall - first.wall + 0.2)

@@ -114,7 +114,7 @@ def alone(path: Path, line: bytes) -> Any:
 
 
 @pytest.mark.slow
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(lines(), min_size=1, max_size=12), st.booleans())
 def test_a_line_is_the_same_in_any_block(tmp_path: Path, content: list[bytes], finished: bool) -> None:
     path = tmp_path / "sample_skeleton_train.csv"

@@ -155,7 +155,7 @@ def test_small_chunks_give_the_same_features(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 2**20), st.sampled_from(["row", "day", "folds"]))
 def test_no_own_label_and_no_later_one_ever_enters(
     tmp_path_factory: pytest.TempPathFactory, seed: int, kind: str
