@@ -295,6 +295,7 @@ def test_run_folder_holds_what_it_promises(composed: Compose, tmp_path: Path) ->
         "diagnostics_test.json",
         "checkpoints/best.ckpt",
         "checkpoints/last.ckpt",
+        "checkpoints/.lock",
         "logs/metrics.csv",
     }
     assert json.loads((folder / "metrics.json").read_text()) == metrics
