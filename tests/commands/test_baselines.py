@@ -45,6 +45,7 @@ def test_it_leaves_an_ordinary_run_folder(run: tuple[str, Path]) -> None:
         "metrics.json",
         "schema.json",
         "checkpoints/best.ckpt",
+        "checkpoints/.lock",
         "logs/metrics.csv",
         "scores_test.npy",
         "diagnostics_test.json",

@@ -156,7 +156,7 @@ def test_dense_lists_are_those_of_the_batch() -> None:
 
 @pytest.mark.slow
 def test_a_model_that_differs_is_not_written(tmp_path: Path, raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = trained(tmp_path, raw, CASES["single task"])
+    run = trained(tmp_path, raw, CASES["single task after cross"])
     before = exporting.dense
 
     def wrong(batch: Any, schema: Any) -> tuple[torch.Tensor, ...]:
@@ -184,7 +184,7 @@ def test_logits_of_rare_events_are_exact_in_onnx(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_command_and_what_it_refuses(tmp_path: Path, raw: Path) -> None:
-    run = trained(tmp_path, raw, CASES["single task"])
+    run = trained(tmp_path, raw, CASES["single task after cross"])
     ran = run_command("export.py", [f"run={run}", "output=out", "check_rows=64"], tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert re.search(r"ONNX Runtime and torch.export match the run's scores on [\d,]+ rows, to \d", ran.stdout)
