@@ -17,7 +17,7 @@ import pytest
 from dlen.files import locked, replacing_file, write_text
 
 WRITES = 100
-BRAKE = 300
+BRAKE = 600  # not conftest's: each process would import that
 
 
 def write_often(path: Path, letter: str) -> None:

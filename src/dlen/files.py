@@ -254,21 +254,37 @@ def locked(path: Path, doing: str, *, quiet: bool = False, wait: bool = True) ->
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:  # append mode: if the path is a link, its target is not truncated
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if not wait:
-                raise
-            if not quiet:
-                print(f"{path.parent}: waiting for another process, which is {doing}", file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
+        told = None if quiet else f"{path.parent}: waiting for another process, which is {doing}"
+        if not lock(file.fileno(), told, wait=wait):
             print(
-                f"warning: {path.parent}: its file system has no locks ({error.strerror}); use it from one process at "
-                "a time",
+                f"warning: {path.parent}: its file system has no locks; use it from one process at a time",
                 file=sys.stderr,
             )
         yield file.fileno()
+
+
+def lock(file: int, told: str | None = None, *, wait: bool = True) -> bool:
+    """Lock an open file until it is closed.
+
+    Args:
+        file: file descriptor.
+        told: line that is printed if another process has the lock.
+        wait: False raises BlockingIOError then.
+
+    Returns:
+        False on a file system without locks.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if not wait:
+            raise
+        if told is not None:
+            print(told, file=sys.stderr)
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager
@@ -280,9 +296,8 @@ def replacing_file(path: Path) -> Iterator[Path]:
     stays if it dies.
     """
     temporary = path.with_name(f".{path.name}.writing")
-    try:
-        file = _own(temporary)
-    except _NoLocksError:
+    file = _own(temporary, f"{path.parent}: waiting for another process, which writes {path.name}")
+    if file is None:
         temporary = path.with_name(f".{path.name}.{uuid4().hex}.writing")
         file = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
     try:
@@ -297,8 +312,11 @@ def replacing_file(path: Path) -> Iterator[Path]:
         os.close(file)
 
 
-def _own(temporary: Path) -> int:
-    """An open, empty and locked file of that name, which no other writer uses and no link leads to."""
+def _own(temporary: Path, told: str) -> int | None:
+    """An open, empty and locked file of that name, which no other writer uses and no link leads to.
+
+    None on a file system without locks.
+    """
     for _ in range(_MOST_TURNS):
         try:
             file = os.open(temporary, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
@@ -308,7 +326,10 @@ def _own(temporary: Path) -> int:
             temporary.unlink(missing_ok=True)
             continue
         try:
-            _lock(file, temporary)
+            if not lock(file, told):
+                temporary.unlink(missing_ok=True)
+                os.close(file)
+                return None
             found = os.fstat(file)
             if _is_at(temporary, found):
                 if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
@@ -320,21 +341,6 @@ def _own(temporary: Path) -> int:
             raise
         os.close(file)  # the writer before has renamed or deleted it
     raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(temporary))
-
-
-def _lock(file: int, temporary: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        print(f"{temporary.parent}: waiting for another process, which writes {temporary.name[1:-8]}", file=sys.stderr)
-        fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise _NoLocksError from None
-
-
-class _NoLocksError(Exception):
-    """The file system has no locks."""
 
 
 def _is_at(path: Path, file: os.stat_result) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections import deque
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from optuna.storages.journal import BaseJournalBackend, JournalFileSymlinkLock
+
+from dlen.files import lock
 
 _BEGIN = b'{"op_code"'  # start of every record
 
@@ -69,8 +70,7 @@ class Journal(BaseJournalBackend):
         self._lock.acquire()
         try:
             with self._path.open("r+b") as file:
-                with suppress(OSError):  # a file system without locks
-                    fcntl.flock(file, fcntl.LOCK_EX)  # Optuna's lock is taken from a writer that is stopped for 30 s
+                lock(file.fileno())  # Optuna's own is taken from a writer that is stopped for 30 s
                 deque(self.read_logs(len(self._ends) - 1), maxlen=0)
                 file.truncate(self._ends[-1])
                 file.seek(self._ends[-1])
